@@ -1,0 +1,142 @@
+"""The bundle: what ships. It opens with numpy, an image decoder and onnxruntime; no torch, no Ray.
+
+    bundle/
+        *.onnx        graphs
+        golden.*      one image, as the data had it
+        bundle.json   input pipeline, classes, temperature, metrics with intervals, fingerprints,
+                      SHA-256 of every other file, golden output; written last
+
+A bundle checks its files and repeats its golden output before it says that it is ready.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from assay.data import image
+from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners, informative_cells
+from assay.data.pixels import Entry
+from assay.errors import BundleError
+from assay.shapes import Float
+
+SCHEMA = 1
+TOLERANCE = 1e-3
+"""Largest difference of a probability between the golden output and its repetition."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a bundle says of one image."""
+
+    label: str
+    probs: dict[str, float]
+    boxes: Float[np.ndarray, "k 4"]
+    """Patches looked at: x0, y0, x1, y1 in the image's pixels."""
+    attn: Float[np.ndarray, "k"]
+    """Share of attention that each patch had."""
+
+
+class Bundle:
+    """An opened bundle; `predict` answers for one image.
+
+    Args:
+        folder: the bundle's directory.
+        verify: repeat the golden output before returning.
+
+    Raises:
+        BundleError: a file is missing or changed, the schema is newer, or the golden output
+            is not repeated.
+    """
+
+    def __init__(self, folder: Path, verify: bool = True) -> None:
+        try:
+            self.card: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{folder} is no bundle ({error}); give a folder that holds bundle.json.") from None
+        if self.card["schema"] > SCHEMA:
+            raise BundleError(f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; update Assay.")
+        for name, expected in self.card["sha256"].items():
+            if not (folder / name).is_file() or _sha256(folder / name) != expected:
+                raise BundleError(f"{folder / name} is missing or was changed after export; export the bundle again.")
+        self._start(folder, self.card)
+        if verify:
+            golden = self.card["golden"]
+            self._compare(self.predict((folder / golden["image"]).read_bytes()), golden["probs"], folder)
+
+    def _start(self, folder: Path, card: dict[str, Any]) -> None:
+        pipeline = card["pipeline"]
+        if pipeline["kind"] != "patches":
+            raise BundleError(f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: patches.")
+        self.pipeline, self.classes = pipeline, card["classes"]
+        self.sizes = PatchConfig(**pipeline["patches"])
+        self.graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in pipeline["graphs"]}
+        self.temperature = float(card["temperature"])
+
+    def _compare(self, answer: Answer, expected: dict[str, float], folder: Path) -> None:
+        worst = max(abs(answer.probs[name] - value) for name, value in expected.items())
+        if not worst <= TOLERANCE:
+            raise BundleError(f"{folder} does not repeat its golden output (off by {worst:.2g}, allowed {TOLERANCE}); export it again on this machine's onnxruntime.")
+
+    def predict(self, source: Path | bytes) -> Answer:
+        """Answer for one image file.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        canvas = Canvas(Entry.of(image.read(source)), self.sizes)
+        overview, mean, std = canvas.overview()
+        corners = cell_corners(self._cells(overview, mean, std), self.pipeline["grid"], self.sizes)
+        patches = _normalise(canvas.patches(corners), mean, std)
+        logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches[None]})
+        scaled = np.exp((logits[0] - logits[0].max()) / self.temperature)
+        probs = dict(zip(self.classes, (scaled / scaled.sum()).tolist(), strict=True))
+        return Answer(max(probs, key=probs.__getitem__), probs, canvas.source_boxes(corners), attn[0])
+
+    def _cells(self, overview: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+        k, grid = self.pipeline["k"], self.pipeline["grid"]
+        if self.pipeline["select"] == "random":
+            rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(overview.tobytes(), digest_size=8).digest()))
+            return informative_cells(overview, grid, self.sizes, k, rng)
+        feed = {"overview": _normalise(overview[None], mean, std)}
+        scores = self.graphs["scorer"].run(["scores"], feed)[0][0]
+        # the k best, of equal scores the first, in ascending order
+        return np.sort(np.argsort(-scores, kind="stable")[:k])
+
+
+def _normalise(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """(n h w 3) uint8 to normalised (n 3 h w) float32."""
+    scaled = (pixels.astype(np.float32) / 255 - mean.astype(np.float32)) / (std.astype(np.float32) + EPS)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def seal(folder: Path, card: dict[str, Any], golden: Path) -> Bundle:
+    """Complete exported graphs in `folder` to a bundle and open it.
+
+    Args:
+        folder: where the graphs were written.
+        card: pipeline, classes, temperature, metrics, fingerprints.
+        golden: an image of the data, copied into the bundle.
+    """
+    name = f"golden{golden.suffix}"
+    shutil.copyfile(golden, folder / name)
+    files = sorted(p.name for p in folder.iterdir() if p.name != "bundle.json" and p.is_file())
+    sealed = card | {"schema": SCHEMA, "sha256": {file: _sha256(folder / file) for file in files}}
+    sealed["golden"] = {"image": name, "probs": {}}
+    (folder / "bundle.json").write_text(json.dumps(sealed))
+    answer = Bundle(folder, verify=False).predict(golden)
+    sealed["golden"]["probs"] = answer.probs
+    hidden = folder / ".bundle.json"
+    hidden.write_text(json.dumps(sealed, indent=1))
+    hidden.replace(folder / "bundle.json")
+    return Bundle(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

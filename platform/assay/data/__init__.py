@@ -1,0 +1,1 @@
+"""From files to pixels: manifest, split, store, augmentation; numpy and no torch."""

@@ -1,0 +1,296 @@
+"""The manifest: one row per image, read from folders whose names speak or from a table.
+
+Columns: `id` (unique, stable), `image` (path), `label`, `group` (the physical part: never crosses
+sets), `split` (a set given by the data, or null), `content` (hash of the file's bytes), and one
+column `domain.<name>` for each domain (design, printer, exposure, camera...).
+"""
+
+import hashlib
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from assay.config import Settings, fingerprint
+from assay.data.image import SUFFIXES
+from assay.errors import ManifestError
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test", "test_seen", "test_unseen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Settings):
+    """Where the images are and what their names or columns mean."""
+
+    root: Path | None = None
+    """Folder of images, or a .csv / .parquet table with one row per image; none: the embedded set."""
+    patterns: tuple[str, ...] = ("{label}/{name}",)
+    """For folders: image paths below root without suffix, {field} for each part of the name."""
+    image: str = "image"
+    """For tables: the column with the image's path, absolute or relative to the table."""
+    label: str = "label"
+    """Field or column that holds the class."""
+    group: tuple[str, ...] = ()
+    """Fields or columns that together name the physical part; none: every image is its own part."""
+    domains: tuple[str, ...] = ()
+    """Fields or columns to report by, and to hold out (design, printer, exposure...)."""
+    split: str = "split"
+    """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one."""
+    where: tuple[str, ...] = ()
+    """For tables: keep rows with COLUMN=VALUE, e.g. kind=image."""
+    on_error: str = "stop"
+    """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
+
+    def __post_init__(self) -> None:
+        """Check the one field whose values are words."""
+        if self.on_error not in ("stop", "skip"):
+            raise ManifestError(f"data.on-error is {self.on_error!r}; allowed: stop, skip.")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked table of images; see the module's docstring for its columns."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return int(self.table.num_rows)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names in sorted order; a label's index in this list is its truth."""
+        return sorted(set(self.column("label")))
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domain columns, without their prefix."""
+        return [
+            c.removeprefix("domain.") for c in self.table.column_names if c.startswith("domain.")
+        ]
+
+    def column(self, name: str) -> list[str]:
+        """Return one column as a list."""
+        values: list[str] = self.table[name].to_pylist()
+        return values
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """Class index of each row (int32)."""
+        index = {name: i for i, name in enumerate(self.classes)}
+        return np.array([index[label] for label in self.column("label")], dtype=np.int32)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Manifest":
+        """Return a manifest of these rows."""
+        return Manifest(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the data: contents, labels, groups, domains and given sets, not paths."""
+        names = [c for c in self.table.column_names if c not in ("image", "id")]
+        columns = {name: self.table[name].to_pylist() for name in names}
+        return fingerprint({"schema": SCHEMA_VERSION, "columns": columns})
+
+
+def read_manifest(config: DataConfig, cache: Path) -> Manifest:
+    """Build the manifest that `config` describes; `cache` keeps content hashes between runs.
+
+    Raises:
+        ManifestError: the root is missing or empty, a name does not parse, a column is missing,
+            a class has no image, two rows are the same file, or a given set has an unknown name.
+    """
+    root = config.root
+    if root is None or not root.exists():
+        raise ManifestError(
+            f"data.root is {str(root)!r}, which does not exist; give an existing folder or table."
+        )
+    rows = _scan_folder(root, config) if root.is_dir() else _read_table(root, config)
+    columns = _columns(rows, config)
+    paths = [Path(path) for path in columns["image"]]
+    columns["content"] = content_hashes(paths, cache)
+    manifest = Manifest(pa.table(columns))
+    _check(manifest)
+    return manifest
+
+
+def _pattern_regex(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+)\}", pattern)
+    return re.compile(
+        "".join(f"(?P<{p}>[^/]+?)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
+    )
+
+
+def _scan_folder(root: Path, config: DataConfig) -> list[dict[str, str]]:
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ManifestError(
+            f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); point data.root at a folder that does."
+        )
+    regexes = [_pattern_regex(p) for p in config.patterns]
+    level = _pattern_regex("{" + config.split + "}/{rest}")
+    rows: list[dict[str, str]] = []
+    strangers: list[str] = []
+    for file in files:
+        name = file.relative_to(root).with_suffix("").as_posix()
+        head = level.fullmatch(name)
+        given = head is not None and head[config.split] in SPLITS
+        inner = head["rest"] if head is not None and given else name
+        match = next((m for r in regexes if (m := r.fullmatch(inner))), None)
+        if match is None:
+            strangers.append(name)
+            continue
+        row = match.groupdict() | {"id": file.relative_to(root).as_posix(), "image": str(file)}
+        rows.append(
+            row | ({config.split: head[config.split]} if head is not None and given else {})
+        )
+    if strangers:
+        raise ManifestError(
+            f"{len(strangers)} of {len(files)} images under {root} fit no pattern, first {strangers[0]!r}; "
+            f"allowed: {' or '.join(config.patterns)}, with or without a first folder train, val or test. "
+            "Rename or move them, or give --data.patterns."
+        )
+    _refuse_empty_classes(root, config, rows)
+    return rows
+
+
+def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, str]]) -> None:
+    if not all(p.startswith("{" + config.label + "}/") for p in config.patterns):
+        return
+    tops = [d for d in root.iterdir() if d.is_dir() and d.name in SPLITS] or [root]
+    seen = {row[config.label] for row in rows}
+    for folder in sorted(d for top in tops for d in top.iterdir() if d.is_dir()):
+        if folder.name not in seen and not folder.name.startswith("."):
+            raise ManifestError(
+                f"The class folder {folder} holds no image; add images or remove the folder."
+            )
+
+
+def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(
+            f"{path} cannot be read as a table ({error}); allowed: CSV with a header, or Parquet."
+        ) from None
+    for condition in config.where:
+        column, _, value = condition.partition("=")
+        _require(path, table, [column])
+        table = table.filter(pc.equal(pc.cast(table[column], pa.string()), value))
+    _require(path, table, [config.image, config.label, *config.group, *config.domains])
+    if table.num_rows == 0:
+        raise ManifestError(
+            f"{path} has no row left after data.where={list(config.where)}; loosen the conditions."
+        )
+    rows: list[dict[str, str]] = []
+    for number, record in enumerate(table.to_pylist(), start=1):
+        missing = [
+            c
+            for c in (config.image, config.label, *config.group, *config.domains)
+            if record[c] in (None, "")
+        ]
+        if missing:
+            raise ManifestError(
+                f"{path} row {number} has no value in column {missing[0]!r}; fill it in or leave the row out."
+            )
+        row = {key: str(value) for key, value in record.items() if value is not None}
+        row["id"] = row[config.image]
+        row["image"] = str(path.parent / row[config.image])
+        rows.append(row)
+    return rows
+
+
+def _require(path: Path, table: pa.Table, columns: Iterable[str]) -> None:
+    for column in columns:
+        if column not in table.column_names:
+            raise ManifestError(
+                f"{path} has no column {column!r}; it has: {', '.join(table.column_names)}."
+            )
+
+
+def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[str | None]]:
+    wanted = (config.label, *config.group, *config.domains)
+    known = set.intersection(*(set(row) for row in rows))
+    for name in wanted:
+        if name not in known:
+            raise ManifestError(
+                f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(known))}."
+            )
+    columns: dict[str, list[str | None]] = {
+        "id": [row["id"] for row in rows],
+        "image": [row["image"] for row in rows],
+        "label": [row[config.label] for row in rows],
+        "group": ["/".join(row[g] for g in config.group) or row["id"] for row in rows],
+        "split": [row.get(config.split) for row in rows],
+    }
+    return columns | {f"domain.{d}": [row[d] for row in rows] for d in config.domains}
+
+
+def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
+    """Hash each file's bytes (BLAKE2b, 32 hex digits); unchanged files are looked up, not read.
+
+    A file counts as unchanged while its path, size and modification time stay the same.
+
+    Raises:
+        ManifestError: a file named by a table does not exist.
+    """
+    keys: list[tuple[str, int, int]] = []
+    for path in paths:
+        if not path.is_file():
+            raise ManifestError(
+                f"The image {path} does not exist; correct the table or restore the file."
+            )
+        stat = path.stat()
+        keys.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    database = sqlite3.connect(cache, timeout=60)
+    try:
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime INT, content TEXT)"
+        )
+        known = {
+            (p, s, m): c
+            for p, s, m, c in database.execute("SELECT path, size, mtime, content FROM hashes")
+        }
+        fresh = [i for i, key in enumerate(keys) if key not in known]
+        with ThreadPoolExecutor(8) as pool:
+            digests = list(pool.map(lambda i: _digest(paths[i]), fresh))
+        known |= {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
+        rows = [(*keys[i], known[keys[i]]) for i in fresh]
+        database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
+        database.commit()
+    finally:
+        database.close()
+    return [known[key] for key in keys]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _check(manifest: Manifest) -> None:
+    doubled = [i for i, n in Counter(manifest.column("id")).items() if n > 1]
+    if doubled:
+        raise ManifestError(
+            f"The image {doubled[0]!r} is listed {len(doubled)} time(s) too often; list each image once."
+        )
+    for row, given in zip(manifest.column("id"), manifest.column("split"), strict=True):
+        if given is not None and given not in SPLITS:
+            raise ManifestError(
+                f"{row!r} has split {given!r}; allowed: {', '.join(SPLITS)}, or empty to have it drawn."
+            )
+    if len(manifest.classes) < 2:
+        raise ManifestError(
+            f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed."
+        )

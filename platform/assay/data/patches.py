@@ -1,0 +1,150 @@
+"""Patches of an image on a square canvas: the input that patch selection sees.
+
+An image of any size is laid on a canvas of fixed side, on which a grid of candidate cells stands.
+Nothing is ever drawn on the canvas: an overview of it and the patches of chosen cells are cut
+straight from the image's pyramid, through one matrix that holds fit and augmentation together, so
+the cost does not depend on the image's size. Training, judging and serving all come through here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from assay.config import Settings
+from assay.data.augment import IDENTITY, Augment, compose, crop_matrix, fit, photometric
+from assay.data.pixels import Clahe, Entry
+from assay.errors import ConfigError
+from assay.shapes import Float64, Int, UInt8
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig(Settings):
+    """How an image becomes an overview and patches; part of a bundle's input contract."""
+
+    image_px: int = 2550
+    """Side of the square canvas (pixels)."""
+    fit: Literal["scale", "pad"] = "scale"
+    """Scale an image's longer side to the canvas, or keep its pixels and pad (or cut) to it."""
+    overview_px: int = 850
+    """Side of the overview that the scorer sees (pixels)."""
+    patch_px: int = 448
+    """Side of a patch (canvas pixels)."""
+    clahe_clip: float = 3.0
+    """Clip limit of local histogram equalisation, before everything else; 0: none."""
+    clahe_grid: int = 64
+    """Tiles of that equalisation along each side of the image."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that contradict each other."""
+        if not 8 <= self.patch_px <= self.image_px or not 8 <= self.overview_px <= self.image_px:
+            raise ConfigError(
+                f"patch-px {self.patch_px} and overview-px {self.overview_px} must lie between 8 and image-px {self.image_px}."
+            )
+
+    @property
+    def clahe(self) -> Clahe | None:
+        """The equalisation, if there is one."""
+        return Clahe(self.clahe_clip, self.clahe_grid) if self.clahe_clip else None
+
+
+def cell_corners(cells: Int[np.ndarray, "n"], grid: int, config: PatchConfig) -> Int[np.ndarray, "n 2"]:
+    """Left and top canvas pixel of the patch around each cell of a grid x grid canvas.
+
+    Cells stand image_px // grid pixels apart; a patch is centred on its cell and may reach past
+    the canvas.
+    """
+    stride = config.image_px // grid
+    margin = (config.patch_px - stride) // 2
+    rows, columns = np.divmod(cells, grid)
+    return np.stack([columns, rows], axis=-1) * stride - margin
+
+
+def informative_cells(
+    overview: UInt8[np.ndarray, "s s 3"], grid: int, config: PatchConfig, k: int, rng: np.random.Generator
+) -> Int[np.ndarray, "k"]:
+    """Draw k different cells whose patch is bright enough to show the part, in ascending order.
+
+    The rule of the random-region baseline (RRFM): a crop counts if its mean exceeds 0.1 of full
+    scale; the bar falls to 0.1/2, 0.1/3... until enough cells pass it. Means are taken on the
+    overview, so that no full-resolution pixel is read.
+    """
+    scale = config.overview_px / config.image_px
+    size = max(1, round(config.patch_px * scale))
+    means = cv2.blur(overview, (size, size), borderType=cv2.BORDER_CONSTANT).mean(axis=2) / 255
+    centres = cell_corners(np.arange(grid * grid), grid, config) + config.patch_px / 2
+    left, top = np.clip((centres * scale).astype(int), 0, config.overview_px - 1).T
+    brightness = means[top, left]
+    bars = (0.1 / part for part in range(1, 100))
+    eligible = next((e for bar in bars if len(e := np.flatnonzero(brightness > bar)) >= k), np.arange(grid * grid))
+    return np.sort(rng.choice(eligible, k, replace=False))
+
+
+class Canvas:
+    """One image on its canvas.
+
+    Args:
+        entry: the image, stored or decoded just now.
+        config: sizes and equalisation.
+        augment: what to change; nothing by default.
+    """
+
+    def __init__(self, entry: Entry, config: PatchConfig, augment: Augment = IDENTITY) -> None:
+        self.entry, self.config, self.augment = entry, config, augment
+        placed = fit(*entry.size, config.image_px, config.fit)
+        self.matrix = compose(placed, augment.matrix)
+        self.grey = float(entry.mean @ np.array([0.299, 0.587, 0.114]))
+
+    def overview(self) -> tuple[UInt8[np.ndarray, "s s 3"], Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
+        """The whole canvas in small, and mean and standard deviation (in [0, 1]) of the image in it."""
+        side = self.config.overview_px
+        window = crop_matrix(self.matrix, 0, 0, self.config.image_px / side)
+        pixels = self.entry.view(window, side, side, self.config.clahe)
+        pixels = self._photometric(pixels[None], key=1)[0]
+        mean, std = cv2.meanStdDev(pixels, mask=self._inside(window, side))
+        return pixels, mean[:, 0] / 255, std[:, 0] / 255
+
+    def patches(self, corners: Int[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "n p p 3"]:
+        """Patches that begin at these canvas pixels (left, top)."""
+        if len(corners) == 0:
+            return np.zeros((0, self.config.patch_px, self.config.patch_px, 3), dtype=np.uint8)
+        return self._photometric(self._cut(np.asarray(corners)), key=0)
+
+    def _cut(self, corners: np.ndarray) -> np.ndarray:
+        side = self.config.patch_px
+        low, high = corners.min(0), corners.max(0) + side
+        area = int(np.prod(high - low))
+        if len(corners) > 1 and area <= len(corners) * side * side:
+            # dense choice: one warp of the box around all of them costs less than one each
+            height, width = int(high[1] - low[1]), int(high[0] - low[0])
+            box = self.entry.view(crop_matrix(self.matrix, low[0], low[1]), height, width, self.config.clahe)
+            windows = np.lib.stride_tricks.sliding_window_view(box, (side, side), axis=(0, 1))
+            left, top = (corners - low).T
+            return np.ascontiguousarray(windows[top, left].transpose(0, 2, 3, 1))
+        cut = [self.entry.view(crop_matrix(self.matrix, x, y), side, side, self.config.clahe) for x, y in corners.tolist()]
+        return np.stack(cut)
+
+    def _photometric(self, pixels: np.ndarray, key: int) -> np.ndarray:
+        if self.augment is IDENTITY:
+            return pixels
+        return photometric(pixels, self.augment, self.grey, key)
+
+    def _inside(self, window: np.ndarray, side: int) -> np.ndarray:
+        """Mask of the overview pixels whose centre lies in the image."""
+        height, width = self.entry.size
+        xs, ys = np.arange(side), np.arange(side)[:, None]
+        inside = np.ones((side, side), dtype=bool)
+        for (a, b, c), edge in zip(window, (width, height), strict=True):
+            at = a * xs + b * ys + c
+            inside &= (at >= -0.5) & (at <= edge - 0.5)
+        return inside.astype(np.uint8)
+
+    def source_boxes(self, corners: Int[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 4"]:
+        """Boxes (x0, y0, x1, y1) in the image's own pixels that patches at these corners cover."""
+        side = self.config.patch_px
+        ends = np.array([[0, 0], [side, 0], [0, side], [side, side]]) - 0.5
+        points = (corners[:, None] + ends) @ self.matrix[:, :2].T + self.matrix[:, 2] + 0.5
+        return np.concatenate([points.min(1), points.max(1)], axis=1)

@@ -1,0 +1,60 @@
+"""Errors a user can cause, and nothing else.
+
+    AssayError            one sentence: what was got, what is allowed, what to do; exit code 2
+    |- ConfigError        a setting, or a combination of settings
+    |- ManifestError      the list of images: missing root, columns, names that do not parse
+    |- ImageError         one image file: unreadable, truncated, too large
+    |- SplitError         groups that cannot be divided, or that stand on two sides
+    |- StoreError         the pixel store: disk space, damaged or foreign entries
+    |- ResourceError      workers, CPUs, GPUs or memory that are not there
+    |- CheckpointError    no checkpoint that can be resumed
+    |- RunError           a run directory: in use, newer schema, failed
+    |- PredictionsError   a predictions table that cannot be judged
+    '- BundleError        a bundle that does not open or does not verify
+
+Whatever is not an AssayError is a bug of ours and keeps its traceback.
+"""
+
+
+class AssayError(Exception):
+    """A mistake the user can mend; its text is one sentence for the user."""
+
+
+class ConfigError(AssayError):
+    """A setting, or a combination of settings, that cannot be met."""
+
+
+class ManifestError(AssayError):
+    """The list of images cannot be built or read."""
+
+
+class ImageError(AssayError):
+    """One image file cannot be read."""
+
+
+class SplitError(AssayError):
+    """Groups cannot be divided into the sets asked for."""
+
+
+class StoreError(AssayError):
+    """The pixel store cannot be built or read."""
+
+
+class ResourceError(AssayError):
+    """More workers, CPUs, GPUs, memory or disk were asked for than there are."""
+
+
+class CheckpointError(AssayError):
+    """A run has no checkpoint that can be resumed."""
+
+
+class RunError(AssayError):
+    """A run directory cannot be used."""
+
+
+class PredictionsError(AssayError):
+    """A predictions table cannot be judged."""
+
+
+class BundleError(AssayError):
+    """A bundle does not open or does not verify."""

@@ -1,0 +1,168 @@
+"""Ray Data: the job that builds the pixel store, and the stream that feeds each worker.
+
+The only file that imports ray.data. `fill_here` and `task.batches` are the same work without Ray.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from assay.config import from_dict, to_dict
+from assay.data.image import probe
+from assay.data.manifest import Manifest
+from assay.data.order import Step
+from assay.data.pixels import Pixels, build_entry, entry_bytes, entry_path
+from assay.errors import AssayError, ImageError, StoreError
+from assay.loop import Stream
+from assay.task import Batch, TaskConfig, TaskSource, batches, load_task
+from assay.telemetry import progress_bar
+
+IMAGES_PER_BLOCK = 8
+SAMPLES_PER_BLOCK = 64
+SPARE_DISK = 1 << 30
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row whose image cannot be read, and why."""
+
+    row: int
+    reason: str
+
+
+def fill(manifest: Manifest, store: Path, on_error: str, parallel: bool) -> list[Quarantined]:
+    """Decode every image that the store lacks; with Ray Data if `parallel`, else in this process.
+
+    Raises:
+        ImageError: an image cannot be read and `on_error` is "stop"; names the first and the count.
+        StoreError: the disk has too little room, said with figures, before anything is decoded.
+    """
+    contents, paths = manifest.column("content"), manifest.column("image")
+    first_row: dict[str, int] = {}
+    for row, content in enumerate(contents):
+        first_row.setdefault(content, row)
+    missing = [row for content, row in first_row.items() if not entry_path(store, content).exists()]
+    if not missing:
+        return []
+    store.mkdir(parents=True, exist_ok=True)
+    _refuse_full_disk([Path(paths[row]) for row in missing], store)
+    work = [{"row": row, "content": contents[row], "path": paths[row]} for row in missing]
+    outcomes = _fill_with_ray(work, store) if parallel else (_fill_one(store, **item) for item in work)
+    bar = progress_bar(len(work), "decode")
+    bad = {}
+    for row, reason in outcomes:
+        bar.update()
+        if reason:
+            bad[contents[row]] = reason
+    bar.close()
+    found = [Quarantined(row, bad[c]) for row, c in enumerate(contents) if c in bad]
+    if found and on_error == "stop":
+        raise ImageError(
+            f"{found[0].reason} ({len(found)} of {len(manifest)} images cannot be read; "
+            "mend or remove them, or pass --data.on-error skip to quarantine them)"
+        )
+    return found
+
+
+def _refuse_full_disk(paths: list[Path], store: Path) -> None:
+    sampled = paths[:: max(1, len(paths) // 256)]
+    sizes = []
+    for path in sampled:
+        try:
+            sizes.append(entry_bytes(*probe(path)))
+        except ImageError:
+            continue  # named when it is decoded
+    need = int(np.mean(sizes) * len(paths)) if sizes else 0
+    free = shutil.disk_usage(store).free - SPARE_DISK
+    if need > free:
+        raise StoreError(
+            f"The store needs about {need / 1e9:.1f} GB for {len(paths)} images and {store} has {max(free, 0) / 1e9:.1f} GB "
+            "to spare; free some disk or pass --store on a larger one."
+        )
+
+
+def _fill_one(store: Path, row: int, content: str, path: str) -> tuple[int, str]:
+    try:
+        build_entry(store, content, Path(path))
+    except ImageError as error:
+        return row, str(error)
+    return row, ""
+
+
+def _fill_with_ray(work: list[dict[str, Any]], store: Path) -> Iterator[tuple[int, str]]:
+    def decode(item: dict[str, Any]) -> dict[str, Any]:
+        row, reason = _fill_one(store, int(item["row"]), item["content"], item["path"])
+        return {"row": row, "reason": reason}
+
+    _quiet()
+    blocks = max(1, math.ceil(len(work) / IMAGES_PER_BLOCK))
+    dataset = ray.data.from_items(work, override_num_blocks=blocks).map(decode)
+    for outcome in dataset.iter_rows():
+        yield int(outcome["row"]), str(outcome["reason"])
+
+
+def _quiet() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+
+
+def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np.ndarray) -> Stream:
+    """A stream whose batches are prepared by Ray Data tasks on CPUs that training left free."""
+    shared = ray.put((source, to_dict(config), pixels, truth))
+
+    def stream(steps: Sequence[Step], train: bool) -> Iterator[Batch]:
+        if not steps:
+            return
+        _quiet()
+        plan = ray.put(list(steps))
+        group = max(1, SAMPLES_PER_BLOCK // max(len(step.rows) for step in steps))
+
+        def prepare(block: dict[str, np.ndarray]) -> Batch:
+            task, task_config, its_pixels, its_truth = _recall(shared)
+            mine = [_plan(plan)[int(i)] for i in block["id"]]
+            made = list(batches(task, task_config, its_pixels, its_truth, mine, train))
+            return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
+
+        blocks = math.ceil(len(steps) / group)
+        dataset = ray.data.range(len(steps), override_num_blocks=blocks).map_batches(prepare, batch_size=None)
+        arrived = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        yield from _regroup(arrived, [len(step.rows) for step in steps])
+
+    return stream
+
+
+@lru_cache(maxsize=4)
+def _recall(shared: ray.ObjectRef) -> tuple[Any, TaskConfig, Pixels, np.ndarray]:
+    source, values, pixels, truth = ray.get(shared)
+    task = load_task(source)
+    return task, from_dict(task.Config, values), pixels, truth
+
+
+@lru_cache(maxsize=4)
+def _plan(plan: ray.ObjectRef) -> list[Step]:
+    steps: list[Step] = ray.get(plan)
+    return steps
+
+
+def _regroup(blocks: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
+    """Cut blocks of any length into batches of the given sizes, in order."""
+    held: Batch = {}
+    for size in sizes:
+        while not held or len(next(iter(held.values()))) < size:
+            try:
+                block = next(blocks)
+            except StopIteration:
+                raise AssayError("Ray Data ended before all samples were served; see the lines above for the worker that failed.") from None
+            held = {k: np.concatenate([held[k], v]) for k, v in block.items()} if held else dict(block)
+        yield {k: v[:size] for k, v in held.items()}
+        held = {k: v[size:] for k, v in held.items()}

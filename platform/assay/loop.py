@@ -1,0 +1,354 @@
+"""The training loop, the same for every task; no Ray inside.
+
+It is handed a stream of batches and a folder, trains to the end or to an early stop, keeps the
+best weights by the named rule on val, and can be stopped and resumed between any two updates.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+
+from assay import checkpoint, evaluate
+from assay.data.order import Step, fixed_order, steps_of
+from assay.errors import ConfigError, RunError
+from assay.nn.optim import build_optimizer, set_rates
+from assay.task import Batch, Task
+from assay.telemetry import Telemetry, memory_mb, progress_bar
+
+MAX_NONFINITE = 3
+"""Updates in a row whose loss is not finite before the run is stopped."""
+VAL_CACHE_BYTES = 1 << 29
+"""Prepared val batches are kept in memory up to this size."""
+
+
+class Stream(Protocol):
+    """Turns this worker's steps into prepared batches, in order."""
+
+    def __call__(self, steps: Sequence[Step], train: bool) -> Iterator[Batch]:
+        """Prepare the steps; empty steps are left out."""
+        ...
+
+
+@dataclass
+class Position:
+    """Where a run is: everything a checkpoint holds besides tensors."""
+
+    epoch: int = 0
+    index: int = 0
+    step: int = 0
+    best: tuple[float, float] | None = None
+    best_epoch: int = -1
+    stale: int = 0
+    done: bool = False
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def world() -> tuple[int, int]:
+    """This worker's rank and the number of workers."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class Loop:
+    """One run's training on one worker.
+
+    Args:
+        task: the module; `wrapped` is what DDP or FSDP made of it, or the task itself.
+        rows: row numbers of "train" and "val".
+        truth: class index per row.
+        stream: where batches come from.
+        folder: the run's directory, on storage that all workers share.
+        telemetry: rank 0's metrics, None on other ranks.
+        heartbeat: called after each look at val with the run's position.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        wrapped: nn.Module,
+        rows: dict[str, np.ndarray],
+        truth: np.ndarray,
+        stream: Stream,
+        folder: Path,
+        telemetry: Telemetry | None = None,
+        heartbeat: Callable[[Position], None] = lambda position: None,
+    ) -> None:
+        self.task, self.wrapped, self.rows, self.truth = task, wrapped, rows, truth
+        self.stream, self.folder, self.telemetry, self.heartbeat = stream, folder, telemetry, heartbeat
+        self.config = task.config.train
+        self.rank, self.world_size = world()
+        self.epochs = [self._epoch_steps(e) for e in range(self.config.epochs)]
+        self.total = sum(len(steps) for steps in self.epochs)
+        self.optimizer = build_optimizer(wrapped, task.config.optim, self._prefixes(0.0))
+        self.scaler = _scaler(self.config.precision, task.device)
+        self.position = Position()
+        self.val_steps = steps_of(fixed_order(rows["val"], self.config.eval_batch_size), 0)
+        self.val_batches: list[Batch] | None = None
+        self.nonfinite = 0
+        self.rates: set[float] = set()
+
+    def _epoch_steps(self, epoch: int) -> list[Step]:
+        return steps_of(self.task.order(self.task.config, self.rows["train"], epoch), epoch)
+
+    def _prefixes(self, progress: float) -> Any:
+        inner = "module." if self.wrapped is not self.task and hasattr(self.wrapped, "module") else ""
+        return {inner + name: m for name, m in self.task.param_groups(progress).items()}
+
+    def fit(self) -> Position:
+        """Train from the newest good checkpoint, or from the start, to the end."""
+        found = checkpoint.latest(self.folder / "checkpoints")
+        if found is not None:
+            self._restore(checkpoint.load(found, self.wrapped, self.optimizer))
+        if not self.position.done and self.total:
+            self._train()
+        elif self.position.best is None:
+            self._look_at_val()
+            self._save(done=True)
+        return self.position
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        saved["best"] = tuple(saved["best"]) if saved["best"] else None
+        self.position = Position(**saved)
+        if self.position.scaler:
+            self.scaler.load_state_dict(self.position.scaler)
+
+    def _remaining(self) -> list[Step]:
+        first = self.epochs[self.position.epoch][self.position.index :] if self.position.epoch < len(self.epochs) else []
+        rest = [step for steps in self.epochs[self.position.epoch + 1 :] for step in steps]
+        return [_padded(step.share(self.rank, self.world_size), step) for step in [*first, *rest]]
+
+    def _train(self) -> None:
+        remaining = self._remaining()
+        stream = self.stream(remaining, train=True)
+        bar = progress_bar(self.total, "train", self.position.step) if self.rank == 0 else None
+        sums: dict[str, list[float]] = {}
+        clock = epoch_clock = time.perf_counter()
+        waited_epoch = 0.0
+        try:
+            for step in remaining:
+                batch = next(stream)
+                waited = time.perf_counter() - clock
+                scalars = self._update(step, batch)
+                seconds = time.perf_counter() - clock
+                clock = time.perf_counter()
+                waited_epoch += waited
+                self._log_step(step, scalars, seconds, waited / seconds)
+                for name, value in scalars.items():
+                    sums.setdefault(name, []).append(value)
+                if bar is not None:
+                    bar.update()
+                    bar.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
+                last = step.index == len(self.epochs[step.epoch]) - 1
+                self.position.epoch, self.position.index = (step.epoch + 1, 0) if last else (step.epoch, step.index + 1)
+                if last:
+                    self._log_epoch(step, sums, time.perf_counter() - epoch_clock, waited_epoch)
+                    self._end_epoch(step.epoch)
+                    sums, waited_epoch = {}, 0.0
+                    clock = epoch_clock = time.perf_counter()
+                    if self.position.done:
+                        break
+                elif self.config.checkpoint_steps and self.position.step % self.config.checkpoint_steps == 0:
+                    self._save()
+                    clock = time.perf_counter()
+        finally:
+            if bar is not None:
+                bar.close()
+
+    def _update(self, step: Step, batch: Batch) -> dict[str, float]:
+        """One optimiser update; scalars are this worker's, weighted by its share."""
+        progress = self.position.step / max(self.total, 1)
+        prefixes = self._prefixes(progress)
+        lr = set_rates(self.optimizer, self.task.config.optim, prefixes, progress)
+        # dropout and the like: a function of seed, position and rank, so a resumed run repeats it
+        torch.manual_seed(hash((self.config.seed, self.position.step, self.rank)) & 0x7FFFFFFF)
+        self.wrapped.train()
+        weight = len(step.rows) * self.world_size / step.num_global if step.entries[0] >= 0 else 0.0
+        norm, scalars, losses = 0.0, {}, 0.0
+        for phase in self.task.phases:
+            self.optimizer.zero_grad(set_to_none=True)
+            with _autocast(self.config.precision, self.task.device):
+                made = self.wrapped(batch, progress, phase)
+            loss = made["loss"] * weight
+            self.scaler.scale(loss).backward()
+            losses += float(loss.detach()) / self.world_size
+            norm = self._apply(prefixes)
+            scalars |= {k: float(v.detach()) for k, v in made.items() if k != "loss"}
+        loss_of_all = self._sum(losses)
+        self._guard(loss_of_all)
+        self.task.after_step(progress)
+        self.position.step += 1
+        self.rates.add(lr)
+        return {"loss": loss_of_all, **scalars, "lr": lr, "grad_norm": norm}
+
+    def _apply(self, prefixes: Any) -> float:
+        """Clip, skip what is not finite or frozen, and update; returns the gradient norm."""
+        self.scaler.unscale_(self.optimizer)
+        for group in self.optimizer.param_groups:
+            if group["prefix"] in prefixes and prefixes[group["prefix"]].lr == 0:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        limit = self.task.config.optim.grad_clip or math.inf
+        total = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if math.isfinite(norm) or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return norm
+
+    def _guard(self, loss: float) -> None:
+        self.nonfinite = 0 if math.isfinite(loss) else self.nonfinite + 1
+        if self.nonfinite >= MAX_NONFINITE:
+            raise RunError(
+                f"The loss was not finite in {MAX_NONFINITE} updates in a row up to step {self.position.step}; "
+                "lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
+            )
+
+    def _sum(self, value: float) -> float:
+        if self.world_size == 1:
+            return value
+        total = torch.tensor(value, device=self.task.device)
+        dist.all_reduce(total)
+        return float(total)
+
+    def _log_step(self, step: Step, scalars: dict[str, float], seconds: float, wait: float) -> None:
+        if self.telemetry is not None:
+            rate = step.num_global / seconds
+            self.telemetry.log(
+                "step", step=self.position.step, epoch=step.epoch, **scalars,
+                samples_per_s=rate, step_s=seconds, data_wait=wait, memory_mb=memory_mb(),
+            )  # fmt: skip
+
+    def _log_epoch(self, step: Step, sums: dict[str, list[float]], seconds: float, waited: float) -> None:
+        if self.telemetry is not None:
+            means = {name: float(np.mean(values)) for name, values in sums.items()}
+            served = sum(s.num_global for s in self.epochs[step.epoch])
+            self.telemetry.log(
+                "epoch", step=self.position.step, epoch=step.epoch, **means, epoch_s=seconds,
+                samples_per_s=served / seconds, data_wait=waited / seconds, memory_mb=memory_mb(),
+            )  # fmt: skip
+
+    def _end_epoch(self, epoch: int) -> None:
+        last = epoch == self.config.epochs - 1
+        if last:
+            self._refuse_dead_schedule()
+        if last or (epoch + 1) % self.config.val_every == 0:
+            self._look_at_val()
+            stopped = self.config.patience and self.position.stale >= self.config.patience
+            self._save(done=bool(last or stopped))
+            self.heartbeat(self.position)
+
+    def _refuse_dead_schedule(self) -> None:
+        if self.task.config.optim.schedule != "constant" and self.total > 2 and len(self.rates) < 2 <= self.position.step:
+            raise RunError("The learning rate never changed although a schedule was asked for; this is a bug of the loop.")
+
+    def _look_at_val(self) -> None:
+        began = time.perf_counter()
+        columns = self.predict(self.val_steps, cache=True)
+        logits, truth = columns["logits"], self.truth[columns["row"]]
+        accuracy, nll = evaluate.accuracy(logits, truth), evaluate.nll(logits, truth)
+        value = (accuracy, -nll) if self.config.select == "accuracy" else (-nll, accuracy)
+        self.position.stale += 1
+        if self.position.best is None or value > self.position.best:
+            self.position.best, self.position.best_epoch, self.position.stale = value, self.position.epoch - 1, 0
+            self._save_best()
+        if self.telemetry is not None:
+            seconds = time.perf_counter() - began
+            self.telemetry.log("val", step=self.position.step, epoch=self.position.epoch - 1, accuracy=accuracy, nll=nll, val_s=seconds)
+
+    def predict(self, steps: Sequence[Step], cache: bool = False) -> dict[str, np.ndarray]:
+        """Columns for the rows of `steps` on every rank, in the order of the steps."""
+        # FSDP gathers parameters in every forward, so all ranks must run equally many
+        rounds = math.ceil(len(steps) / self.world_size)
+        own = [steps[min(i * self.world_size + self.rank, len(steps) - 1)] for i in range(rounds)]
+        prepared: Iterator[Batch] = iter(self.val_batches or ()) if cache and self.val_batches else self.stream(own, train=False)
+        keep: list[Batch] = []
+        self.wrapped.eval()
+        parts = []
+        with torch.inference_mode(), _autocast(self.config.precision, self.task.device):
+            for step, batch in zip(own, prepared, strict=True):
+                if cache:
+                    keep.append(batch)
+                made = self.task.predict(batch)
+                parts.append({k: v.float().cpu().numpy() if v.is_floating_point() else v.cpu().numpy() for k, v in made.items()} | {"row": step.rows})
+        if cache and sum(a.nbytes for b in keep for a in b.values()) <= VAL_CACHE_BYTES:
+            self.val_batches = keep
+        return _gather(parts, self.world_size, steps)
+
+    def _save_best(self) -> None:
+        state = get_model_state_dict(self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if self.rank == 0:
+            folder = self.folder / "best"
+            folder.mkdir(exist_ok=True)
+            hidden = folder / ".weights.safetensors"
+            save_file({k: v.contiguous() for k, v in state.items()}, hidden)
+            os.replace(hidden, folder / "weights.safetensors")
+
+    def _save(self, done: bool = False) -> None:
+        self.position.done = done
+        self.position.scaler = self.scaler.state_dict()
+        checkpoint.save(self.folder / "checkpoints", self.position.step, self.wrapped, self.optimizer, asdict(self.position))
+
+
+def load_best(task: Task, folder: Path) -> None:
+    """Load a run's best weights into a fresh, unsharded task.
+
+    Raises:
+        RunError: the run has no best weights, or they are another model's.
+    """
+    path = folder / "best" / "weights.safetensors"
+    if not path.is_file():
+        raise RunError(f"{folder} has no best weights yet; train it first.")
+    try:
+        task.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise RunError(f"The weights in {path} do not fit this model ({str(error).splitlines()[0]}); use the run's own settings.") from None
+
+
+def _padded(own: Step, whole: Step) -> Step:
+    """A worker without a share works on the batch's first row, with weight 0 (entry -1)."""
+    if len(own.rows):
+        return own
+    return Step(whole.epoch, whole.index, whole.rows[:1], np.array([-1]), whole.num_global)
+
+
+def _autocast(precision: str, device: torch.device) -> Any:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"train.precision fp16 needs a CUDA device, this run has {device.type}; use bf16 or fp32.")
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def _gather(parts: list[dict[str, np.ndarray]], world_size: int, steps: Sequence[Step]) -> dict[str, np.ndarray]:
+    """All ranks' parts in the order of the steps."""
+    if world_size > 1:
+        everyone: list[Any] = [None] * world_size
+        dist.all_gather_object(everyone, parts)
+        turns = [iter(theirs) for theirs in everyone]
+        parts = [next(turns[i % world_size]) for i in range(len(steps))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name and rename it."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden.write_text(json.dumps(value, indent=1))
+    hidden.rename(path)

@@ -1,0 +1,250 @@
+"""What a task script does: `main(__file__)`.
+
+Parses the command line from the task's settings, builds manifest, store and split, trains the run
+and its baselines, judges them, ships the bundle, and prints the numbers. Run again, it recognises
+what is finished and shows it.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.parquet as pq
+
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # before Ray is imported: workers use this environment
+
+import tyro
+
+import assay
+from assay.bundle import seal
+from assay.config import from_dict, to_dict
+from assay.data.manifest import Manifest
+from assay.data.pixels import Pixels
+from assay.data.split import Split, draw_split, near_duplicates
+from assay.errors import AssayError, ConfigError, RunError
+from assay.ingest import Quarantined, fill
+from assay.judge import judge, show
+from assay.loop import load_best, write_json
+from assay.run import Job, Run, Where, identity, pick_device, stamp, train
+from assay.task import Task, TaskConfig, TaskSource, load_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How the command itself behaves."""
+
+    preset: str = ""
+    """Named settings to start from; other options change them."""
+    config: Path | None = None
+    """A run's config.json to replay; other options change it."""
+    again: bool = False
+    """Train once more although the run exists."""
+
+
+def main(path: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a task script; exits with 2 and one sentence where the user can mend something."""
+    try:
+        source = TaskSource.read(path)
+        task = load_task(source)
+        config, where, launch = parse(task, sys.argv[1:] if arguments is None else arguments)
+        experiment(source, config, where, again=launch.again)
+    except AssayError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Where, Launch]:
+    """Settings from the command line, on top of a preset or a saved config.
+
+    Raises:
+        ConfigError: the preset or the saved config does not exist or does not fit.
+    """
+    presets = task.presets()
+    first = next(iter(presets))
+    chosen, saved = _option(arguments, "--preset") or first, _option(arguments, "--config")
+    if chosen not in presets:
+        raise ConfigError(f"--preset is {chosen!r}; allowed: {', '.join(presets)}.")
+    default = presets[chosen] if saved is None else _read_config(task, Path(saved))
+    fields = [
+        ("what", Annotated[task.Config, tyro.conf.arg(name="")], dataclasses.field(default=default)),
+        ("where", Annotated[Where, tyro.conf.arg(name="")], dataclasses.field(default=Where())),
+        ("launch", Annotated[Launch, tyro.conf.arg(name="")], dataclasses.field(default=Launch(preset=chosen))),
+    ]
+    command = dataclasses.make_dataclass("Command", fields, frozen=True, kw_only=True)
+    about = f"{sys.modules[task.__module__].__doc__}\nPresets: {', '.join(presets)}."
+    parsed: Any = tyro.cli(command, args=list(arguments), description=about, config=(tyro.conf.AvoidSubcommands,))
+    return parsed.what, parsed.where, parsed.launch
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return argument.split("=", 1)[1]
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def _read_config(task: type[Task], path: Path) -> TaskConfig:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path} cannot be read ({error}); give a run's config.json.") from None
+    return from_dict(task.Config, values)
+
+
+def experiment(
+    source: TaskSource, config: TaskConfig, where: Where, again: bool = False
+) -> Run:
+    """Train, judge and show a run and its baselines; what is finished is only shown."""
+    storage = storage_of(where)
+    store = (where.store or storage / "store").absolute()
+    task = load_task(source)
+    config = _absolute(config)
+    manifest = task.manifest(config, storage)
+    named = {"": config} | dict(task.baselines(config))
+    runs = {name: _find(source, c, manifest, storage, again) for name, c in named.items()}
+    if any(run.state != "finished" for run in runs.values()):
+        with _ray(where):
+            bad = fill(manifest, store, config.data.on_error, parallel=where.workers > 0)
+            kept = _without(manifest, bad)
+            pixels = Pixels(store, kept.column("content"))
+            split = draw_split(kept, config.split)
+            split.report.update({f"near_duplicates_{k}": v for k, v in near_duplicates(pixels.signatures(), split.sets).items()})
+            for name, run in runs.items():
+                if run.state != "finished":
+                    with run.lease():
+                        _complete(Prepared(source, named[name], kept, split, pixels, bad), run, where, storage)
+    show({name or source.name: run.folder for name, run in runs.items()})
+    return runs[""]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from."""
+
+    source: TaskSource
+    config: TaskConfig
+    manifest: Manifest
+    split: Split
+    pixels: Pixels
+    quarantined: list[Quarantined]
+
+
+def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None:
+    """Train, judge and ship one run; its state says how far it came."""
+    device = pick_device(where)
+    launches = run.record.get("launches", [])
+    launch = {"time": time.time(), "workers": where.workers, "strategy": where.strategy, "device": device} | stamp()
+    run.note(
+        state="running", task=prepared.source.name, launches=[*launches, launch], split=prepared.split.report,
+        quarantined=[dataclasses.asdict(q) for q in prepared.quarantined],
+    )  # fmt: skip
+    write_json(run.folder / "config.json", to_dict(prepared.config))
+    (run.folder / "task.py").write_bytes(prepared.source.code)
+    pq.write_table(prepared.split.table(prepared.manifest), run.folder / "split.parquet")
+    threads = max(1, (os.cpu_count() or 1) // max(1, where.workers))
+    job = Job(
+        prepared.source, to_dict(prepared.config), prepared.manifest, prepared.split, prepared.pixels, run.folder.absolute(),
+        device, where.strategy, threads, where.track, tuple(prepared.split.tests),
+    )  # fmt: skip
+    began = time.time()
+    try:
+        train(job, where)
+        result = judge(run.folder, load_task(prepared.source), prepared.config, storage)
+        _ship(prepared, run, result)
+    except KeyboardInterrupt:
+        run.note(state="stopped")
+        raise
+    except AssayError as error:
+        run.note(state="failed", reason=str(error))
+        raise
+    run.note(state="finished", seconds=time.time() - began)
+
+
+def _ship(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
+    task = load_task(prepared.source)(prepared.config, prepared.manifest.classes, prepared.pixels)
+    load_best(task, run.folder)
+    folder = run.folder / "bundle"
+    folder.mkdir(exist_ok=True)
+    pipeline = task.eval().export(folder)
+    card = {
+        "task": prepared.source.name, "run": run.folder.name, "classes": prepared.manifest.classes, "pipeline": pipeline,
+        "temperature": result["temperature"], "metrics": result["sets"], "data": prepared.manifest.fingerprint, "code": stamp(),
+    }  # fmt: skip
+    golden = prepared.manifest.column("image")[int(prepared.split.rows("val")[0])]
+    seal(folder, card, Path(golden))
+
+
+def _find(source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, again: bool) -> Run:
+    """The run of this content: the newest attempt, or the next one if `again`."""
+    name = f"{source.name}-{identity(source, config, manifest)}"
+    attempts = sorted(storage.glob(f"{name}*"), key=lambda p: int(p.name.removeprefix(name).lstrip("-") or 1))
+    if not attempts:
+        return Run(storage / name)
+    if again:
+        return Run(storage / f"{name}-{len(attempts) + 1}")
+    return Run(attempts[-1])
+
+
+def storage_of(where: Where) -> Path:
+    """The absolute folder of the runs.
+
+    Raises:
+        ConfigError: it is relative and this is an uploaded copy of the working directory, which
+            Ray deletes after the job.
+    """
+    uploaded = "runtime_resources" in Path.cwd().parts
+    if where.storage is None:
+        return Path.home() / "assay" / "runs" if uploaded else Path.cwd() / "runs"
+    if uploaded and not where.storage.is_absolute():
+        raise ConfigError(
+            f"--storage {where.storage} is relative, and this job runs in a temporary copy of your folder; give an absolute path that outlives the job."
+        )
+    return where.storage.absolute()
+
+
+def _absolute(config: TaskConfig) -> TaskConfig:
+    """The same settings with data.root absolute, since workers have other working directories."""
+    root = config.data.root
+    return config if root is None else dataclasses.replace(config, data=dataclasses.replace(config.data, root=root.absolute()))
+
+
+def _without(manifest: Manifest, bad: Sequence[Quarantined]) -> Manifest:
+    if not bad:
+        return manifest
+    rows = {q.row for q in bad}
+    print(f"{len(rows)} of {len(manifest)} images are quarantined, first: {bad[0].reason}", file=sys.stderr)
+    kept = manifest.take([i for i in range(len(manifest)) if i not in rows])
+    lost = set(manifest.classes) - set(kept.classes)
+    if lost:
+        raise RunError(f"No readable image is left of the class {min(lost)!r}; mend its files or leave the class out.")
+    return kept
+
+
+@contextmanager
+def _ray(where: Where) -> Any:
+    """A Ray to work on: the cluster of RAY_ADDRESS if set, else one of our own that ends with us."""
+    if where.workers == 0:
+        yield
+        return
+    import ray
+
+    package = Path(assay.__file__).parent
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env={"py_modules": [str(package)]}, log_to_driver=True)
+    else:
+        paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        ray.init(address="local", include_dashboard=False, log_to_driver=True)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""Parts of models; imports torch and timm only."""

@@ -1,0 +1,246 @@
+"""Networks from a patch to an embedding: any timm model by name, or the house's texture net."""
+
+import difflib
+import inspect
+import math
+import pickle
+import urllib.request
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub
+import timm
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from timm.layers import (
+    BatchNormAct2d,
+    GroupNormAct,
+    convert_sync_batchnorm,
+    freeze_batch_norm_2d,
+)
+from timm.models import group_parameters, load_state_dict
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from assay.errors import ConfigError
+
+Norm = Literal["group", "frozen", "sync", "batch"]
+Head = Literal["linear", "mlp"]
+
+
+class TextureNet(nn.Module):
+    """A very small net for fine texture, to be trained from scratch on a CPU: "texture_small".
+
+    A patch less its local mean over 5x5 pixels (light, colour and most of an outline are no
+    texture), four convolutions of stride 2 with GroupNorm, then the mean and the maximum over
+    positions: textures are told apart by fine filters over an area, not by shapes.
+    """
+
+    num_features = 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 24, 32, 48, 64]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(in_chans, chans, size, 2, size // 2, bias=False),
+                nn.GroupNorm(chans // 8, chans),
+                nn.SiLU(),
+            )
+            for in_chans, chans, size in zip(widths, widths[1:], (7, 3, 3, 3), strict=False)
+        )
+
+    def forward(self, patches: Float[Tensor, "n 3 p p"]) -> Float[Tensor, "n features"]:
+        """Embed patches of any size from 16 px on."""
+        features = patches - avg_pool2d(patches, 5, 1, 2, count_include_pad=False)
+        for block in self.blocks:
+            features = block(features)
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Name blocks the way timm models do."""
+        return {"blocks": r"^blocks\.(\d+)"}
+
+
+def create_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    norm: Norm = "group",
+    trainable_blocks: int | None = None,
+    drop_path: float = 0.0,
+    img_size: int | None = None,
+) -> nn.Module:
+    """Build a network from patches (n 3 p p) to embeddings (n f); f is its `num_features`.
+
+    Args:
+        name: A timm model, or "texture_small".
+        pretrained: Fetch timm's weights for this model from the hub (or its local cache).
+        weights: A safetensors file (or a .pth of plain tensors) to load instead. A classifier
+            in it is ignored; every other weight must be there.
+        norm: What to make of batch normalisation (see `normalise_layers`).
+        trainable_blocks: None trains all, 0 nothing, n only the last n blocks.
+        drop_path: Rate of stochastic depth.
+        img_size: Side of the patches; for models whose input size is fixed when they are built.
+
+    Raises:
+        ConfigError: The name is unknown, the weights cannot be had or do not fit, or the
+            model lacks the option or the number of blocks.
+    """
+    model = _build(name, drop_path, img_size)
+    if weights is not None:
+        _load(model, name, _read(weights), str(weights))
+    elif pretrained:
+        _load(model, name, _fetch(name), "the hub's file")
+    model = normalise_layers(model, norm)
+    if trainable_blocks is not None:
+        _freeze(model, name, trainable_blocks)
+    return model
+
+
+def create_head(kind: Head, num_features: int, num_outputs: int) -> nn.Module:
+    """A head, or a projection, on embeddings: "linear", or "mlp" with one hidden layer of half
+    the features (the first recipe of the fingerprint reference).
+    """
+    if kind == "linear":
+        return nn.Linear(num_features, num_outputs)
+    hidden = num_features // 2
+    return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, num_outputs))
+
+
+def normalise_layers(model: nn.Module, norm: Norm) -> nn.Module:
+    """Replace the batch normalisation of a model, whose statistics depend on the batch.
+
+    "group": GroupNorm with 8 channels a group, scale and shift kept; statistics of each sample
+    alone. "frozen": stored statistics, scale and shift, never updated, whatever `train()` says.
+    "sync": statistics over the workers' batches together (GPU only). "batch": left as it is.
+
+    Raises:
+        ConfigError: "sync" on a machine without GPU.
+    """
+    if norm == "group":
+        return _to_group_norm(model)
+    if norm == "frozen":
+        return freeze_batch_norm_2d(model)
+    if norm == "sync":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "norm 'sync' needs GPUs and this machine has none: "
+                "take --model.norm group (or frozen, batch)."
+            )
+        return convert_sync_batchnorm(model)
+    return model
+
+
+def _build(name: str, drop_path: float, img_size: int | None) -> nn.Module:
+    if name == "texture_small":
+        return TextureNet()
+    if not timm.is_model(name.split(".")[0]):
+        known = ["texture_small", *timm.list_models()]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        raise ConfigError(
+            f"There is no backbone {name!r}; the closest are {', '.join(close)} "
+            "(timm.list_models() names them all)."
+        )
+    options: dict[str, float] = {}
+    if img_size is not None and _config(name).fixed_input_size:
+        options["img_size"] = img_size
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    try:
+        return timm.create_model(name, num_classes=0, **options)
+    except TypeError as error:
+        raise ConfigError(
+            f"The backbone {name} does not take {' and '.join(options)} ({error}); "
+            "set --model.drop-path 0 or take another backbone."
+        ) from error
+
+
+def _config(name: str) -> timm.models.PretrainedCfg:
+    config = timm.models.get_pretrained_cfg(name)
+    return config if config is not None else timm.models.PretrainedCfg()
+
+
+def _fetch(name: str) -> dict[str, Tensor]:
+    repo = _config(name).hf_hub_id
+    if not repo:
+        raise ConfigError(
+            f"There are no pretrained weights for the backbone {name}; "
+            "use --model.weights FILE or --model.weights none."
+        )
+    file = "model.safetensors"
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(repo, file)
+        if not isinstance(cached, str):
+            # One request tells an unreachable hub at once; the download would retry for 25 s.
+            hub = huggingface_hub.constants.ENDPOINT
+            urllib.request.urlopen(f"{hub}/api/models/{repo}", timeout=10).close()
+            cached = huggingface_hub.hf_hub_download(repo, file)
+    except OSError as error:
+        raise ConfigError(
+            f"The weights of {name} are not on this machine and the hub cannot be reached "
+            f"({type(error).__name__}); use --model.weights FILE or --model.weights none."
+        ) from error
+    return load_state_dict(cached, weights_only=True)
+
+
+def _read(weights: Path) -> dict[str, Tensor]:
+    try:
+        return load_state_dict(str(weights), weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ConfigError(
+            f"{weights} cannot be read as weights ({type(error).__name__}); give a safetensors "
+            "file, or a .pth file that holds tensors only."
+        ) from error
+
+
+def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) -> None:
+    adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
+    if adapt is not None:
+        state = adapt(state, model)
+    wanted = model.state_dict()
+    missing = wanted.keys() - state.keys()
+    misfit = [key for key in wanted.keys() - missing if wanted[key].shape != state[key].shape]
+    if missing or misfit:
+        raise ConfigError(
+            f"{source} does not hold the weights of {name}: {len(missing)} of {len(wanted)} "
+            f"tensors are missing and {len(misfit)} have another shape "
+            f"(first: {min([*missing, *misfit])}); name the backbone they belong to."
+        )
+    model.load_state_dict({key: state[key] for key in wanted})
+
+
+def _freeze(model: nn.Module, name: str, trainable_blocks: int) -> None:
+    blocks = group_parameters(model, model.group_matcher(coarse=False))
+    if not 0 <= trainable_blocks <= len(blocks):
+        raise ConfigError(
+            f"--model.trainable-blocks {trainable_blocks} is not possible: {name} has "
+            f"{len(blocks)} blocks; give 0 to {len(blocks)}."
+        )
+    last = sorted(blocks)[len(blocks) - trainable_blocks :]
+    trainable = {key for block in last for key in blocks[block]}
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in trainable)
+
+
+def _to_group_norm(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return _group_norm(module)
+    for name, child in module.named_children():
+        setattr(module, name, _to_group_norm(child))
+    return module
+
+
+def _group_norm(old: nn.modules.batchnorm._BatchNorm) -> nn.GroupNorm:
+    chans = old.num_features
+    groups = math.gcd(chans, max(chans // 8, 1))
+    if isinstance(old, BatchNormAct2d):
+        new: nn.GroupNorm = GroupNormAct(chans, groups, eps=old.eps)
+        new.drop, new.act = old.drop, old.act
+    else:
+        new = nn.GroupNorm(groups, chans, eps=old.eps)
+    if old.affine:
+        new.load_state_dict({"weight": old.weight, "bias": old.bias})
+    return new

@@ -1,0 +1,91 @@
+"""Optimisers and schedules: pure functions of the step, so that resuming needs no scheduler state."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.optim import Lamb
+from torch import nn
+
+from assay.config import Settings
+from assay.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Settings):
+    """How parameters are updated."""
+
+    optimizer: Literal["adamw", "lamb"] = "adamw"
+    """Update rule: AdamW, or LAMB (You et al. 2020) for very large batches."""
+    lr: float = 5e-4
+    """Highest learning rate (per update)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; norms and biases are left out (per update, times lr)."""
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    """Learning rate over the run: cosine up and down, linear up and cosine down, or flat."""
+    warmup: float = 0.3
+    """Share of the run in which the learning rate rises (1)."""
+    start_factor: float = 0.04
+    """First learning rate as a share of the highest (1)."""
+    final_factor: float = 0.001
+    """Last learning rate as a share of the highest (1)."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping (1)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        if self.lr <= 0 or not 0 <= self.warmup < 1:
+            raise ConfigError(f"optim.lr is {self.lr}, optim.warmup {self.warmup}; allowed: lr > 0 and 0 <= warmup < 1.")
+
+
+class Multiplier(NamedTuple):
+    """Factors on the learning rate and weight decay of some parameters; lr 0 freezes them."""
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+
+
+def lr_factor(config: OptimConfig, progress: float) -> float:
+    """Learning rate at `progress` in [0, 1] as a share of the highest."""
+    if config.schedule == "constant":
+        return 1.0
+    if progress < config.warmup:
+        rise = progress / config.warmup
+        rise = (1 - math.cos(math.pi * rise)) / 2 if config.schedule == "onecycle" else rise
+        return config.start_factor + (1 - config.start_factor) * rise
+    fall = (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))) / 2
+    return config.final_factor + (1 - config.final_factor) * fall
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, prefixes: Mapping[str, Multiplier]
+) -> torch.optim.Optimizer:
+    """Group parameters by longest matching prefix, with and without weight decay."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        prefix = max((p for p in prefixes if name.startswith(p)), key=len, default="")
+        groups.setdefault((prefix, parameter.ndim > 1), []).append(parameter)
+    if not groups:
+        raise ConfigError("No parameter is left to train; unfreeze the backbone or its head.")
+    listed: list[dict[str, Any]] = [
+        {"params": members, "prefix": prefix, "decays": decays} for (prefix, decays), members in groups.items()
+    ]
+    if config.optimizer == "lamb":
+        return Lamb(listed, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(listed, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, prefixes: Mapping[str, Multiplier], progress: float
+) -> float:
+    """Set every group's learning rate and weight decay for this step; returns the base rate."""
+    base = config.lr * lr_factor(config, progress)
+    for group in optimizer.param_groups:
+        multiplier = prefixes.get(group["prefix"], Multiplier())
+        group["lr"] = base * multiplier.lr
+        group["weight_decay"] = config.weight_decay * multiplier.weight_decay if group["decays"] else 0.0
+    return base

@@ -1,0 +1,373 @@
+"""A run: one training of one task on one manifest, its directory, and its binding to Ray Train.
+
+    runs/fingerprint-3f2a.../
+        run.json             schema, state, launches, code stamp, quarantined files; written atomically
+        config.json          what is computed; pass it back with --config to replay
+        split.parquet        the manifest with the drawn sets
+        metrics.jsonl        see `telemetry`
+        checkpoints/         see `checkpoint`
+        best/weights.safetensors
+        predictions.parquet  one row per judged image: every number is computed from it
+        result.json          the numbers
+        bundle/              what ships
+        lease.json           who is writing
+
+A run is identified by *what* it computes (settings, data, source of the task and of the modules it
+trains with), not by *where*; the same command finds the same directory again. This file alone
+imports ray.train.
+"""
+
+import ast
+import json
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import assay
+from assay.config import Settings, fingerprint, from_dict, to_dict
+from assay.data.manifest import Manifest
+from assay.data.order import fixed_order, steps_of
+from assay.data.pixels import Pixels
+from assay.data.split import Split
+from assay.errors import AssayError, ResourceError, RunError
+from assay.loop import Loop, Position, Stream, load_best, write_json
+from assay.task import TaskConfig, TaskSource, batches, load_task
+from assay.telemetry import Telemetry
+
+SCHEMA = 1
+STALE_LEASE_S = 180
+START_TIMEOUT_S = 300
+TRAINED_WITH = ("task.py", "loop.py", "data", "nn")
+"""Modules whose source is part of a run's identity; the rest is stamped only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Settings):
+    """Where a run is computed; none of this changes what is computed."""
+
+    workers: int = 1
+    """Training workers; 0 trains in this process, without Ray, for debugging."""
+    gpus: bool = False
+    """Give each worker one GPU (not checked on a GPU yet)."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the workers; auto: cuda with --gpus, else cpu (cuda and mps: not checked on hardware yet)."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Replicate the model on the workers, or shard it over them (FSDP2)."""
+    cpus_per_worker: float = 0.0
+    """CPUs reserved for each worker; 0: what leaves one CPU for Ray Data, at most 1."""
+    retries: int = 3
+    """Worker failures survived before the run is given up."""
+    storage: Path | None = None
+    """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
+    store: Path | None = None
+    """Folder of decoded pixels; none: store/ below the storage."""
+    track: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's directory."""
+
+    folder: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Contents of run.json, or nothing where the run is new.
+
+        Raises:
+            RunError: run.json is damaged, or was written by a newer Assay.
+        """
+        path = self.folder / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except ValueError:
+            raise RunError(f"{path} is damaged; restore it, or start over with --again.") from None
+        if found.get("schema", 0) > SCHEMA:
+            raise RunError(
+                f"{self.folder} was written by a newer Assay (schema {found['schema']}, this one knows {SCHEMA}); "
+                "update Assay, or train again with --again."
+            )
+        return found
+
+    def note(self, **fields: Any) -> None:
+        """Change fields of run.json."""
+        write_json(self.folder / "run.json", self.record | {"schema": SCHEMA} | fields)
+
+    @property
+    def state(self) -> str:
+        """new, running, stopped, failed or finished."""
+        return str(self.record.get("state", "new"))
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the right to write; renewed every 30 s, given up at the end.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        path = self.folder / "lease.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and _is_held(path):
+            raise RunError(f"{self.folder} is being written by {path.read_text()}; wait for it, or end that process.")
+        write_json(path, {"host": socket.gethostname(), "pid": os.getpid()})
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(30):
+                path.touch()
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        holder = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    if holder["pid"] == os.getpid() and holder["host"] == socket.gethostname():
+        return False
+    if holder["host"] != socket.gethostname():
+        return time.time() - path.stat().st_mtime < STALE_LEASE_S
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return time.time() - path.stat().st_mtime < STALE_LEASE_S
+
+
+def identity(source: TaskSource, config: TaskConfig, manifest: Manifest) -> str:
+    """What a run computes, as 12 hex digits; paths, workers and comments do not count."""
+    what = to_dict(config)
+    what["data"].pop("root")
+    package = Path(assay.__file__).parent
+    files = sorted(f for name in TRAINED_WITH for f in ([package / name] if name.endswith(".py") else (package / name).glob("*.py")))
+    code = {f.relative_to(package).as_posix(): _code(f.read_bytes()) for f in files} | {"task": _code(source.code)}
+    return fingerprint({"config": what, "data": manifest.fingerprint, "code": code})
+
+
+def _code(source: bytes) -> str:
+    """The syntax of a source file, which comments and formatting do not change."""
+    return fingerprint(ast.dump(ast.parse(source)))
+
+
+def stamp() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    names = ("ray", "torch", "timm", "numpy", "opencv-python-headless")
+    return {"assay": assay.__version__, "python": platform.python_version(), "host": socket.gethostname()} | {n: version(n) for n in names}
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to train and judge one run; travels to the workers by value."""
+
+    source: TaskSource
+    config: dict[str, Any]
+    manifest: Manifest
+    split: Split
+    pixels: Pixels
+    folder: Path
+    device: str
+    strategy: str
+    threads: int
+    track: tuple[str, ...] = ()
+    judged: tuple[str, ...] = field(default=())
+
+    def load(self) -> tuple[Any, TaskConfig]:
+        """The task's class and settings."""
+        task = load_task(self.source)
+        return task, from_dict(task.Config, self.config)
+
+    def stream(self) -> Stream:
+        """Batches prepared in this process."""
+        task, config = self.load()
+        return lambda steps, train: batches(task, config, self.pixels, self.manifest.truth, steps, train)
+
+
+def train(job: Job, where: Where) -> None:
+    """Train a run and predict the sets to be judged, on the workers asked for.
+
+    Raises:
+        AssayError: what the user can mend, raised on any worker.
+    """
+    if where.workers == 0:
+        work(job, job.stream())
+        return
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=where.workers, use_gpu=where.gpus, resources_per_worker=worker_resources(where)
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"launch-{time.time_ns()}",
+            storage_path=str(job.folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=where.retries, controller_failure_limit=3),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as failed:
+        raise _cause(failed) from None
+
+
+def _cause(failed: BaseException) -> BaseException:
+    """The worker's own AssayError where there is one."""
+    failures = getattr(failed, "worker_failures", {}) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "cause", failure)
+        if isinstance(inner, AssayError):
+            return inner
+    return failed
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    import ray.train
+
+    from assay.ingest import ray_stream
+
+    job: Job = settings["job"]
+    _, config = job.load()
+    stream = ray_stream(job.source, config, job.pixels, job.manifest.truth)
+    work(job, stream, lambda position: ray.train.report({"step": position.step}))
+
+
+def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Position:
+    """Train to the end and predict the sets to be judged; the same on every worker and without Ray."""
+    task_class, config = job.load()
+    torch.set_num_threads(job.threads)
+    device = torch.device(job.device)
+    torch.manual_seed(config.train.seed)
+    task = task_class(config, job.manifest.classes, job.pixels).to(device)
+    wrapped = _wrap(task, job.strategy, device)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    telemetry = Telemetry(job.folder, job.track, job.config) if rank == 0 else None
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    try:
+        loop = Loop(task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat)
+        position = loop.fit()
+        _predict(job, loop, device)
+    finally:
+        if telemetry is not None:
+            telemetry.close()
+    return position
+
+
+def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1 and strategy == "ddp":
+        wrapped: torch.nn.Module = task
+        return wrapped
+    if strategy == "ddp":
+        ids = [device] if device.type == "cuda" else None
+        # parts of a model may rest in some phases (a scorer while the backbone warms up)
+        return torch.nn.parallel.DistributedDataParallel(task, device_ids=ids, find_unused_parameters=True)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for child in task.children():
+        if any(p.requires_grad for p in child.parameters()):
+            fully_shard(child, mesh=mesh)
+    sharded: torch.nn.Module = fully_shard(task, mesh=mesh)
+    register_fsdp_forward_method(sharded, "predict")
+    return sharded
+
+
+def _predict(job: Job, loop: Loop, device: torch.device) -> None:
+    """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
+    task_class, config = job.load()
+    task = task_class(config, job.manifest.classes, job.pixels).to(device)
+    load_best(task, job.folder)
+    loop.task = loop.wrapped = task
+    tables = []
+    for name in ("val", *job.judged):
+        rows = job.split.rows(name)
+        columns = loop.predict(steps_of(fixed_order(rows, config.train.eval_batch_size), 0))
+        tables.append(predictions_table(job.manifest, name, columns))
+    if loop.rank == 0:
+        hidden = job.folder / ".predictions.parquet"
+        pq.write_table(pa.concat_tables(tables), hidden)
+        hidden.rename(job.folder / "predictions.parquet")
+
+
+def predictions_table(manifest: Manifest, name: str, columns: dict[str, np.ndarray]) -> pa.Table:
+    """One set's predictions as a table; see `evaluate` for its columns."""
+    chosen = manifest.take(columns["row"]).table
+    domains = {c: chosen[c] for c in chosen.column_names if c.startswith("domain.")}
+    arrays = {
+        key: pa.array(list(values)) if values.ndim > 1 else pa.array(values)
+        for key, values in columns.items() if key != "row"
+    }  # fmt: skip
+    table = pa.table(
+        {"id": chosen["id"], "split": pa.array([name] * len(chosen)), "group": chosen["group"]}
+        | domains | {"truth": pa.array(manifest.truth[columns["row"]])} | arrays
+    )  # fmt: skip
+    return table.replace_schema_metadata({b"classes": json.dumps(manifest.classes).encode()})
+
+
+def worker_resources(where: Where) -> dict[str, float]:
+    """CPUs and GPUs of one worker.
+
+    Raises:
+        ResourceError: the cluster has too few for the workers and for Ray Data; says how many.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    most = int(gpus) if where.gpus else int(cpus)
+    each = where.cpus_per_worker or min(1.0, (cpus - 1) / where.workers)
+    if where.workers > most:
+        raise ResourceError(
+            f"{where.workers} workers were asked for and the cluster has {int(cpus)} CPUs and {int(gpus)} GPUs; "
+            f"take --workers {most} or fewer{'' if most else ' without --gpus'}, or a larger cluster."
+        )
+    if each <= 0 or each * where.workers > cpus - 1:
+        raise ResourceError(
+            f"{where.workers} workers of {each:g} CPUs and 1 CPU for Ray Data need {max(each, 0) * where.workers + 1:g} CPUs, the cluster has {cpus:g}; "
+            "lower --workers or --cpus-per-worker, or train without Ray by --workers 0."
+        )
+    return {"CPU": each} | ({"GPU": 1.0} if where.gpus else {})
+
+
+def pick_device(where: Where) -> str:
+    """The device of the workers.
+
+    Raises:
+        ResourceError: it is not there.
+    """
+    device = where.device if where.device != "auto" else ("cuda" if where.gpus else "cpu")
+    if device == "cuda" and where.workers == 0 and not torch.cuda.is_available():
+        raise ResourceError("--device cuda was asked for and this machine has no CUDA device; use --device cpu.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ResourceError("--device mps was asked for and this machine has no Apple GPU; use --device cpu.")
+    return device

@@ -1,0 +1,218 @@
+"""The task: what a system is, as one `nn.Module` and a few methods; and how a task file is loaded.
+
+A task knows nothing of Ray, epochs, disks or optimisers. A task file defines one subclass of
+`Task` with a `Config`, and ends in `main(__file__)`. One function, `load_task`, serves driver,
+workers, sweeps and tests: it executes the file's bytes under one canonical module name.
+"""
+
+import linecache
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from assay.config import Settings
+from assay.data.manifest import DataConfig, Manifest, read_manifest
+from assay.data.order import Step, entry_keys, uniform_order
+from assay.data.pixels import Pixels
+from assay.data.split import SplitConfig
+from assay.errors import ConfigError
+from assay.evaluate import Estimate
+from assay.nn.optim import Multiplier, OptimConfig
+from assay.shapes import Int32, Int64, UInt64
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """How long and in what portions a task is trained."""
+
+    epochs: int = 30
+    """Passes over the training set."""
+    batch_size: int = 32
+    """Images per update over all workers."""
+    eval_batch_size: int = 32
+    """Images per batch when judging."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and noise."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; fp16 scales its loss and needs a CUDA device."""
+    select: Literal["accuracy", "nll"] = "accuracy"
+    """What val chooses the best epoch by; ties go to the lower nll."""
+    val_every: int = 1
+    """Epochs between two looks at val; the last epoch is always looked at."""
+    patience: int = 0
+    """Stop after this many looks at val without improvement; 0: never."""
+    checkpoint_steps: int = 0
+    """Updates between two checkpoints besides those at each look at val; 0: none besides."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        for name in ("epochs", "batch_size", "eval_batch_size", "val_every"):
+            low = 0 if name == "epochs" else 1
+            if getattr(self, name) < low:
+                raise ConfigError(f"train.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(Settings):
+    """What every task's configuration holds; a task adds its own fields."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows to prepare together, and the random key of each."""
+
+    rows: Int64[np.ndarray, " n"]
+    keys: UInt64[np.ndarray, " n"]
+    truth: Int32[np.ndarray, " n"]
+    train: bool
+
+
+class Task(nn.Module):
+    """Base class of every task; the four methods without a body must be written.
+
+    Args:
+        config: the task's settings.
+        classes: class names; a truth is an index into them.
+        pixels: the images of the manifest's rows.
+    """
+
+    Config: ClassVar[type[TaskConfig]] = TaskConfig
+    phases: ClassVar[tuple[str, ...]] = ("main",)
+
+    def __init__(self, config: TaskConfig, classes: Sequence[str], pixels: Pixels) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = list(classes)
+        self.pixels = pixels
+
+    @classmethod
+    def presets(cls) -> Mapping[str, TaskConfig]:
+        """Named configurations; the first is the default, and `smoke` is what CI runs."""
+        return {"default": cls.Config()}
+
+    @classmethod
+    def manifest(cls, config: Any, storage: Path) -> Manifest:
+        """The images and their columns; embedded data is drawn below `storage`."""
+        return read_manifest(config.data, storage / "hashes.sqlite")
+
+    @classmethod
+    def baselines(cls, config: Any) -> Mapping[str, Any]:
+        """Configurations to be judged beside this one, by name."""
+        return {}
+
+    @classmethod
+    def order(cls, config: Any, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
+        """One epoch as global batches of row numbers."""
+        return uniform_order(rows, config.train.batch_size, config.train.seed, epoch)
+
+    @classmethod
+    def prepare(cls, config: Any, pixels: Pixels, samples: Samples) -> Batch:
+        """Arrays of one batch, leading dimension n; runs where there is no model."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        """The differentiable step: `loss` (mean over the batch) and scalars worth logging."""
+        raise NotImplementedError
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Columns of the predictions table, `logits` among them; deterministic."""
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """Write the graphs to ship into `folder`; returns the bundle's input pipeline."""
+        raise NotImplementedError
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> dict[str, dict[str, Estimate]]:
+        """What this system is judged by beyond the standard set: by set of the split, by name."""
+        return {}
+
+    def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
+        """Multipliers of learning rate and weight decay by parameter-name prefix."""
+        return {}
+
+    def after_step(self, progress: float) -> None:
+        """Called after each update (EMA and the like)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+
+def batches(
+    task: type[Task],
+    config: TaskConfig,
+    pixels: Pixels,
+    truth: np.ndarray,
+    steps: Sequence[Step],
+    train: bool,
+) -> Iterator[Batch]:
+    """Prepare steps one after the other in this process; the reference that every stream equals."""
+    for step in steps:
+        keys = entry_keys(config.train.seed, step.epoch, step.entries)
+        samples = Samples(step.rows, keys, truth[step.rows], train)
+        yield task.prepare(config, pixels, samples)
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task file by its bytes, which travel to the workers and are what identity hashes."""
+
+    name: str
+    code: bytes
+
+    @classmethod
+    def read(cls, path: str | Path) -> "TaskSource":
+        """Read a task file.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigError(f"The task file {file} does not exist; give a file such as tasks/fingerprint.py.")
+        return cls(file.stem, file.read_bytes())
+
+
+def load_task(source: TaskSource) -> type[Task]:
+    """Execute a task file's bytes as module `assay_task_<name>` and return its Task class.
+
+    Raises:
+        ConfigError: the file defines no subclass of `Task`, or several.
+    """
+    module_name = f"assay_task_{source.name}"
+    module = sys.modules.get(module_name)
+    if module is None or getattr(module, "__source__", None) != source.code:
+        module = ModuleType(module_name)
+        file = f"<task {source.name}.py>"
+        module.__dict__.update(__source__=source.code, __file__=file)
+        # tracebacks and the help text of settings read the source by this name
+        text = source.code.decode()
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+        sys.modules[module_name] = module
+        exec(compile(source.code, file, "exec"), module.__dict__)
+    tasks = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module_name
+    ]
+    if len(tasks) != 1:
+        raise ConfigError(f"The task file {source.name}.py defines {len(tasks)} subclasses of Task; it must define one.")
+    found: type[Task] = tasks[0]
+    return found

@@ -1,0 +1,89 @@
+"""What a run says while it works: metrics.jsonl always, progress bars, W&B and TensorBoard on top.
+
+One schema for every line of metrics.jsonl (absent fields were not measured):
+
+    kind          "step" | "val" | "epoch"
+    step          updates done          epoch      passes begun, from 0
+    loss          mean over the global batch; other scalars of the task's forward by their names
+    lr            base learning rate    grad_norm  before clipping
+    samples_per_s global                data_wait  share of the time spent waiting for data (0..1)
+    step_s, epoch_s, val_s  seconds     memory_mb  peak resident memory of rank 0 (or its device's)
+    time          seconds since 1970
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+class Telemetry:
+    """Writes one rank's metrics; only rank 0 of a run should hold one.
+
+    Args:
+        folder: the run's directory.
+        sinks: further sinks by name: "wandb" (offline unless logged in), "tensorboard".
+        config: the run's settings, for sinks that show them.
+    """
+
+    def __init__(self, folder: Path, sinks: tuple[str, ...] = (), config: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.file = (folder / "metrics.jsonl").open("a", buffering=1)
+        self.wandb: Any = _start_wandb(folder, config or {}) if "wandb" in sinks else None
+        self.board: Any = _start_tensorboard(folder) if "tensorboard" in sinks else None
+
+    def log(self, kind: str, **fields: float | int) -> None:
+        """Write one line; floats are rounded to six significant digits."""
+        line = {"kind": kind} | {k: _short(v) for k, v in fields.items()} | {"time": round(time.time(), 3)}
+        self.file.write(json.dumps(line) + "\n")
+        values = {f"{kind}/{k}": v for k, v in fields.items() if k not in ("step", "epoch")}
+        if self.wandb is not None:
+            self.wandb.log(values, step=int(fields["step"]))
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, int(fields["step"]))
+
+    def close(self) -> None:
+        """Flush and end every sink."""
+        self.file.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+        if self.board is not None:
+            self.board.close()
+
+
+def _short(value: float | int) -> float | int:
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    import wandb  # slow to import, and wanted by few runs
+
+    logged_in = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
+    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+    return wandb.init(project="assay", name=folder.name, id=folder.name, resume="allow", dir=folder, config=config, mode=mode)
+
+
+def _start_tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # an optional dependency
+
+    return SummaryWriter(log_dir=str(folder / "tensorboard"))
+
+
+def progress_bar(total: int, label: str, done: int = 0) -> "tqdm[Any]":
+    """A bar on stderr; plain lines every 10 s where stderr is no terminal."""
+    slow = not sys.stderr.isatty()
+    return tqdm(total=total, initial=done, desc=label, leave=False, mininterval=10 if slow else 0.1, dynamic_ncols=not slow)
+
+
+def memory_mb() -> float:
+    """Peak memory of this process, or of its CUDA device, in megabytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,0 +1,333 @@
+"""Which machine made this part? Differentiable patch selection and a transformer over the patches.
+
+    python tasks/fingerprint.py                                    # the embedded parts, on this machine
+    python tasks/fingerprint.py --preset readme --data.root parts/ --workers 8 --gpus
+
+A scorer looks at a small overview of the image and says which few cells of a grid are worth a look
+at full resolution; a backbone embeds the patches cut there, and a cross-attention transformer
+makes one answer of them. The baseline, judged beside it, looks at random patches on the part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from assay.config import fingerprint, to_dict
+from assay.data import augment, synthetic
+from assay.data.augment import AugmentConfig
+from assay.data.manifest import DataConfig, Manifest, read_manifest
+from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners, informative_cells
+from assay.data.pixels import Pixels
+from assay.data.split import SplitConfig
+from assay.errors import ConfigError
+from assay.evaluate import Estimate, interval
+from assay.main import main
+from assay.nn.aggregate import TransformerAggregator
+from assay.nn.backbone import create_backbone, create_head
+from assay.nn.optim import Multiplier, OptimConfig
+from assay.nn.scorer import Scorer, Trunk, grid_side
+from assay.nn.topk import draw_noise, hard_topk, perturbed_topk, score_function_loss
+from assay.task import Batch, Samples, Task, TaskConfig, TrainConfig
+
+PATTERNS = (
+    "{label}/{design}/Device_{device}_Print_{print}_{view}",
+    "{label}/{design}/{print}_azimuth_{azimuth}_polar_{polar}",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What looks where, and what makes an answer of it."""
+
+    mode: Literal["dps", "random"] = "dps"
+    """Patches chosen by the scorer (differentiable patch selection), or at random on the part."""
+    k: int = 8
+    """Patches per image."""
+    trunk: Trunk = "resnet18"
+    """Scorer: resnet18 up to layer2 (grid 1/16 of the overview), or small (grid 1/4)."""
+    estimator: Literal["masked_loo", "plain", "diagonal", "score_function"] = "masked_loo"
+    """Gradient of the selection: perturbed top-k in three forms, or a score function over hard draws."""
+    num_noise: int = 500
+    """Noise samples per image (score_function: hard draws, each a forward pass; 4 is enough)."""
+    sigma: float = 0.01
+    """Standard deviation of the noise on scores in [0, 1], at the end of the warm-up."""
+    sigma_final: float = 1e-5
+    """Standard deviation of the noise at the end of the run; falls by a half cosine."""
+    warmup: float = 0.2
+    """Share of the run that trains the backbone on random patches before the scorer decides (1)."""
+    warmup_k: int = 8
+    """Random patches per image during the warm-up."""
+    backbone: str = "efficientnetv2_rw_s"
+    """Any timm model, or texture_small (a tiny net for textures, trained from scratch)."""
+    weights: str = "none"
+    """Backbone weights: none, hub (fetched by timm), or a .safetensors file."""
+    norm: Literal["group", "frozen", "sync", "batch"] = "frozen"
+    """Batch normalisation: replaced by group norm, frozen, synced over GPUs, or per worker's batch."""
+    trainable_blocks: int = -1
+    """Blocks of the backbone that are trained, from the end; -1: all of it."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Projection from the backbone's features to the transformer's width."""
+    embed_dim: int = 1024
+    """Width of the transformer."""
+    num_layers: int = 2
+    """Cross-attention layers."""
+    num_heads: int = 16
+    """Attention heads."""
+    d_inner: int = 4096
+    """Hidden width of the feed-forward layers."""
+    dropout: float = 0.1
+    """Dropout after attention and feed-forward layers (probability)."""
+    attn_dropout: float = 0.1
+    """Dropout of attention weights (probability)."""
+    label_smoothing: float = 0.1
+    """Probability mass spread over the other classes."""
+    scorer_lr: float = 1.0
+    """Learning rate of the scorer as a multiple of optim.lr."""
+    backbone_lr: float = 1.0
+    """Learning rate of the backbone as a multiple of optim.lr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """Source identification of parts."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(patterns=PATTERNS, group=("label", "design", "print"), domains=("design",)))
+    split: SplitConfig = field(default_factory=lambda: SplitConfig(unseen_domain="design"))
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    augment: AugmentConfig = field(default_factory=lambda: augment.PRESETS["readme"])
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parts: synthetic.PartsConfig = field(default_factory=synthetic.PartsConfig)
+    """The embedded parts, drawn where data.root is not given."""
+
+
+class Fingerprint(Task):
+    """Scorer, selection, backbone, aggregator."""
+
+    Config = Config
+    config: Config
+
+    def __init__(self, config: Config, classes: list[str], pixels: Pixels) -> None:
+        super().__init__(config, classes, pixels)
+        model = config.model
+        self.scorer = Scorer(model.trunk, model.norm)
+        self.grid = self.scorer.grid(config.patches.overview_px)
+        if model.mode == "random":
+            self.scorer.requires_grad_(False)
+        if not 0 < max(model.k, model.warmup_k) <= self.grid**2:
+            raise ConfigError(f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: take 1 to {self.grid**2}.")
+        hub, none = model.weights == "hub", model.weights in ("hub", "none")
+        self.backbone = create_backbone(
+            model.backbone,
+            pretrained=hub,
+            weights=None if none else Path(model.weights),
+            norm=model.norm,
+            trainable_blocks=None if model.trainable_blocks < 0 else model.trainable_blocks,
+            img_size=config.patches.patch_px,
+        )
+        self.project = create_head(model.head, int(self.backbone.num_features), model.embed_dim)
+        self.aggregator = TransformerAggregator(
+            model.embed_dim, len(classes), num_layers=model.num_layers, num_heads=model.num_heads,
+            embed_dim=model.embed_dim, d_inner=model.d_inner, dropout=model.dropout, attn_dropout=model.attn_dropout,
+        )  # fmt: skip
+
+    @classmethod
+    def presets(cls) -> Mapping[str, TaskConfig]:
+        """The embedded demo (default), its short form for CI, and the reference's three recipes."""
+        demo = Config(
+            patches=PatchConfig(image_px=512, overview_px=128, patch_px=48, clahe_clip=0.0),
+            augment=AugmentConfig(hflip=0.5, vflip=0.5),
+            model=ModelConfig(
+                k=4, trunk="small", num_noise=100, sigma=0.05, sigma_final=0.01, warmup=0.3, warmup_k=8, backbone="texture_small",
+                norm="group", embed_dim=64, num_heads=4, d_inner=128, dropout=0.0, attn_dropout=0.0, label_smoothing=0.0,
+            ),
+            train=TrainConfig(epochs=40),
+            optim=OptimConfig(lr=3e-3, warmup=0.1),
+        )  # fmt: skip
+        smoke = replace(demo, train=replace(demo.train, epochs=2), parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=1, num_views=1))
+        readme = Config()
+        recipes = {name: replace(readme, augment=augment.PRESETS[name]) for name in ("main", "sweep")}
+        return {"demo": demo, "smoke": smoke, "readme": readme, **recipes}
+
+    @classmethod
+    def manifest(cls, config: Config, storage: Path) -> Manifest:
+        """The images under data.root, or the embedded parts."""
+        data = config.data
+        if data.root is None:
+            data = replace(data, root=embedded_folder(config, storage))
+            synthetic.draw_parts(data.root, config.parts)
+        return read_manifest(data, storage / "hashes.sqlite")
+
+    @classmethod
+    def baselines(cls, config: Config) -> Mapping[str, Config]:
+        """Random patches on the part, for a run that selects."""
+        if config.model.mode == "random":
+            return {}
+        return {"random": replace(config, model=replace(config.model, mode="random"))}
+
+    @classmethod
+    def prepare(cls, config: Config, pixels: Pixels, samples: Samples) -> Batch:
+        """Overviews, their statistics, what was drawn for each image, and random cells."""
+        grid = grid_side(config.model.trunk, config.patches.overview_px)
+        num_random = max(config.model.k, config.model.warmup_k)
+        drawn: list[tuple[Any, ...]] = []
+        for row, key in zip(samples.rows, samples.keys, strict=True):
+            # judged samples are keyed by their content, so that no order or batch matters
+            own = int(key) if samples.train else int(pixels.contents[row][:15], 16) ^ config.train.seed
+            rng = np.random.default_rng(own)
+            change = augment.draw(config.augment, config.patches.image_px, rng) if samples.train else augment.IDENTITY
+            overview, mean, std = Canvas(pixels[int(row)], config.patches, change).overview()
+            cells = informative_cells(overview, grid, config.patches, num_random, rng)
+            drawn.append((overview, mean.astype(np.float32), std.astype(np.float32), change.to_row(), rng.permutation(cells)))
+        names = ("overview", "mean", "std", "augment", "random_cells")
+        columns = {name: np.stack(values) for name, values in zip(names, zip(*drawn, strict=True), strict=True)}
+        return columns | {"row": samples.rows, "key": samples.keys.astype(np.int64) & 0x7FFFFFFFFFFF, "truth": samples.truth.astype(np.int64)}
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        """Cross-entropy of the answer made from random (warm-up, baseline) or selected patches."""
+        model = self.config.model
+        truth = torch.from_numpy(batch["truth"]).to(self.device)
+        if model.mode == "random" or progress < model.warmup:
+            num = model.k if model.mode == "random" and progress >= model.warmup else model.warmup_k
+            logits, _ = self._classify(self._cut(batch, batch["random_cells"][:, :num]))
+            return self._scalars(logits, truth)
+        scores = self._scores(batch)
+        sigma = self._sigma((progress - model.warmup) / (1 - model.warmup))
+        noise = draw_noise(batch["key"].tolist(), model.num_noise, scores.shape[1]).to(self.device)
+        if model.estimator == "score_function":
+            return self._score_function(batch, scores, noise, sigma, truth)
+        selection = perturbed_topk(scores, model.k, sigma, noise, model.estimator)
+        patches = self._cut(batch, selection.cells.cpu().numpy())
+        mixed = torch.einsum("bkm,bmchw->bkchw", selection.weights.to(patches.dtype), patches)
+        logits, _ = self._classify(mixed)
+        active = (selection.cells >= 0).sum(1).float().mean()
+        return self._scalars(logits, truth) | {"active_cells": active, "sigma": torch.tensor(sigma)}
+
+    def _score_function(self, batch: Batch, scores: Tensor, noise: Tensor, sigma: float, truth: Tensor) -> dict[str, Tensor]:
+        num_draws = noise.shape[1]
+        cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.config.model.k)
+        patches = self._cut(batch, cells.flatten(1).cpu().numpy())
+        logits, _ = self._classify(patches.reshape(len(truth) * num_draws, -1, *patches.shape[2:]))
+        losses = self._loss(logits, truth.repeat_interleave(num_draws)).view(len(truth), num_draws)
+        surrogate = score_function_loss(scores, noise, sigma, cells, losses)
+        accuracy = (logits.argmax(1) == truth.repeat_interleave(num_draws)).float().mean()
+        return {"loss": losses.mean() + surrogate.mean(), "train_accuracy": accuracy, "sigma": torch.tensor(sigma)}
+
+    def _scalars(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        accuracy = (logits.argmax(1) == truth).float().mean()
+        return {"loss": self._loss(logits, truth).mean(), "train_accuracy": accuracy}
+
+    def _loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        smoothing = self.config.model.label_smoothing
+        return nn.functional.cross_entropy(logits.float(), truth, reduction="none", label_smoothing=smoothing)
+
+    def _sigma(self, progress: float) -> float:
+        model = self.config.model
+        share = 0.5 * (1 + float(np.cos(np.pi * progress)))
+        return model.sigma * share + model.sigma_final * (1 - share)
+
+    def _scores(self, batch: Batch) -> Tensor:
+        overviews = torch.from_numpy(batch["overview"]).to(self.device).permute(0, 3, 1, 2)
+        return self.scorer(self._normalise(overviews, batch)).flatten(1).float()
+
+    def _normalise(self, pixels: Tensor, batch: Batch) -> Tensor:
+        """Per-image normalisation of (b 3 h w) or (b n 3 h w), the last thing done to pixels."""
+        shape = (-1, 3, 1, 1) if pixels.ndim == 4 else (-1, 1, 3, 1, 1)
+        mean, std = (torch.from_numpy(batch[n]).to(self.device).view(shape) for n in ("mean", "std"))
+        return (pixels.float() / 255 - mean) / (std + EPS)
+
+    def _cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
+        """Normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
+        side = self.config.patches.patch_px
+        pixels = np.zeros((*cells.shape, side, side, 3), dtype=np.uint8)
+        for i, chosen in enumerate(cells):
+            own = chosen >= 0
+            pixels[i, own] = self._canvas(batch, i).patches(cell_corners(chosen[own], self.grid, self.config.patches))
+        moved = torch.from_numpy(pixels).to(self.device).permute(0, 1, 4, 2, 3)
+        return self._normalise(moved, batch) * torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+
+    def _canvas(self, batch: Batch, i: int) -> Canvas:
+        change = augment.Augment.from_row(batch["augment"][i]) if self.training else augment.IDENTITY
+        return Canvas(self.pixels[int(batch["row"][i])], self.config.patches, change)
+
+    def _classify(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.project(self.backbone(patches.flatten(0, 1)))
+        logits, attn = self.aggregator(features.view(*patches.shape[:2], -1))
+        return logits, attn
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits; chosen cells, their attention, and their boxes in the image's own pixels."""
+        k = self.config.model.k
+        if self.config.model.mode == "random":
+            cells = torch.from_numpy(np.sort(batch["random_cells"][:, :k], axis=1))
+        else:
+            cells = hard_topk(self._scores(batch), k)
+        chosen = cells.cpu().numpy()
+        logits, attn = self._classify(self._cut(batch, chosen))
+        corners = [cell_corners(c, self.grid, self.config.patches) for c in chosen]
+        boxes = np.stack([self._canvas(batch, i).source_boxes(c) for i, c in enumerate(corners)])
+        return {"logits": logits, "cells": cells, "attn": attn, "boxes": torch.from_numpy(boxes.astype(np.float32)).flatten(1)}
+
+    def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
+        """The scorer and the backbone at their own rates."""
+        model = self.config.model
+        return {"scorer.": Multiplier(lr=model.scorer_lr), "backbone.": Multiplier(lr=model.backbone_lr)}
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """Graphs `scorer` (overview to scores) and `classify` (patches to logits and attention)."""
+        sizes, k = self.config.patches, self.config.model.k
+        graphs = {"classify": _Graph(self._classify, self, "patches", ["logits", "attn"], (2, k, 3, sizes.patch_px, sizes.patch_px))}
+        if self.config.model.mode == "dps":
+            graphs["scorer"] = _Graph(lambda x: self.scorer(x).flatten(1), self, "overview", ["scores"], (2, 3, sizes.overview_px, sizes.overview_px))
+        for name, graph in graphs.items():
+            graph.write(folder / f"{name}.onnx")
+        return {"kind": "patches", "select": self.config.model.mode, "k": k, "grid": self.grid, "patches": to_dict(sizes), "graphs": sorted(graphs)}
+
+    @classmethod
+    def judge(cls, config: Config, predictions: pa.Table, storage: Path) -> dict[str, dict[str, Estimate]]:
+        """On the embedded parts: the share of chosen patches that lie on planted signal, by test set."""
+        if config.data.root is not None:
+            return {}
+        zones = synthetic.read_zones(embedded_folder(config, storage))
+        found: dict[str, dict[str, Estimate]] = {}
+        for name in sorted(set(predictions["split"].to_pylist())):
+            rows = [r for r in predictions.to_pylist() if r["split"] == name]
+            hits = [synthetic.zone_hits(zones[r["id"]], np.array(r["boxes"]).reshape(-1, 4)).mean() for r in rows]
+            found[name] = {"patches_on_signal": interval(np.array(hits), np.array([r["group"] for r in rows]))}
+        return found
+
+
+class _Graph(nn.Module):
+    """A function of a task as a module that can be exported."""
+
+    def __init__(self, function: Any, task: Task, feed: str, names: list[str], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.task, self.function = task, function
+        self.feed, self.names, self.shape = feed, names, shape
+
+    def forward(self, x: Tensor) -> Any:
+        """Call the function."""
+        return self.function(x)
+
+    def write(self, path: Path) -> None:
+        """Export with a dynamic batch."""
+        dynamic = ({0: "batch"},)
+        program = torch.onnx.export(
+            self.eval(), (torch.zeros(self.shape),), dynamo=True, dynamic_shapes=dynamic,
+            input_names=[self.feed], output_names=self.names, verbose=False,
+        )  # fmt: skip
+        program.save(path)
+
+
+def embedded_folder(config: Config, storage: Path) -> Path:
+    """Where the embedded parts of these settings are drawn."""
+    return storage / "embedded" / f"parts-{fingerprint(asdict(config.parts))}"
+
+
+if __name__ == "__main__":
+    main(__file__)
