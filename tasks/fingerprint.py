@@ -97,7 +97,11 @@ class ModelConfig:
 class Config(TaskConfig):
     """Source identification of parts."""
 
-    data: DataConfig = field(default_factory=lambda: DataConfig(patterns=PATTERNS, group=("label", "design", "print"), domains=("design",)))
+    data: DataConfig = field(
+        default_factory=lambda: DataConfig(
+            patterns=PATTERNS, group=("label", "design", "print"), domains=("design",)
+        )
+    )
     split: SplitConfig = field(default_factory=lambda: SplitConfig(unseen_domain="design"))
     patches: PatchConfig = field(default_factory=PatchConfig)
     augment: AugmentConfig = field(default_factory=lambda: augment.PRESETS["readme"])
@@ -120,7 +124,9 @@ class Fingerprint(Task):
         if model.mode == "random":
             self.scorer.requires_grad_(False)
         if not 0 < max(model.k, model.warmup_k) <= self.grid**2:
-            raise ConfigError(f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: take 1 to {self.grid**2}.")
+            raise ConfigError(
+                f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: take 1 to {self.grid**2}."
+            )
         hub, none = model.weights == "hub", model.weights in ("hub", "none")
         self.backbone = create_backbone(
             model.backbone,
@@ -149,9 +155,15 @@ class Fingerprint(Task):
             train=TrainConfig(epochs=40),
             optim=OptimConfig(lr=3e-3, warmup=0.1),
         )  # fmt: skip
-        smoke = replace(demo, train=replace(demo.train, epochs=2), parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=1, num_views=1))
+        smoke = replace(
+            demo,
+            train=replace(demo.train, epochs=2),
+            parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=1, num_views=1),
+        )
         readme = Config()
-        recipes = {name: replace(readme, augment=augment.PRESETS[name]) for name in ("main", "sweep")}
+        recipes = {
+            name: replace(readme, augment=augment.PRESETS[name]) for name in ("main", "sweep")
+        }
         return {"demo": demo, "smoke": smoke, "readme": readme, **recipes}
 
     @classmethod
@@ -178,15 +190,38 @@ class Fingerprint(Task):
         drawn: list[tuple[Any, ...]] = []
         for row, key in zip(samples.rows, samples.keys, strict=True):
             # judged samples are keyed by their content, so that no order or batch matters
-            own = int(key) if samples.train else int(pixels.contents[row][:15], 16) ^ config.train.seed
+            own = (
+                int(key)
+                if samples.train
+                else int(pixels.contents[row][:15], 16) ^ config.train.seed
+            )
             rng = np.random.default_rng(own)
-            change = augment.draw(config.augment, config.patches.image_px, rng) if samples.train else augment.IDENTITY
+            change = (
+                augment.draw(config.augment, config.patches.image_px, rng)
+                if samples.train
+                else augment.IDENTITY
+            )
             overview, mean, std = Canvas(pixels[int(row)], config.patches, change).overview()
             cells = informative_cells(overview, grid, config.patches, num_random, rng)
-            drawn.append((overview, mean.astype(np.float32), std.astype(np.float32), change.to_row(), rng.permutation(cells)))
+            drawn.append(
+                (
+                    overview,
+                    mean.astype(np.float32),
+                    std.astype(np.float32),
+                    change.to_row(),
+                    rng.permutation(cells),
+                )
+            )
         names = ("overview", "mean", "std", "augment", "random_cells")
-        columns = {name: np.stack(values) for name, values in zip(names, zip(*drawn, strict=True), strict=True)}
-        return columns | {"row": samples.rows, "key": samples.keys.astype(np.int64) & 0x7FFFFFFFFFFF, "truth": samples.truth.astype(np.int64)}
+        columns = {
+            name: np.stack(values)
+            for name, values in zip(names, zip(*drawn, strict=True), strict=True)
+        }
+        return columns | {
+            "row": samples.rows,
+            "key": samples.keys.astype(np.int64) & 0x7FFFFFFFFFFF,
+            "truth": samples.truth.astype(np.int64),
+        }
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Cross-entropy of the answer made from random (warm-up, baseline) or selected patches."""
@@ -208,7 +243,9 @@ class Fingerprint(Task):
         active = (selection.cells >= 0).sum(1).float().mean()
         return self._scalars(logits, truth) | {"active_cells": active, "sigma": torch.tensor(sigma)}
 
-    def _score_function(self, batch: Batch, scores: Tensor, noise: Tensor, sigma: float, truth: Tensor) -> dict[str, Tensor]:
+    def _score_function(
+        self, batch: Batch, scores: Tensor, noise: Tensor, sigma: float, truth: Tensor
+    ) -> dict[str, Tensor]:
         num_draws = noise.shape[1]
         cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.config.model.k)
         patches = self._cut(batch, cells.flatten(1).cpu().numpy())
@@ -216,7 +253,11 @@ class Fingerprint(Task):
         losses = self._loss(logits, truth.repeat_interleave(num_draws)).view(len(truth), num_draws)
         surrogate = score_function_loss(scores, noise, sigma, cells, losses)
         accuracy = (logits.argmax(1) == truth.repeat_interleave(num_draws)).float().mean()
-        return {"loss": losses.mean() + surrogate.mean(), "train_accuracy": accuracy, "sigma": torch.tensor(sigma)}
+        return {
+            "loss": losses.mean() + surrogate.mean(),
+            "train_accuracy": accuracy,
+            "sigma": torch.tensor(sigma),
+        }
 
     def _scalars(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
         accuracy = (logits.argmax(1) == truth).float().mean()
@@ -224,7 +265,9 @@ class Fingerprint(Task):
 
     def _loss(self, logits: Tensor, truth: Tensor) -> Tensor:
         smoothing = self.config.model.label_smoothing
-        return nn.functional.cross_entropy(logits.float(), truth, reduction="none", label_smoothing=smoothing)
+        return nn.functional.cross_entropy(
+            logits.float(), truth, reduction="none", label_smoothing=smoothing
+        )
 
     def _sigma(self, progress: float) -> float:
         model = self.config.model
@@ -238,7 +281,9 @@ class Fingerprint(Task):
     def _normalise(self, pixels: Tensor, batch: Batch) -> Tensor:
         """Per-image normalisation of (b 3 h w) or (b n 3 h w), the last thing done to pixels."""
         shape = (-1, 3, 1, 1) if pixels.ndim == 4 else (-1, 1, 3, 1, 1)
-        mean, std = (torch.from_numpy(batch[n]).to(self.device).view(shape) for n in ("mean", "std"))
+        mean, std = (
+            torch.from_numpy(batch[n]).to(self.device).view(shape) for n in ("mean", "std")
+        )
         return (pixels.float() / 255 - mean) / (std + EPS)
 
     def _cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
@@ -247,12 +292,19 @@ class Fingerprint(Task):
         pixels = np.zeros((*cells.shape, side, side, 3), dtype=np.uint8)
         for i, chosen in enumerate(cells):
             own = chosen >= 0
-            pixels[i, own] = self._canvas(batch, i).patches(cell_corners(chosen[own], self.grid, self.config.patches))
+            pixels[i, own] = self._canvas(batch, i).patches(
+                cell_corners(chosen[own], self.grid, self.config.patches)
+            )
         moved = torch.from_numpy(pixels).to(self.device).permute(0, 1, 4, 2, 3)
-        return self._normalise(moved, batch) * torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+        return (
+            self._normalise(moved, batch)
+            * torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+        )
 
     def _canvas(self, batch: Batch, i: int) -> Canvas:
-        change = augment.Augment.from_row(batch["augment"][i]) if self.training else augment.IDENTITY
+        change = (
+            augment.Augment.from_row(batch["augment"][i]) if self.training else augment.IDENTITY
+        )
         return Canvas(self.pixels[int(batch["row"][i])], self.config.patches, change)
 
     def _classify(self, patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,25 +323,56 @@ class Fingerprint(Task):
         logits, attn = self._classify(self._cut(batch, chosen))
         corners = [cell_corners(c, self.grid, self.config.patches) for c in chosen]
         boxes = np.stack([self._canvas(batch, i).source_boxes(c) for i, c in enumerate(corners)])
-        return {"logits": logits, "cells": cells, "attn": attn, "boxes": torch.from_numpy(boxes.astype(np.float32)).flatten(1)}
+        return {
+            "logits": logits,
+            "cells": cells,
+            "attn": attn,
+            "boxes": torch.from_numpy(boxes.astype(np.float32)).flatten(1),
+        }
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """The scorer and the backbone at their own rates."""
         model = self.config.model
-        return {"scorer.": Multiplier(lr=model.scorer_lr), "backbone.": Multiplier(lr=model.backbone_lr)}
+        return {
+            "scorer.": Multiplier(lr=model.scorer_lr),
+            "backbone.": Multiplier(lr=model.backbone_lr),
+        }
 
     def export(self, folder: Path) -> dict[str, Any]:
         """Graphs `scorer` (overview to scores) and `classify` (patches to logits and attention)."""
         sizes, k = self.config.patches, self.config.model.k
-        graphs = {"classify": _Graph(self._classify, self, "patches", ["logits", "attn"], (2, k, 3, sizes.patch_px, sizes.patch_px))}
+        graphs = {
+            "classify": _Graph(
+                self._classify,
+                self,
+                "patches",
+                ["logits", "attn"],
+                (2, k, 3, sizes.patch_px, sizes.patch_px),
+            )
+        }
         if self.config.model.mode == "dps":
-            graphs["scorer"] = _Graph(lambda x: self.scorer(x).flatten(1), self, "overview", ["scores"], (2, 3, sizes.overview_px, sizes.overview_px))
+            graphs["scorer"] = _Graph(
+                lambda x: self.scorer(x).flatten(1),
+                self,
+                "overview",
+                ["scores"],
+                (2, 3, sizes.overview_px, sizes.overview_px),
+            )
         for name, graph in graphs.items():
             graph.write(folder / f"{name}.onnx")
-        return {"kind": "patches", "select": self.config.model.mode, "k": k, "grid": self.grid, "patches": to_dict(sizes), "graphs": sorted(graphs)}
+        return {
+            "kind": "patches",
+            "select": self.config.model.mode,
+            "k": k,
+            "grid": self.grid,
+            "patches": to_dict(sizes),
+            "graphs": sorted(graphs),
+        }
 
     @classmethod
-    def judge(cls, config: Config, predictions: pa.Table, storage: Path) -> dict[str, dict[str, Estimate]]:
+    def judge(
+        cls, config: Config, predictions: pa.Table, storage: Path
+    ) -> dict[str, dict[str, Estimate]]:
         """On the embedded parts: the share of chosen patches that lie on planted signal, by test set."""
         if config.data.root is not None:
             return {}
@@ -297,15 +380,22 @@ class Fingerprint(Task):
         found: dict[str, dict[str, Estimate]] = {}
         for name in sorted(set(predictions["split"].to_pylist())):
             rows = [r for r in predictions.to_pylist() if r["split"] == name]
-            hits = [synthetic.zone_hits(zones[r["id"]], np.array(r["boxes"]).reshape(-1, 4)).mean() for r in rows]
-            found[name] = {"patches_on_signal": interval(np.array(hits), np.array([r["group"] for r in rows]))}
+            hits = [
+                synthetic.zone_hits(zones[r["id"]], np.array(r["boxes"]).reshape(-1, 4)).mean()
+                for r in rows
+            ]
+            found[name] = {
+                "patches_on_signal": interval(np.array(hits), np.array([r["group"] for r in rows]))
+            }
         return found
 
 
 class _Graph(nn.Module):
     """A function of a task as a module that can be exported."""
 
-    def __init__(self, function: Any, task: Task, feed: str, names: list[str], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, function: Any, task: Task, feed: str, names: list[str], shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.task, self.function = task, function
         self.feed, self.names, self.shape = feed, names, shape

@@ -58,30 +58,45 @@ class Bundle:
         try:
             self.card: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
         except (OSError, ValueError) as error:
-            raise BundleError(f"{folder} is no bundle ({error}); give a folder that holds bundle.json.") from None
+            raise BundleError(
+                f"{folder} is no bundle ({error}); give a folder that holds bundle.json."
+            ) from None
         if self.card["schema"] > SCHEMA:
-            raise BundleError(f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; update Assay.")
+            raise BundleError(
+                f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; update Assay."
+            )
         for name, expected in self.card["sha256"].items():
             if not (folder / name).is_file() or _sha256(folder / name) != expected:
-                raise BundleError(f"{folder / name} is missing or was changed after export; export the bundle again.")
+                raise BundleError(
+                    f"{folder / name} is missing or was changed after export; export the bundle again."
+                )
         self._start(folder, self.card)
         if verify:
             golden = self.card["golden"]
-            self._compare(self.predict((folder / golden["image"]).read_bytes()), golden["probs"], folder)
+            self._compare(
+                self.predict((folder / golden["image"]).read_bytes()), golden["probs"], folder
+            )
 
     def _start(self, folder: Path, card: dict[str, Any]) -> None:
         pipeline = card["pipeline"]
         if pipeline["kind"] != "patches":
-            raise BundleError(f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: patches.")
+            raise BundleError(
+                f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: patches."
+            )
         self.pipeline, self.classes = pipeline, card["classes"]
         self.sizes = PatchConfig(**pipeline["patches"])
-        self.graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in pipeline["graphs"]}
+        self.graphs = {
+            name: onnxruntime.InferenceSession(folder / f"{name}.onnx")
+            for name in pipeline["graphs"]
+        }
         self.temperature = float(card["temperature"])
 
     def _compare(self, answer: Answer, expected: dict[str, float], folder: Path) -> None:
         worst = max(abs(answer.probs[name] - value) for name, value in expected.items())
         if not worst <= TOLERANCE:
-            raise BundleError(f"{folder} does not repeat its golden output (off by {worst:.2g}, allowed {TOLERANCE}); export it again on this machine's onnxruntime.")
+            raise BundleError(
+                f"{folder} does not repeat its golden output (off by {worst:.2g}, allowed {TOLERANCE}); export it again on this machine's onnxruntime."
+            )
 
     def predict(self, source: Path | bytes) -> Answer:
         """Answer for one image file.
@@ -96,12 +111,16 @@ class Bundle:
         logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches[None]})
         scaled = np.exp((logits[0] - logits[0].max()) / self.temperature)
         probs = dict(zip(self.classes, (scaled / scaled.sum()).tolist(), strict=True))
-        return Answer(max(probs, key=probs.__getitem__), probs, canvas.source_boxes(corners), attn[0])
+        return Answer(
+            max(probs, key=probs.__getitem__), probs, canvas.source_boxes(corners), attn[0]
+        )
 
     def _cells(self, overview: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
         k, grid = self.pipeline["k"], self.pipeline["grid"]
         if self.pipeline["select"] == "random":
-            rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(overview.tobytes(), digest_size=8).digest()))
+            rng = np.random.default_rng(
+                int.from_bytes(hashlib.blake2b(overview.tobytes(), digest_size=8).digest())
+            )
             return informative_cells(overview, grid, self.sizes, k, rng)
         feed = {"overview": _normalise(overview[None], mean, std)}
         scores = self.graphs["scorer"].run(["scores"], feed)[0][0]
@@ -111,7 +130,9 @@ class Bundle:
 
 def _normalise(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """(n h w 3) uint8 to normalised (n 3 h w) float32."""
-    scaled = (pixels.astype(np.float32) / 255 - mean.astype(np.float32)) / (std.astype(np.float32) + EPS)
+    scaled = (pixels.astype(np.float32) / 255 - mean.astype(np.float32)) / (
+        std.astype(np.float32) + EPS
+    )
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 
 

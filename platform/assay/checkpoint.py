@@ -40,7 +40,13 @@ def _barrier() -> None:
         dist.barrier()
 
 
-def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, position: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: dict[str, Any],
+) -> Path:
     """Write `folder/step-<step>`; every rank must call it, on storage that all ranks share."""
     rank, _ = _ranks()
     final = folder / f"step-{step:08d}"
@@ -88,9 +94,13 @@ def latest(folder: Path) -> Path | None:
             sums = None
         if sums is not None and sums == _checksums(path):
             return path
-        warnings.warn(f"The checkpoint {path} is damaged; falling back to the one before.", stacklevel=2)
+        warnings.warn(
+            f"The checkpoint {path} is damaged; falling back to the one before.", stacklevel=2
+        )
     if found:
-        raise CheckpointError(f"All {len(found)} checkpoints in {folder} are damaged; delete the folder to train from the start.")
+        raise CheckpointError(
+            f"All {len(found)} checkpoints in {folder} are damaged; delete the folder to train from the start."
+        )
     return None
 
 
@@ -108,7 +118,11 @@ def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
             dcp.load(state, checkpoint_id=path)
     except (RuntimeError, KeyError, ValueError) as error:
         first_line = str(error).splitlines()[0]
-        raise CheckpointError(f"The checkpoint {path} does not fit this model ({first_line}); use the settings it was trained with.") from error
-    set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        raise CheckpointError(
+            f"The checkpoint {path} does not fit this model ({first_line}); use the settings it was trained with."
+        ) from error
+    set_state_dict(
+        module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
     position: dict[str, Any] = json.loads((path / "position.json").read_text())
     return position

@@ -9,7 +9,7 @@ Conventions
     one group    nothing is known about the spread: the whole range, (0, 1) or (-1, 1).
     no spread    all groups have the same mean, so resampling shows none: Wilson over groups.
     few groups   the percentile bootstrap is too narrow; measured coverage is about 94 % at 60
-                 groups, but 92 % (true value 0.7) and 89 % (true value 0.9) at 20.
+                 groups, but 92 % (true value 0.7) and 88 % (true value 0.9) at 20.
 No function returns NaN for a table that passes `check`.
 """
 

@@ -3,6 +3,7 @@
 The only file that imports ray.data. `fill_here` and `task.batches` are the same work without Ray.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,9 @@ def fill(manifest: Manifest, store: Path, on_error: str, parallel: bool) -> list
     store.mkdir(parents=True, exist_ok=True)
     _refuse_full_disk([Path(paths[row]) for row in missing], store)
     work = [{"row": row, "content": contents[row], "path": paths[row]} for row in missing]
-    outcomes = _fill_with_ray(work, store) if parallel else (_fill_one(store, **item) for item in work)
+    outcomes = (
+        _fill_with_ray(work, store) if parallel else (_fill_one(store, **item) for item in work)
+    )
     bar = progress_bar(len(work), "decode")
     bad = {}
     for row, reason in outcomes:
@@ -110,6 +113,7 @@ def _fill_with_ray(work: list[dict[str, Any]], store: Path) -> Iterator[tuple[in
 
 
 def _quiet() -> None:
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -134,9 +138,11 @@ def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np
             return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
 
         blocks = math.ceil(len(steps) / group)
-        dataset = ray.data.range(len(steps), override_num_blocks=blocks).map_batches(prepare, batch_size=None)
+        dataset = ray.data.range(len(steps), override_num_blocks=blocks).map_batches(
+            prepare, batch_size=None
+        )
         arrived = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-        yield from _regroup(arrived, [len(step.rows) for step in steps])
+        yield from _regroup(iter(arrived), [len(step.rows) for step in steps])
 
     return stream
 
@@ -162,7 +168,12 @@ def _regroup(blocks: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
             try:
                 block = next(blocks)
             except StopIteration:
-                raise AssayError("Ray Data ended before all samples were served; see the lines above for the worker that failed.") from None
-            held = {k: np.concatenate([held[k], v]) for k, v in block.items()} if held else dict(block)
-        yield {k: v[:size] for k, v in held.items()}
+                raise AssayError(
+                    "Ray Data ended before all samples were served; see the lines above for the worker that failed."
+                ) from None
+            held = (
+                {k: np.concatenate([held[k], v]) for k, v in block.items()} if held else dict(block)
+            )
+        # blocks are read-only views of shared memory; a batch is the reader's own
+        yield {k: v[:size].copy() for k, v in held.items()}
         held = {k: v[size:] for k, v in held.items()}

@@ -66,12 +66,20 @@ def rows_of(predictions: pa.Table, name: str) -> pa.Table:
 
 
 def _plain(estimate: Estimate) -> dict[str, float | int]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "num": estimate.num, "num_groups": estimate.num_groups}
+    return {
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "num": estimate.num,
+        "num_groups": estimate.num_groups,
+    }
 
 
 def show(folders: Mapping[str, Path]) -> None:
     """Print the numbers of a run, its baselines, and the differences between them."""
-    results = {name: json.loads((folder / "result.json").read_text()) for name, folder in folders.items()}
+    results = {
+        name: json.loads((folder / "result.json").read_text()) for name, folder in folders.items()
+    }
     method = next(iter(folders))
     tests = [name for name in results[method]["sets"] if name.startswith("test")]
     print(f"\nAccuracy with 95 % intervals over groups; {RULE}; seed {results[method]['seed']}")
@@ -80,14 +88,18 @@ def show(folders: Mapping[str, Path]) -> None:
         first = sets[method]["accuracy"]
         print(f"\n{test}: {first['num']} images of {first['num_groups']} groups")
         for name, numbers in sets.items():
-            print(f"  {name:12s} per image {_bracket(numbers['accuracy'])}   per group {_bracket(numbers['group_accuracy'])}")
+            print(
+                f"  {name:12s} per image {_bracket(numbers['accuracy'])}   per group {_bracket(numbers['group_accuracy'])}"
+            )
             for key in numbers.keys() - _standard():
                 print(f"  {'':12s} {key.replace('_', ' ')} {_bracket(numbers[key])}")
         for name in list(folders)[1:]:
             a, b = (rows_of(read_predictions(folders[n]), test) for n in (method, name))
             gain = evaluate.difference(a, b)
             verdict = "" if gain.low > 0 or gain.high < 0 else "   (not significantly different)"
-            print(f"  {method} - {name}: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{verdict}")
+            print(
+                f"  {method} - {name}: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{verdict}"
+            )
     print()
     for name, folder in folders.items():
         print(f"{name}: {folder}")

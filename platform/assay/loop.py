@@ -27,7 +27,7 @@ from assay.data.order import Step, fixed_order, steps_of
 from assay.errors import ConfigError, RunError
 from assay.nn.optim import build_optimizer, set_rates
 from assay.task import Batch, Task
-from assay.telemetry import Telemetry, memory_mb, progress_bar
+from assay.telemetry import Telemetry, memory_mb
 
 MAX_NONFINITE = 3
 """Updates in a row whose loss is not finite before the run is stopped."""
@@ -87,7 +87,12 @@ class Loop:
         heartbeat: Callable[[Position], None] = lambda position: None,
     ) -> None:
         self.task, self.wrapped, self.rows, self.truth = task, wrapped, rows, truth
-        self.stream, self.folder, self.telemetry, self.heartbeat = stream, folder, telemetry, heartbeat
+        self.stream, self.folder, self.telemetry, self.heartbeat = (
+            stream,
+            folder,
+            telemetry,
+            heartbeat,
+        )
         self.config = task.config.train
         self.rank, self.world_size = world()
         self.epochs = [self._epoch_steps(e) for e in range(self.config.epochs)]
@@ -104,7 +109,9 @@ class Loop:
         return steps_of(self.task.order(self.task.config, self.rows["train"], epoch), epoch)
 
     def _prefixes(self, progress: float) -> Any:
-        inner = "module." if self.wrapped is not self.task and hasattr(self.wrapped, "module") else ""
+        inner = (
+            "module." if self.wrapped is not self.task and hasattr(self.wrapped, "module") else ""
+        )
         return {inner + name: m for name, m in self.task.param_groups(progress).items()}
 
     def fit(self) -> Position:
@@ -126,46 +133,51 @@ class Loop:
             self.scaler.load_state_dict(self.position.scaler)
 
     def _remaining(self) -> list[Step]:
-        first = self.epochs[self.position.epoch][self.position.index :] if self.position.epoch < len(self.epochs) else []
+        first = (
+            self.epochs[self.position.epoch][self.position.index :]
+            if self.position.epoch < len(self.epochs)
+            else []
+        )
         rest = [step for steps in self.epochs[self.position.epoch + 1 :] for step in steps]
         return [_padded(step.share(self.rank, self.world_size), step) for step in [*first, *rest]]
 
     def _train(self) -> None:
         remaining = self._remaining()
         stream = self.stream(remaining, train=True)
-        bar = progress_bar(self.total, "train", self.position.step) if self.rank == 0 else None
+        if self.telemetry is not None:
+            self.telemetry.log(
+                "start", step=self.position.step, epoch=self.position.epoch, total=self.total
+            )
         sums: dict[str, list[float]] = {}
         clock = epoch_clock = time.perf_counter()
         waited_epoch = 0.0
-        try:
-            for step in remaining:
-                batch = next(stream)
-                waited = time.perf_counter() - clock
-                scalars = self._update(step, batch)
-                seconds = time.perf_counter() - clock
+        for step in remaining:
+            batch = next(stream)
+            waited = time.perf_counter() - clock
+            scalars = self._update(step, batch)
+            seconds = time.perf_counter() - clock
+            clock = time.perf_counter()
+            waited_epoch += waited
+            self._log_step(step, scalars, seconds, waited / seconds)
+            for name, value in scalars.items():
+                sums.setdefault(name, []).append(value)
+            last = step.index == len(self.epochs[step.epoch]) - 1
+            self.position.epoch, self.position.index = (
+                (step.epoch + 1, 0) if last else (step.epoch, step.index + 1)
+            )
+            if last:
+                self._log_epoch(step, sums, time.perf_counter() - epoch_clock, waited_epoch)
+                self._end_epoch(step.epoch)
+                sums, waited_epoch = {}, 0.0
+                clock = epoch_clock = time.perf_counter()
+                if self.position.done:
+                    break
+            elif (
+                self.config.checkpoint_steps
+                and self.position.step % self.config.checkpoint_steps == 0
+            ):
+                self._save()
                 clock = time.perf_counter()
-                waited_epoch += waited
-                self._log_step(step, scalars, seconds, waited / seconds)
-                for name, value in scalars.items():
-                    sums.setdefault(name, []).append(value)
-                if bar is not None:
-                    bar.update()
-                    bar.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
-                last = step.index == len(self.epochs[step.epoch]) - 1
-                self.position.epoch, self.position.index = (step.epoch + 1, 0) if last else (step.epoch, step.index + 1)
-                if last:
-                    self._log_epoch(step, sums, time.perf_counter() - epoch_clock, waited_epoch)
-                    self._end_epoch(step.epoch)
-                    sums, waited_epoch = {}, 0.0
-                    clock = epoch_clock = time.perf_counter()
-                    if self.position.done:
-                        break
-                elif self.config.checkpoint_steps and self.position.step % self.config.checkpoint_steps == 0:
-                    self._save()
-                    clock = time.perf_counter()
-        finally:
-            if bar is not None:
-                bar.close()
 
     def _update(self, step: Step, batch: Batch) -> dict[str, float]:
         """One optimiser update; scalars are this worker's, weighted by its share."""
@@ -200,7 +212,9 @@ class Loop:
             if group["prefix"] in prefixes and prefixes[group["prefix"]].lr == 0:
                 for parameter in group["params"]:
                     parameter.grad = None
-        parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        parameters = [
+            p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None
+        ]
         limit = self.task.config.optim.grad_clip or math.inf
         total = nn.utils.clip_grad_norm_(parameters, limit)
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
@@ -232,7 +246,9 @@ class Loop:
                 samples_per_s=rate, step_s=seconds, data_wait=wait, memory_mb=memory_mb(),
             )  # fmt: skip
 
-    def _log_epoch(self, step: Step, sums: dict[str, list[float]], seconds: float, waited: float) -> None:
+    def _log_epoch(
+        self, step: Step, sums: dict[str, list[float]], seconds: float, waited: float
+    ) -> None:
         if self.telemetry is not None:
             means = {name: float(np.mean(values)) for name, values in sums.items()}
             served = sum(s.num_global for s in self.epochs[step.epoch])
@@ -252,8 +268,14 @@ class Loop:
             self.heartbeat(self.position)
 
     def _refuse_dead_schedule(self) -> None:
-        if self.task.config.optim.schedule != "constant" and self.total > 2 and len(self.rates) < 2 <= self.position.step:
-            raise RunError("The learning rate never changed although a schedule was asked for; this is a bug of the loop.")
+        if (
+            self.task.config.optim.schedule != "constant"
+            and self.total > 2
+            and len(self.rates) < 2 <= self.position.step
+        ):
+            raise RunError(
+                "The learning rate never changed although a schedule was asked for; this is a bug of the loop."
+            )
 
     def _look_at_val(self) -> None:
         began = time.perf_counter()
@@ -263,18 +285,33 @@ class Loop:
         value = (accuracy, -nll) if self.config.select == "accuracy" else (-nll, accuracy)
         self.position.stale += 1
         if self.position.best is None or value > self.position.best:
-            self.position.best, self.position.best_epoch, self.position.stale = value, self.position.epoch - 1, 0
+            self.position.best, self.position.best_epoch, self.position.stale = (
+                value,
+                self.position.epoch - 1,
+                0,
+            )
             self._save_best()
         if self.telemetry is not None:
             seconds = time.perf_counter() - began
-            self.telemetry.log("val", step=self.position.step, epoch=self.position.epoch - 1, accuracy=accuracy, nll=nll, val_s=seconds)
+            self.telemetry.log(
+                "val",
+                step=self.position.step,
+                epoch=self.position.epoch - 1,
+                accuracy=accuracy,
+                nll=nll,
+                val_s=seconds,
+            )
 
     def predict(self, steps: Sequence[Step], cache: bool = False) -> dict[str, np.ndarray]:
         """Columns for the rows of `steps` on every rank, in the order of the steps."""
         # FSDP gathers parameters in every forward, so all ranks must run equally many
         rounds = math.ceil(len(steps) / self.world_size)
         own = [steps[min(i * self.world_size + self.rank, len(steps) - 1)] for i in range(rounds)]
-        prepared: Iterator[Batch] = iter(self.val_batches or ()) if cache and self.val_batches else self.stream(own, train=False)
+        prepared: Iterator[Batch] = (
+            iter(self.val_batches or ())
+            if cache and self.val_batches
+            else self.stream(own, train=False)
+        )
         keep: list[Batch] = []
         self.wrapped.eval()
         parts = []
@@ -283,13 +320,21 @@ class Loop:
                 if cache:
                     keep.append(batch)
                 made = self.task.predict(batch)
-                parts.append({k: v.float().cpu().numpy() if v.is_floating_point() else v.cpu().numpy() for k, v in made.items()} | {"row": step.rows})
+                parts.append(
+                    {
+                        k: v.float().cpu().numpy() if v.is_floating_point() else v.cpu().numpy()
+                        for k, v in made.items()
+                    }
+                    | {"row": step.rows}
+                )
         if cache and sum(a.nbytes for b in keep for a in b.values()) <= VAL_CACHE_BYTES:
             self.val_batches = keep
         return _gather(parts, self.world_size, steps)
 
     def _save_best(self) -> None:
-        state = get_model_state_dict(self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        state = get_model_state_dict(
+            self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
         if self.rank == 0:
             folder = self.folder / "best"
             folder.mkdir(exist_ok=True)
@@ -300,7 +345,13 @@ class Loop:
     def _save(self, done: bool = False) -> None:
         self.position.done = done
         self.position.scaler = self.scaler.state_dict()
-        checkpoint.save(self.folder / "checkpoints", self.position.step, self.wrapped, self.optimizer, asdict(self.position))
+        checkpoint.save(
+            self.folder / "checkpoints",
+            self.position.step,
+            self.wrapped,
+            self.optimizer,
+            asdict(self.position),
+        )
 
 
 def load_best(task: Task, folder: Path) -> None:
@@ -315,7 +366,9 @@ def load_best(task: Task, folder: Path) -> None:
     try:
         task.load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise RunError(f"The weights in {path} do not fit this model ({str(error).splitlines()[0]}); use the run's own settings.") from None
+        raise RunError(
+            f"The weights in {path} do not fit this model ({str(error).splitlines()[0]}); use the run's own settings."
+        ) from None
 
 
 def _padded(own: Step, whole: Step) -> Step:
@@ -333,11 +386,15 @@ def _autocast(precision: str, device: torch.device) -> Any:
 
 def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     if precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"train.precision fp16 needs a CUDA device, this run has {device.type}; use bf16 or fp32.")
+        raise ConfigError(
+            f"train.precision fp16 needs a CUDA device, this run has {device.type}; use bf16 or fp32."
+        )
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def _gather(parts: list[dict[str, np.ndarray]], world_size: int, steps: Sequence[Step]) -> dict[str, np.ndarray]:
+def _gather(
+    parts: list[dict[str, np.ndarray]], world_size: int, steps: Sequence[Step]
+) -> dict[str, np.ndarray]:
     """All ranks' parts in the order of the steps."""
     if world_size > 1:
         everyone: list[Any] = [None] * world_size

@@ -18,7 +18,9 @@ from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # before Ray is imported: workers use this environment
+os.environ.setdefault(
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
+)  # before Ray is imported: workers use this environment
 
 import tyro
 
@@ -34,6 +36,7 @@ from assay.judge import judge, show
 from assay.loop import load_best, write_json
 from assay.run import Job, Run, Where, identity, pick_device, stamp, train
 from assay.task import Task, TaskConfig, TaskSource, load_task
+from assay.telemetry import watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,23 @@ def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Where
         raise ConfigError(f"--preset is {chosen!r}; allowed: {', '.join(presets)}.")
     default = presets[chosen] if saved is None else _read_config(task, Path(saved))
     fields = [
-        ("what", Annotated[task.Config, tyro.conf.arg(name="")], dataclasses.field(default=default)),
+        (
+            "what",
+            Annotated[task.Config, tyro.conf.arg(name="")],
+            dataclasses.field(default=default),
+        ),
         ("where", Annotated[Where, tyro.conf.arg(name="")], dataclasses.field(default=Where())),
-        ("launch", Annotated[Launch, tyro.conf.arg(name="")], dataclasses.field(default=Launch(preset=chosen))),
+        (
+            "launch",
+            Annotated[Launch, tyro.conf.arg(name="")],
+            dataclasses.field(default=Launch(preset=chosen)),
+        ),
     ]
     command = dataclasses.make_dataclass("Command", fields, frozen=True, kw_only=True)
     about = f"{sys.modules[task.__module__].__doc__}\nPresets: {', '.join(presets)}."
-    parsed: Any = tyro.cli(command, args=list(arguments), description=about, config=(tyro.conf.AvoidSubcommands,))
+    parsed: Any = tyro.cli(
+        command, args=list(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
+    )
     return parsed.what, parsed.where, parsed.launch
 
 
@@ -96,13 +109,13 @@ def _read_config(task: type[Task], path: Path) -> TaskConfig:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--config {path} cannot be read ({error}); give a run's config.json.") from None
+        raise ConfigError(
+            f"--config {path} cannot be read ({error}); give a run's config.json."
+        ) from None
     return from_dict(task.Config, values)
 
 
-def experiment(
-    source: TaskSource, config: TaskConfig, where: Where, again: bool = False
-) -> Run:
+def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool = False) -> Run:
     """Train, judge and show a run and its baselines; what is finished is only shown."""
     storage = storage_of(where)
     store = (where.store or storage / "store").absolute()
@@ -117,11 +130,21 @@ def experiment(
             kept = _without(manifest, bad)
             pixels = Pixels(store, kept.column("content"))
             split = draw_split(kept, config.split)
-            split.report.update({f"near_duplicates_{k}": v for k, v in near_duplicates(pixels.signatures(), split.sets).items()})
+            split.report.update(
+                {
+                    f"near_duplicates_{k}": v
+                    for k, v in near_duplicates(pixels.signatures(), split.sets).items()
+                }
+            )
             for name, run in runs.items():
                 if run.state != "finished":
                     with run.lease():
-                        _complete(Prepared(source, named[name], kept, split, pixels, bad), run, where, storage)
+                        _complete(
+                            Prepared(source, named[name], kept, split, pixels, bad),
+                            run,
+                            where,
+                            storage,
+                        )
     show({name or source.name: run.folder for name, run in runs.items()})
     return runs[""]
 
@@ -142,7 +165,12 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
     """Train, judge and ship one run; its state says how far it came."""
     device = pick_device(where)
     launches = run.record.get("launches", [])
-    launch = {"time": time.time(), "workers": where.workers, "strategy": where.strategy, "device": device} | stamp()
+    launch = {
+        "time": time.time(),
+        "workers": where.workers,
+        "strategy": where.strategy,
+        "device": device,
+    } | stamp()
     run.note(
         state="running", task=prepared.source.name, launches=[*launches, launch], split=prepared.split.report,
         quarantined=[dataclasses.asdict(q) for q in prepared.quarantined],
@@ -157,7 +185,8 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
     )  # fmt: skip
     began = time.time()
     try:
-        train(job, where)
+        with watch(run.folder, f"{prepared.source.name} {run.folder.name[-12:]}"):
+            train(job, where)
         result = judge(run.folder, load_task(prepared.source), prepared.config, storage)
         _ship(prepared, run, result)
     except KeyboardInterrupt:
@@ -183,10 +212,14 @@ def _ship(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
     seal(folder, card, Path(golden))
 
 
-def _find(source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, again: bool) -> Run:
+def _find(
+    source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, again: bool
+) -> Run:
     """The run of this content: the newest attempt, or the next one if `again`."""
     name = f"{source.name}-{identity(source, config, manifest)}"
-    attempts = sorted(storage.glob(f"{name}*"), key=lambda p: int(p.name.removeprefix(name).lstrip("-") or 1))
+    attempts = sorted(
+        storage.glob(f"{name}*"), key=lambda p: int(p.name.removeprefix(name).lstrip("-") or 1)
+    )
     if not attempts:
         return Run(storage / name)
     if again:
@@ -214,18 +247,29 @@ def storage_of(where: Where) -> Path:
 def _absolute(config: TaskConfig) -> TaskConfig:
     """The same settings with data.root absolute, since workers have other working directories."""
     root = config.data.root
-    return config if root is None else dataclasses.replace(config, data=dataclasses.replace(config.data, root=root.absolute()))
+    return (
+        config
+        if root is None
+        else dataclasses.replace(
+            config, data=dataclasses.replace(config.data, root=root.absolute())
+        )
+    )
 
 
 def _without(manifest: Manifest, bad: Sequence[Quarantined]) -> Manifest:
     if not bad:
         return manifest
     rows = {q.row for q in bad}
-    print(f"{len(rows)} of {len(manifest)} images are quarantined, first: {bad[0].reason}", file=sys.stderr)
+    print(
+        f"{len(rows)} of {len(manifest)} images are quarantined, first: {bad[0].reason}",
+        file=sys.stderr,
+    )
     kept = manifest.take([i for i in range(len(manifest)) if i not in rows])
     lost = set(manifest.classes) - set(kept.classes)
     if lost:
-        raise RunError(f"No readable image is left of the class {min(lost)!r}; mend its files or leave the class out.")
+        raise RunError(
+            f"No readable image is left of the class {min(lost)!r}; mend its files or leave the class out."
+        )
     return kept
 
 
@@ -239,11 +283,13 @@ def _ray(where: Where) -> Any:
 
     package = Path(assay.__file__).parent
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"py_modules": [str(package)]}, log_to_driver=True)
+        ray.init(runtime_env={"py_modules": [str(package)]}, log_to_driver=False)
     else:
         paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        ray.init(address="local", include_dashboard=False, log_to_driver=True)
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, logging_level="warning"
+        )
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -124,7 +125,9 @@ class Run:
         path = self.folder / "lease.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and _is_held(path):
-            raise RunError(f"{self.folder} is being written by {path.read_text()}; wait for it, or end that process.")
+            raise RunError(
+                f"{self.folder} is being written by {path.read_text()}; wait for it, or end that process."
+            )
         write_json(path, {"host": socket.gethostname(), "pid": os.getpid()})
         ended = threading.Event()
 
@@ -165,8 +168,14 @@ def identity(source: TaskSource, config: TaskConfig, manifest: Manifest) -> str:
     what = to_dict(config)
     what["data"].pop("root")
     package = Path(assay.__file__).parent
-    files = sorted(f for name in TRAINED_WITH for f in ([package / name] if name.endswith(".py") else (package / name).glob("*.py")))
-    code = {f.relative_to(package).as_posix(): _code(f.read_bytes()) for f in files} | {"task": _code(source.code)}
+    files = sorted(
+        f
+        for name in TRAINED_WITH
+        for f in ([package / name] if name.endswith(".py") else (package / name).glob("*.py"))
+    )
+    code = {f.relative_to(package).as_posix(): _code(f.read_bytes()) for f in files} | {
+        "task": _code(source.code)
+    }
     return fingerprint({"config": what, "data": manifest.fingerprint, "code": code})
 
 
@@ -178,7 +187,11 @@ def _code(source: bytes) -> str:
 def stamp() -> dict[str, Any]:
     """Versions and machine, for the record."""
     names = ("ray", "torch", "timm", "numpy", "opencv-python-headless")
-    return {"assay": assay.__version__, "python": platform.python_version(), "host": socket.gethostname()} | {n: version(n) for n in names}
+    return {
+        "assay": assay.__version__,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+    } | {n: version(n) for n in names}
 
 
 @dataclass(frozen=True)
@@ -205,7 +218,9 @@ class Job:
     def stream(self) -> Stream:
         """Batches prepared in this process."""
         task, config = self.load()
-        return lambda steps, train: batches(task, config, self.pixels, self.manifest.truth, steps, train)
+        return lambda steps, train: batches(
+            task, config, self.pixels, self.manifest.truth, steps, train
+        )
 
 
 def train(job: Job, where: Where) -> None:
@@ -221,23 +236,35 @@ def train(job: Job, where: Where) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=where.workers, use_gpu=where.gpus, resources_per_worker=worker_resources(where)
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"launch-{time.time_ns()}",
-            storage_path=str(job.folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=where.retries, controller_failure_limit=3),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as failed:
-        raise _cause(failed) from None
+    for failures in range(where.retries + 1):
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=where.workers,
+                use_gpu=where.gpus,
+                resources_per_worker=worker_resources(where),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"launch-{time.time_ns()}",
+                storage_path=str(job.folder / "ray"),
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+            ),
+        )
+        # our own checkpoints resume, so a lost worker needs no more than another launch;
+        # an error that names its remedy would only come again
+        try:
+            trainer.fit()
+            return
+        except ray.train.TrainingFailedError as failed:
+            cause = _cause(failed)
+            if isinstance(cause, AssayError) or failures == where.retries:
+                raise cause from None
+            print(
+                f"A worker failed ({str(cause).splitlines()[0]}); resuming, {where.retries - failures - 1} retries left.",
+                file=sys.stderr,
+            )
 
 
 def _cause(failed: BaseException) -> BaseException:
@@ -273,7 +300,9 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
     telemetry = Telemetry(job.folder, job.track, job.config) if rank == 0 else None
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     try:
-        loop = Loop(task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat)
+        loop = Loop(
+            task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat
+        )
         position = loop.fit()
         _predict(job, loop, device)
     finally:
@@ -283,13 +312,19 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
 
 
 def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1 and strategy == "ddp":
+    if (
+        not torch.distributed.is_initialized()
+        or torch.distributed.get_world_size() == 1
+        and strategy == "ddp"
+    ):
         wrapped: torch.nn.Module = task
         return wrapped
     if strategy == "ddp":
         ids = [device] if device.type == "cuda" else None
         # parts of a model may rest in some phases (a scorer while the backbone warms up)
-        return torch.nn.parallel.DistributedDataParallel(task, device_ids=ids, find_unused_parameters=True)
+        return torch.nn.parallel.DistributedDataParallel(
+            task, device_ids=ids, find_unused_parameters=True
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -367,7 +402,11 @@ def pick_device(where: Where) -> str:
     """
     device = where.device if where.device != "auto" else ("cuda" if where.gpus else "cpu")
     if device == "cuda" and where.workers == 0 and not torch.cuda.is_available():
-        raise ResourceError("--device cuda was asked for and this machine has no CUDA device; use --device cpu.")
+        raise ResourceError(
+            "--device cuda was asked for and this machine has no CUDA device; use --device cpu."
+        )
     if device == "mps" and not torch.backends.mps.is_available():
-        raise ResourceError("--device mps was asked for and this machine has no Apple GPU; use --device cpu.")
+        raise ResourceError(
+            "--device mps was asked for and this machine has no Apple GPU; use --device cpu."
+        )
     return device

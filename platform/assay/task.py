@@ -59,7 +59,9 @@ class TrainConfig(Settings):
         for name in ("epochs", "batch_size", "eval_batch_size", "val_every"):
             low = 0 if name == "epochs" else 1
             if getattr(self, name) < low:
-                raise ConfigError(f"train.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}.")
+                raise ConfigError(
+                    f"train.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,9 @@ class Task(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> dict[str, dict[str, Estimate]]:
+    def judge(
+        cls, config: Any, predictions: pa.Table, storage: Path
+    ) -> dict[str, dict[str, Estimate]]:
         """What this system is judged by beyond the standard set: by set of the split, by name."""
         return {}
 
@@ -186,7 +190,9 @@ class TaskSource:
         """
         file = Path(path)
         if not file.is_file():
-            raise ConfigError(f"The task file {file} does not exist; give a file such as tasks/fingerprint.py.")
+            raise ConfigError(
+                f"The task file {file} does not exist; give a file such as tasks/fingerprint.py."
+            )
         return cls(file.stem, file.read_bytes())
 
 
@@ -213,6 +219,8 @@ def load_task(source: TaskSource) -> type[Task]:
         if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module_name
     ]
     if len(tasks) != 1:
-        raise ConfigError(f"The task file {source.name}.py defines {len(tasks)} subclasses of Task; it must define one.")
+        raise ConfigError(
+            f"The task file {source.name}.py defines {len(tasks)} subclasses of Task; it must define one."
+        )
     found: type[Task] = tasks[0]
     return found

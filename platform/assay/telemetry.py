@@ -2,8 +2,9 @@
 
 One schema for every line of metrics.jsonl (absent fields were not measured):
 
-    kind          "step" | "val" | "epoch"
+    kind          "start" (a launch) | "step" | "val" | "epoch"
     step          updates done          epoch      passes begun, from 0
+    total         updates of the whole run
     loss          mean over the global batch; other scalars of the task's forward by their names
     lr            base learning rate    grad_norm  before clipping
     samples_per_s global                data_wait  share of the time spent waiting for data (0..1)
@@ -15,7 +16,10 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,9 @@ class Telemetry:
         config: the run's settings, for sinks that show them.
     """
 
-    def __init__(self, folder: Path, sinks: tuple[str, ...] = (), config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, sinks: tuple[str, ...] = (), config: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.file = (folder / "metrics.jsonl").open("a", buffering=1)
         self.wandb: Any = _start_wandb(folder, config or {}) if "wandb" in sinks else None
@@ -40,7 +46,11 @@ class Telemetry:
 
     def log(self, kind: str, **fields: float | int) -> None:
         """Write one line; floats are rounded to six significant digits."""
-        line = {"kind": kind} | {k: _short(v) for k, v in fields.items()} | {"time": round(time.time(), 3)}
+        line = (
+            {"kind": kind}
+            | {k: _short(v) for k, v in fields.items()}
+            | {"time": round(time.time(), 3)}
+        )
         self.file.write(json.dumps(line) + "\n")
         values = {f"{kind}/{k}": v for k, v in fields.items() if k not in ("step", "epoch")}
         if self.wandb is not None:
@@ -67,7 +77,15 @@ def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
     logged_in = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
     mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
-    return wandb.init(project="assay", name=folder.name, id=folder.name, resume="allow", dir=folder, config=config, mode=mode)
+    return wandb.init(
+        project="assay",
+        name=folder.name,
+        id=folder.name,
+        resume="allow",
+        dir=folder,
+        config=config,
+        mode=mode,
+    )
 
 
 def _start_tensorboard(folder: Path) -> Any:
@@ -79,7 +97,54 @@ def _start_tensorboard(folder: Path) -> Any:
 def progress_bar(total: int, label: str, done: int = 0) -> "tqdm[Any]":
     """A bar on stderr; plain lines every 10 s where stderr is no terminal."""
     slow = not sys.stderr.isatty()
-    return tqdm(total=total, initial=done, desc=label, leave=False, mininterval=10 if slow else 0.1, dynamic_ncols=not slow)
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=label,
+        leave=False,
+        mininterval=10 if slow else 0.1,
+        dynamic_ncols=not slow,
+    )
+
+
+@contextmanager
+def watch(folder: Path, label: str) -> Iterator[None]:
+    """Show a bar of what some process, wherever it runs, writes to metrics.jsonl from now on."""
+    path = folder / "metrics.jsonl"
+    skip = path.stat().st_size if path.exists() else 0
+    ended = threading.Event()
+    thread = threading.Thread(target=_follow, args=(path, skip, label, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None:
+    bar = progress_bar(1, f"{label}: starting")
+    seen: dict[str, str] = {}
+    while not ended.wait(0.5):
+        if not path.exists():
+            continue
+        with path.open() as file:
+            file.seek(offset)
+            for text in iter(file.readline, ""):
+                if not text.endswith("\n"):
+                    break
+                offset += len(text.encode())
+                line = json.loads(text)
+                if line["kind"] == "start":
+                    bar.set_description(label)
+                    bar.reset(line["total"])
+                elif line["kind"] == "step":
+                    seen["loss"] = f"{line['loss']:.3f}"
+                elif line["kind"] == "val":
+                    seen["val"] = f"{line['accuracy']:.3f}"
+                bar.set_postfix(seen, refresh=False)
+                bar.update(line["step"] - bar.n)
+    bar.close()
 
 
 def memory_mb() -> float:

@@ -168,6 +168,7 @@ def _decode(image: ImageFile, file: File) -> Rgb:
     if deep or (is_simple and image.mode in {"L", "RGB"}):
         return _decode_cv2(image, file)
     image.load()
+    image.info.pop("transparency", None)  # Pillow warns when it is dropped with a palette
     return np.array(image.convert("RGB"))
 
 

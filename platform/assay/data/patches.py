@@ -51,7 +51,9 @@ class PatchConfig(Settings):
         return Clahe(self.clahe_clip, self.clahe_grid) if self.clahe_clip else None
 
 
-def cell_corners(cells: Int[np.ndarray, "n"], grid: int, config: PatchConfig) -> Int[np.ndarray, "n 2"]:
+def cell_corners(
+    cells: Int[np.ndarray, "n"], grid: int, config: PatchConfig
+) -> Int[np.ndarray, "n 2"]:
     """Left and top canvas pixel of the patch around each cell of a grid x grid canvas.
 
     Cells stand image_px // grid pixels apart; a patch is centred on its cell and may reach past
@@ -64,7 +66,11 @@ def cell_corners(cells: Int[np.ndarray, "n"], grid: int, config: PatchConfig) ->
 
 
 def informative_cells(
-    overview: UInt8[np.ndarray, "s s 3"], grid: int, config: PatchConfig, k: int, rng: np.random.Generator
+    overview: UInt8[np.ndarray, "s s 3"],
+    grid: int,
+    config: PatchConfig,
+    k: int,
+    rng: np.random.Generator,
 ) -> Int[np.ndarray, "k"]:
     """Draw k different cells whose patch is bright enough to show the part, in ascending order.
 
@@ -79,7 +85,10 @@ def informative_cells(
     left, top = np.clip((centres * scale).astype(int), 0, config.overview_px - 1).T
     brightness = means[top, left]
     bars = (0.1 / part for part in range(1, 100))
-    eligible = next((e for bar in bars if len(e := np.flatnonzero(brightness > bar)) >= k), np.arange(grid * grid))
+    eligible = next(
+        (e for bar in bars if len(e := np.flatnonzero(brightness > bar)) >= k),
+        np.arange(grid * grid),
+    )
     return np.sort(rng.choice(eligible, k, replace=False))
 
 
@@ -98,7 +107,9 @@ class Canvas:
         self.matrix = compose(placed, augment.matrix)
         self.grey = float(entry.mean @ np.array([0.299, 0.587, 0.114]))
 
-    def overview(self) -> tuple[UInt8[np.ndarray, "s s 3"], Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
+    def overview(
+        self,
+    ) -> tuple[UInt8[np.ndarray, "s s 3"], Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
         """The whole canvas in small, and mean and standard deviation (in [0, 1]) of the image in it."""
         side = self.config.overview_px
         window = crop_matrix(self.matrix, 0, 0, self.config.image_px / side)
@@ -120,11 +131,16 @@ class Canvas:
         if len(corners) > 1 and area <= len(corners) * side * side:
             # dense choice: one warp of the box around all of them costs less than one each
             height, width = int(high[1] - low[1]), int(high[0] - low[0])
-            box = self.entry.view(crop_matrix(self.matrix, low[0], low[1]), height, width, self.config.clahe)
+            box = self.entry.view(
+                crop_matrix(self.matrix, low[0], low[1]), height, width, self.config.clahe
+            )
             windows = np.lib.stride_tricks.sliding_window_view(box, (side, side), axis=(0, 1))
             left, top = (corners - low).T
             return np.ascontiguousarray(windows[top, left].transpose(0, 2, 3, 1))
-        cut = [self.entry.view(crop_matrix(self.matrix, x, y), side, side, self.config.clahe) for x, y in corners.tolist()]
+        cut = [
+            self.entry.view(crop_matrix(self.matrix, x, y), side, side, self.config.clahe)
+            for x, y in corners.tolist()
+        ]
         return np.stack(cut)
 
     def _photometric(self, pixels: np.ndarray, key: int) -> np.ndarray:

@@ -87,7 +87,11 @@ class Entry:
         return window
 
     def view(
-        self, matrix: Float64[np.ndarray, "2 3"], height: int, width: int, clahe: Clahe | None = None
+        self,
+        matrix: Float64[np.ndarray, "2 3"],
+        height: int,
+        width: int,
+        clahe: Clahe | None = None,
     ) -> UInt8[np.ndarray, "h w 3"]:
         """What an affine window on the image shows; `matrix` maps window pixels to image pixels.
 
@@ -101,7 +105,10 @@ class Entry:
         ratio = np.array(self.levels[0].shape[1::-1]) / edge
         scaled = matrix / ratio[:, None]
         scaled[:, 2] += 0.5 / ratio - 0.5
-        ends = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]]) @ scaled.T
+        ends = (
+            np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]])
+            @ scaled.T
+        )
         low = np.clip(np.floor(ends.min(0)).astype(int), -1, edge)
         high = np.clip(np.ceil(ends.max(0)).astype(int) + 1, 0, edge + 1)
         if (high <= low).any():
@@ -151,7 +158,9 @@ def build_entry(store: Path, content: str, source: Path) -> None:
     }
     offset = 0
     for level in entry.levels:
-        header["levels"].append({"height": level.shape[0], "width": level.shape[1], "offset": offset})
+        header["levels"].append(
+            {"height": level.shape[0], "width": level.shape[1], "offset": offset}
+        )
         offset += level.nbytes
     head = json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,4 +256,6 @@ class Pixels:
 
     def signatures(self) -> UInt8[np.ndarray, "rows 32"]:
         """The near-duplicate signature of every row."""
-        return np.stack([np.frombuffer(self[row].signature, np.uint8) for row in range(len(self.contents))])
+        return np.stack(
+            [np.frombuffer(self[row].signature, np.uint8) for row in range(len(self.contents))]
+        )

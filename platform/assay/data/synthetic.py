@@ -5,8 +5,8 @@ a download. Each image is drawn from keys of its own, so it does not depend on w
 """
 
 import dataclasses
-import json
 import functools
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ _TINT = (4, 0, -4)  # RGB of a zone, a decoy has the opposite
 _BLOCK = 4  # the signature has no mean over blocks of this side, so no trace below 1/4 scale
 # Angle (degrees) and period (px of 512) of each machine's raster. Machines whose angles mirror
 # each other differ in period, so that flips leave them apart.
-_RASTERS = ((0, 3.8), (30, 3.2), (60, 3.2), (90, 3.8), (120, 4.6), (150, 4.6))
+_RASTERS = ((0.0, 3.8), (30.0, 3.2), (60.0, 3.2), (90.0, 3.8), (120.0, 4.6), (150.0, 4.6))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class PartsConfig:
     num_views: int = 2
     """Images of a part."""
     signal: float = 1.0
-    """Strength of the machine's texture, 1 for 16 grey levels of 255; 0 plants nothing."""
+    """Strength of the machine's texture, 1 for 10 grey levels of 255; 0 plants nothing."""
     shortcut: bool = False
     """Let the colour of the table give the machine away, in the six designs only."""
 
@@ -110,7 +110,9 @@ def zone_hits(
     low = np.maximum(zones[None, :, :2], patches[:, None, :2])
     high = np.minimum(zones[None, :, 2:], patches[:, None, 2:])
     overlap = np.clip(high - low, 0, None).prod(-1).max(1)
-    return overlap >= 0.5 * (patches[:, 2:] - patches[:, :2]).prod(1)
+    half = 0.5 * (patches[:, 2:] - patches[:, :2]).prod(1)
+    hits: Bool[np.ndarray, " k"] = overlap >= half
+    return hits
 
 
 def draw_part(config: PartsConfig, machine: int, design: str, part: int, view: int) -> PartImage:
@@ -141,7 +143,7 @@ def draw_part(config: PartsConfig, machine: int, design: str, part: int, view: i
     half = _RADIUS * np.linalg.norm(pose[:, :2], axis=1)
     boxes = np.concatenate([centres - half, centres + half], axis=1).round().astype(np.int64)
 
-    relief = 16 * config.signal * _rasters(rng, boxes, rasters, pose, real + decoy)
+    relief = 10 * config.signal * _rasters(rng, boxes, rasters, pose, real + decoy)
     relief += _grain(rng, config) - 12 * (real + decoy)
     table = _table(config, rng, machine, design)
     light = _light(rng, config.size_px)
@@ -239,14 +241,16 @@ def _rasters(
     relief *= inside
     height, width = (side // _BLOCK for side in relief.shape)
     small = cv2.resize(relief, (width, height), interpolation=cv2.INTER_AREA)
-    return relief - cv2.resize(small, relief.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    relief -= cv2.resize(small, relief.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return relief
 
 
 @functools.cache
 def _grain_bank(seed: int) -> Float32[np.ndarray, "1536 1536"]:
     noise = np.random.default_rng([seed, 3]).standard_normal((1536, 1536), np.float32)
     band = cv2.GaussianBlur(noise, (0, 0), 0.7) - cv2.GaussianBlur(noise, (0, 0), 2.0)
-    return 6 * band / band.std()
+    band *= 6 / band.std()
+    return band
 
 
 def _grain(rng: np.random.Generator, config: PartsConfig) -> Float32[np.ndarray, "h w"]:
@@ -259,21 +263,21 @@ def _grain(rng: np.random.Generator, config: PartsConfig) -> Float32[np.ndarray,
     return grain if rng.random() < 0.5 else grain[::-1]
 
 
-def _table(
-    config: PartsConfig, rng: np.random.Generator, machine: int, design: str
-) -> list[float]:
-    hue = rng.integers(len(MACHINES))
+def _table(config: PartsConfig, rng: np.random.Generator, machine: int, design: str) -> list[float]:
+    hue = int(rng.integers(len(MACHINES)))
     if config.shortcut and design in SEEN_DESIGNS:
         hue = machine
     wave = np.cos(2 * np.pi * (hue / len(MACHINES) + np.arange(3) / 3))
-    return (45 + 12 * wave + rng.uniform(-6, 6)).tolist()
+    level = 45 + rng.uniform(-6, 6)
+    return [level + 12 * float(swing) for swing in wave]
 
 
 def _light(rng: np.random.Generator, size_px: int) -> Float32[np.ndarray, "h w"]:
-    slope = rng.uniform(-0.12, 0.12, 2)
     ramp = np.linspace(-1, 1, size_px, dtype=np.float32)
-    light = rng.uniform(0.8, 1.15) + slope[0] * ramp[None] + slope[1] * ramp[:, None]
-    return light.astype(np.float32)
+    slope_x, slope_y = rng.uniform(-0.12, 0.12, 2).astype(np.float32)
+    level = np.float32(rng.uniform(0.8, 1.15))
+    light: Float32[np.ndarray, "h w"] = level + slope_x * ramp[None] + slope_y * ramp[:, None]
+    return light
 
 
 # Polygons in sixteenths of 512 px from the middle, painted in order (255 part, 0 hole); two

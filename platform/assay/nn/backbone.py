@@ -6,14 +6,14 @@ import math
 import pickle
 import urllib.request
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import huggingface_hub
 import timm
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from timm.layers import (
+from timm.layers.norm_act import (
     BatchNormAct2d,
     GroupNormAct,
     convert_sync_batchnorm,
@@ -123,28 +123,30 @@ def normalise_layers(model: nn.Module, norm: Norm) -> nn.Module:
     if norm == "group":
         return _to_group_norm(model)
     if norm == "frozen":
-        return freeze_batch_norm_2d(model)
+        frozen: nn.Module = freeze_batch_norm_2d(model)  # type: ignore[no-untyped-call]
+        return frozen
     if norm == "sync":
         if not torch.cuda.is_available():
             raise ConfigError(
                 "norm 'sync' needs GPUs and this machine has none: "
                 "take --model.norm group (or frozen, batch)."
             )
-        return convert_sync_batchnorm(model)
+        synced: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return synced
     return model
 
 
 def _build(name: str, drop_path: float, img_size: int | None) -> nn.Module:
     if name == "texture_small":
         return TextureNet()
-    if not timm.is_model(name.split(".")[0]):
-        known = ["texture_small", *timm.list_models()]
+    known = ["texture_small", *timm.list_models(pretrained="." in name)]
+    if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
         raise ConfigError(
             f"There is no backbone {name!r}; the closest are {', '.join(close)} "
             "(timm.list_models() names them all)."
         )
-    options: dict[str, float] = {}
+    options: dict[str, Any] = {}
     if img_size is not None and _config(name).fixed_input_size:
         options["img_size"] = img_size
     if drop_path:
@@ -213,7 +215,7 @@ def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) ->
 
 
 def _freeze(model: nn.Module, name: str, trainable_blocks: int) -> None:
-    blocks = group_parameters(model, model.group_matcher(coarse=False))
+    blocks = group_parameters(model, cast(Any, model).group_matcher(coarse=False))
     if not 0 <= trainable_blocks <= len(blocks):
         raise ConfigError(
             f"--model.trainable-blocks {trainable_blocks} is not possible: {name} has "

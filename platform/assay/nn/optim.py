@@ -37,7 +37,9 @@ class OptimConfig(Settings):
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         if self.lr <= 0 or not 0 <= self.warmup < 1:
-            raise ConfigError(f"optim.lr is {self.lr}, optim.warmup {self.warmup}; allowed: lr > 0 and 0 <= warmup < 1.")
+            raise ConfigError(
+                f"optim.lr is {self.lr}, optim.warmup {self.warmup}; allowed: lr > 0 and 0 <= warmup < 1."
+            )
 
 
 class Multiplier(NamedTuple):
@@ -72,7 +74,8 @@ def build_optimizer(
     if not groups:
         raise ConfigError("No parameter is left to train; unfreeze the backbone or its head.")
     listed: list[dict[str, Any]] = [
-        {"params": members, "prefix": prefix, "decays": decays} for (prefix, decays), members in groups.items()
+        {"params": members, "prefix": prefix, "decays": decays}
+        for (prefix, decays), members in groups.items()
     ]
     if config.optimizer == "lamb":
         return Lamb(listed, lr=config.lr, weight_decay=config.weight_decay)
@@ -80,12 +83,17 @@ def build_optimizer(
 
 
 def set_rates(
-    optimizer: torch.optim.Optimizer, config: OptimConfig, prefixes: Mapping[str, Multiplier], progress: float
+    optimizer: torch.optim.Optimizer,
+    config: OptimConfig,
+    prefixes: Mapping[str, Multiplier],
+    progress: float,
 ) -> float:
     """Set every group's learning rate and weight decay for this step; returns the base rate."""
     base = config.lr * lr_factor(config, progress)
     for group in optimizer.param_groups:
         multiplier = prefixes.get(group["prefix"], Multiplier())
         group["lr"] = base * multiplier.lr
-        group["weight_decay"] = config.weight_decay * multiplier.weight_decay if group["decays"] else 0.0
+        group["weight_decay"] = (
+            config.weight_decay * multiplier.weight_decay if group["decays"] else 0.0
+        )
     return base

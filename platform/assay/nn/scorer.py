@@ -1,5 +1,6 @@
 """Scores for the cells of an image, from its overview alone."""
 
+from collections import OrderedDict
 from typing import Literal
 
 import timm
@@ -34,7 +35,7 @@ class Scorer(nn.Module):
         self, overviews: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch rows cols"]:
         """Score the cells of each image, 0..1."""
-        scores = self.net(overviews)[:, 0]
+        scores: Tensor = self.net(overviews)[:, 0]
         low, high = scores.amin((1, 2), keepdim=True), scores.amax((1, 2), keepdim=True)
         return (scores - low) / (high - low + 1e-5)
 
@@ -67,6 +68,7 @@ def _small() -> nn.Sequential:
 
 def _resnet18(norm: Norm) -> nn.Sequential:
     net = timm.create_model("resnet18", num_classes=0)
-    layers = [net.conv1, net.bn1, net.act1, net.maxpool, net.layer1, net.layer2]
-    trunk = normalise_layers(nn.Sequential(*layers), norm)
+    names = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2")
+    layers = OrderedDict((name, net.get_submodule(name)) for name in names)
+    trunk = normalise_layers(nn.Sequential(layers), norm)
     return nn.Sequential(trunk, nn.Conv2d(128, 1, 3), nn.MaxPool2d(2))

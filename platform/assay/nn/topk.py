@@ -157,6 +157,31 @@ def score_function_loss(
     return ((scores - scores.detach()) * grad * is_active).sum(1)
 
 
+def expected_loss(
+    scores: Float[Tensor, "batch d"],
+    cells: Int[Tensor, "batch m"],
+    losses: Float[Tensor, "batch m"],
+    temperature: float,
+) -> Float[Tensor, " batch"]:
+    """Expected loss of one cell drawn by its score, among cells whose own loss is known.
+
+    Under Gumbel noise of scale `temperature` the best of the cells follows a softmax of their
+    scores, so the expectation of the perturbed top-1, and its gradient for the scores, need no
+    noise at all: sum_m softmax(scores[cells] / temperature)_m losses_m. With the loss of each
+    patch classified alone at randomly drawn cells, it teaches a scorer where to look before
+    its own selection is any good; each drawn cell is a lesson, whereas a selection of k cells
+    gets one loss for all.
+
+    Args:
+        scores: As given to the selection.
+        cells: Drawn cells, uniformly or by an earlier selection; repeats count repeatedly.
+        losses: Loss of the image judged by each cell alone; no gradient flows into it from here.
+        temperature: Scale of the noise in units of the scores, above 0.
+    """
+    probs = (scores.gather(1, cells) / temperature).softmax(1)
+    return (probs * losses.detach()).sum(1)
+
+
 def _minus_others(returns: Tensor) -> Tensor:
     """Each value less the mean of the others along dimension 1."""
     count = returns.shape[1]
