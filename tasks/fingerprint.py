@@ -94,7 +94,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TaskConfig):
+class FingerprintConfig(TaskConfig):
     """Source identification of parts."""
 
     data: DataConfig = field(
@@ -113,10 +113,10 @@ class Config(TaskConfig):
 class Fingerprint(Task):
     """Scorer, selection, backbone, aggregator."""
 
-    Config = Config
-    config: Config
+    Config = FingerprintConfig
+    config: FingerprintConfig
 
-    def __init__(self, config: Config, classes: list[str], pixels: Pixels) -> None:
+    def __init__(self, config: FingerprintConfig, classes: list[str], pixels: Pixels) -> None:
         super().__init__(config, classes, pixels)
         model = config.model
         self.scorer = Scorer(model.trunk, model.norm)
@@ -136,7 +136,8 @@ class Fingerprint(Task):
             trainable_blocks=None if model.trainable_blocks < 0 else model.trainable_blocks,
             img_size=config.patches.patch_px,
         )
-        self.project = create_head(model.head, int(self.backbone.num_features), model.embed_dim)
+        num_features: Any = self.backbone.num_features
+        self.project = create_head(model.head, num_features, model.embed_dim)
         self.aggregator = TransformerAggregator(
             model.embed_dim, len(classes), num_layers=model.num_layers, num_heads=model.num_heads,
             embed_dim=model.embed_dim, d_inner=model.d_inner, dropout=model.dropout, attn_dropout=model.attn_dropout,
@@ -145,7 +146,7 @@ class Fingerprint(Task):
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
         """The embedded demo (default), its short form for CI, and the reference's three recipes."""
-        demo = Config(
+        demo = FingerprintConfig(
             patches=PatchConfig(image_px=512, overview_px=128, patch_px=48, clahe_clip=0.0),
             augment=AugmentConfig(hflip=0.5, vflip=0.5),
             model=ModelConfig(
@@ -160,30 +161,31 @@ class Fingerprint(Task):
             train=replace(demo.train, epochs=2),
             parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=1, num_views=1),
         )
-        readme = Config()
+        readme = FingerprintConfig()
         recipes = {
             name: replace(readme, augment=augment.PRESETS[name]) for name in ("main", "sweep")
         }
         return {"demo": demo, "smoke": smoke, "readme": readme, **recipes}
 
     @classmethod
-    def manifest(cls, config: Config, storage: Path) -> Manifest:
+    def manifest(cls, config: FingerprintConfig, storage: Path) -> Manifest:
         """The images under data.root, or the embedded parts."""
         data = config.data
         if data.root is None:
-            data = replace(data, root=embedded_folder(config, storage))
-            synthetic.draw_parts(data.root, config.parts)
+            folder = embedded_folder(config, storage)
+            synthetic.draw_parts(folder, config.parts)
+            data = replace(data, root=folder)
         return read_manifest(data, storage / "hashes.sqlite")
 
     @classmethod
-    def baselines(cls, config: Config) -> Mapping[str, Config]:
+    def baselines(cls, config: FingerprintConfig) -> Mapping[str, FingerprintConfig]:
         """Random patches on the part, for a run that selects."""
         if config.model.mode == "random":
             return {}
         return {"random": replace(config, model=replace(config.model, mode="random"))}
 
     @classmethod
-    def prepare(cls, config: Config, pixels: Pixels, samples: Samples) -> Batch:
+    def prepare(cls, config: FingerprintConfig, pixels: Pixels, samples: Samples) -> Batch:
         """Overviews, their statistics, what was drawn for each image, and random cells."""
         grid = grid_side(config.model.trunk, config.patches.overview_px)
         num_random = max(config.model.k, config.model.warmup_k)
@@ -371,7 +373,7 @@ class Fingerprint(Task):
 
     @classmethod
     def judge(
-        cls, config: Config, predictions: pa.Table, storage: Path
+        cls, config: FingerprintConfig, predictions: pa.Table, storage: Path
     ) -> dict[str, dict[str, Estimate]]:
         """On the embedded parts: the share of chosen patches that lie on planted signal, by test set."""
         if config.data.root is not None:
@@ -411,10 +413,11 @@ class _Graph(nn.Module):
             self.eval(), (torch.zeros(self.shape),), dynamo=True, dynamic_shapes=dynamic,
             input_names=[self.feed], output_names=self.names, verbose=False,
         )  # fmt: skip
+        assert program is not None
         program.save(path)
 
 
-def embedded_folder(config: Config, storage: Path) -> Path:
+def embedded_folder(config: FingerprintConfig, storage: Path) -> Path:
     """Where the embedded parts of these settings are drawn."""
     return storage / "embedded" / f"parts-{fingerprint(asdict(config.parts))}"
 

@@ -55,9 +55,13 @@ def fill(manifest: Manifest, store: Path, on_error: str, parallel: bool) -> list
         return []
     store.mkdir(parents=True, exist_ok=True)
     _refuse_full_disk([Path(paths[row]) for row in missing], store)
-    work = [{"row": row, "content": contents[row], "path": paths[row]} for row in missing]
+    work: list[dict[str, Any]] = [
+        {"row": row, "content": contents[row], "path": paths[row]} for row in missing
+    ]
     outcomes = (
-        _fill_with_ray(work, store) if parallel else (_fill_one(store, **item) for item in work)
+        _fill_with_ray(work, store)
+        if parallel
+        else (_fill_one(store, item["row"], item["content"], item["path"]) for item in work)
     )
     bar = progress_bar(len(work), "decode")
     bad = {}
@@ -148,14 +152,14 @@ def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np
 
 
 @lru_cache(maxsize=4)
-def _recall(shared: ray.ObjectRef) -> tuple[Any, TaskConfig, Pixels, np.ndarray]:
+def _recall(shared: "ray.ObjectRef[Any]") -> tuple[Any, TaskConfig, Pixels, np.ndarray]:
     source, values, pixels, truth = ray.get(shared)
     task = load_task(source)
     return task, from_dict(task.Config, values), pixels, truth
 
 
 @lru_cache(maxsize=4)
-def _plan(plan: ray.ObjectRef) -> list[Step]:
+def _plan(plan: "ray.ObjectRef[list[Step]]") -> list[Step]:
     steps: list[Step] = ray.get(plan)
     return steps
 

@@ -88,10 +88,11 @@ def show(folders: Mapping[str, Path]) -> None:
         first = sets[method]["accuracy"]
         print(f"\n{test}: {first['num']} images of {first['num_groups']} groups")
         for name, numbers in sets.items():
-            print(
-                f"  {name:12s} per image {_bracket(numbers['accuracy'])}   per group {_bracket(numbers['group_accuracy'])}"
-            )
-            for key in numbers.keys() - _standard():
+            print(f"  {name:12s} per image {_bracket(numbers['accuracy'])}", end="")
+            for key, label in (("group_accuracy", "group, mean logit"), ("vote_accuracy", "vote")):
+                print(f"   {label} {_bracket(numbers[key])}" if numbers[key] else "", end="")
+            print()
+            for key in sorted(numbers.keys() - _standard()):
                 print(f"  {'':12s} {key.replace('_', ' ')} {_bracket(numbers[key])}")
         for name in list(folders)[1:]:
             a, b = (rows_of(read_predictions(folders[n]), test) for n in (method, name))

@@ -7,6 +7,7 @@ what is finished and shows it.
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import time
@@ -288,7 +289,10 @@ def _ray(where: Where) -> Any:
         paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, logging_level="warning"
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     try:
         yield

@@ -249,7 +249,7 @@ def train(job: Job, where: Where) -> None:
             run_config=ray.train.RunConfig(
                 name=f"launch-{time.time_ns()}",
                 storage_path=str(job.folder / "ray"),
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
             ),
         )
         # our own checkpoints resume, so a lost worker needs no more than another launch;
@@ -312,11 +312,9 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
 
 
 def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
-    if (
-        not torch.distributed.is_initialized()
-        or torch.distributed.get_world_size() == 1
-        and strategy == "ddp"
-    ):
+    group = torch.distributed
+    num_workers = group.get_world_size() if group.is_initialized() else 0
+    if num_workers == 0 or (num_workers == 1 and strategy == "ddp"):
         wrapped: torch.nn.Module = task
         return wrapped
     if strategy == "ddp":
@@ -377,7 +375,7 @@ def worker_resources(where: Where) -> dict[str, float]:
     """
     import ray
 
-    total = ray.cluster_resources()
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     most = int(gpus) if where.gpus else int(cpus)
     each = where.cpus_per_worker or min(1.0, (cpus - 1) / where.workers)

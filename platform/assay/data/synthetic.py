@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int, Real, UInt8
 
 from assay.errors import ConfigError
 
@@ -101,7 +101,7 @@ def read_zones(folder: Path) -> dict[str, Int[np.ndarray, "zones 4"]]:
 
 
 def zone_hits(
-    zones: Int[np.ndarray, "zones 4"], patches: Int[np.ndarray, "k 4"]
+    zones: Int[np.ndarray, "zones 4"], patches: Real[np.ndarray, "k 4"]
 ) -> Bool[np.ndarray, " k"]:
     """Whether at least half of a patch's area lies on one planted zone.
 
@@ -120,14 +120,16 @@ def draw_part(config: PartsConfig, machine: int, design: str, part: int, view: i
 
     The machine writes its raster, an angle and a period, into three round zones of the part and
     nowhere else. Three square decoys look alike but for their outline and a slight tint, and
-    carry the raster of any machine, or of none. Where zones lie depends on the design. Colour,
-    pose, view, light and grain are nuisance and drawn anew for each part or image.
+    carry the raster of any machine, or of none. A design has six places for them, of which each
+    part fills three with zones. Colour, pose, view, light and grain are nuisance, drawn anew
+    for each part or image.
     """
     number = _DESIGNS.index(design)
     part_rng = np.random.default_rng([config.seed, 1, machine, number, part])
     rng = np.random.default_rng([config.seed, 2, machine, number, part, view])
     silhouette, slots = _layout(config.seed, design)
-    slots = slots + part_rng.uniform(-5, 5, slots.shape)
+    # Which slots are zones is drawn for each part: places alone, learnt by heart, do not do.
+    slots = part_rng.permutation(slots) + part_rng.uniform(-5, 5, slots.shape)
     tint = part_rng.uniform(-12, 12, 3).tolist()
     rasters = [_RASTERS[machine]] * _NUM_ZONES + [
         _decoy_raster(part_rng) for _ in range(_NUM_ZONES)
@@ -167,7 +169,7 @@ def _parts(config: PartsConfig) -> list[tuple[int, str, int]]:
 
 @functools.cache
 def _layout(seed: int, design: str) -> tuple[UInt8[np.ndarray, "512 512"], np.ndarray]:
-    """The silhouette of a design and the centres of its zones and decoys, on 512x512 pixels."""
+    """The silhouette of a design and the places of its zones and decoys, on 512x512 pixels."""
     rng = np.random.default_rng([seed, 0, _DESIGNS.index(design)])
     silhouette = np.zeros((512, 512), np.uint8)
     for points, value in _SHAPES[design]:
@@ -189,7 +191,7 @@ def _layout(seed: int, design: str) -> tuple[UInt8[np.ndarray, "512 512"], np.nd
         gaps = np.linalg.norm(slots[:, None] - slots, axis=2) + 512 * np.eye(len(slots))
         if gaps.min() > 2.7 * _RADIUS:
             break
-    return silhouette, rng.permutation(slots)
+    return silhouette, slots
 
 
 def _outlines(slots: np.ndarray) -> UInt8[np.ndarray, "2 512 512"]:
