@@ -8,27 +8,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from jaxtyping import install_import_hook
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-with install_import_hook("assay.evaluate", "beartype.beartype"):
-    from assay.evaluate import (
-        Estimate,
-        accuracy,
-        by_group,
-        check,
-        difference,
-        ece,
-        fit_temperature,
-        interval,
-        macro_f1,
-        nll,
-        softmax,
-        summarise,
-    )
 from assay.errors import PredictionsError
+from assay.evaluate import (
+    Estimate,
+    accuracy,
+    by_group,
+    check,
+    difference,
+    ece,
+    fit_temperature,
+    interval,
+    macro_f1,
+    nll,
+    softmax,
+    summarise,
+)
 
 CLASSES = ["m1", "m2", "m3"]
 NUM_SIMULATIONS = 500  # a standard error of 0.01 on a coverage of 0.95

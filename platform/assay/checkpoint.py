@@ -16,14 +16,21 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
 from assay.errors import CheckpointError
 
@@ -59,7 +66,9 @@ def save(
     with warnings.catch_warnings():
         # dcp says that it saves in a single process; that is what is wanted
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=hidden)
+        state_dict_saver.save(
+            {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=hidden
+        )
     _barrier()
     if rank == 0:
         (hidden / "position.json").write_text(json.dumps(position))
@@ -111,18 +120,41 @@ def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         CheckpointError: the checkpoint belongs to another model.
     """
     model_state, optimizer_state = get_state_dict(module, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state}
+    saved = FileSystemReader(path).read_metadata().state_dict_metadata
+    _refuse_other_model(path, model_state, saved)
+    # parameters that had rested so far (no gradient yet) had no state, and get none
+    moments: Any = optimizer_state["state"]
+    optimizer_state["state"] = {
+        name: moment
+        for name, moment in moments.items()
+        if any(key.startswith(f"optimizer.state.{name}.") for key in saved)
+    }
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
-            dcp.load(state, checkpoint_id=path)
-    except (RuntimeError, KeyError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"The checkpoint {path} does not fit this model ({first_line}); use the settings it was trained with."
-        ) from error
+            state_dict_loader.load(state, checkpoint_id=path)
+    except CheckpointException as error:
+        reasons = "; ".join(str(failure[0]) for failure in error.failures.values())
+        raise _misfit(path, reasons) from error
     set_state_dict(
-        module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+        module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+        options=StateDictOptions(strict=False),
+    )  # fmt: skip
     position: dict[str, Any] = json.loads((path / "position.json").read_text())
     return position
+
+
+def _refuse_other_model(path: Path, model_state: Mapping[str, Any], saved: Iterable[str]) -> None:
+    """Names must agree in both directions; shapes are compared by dcp."""
+    theirs = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
+    different = sorted(theirs ^ set(model_state))
+    if different:
+        side = "the checkpoint" if different[0] in theirs else "this model"
+        raise _misfit(path, f"only {side} has {different[0]}")
+
+
+def _misfit(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {path} does not fit this model ({reason}); use the settings it was trained with."
+    )

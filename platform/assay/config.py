@@ -9,7 +9,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-
 from assay.errors import ConfigError
 
 

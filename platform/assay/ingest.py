@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from assay.config import from_dict, to_dict
 from assay.data.image import probe
 from assay.data.manifest import Manifest
 from assay.data.order import Step
-from assay.data.pixels import Pixels, build_entry, entry_bytes, entry_path
+from assay.data.pixels import Pixels, entry_bytes, entry_path, decode
 from assay.errors import AssayError, ImageError, StoreError
 from assay.loop import Stream
 from assay.task import Batch, TaskConfig, TaskSource, batches, load_task
@@ -55,20 +55,14 @@ def fill(manifest: Manifest, store: Path, on_error: str, parallel: bool) -> list
         return []
     store.mkdir(parents=True, exist_ok=True)
     _refuse_full_disk([Path(paths[row]) for row in missing], store)
-    work: list[dict[str, Any]] = [
-        {"row": row, "content": contents[row], "path": paths[row]} for row in missing
-    ]
-    outcomes = (
-        _fill_with_ray(work, store)
-        if parallel
-        else (_fill_one(store, item["row"], item["content"], item["path"]) for item in work)
-    )
+    work: list[dict[str, Any]] = [{"content": contents[row], "path": paths[row]} for row in missing]
+    outcomes = _fill_with_ray(work, store) if parallel else (decode(store, w) for w in work)
     bar = progress_bar(len(work), "decode")
     bad = {}
-    for row, reason in outcomes:
+    for outcome in outcomes:
         bar.update()
-        if reason:
-            bad[contents[row]] = reason
+        if outcome["reason"]:
+            bad[outcome["content"]] = str(outcome["reason"])
     bar.close()
     found = [Quarantined(row, bad[c]) for row, c in enumerate(contents) if c in bad]
     if found and on_error == "stop":
@@ -96,24 +90,11 @@ def _refuse_full_disk(paths: list[Path], store: Path) -> None:
         )
 
 
-def _fill_one(store: Path, row: int, content: str, path: str) -> tuple[int, str]:
-    try:
-        build_entry(store, content, Path(path))
-    except ImageError as error:
-        return row, str(error)
-    return row, ""
-
-
-def _fill_with_ray(work: list[dict[str, Any]], store: Path) -> Iterator[tuple[int, str]]:
-    def decode(item: dict[str, Any]) -> dict[str, Any]:
-        row, reason = _fill_one(store, int(item["row"]), item["content"], item["path"])
-        return {"row": row, "reason": reason}
-
+def _fill_with_ray(work: list[dict[str, Any]], store: Path) -> Iterator[dict[str, Any]]:
     _quiet()
     blocks = max(1, math.ceil(len(work) / IMAGES_PER_BLOCK))
-    dataset = ray.data.from_items(work, override_num_blocks=blocks).map(decode)
-    for outcome in dataset.iter_rows():
-        yield int(outcome["row"]), str(outcome["reason"])
+    dataset = ray.data.from_items(work, override_num_blocks=blocks).map(partial(decode, store))
+    yield from dataset.iter_rows()
 
 
 def _quiet() -> None:

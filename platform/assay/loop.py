@@ -8,11 +8,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from assay import checkpoint, evaluate
 from assay.data.order import Step, fixed_order, steps_of
 from assay.errors import ConfigError, RunError
-from assay.nn.optim import build_optimizer, set_rates
+from assay.nn.optim import Multiplier, build_optimizer, set_rates
 from assay.task import Batch, Task
 from assay.telemetry import Telemetry, memory_mb
 
@@ -35,6 +35,7 @@ VAL_CACHE_BYTES = 1 << 29
 """Prepared val batches are kept in memory up to this size."""
 
 
+@runtime_checkable
 class Stream(Protocol):
     """Turns this worker's steps into prepared batches, in order."""
 
@@ -55,6 +56,8 @@ class Position:
     stale: int = 0
     done: bool = False
     scaler: dict[str, Any] = field(default_factory=dict)
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Sum and number of each scalar in the epoch so far."""
 
 
 def world() -> tuple[int, int]:
@@ -73,6 +76,9 @@ class Loop:
         folder: the run's directory, on storage that all workers share.
         telemetry: rank 0's metrics, None on other ranks.
         heartbeat: called after each look at val with the run's position.
+
+    Raises:
+        ConfigError: train or val is empty, nothing is left to train, or fp16 without CUDA.
     """
 
     def __init__(
@@ -93,26 +99,28 @@ class Loop:
             telemetry,
             heartbeat,
         )
+        for name in ("train", "val"):
+            if not len(rows[name]):
+                raise ConfigError(
+                    f"The split has no image in {name}; give it some, or raise --split.{name}."
+                    if name == "val"
+                    else "The split has no image in train; lower --split.val and --split.test."
+                )
         self.config = task.config.train
         self.rank, self.world_size = world()
         self.epochs = [self._epoch_steps(e) for e in range(self.config.epochs)]
         self.total = sum(len(steps) for steps in self.epochs)
-        self.optimizer = build_optimizer(wrapped, task.config.optim, self._prefixes(0.0))
+        # named as the bare task names them, so that groups mean the same under any wrapping
+        self.optimizer = build_optimizer(task, task.config.optim, task.param_groups(0.0))
         self.scaler = _scaler(self.config.precision, task.device)
         self.position = Position()
         self.val_steps = steps_of(fixed_order(rows["val"], self.config.eval_batch_size), 0)
         self.val_batches: list[Batch] | None = None
         self.nonfinite = 0
-        self.rates: set[float] = set()
+        self.rates: list[float] = []
 
     def _epoch_steps(self, epoch: int) -> list[Step]:
         return steps_of(self.task.order(self.task.config, self.rows["train"], epoch), epoch)
-
-    def _prefixes(self, progress: float) -> Any:
-        inner = (
-            "module." if self.wrapped is not self.task and hasattr(self.wrapped, "module") else ""
-        )
-        return {inner + name: m for name, m in self.task.param_groups(progress).items()}
 
     def fit(self) -> Position:
         """Train from the newest good checkpoint, or from the start, to the end."""
@@ -148,47 +156,47 @@ class Loop:
             self.telemetry.log(
                 "start", step=self.position.step, epoch=self.position.epoch, total=self.total
             )
-        sums: dict[str, list[float]] = {}
         clock = epoch_clock = time.perf_counter()
-        waited_epoch = 0.0
+        waited_epoch, served = 0.0, 0
         for step in remaining:
             batch = next(stream)
             waited = time.perf_counter() - clock
             scalars = self._update(step, batch)
             seconds = time.perf_counter() - clock
             clock = time.perf_counter()
-            waited_epoch += waited
+            waited_epoch, served = waited_epoch + waited, served + step.num_global
             self._log_step(step, scalars, seconds, waited / seconds)
             for name, value in scalars.items():
-                sums.setdefault(name, []).append(value)
-            last = step.index == len(self.epochs[step.epoch]) - 1
+                total, num = self.position.sums.get(name, (0.0, 0.0))
+                self.position.sums[name] = [total + value, num + 1]
+            saved, last = False, step.index == len(self.epochs[step.epoch]) - 1
             self.position.epoch, self.position.index = (
                 (step.epoch + 1, 0) if last else (step.epoch, step.index + 1)
             )
             if last:
-                self._log_epoch(step, sums, time.perf_counter() - epoch_clock, waited_epoch)
-                self._end_epoch(step.epoch)
-                sums, waited_epoch = {}, 0.0
+                self._log_epoch(step, served, time.perf_counter() - epoch_clock, waited_epoch)
+                self.position.sums = {}
+                saved = self._end_epoch(step.epoch)
+                waited_epoch, served = 0.0, 0
                 clock = epoch_clock = time.perf_counter()
                 if self.position.done:
                     break
-            elif (
-                self.config.checkpoint_steps
-                and self.position.step % self.config.checkpoint_steps == 0
-            ):
+            every = self.config.checkpoint_steps
+            if every and self.position.step % every == 0 and not saved:
                 self._save()
                 clock = time.perf_counter()
 
     def _update(self, step: Step, batch: Batch) -> dict[str, float]:
         """One optimiser update; scalars are this worker's, weighted by its share."""
         progress = self.position.step / max(self.total, 1)
-        prefixes = self._prefixes(progress)
+        prefixes = self.task.param_groups(progress)
         lr = set_rates(self.optimizer, self.task.config.optim, prefixes, progress)
         # dropout and the like: a function of seed, position and rank, so a resumed run repeats it
         torch.manual_seed(hash((self.config.seed, self.position.step, self.rank)) & 0x7FFFFFFF)
         self.wrapped.train()
         weight = len(step.rows) * self.world_size / step.num_global if step.entries[0] >= 0 else 0.0
-        norm, scalars, losses = 0.0, {}, 0.0
+        norm, losses = 0.0, 0.0
+        scalars: dict[str, float] = {}
         for phase in self.task.phases:
             self.optimizer.zero_grad(set_to_none=True)
             with _autocast(self.config.precision, self.task.device):
@@ -199,13 +207,16 @@ class Loop:
             norm = self._apply(prefixes)
             scalars |= {k: float(v.detach()) for k, v in made.items() if k != "loss"}
         loss_of_all = self._sum(losses)
-        self._guard(loss_of_all)
+        # where a loss is scaled, steps with too large a scale are skipped by design
+        self._guard(
+            math.isfinite(loss_of_all) and (math.isfinite(norm) or self.scaler.is_enabled())
+        )
         self.task.after_step(progress)
         self.position.step += 1
-        self.rates.add(lr)
+        self.rates.append(max(group["lr"] for group in self.optimizer.param_groups))
         return {"loss": loss_of_all, **scalars, "lr": lr, "grad_norm": norm}
 
-    def _apply(self, prefixes: Any) -> float:
+    def _apply(self, prefixes: Mapping[str, Multiplier]) -> float:
         """Clip, skip what is not finite or frozen, and update; returns the gradient norm."""
         self.scaler.unscale_(self.optimizer)
         for group in self.optimizer.param_groups:
@@ -223,11 +234,11 @@ class Loop:
             self.scaler.update()
         return norm
 
-    def _guard(self, loss: float) -> None:
-        self.nonfinite = 0 if math.isfinite(loss) else self.nonfinite + 1
+    def _guard(self, finite: bool) -> None:
+        self.nonfinite = 0 if finite else self.nonfinite + 1
         if self.nonfinite >= MAX_NONFINITE:
             raise RunError(
-                f"The loss was not finite in {MAX_NONFINITE} updates in a row up to step {self.position.step}; "
+                f"The loss or its gradient was not finite in {MAX_NONFINITE} updates in a row up to step {self.position.step}; "
                 "lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
             )
 
@@ -246,33 +257,32 @@ class Loop:
                 samples_per_s=rate, step_s=seconds, data_wait=wait, memory_mb=memory_mb(),
             )  # fmt: skip
 
-    def _log_epoch(
-        self, step: Step, sums: dict[str, list[float]], seconds: float, waited: float
-    ) -> None:
+    def _log_epoch(self, step: Step, served: int, seconds: float, waited: float) -> None:
+        """Means over the whole epoch; times and rates since this launch began."""
         if self.telemetry is not None:
-            means = {name: float(np.mean(values)) for name, values in sums.items()}
-            served = sum(s.num_global for s in self.epochs[step.epoch])
+            means = {name: total / num for name, (total, num) in self.position.sums.items()}
             self.telemetry.log(
                 "epoch", step=self.position.step, epoch=step.epoch, **means, epoch_s=seconds,
                 samples_per_s=served / seconds, data_wait=waited / seconds, memory_mb=memory_mb(),
             )  # fmt: skip
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _end_epoch(self, epoch: int) -> bool:
+        """Look at val and save where it is due; returns whether it was."""
         last = epoch == self.config.epochs - 1
         if last:
             self._refuse_dead_schedule()
-        if last or (epoch + 1) % self.config.val_every == 0:
-            self._look_at_val()
-            stopped = self.config.patience and self.position.stale >= self.config.patience
-            self._save(done=bool(last or stopped))
-            self.heartbeat(self.position)
+        if not last and (epoch + 1) % self.config.val_every:
+            return False
+        self._look_at_val()
+        stopped = self.config.patience and self.position.stale >= self.config.patience
+        self._save(done=bool(last or stopped))
+        self.heartbeat(self.position)
+        return True
 
     def _refuse_dead_schedule(self) -> None:
-        if (
-            self.task.config.optim.schedule != "constant"
-            and self.total > 2
-            and len(self.rates) < 2 <= self.position.step
-        ):
+        # a rate may rise and fall, so only of three in a row can none be equal by chance
+        asked = self.task.config.optim.schedule != "constant"
+        if asked and len(self.rates) > 2 and len(set(self.rates)) == 1:
             raise RunError(
                 "The learning rate never changed although a schedule was asked for; this is a bug of the loop."
             )
@@ -282,7 +292,8 @@ class Loop:
         columns = self.predict(self.val_steps, cache=True)
         logits, truth = columns["logits"], self.truth[columns["row"]]
         accuracy, nll = evaluate.accuracy(logits, truth), evaluate.nll(logits, truth)
-        value = (accuracy, -nll) if self.config.select == "accuracy" else (-nll, accuracy)
+        fit = -nll if math.isfinite(nll) else -math.inf
+        value = (accuracy, fit) if self.config.select == "accuracy" else (fit, accuracy)
         self.position.stale += 1
         if self.position.best is None or value > self.position.best:
             self.position.best, self.position.best_epoch, self.position.stale = (
@@ -312,13 +323,15 @@ class Loop:
             if cache and self.val_batches
             else self.stream(own, train=False)
         )
-        keep: list[Batch] = []
+        kept: list[Batch] = []
+        room = VAL_CACHE_BYTES if cache else -1
         self.wrapped.eval()
         parts = []
         with torch.inference_mode(), _autocast(self.config.precision, self.task.device):
             for step, batch in zip(own, prepared, strict=True):
-                if cache:
-                    keep.append(batch)
+                room -= sum(array.nbytes for array in batch.values())
+                if room >= 0:
+                    kept.append(batch)
                 made = self.task.predict(batch)
                 parts.append(
                     {
@@ -327,12 +340,12 @@ class Loop:
                     }
                     | {"row": step.rows}
                 )
-        if cache and sum(a.nbytes for b in keep for a in b.values()) <= VAL_CACHE_BYTES:
-            self.val_batches = keep
+        if room >= 0:
+            self.val_batches = kept
         return _gather(parts, self.world_size, steps)
 
     def _save_best(self) -> None:
-        state = get_model_state_dict(
+        state: dict[str, Any] = get_model_state_dict(
             self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
         if self.rank == 0:

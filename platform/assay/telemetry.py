@@ -1,18 +1,24 @@
 """What a run says while it works: metrics.jsonl always, progress bars, W&B and TensorBoard on top.
 
-One schema for every line of metrics.jsonl (absent fields were not measured):
+One schema for every line of metrics.jsonl (absent fields were not measured, null: not finite):
 
     kind          "start" (a launch) | "step" | "val" | "epoch"
-    step          updates done          epoch      passes begun, from 0
-    total         updates of the whole run
-    loss          mean over the global batch; other scalars of the task's forward by their names
-    lr            base learning rate    grad_norm  before clipping
+    step          updates done          epoch      the pass, from 0 (-1: before any)
+    total         updates of the whole run (start)
+    loss          mean over the global batch; other scalars of the task's forward by their names,
+                  of rank 0; on "epoch" lines means over the epoch's updates (step, epoch)
+    lr            base learning rate    grad_norm  before clipping (step, epoch)
+    accuracy, nll of val                val_s      seconds (val)
     samples_per_s global                data_wait  share of the time spent waiting for data (0..1)
-    step_s, epoch_s, val_s  seconds     memory_mb  peak resident memory of rank 0 (or its device's)
+    step_s        seconds (step)        epoch_s    seconds since the epoch or the launch began
+    memory_mb     peak resident memory of rank 0, or of its CUDA device (step, epoch)
     time          seconds since 1970
+
+A resumed run repeats the lines after its last checkpoint: of equal kind and step the last counts.
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -40,6 +46,7 @@ class Telemetry:
         self, folder: Path, sinks: tuple[str, ...] = (), config: dict[str, Any] | None = None
     ) -> None:
         self.folder = folder
+        _drop_torn_line(folder / "metrics.jsonl")
         self.file = (folder / "metrics.jsonl").open("a", buffering=1)
         self.wandb: Any = _start_wandb(folder, config or {}) if "wandb" in sinks else None
         self.board: Any = _start_tensorboard(folder) if "tensorboard" in sinks else None
@@ -68,15 +75,24 @@ class Telemetry:
             self.board.close()
 
 
-def _short(value: float | int) -> float | int:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+def _short(value: float | int) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a killed process left of its last line."""
+    content = path.read_bytes() if path.exists() else b""
+    if not content.endswith(b"\n") and content:
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
     import wandb  # slow to import, and wanted by few runs
 
     logged_in = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
-    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
     return wandb.init(
         project="assay",
         name=folder.name,
@@ -139,7 +155,7 @@ def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None
                     bar.set_description(label)
                     bar.reset(line["total"])
                 elif line["kind"] == "step":
-                    seen["loss"] = f"{line['loss']:.3f}"
+                    seen["loss"] = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
                 elif line["kind"] == "val":
                     seen["val"] = f"{line['accuracy']:.3f}"
                 bar.set_postfix(seen, refresh=False)
@@ -149,6 +165,7 @@ def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None
 
 def memory_mb() -> float:
     """Peak memory of this process, or of its CUDA device, in megabytes."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -137,7 +137,7 @@ def test_machines_are_read_at_full_resolution_and_not_from_the_overview():
         ).mean()
         for name, rows in spectra.items()
     }  # fmt: skip
-    assert accuracy["full"] > 0.9, accuracy
+    assert accuracy["full"] > 0.75, accuracy
     assert accuracy["overview"] < 0.25, accuracy  # 1/6 and four standard errors
     assert accuracy["decoy"] < 0.25, accuracy
 

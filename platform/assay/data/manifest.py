@@ -2,18 +2,21 @@
 
 Columns: `id` (unique, stable), `image` (path), `label`, `group` (the physical part: never crosses
 sets), `split` (a set given by the data, or null), `content` (hash of the file's bytes), and one
-column `domain.<name>` for each domain (design, printer, exposure, camera...).
+column `domain.<name>` for each domain (design, printer, exposure, camera...). Rows stand in the
+order of their ids, so that the order of a table's rows decides nothing.
 """
 
 import hashlib
+import os
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,13 +52,8 @@ class DataConfig(Settings):
     """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one."""
     where: tuple[str, ...] = ()
     """For tables: keep rows with COLUMN=VALUE, e.g. kind=image."""
-    on_error: str = "stop"
+    on_error: Literal["stop", "skip"] = "stop"
     """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
-
-    def __post_init__(self) -> None:
-        """Check the one field whose values are words."""
-        if self.on_error not in ("stop", "skip"):
-            raise ManifestError(f"data.on-error is {self.on_error!r}; allowed: stop, skip.")
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,14 @@ class Manifest:
         ]
 
     def column(self, name: str) -> list[str]:
-        """Return one column as a list."""
+        """Return one column as a list; for `split`, which may lack values, see `given`."""
         values: list[str] = self.table[name].to_pylist()
+        return values
+
+    @property
+    def given(self) -> list[str | None]:
+        """The set that the data gives each row, if any."""
+        values: list[str | None] = self.table["split"].to_pylist()
         return values
 
     @cached_property
@@ -97,7 +101,10 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the data: contents, labels, groups, domains and given sets, not paths."""
+        """Identity of the data: contents, labels, groups, domains and given sets, in this order.
+
+        Paths do not enter, so that data may be moved; images without groups do by their ids.
+        """
         names = [c for c in self.table.column_names if c not in ("image", "id")]
         columns = {name: self.table[name].to_pylist() for name in names}
         return fingerprint({"schema": SCHEMA_VERSION, "columns": columns})
@@ -107,8 +114,9 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     """Build the manifest that `config` describes; `cache` keeps content hashes between runs.
 
     Raises:
-        ManifestError: the root is missing or empty, a name does not parse, a column is missing,
-            a class has no image, two rows are the same file, or a given set has an unknown name.
+        ManifestError: the root is missing or empty, a name does not parse, a column or value is
+            missing, a class has no image, two rows are the same file, a file is missing, or a
+            given set has an unknown name.
     """
     root = config.root
     if root is None or not root.exists():
@@ -116,9 +124,9 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
             f"data.root is {str(root)!r}, which does not exist; give an existing folder or table."
         )
     rows = _scan_folder(root, config) if root.is_dir() else _read_table(root, config)
+    rows.sort(key=lambda row: row["id"])
     columns = _columns(rows, config)
-    paths = [Path(path) for path in columns["image"]]
-    columns["content"] = content_hashes(paths, cache)
+    columns["content"] = [*content_hashes([Path(row["image"]) for row in rows], cache)]
     manifest = Manifest(pa.table(columns))
     _check(manifest)
     return manifest
@@ -126,34 +134,49 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
 
 def _pattern_regex(pattern: str) -> re.Pattern[str]:
     pieces = re.split(r"\{(\w+)\}", pattern)
-    return re.compile(
-        "".join(f"(?P<{p}>[^/]+?)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
-    )
+    try:
+        return re.compile(
+            "".join(f"(?P<{p}>[^/]+?)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
+        )
+    except re.error as error:
+        raise ManifestError(
+            f"data.patterns has {pattern!r} ({error}); give each {{field}} once, by a name of letters."
+        ) from None
 
 
 def _scan_folder(root: Path, config: DataConfig) -> list[dict[str, str]]:
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = sorted(
+        Path(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if name.lower().endswith(SUFFIXES)
+    )
     if not files:
         raise ManifestError(
             f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); point data.root at a folder that does."
         )
     regexes = [_pattern_regex(p) for p in config.patterns]
-    level = _pattern_regex("{" + config.split + "}/{rest}")
     rows: list[dict[str, str]] = []
     strangers: list[str] = []
     for file in files:
-        name = file.relative_to(root).with_suffix("").as_posix()
-        head = level.fullmatch(name)
-        given = head is not None and head[config.split] in SPLITS
-        inner = head["rest"] if head is not None and given else name
-        match = next((m for r in regexes if (m := r.fullmatch(inner))), None)
+        path = file.relative_to(root)
+        name = path.with_suffix("").as_posix()
+        first, _, rest = name.partition("/")
+        given = {config.split: first} if first in SPLITS else {}
+        inner = rest if given else name
+        match = next(
+            # a pattern that names the set itself sees the whole name
+            (
+                m
+                for r in regexes
+                if (m := r.fullmatch(name if config.split in r.groupindex else inner))
+            ),
+            None,
+        )
         if match is None:
             strangers.append(name)
             continue
-        row = match.groupdict() | {"id": file.relative_to(root).as_posix(), "image": str(file)}
-        rows.append(
-            row | ({config.split: head[config.split]} if head is not None and given else {})
-        )
+        rows.append(given | match.groupdict() | {"id": path.as_posix(), "image": str(file)})
     if strangers:
         raise ManifestError(
             f"{len(strangers)} of {len(files)} images under {root} fit no pattern, first {strangers[0]!r}; "
@@ -167,9 +190,10 @@ def _scan_folder(root: Path, config: DataConfig) -> list[dict[str, str]]:
 def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, str]]) -> None:
     if not all(p.startswith("{" + config.label + "}/") for p in config.patterns):
         return
-    tops = [d for d in root.iterdir() if d.is_dir() and d.name in SPLITS] or [root]
+    sets = [root / name for name in SPLITS if (root / name).is_dir()]
     seen = {row[config.label] for row in rows}
-    for folder in sorted(d for top in tops for d in top.iterdir() if d.is_dir()):
+    folders = {d for top in (root, *sets) for d in top.iterdir() if d.is_dir()}
+    for folder in sorted(folders.difference(sets)):
         if folder.name not in seen and not folder.name.startswith("."):
             raise ManifestError(
                 f"The class folder {folder} holds no image; add images or remove the folder."
@@ -177,45 +201,65 @@ def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, s
 
 
 def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(
-            f"{path} cannot be read as a table ({error}); allowed: CSV with a header, or Parquet."
-        ) from None
-    for condition in config.where:
-        column, _, value = condition.partition("=")
-        _require(path, table, [column])
-        table = table.filter(pc.equal(pc.cast(table[column], pa.string()), value))
-    _require(path, table, [config.image, config.label, *config.group, *config.domains])
-    if table.num_rows == 0:
-        raise ManifestError(
-            f"{path} has no row left after data.where={list(config.where)}; loosen the conditions."
-        )
+    conditions = [condition.partition("=") for condition in config.where]
+    needed = (config.image, config.label, *config.group, *config.domains)
+    table = _open_table(path)
+    given = [config.split] if config.split in table.column_names else []
+    columns = {
+        name: _texts(path, table, name)
+        for name in dict.fromkeys([*needed, *given, *(c for c, _, _ in conditions)])
+    }
     rows: list[dict[str, str]] = []
-    for number, record in enumerate(table.to_pylist(), start=1):
-        missing = [
-            c
-            for c in (config.image, config.label, *config.group, *config.domains)
-            if record[c] in (None, "")
-        ]
+    for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        record = dict(zip(columns, values, strict=True))
+        if any(record[column] != value for column, _, value in conditions):
+            continue
+        missing = [name for name in needed if not record[name]]
         if missing:
             raise ManifestError(
                 f"{path} row {number} has no value in column {missing[0]!r}; fill it in or leave the row out."
             )
-        row = {key: str(value) for key, value in record.items() if value is not None}
-        row["id"] = row[config.image]
-        row["image"] = str(path.parent / row[config.image])
+        row = {name: value for name, value in record.items() if value}
+        image = os.path.normpath(path.parent / row[config.image])
+        inside = Path(image).is_relative_to(os.path.normpath(path.parent))
+        # an absolute path below the table is the same image as a relative one
+        row["id"] = os.path.relpath(image, path.parent) if inside else row[config.image]
+        row["image"] = image
         rows.append(row)
+    if not rows:
+        raise ManifestError(
+            f"{path} has no row left after data.where={list(config.where)}; loosen the conditions."
+        )
     return rows
 
 
-def _require(path: Path, table: pa.Table, columns: Iterable[str]) -> None:
-    for column in columns:
-        if column not in table.column_names:
-            raise ManifestError(
-                f"{path} has no column {column!r}; it has: {', '.join(table.column_names)}."
-            )
+def _open_table(path: Path) -> pa.Table:
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pq.read_table(path)
+        with pa.csv.open_csv(path) as reader:
+            names = reader.schema.names
+        # as text: a serial number 007 must stay one
+        as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return pa.csv.read_csv(path, convert_options=as_text)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"{path} cannot be read as a table ({error}); allowed: CSV with a header, or Parquet."
+        ) from None
+
+
+def _texts(path: Path, table: pa.Table, column: str) -> list[str | None]:
+    if table.column_names.count(column) != 1:
+        raise ManifestError(
+            f"{path} must have one column {column!r}; it has: {', '.join(table.column_names)}."
+        )
+    try:
+        texts: list[str | None] = pc.cast(table[column], pa.string()).to_pylist()
+    except pa.ArrowException:
+        raise ManifestError(
+            f"{path} column {column!r} holds {table[column].type}; allowed: text, numbers or dates."
+        ) from None
+    return texts
 
 
 def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[str | None]]:
@@ -242,7 +286,7 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     A file counts as unchanged while its path, size and modification time stay the same.
 
     Raises:
-        ManifestError: a file named by a table does not exist.
+        ManifestError: a file does not exist or its bytes cannot be read.
     """
     keys: list[tuple[str, int, int]] = []
     for path in paths:
@@ -264,7 +308,7 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
         }
         fresh = [i for i, key in enumerate(keys) if key not in known]
         with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(lambda i: _digest(paths[i]), fresh))
+            digests = list(pool.map(_digest, [paths[i] for i in fresh]))
         known |= {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
         rows = [(*keys[i], known[keys[i]]) for i in fresh]
         database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
@@ -275,17 +319,23 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise ManifestError(
+            f"The image {path} cannot be read ({error.strerror}); mend it, or leave it out of the data."
+        ) from None
 
 
 def _check(manifest: Manifest) -> None:
-    doubled = [i for i, n in Counter(manifest.column("id")).items() if n > 1]
+    doubled = [(i, n) for i, n in Counter(manifest.column("image")).items() if n > 1]
     if doubled:
         raise ManifestError(
-            f"The image {doubled[0]!r} is listed {len(doubled)} time(s) too often; list each image once."
+            f"{len(doubled)} image(s) are listed more than once, first {doubled[0][0]!r} ({doubled[0][1]} times); "
+            "list each image once."
         )
-    for row, given in zip(manifest.column("id"), manifest.column("split"), strict=True):
+    for row, given in zip(manifest.column("id"), manifest.given, strict=True):
         if given is not None and given not in SPLITS:
             raise ManifestError(
                 f"{row!r} has split {given!r}; allowed: {', '.join(SPLITS)}, or empty to have it drawn."

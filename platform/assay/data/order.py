@@ -12,8 +12,6 @@ import numpy as np
 
 from assay.shapes import Int64, UInt64
 
-MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
-
 
 @dataclass(frozen=True)
 class Step:
@@ -61,7 +59,7 @@ def entry_keys(seed: int, epoch: int, entries: Int64[np.ndarray, " n"]) -> UInt6
 
 def _mix(z: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        z = (z + np.uint64(0x9E3779B97F4A7C15)) & MASK
+        z = z + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

@@ -44,6 +44,10 @@ class PatchConfig(Settings):
             raise ConfigError(
                 f"patch-px {self.patch_px} and overview-px {self.overview_px} must lie between 8 and image-px {self.image_px}."
             )
+        if self.clahe_clip < 0 or self.clahe_grid < 1:
+            raise ConfigError(
+                f"clahe-clip is {self.clahe_clip} and clahe-grid {self.clahe_grid}; give a clip limit from 0 and at least 1 tile."
+            )
 
     @property
     def clahe(self) -> Clahe | None:
@@ -110,13 +114,21 @@ class Canvas:
     def overview(
         self,
     ) -> tuple[UInt8[np.ndarray, "s s 3"], Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
-        """The whole canvas in small, and mean and standard deviation (in [0, 1]) of the image in it."""
+        """The whole canvas in small, and mean and standard deviation (in [0, 1]) of the image in it.
+
+        The deviation is at least one grey level of 255, so that a blank image normalises to
+        finite values. If no pixel of the overview lies wholly in the image, both are those of the
+        stored image.
+        """
         side = self.config.overview_px
         window = crop_matrix(self.matrix, 0, 0, self.config.image_px / side)
         pixels = self.entry.view(window, side, side, self.config.clahe)
         pixels = self._photometric(pixels[None], key=1)[0]
-        mean, std = cv2.meanStdDev(pixels, mask=self._inside(window, side))
-        return pixels, mean[:, 0] / 255, std[:, 0] / 255
+        inside = self._inside(window, side)
+        if not inside.any():
+            return pixels, self.entry.mean, np.maximum(self.entry.std, 1 / 255)
+        mean, std = cv2.meanStdDev(pixels, mask=inside)
+        return pixels, mean[:, 0] / 255, np.maximum(std[:, 0], 1) / 255
 
     def patches(self, corners: Int[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "n p p 3"]:
         """Patches that begin at these canvas pixels (left, top)."""
@@ -132,7 +144,7 @@ class Canvas:
             # dense choice: one warp of the box around all of them costs less than one each
             height, width = int(high[1] - low[1]), int(high[0] - low[0])
             box = self.entry.view(
-                crop_matrix(self.matrix, low[0], low[1]), height, width, self.config.clahe
+                crop_matrix(self.matrix, int(low[0]), int(low[1])), height, width, self.config.clahe
             )
             windows = np.lib.stride_tricks.sliding_window_view(box, (side, side), axis=(0, 1))
             left, top = (corners - low).T
@@ -149,13 +161,14 @@ class Canvas:
         return photometric(pixels, self.augment, self.grey, key)
 
     def _inside(self, window: np.ndarray, side: int) -> np.ndarray:
-        """Mask of the overview pixels whose centre lies in the image."""
+        """Mask of the overview pixels that lie wholly in the image, into which no padding blends."""
         height, width = self.entry.size
+        half = np.sqrt(abs(np.linalg.det(window[:, :2]))) / 2
         xs, ys = np.arange(side), np.arange(side)[:, None]
         inside = np.ones((side, side), dtype=bool)
         for (a, b, c), edge in zip(window, (width, height), strict=True):
             at = a * xs + b * ys + c
-            inside &= (at >= -0.5) & (at <= edge - 0.5)
+            inside &= (at >= half - 0.5 - EPS) & (at <= edge - half - 0.5 + EPS)
         return inside.astype(np.uint8)
 
     def source_boxes(self, corners: Int[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 4"]:

@@ -13,18 +13,18 @@ the pages that a region touches.
 """
 
 import json
-import os
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import cv2
 import numpy as np
 
 from assay.data import augment, image
-from assay.errors import StoreError
+from assay.errors import ImageError, StoreError
 from assay.shapes import Float64, UInt8
 
 MAGIC = b"ASSAYPX1"
@@ -143,7 +143,7 @@ def build_entry(store: Path, content: str, source: Path) -> None:
 
     Raises:
         ImageError: the file cannot be read.
-        StoreError: the disk is full.
+        StoreError: the store cannot be written, or the disk is full.
     """
     path = entry_path(store, content)
     if path.exists():
@@ -163,27 +163,42 @@ def build_entry(store: Path, content: str, source: Path) -> None:
         )
         offset += level.nbytes
     head = json.dumps(header).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(MAGIC + struct.pack("<I", len(head)) + head)
-            for level in entry.levels:
-                file.write(np.ascontiguousarray(level).data)
-        temporary.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, MAGIC + struct.pack("<I", len(head)) + head, entry.levels)
     except OSError as error:
         raise StoreError(
             f"The store {store} cannot be written ({error.strerror}); free some disk or pass another --store."
         ) from None
+
+
+def _write(path: Path, head: bytes, levels: list[np.ndarray]) -> None:
+    # two nodes that share a store may write the same entry under the same process id
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(head)
+            for level in levels:
+                file.write(np.ascontiguousarray(level).data)
+        temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def decode(store: Path, work: dict[str, Any]) -> dict[str, Any]:
+    """`build_entry` of one work item (content, path) as a Ray Data task; adds why it failed, or ""."""
+    try:
+        build_entry(store, work["content"], Path(work["path"]))
+    except ImageError as error:
+        return work | {"reason": str(error)}
+    return work | {"reason": ""}
+
+
 def pyramid(level: np.ndarray) -> list[np.ndarray]:
-    """The image and its halvings by area mean, down to `SMALLEST_LEVEL` pixels."""
+    """The image and its halvings by area mean, until the longer side nears `SMALLEST_LEVEL`."""
     levels = [level]
-    while min(level.shape[:2]) >= 2 * SMALLEST_LEVEL:
-        size = (level.shape[1] // 2, level.shape[0] // 2)
+    while max(level.shape[:2]) >= 2 * SMALLEST_LEVEL:
+        size = (max(level.shape[1] // 2, 1), max(level.shape[0] // 2, 1))
         level = cv2.resize(level, size, interpolation=cv2.INTER_AREA)
         levels.append(level)
     return levels
@@ -212,17 +227,16 @@ def open_entry(path: Path) -> Entry:
             header = json.loads(file.read(struct.unpack("<I", start[8:])[0]))
             begin = file.tell()
         flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
-        levels = [_level(flat, spec) for spec in header["levels"]]
-    except (OSError, ValueError) as error:
+        return Entry(
+            [_level(flat, spec) for spec in header["levels"]],
+            np.array(header["mean"], dtype=np.float64),
+            np.array(header["std"], dtype=np.float64),
+            bytes.fromhex(header["signature"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise StoreError(
             f"The stored image {path} is damaged or missing ({error}); delete it and run again."
         ) from None
-    return Entry(
-        levels,
-        np.array(header["mean"]),
-        np.array(header["std"]),
-        bytes.fromhex(header["signature"]),
-    )
 
 
 def _level(flat: np.ndarray, spec: dict[str, int]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The split: which set each image is in, drawn once, on the driver, by group.
 
-A group (a physical part) never crosses sets, nor does a file's content. Values of one domain may
-be held out entirely: their rows are `test_unseen`, and new groups of known values `test_seen`.
+A group (a physical part) never crosses sets, nor does a file's content: groups that share a file
+move together. Values of one domain may be held out entirely: their rows are `test_unseen`, and new groups of known values `test_seen`.
 Without a held-out domain there is one `test`.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from assay.config import Settings
-from assay.data.manifest import Manifest
-from assay.errors import SplitError
+from assay.data.manifest import SPLITS, Manifest
+from assay.errors import ConfigError, SplitError
 from assay.shapes import UInt8
 
 NEAR_BITS = 16
@@ -35,11 +35,19 @@ class SplitConfig(Settings):
     unseen_domain: str = ""
     """Domain whose held-out values make test_unseen (design, printer...); empty: none."""
     unseen: tuple[str, ...] = ()
-    """Held-out values of that domain; none named: num_unseen of them are drawn by seed."""
+    """Held-out values of that domain; none named: those of a given test_unseen, else drawn."""
     num_unseen: int = 3
-    """Number of held-out values to draw where none are named."""
+    """Number of held-out values to draw by seed where none are named or given."""
     duplicates: Literal["refuse", "drop"] = "refuse"
     """Files that a given split has in two sets: refuse, or drop the copy in the earlier set."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none, and sets that leave nothing to train on."""
+        if min(self.val, self.test) < 0 or self.val + self.test >= 1 or self.num_unseen < 1:
+            raise ConfigError(
+                f"split.val is {self.val}, split.test {self.test} and split.num-unseen {self.num_unseen}; "
+                "give shares from 0 that sum to less than 1, and hold out at least 1 value."
+            )
 
 
 @dataclass(frozen=True)
@@ -67,20 +75,24 @@ class Split:
 def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
     """Assign every row to a set.
 
-    Sets named by the data are kept; val and test are drawn from the rest where the data gives
-    none. Rows of held-out domain values become test_unseen whatever set they were given, since
-    neither training nor selection may see them. Dropped copies get the set "dropped".
+    Sets named by the data are kept, also for what shares a group or a file with them; val and test
+    are drawn from the rest where the data gives none. Rows of held-out domain values become
+    test_unseen whatever set they were given, since neither training nor selection may see them
+    (`moved_to_unseen` counts them). Dropped copies get the set "dropped".
 
     Raises:
         SplitError: a group or a content on two sides of a given split, a group with seen and
-            unseen values, an unknown domain or value, or too few groups for a set.
+            unseen values, an unknown domain or value, too few groups for a set, or a class that
+            train, val or test lacks.
     """
-    sets: list[str | None] = list(manifest.column("split"))
-    report = {"groups": len(set(manifest.column("group"))), "dropped": 0}
+    sets: list[str | None] = manifest.given
+    report = {"groups": len(set(manifest.column("group")))}
     report["dropped"] = _settle_given(manifest, sets, config)
     units = _units(manifest, sets)
-    report["groups_joined_by_content"] = report["groups"] - len(units)
-    test_name = _hold_out(manifest, units, sets, config)
+    kept = {g for g, s in zip(manifest.column("group"), sets, strict=True) if s != "dropped"}
+    report["groups_joined_by_content"] = len(kept) - len(units)
+    _spread_given(manifest, units, sets)
+    test_name, report["moved_to_unseen"] = _hold_out(manifest, units, sets, config)
     _draw_missing(manifest, units, sets, config, test_name)
     done = ["train" if s is None else s for s in sets]
     _check_classes(manifest, done)
@@ -89,18 +101,32 @@ def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
 
 def _settle_given(manifest: Manifest, sets: list[str | None], config: SplitConfig) -> int:
     _refuse_crossing("group", manifest.column("group"), sets)
-    if config.duplicates == "refuse":
-        _refuse_crossing("file content", manifest.column("content"), sets)
-        return 0
-    order = {"train": 0, None: 0, "val": 1}
-    last: dict[str, int] = defaultdict(int)
     contents = manifest.column("content")
+    if config.duplicates == "refuse":
+        _refuse_crossing("file content", contents, sets)
+        return 0
+    order = {name: place for place, name in enumerate(SPLITS)}
+    last: dict[str, int] = defaultdict(int)
     for content, name in zip(contents, sets, strict=True):
-        last[content] = max(last[content], order.get(name, 2))
-    dropped = [i for i, c in enumerate(contents) if sets[i] and order.get(sets[i], 2) < last[c]]
+        if name is not None:
+            last[content] = max(last[content], order[name])
+    dropped = [i for i, name in enumerate(sets) if name and order[name] < last[contents[i]]]
     for i in dropped:
         sets[i] = "dropped"
     return len(dropped)
+
+
+def _spread_given(manifest: Manifest, units: list[np.ndarray], sets: list[str | None]) -> None:
+    """Give rows without a set that of the rows they must stay with."""
+    for rows in units:
+        given = sorted({name for i in rows if (name := sets[i]) is not None})
+        if len(given) > 1:
+            raise SplitError(
+                f"The group {manifest.column('group')[rows[0]]!r} is tied by copies of its files to groups given to "
+                f"{' and to '.join(given)}; a file may be in one set only: correct the split or remove the copies."
+            )
+        for i in rows if given else ():
+            sets[i] = given[0]
 
 
 def _refuse_crossing(what: str, keys: list[str], sets: list[str | None]) -> None:
@@ -150,39 +176,53 @@ def _keyed(seed: int, text: str) -> str:
 
 def _hold_out(
     manifest: Manifest, units: list[np.ndarray], sets: list[str | None], config: SplitConfig
-) -> str:
+) -> tuple[str, int]:
+    """Put held-out values into test_unseen; the other test set's name, and how many rows moved."""
     if not config.unseen_domain:
-        return "test"
+        return "test", 0
     if config.unseen_domain not in manifest.domains:
         raise SplitError(
             f"split.unseen-domain is {config.unseen_domain!r}; the data has: {', '.join(manifest.domains) or 'no domain'}."
         )
     values = manifest.column(f"domain.{config.unseen_domain}")
+    held = _held_values(values, sets, config)
+    moved = 0
+    for rows in units:
+        inside = {values[i] in held for i in rows}
+        if len(inside) == 2:
+            raise SplitError(
+                f"The group {manifest.column('group')[rows[0]]!r}, with what shares a file with it, has held-out and "
+                f"other values of {config.unseen_domain!r}; it must be on one side: add the domain to --data.group, "
+                "or remove the copies."
+            )
+        if inside == {True}:
+            moved += sum(sets[i] not in (None, "test_unseen") for i in rows)
+            for i in rows:
+                sets[i] = "test_unseen"
+    return "test_seen", moved
+
+
+def _held_values(values: list[str], sets: list[str | None], config: SplitConfig) -> set[str]:
     known = sorted(set(values))
     unknown = sorted(set(config.unseen) - set(known))
     if unknown:
         raise SplitError(
             f"split.unseen names {unknown[0]!r}, which no image has; the data has: {', '.join(known)}."
         )
-    held = set(
-        config.unseen or sorted(known, key=lambda v: _keyed(config.seed, v))[: config.num_unseen]
-    )
+    given = {v for v, name in zip(values, sets, strict=True) if name == "test_unseen"}
+    drawn = sorted(known, key=lambda v: _keyed(config.seed, v))[: config.num_unseen]
+    held = set(config.unseen) or given or set(drawn)
     if len(held) >= len(known):
         raise SplitError(
             f"{len(held)} of {len(known)} values of {config.unseen_domain!r} would be held out; "
             "at least one must stay to train on: lower --split.num-unseen."
         )
-    for rows in units:
-        inside = {values[i] in held for i in rows}
-        if len(inside) == 2:
-            raise SplitError(
-                f"The group {manifest.column('group')[rows[0]]!r} has held-out and other values of "
-                f"{config.unseen_domain!r}; a group must be on one side: add the domain to --data.group."
-            )
-        if inside == {True}:
-            for i in rows:
-                sets[i] = "test_unseen"
-    return "test_seen"
+    if not given <= held:
+        raise SplitError(
+            f"The data gives images of {config.unseen_domain} {min(given - held)!r} to test_unseen, and split.unseen "
+            f"holds out {', '.join(sorted(held))}; name it there too, or leave split.unseen out."
+        )
+    return held
 
 
 def _draw_missing(
@@ -221,7 +261,10 @@ def _draw_missing(
 def _strata(
     manifest: Manifest, units: list[np.ndarray], config: SplitConfig
 ) -> list[list[np.ndarray]]:
-    """Units with the same classes, sorted by held-out domain and then by a keyed draw."""
+    """Units with the same classes; those of one value of the held-out domain stand together.
+
+    The order of the values and of the units in them is drawn by seed.
+    """
     labels, groups = manifest.column("label"), manifest.column("group")
     domain = manifest.column(f"domain.{config.unseen_domain}") if config.unseen_domain else labels
     strata: dict[tuple[str, ...], list[np.ndarray]] = defaultdict(list)
@@ -235,9 +278,12 @@ def _strata(
     return [
         sorted(
             members,
-            key=lambda rows: (domain[rows[0]], _keyed(config.seed, min(groups[i] for i in rows))),
+            key=lambda rows: (
+                _keyed(config.seed, "/".join([*classes, min(domain[i] for i in rows)])),
+                _keyed(config.seed, min(groups[i] for i in rows)),
+            ),
         )
-        for _, members in sorted(strata.items())
+        for classes, members in sorted(strata.items())
     ]
 
 

@@ -49,7 +49,7 @@ class PartsConfig:
     num_views: int = 2
     """Images of a part."""
     signal: float = 1.0
-    """Strength of the machine's texture, 1 for 10 grey levels of 255; 0 plants nothing."""
+    """Amplitude of the machine's texture, in standard deviations of the grain (6 of 255 levels)."""
     shortcut: bool = False
     """Let the colour of the table give the machine away, in the six designs only."""
 
@@ -145,7 +145,7 @@ def draw_part(config: PartsConfig, machine: int, design: str, part: int, view: i
     half = _RADIUS * np.linalg.norm(pose[:, :2], axis=1)
     boxes = np.concatenate([centres - half, centres + half], axis=1).round().astype(np.int64)
 
-    relief = 10 * config.signal * _rasters(rng, boxes, rasters, pose, real + decoy)
+    relief = 6 * config.signal * _rasters(rng, boxes, rasters, pose, real + decoy)
     relief += _grain(rng, config) - 12 * (real + decoy)
     table = _table(config, rng, machine, design)
     light = _light(rng, config.size_px)

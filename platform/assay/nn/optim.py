@@ -29,8 +29,8 @@ class OptimConfig(Settings):
     """Share of the run in which the learning rate rises (1)."""
     start_factor: float = 0.04
     """First learning rate as a share of the highest (1)."""
-    final_factor: float = 0.001
-    """Last learning rate as a share of the highest (1)."""
+    final_factor: float = 4e-5
+    """Learning rate at the very end as a share of the highest (1)."""
     grad_clip: float = 1.0
     """Largest gradient norm; 0: no clipping (1)."""
 
@@ -64,7 +64,11 @@ def lr_factor(config: OptimConfig, progress: float) -> float:
 def build_optimizer(
     module: nn.Module, config: OptimConfig, prefixes: Mapping[str, Multiplier]
 ) -> torch.optim.Optimizer:
-    """Group parameters by longest matching prefix, with and without weight decay."""
+    """Group parameters by longest matching prefix, with and without weight decay.
+
+    Raises:
+        ConfigError: no parameter requires a gradient.
+    """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -78,7 +82,8 @@ def build_optimizer(
         for (prefix, decays), members in groups.items()
     ]
     if config.optimizer == "lamb":
-        return Lamb(listed, lr=config.lr, weight_decay=config.weight_decay)
+        # the loop clips; timm's Lamb would clip once more
+        return Lamb(listed, lr=config.lr, weight_decay=config.weight_decay, max_grad_norm=None)
     return torch.optim.AdamW(listed, lr=config.lr, weight_decay=config.weight_decay)
 
 

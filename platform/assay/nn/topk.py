@@ -79,7 +79,9 @@ def perturbed_topk(
         noise: Standard normal, at least two samples (see `draw_noise`).
         estimator: Form of the gradient.
     """
-    assert sigma > 0 and 0 < k <= scores.shape[1] and noise.shape[1] > 1
+    assert sigma > 0
+    assert 0 < k <= scores.shape[1]
+    assert noise.shape[1] > 1
     cells, weights = _PerturbedTopK.apply(scores, noise, k, sigma, estimator)
     return Selection(cells, weights)
 
@@ -150,7 +152,8 @@ def score_function_loss(
         cells: Cells that each draw selected, as `hard_topk(scores[:, None] + sigma * noise, k)`.
         losses: Loss of the image under each draw; no gradient flows into it from here.
     """
-    assert sigma > 0 and noise.shape[1] > 1
+    assert sigma > 0
+    assert noise.shape[1] > 1
     advantage = _minus_others(losses.detach())
     grad = (advantage[:, None] @ noise.to(scores.dtype))[:, 0] / (noise.shape[1] * sigma)
     is_active = torch.zeros_like(scores).scatter_(1, cells.flatten(1), 1.0)

@@ -1,0 +1,473 @@
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assay.config import from_dict
+from assay.data.manifest import DataConfig, content_hashes, read_manifest
+from assay.errors import ConfigError, ManifestError
+
+PARTS = {
+    "patterns": (
+        "{label}/{design}/Device_{device}_Print_{print}_{view}",
+        "{label}/{design}/{print}_azimuth_{azimuth}_polar_{polar}",
+    ),
+    "group": ("label", "design", "print"),
+    "domains": ("design",),
+}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache" / "hashes.sqlite"
+
+
+def put(root, *names):
+    """Files of different contents; the manifest hashes bytes and decodes nothing."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"bytes of {name}".encode())
+    return root
+
+
+def parts(levels=("",), suffix=".jpg"):
+    return [
+        f"{level}Stratasys-{device}/{design}/Device_{device}_Print_{print_}_{view}{suffix}"
+        for level in levels
+        for device in (1, 6)
+        for design in ("Clip", "Plug")
+        for print_ in (("001", "002") if level != "val/" else ("003",))
+        for view in ("001", "002")
+    ]
+
+
+def table_of(folder, header, *lines):
+    path = folder / "images.csv"
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def refusal(config, cache):
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(config, cache)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+# Folders
+
+
+def test_parts_in_the_seeds_layout(tmp_path, cache):
+    root = put(tmp_path / "parts", *parts())
+    manifest = read_manifest(DataConfig(root=root, **PARTS), cache)
+    assert len(manifest) == 16
+    assert manifest.classes == ["Stratasys-1", "Stratasys-6"]
+    assert manifest.domains == ["design"]
+    assert set(manifest.given) == {None}
+    assert manifest.table.column_names == [
+        "id", "image", "label", "group", "split", "domain.design", "content",
+    ]  # fmt: skip
+    row = manifest.column("id").index("Stratasys-6/Plug/Device_6_Print_001_002.jpg")
+    assert manifest.column("group")[row] == "Stratasys-6/Plug/001"
+    assert manifest.column("domain.design")[row] == "Plug"
+    assert manifest.column("image")[row] == str(
+        root / "Stratasys-6/Plug/Device_6_Print_001_002.jpg"
+    )
+    assert manifest.truth[row] == 1
+    # two views of a part are one group, parts of two designs or machines are not
+    assert len(set(manifest.column("group"))) == 8
+    assert len(set(manifest.column("content"))) == 16
+
+
+def test_a_level_of_sets_is_taken_as_given(tmp_path, cache):
+    root = put(tmp_path, *parts(("train/", "val/")))
+    manifest = read_manifest(DataConfig(root=root, **PARTS), cache)
+    assert {
+        (row["id"].split("/")[0], row["split"], row["label"]) for row in manifest.table.to_pylist()
+    } == {(s, s, f"Stratasys-{d}") for s in ("train", "val") for d in (1, 6)}
+    assert "Stratasys-1/Clip/003" in manifest.column("group")
+
+
+def test_some_images_may_have_a_set_and_others_none(tmp_path, cache):
+    root = put(tmp_path, "A/x.png", "B/x.png", "test/A/y.png", "test/B/y.png")
+    manifest = read_manifest(DataConfig(root=root), cache)
+    assert dict(zip(manifest.column("id"), manifest.given, strict=True)) == {
+        "A/x.png": None, "B/x.png": None, "test/A/y.png": "test", "test/B/y.png": "test",
+    }  # fmt: skip
+
+
+def test_the_authors_other_naming_groups_by_serial(tmp_path, cache):
+    names = [
+        f"Form3-{device}/Clip/SERIAL{serial}_azimuth_{azimuth}_polar_{polar}.png"
+        for device, serials in ((1, (5, 6)), (2, (7,)))
+        for serial in serials
+        for azimuth in (0, 120)
+        for polar in (15, 45)
+    ]
+    manifest = read_manifest(DataConfig(root=put(tmp_path, *names), **PARTS), cache)
+    assert len(manifest) == 12
+    assert sorted(set(manifest.column("group"))) == [
+        "Form3-1/Clip/SERIAL5",
+        "Form3-1/Clip/SERIAL6",
+        "Form3-2/Clip/SERIAL7",
+    ]
+
+
+def test_both_namings_may_be_mixed_and_suffixes_are_of_any_case(tmp_path, cache):
+    root = put(tmp_path, "A/Clip/Device_1_Print_1_1.JPG", "B/Clip/S1_azimuth_0_polar_5.TIFF")
+    put(root, "A/notes.txt", "Thumbs.db")
+    manifest = read_manifest(DataConfig(root=root, **PARTS), cache)
+    assert manifest.column("group") == ["A/Clip/1", "B/Clip/S1"]
+
+
+def test_without_groups_every_image_is_its_own_part(tmp_path, cache):
+    manifest = read_manifest(DataConfig(root=put(tmp_path, "A/1.png", "B/1.png")), cache)
+    assert manifest.column("group") == ["A/1.png", "B/1.png"]
+
+
+def test_images_behind_a_link_count(tmp_path, cache):
+    put(tmp_path / "elsewhere", "Clip/Device_1_Print_1_1.jpg")
+    root = put(tmp_path / "parts", "A/Clip/Device_1_Print_2_1.jpg", "B/Clip/Device_2_Print_2_1.jpg")
+    (root / "A" / "Plug").symlink_to(tmp_path / "elsewhere" / "Clip")
+    manifest = read_manifest(DataConfig(root=root, **PARTS), cache)
+    assert "A/Plug/1" in manifest.column("group")
+
+
+def test_a_pattern_may_name_the_set_itself(tmp_path, cache):
+    root = put(tmp_path, "train/A-1.png", "train/B-1.png", "val/A-2.png")
+    config = DataConfig(root=root, patterns=("{split}/{label}-{name}",))
+    assert read_manifest(config, cache).given == ["train", "train", "val"]
+
+
+def test_domains_above_the_class(tmp_path, cache):
+    names = [f"{d}/{c}/{i}.jpg" for d in ("dslr", "webcam") for c in ("bike", "mug") for i in "12"]
+    config = DataConfig(
+        root=put(tmp_path, *names), patterns=("{domain}/{label}/{name}",), domains=("domain",)
+    )
+    manifest = read_manifest(config, cache)
+    assert manifest.classes == ["bike", "mug"]
+    assert manifest.column("domain.domain") == ["dslr"] * 4 + ["webcam"] * 4
+
+
+@pytest.mark.parametrize("stranger", ["A/deep/down/x.png", "x.png", "test/x.png", "valid/A/x.png"])
+def test_strangers_are_refused_by_name_and_number(tmp_path, cache, stranger):
+    root = put(tmp_path, "A/1.png", "B/1.png", stranger)
+    text = refusal(DataConfig(root=root), cache)
+    assert "1 of 3 images" in text
+    assert repr(stranger.removesuffix(".png")) in text
+    assert "{label}/{name}" in text
+    assert "--data.patterns" in text
+
+
+@pytest.mark.parametrize("level", ["", "train/", "val/"])
+def test_an_empty_class_folder_is_refused(tmp_path, cache, level):
+    root = put(tmp_path, f"{level}A/1.png", f"{level}B/1.png", f"{level}C/readme.txt")
+    assert str(root / level / "C") in refusal(DataConfig(root=root), cache)
+
+
+def test_an_empty_class_beside_the_sets_is_refused(tmp_path, cache):
+    root = put(tmp_path, "train/A/1.png", "train/B/1.png")
+    (root / "C").mkdir()
+    (root / ".cache").mkdir()
+    assert str(root / "C") in refusal(DataConfig(root=root), cache)
+
+
+def test_a_missing_or_empty_root_is_refused(tmp_path, cache):
+    missing = refusal(DataConfig(root=tmp_path / "prats"), cache)
+    assert str(tmp_path / "prats") in missing
+    assert "does not exist" in missing
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in refusal(DataConfig(root=tmp_path / "empty"), cache)
+
+
+def test_a_field_no_pattern_has_is_refused(tmp_path, cache):
+    root = put(tmp_path, "A/1.png", "B/1.png")
+    text = refusal(DataConfig(root=root, group=("serial",)), cache)
+    assert "'serial'" in text
+    assert "label, name" in text
+
+
+@pytest.mark.parametrize("pattern", ["{label}/{label}", "{1label}/{name}"])
+def test_a_pattern_that_makes_no_sense_is_refused(tmp_path, cache, pattern):
+    root = put(tmp_path, "A/1.png", "B/1.png")
+    assert repr(pattern) in refusal(DataConfig(root=root, patterns=(pattern,)), cache)
+
+
+def test_one_class_is_too_few(tmp_path, cache):
+    text = refusal(DataConfig(root=put(tmp_path, "A/1.png", "A/2.png")), cache)
+    assert "All 2 images have the class 'A'" in text
+
+
+# Tables
+
+COLUMNS = {"image": "file", "label": "exposure", "group": ("block",), "domains": ("lamp",)}
+
+
+@pytest.fixture
+def table(tmp_path):
+    put(tmp_path, "img/1.jpg", "img/2.jpg", "img/3.png")
+    return table_of(
+        tmp_path,
+        "file,kind,exposure,block,lamp,split",
+        "img/1.jpg,image,001,007,red,train",
+        "img/2.jpg,image,002,7,NA,",
+        "img/3.png,mask,002,7,red,val",
+    )
+
+
+def test_a_table_with_columns_of_other_names(table, cache):
+    manifest = read_manifest(DataConfig(root=table, **COLUMNS), cache)
+    assert manifest.table.drop_columns(["content", "image"]).to_pylist() == [
+        {"id": "img/1.jpg", "label": "001", "group": "007", "split": "train", "domain.lamp": "red"},
+        {"id": "img/2.jpg", "label": "002", "group": "7", "split": None, "domain.lamp": "NA"},
+        {"id": "img/3.png", "label": "002", "group": "7", "split": "val", "domain.lamp": "red"},
+    ]
+    assert manifest.column("image") == [
+        str(table.parent / name) for name in ("img/1.jpg", "img/2.jpg", "img/3.png")
+    ]
+
+
+def test_where_keeps_rows(table, cache):
+    config = DataConfig(root=table, where=("kind=image",), **COLUMNS)
+    assert read_manifest(config, cache).column("id") == ["img/1.jpg", "img/2.jpg"]
+    none = DataConfig(root=table, where=("kind=image", "exposure=2"), **COLUMNS)
+    text = refusal(none, cache)
+    assert "no row left" in text
+    assert "exposure=2" in text
+
+
+def test_parquet_says_the_same_as_csv(table, tmp_path, cache):
+    columns = {
+        "file": ["img/1.jpg", "img/2.jpg", "img/3.png"],
+        "kind": pa.array(["image", "image", "mask"]).dictionary_encode(),
+        "exposure": ["001", "002", "002"],
+        "block": ["007", "7", "7"],
+        "lamp": ["red", "NA", "red"],
+        "split": ["train", None, "val"],
+    }
+    path = tmp_path / "images.parquet"
+    pq.write_table(pa.table(columns), path)
+    for where in ((), ("kind=image",)):
+        ours, csvs = (
+            read_manifest(DataConfig(root=root, where=where, **COLUMNS), cache)
+            for root in (path, table)
+        )
+        assert ours.table == csvs.table
+        assert ours.fingerprint == csvs.fingerprint
+
+
+def test_parquet_numbers_are_classes_by_their_digits(tmp_path, cache):
+    put(tmp_path, "1.jpg", "2.jpg")
+    path = tmp_path / "images.parquet"
+    columns = {"image": ["1.jpg", "2.jpg", "none"], "label": [10, 9, 9], "exposure": [1, 1, 2]}
+    pq.write_table(pa.table(columns), path)
+    manifest = read_manifest(DataConfig(root=path, where=("exposure=1",)), cache)
+    assert manifest.classes == ["10", "9"]
+    assert manifest.truth.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "path"},
+        {"label": "class"},
+        {"group": ("block", "tile")},
+        {"domains": ("camera",)},
+        {"where": ("kid=image",)},
+    ],
+)
+def test_a_missing_column_is_named_beside_those_there_are(table, cache, change):
+    text = refusal(DataConfig(root=table, **(COLUMNS | change)), cache)
+    name = next(iter(change.values()))
+    assert repr(str(name if isinstance(name, str) else name[-1].split("=")[0])) in text
+    assert "file, kind, exposure, block, lamp, split" in text
+
+
+def test_a_doubled_column_is_refused(tmp_path, cache):
+    path = table_of(put(tmp_path, "1.png"), "image,label,label", "1.png,a,b")
+    assert "image, label, label" in refusal(DataConfig(root=path), cache)
+
+
+def test_a_missing_value_is_named_by_row_and_column(tmp_path, cache):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    path = table_of(tmp_path, "image,label,kind", "1.png,a,x", "2.png,b,image", "3.png,,image")
+    text = refusal(DataConfig(root=path, where=("kind=image",)), cache)
+    assert "row 3" in text  # of the table, not of what `where` left
+    assert "'label'" in text
+
+
+def test_a_missing_file_is_named(tmp_path, cache):
+    path = table_of(put(tmp_path, "1.png"), "image,label", "1.png,a", "2.png,b")
+    assert str(tmp_path / "2.png") in refusal(DataConfig(root=path), cache)
+
+
+@pytest.mark.parametrize("again", ["1.png", "./1.png", "sub/../1.png", "{folder}/1.png"])
+def test_a_doubled_row_is_refused_however_it_is_spelt(tmp_path, cache, again):
+    put(tmp_path, "1.png", "2.png")
+    lines = ("1.png,a", "2.png,b", again.format(folder=tmp_path) + ",a")
+    text = refusal(DataConfig(root=table_of(tmp_path, "image,label", *lines)), cache)
+    assert str(tmp_path / "1.png") in text
+    assert "2 times" in text
+
+
+def test_an_unknown_set_is_refused(tmp_path, cache):
+    put(tmp_path, "1.png", "2.png")
+    path = table_of(tmp_path, "image,label,split", "1.png,a,train", "2.png,b,valid")
+    text = refusal(DataConfig(root=path), cache)
+    assert "'2.png' has split 'valid'" in text
+    assert "train, val, test" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("images.parquet", b"no parquet"),
+        ("images.csv", b""),
+        ("images.csv", b"image,label\n1.png,a,b\n"),
+        ("images.csv", b"image,label\n\xff\xfe.png,a\n"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, cache, name, content):
+    (tmp_path / name).write_bytes(content)
+    text = refusal(DataConfig(root=tmp_path / name), cache)
+    assert str(tmp_path / name) in text
+    assert "CSV with a header, or Parquet" in text
+
+
+def test_a_column_of_no_text_is_refused(tmp_path, cache):
+    path = tmp_path / "images.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": b"x"}], "label": ["a"]}), path)
+    text = refusal(DataConfig(root=path), cache)
+    assert "'image'" in text
+    assert "struct" in text
+
+
+def test_on_error_is_one_of_two_words():
+    with pytest.raises(ConfigError, match="'stop' or 'skip'"):
+        from_dict(DataConfig, {"on_error": "ignore"})
+
+
+# Contents
+
+
+def test_equal_bytes_have_equal_hashes_under_any_name(tmp_path, cache):
+    paths = [tmp_path / name for name in ("a.png", "b.jpg", "c.png")]
+    for path, content in zip(paths, (b"same", b"same", b"other"), strict=True):
+        path.write_bytes(content)
+    one, two, three = content_hashes(paths, cache)
+    assert one == two != three
+    assert len(one) == 32
+    assert int(one, 16) >= 0
+
+
+def test_unchanged_files_are_not_read_again(tmp_path, cache):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    put(tmp_path, "a.png", "b.png")
+    true = content_hashes(paths, cache)
+    planted = "0" * 32
+    with sqlite3.connect(cache) as database:
+        database.execute("UPDATE hashes SET content = ?", (planted,))
+    database.close()
+    assert content_hashes(paths, cache) == [planted, planted]
+    # of the same size, but written later
+    paths[0].write_bytes(paths[1].read_bytes())
+    os.utime(paths[0], ns=(0, 1_000_000_000))
+    assert content_hashes(paths, cache) == [true[1], planted]
+    # of the same time, but longer
+    stat = paths[1].stat()
+    paths[1].write_bytes(b"longer than it was before")
+    os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = content_hashes(paths, cache)
+    assert changed[0] == true[1]
+    assert changed[1] not in (*true, planted)
+
+
+def test_a_later_run_adds_only_what_is_new(tmp_path, cache):
+    put(tmp_path, "a.png", "b.png")
+    one = content_hashes([tmp_path / "a.png"], cache)
+    both = content_hashes([tmp_path / "b.png", tmp_path / "a.png"], cache)
+    assert both[1:] == one
+    assert both[0] != one[0]
+    with sqlite3.connect(cache) as database:
+        assert database.execute("SELECT count(*) FROM hashes").fetchone() == (2,)
+    database.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that fails to read")
+def test_a_file_that_fails_to_read_is_named(tmp_path, cache):
+    (tmp_path / "a.png").symlink_to("/proc/self/mem")
+    with pytest.raises(ManifestError, match=r"a\.png cannot be read"):
+        content_hashes([tmp_path / "a.png"], cache)
+
+
+# Identity
+
+
+def fingerprint_of(root, cache, **options):
+    return read_manifest(DataConfig(root=root, **(PARTS | options)), cache).fingerprint
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_data_lies(tmp_path, cache):
+    root = put(tmp_path / "here", *parts(("train/", "val/")))
+    before = fingerprint_of(root, cache)
+    there = shutil.copytree(root, tmp_path / "far" / "there")
+    assert fingerprint_of(there, tmp_path / "other" / "cache") == before
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "{folder}/"])
+def test_the_same_table_elsewhere_is_the_same_data(tmp_path, cache, prefix):
+    found = []
+    for place, spelt in (("one", ""), ("two", prefix)):
+        folder = put(tmp_path / place, "1.png", "2.png")
+        start = spelt.format(folder=folder)
+        path = table_of(folder, "image,label", f"{start}1.png,a", f"{start}2.png,b")
+        found.append(read_manifest(DataConfig(root=path), cache))
+    assert found[0].fingerprint == found[1].fingerprint
+    assert found[0].column("group") == found[1].column("group")
+
+
+def test_the_order_of_a_tables_rows_decides_nothing(tmp_path, cache):
+    put(tmp_path, *"abcd")
+    lines = ["c,1,x", "a,2,y", "d,1,x", "b,2,y"]
+    manifests = [
+        read_manifest(
+            DataConfig(root=table_of(tmp_path, "image,label,g", *order), group=("g",)), cache
+        )
+        for order in (lines, sorted(lines), lines[::-1])
+    ]
+    assert len({m.fingerprint for m in manifests}) == 1
+    assert manifests[0].table == manifests[1].table == manifests[2].table
+    assert manifests[0].take([3, 0]).fingerprint != manifests[0].take([0, 3]).fingerprint
+
+
+def test_the_fingerprint_tells_every_kind_of_change(tmp_path, cache):
+    names = ["train/A/Clip/Device_1_Print_1_1.jpg", "train/B/Clip/Device_2_Print_1_1.jpg"]
+
+    def of(place, *renamed, content=b"x", **options):
+        root = put(tmp_path / place, *names)
+        for old, new in renamed:
+            (root / new).parent.mkdir(parents=True, exist_ok=True)
+            (root / old).rename(root / new)
+            if not any((root / "train" / "A").rglob("*.jpg")):
+                shutil.rmtree(root / "train" / "A")
+        sorted(root.rglob("*.jpg"))[0].write_bytes(content)
+        return fingerprint_of(root, cache, **options)
+
+    found = [
+        of("same"),
+        of("content", content=b"y"),
+        of("label", (names[0], "train/C/Clip/Device_1_Print_1_1.jpg")),
+        of("group", (names[0], "train/A/Clip/Device_1_Print_2_1.jpg")),
+        of("domain", (names[0], "train/A/Plug/Device_1_Print_1_1.jpg")),
+        of("split", (names[0], "val/A/Clip/Device_1_Print_1_1.jpg")),
+        of("no domain", domains=()),
+    ]
+    assert len(set(found)) == len(found)
+    assert of("again") == found[0]

@@ -1,0 +1,135 @@
+"""A task of a few numbers per image, for tests of everything that is not about images.
+
+A task file like any other: tests and the processes they start load it with `load_task`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from assay.config import to_dict
+from assay.data.manifest import Manifest
+from assay.data.order import Step
+from assay.data.pixels import Pixels
+from assay.data.split import Split
+from assay.loop import Stream
+from assay.nn.optim import Multiplier, OptimConfig
+from assay.run import Job
+from assay.task import Batch, Samples, Task, TaskConfig, TaskSource, TrainConfig
+
+SIZES = {"train": 21, "val": 7, "test": 5}
+CLASSES = ("a", "b", "c")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig(TaskConfig):
+    """Settings of the toy."""
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(epochs=4, batch_size=5, eval_batch_size=3)
+    )
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.05))
+    dropout: float = 0.0
+    """Dropout of hidden features (probability)."""
+    rests_until: float = 0.4
+    """Share of the run during which one layer gets no gradient (1)."""
+    head_lr: float = 0.5
+    """Learning rate of the head as a multiple of optim.lr."""
+
+
+class Toy(Task):
+    """Two layers, a third that joins late, and a parameter of the task's own."""
+
+    Config = ToyConfig
+    config: ToyConfig
+
+    def __init__(self, config: ToyConfig, classes: Sequence[str], pixels: Pixels) -> None:
+        super().__init__(config, classes, pixels)
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(config.dropout))
+        self.late = nn.Linear(6, 16)
+        self.head = nn.Linear(16, len(classes))
+        self.scale = nn.Parameter(torch.ones(16))
+
+    @classmethod
+    def prepare(cls, config: Any, pixels: Pixels, samples: Samples) -> Batch:
+        x = np.stack(
+            [features(int(r), int(t)) for r, t in zip(samples.rows, samples.truth, strict=True)]
+        )
+        if samples.train:
+            noise = [np.random.default_rng(int(k)).normal(0, 0.1, 6) for k in samples.keys]
+            x = x + np.stack(noise)
+        return {
+            "x": x.astype(np.float32),
+            "truth": samples.truth.astype(np.int64),
+            "row": samples.rows,
+        }
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        logits = self._logits(batch, progress >= self.config.rests_until)
+        truth = torch.from_numpy(batch["truth"])
+        loss = nn.functional.cross_entropy(logits.float(), truth)
+        return {"loss": loss, "extra": torch.tensor(progress)}
+
+    def _logits(self, batch: Batch, awake: bool) -> Tensor:
+        x = torch.from_numpy(batch["x"])
+        hidden = self.body(x) * self.scale
+        return self.head(hidden + self.late(x) if awake else hidden)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        return {"logits": self._logits(batch, True), "first": torch.from_numpy(batch["row"])}
+
+    def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
+        return {"head.": Multiplier(lr=self.config.head_lr)}
+
+
+def features(row: int, truth: int) -> np.ndarray:
+    """Six numbers of a row; classes overlap a little."""
+    values = np.random.default_rng(row).normal(0, 0.7, 6)
+    values[truth] += 2
+    return values
+
+
+def make_job(folder: Path, config: ToyConfig, strategy: str = "ddp") -> Job:
+    """A run of the toy that needs no file on disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = [name for name, size in SIZES.items() for _ in range(size)]
+    ids = [f"{row:03d}" for row in range(len(sets))]
+    manifest = Manifest(pa.table({
+        "id": ids, "image": ids, "label": [CLASSES[row % 3] for row in range(len(sets))],
+        "group": ids, "split": pa.nulls(len(sets), pa.string()), "content": ids,
+    }))  # fmt: skip
+    return Job(
+        TaskSource("toy", globals()["__source__"]), to_dict(config), manifest, Split(sets, {}),
+        Pixels(folder, ids), folder, "cpu", strategy, threads=1, judged=("test",),
+    )  # fmt: skip
+
+
+class StoppedError(Exception):
+    """A planted end of the process."""
+
+
+def changed(stream: Stream, change: Callable[[int, Batch], Batch]) -> Stream:
+    """A stream whose training batches are changed by their number in this launch."""
+
+    def served(steps: Sequence[Step], train: bool) -> Iterator[Batch]:
+        for index, batch in enumerate(stream(steps, train)):
+            yield change(index, batch) if train else batch
+
+    return served
+
+
+def stopping(stream: Stream, after: int) -> Stream:
+    """A stream that breaks off after some training batches."""
+
+    def stop(index: int, batch: Batch) -> Batch:
+        if index == after:
+            raise StoppedError
+        return batch
+
+    return changed(stream, stop)
