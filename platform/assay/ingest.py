@@ -20,7 +20,7 @@ from assay.config import from_dict, to_dict
 from assay.data.image import probe
 from assay.data.manifest import Manifest
 from assay.data.order import Step
-from assay.data.pixels import Pixels, entry_bytes, entry_path, decode
+from assay.data.pixels import Pixels, decode, entry_bytes, entry_path
 from assay.errors import AssayError, ImageError, StoreError
 from assay.loop import Stream
 from assay.task import Batch, TaskConfig, TaskSource, batches, load_task
@@ -116,15 +116,9 @@ def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np
         plan = ray.put(list(steps))
         group = max(1, SAMPLES_PER_BLOCK // max(len(step.rows) for step in steps))
 
-        def prepare(block: dict[str, np.ndarray]) -> Batch:
-            task, task_config, its_pixels, its_truth = _recall(shared)
-            mine = [_plan(plan)[int(i)] for i in block["id"]]
-            made = list(batches(task, task_config, its_pixels, its_truth, mine, train))
-            return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
-
         blocks = math.ceil(len(steps) / group)
         dataset = ray.data.range(len(steps), override_num_blocks=blocks).map_batches(
-            prepare, batch_size=None
+            partial(_prepare, shared, plan, train), batch_size=None
         )
         arrived = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         yield from _regroup(iter(arrived), [len(step.rows) for step in steps])
@@ -132,15 +126,23 @@ def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np
     return stream
 
 
+def _prepare(shared: Any, plan: Any, train: bool, block: Batch) -> Batch:
+    """The steps of one block, prepared one after the other, in a Ray Data task."""
+    task, config, pixels, truth = _recall(shared)
+    mine = [_plan(plan)[int(i)] for i in block["id"]]
+    made = list(batches(task, config, pixels, truth, mine, train))
+    return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
+
+
 @lru_cache(maxsize=4)
-def _recall(shared: "ray.ObjectRef[Any]") -> tuple[Any, TaskConfig, Pixels, np.ndarray]:
+def _recall(shared: Any) -> tuple[Any, TaskConfig, Pixels, np.ndarray]:
     source, values, pixels, truth = ray.get(shared)
     task = load_task(source)
     return task, from_dict(task.Config, values), pixels, truth
 
 
 @lru_cache(maxsize=4)
-def _plan(plan: "ray.ObjectRef[list[Step]]") -> list[Step]:
+def _plan(plan: Any) -> list[Step]:
     steps: list[Step] = ray.get(plan)
     return steps
 

@@ -327,7 +327,8 @@ class Loop:
         room = VAL_CACHE_BYTES if cache else -1
         self.wrapped.eval()
         parts = []
-        with torch.inference_mode(), _autocast(self.config.precision, self.task.device):
+        # not inference_mode: FSDP would train on with buffers that it made in here
+        with torch.no_grad(), _autocast(self.config.precision, self.task.device):
             for step, batch in zip(own, prepared, strict=True):
                 room -= sum(array.nbytes for array in batch.values())
                 if room >= 0:

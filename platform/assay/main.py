@@ -5,6 +5,7 @@ and its baselines, judges them, ships the bundle, and prints the numbers. Run ag
 what is finished and shows it.
 """
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -98,12 +99,10 @@ def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Where
 
 
 def _option(arguments: Sequence[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"{name}="):
-            return argument.split("=", 1)[1]
-        if argument == name and i + 1 < len(arguments):
-            return arguments[i + 1]
-    return None
+    """The last value given to an option, needed before the parser that it decides about."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument(name, dest="value")
+    return early.parse_known_args(arguments)[0].value
 
 
 def _read_config(task: type[Task], path: Path) -> TaskConfig:
@@ -282,6 +281,9 @@ def _ray(where: Where) -> Any:
         return
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     package = Path(assay.__file__).parent
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env={"py_modules": [str(package)]}, log_to_driver=False)

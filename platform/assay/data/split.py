@@ -236,22 +236,21 @@ def _draw_missing(
     shares = {test_name: 0.0 if any(s.startswith("test") for s in given) else config.test}
     shares["val"] = 0.0 if "val" in given else config.val
     free = [rows for rows in units if all(sets[i] in (None, "train") for i in rows)]
+    asked = {name: share for name, share in shares.items() if share}
     for stratum in _strata(manifest, free, config):
         left = list(stratum)
-        for name, share in shares.items():
-            num = max(1, round(share * len(stratum))) if share and len(stratum) >= 3 else 0
+        for place, (name, share) in enumerate(asked.items() if len(stratum) >= 3 else ()):
+            # one each at least, also for the sets that follow and for train
+            most = len(left) - (len(asked) - place)
+            num = min(max(1, round(share * len(stratum))), most)
             # evenly spaced positions keep the proportions of what the stratum was sorted by
             picked = {int((j + 0.5) * len(left) / num) for j in range(num)}
             for position in picked:
                 for i in left[position]:
                     sets[i] = name
             left = [rows for position, rows in enumerate(left) if position not in picked]
-        if not left:
-            raise SplitError(
-                f"Only {len(stratum)} groups share a class and none is left to train on; lower --split.val and --split.test."
-            )
-    for name, share in shares.items():
-        if share and name not in sets:
+    for name in asked:
+        if name not in sets:
             raise SplitError(
                 f"{len(free)} groups are too few to draw {name} (at least 3 of a kind are needed); "
                 "add parts, give the sets in the data, or set --split.val / --split.test to 0."

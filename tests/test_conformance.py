@@ -1,0 +1,373 @@
+"""What every file in tasks/ must satisfy, on its `smoke` settings and its embedded data."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from assay import bundle, checkpoint, run
+from assay.bundle import Bundle
+from assay.config import fingerprint, from_dict, to_dict
+from assay.data.manifest import Manifest
+from assay.data.order import Step, entry_keys
+from assay.data.patches import Canvas, PatchConfig, cell_corners
+from assay.data.pixels import Pixels, build_entry
+from assay.data.split import Split, draw_split
+from assay.loop import Loop, load_best
+from assay.main import main
+from assay.nn.optim import build_optimizer
+from assay.run import Job
+from assay.task import Batch, Samples, Task, TaskConfig, TaskSource, load_task
+
+FILES = sorted((Path(__file__).parents[1] / "tasks").glob("*.py"))
+SIZES = {"train": 8, "val": 5}
+"""Images taken of each set; of every test set 3."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A task on a few images of its embedded data, decoded in a store."""
+
+    source: TaskSource
+    task: type[Task]
+    config: TaskConfig
+    manifest: Manifest
+    split: Split
+    pixels: Pixels
+
+    def job(self, folder: Path) -> Job:
+        folder.mkdir(exist_ok=True)
+        return Job(
+            self.source, to_dict(self.config), self.manifest, self.split, self.pixels, folder,
+            "cpu", "ddp", threads=1, judged=tuple(self.split.tests),
+        )  # fmt: skip
+
+    def model(self, seed: int = 0) -> Task:
+        torch.manual_seed(seed)
+        return self.task(self.config, self.manifest.classes, self.pixels)
+
+    def batch(self, rows: np.ndarray, train: bool, first_entry: int = 0) -> Batch:
+        entries = np.arange(first_entry, first_entry + len(rows))
+        keys = entry_keys(self.config.train.seed, 0, entries)
+        samples = Samples(rows, keys, self.manifest.truth[rows], train)
+        return self.task.prepare(self.config, self.pixels, samples)
+
+    def loop(self, folder: Path) -> Loop:
+        job, task = self.job(folder), self.model()
+        rows = {name: self.split.rows(name) for name in SIZES}
+        return Loop(task, task, rows, self.manifest.truth, job.stream(), folder)
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def system(request, tmp_path_factory) -> System:
+    storage = tmp_path_factory.mktemp(request.param.stem)
+    source = TaskSource.read(request.param)
+    task = load_task(source)
+    smoke = task.presets()["smoke"]
+    brief = replace(smoke.train, epochs=2, batch_size=4, eval_batch_size=3, checkpoint_steps=1)
+    config = replace(smoke, train=brief)
+    manifest = task.manifest(config, storage)
+    drawn = draw_split(manifest, config.split)
+    sets = ["unused"] * len(manifest)
+    for name in ("train", "val", *drawn.tests):
+        rows = drawn.rows(name)
+        num = SIZES.get(name, 3)
+        for row in rows[np.linspace(0, len(rows) - 1, num).astype(int)]:
+            sets[row] = name
+            image, content = (manifest.column(c)[row] for c in ("image", "content"))
+            build_entry(storage / "store", content, Path(image))
+    pixels = Pixels(storage / "store", manifest.column("content"))
+    return System(source, task, config, manifest, Split(sets, {}), pixels)
+
+
+@pytest.fixture(scope="module")
+def trained(system, tmp_path_factory) -> Path:
+    """A run of the system that nothing disturbed."""
+    job = system.job(tmp_path_factory.mktemp("run") / "trained")
+    assert run.work(job, job.stream()).done
+    return job.folder
+
+
+@pytest.fixture(scope="module")
+def best(system, trained) -> Task:
+    """The run's best weights, ready to predict."""
+    task = system.model(seed=1)
+    load_best(task, trained)
+    return task.eval()
+
+
+@pytest.fixture(scope="module")
+def shipped(system, best, tmp_path_factory) -> Path:
+    """The run's bundle; its golden image is the first of val."""
+    folder = tmp_path_factory.mktemp("bundle")
+    card = {"classes": system.manifest.classes, "pipeline": best.export(folder), "temperature": 1.5}
+    bundle.seal(folder, card, Path(golden_image(system)))
+    return folder
+
+
+def golden_image(system: System) -> str:
+    return system.manifest.column("image")[system.split.rows("val")[0]]
+
+
+def predicted(task: Task, batch: Batch) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        return {name: tensor.numpy() for name, tensor in task.predict(batch).items()}
+
+
+def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert found[name].shape == values.shape
+        if np.issubdtype(values.dtype, np.floating):
+            assert np.abs(found[name] - values).max() < 1e-4, name
+        else:
+            assert np.array_equal(found[name], values), name
+
+
+def test_settings_are_named_documented_and_survive_json(system):
+    module = sys.modules[system.task.__module__]
+    assert module.__doc__
+    assert system.task.__doc__
+    presets = system.task.presets()
+    assert "smoke" in presets
+    prints = set()
+    for config in presets.values():
+        assert type(config) is system.task.Config
+        values = json.loads(json.dumps(to_dict(config)))
+        again = from_dict(system.task.Config, values)
+        assert again == config
+        assert to_dict(again) == to_dict(config)
+        prints.add(fingerprint(values))
+    assert len(prints) == len(presets)
+    assert len(set(system.manifest.classes)) > 1
+
+
+def options_of(kind: Any, prefix: str = "--") -> Iterator[str]:
+    """Every leaf of a configuration as its option."""
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(field.type):
+            yield from options_of(field.type, f"{name}.")
+        else:
+            yield name
+
+
+def test_help_shows_every_setting(system, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    script = next(path for path in FILES if path.stem == system.source.name)
+    with pytest.raises(SystemExit) as ended:
+        main(str(script), ["--help"])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    options = [*options_of(system.task.Config), *options_of(run.Where)]
+    assert len(options) > 30
+    for option in options:
+        assert f"{option} " in shown or f"{option}," in shown, option
+    for preset in system.task.presets():
+        assert preset in shown
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_prepare_depends_on_the_key_and_on_no_batch(system, train):
+    rows = system.split.rows("train")
+    together = system.batch(rows, train)
+    again = system.batch(rows, train)
+    alone = [system.batch(rows[i : i + 1], train, first_entry=i) for i in range(len(rows))]
+    for name, values in together.items():
+        assert len(values) == len(rows)
+        assert np.array_equal(again[name], values), name
+        assert np.array_equal(np.concatenate([b[name] for b in alone]), values), name
+    other = system.batch(rows, train, first_entry=100)
+    if train:
+        changed = [name for name in together if not np.array_equal(other[name], together[name])]
+        assert set(changed) - {"key"}
+
+
+def test_the_loss_falls_on_a_few_images(system):
+    task = system.model().train()
+    optimizer = build_optimizer(task, system.config.optim, task.param_groups(0.0))
+    batch = system.batch(system.split.rows("train"), train=True)
+    losses = []
+    for _ in range(25):
+        total = torch.zeros(())
+        for phase in task.phases:
+            optimizer.zero_grad()
+            loss = task(batch, 0.0, phase)["loss"]
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        losses.append(float(total))
+    assert losses[-1] < 0.6 * losses[0], losses
+
+
+def test_gradients_reach_every_trained_parameter(system):
+    task = system.model().train()
+    batch = system.batch(system.split.rows("train"), train=True)
+    for progress in (0.0, 0.9):
+        for phase in task.phases:
+            task(batch, progress, phase)["loss"].backward()
+    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    assert trained
+    missed = [n for n, p in trained.items() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not missed
+
+
+def test_predictions_depend_on_no_batch_order_or_key(system, best):
+    rows = np.concatenate([system.split.rows(name) for name in ("val", *system.split.tests)])
+    together = predicted(best, system.batch(rows, train=False))
+    assert together["logits"].shape == (len(rows), len(system.manifest.classes))
+    alone = [predicted(best, system.batch(rows[i : i + 1], train=False)) for i in range(len(rows))]
+    assert_close({k: np.concatenate([a[k] for a in alone]) for k in together}, together)
+    order = np.random.default_rng(0).permutation(len(rows))
+    shuffled = predicted(best, system.batch(rows[order], train=False, first_entry=50))
+    assert_close(shuffled, {k: v[order] for k, v in together.items()})
+
+
+def test_predicting_is_deterministic_and_leaves_the_mode_alone(system, best):
+    batch = system.batch(system.split.rows("val"), train=False)
+    first = predicted(best, batch)
+    torch.manual_seed(5)
+    second = predicted(best, batch)
+    for name, values in first.items():
+        assert np.array_equal(second[name], values), name
+    assert not any(module.training for module in best.modules())
+
+
+def test_the_table_holds_what_the_best_weights_say(system, trained, best):
+    table = pq.read_table(trained / "predictions.parquet")
+    names = ("val", *system.split.tests)
+    assert table["split"].to_pylist() == [n for n in names for _ in system.split.rows(n)]
+    rows = np.concatenate([system.split.rows(name) for name in names])
+    assert table["id"].to_pylist() == [system.manifest.column("id")[row] for row in rows]
+    assert table["truth"].to_pylist() == system.manifest.truth[rows].tolist()
+    for name, values in predicted(best, system.batch(rows, train=False)).items():
+        assert np.allclose(np.array(table[name].to_pylist()), values, atol=1e-4), name
+
+
+def test_a_checkpoint_gives_back_model_and_optimiser(system, tmp_path):
+    """One step further, both stand at the same weights."""
+    loops = [system.loop(tmp_path / name) for name in ("saved", "loaded")]
+    saved, loaded = loops
+    batch = system.batch(system.split.rows("train"), train=True)
+    whole = Step(0, 0, batch["row"], np.arange(len(batch["row"])), len(batch["row"]))
+    for _ in range(2):
+        saved._update(whole, batch)
+    path = checkpoint.save(tmp_path, 2, saved.wrapped, saved.optimizer, {"step": 2})
+    assert checkpoint.load(path, loaded.wrapped, loaded.optimizer) == {"step": 2}
+    loaded.position.step = 2
+    for loop in loops:
+        loop._update(whole, batch)
+    for name, tensor in saved.task.state_dict().items():
+        assert torch.equal(loaded.task.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_equals_one_never_stopped(system, trained, tmp_path, stop):
+    """Stopped by a stream that breaks off, early and late."""
+    job = system.job(tmp_path / "stopped")
+    served = job.stream()
+
+    def breaking(steps: list[Step], train: bool) -> Iterator[Batch]:
+        for index, batch in enumerate(served(steps, train)):
+            if train and index == stop:
+                raise ConnectionError
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        run.work(job, breaking)
+    assert run.work(job, job.stream()).done
+    expected = load_file(trained / "best" / "weights.safetensors")
+    found = load_file(job.folder / "best" / "weights.safetensors")
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    tables = [pq.read_table(f / "predictions.parquet") for f in (trained, job.folder)]
+    assert tables[0].equals(tables[1])
+
+
+def graph_answers(folder: Path, system: System, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns computed from a bundle's graphs alone, for several images at once."""
+    opened = Bundle(folder)
+    pipeline = opened.pipeline
+    assert pipeline["kind"] == "patches", "say here how graphs of this pipeline answer"
+    sizes = PatchConfig(**pipeline["patches"])
+    canvases = [Canvas(system.pixels[int(row)], sizes) for row in rows]
+    views = [canvas.overview() for canvas in canvases]
+    overviews = np.concatenate([bundle._normalise(o[None], m, s) for o, m, s in views])
+    scores = opened.graphs["scorer"].run(["scores"], {"overview": overviews})[0]
+    cells = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : pipeline["k"]], axis=1)
+    corners = [cell_corners(chosen, pipeline["grid"], sizes) for chosen in cells]
+    patches = np.stack([
+        bundle._normalise(canvas.patches(at), mean, std)
+        for canvas, at, (_, mean, std) in zip(canvases, corners, views, strict=True)
+    ])  # fmt: skip
+    logits, attn = opened.graphs["classify"].run(["logits", "attn"], {"patches": patches})
+    return {"logits": logits, "cells": cells, "attn": attn}
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_exported_graphs_answer_like_the_task(system, best, shipped, batch_size):
+    rows = system.split.rows("val")[:batch_size]
+    expected = predicted(best, system.batch(rows, train=False))
+    found = graph_answers(shipped, system, rows)
+    assert_close(found, {name: expected[name] for name in found})
+
+
+def test_exported_graphs_are_valid_and_free_of_the_machines_paths(shipped):
+    for path in shipped.glob("*.onnx"):
+        onnx.checker.check_model(onnx.load(path))
+        assert str(Path(__file__).parents[1]).encode() not in path.read_bytes()
+
+
+LINE_SIDE = """
+import json, sys
+ALLOWED = {"numpy", "cv2", "PIL", "onnxruntime", "assay"}
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in ALLOWED and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(name, name=top)
+
+sys.meta_path.insert(0, Refuse())
+from pathlib import Path
+from assay.bundle import Bundle
+opened = Bundle(Path(sys.argv[1]))
+answers = [opened.predict(Path(image)) for image in sys.argv[2:]]
+strangers = {m.partition(".")[0] for m in sys.modules} & {"torch", "ray", "timm", "jaxtyping"}
+assert not strangers, strangers
+print(json.dumps([[a.label, a.probs, a.boxes.tolist(), a.attn.tolist()] for a in answers]))
+"""
+
+
+def test_a_bundle_opens_and_answers_where_there_is_no_torch(system, trained, shipped, tmp_path):
+    """With numpy, an image decoder and onnxruntime alone it says what the predictions table says."""
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(shipped, copied)
+    rows = system.split.rows("val")
+    images = [system.manifest.column("image")[row] for row in rows]
+    command = [sys.executable, "-W", "error", "-c", LINE_SIDE, str(copied), *images]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    card = json.loads((copied / "bundle.json").read_text())
+    assert card["golden"]["probs"] == pytest.approx(answers[0][1], abs=1e-6)
+    table = pq.read_table(trained / "predictions.parquet").slice(0, len(rows)).to_pylist()
+    for record, (label, probs, boxes, attn) in zip(table, answers, strict=True):
+        scaled = np.exp(np.array(record["logits"]) / card["temperature"])
+        expected = dict(zip(system.manifest.classes, scaled / scaled.sum(), strict=True))
+        assert probs == pytest.approx(expected, abs=1e-4)
+        assert label == max(probs, key=probs.__getitem__)
+        assert np.allclose(np.ravel(boxes), record["boxes"], atol=1e-3)
+        assert np.allclose(attn, record["attn"], atol=1e-4)

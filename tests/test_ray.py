@@ -1,0 +1,221 @@
+"""Above the Ray floors: the store's job, the stream, workers that share batches, workers that die.
+
+One local cluster for the whole file; starting Ray and importing torch in its workers is most of
+the time.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from assay.config import to_dict
+from assay.data.manifest import Manifest
+from assay.data.order import steps_of, uniform_order
+from assay.data.pixels import Pixels, entry_path
+from assay.data.split import Split, draw_split
+from assay.errors import ImageError
+from assay.ingest import fill, ray_stream
+from assay.run import Job, Where, train, work
+from assay.task import Task, TaskConfig, TaskSource, batches, load_task
+
+TASKS = Path(__file__).parents[1] / "tasks"
+KILLER = b'''
+
+from assay.task import Batch as _Batch
+
+
+class Killed(Fingerprint):
+    """Dies by SIGKILL in its third forward pass, once."""
+
+    def forward(self, batch: _Batch, progress: float, phase: str = "main"):
+        import os, signal
+        from pathlib import Path
+
+        mark = Path(os.environ["ASSAY_TEST_MARK"])
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(batch, progress, phase)
+
+
+Fingerprint.__module__ = "base"
+'''
+
+
+@pytest.fixture(scope="module")
+def mark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mark") / "killed"
+
+
+@pytest.fixture(scope="module")
+def cluster(mark: Path) -> Iterator[None]:
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ["ASSAY_TEST_MARK"] = str(mark)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def source() -> TaskSource:
+    return TaskSource.read(TASKS / "fingerprint.py")
+
+
+@pytest.fixture(scope="module")
+def task(source: TaskSource) -> type[Task]:
+    return load_task(source)
+
+
+@pytest.fixture(scope="module")
+def config(task: type[Task]) -> TaskConfig:
+    from dataclasses import replace
+
+    smoke = task.presets()["smoke"]
+    values = to_dict(smoke)
+    values["train"] |= {"epochs": 2, "batch_size": 15, "checkpoint_steps": 1}
+    values["model"] |= {"num_noise": 10}
+    from assay.config import from_dict
+
+    parts = replace(smoke.parts, parts_per_seen=3, parts_per_unseen=1, num_views=1, size_px=256)
+    values["patches"] |= {"image_px": 256, "overview_px": 64, "patch_px": 24}
+    return replace(from_dict(task.Config, values), parts=parts)
+
+
+@pytest.fixture(scope="module")
+def manifest(
+    task: type[Task], config: TaskConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Manifest:
+    return task.manifest(config, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def pixels(cluster: None, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
+    store = tmp_path_factory.mktemp("store")
+    assert fill(manifest, store, "stop", parallel=True) == []
+    return Pixels(store, manifest.column("content"))
+
+
+@pytest.fixture(scope="module")
+def split(manifest: Manifest, config: TaskConfig) -> Split:
+    return draw_split(manifest, config.split)
+
+
+def test_the_job_stores_every_image_and_only_what_is_missing(
+    pixels: Pixels, manifest: Manifest
+) -> None:
+    paths = [entry_path(pixels.store, c) for c in pixels.contents]
+    assert all(p.exists() for p in paths)
+    before = [p.stat().st_mtime_ns for p in paths[1:]]
+    paths[0].unlink()
+    fill(manifest, pixels.store, "stop", parallel=True)
+    assert paths[0].exists()
+    assert [p.stat().st_mtime_ns for p in paths[1:]] == before
+
+
+def test_the_job_names_an_unreadable_image(
+    cluster: None, manifest: Manifest, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(manifest.column("image")[0]).read_bytes()[:900])
+    columns = {n: manifest.table[n].to_pylist() for n in manifest.table.column_names}
+    columns["image"][1], columns["content"][1] = str(broken), "f" * 32
+    import pyarrow as pa
+
+    damaged = Manifest(pa.table(columns)).take(range(4))
+    with pytest.raises(ImageError, match=r"broken\.png.*1 of 4"):
+        fill(damaged, tmp_path / "store", "stop", parallel=True)
+    found = fill(damaged, tmp_path / "store", "skip", parallel=True)
+    assert [q.row for q in found] == [1]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_stream_serves_what_the_reference_serves(
+    source: TaskSource,
+    task: type[Task],
+    config: TaskConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    split: Split,
+    world_size: int,
+) -> None:
+    rows = split.rows("train")
+    steps = [s for epoch in range(2) for s in steps_of(uniform_order(rows, 7, 3, epoch), epoch)]
+    stream = ray_stream(source, config, pixels, manifest.truth)
+    served: list[tuple[int, int]] = []
+    for rank in range(world_size):
+        own = [share for s in steps if len((share := s.share(rank, world_size)).rows)]
+        expected = batches(task, config, pixels, manifest.truth, own, train=True)
+        for step, mine, theirs in zip(own, stream(own, train=True), expected, strict=True):
+            assert mine.keys() == theirs.keys()
+            for name in mine:
+                np.testing.assert_array_equal(mine[name], theirs[name])
+            served += [(step.epoch, int(e)) for e in step.entries]
+    assert sorted(served) == [(epoch, e) for epoch in range(2) for e in range(len(rows))]
+
+
+def _job(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    split: Split,
+    pixels: Pixels,
+    folder: Path,
+) -> Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Job(
+        source,
+        to_dict(config),
+        manifest,
+        split,
+        pixels,
+        folder,
+        "cpu",
+        "ddp",
+        1,
+        (),
+        tuple(split.tests),
+    )
+
+
+def test_two_workers_one_of_which_is_killed_end_where_one_worker_does(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    split: Split,
+    mark: Path,
+    tmp_path: Path,
+) -> None:
+    killed = TaskSource("killed", source.code + KILLER)
+    two = _job(killed, config, manifest, split, pixels, tmp_path / "two")
+    train(two, Where(workers=2, retries=1))
+    assert mark.exists()
+    one = _job(source, config, manifest, split, pixels, tmp_path / "one")
+    work(one, one.stream())
+    theirs, ours = (pq.read_table(j.folder / "predictions.parquet") for j in (two, one))
+    assert theirs["id"].equals(ours["id"])
+    logits = [np.array(t["logits"].to_pylist()) for t in (theirs, ours)]
+    # another order of summation over workers: close, not equal
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
+
+
+def test_two_workers_judge_a_checkpoint_exactly_as_one(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    split: Split,
+    tmp_path: Path,
+) -> None:
+    job = _job(source, config, manifest, split, pixels, tmp_path / "run")
+    work(job, job.stream())
+    first = pq.read_table(job.folder / "predictions.parquet")
+    (job.folder / "predictions.parquet").unlink()
+    train(job, Where(workers=2))  # finished: only predicts
+    assert pq.read_table(job.folder / "predictions.parquet").equals(first)
