@@ -22,7 +22,14 @@ from assay.config import fingerprint, to_dict
 from assay.data import augment, synthetic
 from assay.data.augment import AugmentConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners, informative_cells
+from assay.data.patches import (
+    EPS,
+    Canvas,
+    PatchConfig,
+    cell_corners,
+    informative_cells,
+    overview_seed,
+)
 from assay.data.pixels import Pixels
 from assay.data.split import SplitConfig
 from assay.errors import ConfigError
@@ -32,7 +39,7 @@ from assay.nn.aggregate import TransformerAggregator
 from assay.nn.backbone import create_backbone, create_head
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.nn.scorer import Scorer, Trunk, grid_side
-from assay.nn.topk import draw_noise, hard_topk, perturbed_topk, score_function_loss
+from assay.nn.topk import draw_noise, expected_loss, hard_topk, perturbed_topk, score_function_loss
 from assay.task import Batch, Samples, Task, TaskConfig, TrainConfig
 
 PATTERNS = (
@@ -51,18 +58,24 @@ class ModelConfig:
     """Patches per image."""
     trunk: Trunk = "resnet18"
     """Scorer: resnet18 up to layer2 (grid 1/16 of the overview), or small (grid 1/4)."""
-    estimator: Literal["masked_loo", "plain", "diagonal", "score_function"] = "masked_loo"
-    """Gradient of the selection: perturbed top-k in three forms, or a score function over hard draws."""
-    num_noise: int = 500
-    """Noise samples per image (score_function: hard draws, each a forward pass; 4 is enough)."""
-    sigma: float = 0.01
+    estimator: Literal["score_function", "masked_loo", "plain", "diagonal"] = "score_function"
+    """Gradient of the selection: score function over hard draws, or perturbed top-k in three forms."""
+    num_noise: int = 4
+    """Noise samples per image (score_function: hard draws, each k patches; perturbed top-k: 500)."""
+    sigma: float = 0.1
     """Standard deviation of the noise on scores in [0, 1], at the end of the warm-up."""
-    sigma_final: float = 1e-5
+    sigma_final: float = 0.005
     """Standard deviation of the noise at the end of the run; falls by a half cosine."""
-    warmup: float = 0.2
-    """Share of the run that trains the backbone on random patches before the scorer decides (1)."""
-    warmup_k: int = 8
-    """Random patches per image during the warm-up."""
+    warmup: float = 0.5
+    """Share of the run that learns from random patches before the scorer decides (1)."""
+    warmup_k: int = 16
+    """Random patches per image in the warm-up and for the baseline; a multiple of k."""
+    alone: float = 1.0
+    """Weight of the loss of each patch's own answer; 0: patches answer only together."""
+    guide: float = 1.0
+    """Weight, in that, of the guide: scores rise where a patch alone answers well; 0: none."""
+    guide_temperature: float = 0.3
+    """Temperature of the guide's softmax over scores (units of the scores)."""
     backbone: str = "efficientnetv2_rw_s"
     """Any timm model, or texture_small (a tiny net for textures, trained from scratch)."""
     weights: str = "none"
@@ -71,8 +84,8 @@ class ModelConfig:
     """Batch normalisation: replaced by group norm, frozen, synced over GPUs, or per worker's batch."""
     trainable_blocks: int = -1
     """Blocks of the backbone that are trained, from the end; -1: all of it."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Projection from the backbone's features to the transformer's width."""
+    head: Literal["none", "linear", "mlp"] = "linear"
+    """Projection from the backbone's features to the transformer's width, before the transformer's own."""
     embed_dim: int = 1024
     """Width of the transformer."""
     num_layers: int = 2
@@ -123,9 +136,10 @@ class Fingerprint(Task):
         self.grid = self.scorer.grid(config.patches.overview_px)
         if model.mode == "random":
             self.scorer.requires_grad_(False)
-        if not 0 < max(model.k, model.warmup_k) <= self.grid**2:
+        if not 0 < model.k <= model.warmup_k <= self.grid**2 or model.warmup_k % model.k:
             raise ConfigError(
-                f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: take 1 to {self.grid**2}."
+                f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: "
+                f"warmup-k must be a multiple of k of at most {self.grid**2}."
             )
         hub, none = model.weights == "hub", model.weights in ("hub", "none")
         self.backbone = create_backbone(
@@ -136,36 +150,47 @@ class Fingerprint(Task):
             trainable_blocks=None if model.trainable_blocks < 0 else model.trainable_blocks,
             img_size=config.patches.patch_px,
         )
-        num_features: Any = self.backbone.num_features
-        self.project = create_head(model.head, num_features, model.embed_dim)
+        width: Any = self.backbone.num_features
+        self.project: nn.Module = nn.Identity()
+        if model.head != "none":
+            self.project, width = create_head(model.head, width, model.embed_dim), model.embed_dim
         self.aggregator = TransformerAggregator(
-            model.embed_dim, len(classes), num_layers=model.num_layers, num_heads=model.num_heads,
-            embed_dim=model.embed_dim, d_inner=model.d_inner, dropout=model.dropout, attn_dropout=model.attn_dropout,
+            width, len(classes), num_layers=model.num_layers, num_heads=model.num_heads,
+            embed_dim=model.embed_dim, d_inner=model.d_inner, dropout=model.dropout,
+            attn_dropout=model.attn_dropout,
         )  # fmt: skip
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
         """The embedded demo (default), its short form for CI, and the reference's three recipes."""
         demo = FingerprintConfig(
-            patches=PatchConfig(image_px=512, overview_px=128, patch_px=48, clahe_clip=0.0),
+            split=SplitConfig(unseen_domain="design", unseen=synthetic.UNSEEN_DESIGNS),
+            patches=PatchConfig(
+                image_px=512, overview_px=128, patch_px=48, clahe_clip=0.0, bright=0.3
+            ),
             augment=AugmentConfig(hflip=0.5, vflip=0.5),
             model=ModelConfig(
-                k=4, trunk="small", num_noise=100, sigma=0.05, sigma_final=0.01, warmup=0.3, warmup_k=8, backbone="texture_small",
-                norm="group", embed_dim=64, num_heads=4, d_inner=128, dropout=0.0, attn_dropout=0.0, label_smoothing=0.0,
+                k=4, trunk="small", backbone="texture_small", norm="group", head="none",
+                num_layers=1, num_heads=4, embed_dim=64, d_inner=128, dropout=0.0,
+                attn_dropout=0.0, label_smoothing=0.0,
             ),
-            train=TrainConfig(epochs=40),
-            optim=OptimConfig(lr=3e-3, warmup=0.1),
+            train=TrainConfig(epochs=7, batch_size=8),
+            optim=OptimConfig(lr=2e-3, schedule="cosine", warmup=0.04, final_factor=0.05),
         )  # fmt: skip
         smoke = replace(
             demo,
             train=replace(demo.train, epochs=2),
-            parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=1, num_views=1),
+            parts=replace(demo.parts, parts_per_seen=4, parts_per_unseen=1, num_views=1),
         )
-        readme = FingerprintConfig()
+        reference = ModelConfig(
+            estimator="masked_loo", num_noise=500, sigma=0.01, sigma_final=1e-5, warmup=0.1,
+            warmup_k=8, alone=0.0,
+        )  # fmt: skip
         recipes = {
-            name: replace(readme, augment=augment.PRESETS[name]) for name in ("main", "sweep")
+            name: FingerprintConfig(augment=augment.PRESETS[name], model=reference)
+            for name in ("readme", "main", "sweep")
         }
-        return {"demo": demo, "smoke": smoke, "readme": readme, **recipes}
+        return {"demo": demo, "smoke": smoke, **recipes}
 
     @classmethod
     def manifest(cls, config: FingerprintConfig, storage: Path) -> Manifest:
@@ -188,32 +213,19 @@ class Fingerprint(Task):
     def prepare(cls, config: FingerprintConfig, pixels: Pixels, samples: Samples) -> Batch:
         """Overviews, their statistics, what was drawn for each image, and random cells."""
         grid = grid_side(config.model.trunk, config.patches.overview_px)
-        num_random = max(config.model.k, config.model.warmup_k)
         drawn: list[tuple[Any, ...]] = []
         for row, key in zip(samples.rows, samples.keys, strict=True):
-            # judged samples are keyed by their content, so that no order or batch matters
-            own = (
-                int(key)
-                if samples.train
-                else int(pixels.contents[row][:15], 16) ^ config.train.seed
-            )
-            rng = np.random.default_rng(own)
-            change = (
-                augment.draw(config.augment, config.patches.image_px, rng)
-                if samples.train
-                else augment.IDENTITY
-            )
+            rng = np.random.default_rng(int(key))
+            change = augment.IDENTITY
+            if samples.train:
+                change = augment.draw(config.augment, config.patches.image_px, rng)
             overview, mean, std = Canvas(pixels[int(row)], config.patches, change).overview()
-            cells = informative_cells(overview, grid, config.patches, num_random, rng)
-            drawn.append(
-                (
-                    overview,
-                    mean.astype(np.float32),
-                    std.astype(np.float32),
-                    change.to_row(),
-                    rng.permutation(cells),
-                )
-            )
+            if not samples.train:  # what is judged depends on no order, batch or seed
+                rng = np.random.default_rng(overview_seed(overview))
+            cells = informative_cells(overview, grid, config.patches, config.model.warmup_k, rng)
+            cells = rng.permutation(cells)
+            statistics = (mean.astype(np.float32), std.astype(np.float32))
+            drawn.append((overview, *statistics, change.to_row(), cells))
         names = ("overview", "mean", "std", "augment", "random_cells")
         columns = {
             name: np.stack(values)
@@ -226,44 +238,78 @@ class Fingerprint(Task):
         }
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
-        """Cross-entropy of the answer made from random (warm-up, baseline) or selected patches."""
+        """Cross-entropy of the answers made from random (warm-up, baseline) or selected patches."""
         model = self.config.model
         truth = torch.from_numpy(batch["truth"]).to(self.device)
         if model.mode == "random" or progress < model.warmup:
-            num = model.k if model.mode == "random" and progress >= model.warmup else model.warmup_k
-            logits, _ = self._classify(self._cut(batch, batch["random_cells"][:, :num]))
-            return self._scalars(logits, truth)
+            return self._explore(batch, truth)
         scores = self._scores(batch)
         sigma = self._sigma((progress - model.warmup) / (1 - model.warmup))
         noise = draw_noise(batch["key"].tolist(), model.num_noise, scores.shape[1]).to(self.device)
         if model.estimator == "score_function":
-            return self._score_function(batch, scores, noise, sigma, truth)
+            made = self._select_hard(batch, scores, noise, sigma, truth)
+        else:
+            made = self._select_mixed(batch, scores, noise, sigma, truth)
+        return made | {"sigma": torch.tensor(sigma)}
+
+    def _explore(self, batch: Batch, truth: Tensor) -> dict[str, Tensor]:
+        """Random patches: each must answer alone, and sets of k together; the scorer watches."""
+        k = self.config.model.k
+        cells = torch.from_numpy(batch["random_cells"]).to(self.device)
+        features = self._embed(self._cut(batch, batch["random_cells"]))
+        sets = features.reshape(-1, k, features.shape[-1])
+        logits, _ = self.aggregator(sets)
+        together = self._loss(logits, truth.repeat_interleave(len(sets) // len(truth)))
+        scores = self._scores(batch) if self.config.model.mode == "dps" else None
+        made = {"loss": together.mean() + self._alone(features, cells, scores, truth)}
+        return made | {"train_accuracy": _accuracy(logits, truth)}
+
+    def _select_mixed(
+        self, batch: Batch, scores: Tensor, noise: Tensor, sigma: float, truth: Tensor
+    ) -> dict[str, Tensor]:
+        """Perturbed top-k: k mixtures of the cells that some noise sample selected."""
+        model = self.config.model
+        assert model.estimator != "score_function"
         selection = perturbed_topk(scores, model.k, sigma, noise, model.estimator)
         patches = self._cut(batch, selection.cells.cpu().numpy())
         mixed = torch.einsum("bkm,bmchw->bkchw", selection.weights.to(patches.dtype), patches)
-        logits, _ = self._classify(mixed)
+        logits, _ = self.aggregator(self._embed(mixed))
         active = (selection.cells >= 0).sum(1).float().mean()
-        return self._scalars(logits, truth) | {"active_cells": active, "sigma": torch.tensor(sigma)}
+        made = {"loss": self._loss(logits, truth).mean(), "active_cells": active}
+        return made | {"train_accuracy": _accuracy(logits, truth)}
 
-    def _score_function(
+    def _select_hard(
         self, batch: Batch, scores: Tensor, noise: Tensor, sigma: float, truth: Tensor
     ) -> dict[str, Tensor]:
+        """Score function over a few hard draws of k whole patches each."""
         num_draws = noise.shape[1]
         cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.config.model.k)
-        patches = self._cut(batch, cells.flatten(1).cpu().numpy())
-        logits, _ = self._classify(patches.reshape(len(truth) * num_draws, -1, *patches.shape[2:]))
-        losses = self._loss(logits, truth.repeat_interleave(num_draws)).view(len(truth), num_draws)
+        features = self._embed(self._cut(batch, cells.flatten(1).cpu().numpy()))
+        logits, _ = self.aggregator(features.view(*cells.shape, -1).flatten(0, 1))
+        losses = self._loss(logits, truth.repeat_interleave(num_draws)).view(-1, num_draws)
         surrogate = score_function_loss(scores, noise, sigma, cells, losses)
-        accuracy = (logits.argmax(1) == truth.repeat_interleave(num_draws)).float().mean()
-        return {
-            "loss": losses.mean() + surrogate.mean(),
-            "train_accuracy": accuracy,
-            "sigma": torch.tensor(sigma),
-        }
+        alone = self._alone(features, cells.flatten(1), scores, truth)
+        made = {"loss": losses.mean() + surrogate.mean() + alone}
+        return made | {"train_accuracy": _accuracy(logits, truth)}
 
-    def _scalars(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        accuracy = (logits.argmax(1) == truth).float().mean()
-        return {"loss": self._loss(logits, truth).mean(), "train_accuracy": accuracy}
+    def _alone(
+        self, features: Tensor, cells: Tensor, scores: Tensor | None, truth: Tensor
+    ) -> Tensor:
+        """Each patch's own answer, and the guide that lets the scorer learn from it.
+
+        The guide is the expected loss of one patch drawn among those looked at, by the softmax of
+        their scores; the losses are held fixed, so it moves scores towards cells that answer well.
+        """
+        model = self.config.model
+        if not model.alone:
+            return features.new_zeros(())
+        logits, _ = self.aggregator(features.reshape(-1, 1, features.shape[-1]))
+        losses = self._loss(logits, truth.repeat_interleave(cells.shape[1])).view(cells.shape)
+        total = losses.mean()
+        if scores is not None and model.guide:
+            guide = expected_loss(scores, cells, losses, model.guide_temperature)
+            total = total + model.guide * guide.mean()
+        return model.alone * total
 
     def _loss(self, logits: Tensor, truth: Tensor) -> Tensor:
         smoothing = self.config.model.label_smoothing
@@ -309,9 +355,12 @@ class Fingerprint(Task):
         )
         return Canvas(self.pixels[int(batch["row"][i])], self.config.patches, change)
 
+    def _embed(self, patches: Tensor) -> Tensor:
+        features: Tensor = self.project(self.backbone(patches.flatten(0, 1)))
+        return features.view(*patches.shape[:2], -1)
+
     def _classify(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.project(self.backbone(patches.flatten(0, 1)))
-        logits, attn = self.aggregator(features.view(*patches.shape[:2], -1))
+        logits, attn = self.aggregator(self._embed(patches))
         return logits, attn
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
@@ -366,6 +415,7 @@ class Fingerprint(Task):
             "kind": "patches",
             "select": self.config.model.mode,
             "k": k,
+            "draws": self.config.model.warmup_k,
             "grid": self.grid,
             "patches": to_dict(sizes),
             "graphs": sorted(graphs),
@@ -390,6 +440,11 @@ class Fingerprint(Task):
                 "patches_on_signal": interval(np.array(hits), np.array([r["group"] for r in rows]))
             }
         return found
+
+
+def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:
+    """Share of right answers; several answers to an image stand next to each other."""
+    return (logits.argmax(1) == truth.repeat_interleave(len(logits) // len(truth))).float().mean()
 
 
 class _Graph(nn.Module):

@@ -122,7 +122,7 @@ def run_workers(folder: Path) -> None:
         for process in processes:
             stack.callback(process.wait)
             stack.callback(process.kill)
-        failed = [rank for rank, process in enumerate(processes) if process.wait(timeout=120)]
+        failed = [rank for rank, process in enumerate(processes) if process.wait(timeout=240)]
         assert not failed, (folder / f"log-{failed[0]}").read_text()
 
 

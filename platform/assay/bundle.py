@@ -20,7 +20,14 @@ import numpy as np
 import onnxruntime
 
 from assay.data import image
-from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners, informative_cells
+from assay.data.patches import (
+    EPS,
+    Canvas,
+    PatchConfig,
+    cell_corners,
+    informative_cells,
+    overview_seed,
+)
 from assay.data.pixels import Entry
 from assay.errors import BundleError
 from assay.shapes import Float
@@ -61,6 +68,8 @@ class Bundle:
             raise BundleError(
                 f"{folder} is no bundle ({error}); give a folder that holds bundle.json."
             ) from None
+        if not isinstance(self.card, dict) or "schema" not in self.card:
+            raise BundleError(f"{folder}/bundle.json is no bundle's card; export the bundle again.")
         if self.card["schema"] > SCHEMA:
             raise BundleError(
                 f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; update Assay."
@@ -118,10 +127,9 @@ class Bundle:
     def _cells(self, overview: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
         k, grid = self.pipeline["k"], self.pipeline["grid"]
         if self.pipeline["select"] == "random":
-            rng = np.random.default_rng(
-                int.from_bytes(hashlib.blake2b(overview.tobytes(), digest_size=8).digest())
-            )
-            return informative_cells(overview, grid, self.sizes, k, rng)
+            rng = np.random.default_rng(overview_seed(overview))
+            drawn = informative_cells(overview, grid, self.sizes, self.pipeline["draws"], rng)
+            return np.sort(rng.permutation(drawn)[:k])
         feed = {"overview": _normalise(overview[None], mean, std)}
         scores = self.graphs["scorer"].run(["scores"], feed)[0][0]
         # the k best, of equal scores the first, in ascending order
@@ -144,6 +152,8 @@ def seal(folder: Path, card: dict[str, Any], golden: Path) -> Bundle:
         card: pipeline, classes, temperature, metrics, fingerprints.
         golden: an image of the data, copied into the bundle.
     """
+    for graph in folder.glob("*.onnx"):
+        _forget_origin(graph)
     name = f"golden{golden.suffix}"
     shutil.copyfile(golden, folder / name)
     files = sorted(p.name for p in folder.iterdir() if p.name != "bundle.json" and p.is_file())
@@ -156,6 +166,17 @@ def seal(folder: Path, card: dict[str, Any], golden: Path) -> Bundle:
     hidden.write_text(json.dumps(sealed, indent=1))
     hidden.replace(folder / "bundle.json")
     return Bundle(folder)
+
+
+def _forget_origin(path: Path) -> None:
+    """Take the exporter's notes out of a graph: they name folders of the machine it came from."""
+    import onnx  # where graphs are made; a bundle opens without it
+
+    model = onnx.load(path, load_external_data=False)
+    for graph in (model.graph, *model.functions):
+        for noted in (graph, *graph.node, *graph.value_info):
+            del noted.metadata_props[:]
+    onnx.save(model, path)
 
 
 def _sha256(path: Path) -> str:

@@ -7,13 +7,40 @@ below accept any subscript and mean nothing.
 from typing import Any
 
 try:
-    from jaxtyping import Float, Float64, Int, Int32, Int64, Shaped, UInt8, UInt16, UInt64
+    from jaxtyping import (
+        Bool,
+        Float,
+        Float32,
+        Float64,
+        Int,
+        Int32,
+        Int64,
+        Real,
+        Shaped,
+        UInt8,
+        UInt16,
+        UInt64,
+    )
 except ModuleNotFoundError:
 
     class _Unchecked:
         def __class_getitem__(cls, item: Any) -> Any:
             return Any
 
-    Float = Float64 = Int = Int32 = Int64 = Shaped = UInt8 = UInt16 = UInt64 = _Unchecked  # type: ignore
+    Bool = Float = Float32 = Float64 = Int = Int32 = Int64 = Real = _Unchecked  # type: ignore
+    Shaped = UInt8 = UInt16 = UInt64 = _Unchecked  # type: ignore
 
-__all__ = ["Float", "Float64", "Int", "Int32", "Int64", "Shaped", "UInt8", "UInt16", "UInt64"]
+__all__ = [
+    "Bool",
+    "Float",
+    "Float32",
+    "Float64",
+    "Int",
+    "Int32",
+    "Int64",
+    "Real",
+    "Shaped",
+    "UInt8",
+    "UInt16",
+    "UInt64",
+]

@@ -19,9 +19,9 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, UInt8, UInt16
 
 from assay.errors import ConfigError
+from assay.shapes import Float, Float32, Float64, Int, UInt8, UInt16
 
 NoiseKind = Literal["gaussian", "salt_pepper"]
 Noise = Literal["none", "gaussian", "salt_pepper"]

@@ -15,7 +15,6 @@ from typing import TypeAlias
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8, UInt16
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
@@ -25,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from assay.errors import ImageError
+from assay.shapes import UInt8, UInt16
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 400_000_000

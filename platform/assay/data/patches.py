@@ -6,6 +6,7 @@ straight from the image's pyramid, through one matrix that holds fit and augment
 the cost does not depend on the image's size. Training, judging and serving all come through here.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,9 @@ class PatchConfig(Settings):
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
     clahe_grid: int = 64
     """Tiles of that equalisation along each side of the image."""
+
+    bright: float = 0.1
+    """Least mean brightness of a random patch, so that it shows the part and not the table (1)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that contradict each other."""
@@ -78,9 +82,9 @@ def informative_cells(
 ) -> Int[np.ndarray, "k"]:
     """Draw k different cells whose patch is bright enough to show the part, in ascending order.
 
-    The rule of the random-region baseline (RRFM): a crop counts if its mean exceeds 0.1 of full
-    scale; the bar falls to 0.1/2, 0.1/3... until enough cells pass it. Means are taken on the
-    overview, so that no full-resolution pixel is read.
+    The rule of the random-region baseline (RRFM): a crop counts if its mean exceeds a bar, there
+    0.1 of full scale; the bar falls to a half, a third... until enough cells pass it. Means are
+    taken on the overview, so that no full-resolution pixel is read.
     """
     scale = config.overview_px / config.image_px
     size = max(1, round(config.patch_px * scale))
@@ -88,12 +92,17 @@ def informative_cells(
     centres = cell_corners(np.arange(grid * grid), grid, config) + config.patch_px / 2
     left, top = np.clip((centres * scale).astype(int), 0, config.overview_px - 1).T
     brightness = means[top, left]
-    bars = (0.1 / part for part in range(1, 100))
+    bars = (config.bright / part for part in range(1, 100))
     eligible = next(
         (e for bar in bars if len(e := np.flatnonzero(brightness > bar)) >= k),
         np.arange(grid * grid),
     )
     return np.sort(rng.choice(eligible, k, replace=False))
+
+
+def overview_seed(overview: UInt8[np.ndarray, "s s 3"]) -> int:
+    """Seed of what is drawn for a judged image: a function of what it shows, wherever it is judged."""
+    return int.from_bytes(hashlib.blake2b(overview.tobytes(), digest_size=8).digest(), "little")
 
 
 class Canvas:

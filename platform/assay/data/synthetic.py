@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Real, UInt8
 
 from assay.errors import ConfigError
+from assay.shapes import Bool, Float32, Int, Real, UInt8
 
 MACHINES = tuple(f"Stratasys450mc-{number}" for number in range(1, 7))
 SEEN_DESIGNS = ("Connector", "Switch", "King", "Target", "Oring", "Clip")

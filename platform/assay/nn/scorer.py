@@ -62,7 +62,7 @@ def _small() -> nn.Sequential:
 
     return nn.Sequential(
         *block(3, 16, 2, 1), *block(16, 32, 2, 1), *block(32, 32, 1, 2), *block(32, 32, 1, 3),
-        nn.Conv2d(32, 1, 1),
+        nn.Conv2d(32, 1, 1, bias=False),  # the scaling to 0..1 would cancel a bias
     )  # fmt: skip
 
 
@@ -71,4 +71,4 @@ def _resnet18(norm: Norm) -> nn.Sequential:
     names = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2")
     layers = OrderedDict((name, net.get_submodule(name)) for name in names)
     trunk = normalise_layers(nn.Sequential(layers), norm)
-    return nn.Sequential(trunk, nn.Conv2d(128, 1, 3), nn.MaxPool2d(2))
+    return nn.Sequential(trunk, nn.Conv2d(128, 1, 3, bias=False), nn.MaxPool2d(2))
