@@ -51,7 +51,7 @@ class System:
         folder.mkdir(exist_ok=True)
         return Job(
             self.source, to_dict(self.config), self.manifest, self.split, self.pixels, folder,
-            "cpu", "ddp", threads=1, judged=tuple(self.split.tests),
+            "cpu", "ddp", judged=tuple(self.split.tests),
         )  # fmt: skip
 
     def model(self, seed: int = 0) -> Task:

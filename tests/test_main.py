@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -65,7 +64,7 @@ def run_script(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run on a small folder, shared by the tests that only look."""
     folder = tmp_path_factory.mktemp("finished")
     root = draw_folder(folder / "parts")
@@ -81,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
             str(root),
         ],
     )
-    yield root, folder / "runs"
+    return root, folder / "runs"
 
 
 def test_a_run_leaves_its_directory(finished: tuple[Path, Path]) -> None:

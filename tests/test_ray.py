@@ -177,7 +177,6 @@ def _job(
         folder,
         "cpu",
         "ddp",
-        1,
         (),
         tuple(split.tests),
     )

@@ -106,7 +106,7 @@ def make_job(folder: Path, config: ToyConfig, strategy: str = "ddp") -> Job:
     }))  # fmt: skip
     return Job(
         TaskSource("toy", globals()["__source__"]), to_dict(config), manifest, Split(sets, {}),
-        Pixels(folder, ids), folder, "cpu", strategy, threads=1, judged=("test",),
+        Pixels(folder, ids), folder, "cpu", strategy, judged=("test",),
     )  # fmt: skip
 
 

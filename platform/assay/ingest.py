@@ -98,7 +98,7 @@ def _fill_with_ray(work: list[dict[str, Any]], store: Path) -> Iterator[dict[str
 
 
 def _quiet() -> None:
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

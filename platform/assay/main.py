@@ -178,10 +178,9 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
     write_json(run.folder / "config.json", to_dict(prepared.config))
     (run.folder / "task.py").write_bytes(prepared.source.code)
     pq.write_table(prepared.split.table(prepared.manifest), run.folder / "split.parquet")
-    threads = max(1, (os.cpu_count() or 1) // max(1, where.workers))
     job = Job(
         prepared.source, to_dict(prepared.config), prepared.manifest, prepared.split, prepared.pixels, run.folder.absolute(),
-        device, where.strategy, threads, where.track, tuple(prepared.split.tests),
+        device, where.strategy, where.track, tuple(prepared.split.tests),
     )  # fmt: skip
     began = time.time()
     try:

@@ -206,7 +206,6 @@ class Job:
     folder: Path
     device: str
     strategy: str
-    threads: int
     track: tuple[str, ...] = ()
     judged: tuple[str, ...] = field(default=())
 
@@ -291,7 +290,6 @@ def _worker(settings: dict[str, Any]) -> None:
 def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Position:
     """Train to the end and predict the sets to be judged; the same on every worker and without Ray."""
     task_class, config = job.load()
-    torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     torch.manual_seed(config.train.seed)
     task = task_class(config, job.manifest.classes, job.pixels).to(device)
