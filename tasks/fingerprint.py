@@ -37,6 +37,7 @@ from assay.evaluate import Estimate, interval
 from assay.main import main
 from assay.nn.aggregate import TransformerAggregator
 from assay.nn.backbone import create_backbone, create_head
+from assay.nn.export import write_graph
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.nn.scorer import Scorer, Trunk, grid_side
 from assay.nn.topk import draw_noise, expected_loss, hard_topk, perturbed_topk, score_function_loss
@@ -392,25 +393,15 @@ class Fingerprint(Task):
     def export(self, folder: Path) -> dict[str, Any]:
         """Graphs `scorer` (overview to scores) and `classify` (patches to logits and attention)."""
         sizes, k = self.config.patches, self.config.model.k
-        graphs = {
-            "classify": _Graph(
-                self._classify,
-                self,
-                "patches",
-                ["logits", "attn"],
-                (2, k, 3, sizes.patch_px, sizes.patch_px),
-            )
-        }
+        look = (k, 3, sizes.patch_px, sizes.patch_px)
+        names = ["logits", "attn"]
+        write_graph(folder / "classify.onnx", self, self._classify, ("patches", look), names)
+        graphs = ["classify"]
         if self.config.model.mode == "dps":
-            graphs["scorer"] = _Graph(
-                lambda x: self.scorer(x).flatten(1),
-                self,
-                "overview",
-                ["scores"],
-                (2, 3, sizes.overview_px, sizes.overview_px),
-            )
-        for name, graph in graphs.items():
-            graph.write(folder / f"{name}.onnx")
+            graphs.append("scorer")
+            side = (3, sizes.overview_px, sizes.overview_px)
+            score = nn.Sequential(self.scorer, nn.Flatten())
+            write_graph(folder / "scorer.onnx", self, score, ("overview", side), ["scores"])
         return {
             "kind": "patches",
             "select": self.config.model.mode,
@@ -418,7 +409,7 @@ class Fingerprint(Task):
             "draws": self.config.model.warmup_k,
             "grid": self.grid,
             "patches": to_dict(sizes),
-            "graphs": sorted(graphs),
+            "graphs": graphs,
         }
 
     @classmethod
@@ -445,31 +436,6 @@ class Fingerprint(Task):
 def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:
     """Share of right answers; several answers to an image stand next to each other."""
     return (logits.argmax(1) == truth.repeat_interleave(len(logits) // len(truth))).float().mean()
-
-
-class _Graph(nn.Module):
-    """A function of a task as a module that can be exported."""
-
-    def __init__(
-        self, function: Any, task: Task, feed: str, names: list[str], shape: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        self.task, self.function = task, function
-        self.feed, self.names, self.shape = feed, names, shape
-
-    def forward(self, x: Tensor) -> Any:
-        """Call the function."""
-        return self.function(x)
-
-    def write(self, path: Path) -> None:
-        """Export with a dynamic batch."""
-        dynamic = ({0: "batch"},)
-        program = torch.onnx.export(
-            self.eval(), (torch.zeros(self.shape),), dynamo=True, dynamic_shapes=dynamic,
-            input_names=[self.feed], output_names=self.names, verbose=False,
-        )  # fmt: skip
-        assert program is not None
-        program.save(path)
 
 
 def embedded_folder(config: FingerprintConfig, storage: Path) -> Path:

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from assay import run
 from assay.data.order import steps_of
-from assay.loop import Loop, load_best
+from assay.loop import load_best
+from assay.predict import Predictor
 from assay.task import TaskSource, load_task
 
 TASK = load_task(TaskSource.read(Path(__file__).with_name("toy.py")))
@@ -64,11 +65,9 @@ def sharded_predict(folder: Path) -> None:
     job = toy.make_job(folder, CONFIG, "fsdp")
     task = TASK(CONFIG, job.manifest.classes, job.pixels)
     load_best(task, folder)
-    wrapped = run._wrap(task, "fsdp", torch.device("cpu"))
+    run._wrap(task, "fsdp", torch.device("cpu"))
     shares = [len(p.to_local()) / len(p) for p in task.parameters()]
-    rows = {name: job.split.rows(name) for name in ("train", "val")}
-    loop = Loop(task, wrapped, rows, job.manifest.truth, job.stream(), folder)
-    columns = loop.predict(loop.val_steps)
+    columns = Predictor(task, job.stream(), job.split.rows("val")).predict()
     np.savez(folder / f"columns-{dist.get_rank()}.npz", shares=shares, **columns)
 
 

@@ -345,7 +345,7 @@ def test_bf16_trains_on_a_cpu_in_bf16(tmp_path):
     loop.fit()
     assert set(kinds) == {torch.bfloat16}
     assert loop.position.best[0] > 0.5
-    assert loop.predict(loop.val_steps)["logits"].dtype == np.float32
+    assert loop.val.predict()["logits"].dtype == np.float32
     assert {p.dtype for p in loop.task.parameters()} == {torch.float32}
 
 
@@ -396,7 +396,7 @@ def test_judging_is_deterministic_in_eval_mode_and_training_goes_back_to_train_m
     assert set(loop.task.modes) == {("train", True), ("predict", False)}
     called = "".join(name[0] for name, _ in loop.task.modes)
     assert called == ("t" * 5 + "p" * 3) * 4
-    first, second = loop.predict(loop.val_steps), loop.predict(loop.val_steps)
+    first, second = loop.val.predict(), loop.val.predict()
     assert np.array_equal(first["logits"], second["logits"])
     assert np.array_equal(first["row"], loop.rows["val"])
     assert np.array_equal(first["first"], loop.rows["val"])
@@ -413,22 +413,16 @@ def test_looking_at_val_changes_nothing_of_the_training(tmp_path):
         assert torch.equal(rarely.task.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize(("limit", "looks_served"), [(1 << 29, 1), (0, 4), (200, 4)])
-def test_val_is_prepared_once_where_it_fits(tmp_path, monkeypatch, config, limit, looks_served):
-    monkeypatch.setattr("assay.loop.VAL_CACHE_BYTES", limit)
+def test_val_is_prepared_once(tmp_path, config):
     looks = []
-    loop = loop_of(tmp_path, config)
-    inner = loop.stream
+    inner = toy.make_job(tmp_path, config).stream()
 
     def counted(steps, train):
         looks.extend([] if train else [len(steps)])
         return inner(steps, train)
 
-    loop.stream = counted
-    loop.fit()
-    assert looks == [3] * looks_served
-    if looks_served > 1:
-        assert loop.val_batches is None
+    loop_of(tmp_path, config, stream=counted).fit()
+    assert looks == [3]
 
 
 def test_without_epochs_a_run_is_judged_untrained(tmp_path):
@@ -454,7 +448,7 @@ def test_predictions_come_from_the_best_weights_not_the_last(tmp_path, monkeypat
     work(tmp_path, config)
     loop = loop_of(tmp_path / "again", config)
     load_best(loop.task, tmp_path)
-    expected = loop.predict(loop.val_steps)["logits"]
+    expected = loop.val.predict()["logits"]
     table = pq.read_table(tmp_path / "predictions.parquet")
     assert np.array_equal(np.array(table["logits"].to_pylist()[:7], np.float32), expected)
 

@@ -18,10 +18,9 @@ from assay.data.manifest import Manifest
 from assay.data.order import Step
 from assay.data.pixels import Pixels
 from assay.data.split import Split
-from assay.loop import Stream
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.run import Job
-from assay.task import Batch, Samples, Task, TaskConfig, TaskSource, TrainConfig
+from assay.task import Batch, Samples, Stream, Task, TaskConfig, TaskSource, TrainConfig
 
 SIZES = {"train": 21, "val": 7, "test": 5}
 CLASSES = ("a", "b", "c")

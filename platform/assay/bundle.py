@@ -12,6 +12,7 @@ A bundle checks its files and repeats its golden output before it says that it i
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ class Answer:
     label: str
     probs: dict[str, float]
     boxes: Float[np.ndarray, "k 4"]
-    """Patches looked at: x0, y0, x1, y1 in the image's pixels."""
+    """Parts of the image looked at: x0, y0, x1, y1 in its pixels."""
     attn: Float[np.ndarray, "k"]
-    """Share of attention that each patch had."""
+    """Share of attention that each of them had."""
 
 
 class Bundle:
@@ -88,10 +89,12 @@ class Bundle:
 
     def _start(self, folder: Path, card: dict[str, Any]) -> None:
         pipeline = card["pipeline"]
-        if pipeline["kind"] != "patches":
+        answers = {"patches": self._from_patches, "overview": self._from_overview}
+        if pipeline["kind"] not in answers:
             raise BundleError(
-                f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: patches."
+                f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: {', '.join(answers)}."
             )
+        self._look = answers[pipeline["kind"]]
         self.pipeline, self.classes = pipeline, card["classes"]
         self.sizes = PatchConfig(**pipeline["patches"])
         self.graphs = {
@@ -114,15 +117,24 @@ class Bundle:
             ImageError: the image cannot be read.
         """
         canvas = Canvas(Entry.of(image.read(source)), self.sizes)
+        logits, boxes, attn = self._look(canvas)
+        scaled = np.exp((logits - logits.max()) / self.temperature)
+        probs = dict(zip(self.classes, (scaled / scaled.sum()).tolist(), strict=True))
+        return Answer(max(probs, key=probs.__getitem__), probs, boxes, attn)
+
+    def _from_patches(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         overview, mean, std = canvas.overview()
         corners = cell_corners(self._cells(overview, mean, std), self.pipeline["grid"], self.sizes)
         patches = _normalise(canvas.patches(corners), mean, std)
         logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches[None]})
-        scaled = np.exp((logits[0] - logits[0].max()) / self.temperature)
-        probs = dict(zip(self.classes, (scaled / scaled.sum()).tolist(), strict=True))
-        return Answer(
-            max(probs, key=probs.__getitem__), probs, canvas.source_boxes(corners), attn[0]
-        )
+        return logits[0], canvas.source_boxes(corners), attn[0]
+
+    def _from_overview(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        overview, mean, std = canvas.overview()
+        feed = {"overview": _normalise(overview[None], mean, std)}
+        logits = self.graphs["classify"].run(["logits"], feed)[0]
+        height, width = canvas.entry.size
+        return logits[0], np.array([[0.0, 0.0, width, height]]), np.ones(1)
 
     def _cells(self, overview: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
         k, grid = self.pipeline["k"], self.pipeline["grid"]
@@ -144,13 +156,22 @@ def _normalise(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndar
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
-def seal(folder: Path, card: dict[str, Any], golden: Path) -> Bundle:
+def seal(
+    folder: Path,
+    card: dict[str, Any],
+    golden: Path,
+    expected: Mapping[str, float] | None = None,
+) -> Bundle:
     """Complete exported graphs in `folder` to a bundle and open it.
 
     Args:
         folder: where the graphs were written.
         card: pipeline, classes, temperature, metrics, fingerprints.
         golden: an image of the data, copied into the bundle.
+        expected: probabilities that training computed for it; without, the bundle's own.
+
+    Raises:
+        BundleError: the graphs do not repeat what training computed.
     """
     for graph in folder.glob("*.onnx"):
         _forget_origin(graph)
@@ -161,7 +182,7 @@ def seal(folder: Path, card: dict[str, Any], golden: Path) -> Bundle:
     sealed["golden"] = {"image": name, "probs": {}}
     (folder / "bundle.json").write_text(json.dumps(sealed))
     answer = Bundle(folder, verify=False).predict(golden)
-    sealed["golden"]["probs"] = answer.probs
+    sealed["golden"]["probs"] = dict(expected or answer.probs)
     hidden = folder / ".bundle.json"
     hidden.write_text(json.dumps(sealed, indent=1))
     hidden.replace(folder / "bundle.json")

@@ -22,8 +22,7 @@ from assay.data.manifest import Manifest
 from assay.data.order import Step
 from assay.data.pixels import Pixels, decode, entry_bytes, entry_path
 from assay.errors import AssayError, ImageError, StoreError
-from assay.loop import Stream
-from assay.task import Batch, TaskConfig, TaskSource, batches, load_task
+from assay.task import Batch, Stream, TaskConfig, TaskSource, batches, load_task
 from assay.telemetry import progress_bar
 
 IMAGES_PER_BLOCK = 8

@@ -8,11 +8,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,25 +22,17 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from assay import checkpoint, evaluate
-from assay.data.order import Step, fixed_order, steps_of
+from assay.data.order import Step, steps_of
 from assay.errors import ConfigError, RunError
 from assay.nn.optim import Multiplier, build_optimizer, set_rates
-from assay.task import Batch, Task
+from assay.predict import Predictor, autocast, world
+from assay.task import Batch, Stream, Task
 from assay.telemetry import Telemetry, memory_mb
 
 MAX_NONFINITE = 3
 """Updates in a row whose loss is not finite before the run is stopped."""
 VAL_CACHE_BYTES = 1 << 29
 """Prepared val batches are kept in memory up to this size."""
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """Turns this worker's steps into prepared batches, in order."""
-
-    def __call__(self, steps: Sequence[Step], train: bool) -> Iterator[Batch]:
-        """Prepare the steps; empty steps are left out."""
-        ...
 
 
 @dataclass
@@ -58,11 +49,6 @@ class Position:
     scaler: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, list[float]] = field(default_factory=dict)
     """Sum and number of each scalar in the epoch so far."""
-
-
-def world() -> tuple[int, int]:
-    """This worker's rank and the number of workers."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Loop:
@@ -114,8 +100,7 @@ class Loop:
         self.optimizer = build_optimizer(task, task.config.optim, task.param_groups(0.0))
         self.scaler = _scaler(self.config.precision, task.device)
         self.position = Position()
-        self.val_steps = steps_of(fixed_order(rows["val"], self.config.eval_batch_size), 0)
-        self.val_batches: list[Batch] | None = None
+        self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
         self.nonfinite = 0
         self.rates: list[float] = []
 
@@ -199,7 +184,7 @@ class Loop:
         scalars: dict[str, float] = {}
         for phase in self.task.phases:
             self.optimizer.zero_grad(set_to_none=True)
-            with _autocast(self.config.precision, self.task.device):
+            with autocast(self.config.precision, self.task.device):
                 made = self.wrapped(batch, progress, phase)
             loss = made["loss"] * weight
             self.scaler.scale(loss).backward()
@@ -289,7 +274,7 @@ class Loop:
 
     def _look_at_val(self) -> None:
         began = time.perf_counter()
-        columns = self.predict(self.val_steps, cache=True)
+        columns = self.val.predict()
         logits, truth = columns["logits"], self.truth[columns["row"]]
         accuracy, nll = evaluate.accuracy(logits, truth), evaluate.nll(logits, truth)
         fit = -nll if math.isfinite(nll) else -math.inf
@@ -312,38 +297,6 @@ class Loop:
                 nll=nll,
                 val_s=seconds,
             )
-
-    def predict(self, steps: Sequence[Step], cache: bool = False) -> dict[str, np.ndarray]:
-        """Columns for the rows of `steps` on every rank, in the order of the steps."""
-        # FSDP gathers parameters in every forward, so all ranks must run equally many
-        rounds = math.ceil(len(steps) / self.world_size)
-        own = [steps[min(i * self.world_size + self.rank, len(steps) - 1)] for i in range(rounds)]
-        prepared: Iterator[Batch] = (
-            iter(self.val_batches or ())
-            if cache and self.val_batches
-            else self.stream(own, train=False)
-        )
-        kept: list[Batch] = []
-        room = VAL_CACHE_BYTES if cache else -1
-        self.wrapped.eval()
-        parts = []
-        # not inference_mode: FSDP would train on with buffers that it made in here
-        with torch.no_grad(), _autocast(self.config.precision, self.task.device):
-            for step, batch in zip(own, prepared, strict=True):
-                room -= sum(array.nbytes for array in batch.values())
-                if room >= 0:
-                    kept.append(batch)
-                made = self.task.predict(batch)
-                parts.append(
-                    {
-                        k: v.float().cpu().numpy() if v.is_floating_point() else v.cpu().numpy()
-                        for k, v in made.items()
-                    }
-                    | {"row": step.rows}
-                )
-        if room >= 0:
-            self.val_batches = kept
-        return _gather(parts, self.world_size, steps)
 
     def _save_best(self) -> None:
         state: dict[str, Any] = get_model_state_dict(
@@ -392,30 +345,12 @@ def _padded(own: Step, whole: Step) -> Step:
     return Step(whole.epoch, whole.index, whole.rows[:1], np.array([-1]), whole.num_global)
 
 
-def _autocast(precision: str, device: torch.device) -> Any:
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
 def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(
             f"train.precision fp16 needs a CUDA device, this run has {device.type}; use bf16 or fp32."
         )
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-
-def _gather(
-    parts: list[dict[str, np.ndarray]], world_size: int, steps: Sequence[Step]
-) -> dict[str, np.ndarray]:
-    """All ranks' parts in the order of the steps."""
-    if world_size > 1:
-        everyone: list[Any] = [None] * world_size
-        dist.all_gather_object(everyone, parts)
-        turns = [iter(theirs) for theirs in everyone]
-        parts = [next(turns[i % world_size]) for i in range(len(steps))]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 os.environ.setdefault(
@@ -27,6 +28,7 @@ os.environ.setdefault(
 import tyro
 
 import assay
+from assay import evaluate
 from assay.bundle import seal
 from assay.config import from_dict, to_dict
 from assay.data.manifest import Manifest
@@ -34,7 +36,7 @@ from assay.data.pixels import Pixels
 from assay.data.split import Split, draw_split, near_duplicates
 from assay.errors import AssayError, ConfigError, RunError
 from assay.ingest import Quarantined, fill
-from assay.judge import judge, show
+from assay.judge import judge, read_predictions, show
 from assay.loop import load_best, write_json
 from assay.run import Job, Run, Where, identity, pick_device, stamp, train
 from assay.task import Task, TaskConfig, TaskSource, load_task
@@ -208,7 +210,10 @@ def _ship(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
         "temperature": result["temperature"], "metrics": result["sets"], "data": prepared.manifest.fingerprint, "code": stamp(),
     }  # fmt: skip
     golden = prepared.manifest.column("image")[int(prepared.split.rows("val")[0])]
-    seal(folder, card, Path(golden))
+    first = read_predictions(run.folder).slice(0, 1)  # the same image: val comes first, in order
+    logits = np.array(first["logits"][0].as_py()) / result["temperature"]
+    probs = evaluate.softmax(logits[None])[0].tolist()
+    seal(folder, card, Path(golden), dict(zip(prepared.manifest.classes, probs, strict=True)))
 
 
 def _find(

@@ -40,18 +40,18 @@ import torch
 import assay
 from assay.config import Settings, fingerprint, from_dict, to_dict
 from assay.data.manifest import Manifest
-from assay.data.order import fixed_order, steps_of
 from assay.data.pixels import Pixels
 from assay.data.split import Split
 from assay.errors import AssayError, ResourceError, RunError
-from assay.loop import Loop, Position, Stream, load_best, write_json
-from assay.task import TaskConfig, TaskSource, batches, load_task
+from assay.loop import Loop, Position, load_best, write_json
+from assay.predict import Predictor
+from assay.task import Stream, TaskConfig, TaskSource, batches, load_task
 from assay.telemetry import Telemetry
 
 SCHEMA = 1
 STALE_LEASE_S = 180
 START_TIMEOUT_S = 300
-TRAINED_WITH = ("task.py", "loop.py", "data", "nn")
+TRAINED_WITH = ("task.py", "loop.py", "predict.py", "data", "nn")
 """Modules whose source is part of a run's identity; the rest is stamped only."""
 
 
@@ -302,7 +302,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
             task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat
         )
         position = loop.fit()
-        _predict(job, loop, device)
+        _predict(job, stream, device)
     finally:
         if telemetry is not None:
             telemetry.close()
@@ -333,18 +333,16 @@ def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
     return sharded
 
 
-def _predict(job: Job, loop: Loop, device: torch.device) -> None:
+def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
     task_class, config = job.load()
     task = task_class(config, job.manifest.classes, job.pixels).to(device)
     load_best(task, job.folder)
-    loop.task = loop.wrapped = task
     tables = []
     for name in ("val", *job.judged):
-        rows = job.split.rows(name)
-        columns = loop.predict(steps_of(fixed_order(rows, config.train.eval_batch_size), 0))
-        tables.append(predictions_table(job.manifest, name, columns))
-    if loop.rank == 0:
+        predictor = Predictor(task, stream, job.split.rows(name))
+        tables.append(predictions_table(job.manifest, name, predictor.predict()))
+    if predictor.rank == 0:
         hidden = job.folder / ".predictions.parquet"
         pq.write_table(pa.concat_tables(tables), hidden)
         hidden.rename(job.folder / "predictions.parquet")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -157,6 +157,15 @@ class Task(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Turns this worker's steps into prepared batches, in order."""
+
+    def __call__(self, steps: Sequence[Step], train: bool) -> Iterator[Batch]:
+        """Prepare the steps; empty steps are left out."""
+        ...
 
 
 def batches(

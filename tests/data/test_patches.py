@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.config import from_dict, to_dict
-from assay.data import augment
+from assay.data import augment, photometric
 from assay.data.augment import Augment, AugmentConfig
 from assay.data.patches import Canvas, PatchConfig, cell_corners, informative_cells
 from assay.data.pixels import Clahe, Entry
@@ -211,7 +211,7 @@ def test_patches_are_equalised_as_the_whole_image_is(shape):
     patches = Canvas(Entry.of(image), sizes).patches(corners)
     top, left = ((260 - side) // 2 for side in shape)
     whole = np.zeros((460, 460, 3), np.uint8)
-    whole[100 + top : 100 + top + shape[0], 100 + left : 100 + left + shape[1]] = augment.clahe(
+    whole[100 + top : 100 + top + shape[0], 100 + left : 100 + left + shape[1]] = photometric.clahe(
         image, 3.0, 8
     )
     for cut in (

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.data import augment
+from assay.data import augment, photometric
 from assay.data.image import to_uint8
 from assay.data.pixels import (
     MAGIC,
@@ -286,7 +286,7 @@ def test_a_cut_can_be_written_to(tmp_path):
 )
 def test_a_cut_is_equalised_as_the_whole_image_is(box):
     image = smooth(150, 210, sigma=4)
-    whole = sliced(augment.clahe(image, 3.0, 8), box)
+    whole = sliced(photometric.clahe(image, 3.0, 8), box)
     cut = Entry.of(image).cut(box, clahe=Clahe(3.0, 8))
     assert np.abs(cut.astype(int) - whole).max() <= 3
     assert np.abs(whole.astype(int) - sliced(image, box)).max() > 20  # it does something

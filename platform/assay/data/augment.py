@@ -1,8 +1,8 @@
-"""Augmentation in two parts that can be applied to small patches of a huge image.
+"""Augmentation, drawn in two parts that can be applied to small patches of a huge image.
 
 Geometry is one affine matrix per image, so that flips, rotation, shift, zoom, fitting and cutting
 compose into a single bilinear sampling of the source. Photometric changes are a few numbers drawn
-per image, applied to whatever patches are cut.
+per image, applied to whatever patches are cut (see `photometric`).
 
 Matrices are float64 (2, 3) and map a pixel (x, y) of what is wanted to the pixel it is taken from;
 pixel centres are at integer coordinates. A *canvas* is the square, zero-padded frame that every
@@ -11,7 +11,6 @@ image is fitted into.
     patch --crop_matrix--> canvas --Augment.matrix--> un-augmented canvas --fit--> source
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, floor, radians, sin
 from types import MappingProxyType
@@ -21,13 +20,12 @@ import cv2
 import numpy as np
 
 from assay.errors import ConfigError
-from assay.shapes import Float, Float32, Float64, Int, UInt8, UInt16
+from assay.shapes import Float64, UInt8, UInt16
 
 NoiseKind = Literal["gaussian", "salt_pepper"]
 Noise = Literal["none", "gaussian", "salt_pepper"]
 _NOISES: tuple[Noise, ...] = get_args(Noise)
 _RANGES = ("scale", "brightness", "contrast", "gamma", "saturation", "resample")
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,173 +339,3 @@ def _reach(along_x: float, along_y: float, start: float, side: int) -> tuple[int
     low = start + min(along_x, 0.0) + min(along_y, 0.0)
     high = start + max(along_x, 0.0) + max(along_y, 0.0)
     return max(floor(low) - 1, 0), min(floor(high) + 3, side)
-
-
-def photometric(
-    patches: UInt8[np.ndarray, "n h w 3"], augment: Augment, mean: float, key: int
-) -> UInt8[np.ndarray, "n h w 3"]:
-    """Apply what was drawn to patches of one image, before normalisation.
-
-    In this order: brightness, contrast, gamma (one table), saturation, resampling, noise. Values
-    are rounded once per table, not after every step. Patches come back themselves if nothing was
-    drawn.
-
-    Args:
-        patches: Patches cut from the image.
-        augment: What was drawn for the image.
-        mean: Grey mean of the whole image in [0, 1], about which contrast changes.
-        key: Number >= 0 of this cut, so that different cuts get different noise.
-    """
-    num, height, width, _ = patches.shape
-    if not patches.size:
-        return patches
-    if not augment.brightness == augment.contrast == augment.gamma == 1:
-        patches = cv2.LUT(patches.reshape(num * height, -1), _tone(augment, mean))
-    if augment.saturation != 1:
-        keep = augment.saturation * np.eye(3) + (1 - augment.saturation) * _GREY
-        patches = cv2.transform(patches.reshape(num * height, width, 3), keep)
-    patches = patches.reshape(num, height, width, 3)
-    if augment.resample < 1:
-        patches = _resample(patches, augment.resample)
-    if augment.noise != "none":
-        rng = np.random.default_rng((augment.noise_seed, key))
-        patches = _NOISE[augment.noise](patches, augment.noise_strength, rng)
-    return patches
-
-
-def _tone(augment: Augment, mean: float) -> UInt8[np.ndarray, "256"]:
-    values = np.clip(np.arange(256) / 255 * augment.brightness, 0, 1)
-    pivot = min(mean * augment.brightness, 1.0)
-    values = np.clip(pivot + augment.contrast * (values - pivot), 0, 1)
-    return np.rint(255 * values**augment.gamma).astype(np.uint8)
-
-
-def _resample(patches: UInt8[np.ndarray, "n h w 3"], factor: float) -> UInt8[np.ndarray, "n h w 3"]:
-    height, width = patches.shape[1:3]
-    small = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.stack([cv2.resize(cv2.resize(patch, small), (width, height)) for patch in patches])
-
-
-def _gaussian(
-    patches: UInt8[np.ndarray, "n h w 3"], strength: float, rng: np.random.Generator
-) -> UInt8[np.ndarray, "n h w 3"]:
-    noise = rng.standard_normal(patches.shape, np.float32)
-    noise *= 255 * strength
-    rows = patches.shape[0] * patches.shape[1], -1
-    noisy = cv2.add(patches.reshape(rows), noise.reshape(rows), dtype=cv2.CV_8U)
-    return noisy.reshape(patches.shape)
-
-
-def _salt_pepper(
-    patches: UInt8[np.ndarray, "n h w 3"], strength: float, rng: np.random.Generator
-) -> UInt8[np.ndarray, "n h w 3"]:
-    where = rng.random(patches.shape[:3], np.float32)
-    noisy = patches.copy()
-    noisy[where < strength / 2] = 255
-    noisy[where >= 1 - strength / 2] = 0
-    return noisy
-
-
-_NOISE = {"gaussian": _gaussian, "salt_pepper": _salt_pepper}
-
-
-def clahe(
-    image: UInt8[np.ndarray, "h w 3"], clip_limit: float, grid: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Contrast-limited adaptive histogram equalisation of the lightness (CIELAB L).
-
-    Args:
-        image: RGB image.
-        clip_limit: Largest histogram bin relative to a flat histogram; 0 is no limit.
-        grid: Tiles along each side.
-    """
-    return _equalise(image, clip_limit, grid, grid)
-
-
-def _equalise(
-    image: UInt8[np.ndarray, "h w 3"], clip_limit: float, num_x: int, num_y: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    lightness = cv2.createCLAHE(clip_limit, (num_x, num_y)).apply(cv2.extractChannel(lab, 0))
-    return cv2.cvtColor(cv2.insertChannel(lightness, lab, 0), cv2.COLOR_LAB2RGB)
-
-
-def clahe_region(
-    read: Callable[[int, int, int, int], UInt8[np.ndarray, "rows columns 3"]],
-    height: int,
-    width: int,
-    x0: int,
-    y0: int,
-    x1: int,
-    y1: int,
-    clip_limit: float,
-    grid: int,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels [y0, y1) x [x0, x1) of the whole image's `clahe`, from those tiles that decide them.
-
-    A pixel is interpolated between the tables of the four tiles whose centres surround it, so that
-    less than a tile and a half is read on each side (at a padded edge also what the padding
-    mirrors). The lightness differs by 1 of 255 at most, where OpenCV's float32 positions round
-    otherwise; in a saturated colour that can be 3 grey levels of one channel.
-
-    Args:
-        read: Gives the raw pixels of a box (x0, y0, x1, y1) inside the image.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        x0: First column, inside the image.
-        y0: First row, inside the image.
-        x1: Column after the last, at most width.
-        y1: Row after the last, at most height.
-        clip_limit: As for `clahe`.
-        grid: As for `clahe`.
-    """
-    # If either side is not divisible OpenCV pads both, a divisible one by one pixel per tile.
-    is_padded = bool(height % grid or width % grid)
-    tile_x, tile_y = width // grid + is_padded, height // grid + is_padded
-    first_x, stop_x = _tiles(x0, x1, tile_x, grid)
-    first_y, stop_y = _tiles(y0, y1, tile_y, grid)
-    columns = _mirror(np.arange(first_x * tile_x, stop_x * tile_x), width)
-    rows = _mirror(np.arange(first_y * tile_y, stop_y * tile_y), height)
-    left, top = int(columns.min()), int(rows.min())
-    raw = read(left, top, int(columns.max()) + 1, int(rows.max()) + 1)
-    tiles = raw.take(rows - top, 0).take(columns - left, 1)
-    pixels = _equalise(tiles, clip_limit, stop_x - first_x, stop_y - first_y)
-    x, y = x0 - first_x * tile_x, y0 - first_y * tile_y
-    return pixels[y : y + y1 - y0, x : x + x1 - x0]
-
-
-def _tiles(start: int, stop: int, tile: int, grid: int) -> tuple[int, int]:
-    """Tiles [first, stop) whose tables reach the pixels [start, stop) of one axis."""
-    first = (2 * start - tile) // (2 * tile)
-    last = (2 * (stop - 1) - tile) // (2 * tile) + 1
-    return max(first, 0), min(last + 1, grid)
-
-
-def _mirror(positions: Int[np.ndarray, "n"], side: int) -> Int[np.ndarray, "n"]:
-    """Positions beyond the last pixel folded back without repeating it (reflect-101)."""
-    period = max(2 * (side - 1), 1)
-    folded = positions % period
-    mirrored: np.ndarray = np.minimum(folded, period - folded)
-    return mirrored
-
-
-def normalise(
-    patches: UInt8[np.ndarray, "n h w 3"],
-    mean: Float[np.ndarray, "3"],
-    std: Float[np.ndarray, "3"],
-    eps: float = 1e-6,
-) -> Float32[np.ndarray, "n h w 3"]:
-    """Normalise by the image's own statistics: (value / 255 - mean) / (std + eps).
-
-    Args:
-        patches: Patches of one image.
-        mean: Mean per channel of the image, in [0, 1].
-        std: Standard deviation per channel of the image, in [0, 1].
-        eps: Keeps an image of one colour finite.
-    """
-    if not patches.size:
-        return np.zeros(patches.shape, np.float32)
-    table = (np.arange(256)[:, None] / 255 - mean) / (std + eps)
-    num, height, width, _ = patches.shape
-    rows = patches.reshape(num * height, width, 3)
-    return cv2.LUT(rows, table[None].astype(np.float32)).reshape(patches.shape)

@@ -6,13 +6,10 @@ column `domain.<name>` for each domain (design, printer, exposure, camera...). R
 order of their ids, so that the order of a table's rows decides nothing.
 """
 
-import hashlib
 import os
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from assay.config import Settings, fingerprint
+from assay.data.hashes import content_hashes
 from assay.data.image import SUFFIXES
 from assay.errors import ManifestError
 
@@ -278,54 +276,6 @@ def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[s
         "split": [row.get(config.split) for row in rows],
     }
     return columns | {f"domain.{d}": [row[d] for row in rows] for d in config.domains}
-
-
-def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
-    """Hash each file's bytes (BLAKE2b, 32 hex digits); unchanged files are looked up, not read.
-
-    A file counts as unchanged while its path, size and modification time stay the same.
-
-    Raises:
-        ManifestError: a file does not exist or its bytes cannot be read.
-    """
-    keys: list[tuple[str, int, int]] = []
-    for path in paths:
-        if not path.is_file():
-            raise ManifestError(
-                f"The image {path} does not exist; correct the table or restore the file."
-            )
-        stat = path.stat()
-        keys.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(cache, timeout=60)
-    try:
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime INT, content TEXT)"
-        )
-        known = {
-            (p, s, m): c
-            for p, s, m, c in database.execute("SELECT path, size, mtime, content FROM hashes")
-        }
-        fresh = [i for i, key in enumerate(keys) if key not in known]
-        with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(_digest, [paths[i] for i in fresh]))
-        known |= {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
-        rows = [(*keys[i], known[keys[i]]) for i in fresh]
-        database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
-        database.commit()
-    finally:
-        database.close()
-    return [known[key] for key in keys]
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise ManifestError(
-            f"The image {path} cannot be read ({error.strerror}); mend it, or leave it out of the data."
-        ) from None
 
 
 def _check(manifest: Manifest) -> None:

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from assay.config import Settings
-from assay.data.augment import IDENTITY, Augment, compose, crop_matrix, fit, photometric
+from assay.data.augment import IDENTITY, Augment, compose, crop_matrix, fit
+from assay.data.photometric import photometric
 from assay.data.pixels import Clahe, Entry
 from assay.errors import ConfigError
 from assay.shapes import Float64, Int, UInt8

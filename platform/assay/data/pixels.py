@@ -23,7 +23,7 @@ from uuid import uuid4
 import cv2
 import numpy as np
 
-from assay.data import augment, image
+from assay.data import augment, image, photometric
 from assay.errors import ImageError, StoreError
 from assay.shapes import Float64, UInt8
 
@@ -80,7 +80,7 @@ class Entry:
         if clahe is None:
             inside = read(left, top, right, bottom)
         else:
-            inside = augment.clahe_region(
+            inside = photometric.clahe_region(
                 read, height, width, left, top, right, bottom, clahe.clip_limit, clahe.grid
             )
         window[top - y0 : bottom - y0, left - x0 : right - x0] = inside

@@ -1,0 +1,49 @@
+"""From a function of a module to an ONNX graph with named ends and any batch size."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Graph(nn.Module):
+    """A function of a module, as a module."""
+
+    def __init__(self, owner: nn.Module, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.owner, self.function = owner, function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def write_graph(
+    path: Path,
+    owner: nn.Module,
+    function: Callable[[Tensor], Any],
+    feed: tuple[str, Sequence[int]],
+    names: Sequence[str],
+) -> None:
+    """Export `function`, which uses the parameters of `owner`, as it answers in evaluation mode.
+
+    Args:
+        path: Where to write the graph.
+        owner: The module whose parameters the function uses.
+        function: From a float tensor to a tensor or a tuple of tensors.
+        feed: Name and shape of the input, without its batch dimension.
+        names: Names of the outputs.
+    """
+    name, shape = feed
+    program = torch.onnx.export(
+        _Graph(owner, function).eval(),
+        (torch.zeros(2, *shape),),
+        dynamo=True,
+        dynamic_shapes=({0: "batch"},),
+        input_names=[name],
+        output_names=list(names),
+        verbose=False,
+    )
+    assert program is not None
+    program.save(path)

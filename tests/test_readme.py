@@ -1,0 +1,85 @@
+"""The README's commands and code are run, as a new user would run them."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from assay.bundle import Bundle
+from assay.main import parse
+from assay.task import TaskSource, load_task
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.strip().splitlines()]
+
+
+def test_platform_is_no_package_and_shadows_nothing() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    assert not (ROOT / "platform.py").exists()
+    code = "import platform, uuid; print(platform.system())"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip() == "Linux" or found.returncode == 0
+    names = {p.stem for folder in ("tasks", "sweeps") for p in (ROOT / folder).glob("*.py")}
+    assert not names & set(sys.stdlib_module_names)
+
+
+def test_the_first_commands_are_the_two_that_are_promised() -> None:
+    assert COMMANDS[:2] == ["pip install uv && uv run tasks/fingerprint.py", "uv run pytest"]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "tasks/" in c])
+def test_every_command_parses(command: str) -> None:
+    words = shlex.split(command)
+    at = next(i for i, word in enumerate(words) if word.startswith("tasks/"))
+    task = load_task(TaskSource.read(ROOT / words[at]))
+    config, where, _ = parse(task, words[at + 1 :])
+    assert config.train.epochs > 0
+    assert where.workers == (8 if "--workers 8" in command else 1)
+
+
+def test_the_first_command_runs_and_runs_again(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tasks" / "fingerprint.py"), "--preset", "smoke"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0, first.stderr
+    assert "test_unseen" in first.stdout
+    assert "fingerprint - random" in first.stdout
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.stdout == first.stdout
+    assert "Traceback" not in first.stderr + again.stderr
+
+
+def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
+    code = next(code for kind, code in BLOCKS if kind == "python" and "class Linear(Task)" in code)
+    script = tmp_path / "linear.py"
+    script.write_text(code)
+    rng = np.random.default_rng(0)
+    for label, level in (("dark", 60), ("light", 190)):
+        for i in range(8):
+            path = tmp_path / "parts" / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # a light or dark spot on the same ground: its own statistics do not tell
+            picture = rng.integers(110, 140, (64, 64, 3), dtype=np.uint8)
+            picture[16:32, 16:32] = level
+            cv2.imwrite(str(path), picture)
+    command = [sys.executable, str(script), "--data.root", "parts", "--workers", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "linear       per image 1.000" in done.stdout
+    run = next((tmp_path / "runs").glob("linear-*"))
+    snippet = next(code for kind, code in BLOCKS if kind == "python" and "import Bundle" in code)
+    names = {"bundle": str(run / "bundle"), "image": str(tmp_path / "parts" / "dark" / "0.png")}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert Bundle(run / "bundle").predict(Path(names["image"])).label == "dark"
