@@ -101,8 +101,8 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
         )
     if class_names(a) != class_names(b):
         raise PredictionsError(
-            f"The two tables name different classes, {class_names(a)} and {class_names(b)}; compare runs "
-            f"of one task on one manifest."
+            f"The two tables name different classes, {class_names(a)} and {class_names(b)}; "
+            f"compare runs of one task on one manifest."
         )
     a, b = a.sort_by("id"), b.sort_by("id")
     same = [a[name].to_numpy() == b[name].to_numpy() for name in ("split", "group", "truth")]
