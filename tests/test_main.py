@@ -14,8 +14,9 @@ import pytest
 
 from assay.errors import ConfigError, ResourceError, RunError
 from assay.main import main, parse, storage_of
-from assay.run import SCHEMA, Run, Where, identity, worker_resources
+from assay.run import SCHEMA, Run, identity
 from assay.task import TaskSource, load_task
+from assay.workers import Where, worker_resources
 
 SCRIPT = Path(__file__).parents[1] / "tasks" / "fingerprint.py"
 QUICK = [

@@ -20,8 +20,9 @@ from assay.data.pixels import Pixels, entry_path
 from assay.data.split import Split, draw_split
 from assay.errors import ImageError
 from assay.ingest import fill, ray_stream
-from assay.run import Job, Where, train, work
+from assay.run import Job, work
 from assay.task import Task, TaskConfig, TaskSource, batches, load_task
+from assay.workers import Where, train
 
 TASKS = Path(__file__).parents[1] / "tasks"
 KILLER = b'''

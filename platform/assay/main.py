@@ -38,9 +38,10 @@ from assay.errors import AssayError, ConfigError, RunError
 from assay.ingest import Quarantined, fill
 from assay.judge import judge, read_predictions, show
 from assay.loop import load_best, write_json
-from assay.run import Job, Run, Where, identity, pick_device, stamp, train
+from assay.run import Job, Run, identity, stamp
 from assay.task import Task, TaskConfig, TaskSource, load_task
 from assay.telemetry import watch
+from assay.workers import Where, pick_device, train
 
 
 @dataclass(frozen=True, kw_only=True)

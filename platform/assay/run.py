@@ -1,4 +1,4 @@
-"""A run: one training of one task on one manifest, its directory, and its binding to Ray Train.
+"""A run: one training of one task on one manifest, and its directory.
 
     runs/fingerprint-3f2a.../
         run.json             schema, state, launches, code stamp, quarantined files; written atomically
@@ -13,8 +13,7 @@
         lease.json           who is writing
 
 A run is identified by *what* it computes (settings, data, source of the task and of the modules it
-trains with), not by *where*; the same command finds the same directory again. This file alone
-imports ray.train.
+trains with), not by *where*; the same command finds the same directory again.
 """
 
 import ast
@@ -22,7 +21,6 @@ import json
 import os
 import platform
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,11 +36,11 @@ import pyarrow.parquet as pq
 import torch
 
 import assay
-from assay.config import Settings, fingerprint, from_dict, to_dict
+from assay.config import fingerprint, from_dict, to_dict
 from assay.data.manifest import Manifest
 from assay.data.pixels import Pixels
 from assay.data.split import Split
-from assay.errors import AssayError, ResourceError, RunError
+from assay.errors import RunError
 from assay.loop import Loop, Position, load_best, write_json
 from assay.predict import Predictor
 from assay.task import Stream, TaskConfig, TaskSource, batches, load_task
@@ -50,33 +48,8 @@ from assay.telemetry import Telemetry
 
 SCHEMA = 1
 STALE_LEASE_S = 180
-START_TIMEOUT_S = 300
 TRAINED_WITH = ("task.py", "loop.py", "predict.py", "data", "nn")
 """Modules whose source is part of a run's identity; the rest is stamped only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where(Settings):
-    """Where a run is computed; none of this changes what is computed."""
-
-    workers: int = 1
-    """Training workers; 0 trains in this process, without Ray, for debugging."""
-    gpus: bool = False
-    """Give each worker one GPU (not checked on a GPU yet)."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device of the workers; auto: cuda with --gpus, else cpu (cuda and mps: not checked on hardware yet)."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Replicate the model on the workers, or shard it over them (FSDP2)."""
-    cpus_per_worker: float = 0.0
-    """CPUs reserved for each worker; 0: what leaves one CPU for Ray Data, at most 1."""
-    retries: int = 3
-    """Worker failures survived before the run is given up."""
-    storage: Path | None = None
-    """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
-    store: Path | None = None
-    """Folder of decoded pixels; none: store/ below the storage."""
-    track: tuple[Literal["wandb", "tensorboard"], ...] = ()
-    """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 
 
 @dataclass(frozen=True)
@@ -222,71 +195,6 @@ class Job:
         )
 
 
-def train(job: Job, where: Where) -> None:
-    """Train a run and predict the sets to be judged, on the workers asked for.
-
-    Raises:
-        AssayError: what the user can mend, raised on any worker.
-    """
-    if where.workers == 0:
-        work(job, job.stream())
-        return
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    for failures in range(where.retries + 1):
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=where.workers,
-                use_gpu=where.gpus,
-                resources_per_worker=worker_resources(where),
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"launch-{time.time_ns()}",
-                storage_path=str(job.folder / "ray"),
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
-            ),
-        )
-        # our own checkpoints resume, so a lost worker needs no more than another launch;
-        # an error that names its remedy would only come again
-        try:
-            trainer.fit()
-            return
-        except ray.train.TrainingFailedError as failed:
-            cause = _cause(failed)
-            if isinstance(cause, AssayError) or failures == where.retries:
-                raise cause from None
-            print(
-                f"A worker failed ({str(cause).splitlines()[0]}); resuming, {where.retries - failures - 1} retries left.",
-                file=sys.stderr,
-            )
-
-
-def _cause(failed: BaseException) -> BaseException:
-    """The worker's own AssayError where there is one."""
-    failures = getattr(failed, "worker_failures", {}) or {}
-    for failure in failures.values():
-        inner = getattr(failure, "cause", failure)
-        if isinstance(inner, AssayError):
-            return inner
-    return failed
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    import ray.train
-
-    from assay.ingest import ray_stream
-
-    job: Job = settings["job"]
-    _, config = job.load()
-    stream = ray_stream(job.source, config, job.pixels, job.manifest.truth)
-    work(job, stream, lambda position: ray.train.report({"step": position.step}))
-
-
 def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Position:
     """Train to the end and predict the sets to be judged; the same on every worker and without Ray."""
     task_class, config = job.load()
@@ -349,7 +257,7 @@ def _predict(job: Job, stream: Stream, device: torch.device) -> None:
 
 
 def predictions_table(manifest: Manifest, name: str, columns: dict[str, np.ndarray]) -> pa.Table:
-    """One set's predictions as a table; see `evaluate` for its columns."""
+    """One set's predictions as a table; see `predictions` for its columns."""
     chosen = manifest.take(columns["row"]).table
     domains = {c: chosen[c] for c in chosen.column_names if c.startswith("domain.")}
     arrays = {
@@ -361,46 +269,3 @@ def predictions_table(manifest: Manifest, name: str, columns: dict[str, np.ndarr
         | domains | {"truth": pa.array(manifest.truth[columns["row"]])} | arrays
     )  # fmt: skip
     return table.replace_schema_metadata({b"classes": json.dumps(manifest.classes).encode()})
-
-
-def worker_resources(where: Where) -> dict[str, float]:
-    """CPUs and GPUs of one worker.
-
-    Raises:
-        ResourceError: the cluster has too few for the workers and for Ray Data; says how many.
-    """
-    import ray
-
-    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    most = int(gpus) if where.gpus else int(cpus)
-    each = where.cpus_per_worker or min(1.0, (cpus - 1) / where.workers)
-    if where.workers > most:
-        raise ResourceError(
-            f"{where.workers} workers were asked for and the cluster has {int(cpus)} CPUs and {int(gpus)} GPUs; "
-            f"take --workers {most} or fewer{'' if most else ' without --gpus'}, or a larger cluster."
-        )
-    if each <= 0 or each * where.workers > cpus - 1:
-        raise ResourceError(
-            f"{where.workers} workers of {each:g} CPUs and 1 CPU for Ray Data need {max(each, 0) * where.workers + 1:g} CPUs, the cluster has {cpus:g}; "
-            "lower --workers or --cpus-per-worker, or train without Ray by --workers 0."
-        )
-    return {"CPU": each} | ({"GPU": 1.0} if where.gpus else {})
-
-
-def pick_device(where: Where) -> str:
-    """The device of the workers.
-
-    Raises:
-        ResourceError: it is not there.
-    """
-    device = where.device if where.device != "auto" else ("cuda" if where.gpus else "cpu")
-    if device == "cuda" and where.workers == 0 and not torch.cuda.is_available():
-        raise ResourceError(
-            "--device cuda was asked for and this machine has no CUDA device; use --device cpu."
-        )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ResourceError(
-            "--device mps was asked for and this machine has no Apple GPU; use --device cpu."
-        )
-    return device

@@ -415,3 +415,17 @@ def test_the_fingerprint_tells_every_kind_of_change(tmp_path, cache):
     ]
     assert len(set(found)) == len(found)
     assert of("again") == found[0]
+
+
+def test_where_keeps_and_leaves_out_rows(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    lines = ["image,label,kind"]
+    for i, (label, kind) in enumerate(product("abc", ("image", "mask"))):
+        (tmp_path / f"{i}.png").write_bytes(bytes([i]))
+        lines.append(f"{i}.png,{label},{kind}")
+    table.write_text("\n".join(lines))
+    config = DataConfig(root=table, where=("kind=image", "label!=c"))
+    manifest = read_manifest(config, tmp_path / "hashes.sqlite")
+    assert manifest.column("label") == ["a", "b"]
+    with pytest.raises(ManifestError, match="COLUMN!=VALUE"):
+        read_manifest(DataConfig(root=table, where=("kind",)), tmp_path / "hashes.sqlite")

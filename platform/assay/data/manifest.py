@@ -49,7 +49,7 @@ class DataConfig(Settings):
     split: str = "split"
     """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one."""
     where: tuple[str, ...] = ()
-    """For tables: keep rows with COLUMN=VALUE, e.g. kind=image."""
+    """For tables: keep rows with COLUMN=VALUE and COLUMN!=VALUE, e.g. kind=image exposure!=exp0."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
 
@@ -199,18 +199,18 @@ def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, s
 
 
 def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
-    conditions = [condition.partition("=") for condition in config.where]
+    conditions = [_condition(text) for text in config.where]
     needed = (config.image, config.label, *config.group, *config.domains)
     table = _open_table(path)
     given = [config.split] if config.split in table.column_names else []
     columns = {
         name: _texts(path, table, name)
-        for name in dict.fromkeys([*needed, *given, *(c for c, _, _ in conditions)])
+        for name in dict.fromkeys([*needed, *given, *(column for column, _, _ in conditions)])
     }
     rows: list[dict[str, str]] = []
     for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
         record = dict(zip(columns, values, strict=True))
-        if any(record[column] != value for column, _, value in conditions):
+        if any((record[column] == value) != wanted for column, wanted, value in conditions):
             continue
         missing = [name for name in needed if not record[name]]
         if missing:
@@ -229,6 +229,16 @@ def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
             f"{path} has no row left after data.where={list(config.where)}; loosen the conditions."
         )
     return rows
+
+
+def _condition(text: str) -> tuple[str, bool, str]:
+    """COLUMN=VALUE or COLUMN!=VALUE as column, whether equality is wanted, and value."""
+    found = re.fullmatch(r"(.+?)(!?=)(.*)", text)
+    if found is None:
+        raise ManifestError(
+            f"data.where has {text!r}; allowed: COLUMN=VALUE and COLUMN!=VALUE, such as kind=image."
+        )
+    return found[1], found[2] == "=", found[3]
 
 
 def _open_table(path: Path) -> pa.Table:
