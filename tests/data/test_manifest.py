@@ -1,4 +1,5 @@
 import shutil
+from itertools import product
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -417,7 +418,7 @@ def test_the_fingerprint_tells_every_kind_of_change(tmp_path, cache):
     assert of("again") == found[0]
 
 
-def test_where_keeps_and_leaves_out_rows(tmp_path: Path) -> None:
+def test_where_keeps_and_leaves_out_rows(tmp_path):
     table = tmp_path / "list.csv"
     lines = ["image,label,kind"]
     for i, (label, kind) in enumerate(product("abc", ("image", "mask"))):
