@@ -336,3 +336,22 @@ def test_workers_leave_a_cpu_for_ray_data_or_are_refused(
             worker_resources(where)
     else:
         assert worker_resources(where) == expected
+
+
+def test_a_full_disk_is_refused_with_figures_before_anything_is_decoded(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    _, err = run_script(capsys, tmp_path / "runs", "--data.root", str(parts), code=2)
+    assert "0.0 GB to spare" in err
+    assert not list((tmp_path / "runs" / "store").glob("*/*"))
+
+
+def test_an_absent_tracker_is_said(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    arguments = ["--data.root", str(parts), "--model.mode", "random", "--track", "tensorboard"]
+    _, err = run_script(capsys, tmp_path / "runs", *arguments, code=2)
+    assert "assay[tensorboard]" in err

@@ -8,12 +8,10 @@ what is finished and shows it.
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-os.environ.setdefault(
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
-)  # before Ray is imported: workers use this environment
+# before Ray is imported: workers use this environment as it is
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import tyro
 
-import assay
 from assay import evaluate
 from assay.bundle import seal
 from assay.config import from_dict, to_dict
@@ -41,7 +37,7 @@ from assay.loop import load_best, write_json
 from assay.run import Job, Run, identity, stamp
 from assay.task import Task, TaskConfig, TaskSource, load_task
 from assay.telemetry import watch
-from assay.workers import Where, pick_device, train
+from assay.workers import Where, cluster, pick_device, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +124,7 @@ def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool
     named = {"": config} | dict(task.baselines(config))
     runs = {name: _find(source, c, manifest, storage, again) for name, c in named.items()}
     if any(run.state != "finished" for run in runs.values()):
-        with _ray(where):
+        with cluster(where):
             bad = fill(manifest, store, config.data.on_error, parallel=where.workers > 0)
             kept = _without(manifest, bad)
             pixels = Pixels(store, kept.column("content"))
@@ -276,32 +272,3 @@ def _without(manifest: Manifest, bad: Sequence[Quarantined]) -> Manifest:
             f"No readable image is left of the class {min(lost)!r}; mend its files or leave the class out."
         )
     return kept
-
-
-@contextmanager
-def _ray(where: Where) -> Any:
-    """A Ray to work on: the cluster of RAY_ADDRESS if set, else one of our own that ends with us."""
-    if where.workers == 0:
-        yield
-        return
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    package = Path(assay.__file__).parent
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"py_modules": [str(package)]}, log_to_driver=False)
-    else:
-        paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -32,6 +32,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from assay.errors import ConfigError
+
 
 class Telemetry:
     """Writes one rank's metrics; only rank 0 of a run should hold one.
@@ -105,8 +107,13 @@ def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _start_tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # an optional dependency
-
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an optional dependency
+    except ImportError:
+        raise ConfigError(
+            "--track tensorboard was asked for and tensorboard is not installed; "
+            "run pip install 'assay[tensorboard]', or leave it out."
+        ) from None
     return SummaryWriter(log_dir=str(folder / "tensorboard"))
 
 

@@ -3,15 +3,19 @@
 This file alone imports ray.train.
 """
 
+import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+import assay
 from assay.config import Settings
 from assay.errors import AssayError, ResourceError
 from assay.run import Job, work
@@ -41,6 +45,41 @@ class Where(Settings):
     """Folder of decoded pixels; none: store/ below the storage."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
+
+
+@contextmanager
+def cluster(where: Where) -> Iterator[None]:
+    """A Ray to work on: the one that runs here already, else the cluster of RAY_ADDRESS, else a
+    local one that ends with this block. Nothing at all without workers.
+    """
+    if where.workers == 0:
+        yield
+        return
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    package = Path(assay.__file__).parent
+    if os.environ.get("RAY_ADDRESS"):
+        # the cluster's nodes work with the very package that runs here
+        ray.init(runtime_env={"py_modules": [str(package)]}, log_to_driver=False)
+    else:
+        paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        token = Path.home() / ".ray" / "auth_token"
+        if token.exists():
+            token.chmod(0o600)  # Ray writes it readable by everyone
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def worker_resources(where: Where) -> dict[str, float]:

@@ -1,0 +1,136 @@
+"""What only this task promises: order of operations, exact mixing, phases of the run, signal found."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from assay.data import augment
+from assay.data.augment import AugmentConfig
+from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
+from assay.data.pixels import Pixels, build_entry
+from assay.nn.topk import draw_noise, perturbed_topk
+from assay.task import Samples, Task, TaskSource, load_task
+
+SOURCE = TaskSource.read(Path(__file__).parents[1] / "tasks" / "fingerprint.py")
+SIZES = PatchConfig(image_px=64, overview_px=32, patch_px=16, clahe_clip=0.0)
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Pixels:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    contents = [f"{i:032x}" for i in range(4)]
+    for content in contents:
+        path = folder / f"{content}.png"
+        cv2.imwrite(str(path), rng.integers(40, 120, (64, 64, 3), dtype=np.uint8))
+        build_entry(folder / "store", content, path)
+    return Pixels(folder / "store", contents)
+
+
+def make(pixels: Pixels, changes: dict[str, Any] | None = None, **fields: Any) -> Any:
+    task = load_task(SOURCE)
+    demo: Any = task.presets()["demo"]
+    torch.manual_seed(0)
+    model = replace(demo.model, **{"warmup_k": 8, **(changes or {})})
+    return task(replace(demo, patches=SIZES, model=model, **fields), ["a", "b"], pixels)
+
+
+def batch_of(task: Task, train: bool = True) -> Any:
+    rows = np.arange(4)
+    keys = np.arange(4, dtype=np.uint64) + np.uint64(7)
+    samples = Samples(rows, keys, np.array([0, 1, 0, 1], dtype=np.int32), train)
+    return type(task).prepare(task.config, task.pixels, samples)
+
+
+def test_exposure_comes_before_normalisation_and_never_after(pixels: Pixels) -> None:
+    bright = AugmentConfig(exposure_p=1.0, brightness_low=1.8, brightness_high=1.8)
+    task = make(pixels, augment=bright)
+    batch = batch_of(task)
+    cells = np.full((4, 1), 35)
+    got = task.train()._cut(batch, cells).numpy()
+    corners = cell_corners(cells[0], task.grid, SIZES)
+    plain = np.stack([Canvas(pixels[i], SIZES).patches(corners) for i in range(4)]).astype(float)
+    mean, std = (batch[n].reshape(4, 1, 1, 1, 3) for n in ("mean", "std"))
+    before = (np.rint(np.clip(1.8 * plain, 0, 255)) / 255 - mean) / (std + EPS)
+    after = 1.8 * (plain / 255 - mean) / (std + EPS)
+    np.testing.assert_allclose(got, before.transpose(0, 1, 4, 2, 3), atol=1e-4)
+    # the planted mistake would be seen
+    assert np.abs(got - after.transpose(0, 1, 4, 2, 3)).max() > 0.1
+
+
+def test_the_mixture_of_active_cells_is_the_mixture_of_all_cells(pixels: Pixels) -> None:
+    task = make(pixels, {"estimator": "masked_loo", "num_noise": 20, "sigma": 0.05})
+    batch = batch_of(task)
+    scores = task._scores(batch).detach()
+    num_cells = scores.shape[1]
+    noise = draw_noise([1, 2, 3, 4], 20, num_cells)
+    chosen = perturbed_topk(scores, 4, 0.05, noise)
+    patches = task._cut(batch, chosen.cells.numpy())
+    sparse = torch.einsum("bkm,bmchw->bkchw", chosen.weights, patches)
+    everywhere = np.tile(np.arange(num_cells), (4, 1))
+    picked = (scores[:, None] + 0.05 * noise).topk(4, -1).indices.sort(-1).values
+    indicators = torch.nn.functional.one_hot(picked, num_cells).float().mean(1)
+    dense = torch.einsum("bkm,bmchw->bkchw", indicators, task._cut(batch, everywhere))
+    torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["score_function", "masked_loo", "plain", "diagonal"])
+def test_the_scorer_learns_under_every_estimator(pixels: Pixels, estimator: str) -> None:
+    task = make(pixels, {"estimator": estimator, "alone": 0.0, "num_noise": 8})
+    made = task(batch_of(task), 0.9)
+    made["loss"].backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in task.scorer.parameters())
+
+
+def test_the_guide_teaches_the_scorer_in_the_warm_up_and_the_baseline_has_none(
+    pixels: Pixels,
+) -> None:
+    for changes, learns in (({}, True), ({"guide": 0.0}, False), ({"mode": "random"}, False)):
+        task = make(pixels, changes)
+        task(batch_of(task), 0.0)["loss"].backward()
+        moved = any(p.grad is not None and p.grad.abs().max() > 0 for p in task.scorer.parameters())
+        assert moved == learns
+
+
+def test_the_noise_falls_over_the_run(pixels: Pixels) -> None:
+    task = make(pixels)
+    assert "sigma" not in task(batch_of(task), 0.0)
+    sigmas = [float(task(batch_of(task), p)["sigma"]) for p in (0.6, 0.75, 0.9, 0.999)]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert sigmas[0] > 0.09
+    assert sigmas[-1] < 0.006
+
+
+def test_judging_is_hard_deterministic_and_unaugmented(pixels: Pixels) -> None:
+    task = make(pixels, augment=augment.PRESETS["readme"]).eval()
+    batch = batch_of(task, train=False)
+    first, second = task.predict(batch), task.predict(batch)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    best = task._scores(batch).argsort(dim=1, descending=True, stable=True)[:, :4].sort(1).values
+    assert torch.equal(first["cells"], best)
+    boxes = first["boxes"].reshape(4, 4, 4).numpy()
+    corners = np.stack([cell_corners(c.numpy(), task.grid, SIZES) for c in best])
+    np.testing.assert_allclose(boxes[..., :2], corners)
+    np.testing.assert_allclose(boxes[..., 2:], corners + 16)
+
+
+def test_random_patches_do_not_depend_on_seed_or_batch_when_judged(pixels: Pixels) -> None:
+    one = make(pixels, {"mode": "random"})
+    other = make(pixels, {"mode": "random"}, train=replace(one.config.train, seed=5))
+    cells = [batch_of(t, train=False)["random_cells"] for t in (one, other)]
+    np.testing.assert_array_equal(cells[0], cells[1])
+    assert not np.array_equal(batch_of(one)["random_cells"], cells[0])
+
+
+def test_the_baseline_differs_in_nothing_but_where_it_looks() -> None:
+    task = load_task(SOURCE)
+    for name, config in task.presets().items():
+        (baseline,) = task.baselines(config).values()
+        assert baseline.model.mode == "random", name
+        assert replace(baseline, model=replace(baseline.model, mode="dps")) == config
+        assert task.baselines(baseline) == {}
