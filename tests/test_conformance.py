@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from assay import bundle, checkpoint, run
+from assay import bundle, checkpoint, run, workers
 from assay.bundle import Bundle
 from assay.config import fingerprint, from_dict, to_dict
 from assay.data.manifest import Manifest
@@ -171,7 +171,7 @@ def test_help_shows_every_setting(system, capsys, monkeypatch):
         main(str(script), ["--help"])
     assert not ended.value.code
     shown = capsys.readouterr().out
-    options = [*options_of(system.task.Config), *options_of(run.Where)]
+    options = [*options_of(system.task.Config), *options_of(workers.Where)]
     assert len(options) > 30
     for option in options:
         assert f"{option} " in shown or f"{option}," in shown, option

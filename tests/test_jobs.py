@@ -68,7 +68,12 @@ def environment(checkout: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
     home = checkout.parent / "home"
     home.mkdir()
-    return own | {"PATH": path, "RAY_AUTH_MODE": "disabled", "HOME": str(home)}
+    return own | {
+        "PATH": path,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "HOME": str(home),
+    }
 
 
 @pytest.fixture(scope="module")

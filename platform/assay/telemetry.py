@@ -48,10 +48,10 @@ class Telemetry:
         self, folder: Path, sinks: tuple[str, ...] = (), config: dict[str, Any] | None = None
     ) -> None:
         self.folder = folder
-        _drop_torn_line(folder / "metrics.jsonl")
-        self.file = (folder / "metrics.jsonl").open("a", buffering=1)
         self.wandb: Any = _start_wandb(folder, config or {}) if "wandb" in sinks else None
         self.board: Any = _start_tensorboard(folder) if "tensorboard" in sinks else None
+        _drop_torn_line(folder / "metrics.jsonl")
+        self.file = (folder / "metrics.jsonl").open("a", buffering=1)
 
     def log(self, kind: str, **fields: float | int) -> None:
         """Write one line; floats are rounded to six significant digits."""
