@@ -200,7 +200,7 @@ def test_a_golden_output_within_the_tolerance_is_repeated(folder):
     golden = json.loads((folder / "bundle.json").read_text())["golden"]
     golden["probs"]["low"] += 5e-4
     edit(folder, golden=golden)
-    Bundle(folder)
+    assert Bundle(folder).classes == CLASSES
 
 
 def test_an_unknown_pipeline_is_refused_by_name(folder):

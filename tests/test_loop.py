@@ -302,7 +302,7 @@ def test_a_schedule_that_does_not_step_is_refused(tmp_path, monkeypatch, plant):
 
 
 def test_a_flat_schedule_may_be_flat(tmp_path):
-    loop_of(tmp_path, config_of(optim={"schedule": "constant"})).fit()
+    assert loop_of(tmp_path, config_of(optim={"schedule": "constant"})).fit().done
 
 
 def test_clipping_bounds_the_update_and_zero_means_none(tmp_path):

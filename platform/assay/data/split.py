@@ -253,7 +253,7 @@ def _draw_missing(
         if name not in sets:
             raise SplitError(
                 f"{len(free)} groups are too few to draw {name} (at least 3 of a kind are needed); "
-                "add parts, give the sets in the data, or set --split.val / --split.test to 0."
+                "add parts, or give the sets in the data."
             )
 
 
