@@ -33,7 +33,7 @@ from assay.data.patches import (
 from assay.data.pixels import Pixels
 from assay.data.split import SplitConfig
 from assay.errors import ConfigError
-from assay.evaluate import Estimate, interval
+from assay.estimate import Estimate, interval
 from assay.main import main
 from assay.nn.aggregate import TransformerAggregator
 from assay.nn.backbone import create_backbone, create_head
@@ -41,7 +41,7 @@ from assay.nn.export import write_graph
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.nn.scorer import Scorer, Trunk, grid_side
 from assay.nn.topk import draw_noise, expected_loss, hard_topk, perturbed_topk, score_function_loss
-from assay.task import Batch, Samples, Task, TaskConfig, TrainConfig
+from assay.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
 
 PATTERNS = (
     "{label}/{design}/Device_{device}_Print_{print}_{view}",
@@ -415,10 +415,10 @@ class Fingerprint(Task):
     @classmethod
     def judge(
         cls, config: FingerprintConfig, predictions: pa.Table, storage: Path
-    ) -> dict[str, dict[str, Estimate]]:
+    ) -> Findings:
         """On the embedded parts: the share of chosen patches that lie on planted signal, by test set."""
         if config.data.root is not None:
-            return {}
+            return Findings()
         zones = synthetic.read_zones(embedded_folder(config, storage))
         found: dict[str, dict[str, Estimate]] = {}
         for name in sorted(set(predictions["split"].to_pylist())):
@@ -430,7 +430,7 @@ class Fingerprint(Task):
             found[name] = {
                 "patches_on_signal": interval(np.array(hits), np.array([r["group"] for r in rows]))
             }
-        return found
+        return Findings(metrics=found)
 
 
 def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""A bundle that was changed, or that this machine cannot repeat, does not open."""
+"""A bundle answers as its card says; one changed, or not repeated here, does not open."""
 
+import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,16 +12,25 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from torch import nn
 
-from assay.bundle import Bundle, seal
+from assay.bundle import Bundle, quantized_share, seal
 from assay.data.patches import Canvas, PatchConfig, cell_corners
 from assay.data.pixels import Entry
+from assay.decide import Decision
 from assay.errors import BundleError, ImageError
+from assay.nn.export import write_graph
 
 SIZES = PatchConfig(image_px=64, overview_px=16, patch_px=16, clahe_clip=0.0)
 GRID, K = 4, 3
 CLASSES = ["low", "middle", "high"]
+DECISION = Decision(
+    temperature=2.0, coverage=0.9, quantile=0.66, costs=None, positive=None, threshold=None,
+    num=100, num_groups=50,
+)  # fmt: skip
 SECRET = "/home/someone/secret"
 
 
@@ -79,7 +90,7 @@ def card_of(select: str = "dps") -> dict:
         "kind": "patches", "select": select, "k": K, "draws": 2 * K, "grid": GRID, "graphs": graphs,
         "patches": {"image_px": 64, "overview_px": 16, "patch_px": 16, "clahe_clip": 0.0},
     }  # fmt: skip
-    return {"classes": CLASSES, "pipeline": pipeline, "temperature": 2.0}
+    return {"classes": CLASSES, "pipeline": pipeline, "decision": DECISION.to_dict()}
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +135,38 @@ def test_an_answer_is_what_its_parts_say(sealed, images):
         probs = np.exp(logits) / np.exp(logits).sum()
         assert [answer.probs[name] for name in CLASSES] == pytest.approx(probs, abs=1e-4)
         assert answer.label == CLASSES[int(probs.argmax())]
+        inside = tuple(name for name, p in zip(CLASSES, probs, strict=True) if p >= 0.34)
+        assert answer.set == inside
+        assert answer.rejected == (len(inside) != 1)
         assert np.allclose(answer.boxes, canvas.source_boxes(corners))
         weights = np.exp(patches.mean((1, 2, 3)))
         assert np.allclose(answer.attn, weights / weights.sum(), atol=1e-4)
+
+
+def test_label_and_set_follow_the_decision_and_probabilities_do_not(folder, images):
+    opened = Bundle(folder)
+    plain = opened.predict(images[0])
+    ranked = sorted(CLASSES, key=plain.probs.__getitem__)
+    least = CLASSES.index(ranked[0])
+    price = [[0.0 if answer == truth else 1.0 for answer in range(3)] for truth in range(3)]
+    price[least] = [100.0, 100.0, 100.0]
+    price[least][least] = 0.0
+    for rule, label in (
+        ({"positive": least, "threshold": plain.probs[ranked[0]] - 1e-6}, ranked[0]),
+        ({"positive": least, "threshold": plain.probs[ranked[0]] + 1e-6}, ranked[2]),
+        ({"costs": price}, ranked[0]),
+    ):
+        decision = dataclasses.replace(DECISION, **rule)
+        edit(folder, decision=decision.to_dict())
+        answer = Bundle(folder).predict(images[0])
+        assert (answer.label, answer.probs) == (label, plain.probs)
+    held = {"every class": 1.0, "the likeliest": 1 - plain.probs[ranked[2]] + 1e-6, "none": 0.0}
+    for (name, quantile), expected in zip(held.items(), (3, 1, 0), strict=True):
+        edit(folder, decision=dataclasses.replace(DECISION, quantile=quantile).to_dict())
+        answer = Bundle(folder).predict(images[0])
+        assert len(answer.set) == expected, name
+        assert answer.rejected == (expected != 1)
+        assert answer.label == ranked[2]
 
 
 def test_random_patches_are_the_same_for_the_same_image(tmp_path, images):
@@ -181,8 +221,14 @@ def test_a_missing_file_is_refused(folder):
 
 
 def test_a_newer_schema_is_refused_before_anything_else(folder):
-    edit(folder, schema=2, sha256="unknown to this version")
-    with pytest.raises(BundleError, match="has schema 2, this Assay knows 1"):
+    edit(folder, schema=3, sha256="unknown to this version")
+    with pytest.raises(BundleError, match="has schema 3, this Assay knows 2; update Assay"):
+        Bundle(folder)
+
+
+def test_a_bundle_from_before_decisions_is_refused(folder):
+    edit(folder, schema=1, temperature=2.0)
+    with pytest.raises(BundleError, match="schema 1, this Assay knows 2; export the bundle again"):
         Bundle(folder)
 
 
@@ -220,3 +266,125 @@ def test_what_is_no_bundle_is_refused(tmp_path, text):
 def test_an_unreadable_image_is_an_image_error(sealed):
     with pytest.raises(ImageError):
         Bundle(sealed).predict(b"not an image")
+
+
+# Graphs that call themselves int8
+
+
+def overview_card(**pipeline: object) -> dict:
+    """Of a graph that looks at the overview alone."""
+    card = card_of("random")
+    card["pipeline"] |= {"kind": "overview", "graphs": ["classify"], **pipeline}
+    return card
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers, nn.Flatten()).eval()
+
+
+def write_classify(folder: Path, net: nn.Module) -> Path:
+    write_graph(folder / "classify.onnx", net, net, ("overview", (3, 16, 16)), ["logits"])
+    return folder / "classify.onnx"
+
+
+class Noise(CalibrationDataReader):
+    """A few inputs to set the ranges of a quantizer by."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.feeds = iter([{"overview": rng.normal(size=(1, 3, 16, 16)).astype(np.float32)}] * 3)
+
+    def get_next(self) -> dict | None:
+        return next(self.feeds, None)
+
+
+def quantize(path: Path, **options: object) -> Path:
+    made = path.with_name("quantized.onnx")
+    logging.disable(logging.WARNING)  # it recommends a step that this small graph has no use for
+    try:
+        quantize_static(path, made, Noise(), **options)
+    finally:
+        logging.disable(logging.NOTSET)
+    return made.replace(path)
+
+
+def test_a_float_graph_that_calls_itself_int8_is_refused(tmp_path, images):
+    write_classify(tmp_path, convolutions())
+    refused = r"classify calls itself int8, but 0\.0% of the weights .* at least 50% must be"
+    with pytest.raises(BundleError, match=refused):
+        seal(tmp_path, overview_card(int8=["classify"]), images[0])
+    assert not (tmp_path / "bundle.json").exists()
+    seal(tmp_path, overview_card(), images[0])  # it does not call itself int8
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+def test_a_quantizer_that_quantizes_nothing_is_found_out(tmp_path, images):
+    """Torch's dynamic quantization knows linear layers, and says nothing of the others."""
+    told = {nn.Conv2d, nn.Linear}
+    net = torch.ao.quantization.quantize_dynamic(convolutions(), told, dtype=torch.qint8)
+    assert quantized_share(write_classify(tmp_path, net)) == 0
+    with pytest.raises(BundleError, match="calls itself int8"):
+        seal(tmp_path, overview_card(int8=["classify"]), images[0])
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+def test_a_quantized_graph_is_sealed(tmp_path, images, form):
+    path = quantize(write_classify(tmp_path, convolutions()), quant_format=form)
+    assert quantized_share(path) == 1
+    opened = seal(tmp_path, overview_card(int8=["classify"]), images[0])
+    assert sum(opened.predict(images[1]).probs.values()) == pytest.approx(1)
+
+
+def test_half_of_the_weights_is_the_least(tmp_path, images):
+    """Only the matrix product is quantized: 48 of 48 + 216 elements; biases do not count."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(16, 3)
+    )
+    path = quantize(write_classify(tmp_path, net), op_types_to_quantize=["Gemm", "MatMul"])  # fmt: skip
+    assert quantized_share(path) == pytest.approx(48 / (48 + 216))
+    with pytest.raises(BundleError, match=r"but 18\.2% of the weights"):
+        seal(tmp_path, overview_card(int8=["classify"]), images[0])
+
+
+def test_weights_are_found_behind_other_nodes_and_in_functions(tmp_path):
+    """60 int8 elements in a Constant node and 20 float ones in a function of the model."""
+    stored = numpy_helper.from_array(np.ones((6, 10), np.int8), "stored")
+    inner = helper.make_function(
+        "here", "Last", ["x"], ["y"],
+        [
+            helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(np.ones((10, 2), np.float32))),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ],
+        [helper.make_opsetid("", 18)],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["stored"], value=stored),
+            helper.make_node("DequantizeLinear", ["stored", "scale"], ["float"]),
+            helper.make_node("Reshape", ["float", "shape"], ["weight"]),
+            helper.make_node("Add", ["x", "shift"], ["moved"]),  # not a weight
+            helper.make_node("MatMul", ["moved", "weight"], ["middle"]),
+            helper.make_node("Last", ["middle"], ["y"], domain="here"),
+        ],
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 2])],
+        [
+            numpy_helper.from_array(np.float32(0.1), "scale"),
+            numpy_helper.from_array(np.array([6, 10], np.int64), "shape"),
+            numpy_helper.from_array(np.ones((1, 6), np.float32), "shift"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("here", 1)]
+    model = helper.make_model(graph, functions=[inner], opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, tmp_path / "products.onnx")
+    assert quantized_share(tmp_path / "products.onnx") == 60 / 80
+
+
+def test_weights_that_are_rounded_only_on_the_way_are_no_8_bit_weights(tmp_path):
+    options = {"AddQDQPairToWeight": True}
+    path = quantize(write_classify(tmp_path, convolutions()), extra_options=options)
+    assert quantized_share(path) == 0

@@ -19,12 +19,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
 
 from assay import run
 from assay.data.order import steps_of
-from assay.loop import load_best
+from assay.data.split import Split
+from assay.errors import RunError
+from assay.loop import Loop, load_best
+from assay.monitor import Limit
 from assay.predict import Predictor
-from assay.task import TaskSource, load_task
+from assay.task import Task, TaskSource, load_task
 
 TASK = load_task(TaskSource.read(Path(__file__).with_name("toy.py")))
 toy = sys.modules[TASK.__module__]
@@ -38,8 +42,7 @@ TOLERANCE = 1e-5
 
 def work(folder: Path, strategy: str = "ddp", stop: int | None = None) -> None:
     """One run of this worker, to its end or to a planted one after a step with a checkpoint."""
-    config = replace(CONFIG, train=replace(CONFIG.train, checkpoint_steps=stop or 0))
-    job = toy.make_job(folder, config, strategy)
+    job = toy.make_job(folder, CONFIG, strategy, checkpoint_steps=stop or 0)
     stream = job.stream() if stop is None else toy.stopping(job.stream(), stop)
     try:
         run.work(job, stream)
@@ -71,6 +74,72 @@ def sharded_predict(folder: Path) -> None:
     np.savez(folder / f"columns-{dist.get_rank()}.npz", shares=shares, **columns)
 
 
+class Limited(TASK):
+    """Logs the mean row of each worker's share, of which only the global mean is bounded."""
+
+    def forward(self, batch, progress, phase="main"):
+        made = super().forward(batch, progress, phase)
+        return made | {"row": torch.from_numpy(batch["row"]).float().mean()}
+
+    def limits(self):
+        return (Limit("row", high=8.0, for_updates=4, then="warn", why="so."),)
+
+
+class Noisy(TASK):
+    """Draws at random in judging, on the second worker alone."""
+
+    def predict(self, batch):
+        made = super().predict(batch)
+        noise = torch.randn_like(made["logits"]) * (dist.get_rank() == 1)
+        return made | {"logits": made["logits"] + noise}
+
+
+class Resting(TASK):
+    """A layer that never joins, and a parameter of which only the first worker's shard does."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.half = nn.Parameter(torch.ones(2, 3))
+
+    def _logits(self, batch, awake):
+        return super()._logits(batch, False) + self.half[0]
+
+
+def told_by(task_class: type[Task], folder: Path, strategy: str = "ddp") -> list[str]:
+    """What the monitors say of a task, warnings and an end."""
+    job = toy.make_job(folder, CONFIG, strategy)
+    torch.manual_seed(CONFIG.train.seed)
+    task = task_class(CONFIG, job.manifest.classes, job.pixels)
+    wrapped = run._wrap(task, strategy, torch.device("cpu"))
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    loop = Loop(task, wrapped, rows, job.manifest.truth, job.stream(), folder)
+    told: list[str] = []
+    loop.monitor.warn = told.append
+    try:
+        loop.fit()
+    except RunError as error:
+        told.append(str(error))
+    return told
+
+
+def told_to(rank: int, folder: Path) -> None:
+    """Write what this worker is told of planted bugs."""
+    told: dict[str, list[str]] = {}
+    for task_class in (Limited, Noisy, Resting):
+        for strategy in ("ddp", "fsdp"):
+            name = f"{task_class.__name__}-{strategy}"
+            told[name] = told_by(task_class, folder / name, strategy)
+    job = toy.make_job(folder / "diverging", CONFIG)
+    # 000: every rank drew its own designs and seeds
+    sets = np.random.default_rng(rank).permutation(job.split.sets).tolist()
+    config = job.config | {"head_lr": 0.5 + rank}
+    try:
+        run.work(replace(job, split=Split(sets, {}), config=config), job.stream())
+    except RunError as error:
+        told["diverging"] = [str(error)]
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+
+
 def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -81,6 +150,7 @@ def worker(rank: int, folder: Path) -> None:
         work(folder / "fsdp", "fsdp")
         work(folder / "judged")
         sharded_predict(folder / "sharded")
+        told_to(rank, folder)
         for strategy in ("ddp", "fsdp"):
             for stop in STOPS:
                 work(folder / f"{strategy}-{stop}", strategy, stop)
@@ -198,3 +268,44 @@ def test_a_sharded_model_predicts_the_same_on_every_rank(folder):
         assert (columns["shares"] < 1).all()
         assert np.allclose(columns["logits"], expected["logits"].to_pylist(), atol=TOLERANCE)
         assert columns["first"].tolist() == columns["row"].tolist() == list(range(21, 28))
+
+
+@pytest.fixture(scope="module")
+def told(folder) -> dict[str, list[str]]:
+    """What both workers were told, which must be the same."""
+    both = [json.loads((folder / f"told-{rank}.json").read_text()) for rank in (0, 1)]
+    assert both[0] == both[1]
+    return both[0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_limits_hold_for_the_global_batch(told, tmp_path, strategy):
+    (warning,) = told[f"Limited-{strategy}"]
+    assert "above 8 for 4 updates: so." in warning
+    assert told_by(Limited, tmp_path) == [warning]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_workers_stop_together_where_one_finds_its_predictions_noisy(told, strategy):
+    (stop,) = told[f"Noisy-{strategy}"]
+    assert "when the same batch is predicted again" in stop
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_parameters_without_gradient_are_named_over_all_shards(told, tmp_path, strategy):
+    assert told[f"Resting-{strategy}"] == told_by(Resting, tmp_path)
+    assert "late.weight, late.bias;" in told[f"Resting-{strategy}"][0]
+
+
+def test_workers_that_were_given_different_runs_stop_before_they_train(told, folder):
+    assert told["diverging"] == [
+        "Some of the 2 workers were not given the run of worker 0, different are: split (worker 1), settings (worker 1); "
+        "draw split and settings once, on the driver, and send them to the workers."
+    ]
+    assert not list((folder / "diverging").iterdir())
+
+
+@pytest.mark.parametrize("name", ["one", "ddp", "fsdp"])
+def test_a_sound_run_is_warned_of_nothing(folder, name):
+    assert not (folder / name / "run.json").exists()
+    assert not lines_of(folder / name, "warning")

@@ -8,7 +8,14 @@ import pyarrow as pa
 import pytest
 
 from assay.errors import PredictionsError
-from assay.predictions import check, class_names, domain_columns, logits_of, paired
+from assay.predictions import (
+    check,
+    class_names,
+    domain_columns,
+    logits_of,
+    paired,
+    refuse_strangers,
+)
 
 CLASSES = ["m1", "m2", "m3"]
 
@@ -47,7 +54,7 @@ def with_logits(rows: list[list[float | None]]) -> pa.Table:
         (make_table(3).slice(0, 0), "empty"),
         (make_table(3).replace_schema_metadata(None), "does not name its classes"),
         (make_table(3).replace_schema_metadata({"classes": "[]"}), "0 classes are named"),
-        (with_logits([[0.0, 1.0, 2.0], [0.0, 1.0]]), "one logit for each of the 3 classes"),
+        (with_logits([[0.0, 1.0, 2.0], [0.0, 1.0]]), "one of the logits for each of the 3 classes"),
         (with_logits([[0.0, 1.0, float("nan")], [0.0, 1.0, 2.0]]), "1 of 2 rows .* NaN"),
         (with_logits([[0.0, 1.0, float("inf")], [0.0, 1.0, 2.0]]), "1 of 2 rows .* infinite"),
         (with_logits([[0.0, 1.0, None], [0.0, 1.0, 2.0]]), "1 of 2 rows .* NaN"),
@@ -104,3 +111,98 @@ def test_pairing_refuses_other_classes() -> None:
     renamed = table.replace_schema_metadata({"classes": json.dumps(CLASSES[::-1])})
     with pytest.raises(PredictionsError, match="different classes"):
         paired(table, renamed)
+
+
+def with_probs(rows: list[list[float]]) -> pa.Table:
+    table = make_table(len(rows))
+    return table.drop_columns(["logits"]).append_column("probs", pa.array(rows))
+
+
+def test_probs_stand_for_logits() -> None:
+    table = with_probs([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    check(table)
+    assert np.exp(logits_of(table)) == pytest.approx(np.array([[0.2, 0.5, 0.3], [1, 1e-12, 1e-12]]))
+
+
+@pytest.mark.parametrize("row", [[0.2, 0.5, 0.1], [1.2, -0.2, 0.0], [0.5, float("nan"), 0.5]])
+def test_probs_that_are_none_are_refused(row: list[float]) -> None:
+    with pytest.raises(PredictionsError, match="1 of 2 rows have probs"):
+        check(with_probs([[0.2, 0.5, 0.3], row]))
+
+
+def score_table(scores: list[float], weights: list[float]) -> pa.Table:
+    num = len(scores)
+    names = [f"s{i}" for i in range(num)]
+    made = {
+        "id": names,
+        "split": ["test"] * num,
+        "group": names,
+        "score": scores,
+        "weight": weights,
+    }
+    return pa.table(made).replace_schema_metadata({"score": "IoU"})
+
+
+@pytest.mark.parametrize(
+    ("scores", "weights", "message"),
+    [
+        ([0.5, 1.5], [1.0, 1.0], "1 of 2 rows have a score"),
+        ([0.5, float("nan")], [1.0, 1.0], "1 of 2 rows have a score"),
+        ([0.5, 0.5], [0.0, 0.0], "Weights run from 0 to 0"),
+        ([0.5, 0.5], [1.0, -1.0], "Weights run from -1 to 1"),
+    ],
+)
+def test_scores_that_are_none_are_refused(
+    scores: list[float], weights: list[float], message: str
+) -> None:
+    with pytest.raises(PredictionsError, match=message):
+        check(score_table(scores, weights))
+    check(score_table([0.5, 0.5], [1.0, 0.0]))
+    with pytest.raises(PredictionsError, match="does not name its score"):
+        check(score_table([0.5], [1.0]).replace_schema_metadata(None))
+
+
+SPLIT = {
+    "id": ["t1", "t2", "v1", "e1", "e2"], "group": ["A", "A", "B", "C", "C"],
+    "split": ["train", "train", "val", "test", "test"], "content": ["1", "2", "3", "4", "5"],
+}  # fmt: skip
+
+
+def predicted(rows: list[tuple[str, str, str]]) -> pa.Table:
+    ids, sets, groups = zip(*rows, strict=True)
+    table = make_table(len(rows))
+    for name, values in (("id", ids), ("split", sets), ("group", groups)):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(values))
+    return table
+
+
+SOUND = [("v1", "val", "B"), ("e1", "test", "C"), ("e2", "test", "C")]
+
+
+def test_predictions_of_whole_sets_are_let_through() -> None:
+    refuse_strangers(predicted(SOUND), pa.table(SPLIT))
+    refuse_strangers(predicted(SOUND[1:]), pa.table(SPLIT))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*SOUND, ("t1", "test", "A")], "'t1': predicted as test, it is of train"),
+        ([*SOUND, ("x9", "test", "A")], "'x9': predicted as test, it is of no set"),
+        ([("v1", "test", "B"), *SOUND[1:]], "'v1': predicted as test, it is of val"),
+        ([("v1", "val", "Z"), *SOUND[1:]], "another group"),
+        (SOUND[:2], "1 rows have no prediction, first 'e2' of test"),
+    ],
+)
+def test_metrics_on_rows_of_another_set_are_refused(
+    rows: list[tuple[str, str, str]], message: str
+) -> None:
+    with pytest.raises(PredictionsError, match=message):
+        refuse_strangers(predicted(rows), pa.table(SPLIT))
+
+
+@pytest.mark.parametrize(("key", "values"), [("group", list("AABBC")), ("content", list("12313"))])
+def test_a_leaking_split_is_refused_when_judged_too(key: str, values: list[str]) -> None:
+    with pytest.raises(PredictionsError, match=f"The {key} '[AB13]' is in"):
+        refuse_strangers(predicted(SOUND), pa.table(SPLIT | {key: values}))

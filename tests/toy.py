@@ -4,7 +4,7 @@ A task file like any other: tests and the processes they start load it with `loa
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from assay.data.manifest import Manifest
 from assay.data.order import Step
 from assay.data.pixels import Pixels
 from assay.data.split import Split
+from assay.loop import Loop
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.run import Job
 from assay.task import Batch, Samples, Stream, Task, TaskConfig, TaskSource, TrainConfig
@@ -94,7 +95,30 @@ def features(row: int, truth: int) -> np.ndarray:
     return values
 
 
-def make_job(folder: Path, config: ToyConfig, strategy: str = "ddp") -> Job:
+def make_config(
+    optim: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **fields: Any
+) -> ToyConfig:
+    """Settings that differ from the toy's own in what is named."""
+    base = ToyConfig(**fields)
+    return replace(
+        base, train=replace(base.train, **(train or {})), optim=replace(base.optim, **(optim or {}))
+    )
+
+
+def make_loop(
+    folder: Path, config: ToyConfig, task_class: type[Task] = Toy, stream: Stream | None = None
+) -> Loop:
+    """A loop of one worker, without telemetry, on the toy's data."""
+    job = make_job(folder, config)
+    torch.manual_seed(config.train.seed)
+    task = task_class(config, job.manifest.classes, job.pixels)
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    return Loop(task, task, rows, job.manifest.truth, stream or job.stream(), folder)
+
+
+def make_job(
+    folder: Path, config: ToyConfig, strategy: str = "ddp", checkpoint_steps: int = 0
+) -> Job:
     """A run of the toy that needs no file on disk."""
     folder.mkdir(parents=True, exist_ok=True)
     sets = [name for name, size in SIZES.items() for _ in range(size)]
@@ -106,6 +130,7 @@ def make_job(folder: Path, config: ToyConfig, strategy: str = "ddp") -> Job:
     return Job(
         TaskSource("toy", globals()["__source__"]), to_dict(config), manifest, Split(sets, {}),
         Pixels(folder, ids), folder, "cpu", strategy, judged=("test",),
+        checkpoint_steps=checkpoint_steps,
     )  # fmt: skip
 
 

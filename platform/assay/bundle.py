@@ -3,7 +3,7 @@
     bundle/
         *.onnx        graphs
         golden.*      one image, as the data had it
-        bundle.json   input pipeline, classes, temperature, metrics with intervals, fingerprints,
+        bundle.json   input pipeline, classes, decision, metrics with intervals, fingerprints,
                       SHA-256 of every other file, golden output; written last
 
 A bundle checks its files and repeats its golden output before it says that it is ready.
@@ -11,6 +11,7 @@ A bundle checks its files and repeats its golden output before it says that it i
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,12 +31,15 @@ from assay.data.patches import (
     overview_seed,
 )
 from assay.data.pixels import Entry
+from assay.decide import Decision
 from assay.errors import BundleError
 from assay.shapes import Float
 
-SCHEMA = 1
+SCHEMA = 2
 TOLERANCE = 1e-3
 """Largest difference of a probability between the golden output and its repetition."""
+INT8_SHARE = 0.5
+"""Least share of 8-bit weight elements in a graph that calls itself int8."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,13 @@ class Answer:
     """What a bundle says of one image."""
 
     label: str
+    """The class to act on; the likeliest, unless the decision weighs costs or a threshold."""
     probs: dict[str, float]
+    """Calibrated."""
+    set: tuple[str, ...]
+    """The classes it may be at the stated coverage, in the order of the classes; can be empty."""
+    rejected: bool
+    """The set is not exactly one class: a person should look."""
     boxes: Float[np.ndarray, "k 4"]
     """Parts of the image looked at: x0, y0, x1, y1 in its pixels."""
     attn: Float[np.ndarray, "k"]
@@ -58,8 +68,8 @@ class Bundle:
         verify: repeat the golden output before returning.
 
     Raises:
-        BundleError: a file is missing or changed, the schema is newer, or the golden output
-            is not repeated.
+        BundleError: a file is missing or changed, the schema is another one, or the golden
+            output is not repeated.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
@@ -71,9 +81,10 @@ class Bundle:
             ) from None
         if not isinstance(self.card, dict) or "schema" not in self.card:
             raise BundleError(f"{folder}/bundle.json is no bundle's card; export the bundle again.")
-        if self.card["schema"] > SCHEMA:
+        if self.card["schema"] != SCHEMA:
+            remedy = "update Assay" if self.card["schema"] > SCHEMA else "export the bundle again"
             raise BundleError(
-                f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; update Assay."
+                f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; {remedy}."
             )
         for name, expected in self.card["sha256"].items():
             if not (folder / name).is_file() or _sha256(folder / name) != expected:
@@ -101,7 +112,7 @@ class Bundle:
             name: onnxruntime.InferenceSession(folder / f"{name}.onnx")
             for name in pipeline["graphs"]
         }
-        self.temperature = float(card["temperature"])
+        self.decision = Decision.from_dict(card["decision"])
 
     def _compare(self, answer: Answer, expected: dict[str, float], folder: Path) -> None:
         worst = max(abs(answer.probs[name] - value) for name, value in expected.items())
@@ -118,9 +129,16 @@ class Bundle:
         """
         canvas = Canvas(Entry.of(image.read(source)), self.sizes)
         logits, boxes, attn = self._look(canvas)
-        scaled = np.exp((logits - logits.max()) / self.temperature)
-        probs = dict(zip(self.classes, (scaled / scaled.sum()).tolist(), strict=True))
-        return Answer(max(probs, key=probs.__getitem__), probs, boxes, attn)
+        probs = self.decision.probs(logits[None])
+        held = self.decision.sets(probs)[0]
+        return Answer(
+            label=self.classes[self.decision.answers(probs)[0]],
+            probs=dict(zip(self.classes, probs[0].tolist(), strict=True)),
+            set=tuple(name for name, inside in zip(self.classes, held, strict=True) if inside),
+            rejected=bool(self.decision.rejected(probs)[0]),
+            boxes=boxes,
+            attn=attn,
+        )
 
     def _from_patches(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         overview, mean, std = canvas.overview()
@@ -166,13 +184,21 @@ def seal(
 
     Args:
         folder: where the graphs were written.
-        card: pipeline, classes, temperature, metrics, fingerprints.
+        card: pipeline, classes, decision, metrics, fingerprints; `pipeline["int8"]` may name
+            graphs that are quantized.
         golden: an image of the data, copied into the bundle.
         expected: probabilities that training computed for it; without, the bundle's own.
 
     Raises:
-        BundleError: the graphs do not repeat what training computed.
+        BundleError: the graphs do not repeat what training computed, or one that calls itself
+            int8 is not.
     """
+    for name in card["pipeline"].get("int8", ()):
+        share = quantized_share(folder / f"{name}.onnx")
+        if share < INT8_SHARE:
+            raise BundleError(
+                f"The graph {name} calls itself int8, but {share:.1%} of the weights of its convolutions and matrix products are 8-bit integers; at least {INT8_SHARE:.0%} must be: quantize it so that its weights are stored in 8 bits, or take it out of the pipeline's int8."
+            )
     for graph in folder.glob("*.onnx"):
         _forget_origin(graph)
     name = f"golden{golden.suffix}"
@@ -187,6 +213,46 @@ def seal(
     hidden.write_text(json.dumps(sealed, indent=1))
     hidden.replace(folder / "bundle.json")
     return Bundle(folder)
+
+
+def update(folder: Path, **fields: Any) -> None:
+    """Change fields of a sealed bundle's card that the graphs do not depend on."""
+    path = folder / "bundle.json"
+    hidden = folder / ".bundle.json"
+    hidden.write_text(json.dumps(json.loads(path.read_text()) | fields, indent=1))
+    hidden.replace(path)
+
+
+def quantized_share(path: Path) -> float:
+    """Return the share of a graph's weight elements that are stored as 8-bit integers.
+
+    Weights are the constants of two or more axes that a convolution or a matrix product is
+    computed from, directly or through nodes such as DequantizeLinear; biases and scales have fewer
+    axes. A graph without weights has share 0, as has a convolution after torch's dynamic
+    quantization, which passes over it in silence.
+    """
+    import onnx  # where graphs are made; a bundle opens without it
+    import onnx.inliner
+
+    model = onnx.inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    origins = {name: {name} for name in constants}  # of values that no input of the graph changes
+    weights: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = node.attribute[0].t
+            origins[node.output[0]] = {node.output[0]}
+        known = [origins[name] for name in node.input if name in origins]
+        if any(kind in node.op_type for kind in ("Conv", "Gemm", "MatMul")):
+            weights.update(*known)
+        if known and len(known) == sum(map(bool, node.input)):
+            origins |= dict.fromkeys(node.output, set().union(*known))
+    sizes = {
+        name: math.prod(constants[name].dims) for name in weights if len(constants[name].dims) > 1
+    }
+    in_8_bits = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    quantized = sum(sizes[name] for name in sizes if constants[name].data_type in in_8_bits)
+    return quantized / max(1, sum(sizes.values()))
 
 
 def _forget_origin(path: Path) -> None:

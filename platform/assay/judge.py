@@ -1,51 +1,117 @@
-"""Judging: the numbers of a run, all computed from its predictions table and nothing else."""
+"""Judging: the numbers of a run, all computed from its predictions table and nothing else.
+
+What is fitted (temperature, threshold, conformal sets) is fitted on val. Each scoring of the test
+sets is recorded with its time, rule and code; one that is not the first says so.
+"""
 
 import json
+import platform
+import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import assay
-from assay import evaluate
+from assay import bundle, evaluate
+from assay.compare import compare
+from assay.config import fingerprint, to_dict
+from assay.data.split import RULES
+from assay.decide import Decision, worth
 from assay.errors import RunError
-from assay.evaluate import Estimate
 from assay.loop import write_json
+from assay.predictions import class_names, is_classification, logits_of, refuse_strangers
 from assay.task import Task, TaskConfig
 
-RULE = "training-domain validation"
+SCHEMA = 1
 
 
-def judge(folder: Path, task: type[Task], config: TaskConfig, storage: Path) -> dict[str, Any]:
-    """Score every predicted set of a run and record it in result.json.
+def judge(
+    folder: Path, task: type[Task], config: TaskConfig, storage: Path, tried: int = 1
+) -> dict[str, Any]:
+    """Score every predicted set of a run; writes result.json and returns what it holds.
 
-    The temperature is fitted on val alone. Each scoring of test is recorded with its time; more
-    than one for a run says so.
+    Args:
+        folder: the run's directory.
+        task: its task, whose own metrics and figures are added.
+        config: its settings; `config.decide` says how answers are made.
+        storage: the folder of the runs.
+        tried: configurations among which val chose this one (a sweep's trials).
+
+    Raises:
+        RunError: the run has no predictions yet.
+        PredictionsError: the table cannot be judged, or its rows are not those of the split.
     """
     predictions = read_predictions(folder)
-    path = folder / "result.json"
-    scorings = json.loads(path.read_text())["scorings"] if path.exists() else []
-    extra = task.judge(config, predictions, storage)
+    refuse_strangers(predictions, pq.read_table(folder / "split.parquet"))
+    decision = _decide(predictions, config)
+    findings = task.judge(config, predictions, storage)
     sets = {}
     for name in predictions["split"].unique().to_pylist():
-        own = {key: _plain(value) for key, value in extra.get(name, {}).items()}
-        sets[name] = evaluate.summarise(predictions, name).to_dict() | own
-    val = rows_of(predictions, "val")
-    logits = np.array(val["logits"].to_pylist(), dtype=np.float64)
+        temperature = decision.temperature if decision else 1.0
+        summary = evaluate.summarise(predictions, name, temperature).to_dict()
+        own = dict(findings.metrics.get(name, {}))
+        if decision:
+            rows = rows_of(predictions, name)
+            own |= worth(
+                decision, logits_of(rows), rows["truth"].to_numpy(), rows["group"].to_numpy()
+            )
+        summary["metrics"] |= {key: asdict(estimate) for key, estimate in own.items()}
+        sets[name] = summary
     result = {
-        "rule": RULE,
+        "schema": SCHEMA,
+        "rule": RULES[config.split.rule],
+        "oracle": config.split.rule == "oracle",
         "seed": config.train.seed,
-        "temperature": evaluate.fit_temperature(logits, val["truth"].to_numpy()),
+        "classes": class_names(predictions) if decision else [],
+        "decision": decision.to_dict() if decision else None,
         "sets": sets,
-        "scorings": [*scorings, {"time": time.time(), "assay": assay.__version__}],
+        "figures": [figure.to_dict() for figure in findings.figures],
+        "tried": tried,
+        "scorings": [*_scorings(folder), _scoring(config, tried)],
     }
-    write_json(path, result)
+    write_json(folder / "result.json", result)
+    if (folder / "bundle" / "bundle.json").exists():
+        bundle.update(folder / "bundle", decision=result["decision"], metrics=sets)
     return result
+
+
+def _decide(predictions: pa.Table, config: TaskConfig) -> Decision | None:
+    """What val says of answers; None where rows bear scores and no classes."""
+    if not is_classification(predictions):
+        return None
+    val = rows_of(predictions, "val")
+    truth, group = val["truth"].to_numpy(), val["group"].to_numpy()
+    return Decision.fit(logits_of(val), truth, group, class_names(predictions), config.decide)
+
+
+def _scoring(config: TaskConfig, tried: int) -> dict[str, Any]:
+    package = Path(assay.__file__).parent
+    sources = {
+        path.relative_to(package).as_posix(): path.read_text()
+        for path in sorted(package.rglob("*.py"))
+    }
+    return {
+        "time": time.time(), "rule": RULES[config.split.rule], "assay": assay.__version__, "code": fingerprint(sources),
+        "host": platform.node(), "tried": tried, "decide": to_dict(config.decide),
+    }  # fmt: skip
+
+
+def _scorings(folder: Path) -> list[dict[str, Any]]:
+    """Earlier scorings of a run's test sets; the record is never shortened."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()).get("scorings", []) if path.exists() else []
+
+
+def is_decided(folder: Path, config: TaskConfig) -> bool:
+    """Whether a run was last judged with these settings of `decide`."""
+    scorings = _scorings(folder)
+    return bool(scorings) and scorings[-1].get("decide") == to_dict(config.decide)
 
 
 def read_predictions(folder: Path) -> pa.Table:
@@ -65,49 +131,73 @@ def rows_of(predictions: pa.Table, name: str) -> pa.Table:
     return predictions.filter(pc.equal(predictions["split"], name))
 
 
-def _plain(estimate: Estimate) -> dict[str, float | int]:
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "num": estimate.num,
-        "num_groups": estimate.num_groups,
+def set_beside(folders: Mapping[str, Path]) -> None:
+    """Write comparison.json into the first run: itself against each other on the same test rows."""
+    results = {name: _result(folder) for name, folder in folders.items()}
+    tables = {name: read_predictions(folder) for name, folder in folders.items()}
+    found = compare(tables) if len(tables) > 1 else []
+    value = {
+        "method": next(iter(folders)),
+        "comparisons": [comparison.to_dict() for comparison in found],
+        "runs": {
+            name: {
+                "folder": folders[name].name,
+                "seed": result["seed"],
+                "sets": {key: {"metrics": own["metrics"]} for key, own in result["sets"].items()},
+            }
+            for name, result in results.items()
+        },
     }
+    write_json(folders[next(iter(folders))] / "comparison.json", value)
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    if result.get("schema", 0) < SCHEMA:
+        raise RunError(
+            f"{folder.name} was judged by an older Assay; judge it again by assay judge {folder}."
+        )
+    return result
 
 
 def show(folders: Mapping[str, Path]) -> None:
-    """Print the numbers of a run, its baselines, and the differences between them."""
-    results = {
-        name: json.loads((folder / "result.json").read_text()) for name, folder in folders.items()
-    }
-    method = next(iter(folders))
-    tests = [name for name in results[method]["sets"] if name.startswith("test")]
-    print(f"\nAccuracy with 95 % intervals over groups; {RULE}; seed {results[method]['seed']}")
-    for test in tests:
-        sets = {name: result["sets"][test] for name, result in results.items()}
-        first = sets[method]["accuracy"]
-        print(f"\n{test}: {first['num']} images of {first['num_groups']} groups")
-        for name, numbers in sets.items():
-            print(f"  {name:12s} per image {_bracket(numbers['accuracy'])}", end="")
-            for key, label in (("group_accuracy", "group, mean logit"), ("vote_accuracy", "vote")):
-                print(f"   {label} {_bracket(numbers[key])}" if numbers[key] else "", end="")
-            print()
-            for key in sorted(numbers.keys() - _standard()):
-                print(f"  {'':12s} {key.replace('_', ' ')} {_bracket(numbers[key])}")
-        for name in list(folders)[1:]:
-            a, b = (rows_of(read_predictions(folders[n]), test) for n in (method, name))
-            gain = evaluate.difference(a, b)
-            verdict = "" if gain.low > 0 or gain.high < 0 else "   (not significantly different)"
+    """Print the numbers of a run and its baselines, and the differences between them."""
+    results = {name: _result(folder) for name, folder in folders.items()}
+    method, first = next(iter(results.items()))
+    compared = json.loads((folders[method] / "comparison.json").read_text())["comparisons"]
+    oracle = "  ORACLE: val is of the test domain, an upper bound" if first["oracle"] else ""
+    print(
+        f"\nShares with 95 % intervals over groups; {first['rule']}; seed {first['seed']}{oracle}"
+    )
+    for test in (name for name in first["sets"] if name.startswith("test")):
+        own = first["sets"][test]
+        print(f"\n{test}: {own['num']} images of {own['num_groups']} groups")
+        for name, result in results.items():
+            for key in _shown(result["sets"][test]["metrics"]):
+                label = name if key == next(iter(own["metrics"])) else ""
+                print(
+                    f"  {label:12s} {key.replace('_', ' '):20s} {_bracket(result['sets'][test]['metrics'][key])}"
+                )
+        for c in (c for c in compared if c["set"] == test):
+            d = c["difference"]
             print(
-                f"  {method} - {name}: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{verdict}"
+                f"  {method} - {c['name']}: {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], "
+                f"p = {c['p_holm']:.2g}: {c['verdict']}"
             )
+    if len(first["scorings"]) > 1:
+        print(
+            f"\nThis is scoring {len(first['scorings'])} of the test sets of this run.",
+            file=sys.stderr,
+        )
     print()
     for name, folder in folders.items():
         print(f"{name}: {folder}")
 
 
-def _standard() -> set[str]:
-    return set(evaluate.Summary.__dataclass_fields__)
+def _shown(metrics: Mapping[str, Any]) -> list[str]:
+    """What is printed: the main score, groups, and the task's own; the report has the rest."""
+    standard = {"nll", "ece", "macro_f1", "calibrated_nll", "calibrated_ece", "vote_accuracy"}
+    return [key for key, value in metrics.items() if value and key not in standard]
 
 
 def _bracket(estimate: Mapping[str, float]) -> str:

@@ -24,13 +24,12 @@ from torch.distributed.tensor import DTensor
 from assay import checkpoint, evaluate
 from assay.data.order import Step, steps_of
 from assay.errors import ConfigError, RunError
+from assay.monitor import Monitor, Watched, check_repeat
 from assay.nn.optim import Multiplier, build_optimizer, set_rates
 from assay.predict import Predictor, autocast, world
 from assay.task import Batch, Stream, Task
 from assay.telemetry import Telemetry, memory_mb
 
-MAX_NONFINITE = 3
-"""Updates in a row whose loss is not finite before the run is stopped."""
 VAL_CACHE_BYTES = 1 << 29
 """Prepared val batches are kept in memory up to this size."""
 
@@ -49,6 +48,7 @@ class Position:
     scaler: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, list[float]] = field(default_factory=dict)
     """Sum and number of each scalar in the epoch so far."""
+    watched: Watched = field(default_factory=Watched)
 
 
 class Loop:
@@ -62,6 +62,7 @@ class Loop:
         folder: the run's directory, on storage that all workers share.
         telemetry: rank 0's metrics, None on other ranks.
         heartbeat: called after each look at val with the run's position.
+        checkpoint_steps: updates between checkpoints besides those at each look at val; 0: none.
 
     Raises:
         ConfigError: train or val is empty, nothing is left to train, or fp16 without CUDA.
@@ -77,14 +78,11 @@ class Loop:
         folder: Path,
         telemetry: Telemetry | None = None,
         heartbeat: Callable[[Position], None] = lambda position: None,
+        checkpoint_steps: int = 0,
     ) -> None:
         self.task, self.wrapped, self.rows, self.truth = task, wrapped, rows, truth
-        self.stream, self.folder, self.telemetry, self.heartbeat = (
-            stream,
-            folder,
-            telemetry,
-            heartbeat,
-        )
+        self.stream, self.folder, self.telemetry = stream, folder, telemetry
+        self.heartbeat, self.checkpoint_steps = heartbeat, checkpoint_steps
         for name in ("train", "val"):
             if not len(rows[name]):
                 raise ConfigError(
@@ -99,10 +97,12 @@ class Loop:
         # named as the bare task names them, so that groups mean the same under any wrapping
         self.optimizer = build_optimizer(task, task.config.optim, task.param_groups(0.0))
         self.scaler = _scaler(self.config.precision, task.device)
-        self.position = Position()
+        self.monitor = Monitor(
+            task.config.optim, task.limits(), self.total, task.classes, self._warn
+        )
+        self.position = Position(watched=self.monitor.watched)
         self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
-        self.nonfinite = 0
-        self.rates: list[float] = []
+        self.probed = False
 
     def _epoch_steps(self, epoch: int) -> list[Step]:
         return steps_of(self.task.order(self.task.config, self.rows["train"], epoch), epoch)
@@ -121,7 +121,8 @@ class Loop:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         saved["best"] = tuple(saved["best"]) if saved["best"] else None
-        self.position = Position(**saved)
+        self.monitor.watched = Watched(**saved.pop("watched"))
+        self.position = Position(**saved, watched=self.monitor.watched)
         if self.position.scaler:
             self.scaler.load_state_dict(self.position.scaler)
 
@@ -166,7 +167,7 @@ class Loop:
                 clock = epoch_clock = time.perf_counter()
                 if self.position.done:
                     break
-            every = self.config.checkpoint_steps
+            every = self.checkpoint_steps
             if every and self.position.step % every == 0 and not saved:
                 self._save()
                 clock = time.perf_counter()
@@ -176,6 +177,7 @@ class Loop:
         progress = self.position.step / max(self.total, 1)
         prefixes = self.task.param_groups(progress)
         lr = set_rates(self.optimizer, self.task.config.optim, prefixes, progress)
+        self.monitor.check_rates(self.position.step, self.optimizer, prefixes)
         # dropout and the like: a function of seed, position and rank, so a resumed run repeats it
         torch.manual_seed(hash((self.config.seed, self.position.step, self.rank)) & 0x7FFFFFFF)
         self.wrapped.train()
@@ -186,19 +188,17 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.config.precision, self.task.device):
                 made = self.wrapped(batch, progress, phase)
+            self.monitor.check_graph(made, phase)
             loss = made["loss"] * weight
             self.scaler.scale(loss).backward()
             losses += float(loss.detach()) / self.world_size
-            norm = self._apply(prefixes)
+            norm = math.hypot(norm, self._apply(prefixes))
             scalars |= {k: float(v.detach()) for k, v in made.items() if k != "loss"}
-        loss_of_all = self._sum(losses)
-        # where a loss is scaled, steps with too large a scale are skipped by design
-        self._guard(
-            math.isfinite(loss_of_all) and (math.isfinite(norm) or self.scaler.is_enabled())
-        )
+        loss_of_all, limited = self._over_workers(losses, scalars, weight / self.world_size)
+        scaled = self.scaler.is_enabled()
+        self.monitor.check_update(self.position.step + 1, loss_of_all, norm, scaled, limited)
         self.task.after_step(progress)
         self.position.step += 1
-        self.rates.append(max(group["lr"] for group in self.optimizer.param_groups))
         return {"loss": loss_of_all, **scalars, "lr": lr, "grad_norm": norm}
 
     def _apply(self, prefixes: Mapping[str, Multiplier]) -> float:
@@ -219,20 +219,20 @@ class Loop:
             self.scaler.update()
         return norm
 
-    def _guard(self, finite: bool) -> None:
-        self.nonfinite = 0 if finite else self.nonfinite + 1
-        if self.nonfinite >= MAX_NONFINITE:
-            raise RunError(
-                f"The loss or its gradient was not finite in {MAX_NONFINITE} updates in a row up to step {self.position.step}; "
-                "lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
-            )
-
-    def _sum(self, value: float) -> float:
-        if self.world_size == 1:
-            return value
-        total = torch.tensor(value, device=self.task.device)
-        dist.all_reduce(total)
-        return float(total)
+    def _over_workers(
+        self, loss: float, scalars: Mapping[str, float], share: float
+    ) -> tuple[float, dict[str, float]]:
+        """The loss, and the scalars that have limits, over the global batch, in one reduction."""
+        sums = [loss]
+        for name in self.monitor.limited:
+            part = share if name in scalars else 0.0
+            sums += [scalars[name] * part if part else 0.0, part]
+        if self.world_size > 1:
+            total = torch.tensor(sums, device=self.task.device)
+            dist.all_reduce(total)
+            sums = total.tolist()
+        pairs = zip(self.monitor.limited, sums[1::2], sums[2::2], strict=True)
+        return sums[0], {name: value / part for name, value, part in pairs if part}
 
     def _log_step(self, step: Step, scalars: dict[str, float], seconds: float, wait: float) -> None:
         if self.telemetry is not None:
@@ -254,49 +254,42 @@ class Loop:
     def _end_epoch(self, epoch: int) -> bool:
         """Look at val and save where it is due; returns whether it was."""
         last = epoch == self.config.epochs - 1
-        if last:
-            self._refuse_dead_schedule()
         if not last and (epoch + 1) % self.config.val_every:
             return False
         self._look_at_val()
         stopped = self.config.patience and self.position.stale >= self.config.patience
+        if last or stopped:
+            self.monitor.check_end(self.task, self.optimizer)
         self._save(done=bool(last or stopped))
         self.heartbeat(self.position)
         return True
-
-    def _refuse_dead_schedule(self) -> None:
-        # a rate may rise and fall, so only of three in a row can none be equal by chance
-        asked = self.task.config.optim.schedule != "constant"
-        if asked and len(self.rates) > 2 and len(set(self.rates)) == 1:
-            raise RunError(
-                "The learning rate never changed although a schedule was asked for; this is a bug of the loop."
-            )
 
     def _look_at_val(self) -> None:
         began = time.perf_counter()
         columns = self.val.predict()
         logits, truth = columns["logits"], self.truth[columns["row"]]
+        self.monitor.check_look(self.task, logits, truth)
+        if not self.probed:
+            check_repeat(*self.val.probe(), self.config.precision)
+            self.probed = True
         accuracy, nll = evaluate.accuracy(logits, truth), evaluate.nll(logits, truth)
         fit = -nll if math.isfinite(nll) else -math.inf
         value = (accuracy, fit) if self.config.select == "accuracy" else (fit, accuracy)
         self.position.stale += 1
         if self.position.best is None or value > self.position.best:
-            self.position.best, self.position.best_epoch, self.position.stale = (
-                value,
-                self.position.epoch - 1,
-                0,
-            )
+            self.position.best, self.position.stale = value, 0
+            self.position.best_epoch = self.position.epoch - 1
             self._save_best()
         if self.telemetry is not None:
             seconds = time.perf_counter() - began
             self.telemetry.log(
-                "val",
-                step=self.position.step,
-                epoch=self.position.epoch - 1,
-                accuracy=accuracy,
-                nll=nll,
-                val_s=seconds,
-            )
+                "val", step=self.position.step, epoch=self.position.epoch - 1, accuracy=accuracy,
+                nll=nll, val_s=seconds,
+            )  # fmt: skip
+
+    def _warn(self, text: str) -> None:
+        if self.telemetry is not None:
+            self.telemetry.warn(text, self.position.step)
 
     def _save_best(self) -> None:
         state: dict[str, Any] = get_model_state_dict(
@@ -312,13 +305,8 @@ class Loop:
     def _save(self, done: bool = False) -> None:
         self.position.done = done
         self.position.scaler = self.scaler.state_dict()
-        checkpoint.save(
-            self.folder / "checkpoints",
-            self.position.step,
-            self.wrapped,
-            self.optimizer,
-            asdict(self.position),
-        )
+        where, held = self.folder / "checkpoints", asdict(self.position)
+        checkpoint.save(where, self.position.step, self.wrapped, self.optimizer, held)
 
 
 def load_best(task: Task, folder: Path) -> None:

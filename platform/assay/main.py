@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 # before Ray is imported: workers use this environment as it is
@@ -24,17 +23,20 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import tyro
 
-from assay import evaluate
+from assay import gallery, report
 from assay.bundle import seal
 from assay.config import from_dict, to_dict
+from assay.data.duplicates import NearDuplicate, counts, near_duplicates
 from assay.data.manifest import Manifest
 from assay.data.pixels import Pixels
-from assay.data.split import Split, draw_split, near_duplicates
+from assay.data.split import Split, draw_split
+from assay.decide import Decision
 from assay.errors import AssayError, ConfigError, RunError
 from assay.ingest import Quarantined, fill
-from assay.judge import judge, read_predictions, show
+from assay.judge import is_decided, judge, read_predictions, set_beside, show
 from assay.loop import load_best, write_json
-from assay.run import Job, Run, identity, stamp
+from assay.predictions import logits_of
+from assay.run import Job, Run, identity, recipe, stamp
 from assay.task import Task, TaskConfig, TaskSource, load_task
 from assay.telemetry import watch
 from assay.workers import Where, cluster, pick_device, train
@@ -115,7 +117,10 @@ def _read_config(task: type[Task], path: Path) -> TaskConfig:
 
 
 def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool = False) -> Run:
-    """Train, judge and show a run and its baselines; what is finished is only shown."""
+    """Train, judge and show a run and its baselines; what is finished is only shown.
+
+    A finished run that was judged by other settings of `decide` is judged again, which is recorded.
+    """
     storage = storage_of(where)
     store = (where.store or storage / "store").absolute()
     task = load_task(source)
@@ -129,23 +134,39 @@ def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool
             kept = _without(manifest, bad)
             pixels = Pixels(store, kept.column("content"))
             split = draw_split(kept, config.split)
+            near = near_duplicates(pixels.signatures(), split.sets)
             split.report.update(
-                {
-                    f"near_duplicates_{k}": v
-                    for k, v in near_duplicates(pixels.signatures(), split.sets).items()
-                }
+                {f"near_duplicates_{k}": v for k, v in counts(near, split.sets).items()}
             )
             for name, run in runs.items():
                 if run.state != "finished":
                     with run.lease():
-                        _complete(
-                            Prepared(source, named[name], kept, split, pixels, bad),
-                            run,
-                            where,
-                            storage,
-                        )
-    show({name or source.name: run.folder for name, run in runs.items()})
+                        prepared = Prepared(source, named[name], kept, split, pixels, near, bad)
+                        _complete(prepared, run, where, storage)
+    folders = {name or source.name: run.folder for name, run in runs.items()}
+    _judge_again({folders[name or source.name]: c for name, c in named.items()}, task, storage)
+    _write_reports(folders)
+    show(folders)
+    print(f"report: {runs[''].folder / 'report.html'}")
     return runs[""]
+
+
+def _judge_again(configs: Mapping[Path, TaskConfig], task: type[Task], storage: Path) -> None:
+    for folder, config in configs.items():
+        if not is_decided(folder, config):
+            judge(folder, task, config, storage)
+            write_json(folder / "config.json", to_dict(config))
+
+
+def _write_reports(folders: Mapping[str, Path]) -> None:
+    """Compare the runs and make their pages, where judging is newer than the page."""
+    newest = max((folder / "result.json").stat().st_mtime for folder in folders.values())
+    for folder in folders.values():
+        page = folder / "report.html"
+        if not page.exists() or page.stat().st_mtime < newest:
+            if folder == next(iter(folders.values())):
+                set_beside(folders)
+            report.write(folder)
 
 
 @dataclass(frozen=True)
@@ -157,6 +178,7 @@ class Prepared:
     manifest: Manifest
     split: Split
     pixels: Pixels
+    near: list[NearDuplicate]
     quarantined: list[Quarantined]
 
 
@@ -172,14 +194,15 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
     } | stamp()
     run.note(
         state="running", task=prepared.source.name, launches=[*launches, launch], split=prepared.split.report,
-        quarantined=[dataclasses.asdict(q) for q in prepared.quarantined],
+        quarantined=[dataclasses.asdict(q) for q in prepared.quarantined], data=prepared.manifest.fingerprint,
+        recipe=recipe(prepared.source, prepared.config, prepared.manifest),
     )  # fmt: skip
     write_json(run.folder / "config.json", to_dict(prepared.config))
     (run.folder / "task.py").write_bytes(prepared.source.code)
     pq.write_table(prepared.split.table(prepared.manifest), run.folder / "split.parquet")
     job = Job(
         prepared.source, to_dict(prepared.config), prepared.manifest, prepared.split, prepared.pixels, run.folder.absolute(),
-        device, where.strategy, where.track, tuple(prepared.split.tests),
+        device, where.strategy, where.track, tuple(prepared.split.tests), where.checkpoint_steps,
     )  # fmt: skip
     began = time.time()
     try:
@@ -187,6 +210,7 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
             train(job, where)
         result = judge(run.folder, load_task(prepared.source), prepared.config, storage)
         _ship(prepared, run, result)
+        _illustrate(prepared, run, result)
     except KeyboardInterrupt:
         run.note(state="stopped")
         raise
@@ -204,13 +228,21 @@ def _ship(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
     pipeline = task.eval().export(folder)
     card = {
         "task": prepared.source.name, "run": run.folder.name, "classes": prepared.manifest.classes, "pipeline": pipeline,
-        "temperature": result["temperature"], "metrics": result["sets"], "data": prepared.manifest.fingerprint, "code": stamp(),
+        "decision": result["decision"], "metrics": result["sets"], "data": prepared.manifest.fingerprint, "code": stamp(),
     }  # fmt: skip
     golden = prepared.manifest.column("image")[int(prepared.split.rows("val")[0])]
     first = read_predictions(run.folder).slice(0, 1)  # the same image: val comes first, in order
-    logits = np.array(first["logits"][0].as_py()) / result["temperature"]
-    probs = evaluate.softmax(logits[None])[0].tolist()
+    probs = Decision.from_dict(result["decision"]).probs(logits_of(first))[0].tolist()
     seal(folder, card, Path(golden), dict(zip(prepared.manifest.classes, probs, strict=True)))
+
+
+def _illustrate(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
+    """Keep what the report shows of the images, while their pixels are at hand."""
+    decision = Decision.from_dict(result["decision"]) if result["decision"] else None
+    predictions = read_predictions(run.folder)
+    gallery.collect(
+        run.folder, predictions, prepared.manifest, prepared.pixels, decision, prepared.near
+    )
 
 
 def _find(

@@ -34,6 +34,7 @@ class Predictor:
         self.rank, self.world_size = world()
         self.steps = steps_of(fixed_order(rows, task.config.train.eval_batch_size), 0)
         self.kept: list[Batch] | None = None
+        self.first: tuple[Batch, dict[str, np.ndarray]] | None = None
 
     def predict(self) -> dict[str, np.ndarray]:
         """Columns for the rows on every rank, in the order of the rows, by the present weights."""
@@ -45,18 +46,46 @@ class Predictor:
         kept: list[Batch] = []
         room = self.cache_bytes
         self.task.eval()
-        parts = []
-        # not inference_mode: FSDP would train on with buffers that it made in here
-        with torch.no_grad(), autocast(self.task.config.train.precision, self.task.device):
-            for step, batch in zip(own, prepared, strict=True):
-                room -= sum(array.nbytes for array in batch.values())
-                if room >= 0:
-                    kept.append(batch)
-                made = self.task.predict(batch)
-                parts.append({name: _array(v) for name, v in made.items()} | {"row": step.rows})
+        parts: list[dict[str, np.ndarray]] = []
+        for step, batch in zip(own, prepared, strict=True):
+            room -= sum(array.nbytes for array in batch.values())
+            if room >= 0:
+                kept.append(batch)
+            made = self._columns(batch)
+            self.first = (batch, made) if not parts else self.first
+            parts.append(made | {"row": step.rows})
         if room >= 0:
             self.kept = kept
         return _gather(parts, self.world_size, self.steps)
+
+    def probe(self) -> tuple[dict[str, float], dict[str, float]]:
+        """How far each column of the first batch moves: predicted again, and among other rows.
+
+        A move is the share of the column's largest value, of integers 0 or 1, and the largest that
+        any rank found in its own first batch. Copies of the first row take the place of the other
+        rows, so shapes and kernels stay the same, and what is steady does not move at all. Follows
+        `predict`, by the same weights.
+        """
+        assert self.first is not None
+        batch, before = self.first
+        copies = {name: np.repeat(v[:1], len(v), axis=0) for name, v in batch.items()}
+        again, among = self._columns(batch), self._columns(copies)
+        everyone: list[Any] = [None] * self.world_size
+        moved = (
+            {name: _gap(v, again[name]) for name, v in before.items()},
+            {name: _gap(v[:1], among[name][:1]) for name, v in before.items()},
+        )
+        if self.world_size > 1:
+            dist.all_gather_object(everyone, moved)
+        else:
+            everyone = [moved]
+        first, second = zip(*everyone, strict=True)
+        return _largest(first), _largest(second)
+
+    def _columns(self, batch: Batch) -> dict[str, np.ndarray]:
+        # not inference_mode: FSDP would train on with buffers that it made in here
+        with torch.no_grad(), autocast(self.task.config.train.precision, self.task.device):
+            return {name: _array(v) for name, v in self.task.predict(batch).items()}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -69,6 +98,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 def _array(tensor: Tensor) -> np.ndarray:
     array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
     return array
+
+
+def _gap(one: np.ndarray, other: np.ndarray) -> float:
+    numbers = np.issubdtype(one.dtype, np.floating)
+    if not numbers or not np.isfinite(one).all() or not np.isfinite(other).all():
+        return float(not np.array_equal(one, other, equal_nan=numbers))
+    tiny = float(np.finfo(one.dtype).tiny)
+    return float(np.abs(one - other).max() / max(float(np.abs(one).max()), tiny))
+
+
+def _largest(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: max(gaps[name] for gaps in found) for name in found[0]}
 
 
 def _gather(

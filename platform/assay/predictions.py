@@ -1,8 +1,14 @@
 """The predictions table: what it holds, its checks and its readers.
 
-One row per sample: `id`, `split`, `group` and any `domain.<name>` (strings), `truth` (class index)
-and `logits` (one per class); the schema's metadata holds the class names as a JSON list under
-b"classes". Other columns are let through unread.
+One row per sample: `id`, `split`, `group` and any `domain.<name>` (strings); and either
+
+    truth, logits   class index, and one logit per class (or `probs`, which sum to 1); the schema's
+                    metadata holds the class names as a JSON list under b"classes"
+    score, weight   from 0 to 1, how well the sample was done, and what it weighs in the mean (1
+                    where absent); b"score" names the mean: IoU, with score = hits / union and
+                    weight = union, say
+
+Other columns are let through unread.
 """
 
 import json
@@ -14,14 +20,16 @@ import pyarrow.compute as pc
 from assay.errors import PredictionsError
 from assay.shapes import Float
 
+_SUM_TOLERANCE = 1e-3
+
 
 def check(predictions: pa.Table) -> None:
     """Makes sure that a predictions table can be judged.
 
     Raises:
         PredictionsError: A column is missing, of another type or holds nulls; there is no row; an
-            id is doubled; classes are not named; logits are not finite or not one per class; a
-            truth is not a class.
+            id is doubled; classes are not named; logits are not finite or not one per class; probs
+            do not sum to 1; a truth is not a class; a score is outside 0 to 1, or a weight negative.
     """
     _check_columns(predictions)
     if not predictions.num_rows:
@@ -33,33 +41,83 @@ def check(predictions: pa.Table) -> None:
             f"{len(doubled)} ids stand more than once in the predictions table (the first is "
             f"{doubled[0]['values'].as_py()!r}); each sample is predicted once."
         )
-    _check_values(predictions)
+    if is_classification(predictions):
+        _check_values(predictions)
+    else:
+        _check_scores(predictions)
+
+
+def is_classification(predictions: pa.Table) -> bool:
+    """Returns whether rows bear classes; else they bear scores."""
+    return "score" not in predictions.column_names
 
 
 def _check_columns(predictions: pa.Table) -> None:
     strings = ["id", "split", "group", *domain_columns(predictions)]
-    missing = {*strings, "truth", "logits"} - set(predictions.column_names)
+    wanted = {name: "string" for name in strings}
+    if is_classification(predictions):
+        wanted |= {"truth": "signed integer", _answers(predictions): "list of floats"}
+    else:
+        wanted |= {name: "float" for name in ("score", "weight") if name in _names(predictions)}
+    missing = sorted(wanted.keys() - _names(predictions))
     if missing:
         raise PredictionsError(
-            f"The predictions table lacks {', '.join(sorted(missing))}; it needs id, split, group, "
-            f"truth and logits."
+            f"The predictions table lacks {', '.join(missing)}; it needs id, split, group, and "
+            f"truth and logits, or score."
         )
-    types = {name: predictions.schema.field(name).type for name in [*strings, "truth", "logits"]}
-    is_list = pa.types.is_list(types["logits"]) or pa.types.is_fixed_size_list(types["logits"])
-    wrong = [f"{name} is {types[name]}" for name in strings if types[name] != pa.string()]
-    if not pa.types.is_signed_integer(types["truth"]):
-        wrong.append(f"truth is {types['truth']}")
-    if not is_list or not pa.types.is_floating(types["logits"].value_type):
-        wrong.append(f"logits is {types['logits']}")
+    types = {name: predictions.schema.field(name).type for name in wanted}
+    wrong = [
+        f"{name} is {found}" for name, found in types.items() if not _KINDS[wanted[name]](found)
+    ]
     if wrong:
         raise PredictionsError(
             f"Columns of the predictions table have other types than allowed: {', '.join(wrong)}; "
-            f"truth is int32, logits a list of float32, the rest string."
+            f"truth is int32, logits a list of float32, score a float, the rest string."
         )
     nulls = [name for name in types if predictions[name].null_count]
     if nulls:
         raise PredictionsError(
             f"The predictions table holds nulls in {', '.join(nulls)}; every row needs a value."
+        )
+
+
+def _is_floats(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and pa.types.is_floating(kind.value_type)
+
+
+_KINDS = {
+    "string": pa.types.is_string, "signed integer": pa.types.is_signed_integer,
+    "float": pa.types.is_floating, "list of floats": _is_floats,
+}  # fmt: skip
+
+
+def _names(predictions: pa.Table) -> set[str]:
+    return set(predictions.column_names)
+
+
+def _answers(predictions: pa.Table) -> str:
+    """The column that answers stand in."""
+    has_probs = "probs" in _names(predictions) and "logits" not in _names(predictions)
+    return "probs" if has_probs else "logits"
+
+
+def _check_scores(predictions: pa.Table) -> None:
+    if b"score" not in (predictions.schema.metadata or {}):
+        raise PredictionsError(
+            "The predictions table does not name its score; write a name such as IoU to the "
+            "schema's metadata under b'score'."
+        )
+    _, scores, weights = scores_of(predictions)
+    num_bad = int((~((scores >= 0) & (scores <= 1))).sum())
+    if num_bad:
+        raise PredictionsError(
+            f"{num_bad} of {len(scores)} rows have a score outside 0 to 1; a score is a share."
+        )
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+        raise PredictionsError(
+            f"Weights run from {weights.min():g} to {weights.max():g}; give finite ones from 0, not "
+            f"all of them 0."
         )
 
 
@@ -71,16 +129,75 @@ def _check_values(predictions: pa.Table) -> None:
             f"The column truth runs from {truth.min()} to {truth.max()}, but {num_classes} classes "
             f"are named: allowed are 0 to {num_classes - 1}."
         )
-    if not pc.all(pc.equal(pc.list_value_length(predictions["logits"]), num_classes)).as_py():
+    answers = _answers(predictions)
+    if not pc.all(pc.equal(pc.list_value_length(predictions[answers]), num_classes)).as_py():
         raise PredictionsError(
-            f"Some rows do not have one logit for each of the {num_classes} classes; write logits "
-            f"in the order of the metadata b'classes'."
+            f"Some rows do not have one of the {answers} for each of the {num_classes} classes; "
+            f"write them in the order of the metadata b'classes'."
         )
+    if answers == "probs":
+        _check_probs(_lists(predictions, "probs"))
     num_bad = int((~np.isfinite(logits_of(predictions)).all(axis=1)).sum())
     if num_bad:
         raise PredictionsError(
             f"{num_bad} of {predictions.num_rows} rows have logits that are NaN or infinite; "
             f"find the step at which the run diverged."
+        )
+
+
+def _check_probs(probs: Float[np.ndarray, "num classes"]) -> None:
+    sums = probs.sum(axis=1)
+    bad = (probs.min(axis=1) < 0) | ~(np.abs(sums - 1) <= _SUM_TOLERANCE)
+    if bad.any():
+        raise PredictionsError(
+            f"{int(bad.sum())} of {len(probs)} rows have probs that are negative or do not sum to 1 "
+            f"(the first sums to {sums[bad][0]:.4g}); give probabilities, or logits in `logits`."
+        )
+
+
+def refuse_strangers(predictions: pa.Table, split: pa.Table) -> None:
+    """Makes sure that what is judged is what the run's split holds, each set whole.
+
+    Args:
+        predictions: A table that passes `check`.
+        split: The manifest with its sets: id, group, split, content.
+
+    Raises:
+        PredictionsError: A group or a file's content stands in two sets of the split; or
+            predictions of a set lack rows, have strangers (rows of train, say), or other groups.
+    """
+    rows = [row for row in split.select(["id", "group", "split", "content"]).to_pylist()]
+    for key in ("group", "content"):
+        sides: dict[str, str] = {}
+        for row in rows:
+            if (
+                row["split"] != "dropped"
+                and sides.setdefault(row[key], row["split"]) != row["split"]
+            ):
+                raise PredictionsError(
+                    f"The {key} {row[key]!r} is in {sides[row[key]]} and in {row['split']}, so no "
+                    f"number on them would be true; draw the split again."
+                )
+    expected = {row["id"]: (row["split"], row["group"]) for row in rows}
+    found = {
+        row["id"]: (row["split"], row["group"])
+        for row in predictions.select(["id", "split", "group"]).to_pylist()
+    }
+    strangers = sorted(name for name, place in found.items() if expected.get(name) != place)
+    if strangers:
+        first = strangers[0]
+        place = expected[first][0] if first in expected else "no set"
+        raise PredictionsError(
+            f"{len(strangers)} of {len(found)} predicted rows are not those of their set, first "
+            f"{first!r}: predicted as {found[first][0]}, it is of {place} in the run's split (or of "
+            f"another group); predict the sets as they were drawn."
+        )
+    sets = {place[0] for place in found.values()}
+    missing = sorted(n for n, place in expected.items() if place[0] in sets and n not in found)
+    if missing:
+        raise PredictionsError(
+            f"{len(missing)} rows have no prediction, first {missing[0]!r} of "
+            f"{expected[missing[0]][0]}; a set is judged whole: predict it again."
         )
 
 
@@ -99,13 +216,18 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
             f"The two tables hold different rows: {num_a} ids are only in the first and {num_b} "
             f"only in the second; compare runs judged on the same set."
         )
-    if class_names(a) != class_names(b):
+    if is_classification(a) != is_classification(b):
+        raise PredictionsError(
+            "One table bears classes and the other scores; compare runs of one task."
+        )
+    if is_classification(a) and class_names(a) != class_names(b):
         raise PredictionsError(
             f"The two tables name different classes, {class_names(a)} and {class_names(b)}; "
             f"compare runs of one task on one manifest."
         )
     a, b = a.sort_by("id"), b.sort_by("id")
-    same = [a[name].to_numpy() == b[name].to_numpy() for name in ("split", "group", "truth")]
+    names = ["split", "group", *(["truth"] if is_classification(a) else [])]
+    same = [a[name].to_numpy() == b[name].to_numpy() for name in names]
     changed = int((~np.all(same, axis=0)).sum())
     if changed:
         raise PredictionsError(
@@ -136,6 +258,27 @@ def domain_columns(predictions: pa.Table) -> list[str]:
 
 
 def logits_of(predictions: pa.Table) -> Float[np.ndarray, "num classes"]:
-    """Returns the logits of all rows; every row must have equally many."""
-    flat: np.ndarray = pc.list_flatten(predictions["logits"]).to_numpy()
+    """Returns the logits of all rows, or the logarithms of their probs (at least 1e-12)."""
+    if _answers(predictions) == "probs":
+        log_probs: np.ndarray = np.log(np.maximum(_lists(predictions, "probs"), 1e-12))
+        return log_probs
+    return _lists(predictions, "logits")
+
+
+def scores_of(
+    predictions: pa.Table,
+) -> tuple[str, Float[np.ndarray, " num"], Float[np.ndarray, " num"]]:
+    """Returns the main score: its name, each row's, and each row's weight; hits for classes."""
+    if is_classification(predictions):
+        truth: np.ndarray = predictions["truth"].to_numpy()
+        hits = (logits_of(predictions).argmax(axis=1) == truth).astype(np.float64)
+        return "accuracy", hits, np.ones(len(hits))
+    scores = predictions["score"].to_numpy().astype(np.float64)
+    has_weights = "weight" in _names(predictions)
+    weights = predictions["weight"].to_numpy() if has_weights else np.ones(len(scores))
+    return predictions.schema.metadata[b"score"].decode(), scores, weights.astype(np.float64)
+
+
+def _lists(predictions: pa.Table, column: str) -> Float[np.ndarray, "num classes"]:
+    flat: np.ndarray = pc.list_flatten(predictions[column]).to_numpy()
     return flat.reshape(predictions.num_rows, -1)

@@ -1,14 +1,16 @@
 """A run: one training of one task on one manifest, and its directory.
 
     runs/fingerprint-3f2a.../
-        run.json             schema, state, launches, code stamp, quarantined files; written atomically
+        run.json             schema, state, launches, code stamp, quarantined files, warnings; written atomically
         config.json          what is computed; pass it back with --config to replay
         split.parquet        the manifest with the drawn sets
         metrics.jsonl        see `telemetry`
         checkpoints/         see `checkpoint`
         best/weights.safetensors
         predictions.parquet  one row per judged image: every number is computed from it
-        result.json          the numbers
+        result.json          the numbers; comparison.json: beside the baselines
+        samples/             images of the report
+        report.html          see `report`
         bundle/              what ships
         lease.json           who is writing
 
@@ -83,6 +85,12 @@ class Run:
         """Change fields of run.json."""
         write_json(self.folder / "run.json", self.record | {"schema": SCHEMA} | fields)
 
+    def warn(self, text: str) -> None:
+        """Keep a monitor's warning in run.json, once."""
+        known = self.record.get("warnings", [])
+        if text not in known:
+            self.note(warnings=[*known, text])
+
     @property
     def state(self) -> str:
         """new, running, stopped, failed or finished."""
@@ -137,9 +145,21 @@ def _is_held(path: Path) -> bool:
 
 
 def identity(source: TaskSource, config: TaskConfig, manifest: Manifest) -> str:
-    """What a run computes, as 12 hex digits; paths, workers and comments do not count."""
+    """What a run computes, as 12 hex digits; paths, workers, comments and judging do not count."""
+    return fingerprint(_computed(source, config, manifest))
+
+
+def recipe(source: TaskSource, config: TaskConfig, manifest: Manifest) -> str:
+    """What runs have in common that differ in train.seed alone, as 12 hex digits."""
+    what = _computed(source, config, manifest)
+    what["config"]["train"].pop("seed")
+    return fingerprint(what)
+
+
+def _computed(source: TaskSource, config: TaskConfig, manifest: Manifest) -> dict[str, Any]:
     what = to_dict(config)
     what["data"].pop("root")
+    what.pop("decide", None)  # how a run is judged does not change what is trained
     package = Path(assay.__file__).parent
     files = sorted(
         f
@@ -149,7 +169,7 @@ def identity(source: TaskSource, config: TaskConfig, manifest: Manifest) -> str:
     code = {f.relative_to(package).as_posix(): _code(f.read_bytes()) for f in files} | {
         "task": _code(source.code)
     }
-    return fingerprint({"config": what, "data": manifest.fingerprint, "code": code})
+    return {"config": what, "data": manifest.fingerprint, "code": code}
 
 
 def _code(source: bytes) -> str:
@@ -181,6 +201,7 @@ class Job:
     strategy: str
     track: tuple[str, ...] = ()
     judged: tuple[str, ...] = field(default=())
+    checkpoint_steps: int = 0
 
     def load(self) -> tuple[Any, TaskConfig]:
         """The task's class and settings."""
@@ -196,25 +217,62 @@ class Job:
 
 
 def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Position:
-    """Train to the end and predict the sets to be judged; the same on every worker and without Ray."""
+    """Train to the end and predict the sets to be judged; the same on every worker and without Ray.
+
+    Raises:
+        RunError: the workers were not given the same run, or a monitor stops it.
+    """
+    refuse_divergence(job)
     task_class, config = job.load()
     device = torch.device(job.device)
     torch.manual_seed(config.train.seed)
     task = task_class(config, job.manifest.classes, job.pixels).to(device)
     wrapped = _wrap(task, job.strategy, device)
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    telemetry = Telemetry(job.folder, job.track, job.config) if rank == 0 else None
+    keep = Run(job.folder).warn
+    telemetry = Telemetry(job.folder, job.track, job.config, keep) if rank == 0 else None
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     try:
         loop = Loop(
-            task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat
-        )
+            task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat,
+            job.checkpoint_steps,
+        )  # fmt: skip
         position = loop.fit()
         _predict(job, stream, device)
     finally:
         if telemetry is not None:
             telemetry.close()
     return position
+
+
+def refuse_divergence(job: Job) -> None:
+    """Compare what every worker was given; nothing to compare with one worker.
+
+    Raises:
+        RunError: on all workers, where any differs from the first; names what and which.
+    """
+    group = torch.distributed
+    if not group.is_initialized():
+        return
+    own = {
+        "split": fingerprint(job.split.sets),
+        "settings": fingerprint(job.config),
+        "images": fingerprint([job.manifest.column("id"), job.manifest.truth.tolist()]),
+        "classes": fingerprint(job.manifest.classes),
+        "task file": fingerprint(job.source.code.decode()),
+    }
+    everyone: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(everyone, own)
+    differing = {
+        what: [str(rank) for rank, theirs in enumerate(everyone) if theirs[what] != first]
+        for what, first in everyone[0].items()
+    }
+    found = [f"{what} (worker {', '.join(ranks)})" for what, ranks in differing.items() if ranks]
+    if found:
+        raise RunError(
+            f"Some of the {len(everyone)} workers were not given the run of worker 0, different are: {', '.join(found)}; "
+            "draw split and settings once, on the driver, and send them to the workers."
+        )
 
 
 def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:

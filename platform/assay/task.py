@@ -23,8 +23,11 @@ from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import Step, entry_keys, uniform_order
 from assay.data.pixels import Pixels
 from assay.data.split import SplitConfig
+from assay.decide import DecideConfig
 from assay.errors import ConfigError
-from assay.evaluate import Estimate
+from assay.estimate import Estimate
+from assay.figure import Figure
+from assay.monitor import Limit
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.shapes import Int32, Int64, UInt64
 
@@ -51,8 +54,6 @@ class TrainConfig(Settings):
     """Epochs between two looks at val; the last epoch is always looked at."""
     patience: int = 0
     """Stop after this many looks at val without improvement; 0: never."""
-    checkpoint_steps: int = 0
-    """Updates between two checkpoints besides those at each look at val; 0: none besides."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
@@ -72,6 +73,18 @@ class TaskConfig(Settings):
     split: SplitConfig = field(default_factory=SplitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    decide: DecideConfig = field(default_factory=DecideConfig)
+    """How answers are judged and made; changes nothing that is trained, so not the run either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a task judges beyond the standard set."""
+
+    metrics: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    """Estimates by set of the split, then by name."""
+    figures: Sequence[Figure] = ()
+    """Figures for the report."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +153,17 @@ class Task(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def judge(
-        cls, config: Any, predictions: pa.Table, storage: Path
-    ) -> dict[str, dict[str, Estimate]]:
-        """What this system is judged by beyond the standard set: by set of the split, by name."""
-        return {}
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> Findings:
+        """What this system is judged by beyond the standard set, from the predictions table."""
+        return Findings()
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Multipliers of learning rate and weight decay by parameter-name prefix."""
         return {}
+
+    def limits(self) -> Sequence[Limit]:
+        """Bounds of logged scalars beyond which a run is stopped or warned of."""
+        return ()
 
     def after_step(self, progress: float) -> None:
         """Called after each update (EMA and the like)."""

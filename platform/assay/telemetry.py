@@ -2,7 +2,7 @@
 
 One schema for every line of metrics.jsonl (absent fields were not measured, null: not finite):
 
-    kind          "start" (a launch) | "step" | "val" | "epoch"
+    kind          "start" (a launch) | "step" | "val" | "epoch" | "warning"
     step          updates done          epoch      the pass, from 0 (-1: before any)
     total         updates of the whole run (start)
     loss          mean over the global batch; other scalars of the task's forward by their names,
@@ -12,9 +12,11 @@ One schema for every line of metrics.jsonl (absent fields were not measured, nul
     samples_per_s global                data_wait  share of the time spent waiting for data (0..1)
     step_s        seconds (step)        epoch_s    seconds since the epoch or the launch began
     memory_mb     peak resident memory of rank 0, or of its CUDA device (step, epoch)
+    text          the sentence of a monitor (warning)
     time          seconds since 1970
 
-A resumed run repeats the lines after its last checkpoint: of equal kind and step the last counts.
+A resumed run repeats the lines after its last checkpoint: of equal kind and step the last counts,
+of warnings each text once.
 """
 
 import json
@@ -24,7 +26,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,17 @@ class Telemetry:
         folder: the run's directory.
         sinks: further sinks by name: "wandb" (offline unless logged in), "tensorboard".
         config: the run's settings, for sinks that show them.
+        keep: takes each warning, to be kept beyond the metrics.
     """
 
     def __init__(
-        self, folder: Path, sinks: tuple[str, ...] = (), config: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        sinks: tuple[str, ...] = (),
+        config: dict[str, Any] | None = None,
+        keep: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.keep = folder, keep
         self.wandb: Any = _start_wandb(folder, config or {}) if "wandb" in sinks else None
         self.board: Any = _start_tensorboard(folder) if "tensorboard" in sinks else None
         _drop_torn_line(folder / "metrics.jsonl")
@@ -55,18 +62,22 @@ class Telemetry:
 
     def log(self, kind: str, **fields: float | int) -> None:
         """Write one line; floats are rounded to six significant digits."""
-        line = (
-            {"kind": kind}
-            | {k: _short(v) for k, v in fields.items()}
-            | {"time": round(time.time(), 3)}
-        )
-        self.file.write(json.dumps(line) + "\n")
+        self._write(kind, {k: _short(v) for k, v in fields.items()})
         values = {f"{kind}/{k}": v for k, v in fields.items() if k not in ("step", "epoch")}
         if self.wandb is not None:
             self.wandb.log(values, step=int(fields["step"]))
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, int(fields["step"]))
+
+    def warn(self, text: str, step: int) -> None:
+        """Write a monitor's sentence; `watch` shows it."""
+        self._write("warning", {"step": step, "text": text})
+        self.keep(text)
+
+    def _write(self, kind: str, fields: dict[str, Any]) -> None:
+        line = {"kind": kind} | fields | {"time": round(time.time(), 3)}
+        self.file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Flush and end every sink."""
@@ -132,7 +143,7 @@ def progress_bar(total: int, label: str, done: int = 0) -> "tqdm[Any]":
 
 @contextmanager
 def watch(folder: Path, label: str) -> Iterator[None]:
-    """Show a bar of what some process, wherever it runs, writes to metrics.jsonl from now on."""
+    """Show a bar and the warnings that some process, wherever it runs, writes to metrics.jsonl from now on."""
     path = folder / "metrics.jsonl"
     skip = path.stat().st_size if path.exists() else 0
     ended = threading.Event()
@@ -148,7 +159,10 @@ def watch(folder: Path, label: str) -> Iterator[None]:
 def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None:
     bar = progress_bar(1, f"{label}: starting")
     seen: dict[str, str] = {}
-    while not ended.wait(0.5):
+    warned: set[str] = set()
+    over = False
+    while not over:
+        over = ended.wait(0.5)  # what was written last is read once more
         if not path.exists():
             continue
         with path.open() as file:
@@ -165,6 +179,9 @@ def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None
                     seen["loss"] = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
                 elif line["kind"] == "val":
                     seen["val"] = f"{line['accuracy']:.3f}"
+                elif line["kind"] == "warning" and line["text"] not in warned:
+                    warned.add(line["text"])
+                    bar.write(f"Warning: {line['text']}", file=sys.stderr)
                 bar.set_postfix(seen, refresh=False)
                 bar.update(line["step"] - bar.n)
     bar.close()

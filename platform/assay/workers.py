@@ -43,6 +43,8 @@ class Where(Settings):
     """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
     store: Path | None = None
     """Folder of decoded pixels; none: store/ below the storage."""
+    checkpoint_steps: int = 0
+    """Updates between two checkpoints besides those at each look at val; 0: none besides."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 

@@ -39,7 +39,7 @@ def main() -> None:
         where = ["--storage", str(storage), "--workers", options.workers]
         command = [sys.executable, str(SCRIPT), "--train.seed", str(seed), *where]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        folders = dict(line.split(": ") for line in done.stdout.strip().splitlines()[-2:])
+        folders = dict(line.split(": ") for line in done.stdout.strip().splitlines()[-3:-1])
         seconds = time.time() - began
         for name, folder in folders.items():
             result = json.loads((Path(folder) / "result.json").read_text())
@@ -52,7 +52,7 @@ def main() -> None:
 
 def table(rows: list[dict[str, Any]], workers: str) -> str:
     """All seeds as Markdown."""
-    seen, unseen = (rows[0][name]["accuracy"] for name in ("test_seen", "test_unseen"))
+    seen, unseen = (rows[0][name]["metrics"]["accuracy"] for name in ("test_seen", "test_unseen"))
     lines = [
         f"n = {seen['num']} images of {seen['num_groups']} parts (new parts of six trained designs) and {unseen['num']} of "
         f"{unseen['num_groups']} (three designs never seen); six machines, chance is 1/6; "
@@ -63,9 +63,9 @@ def table(rows: list[dict[str, Any]], workers: str) -> str:
     ]
     for row in rows:
         numbers = (
-            row["test_seen"]["accuracy"],
-            row["test_unseen"]["accuracy"],
-            row["test_unseen"]["patches_on_signal"],
+            row["test_seen"]["metrics"]["accuracy"],
+            row["test_unseen"]["metrics"]["accuracy"],
+            row["test_unseen"]["metrics"]["patches_on_signal"],
         )
         cells = " | ".join(f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in numbers)
         kind = "chosen (`dps`)" if row["name"] == "fingerprint" else "random on the part"

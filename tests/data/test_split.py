@@ -1,6 +1,5 @@
 from collections import defaultdict
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,13 +8,14 @@ from hypothesis import strategies as st
 
 from assay.config import from_dict
 from assay.data.manifest import SPLITS, Manifest
-from assay.data.pixels import signature
-from assay.data.split import Split, SplitConfig, draw_split, near_duplicates
+from assay.data.split import RULES, Split, SplitConfig, draw_split
 from assay.errors import ConfigError, SplitError
 
 MACHINES = ("m1", "m2", "m3")
 DESIGNS = ("Clip", "King", "Oring", "Plug", "Switch", "Target")
 BY_DESIGN = SplitConfig(unseen_domain="design", num_unseen=2)
+ALL_RULES = [*RULES]
+LEFT_OUT, ORACLE = "leave-one-domain-out", "oracle"
 
 
 def manifest_of(rows):
@@ -67,9 +67,22 @@ def assert_no_leak(manifest, split):
     assert sorted(rows.tolist()) == list(range(len(manifest)))
 
 
-def assert_designs_unseen(manifest, split):
-    for names in sets_by(manifest, split, "domain.design").values():
-        assert names == {"test_unseen"} or "test_unseen" not in names
+def assert_rule(manifest, split, config):
+    """Which sets a value of the held-out domain may be in."""
+    together = {
+        "training-domain": [{"test_unseen"}, {"train", "val", "test", "test_seen"}],
+        LEFT_OUT: [{"test_unseen"}, {"val"}, {"train", "test", "test_seen"}],
+        ORACLE: [{"test_unseen", "val"}, {"train", "test", "test_seen"}],
+    }[config.rule]
+    for names in sets_by(manifest, split, "domain.design").values() if config.unseen_domain else ():
+        assert any(names <= side for side in together)
+    if config.rule == LEFT_OUT:
+        assert len({manifest.column("domain.design")[i] for i in split.rows("val")}) == 1
+    if config.rule == ORACLE:
+        groups = np.array(manifest.column("group"))
+        kept, val = (len(set(groups[split.rows(name)])) for name in ("test_unseen", "val"))
+        assert kept
+        assert val
 
 
 def assert_every_class(manifest, split):
@@ -94,10 +107,12 @@ asked = st.fixed_dictionaries(
         "seed": st.integers(0, 1000),
         "val": st.sampled_from([0.1, 0.2, 0.3]),
         "test": st.sampled_from([0.1, 0.2, 0.4]),
-        "unseen_domain": st.sampled_from(["", "design"]),
         "num_unseen": st.integers(1, 3),
     }
 )
+by_rule = st.sampled_from(
+    [("training-domain", ""), *((rule, "design") for rule in ALL_RULES)],
+).map(lambda drawn: {"rule": drawn[0], "unseen_domain": drawn[1]})
 
 
 @st.composite
@@ -111,64 +126,71 @@ def many_parts(draw):
     return draw(st.permutations(rows))
 
 
-@settings(max_examples=25)
-@given(many_parts(), asked)
-def test_a_drawn_split_leaks_nothing(rows, values):
-    manifest, config = manifest_of(rows), SplitConfig(**values)
+@settings(max_examples=50)
+@given(many_parts(), asked, by_rule)
+def test_a_drawn_split_leaks_nothing(rows, values, rule):
+    manifest, config = manifest_of(rows), SplitConfig(**values, **rule)
     split = draw_split(manifest, config)
     assert_no_leak(manifest, split)
     assert_every_class(manifest, split)
     tests = ["test_seen", "test_unseen"] if config.unseen_domain else ["test"]
     assert split.tests == tests
     assert {*split.sets} == {"train", "val", *tests}
+    assert_rule(manifest, split, config)
     if config.unseen_domain:
-        assert_designs_unseen(manifest, split)
-        unseen = {DESIGNS.index(rows[i]["domain.design"]) for i in split.rows("test_unseen")}
-        assert len(unseen) == config.num_unseen
+        held = {rows[i]["domain.design"] for i in split.rows("test_unseen")}
+        if config.rule == ORACLE:
+            held |= {rows[i]["domain.design"] for i in split.rows("val")}
+        assert len(held) == config.num_unseen
 
 
 @st.composite
 def anything(draw):
-    """Few rows of any kind, given sets or none, groups and files that cross them or not."""
-    row = st.fixed_dictionaries(
+    """Groups of any class, design and given set; a few rows that are tied to another group."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    given_sets = draw(st.sampled_from([[None], [None, "train"], [None] * 8 + [*SPLITS]]))
+    groups = [
         {
-            "label": st.sampled_from("ab"),
-            "group": st.sampled_from("ABCDEFGHIJKL"),
-            "content": st.integers(0, 40).map(str),
-            "split": st.sampled_from([None, None, "train", "val", *SPLITS]),
-            "domain.design": st.sampled_from("xyz"),
+            "group": f"{i}",
+            "label": str(rng.choice(["a", "b"])),
+            "split": given_sets[rng.integers(len(given_sets))],
+            "domain.design": str(rng.choice(["x", "y", "z"])),
         }
-    )
-    rows = draw(st.lists(row, min_size=2, max_size=16))
-    of_group = {r["group"]: r for r in rows}
-    if draw(st.booleans()):  # so that more of them can be split
-        rows = [r | {k: of_group[r["group"]][k] for k in ("split", "domain.design")} for r in rows]
+        for i in range(draw(st.integers(8, 60)))
+    ]
+    rows = [dict(group) for group in groups for _ in range(rng.integers(1, 3))]
+    for i, row in enumerate(rows):
+        row["content"] = f"{i}"
+    for column in draw(st.lists(st.sampled_from(["group", "content", "split"]), max_size=3)):
+        one, other = rng.integers(len(rows), size=2)
+        rows[one][column] = rows[other][column]
     return rows
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(
     anything(),
     st.sampled_from(["refuse", "drop"]),
-    st.sampled_from(["", "design"]),
+    by_rule,
     st.sampled_from([(0.2, 0.2), (0.2, 0.0), (0.0, 0.0)]),
 )
-def test_whatever_is_given_is_split_without_a_leak_or_refused(rows, duplicates, domain, shares):
+def test_whatever_is_given_is_split_without_a_leak_or_refused(rows, duplicates, rule, shares):
+    if rule["rule"] != "training-domain":
+        rows = [row | {"split": None} if row["split"] == "val" else row for row in rows]
     manifest = manifest_of(rows)
-    config = SplitConfig(
-        duplicates=duplicates, unseen_domain=domain, num_unseen=1, val=shares[0], test=shares[1]
-    )
+    config = SplitConfig(duplicates=duplicates, num_unseen=1, val=shares[0], test=shares[1], **rule)
     try:
         split = draw_split(manifest, config)
     except SplitError:
         return
     assert_no_leak(manifest, split)
     assert_every_class(manifest, split)
-    if domain:
-        assert_designs_unseen(manifest, split)
-    allowed = {"dropped", "test_unseen"} if domain else {"dropped"}
+    assert_rule(manifest, split, config)
+    allowed = {"dropped", "test_unseen"} if config.unseen_domain else {"dropped"}
     for row, name in zip(rows, split.sets, strict=True):
         kept = name == row["split"] or name in allowed or row["split"] is None
+        # the oracle draws val from whatever is held out
+        kept |= config.rule == ORACLE and name == "val"
         # of what is given as train, missing sets are drawn
         assert kept or (row["split"] == "train" and name in ("val", "test", "test_seen"))
     assert split.report["dropped"] == split.sets.count("dropped")
@@ -176,10 +198,10 @@ def test_whatever_is_given_is_split_without_a_leak_or_refused(rows, duplicates, 
         assert "dropped" not in split.sets
 
 
-@settings(max_examples=25)
-@given(many_parts(), asked, st.integers(0, 1000))
-def test_the_draw_depends_on_seed_and_names_not_on_the_order_of_rows(rows, values, order):
-    config = SplitConfig(**values)
+@settings(max_examples=50)
+@given(many_parts(), asked, by_rule, st.integers(0, 1000))
+def test_the_draw_depends_on_seed_and_names_not_on_the_order_of_rows(rows, values, rule, order):
+    config = SplitConfig(**values, **rule)
     turned = [rows[i] for i in np.random.default_rng(order).permutation(len(rows))]
     one, other = (draw_split(manifest_of(r), config) for r in (rows, turned))
     of_row = {row["id"]: name for row, name in zip(rows, one.sets, strict=True)}
@@ -263,6 +285,27 @@ def test_groups_that_share_a_file_move_together():
         assert split.report["groups_joined_by_content"] == 2
 
 
+@pytest.mark.parametrize(
+    "change", [str.upper, lambda s: f" {s}  ", lambda s: s.replace("é", "e\u0301")]
+)
+def test_one_part_spelled_in_two_ways_stays_together(change):
+    rows = parts(num=6, designs=("Clé", "King"))
+    for row in rows[::2]:
+        row["group"] = change(row["group"])
+    split = draw_split(manifest_of(rows), SplitConfig())
+    assert split.sets[::2] == split.sets[1::2]
+    respelled = len({row["group"] for row in rows}) - 36
+    assert respelled > 0
+    assert split.report["groups_joined_by_name"] == respelled
+    assert split.report["groups_joined_by_content"] == 0
+
+
+def test_other_parts_are_not_taken_for_one():
+    rows = parts(num=6, num_views=1, designs=("a b", "ab", "a-b", "a_b"))
+    split = draw_split(manifest_of(rows), SplitConfig())
+    assert split.report["groups_joined_by_name"] == 0
+
+
 def test_named_designs_are_held_out():
     manifest = manifest_of(parts())
     config = SplitConfig(unseen_domain="design", unseen=("Plug", "Clip"), num_unseen=1)
@@ -304,7 +347,7 @@ def test_held_out_designs_leave_given_sets_and_are_counted():
     rows = given_parts(lambda part: "val" if part == 0 else "train")
     manifest = manifest_of(rows)
     split = draw_split(manifest, BY_DESIGN)
-    assert_designs_unseen(manifest, split)
+    assert_rule(manifest, split, BY_DESIGN)
     assert split.tests == ["test_seen", "test_unseen"]
     assert split.report["moved_to_unseen"] == len(split.rows("test_unseen")) == 2 * 3 * 4 * 2
 
@@ -349,6 +392,15 @@ def test_a_group_on_both_sides_is_refused(duplicates):
     assert "'m1/Clip/0' in train and val" in text
 
 
+def test_a_part_spelled_in_two_ways_on_both_sides_is_refused():
+    rows = given_parts(lambda part: "val" if part == 0 else "train")
+    rows[1] |= {"group": "m1/clip/0 ", "split": "train"}
+    text = refusal(manifest_of(rows), SplitConfig())
+    assert "another spelling" in text
+    assert "'m1/Clip/0'" in text
+    assert "train and to val" in text
+
+
 def test_a_file_on_both_sides_is_refused_or_the_earlier_copy_dropped():
     rows = given_parts(lambda part: ("train", "train", "val", "test")[part])
     for copy in (2, 5, 6):  # train, val, test
@@ -384,7 +436,191 @@ def test_a_chain_of_copies_between_given_sets_is_refused():
     assert "train and to val" in text
 
 
+# Rules
+
+
+def by_design(rule, **values):
+    return SplitConfig(rule=rule, unseen_domain="design", num_unseen=2, **values)
+
+
+def designs_of(rows, split, name):
+    return {rows[i]["domain.design"] for i in split.rows(name)}
+
+
+def groups_of(rows, split, name, **having):
+    wanted = [rows[i] for i in split.rows(name)]
+    return {r["group"] for r in wanted if all(r[k] == v for k, v in having.items())}
+
+
+def test_every_rule_holds_out_the_same_designs():
+    rows = parts(num=5)
+    for seed in range(5):
+        plain, left_out, oracle = (
+            draw_split(manifest_of(rows), by_design(rule, seed=seed)) for rule in ALL_RULES
+        )
+        held = designs_of(rows, plain, "test_unseen")
+        assert len(held) == 2
+        assert designs_of(rows, left_out, "test_unseen") == held
+        # as many tested groups as the others have, less those that select
+        assert groups_of(rows, plain, "test_unseen") == groups_of(
+            rows, oracle, "test_unseen"
+        ) | groups_of(rows, oracle, "val")
+
+
+def test_a_named_design_is_val_whole():
+    rows = parts()
+    for design in DESIGNS[2:]:
+        config = by_design(LEFT_OUT, unseen=DESIGNS[:2], val_domain=design)
+        split = draw_split(manifest_of(rows), config)
+        val = np.array([row["domain.design"] == design for row in rows])
+        np.testing.assert_array_equal(np.array(split.sets) == "val", val)
+
+
+def test_every_design_left_is_val_at_some_seed_and_stays_it_with_more_parts():
+    drawn = set()
+    for seed in range(20):
+        config = by_design(LEFT_OUT, seed=seed, unseen=DESIGNS[:2])
+        few, many = (
+            designs_of(parts(num), draw_split(manifest_of(parts(num)), config), "val")
+            for num in (3, 5)
+        )
+        assert few == many
+        drawn |= few
+    assert drawn == set(DESIGNS[2:])
+
+
+def test_two_designs_besides_the_held_out_are_needed_to_leave_one_out():
+    few = manifest_of(parts(designs=DESIGNS[:3]))
+    assert "3 values of 'design' 2 are held out" in refusal(few, by_design(LEFT_OUT))
+    tested = [r | {"split": "test" if r["domain.design"] == "Clip" else None} for r in parts()]
+    config = by_design(LEFT_OUT, unseen=DESIGNS[1:5])
+    assert "1 of the others can be trained on" in refusal(manifest_of(tested), config)
+    config = SplitConfig(rule=LEFT_OUT, unseen_domain="design", num_unseen=1)
+    assert {*draw_split(few, config).sets} == {"train", "val", "test_seen", "test_unseen"}
+
+
+@pytest.mark.parametrize("design", ["Clip", "Plugg"])
+def test_a_left_out_design_that_is_held_out_or_unknown_is_refused(design):
+    config = by_design(LEFT_OUT, unseen=("Clip", "Plug"), val_domain=design)
+    text = refusal(manifest_of(parts()), config)
+    assert f"split.val-domain is {design!r}" in text
+    assert "King, Oring, Switch, Target" in text
+
+
+def test_designs_in_a_given_test_are_not_left_out_for_val():
+    rows = parts()
+    for row in rows:
+        if row["domain.design"] != "Oring" and row["group"].endswith("0"):
+            row["split"] = "test_seen"
+    manifest = manifest_of(rows)
+    for seed in range(5):
+        split = draw_split(manifest, by_design(LEFT_OUT, seed=seed, unseen=("Clip", "Plug")))
+        assert designs_of(rows, split, "val") == {"Oring"}
+        assert split.sets.count("test_seen") == 3 * 3 * 2
+    text = refusal(manifest, by_design(LEFT_OUT, unseen=("Clip", "Plug"), val_domain="King"))
+    assert "nor in a given test: Oring" in text
+    text = refusal(manifest, by_design(LEFT_OUT, unseen=("Clip", "Oring")))
+    assert "4 of the others can be trained on and 0 have no image in a given test" in text
+
+
+def test_a_design_whose_files_are_all_dropped_is_neither_held_nor_left_out():
+    rows = parts(designs=DESIGNS[:5])
+    twins = [row for row in rows if row["domain.design"] == "Plug"]
+    for row, twin in zip((r for r in rows if r["domain.design"] == "Clip"), twins, strict=True):
+        row["split"], twin["split"], twin["content"] = "test_seen", "train", row["content"]
+    for seed in range(10):
+        config = SplitConfig(
+            rule=LEFT_OUT, unseen_domain="design", num_unseen=1, seed=seed, duplicates="drop"
+        )
+        split = draw_split(manifest_of(rows), config)
+        assert split.sets.count("dropped") == len(twins)
+        for name in ("test_unseen", "val"):
+            assert len(designs_of(rows, split, name)) == 1
+
+
+def test_the_oracle_draws_its_share_of_every_class_and_design_held_out():
+    rows = parts(num=10, num_views=1)
+    for val, drawn in ((0.001, 1), (0.25, 5), (0.3, 6), (0.79, 10)):
+        config = by_design(ORACLE, val=val, unseen=("Clip", "Plug"))
+        split = draw_split(manifest_of(rows), config)
+        for machine in MACHINES:
+            assert len(groups_of(rows, split, "val", label=machine)) == drawn
+            assert len(groups_of(rows, split, "test_unseen", label=machine)) == 20 - drawn
+            if drawn > 1:
+                spread = {
+                    d: len(groups_of(rows, split, "val", label=machine, **{"domain.design": d}))
+                    for d in ("Clip", "Plug")
+                }
+                assert abs(spread["Clip"] - spread["Plug"]) <= 1
+        assert designs_of(rows, split, "train") == set(DESIGNS) - {"Clip", "Plug"}
+
+
+def test_an_oracle_without_two_groups_of_a_class_is_refused():
+    config = SplitConfig(rule=ORACLE, unseen_domain="design", unseen=("Plug",))
+    two = [*parts(designs=("Clip",), num=4), *parts(designs=("Plug",), num=2)]
+    split = draw_split(manifest_of(two), config)
+    assert len(groups_of(two, split, "val")) == len(groups_of(two, split, "test_unseen")) == 3
+    one = [row for row in two if row["group"] != "m2/Plug/1"]
+    assert "class 'm2' has no image in val" in refusal(manifest_of(one), config)
+    alone = [row for row in two if row["group"][:7] in ("m1/Clip", "m2/Clip")] + [
+        row for row in two if row["group"] == "m1/Plug/0"
+    ]
+    assert "1 group(s) of held-out values are too few" in refusal(manifest_of(alone), config)
+
+
+def test_an_oracle_takes_val_from_a_given_test_unseen():
+    rows = [r | {"split": "test_unseen"} if r["domain.design"] == "King" else r for r in parts()]
+    split = draw_split(manifest_of(rows), by_design(ORACLE))
+    for name in ("val", "test_unseen"):
+        assert designs_of(rows, split, name) == {"King"}
+
+
+def test_a_left_out_design_without_a_class_is_refused():
+    rows = [r for r in parts() if (r["label"], r["domain.design"]) != ("m3", "Target")]
+    config = by_design(LEFT_OUT, unseen=("Clip", "Plug"), val_domain="Target")
+    assert "class 'm3' has no image in val" in refusal(manifest_of(rows), config)
+
+
+@pytest.mark.parametrize("rule", [LEFT_OUT, ORACLE])
+def test_a_given_val_and_a_rule_that_makes_its_own_are_refused(rule):
+    rows = given_parts(lambda part: "val" if part == 0 else None)
+    text = refusal(manifest_of(rows), by_design(rule))
+    assert "gives 36 image(s) to val" in text
+    assert "training-domain" in text
+
+
+def test_a_group_of_val_and_other_designs_is_refused():
+    rows = parts()
+    rows[1]["domain.design"] = "Plug"
+    config = by_design(LEFT_OUT, unseen=("King",), val_domain="Plug")
+    assert "'m1/Clip/0'" in refusal(manifest_of(rows), config)
+
+
+@pytest.mark.parametrize("rule", [LEFT_OUT, ORACLE])
+def test_rules_of_a_held_out_domain_without_one_are_refused(rule):
+    with pytest.raises(ConfigError, match="unseen-domain is empty"):
+        SplitConfig(rule=rule)
+
+
+@pytest.mark.parametrize("rule", ["training-domain", ORACLE])
+def test_a_value_for_val_that_no_rule_takes_is_refused(rule):
+    with pytest.raises(ConfigError, match="only leave-one-domain-out"):
+        SplitConfig(rule=rule, unseen_domain="design", val_domain="Plug")
+
+
+def test_every_rule_has_a_name_to_be_shown():
+    for rule in RULES:
+        assert from_dict(SplitConfig, {"rule": rule, "unseen_domain": "design"}).rule == rule
+    with pytest.raises(ConfigError, match="rule"):
+        from_dict(SplitConfig, {"rule": "best"})
+
+
 # Refusals
+
+
+def test_a_split_without_train_is_refused():
+    rows = given_parts(lambda part: "val" if part == 0 else "test")
+    assert "has no image in train" in refusal(manifest_of(rows), SplitConfig())
 
 
 def test_fewer_groups_than_sets_are_refused_with_numbers():
@@ -417,6 +653,18 @@ def test_an_unknown_domain_or_value_is_refused_beside_those_there_are():
     text = refusal(manifest, SplitConfig(unseen_domain="design", unseen=("Plugg",)))
     assert "'Plugg'" in text
     assert "Clip, King" in text
+
+
+@pytest.mark.parametrize("other", ["plug", "Plug ", "PLUG"])
+def test_a_design_spelled_in_two_ways_is_refused_where_designs_are_held_out(other):
+    rows = parts()
+    for row in rows:
+        if row["group"].endswith("Plug/1"):
+            row["domain.design"] = other
+    text = refusal(manifest_of(rows), SplitConfig(unseen_domain="design", unseen=("Plug",)))
+    assert repr(other) in text
+    assert "'Plug'" in text
+    assert {*draw_split(manifest_of(rows), SplitConfig()).sets} == {"train", "val", "test"}
 
 
 def test_holding_out_every_design_is_refused():
@@ -457,59 +705,3 @@ def test_rows_and_table_say_the_same():
 def test_a_set_without_rows_is_no_test():
     assert Split(["train", "val"], {}).tests == []
     assert len(Split(["train", "val"], {}).rows("test")) == 0
-
-
-# Near-duplicates
-
-
-def scenes(num, seed, height=180, width=240):
-    """Unrelated images: smooth noise of full contrast."""
-    rng = np.random.default_rng(seed)
-    for _ in range(num):
-        noise = rng.standard_normal((height, width, 3)).astype(np.float32)
-        smooth = cv2.GaussianBlur(noise, (0, 0), rng.uniform(4, 12))
-        yield cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-
-
-def signatures(images):
-    return np.stack([np.frombuffer(signature(image), np.uint8) for image in images])
-
-
-def recompressed(image, quality=60):
-    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
-
-
-def turned(image, number):
-    flipped = image[:, ::-1] if number >= 4 else image
-    return np.ascontiguousarray(np.rot90(flipped, number % 4))
-
-
-@pytest.mark.parametrize("block", [7, 2048])
-def test_planted_copies_are_found_and_unrelated_images_are_not(block):
-    train = list(scenes(40, seed=1))
-    copies = [recompressed(turned(image, i % 8)) for i, image in enumerate(train[::2])]
-    others = list(scenes(60, seed=2))
-    sets = ["train"] * 40 + ["val"] * 20 + ["val"] * 30 + ["test"] * 30
-    found = near_duplicates(signatures([*train, *copies, *others]), sets, block=block)
-    assert found == {"val": 20, "test": 0}
-
-
-def test_every_flip_and_quarter_turn_is_found():
-    image, *_ = scenes(1, seed=3)
-    views = [turned(image, number) for number in range(8)]
-    found = near_duplicates(signatures([image, *views]), ["train"] + ["test_seen"] * 8)
-    assert found == {"test_seen": 8}
-
-
-def test_only_train_is_compared_with_and_dropped_copies_do_not_count():
-    image, other = scenes(2, seed=4)
-    sets = ["train", "val", "test", "dropped"]
-    assert near_duplicates(signatures([other, image, image, image]), sets) == {"val": 0, "test": 0}
-    assert near_duplicates(signatures([image, image, other, image]), sets) == {"val": 1, "test": 0}
-
-
-def test_a_brighter_or_smaller_copy_is_found():
-    image, *_ = scenes(1, seed=5)
-    dark = (image * 0.7 + 10).astype(np.uint8)
-    small = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    assert near_duplicates(signatures([image, dark, small]), ["train", "val", "val"]) == {"val": 2}

@@ -1,0 +1,210 @@
+"""Duplicates: rows of one part or one file, which may not cross sets, and images that nearly equal.
+
+A copy that was turned, recompressed or brightened is another file, of which the split knows
+nothing. Parts pictured in one jig look alike by nature, so near-duplicates are reported and never
+refused.
+"""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from assay.data.manifest import SPLITS
+from assay.errors import SplitError
+from assay.shapes import Float32, UInt8
+
+NEAR_BITS = 16
+"""Two signatures that differ in at most this many of 256 bits count as near-duplicates."""
+ROWS, TWINS = 256, 2048
+"""Rows compared at once (1): eight turns of the first with the second fill a processor's cache."""
+
+
+def refuse_crossing(
+    what: str, keys: list[str], sets: list[str | None], remedy: str = "correct the split"
+) -> None:
+    """Refuse a given split that has rows of one key in two sets.
+
+    Raises:
+        SplitError: it has; the text names the first key and ends with the remedy.
+    """
+    sides: dict[str, set[str]] = defaultdict(set)
+    for key, name in zip(keys, sets, strict=True):
+        if name is not None:
+            sides[key].add(name)
+    crossing = sorted(key for key, names in sides.items() if len(names) > 1)
+    if crossing:
+        raise SplitError(
+            f"The given split has {len(crossing)} {what}(s) in more than one set, first {crossing[0]!r} in "
+            f"{' and '.join(sorted(sides[crossing[0]]))}; a {what} may be in one set only: {remedy}."
+        )
+
+
+def folded(name: str) -> str:
+    """One spelling for names that differ in case, spaces or Unicode form alone ("P1", "p1 ")."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def refuse_spellings(domain: str, values: list[str]) -> None:
+    """Refuse values of a domain that are one value written in two ways.
+
+    Raises:
+        SplitError: there are such; the text names two.
+    """
+    spelled = {folded(value): value for value in values}
+    for value in values:
+        if (other := spelled[folded(value)]) != value:
+            raise SplitError(
+                f"{domain!r} has the values {value!r} and {other!r}, which differ in case or spaces alone, so that holding "
+                "out one would train on the other; write each value in one way."
+            )
+
+
+def settle_copies(
+    contents: list[str], sets: list[str | None], duplicates: Literal["refuse", "drop"]
+) -> int:
+    """Refuse files given to two sets, or give the copies in earlier sets to "dropped"; their number.
+
+    Raises:
+        SplitError: a file is in two sets and copies are to be refused.
+    """
+    if duplicates == "refuse":
+        remedy = "correct it, or pass --split.duplicates drop to leave out the earlier copies"
+        refuse_crossing("file content", contents, sets, remedy)
+        return 0
+    order = {name: place for place, name in enumerate(SPLITS)}
+    last: dict[str, int] = defaultdict(int)
+    for content, name in zip(contents, sets, strict=True):
+        if name is not None:
+            last[content] = max(last[content], order[name])
+    dropped = [i for i, name in enumerate(sets) if name and order[name] < last[contents[i]]]
+    for i in dropped:
+        sets[i] = "dropped"
+    return len(dropped)
+
+
+def joined(columns: list[list[str]], rows: list[int]) -> list[np.ndarray]:
+    """Divide rows into units that share no key in any column (union-find); each ascending."""
+    parent = {i: i for i in rows}
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for keys in columns:
+        first: dict[str, int] = {}
+        for i in rows:
+            parent[find(i)] = find(first.setdefault(keys[i], i))
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in rows:
+        members[find(i)].append(i)
+    return [np.array(unit) for unit in members.values()]
+
+
+def spread_given(groups: list[str], units: list[np.ndarray], sets: list[str | None]) -> None:
+    """Give rows without a set that of the rows they must stay with.
+
+    Raises:
+        SplitError: a unit has rows given to two sets.
+    """
+    for rows in units:
+        given = sorted({name for i in rows if (name := sets[i]) is not None})
+        if len(given) > 1:
+            raise SplitError(
+                f"The group {groups[rows[0]]!r} is tied, by another spelling of its name or by copies of its files, to "
+                f"groups given to {' and to '.join(given)}; a part and a file may be in one set only: correct the split "
+                "or the names, or remove the copies."
+            )
+        for i in rows if given else ():
+            sets[i] = given[0]
+
+
+@dataclass(frozen=True, order=True)
+class NearDuplicate:
+    """A row that nearly equals one of the set it is compared with; sorts by distance."""
+
+    bits: int
+    """Bits of 256 in which the two signatures differ, at the best of the eight turns."""
+    row: int
+    set: str
+    twin: int
+    """The nearest row of the other set; the first of equally near ones."""
+
+
+def near_duplicates(
+    signatures: UInt8[np.ndarray, "rows 32"],
+    sets: Sequence[str],
+    against: Literal["train", "val"] = "train",
+) -> list[NearDuplicate]:
+    """Rows of later sets that nearly equal some row of train, or of val; the nearest pairs first.
+
+    Compared are 256-bit signatures (`pixels.signature`) under the eight flips and quarter turns.
+    Against train stand val and the tests, against val the tests alone: what is chosen or fitted on
+    val should not be tested on copies of it either.
+    """
+    names = np.array(sets)
+    twins = np.flatnonzero(names == against)
+    rows = np.flatnonzero(np.isin(names, _later(sets, against)))
+    looks = _signs(signatures[twins])
+    found = []
+    for start in range(0, len(rows), ROWS):
+        block = rows[start : start + ROWS]
+        overlap, place = _nearest(_turns(_signs(signatures[block])), looks)
+        bits = (256 - overlap) / 2
+        found += [
+            NearDuplicate(int(bits[i]), int(block[i]), sets[block[i]], int(twins[place[i]]))
+            for i in np.flatnonzero(bits <= NEAR_BITS)
+        ]
+    return sorted(found)
+
+
+def counts(
+    found: Sequence[NearDuplicate],
+    sets: Sequence[str],
+    against: Literal["train", "val"] = "train",
+) -> dict[str, int]:
+    """Near-duplicates per set that was compared, zeros included."""
+    of_set = Counter(duplicate.set for duplicate in found)
+    return {name: of_set[name] for name in _later(sets, against)}
+
+
+def _later(sets: Sequence[str], against: str) -> list[str]:
+    return [name for name in SPLITS[SPLITS.index(against) + 1 :] if name in sets]
+
+
+def _signs(signatures: UInt8[np.ndarray, "rows 32"]) -> Float32[np.ndarray, "rows 256"]:
+    """Bits as -1 and 1, so that a product counts equal bits less different ones."""
+    return np.unpackbits(signatures, axis=1).astype(np.float32) * 2 - 1
+
+
+def _turns(signs: Float32[np.ndarray, "rows 256"]) -> Float32[np.ndarray, "8 rows 256"]:
+    square = signs.reshape(-1, 16, 16)
+    return np.stack(
+        [
+            np.rot90(side, turn, axes=(1, 2)).reshape(-1, 256)
+            for side in (square, square[:, :, ::-1])
+            for turn in range(4)
+        ]
+    )
+
+
+def _nearest(
+    turns: Float32[np.ndarray, "8 rows 256"], looks: Float32[np.ndarray, "twins 256"]
+) -> tuple[Float32[np.ndarray, " rows"], np.ndarray]:
+    """For each row the largest product with any of `looks` at any turn, and whose it is."""
+    num = turns.shape[1]
+    best = np.full(num, -np.inf, dtype=np.float32)
+    place = np.zeros(num, dtype=np.int64)
+    for start in range(0, len(looks), TWINS):
+        overlap = (turns.reshape(-1, 256) @ looks[start : start + TWINS].T).reshape(8, num, -1)
+        largest = overlap.max(0)
+        first = largest.argmax(1)
+        value = largest[np.arange(num), first]
+        better = value > best
+        best[better], place[better] = value[better], first[better] + start
+    return best, place
