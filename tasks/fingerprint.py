@@ -8,7 +8,7 @@ at full resolution; a backbone embeds the patches cut there, and a cross-attenti
 makes one answer of them. The baseline, judged beside it, looks at random patches on the part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from assay.data.split import SplitConfig
 from assay.errors import ConfigError
 from assay.estimate import Estimate, interval
 from assay.main import main
+from assay.monitor import Limit
 from assay.nn.aggregate import TransformerAggregator
 from assay.nn.backbone import create_backbone, create_head
 from assay.nn.export import write_graph
@@ -276,7 +277,13 @@ class Fingerprint(Task):
         mixed = torch.einsum("bkm,bmchw->bkchw", selection.weights.to(patches.dtype), patches)
         logits, _ = self.aggregator(self._embed(mixed))
         active = (selection.cells >= 0).sum(1).float().mean()
-        made = {"loss": self._loss(logits, truth).mean(), "active_cells": active}
+        made = {
+            "loss": self._loss(logits, truth).mean(),
+            "active_cells": active,
+            "selection_entropy": _entropy(
+                hard_topk(scores.detach(), model.k), scores.shape[1], model.k
+            ),
+        }
         return made | {"train_accuracy": _accuracy(logits, truth)}
 
     def _select_hard(
@@ -290,7 +297,10 @@ class Fingerprint(Task):
         losses = self._loss(logits, truth.repeat_interleave(num_draws)).view(-1, num_draws)
         surrogate = score_function_loss(scores, noise, sigma, cells, losses)
         alone = self._alone(features, cells.flatten(1), scores, truth)
-        made = {"loss": losses.mean() + surrogate.mean() + alone}
+        made = {
+            "loss": losses.mean() + surrogate.mean() + alone,
+            "selection_entropy": _entropy(cells, scores.shape[1], self.config.model.k),
+        }
         return made | {"train_accuracy": _accuracy(logits, truth)}
 
     def _alone(
@@ -390,6 +400,11 @@ class Fingerprint(Task):
             "backbone.": Multiplier(lr=model.backbone_lr),
         }
 
+    def limits(self) -> Sequence[Limit]:
+        """A scorer that looks at the same cells of every image has learnt a place, not a pattern."""
+        why = "every image is looked at in the same cells: raise model.sigma or model.warmup, unless all parts lie alike in one jig"
+        return [Limit("selection_entropy", low=0.02, for_updates=50, then="warn", why=why)]
+
     def export(self, folder: Path) -> dict[str, Any]:
         """Graphs `scorer` (overview to scores) and `classify` (patches to logits and attention)."""
         sizes, k = self.config.patches, self.config.model.k
@@ -413,9 +428,7 @@ class Fingerprint(Task):
         }
 
     @classmethod
-    def judge(
-        cls, config: FingerprintConfig, predictions: pa.Table, storage: Path
-    ) -> Findings:
+    def judge(cls, config: FingerprintConfig, predictions: pa.Table, storage: Path) -> Findings:
         """On the embedded parts: the share of chosen patches that lie on planted signal, by test set."""
         if config.data.root is not None:
             return Findings()
@@ -431,6 +444,17 @@ class Fingerprint(Task):
                 "patches_on_signal": interval(np.array(hits), np.array([r["group"] for r in rows]))
             }
         return Findings(metrics=found)
+
+
+def _entropy(cells: Tensor, num_cells: int, k: int) -> Tensor:
+    """Entropy of which cells a batch chose: 0, the same k for all images; 1, spread over the grid."""
+    counts = torch.bincount(cells[cells >= 0].flatten(), minlength=num_cells).float()
+    share = counts / counts.sum()
+    most = min(num_cells, int(counts.sum()))
+    if most <= k:
+        return torch.ones(())
+    entropy = -torch.xlogy(share, share).sum()
+    return (entropy - np.log(k)) / (np.log(most) - np.log(k))
 
 
 def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:

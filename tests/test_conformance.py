@@ -25,6 +25,7 @@ from assay.data.order import Step, entry_keys
 from assay.data.patches import Canvas, PatchConfig, cell_corners
 from assay.data.pixels import Pixels, build_entry
 from assay.data.split import Split, draw_split
+from assay.decide import Decision
 from assay.loop import Loop, load_best
 from assay.main import main
 from assay.nn.optim import build_optimizer
@@ -51,7 +52,7 @@ class System:
         folder.mkdir(exist_ok=True)
         return Job(
             self.source, to_dict(self.config), self.manifest, self.split, self.pixels, folder,
-            "cpu", "ddp", judged=tuple(self.split.tests),
+            "cpu", "ddp", judged=tuple(self.split.tests), checkpoint_steps=1,
         )  # fmt: skip
 
     def model(self, seed: int = 0) -> Task:
@@ -76,7 +77,7 @@ def system(request, tmp_path_factory) -> System:
     source = TaskSource.read(request.param)
     task = load_task(source)
     smoke = task.presets()["smoke"]
-    brief = replace(smoke.train, epochs=2, batch_size=4, eval_batch_size=3, checkpoint_steps=1)
+    brief = replace(smoke.train, epochs=2, batch_size=4, eval_batch_size=3)
     config = replace(smoke, train=brief)
     manifest = task.manifest(config, storage)
     drawn = draw_split(manifest, config.split)
@@ -112,7 +113,14 @@ def best(system, trained) -> Task:
 def shipped(system, best, tmp_path_factory) -> Path:
     """The run's bundle; its golden image is the first of val."""
     folder = tmp_path_factory.mktemp("bundle")
-    card = {"classes": system.manifest.classes, "pipeline": best.export(folder), "temperature": 1.5}
+    decision = Decision(
+        temperature=1.5, coverage=0.9, quantile=0.8, costs=None, positive=None, threshold=None, num=9, num_groups=9
+    )  # fmt: skip
+    card = {
+        "classes": system.manifest.classes,
+        "pipeline": best.export(folder),
+        "decision": decision.to_dict(),
+    }
     bundle.seal(folder, card, Path(golden_image(system)))
     return folder
 
@@ -370,7 +378,7 @@ def test_a_bundle_opens_and_answers_where_there_is_no_torch(system, trained, shi
     assert card["golden"]["probs"] == pytest.approx(answers[0][1], abs=1e-6)
     table = pq.read_table(trained / "predictions.parquet").slice(0, len(rows)).to_pylist()
     for record, (label, probs, boxes, attn) in zip(table, answers, strict=True):
-        scaled = np.exp(np.array(record["logits"]) / card["temperature"])
+        scaled = np.exp(np.array(record["logits"]) / card["decision"]["temperature"])
         expected = dict(zip(system.manifest.classes, scaled / scaled.sum(), strict=True))
         assert probs == pytest.approx(expected, abs=1e-4)
         assert label == max(probs, key=probs.__getitem__)

@@ -99,10 +99,10 @@ class Resting(TASK):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.half = nn.Parameter(torch.ones(2, 3))
+        self.partly = nn.Parameter(torch.ones(2, 3))
 
     def _logits(self, batch, awake):
-        return super()._logits(batch, False) + self.half[0]
+        return super()._logits(batch, False) + self.partly[0]
 
 
 def told_by(task_class: type[Task], folder: Path, strategy: str = "ddp") -> list[str]:

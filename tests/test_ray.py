@@ -79,7 +79,7 @@ def config(task: type[Task]) -> TaskConfig:
 
     smoke = task.presets()["smoke"]
     values = to_dict(smoke)
-    values["train"] |= {"epochs": 2, "batch_size": 15, "checkpoint_steps": 1}
+    values["train"] |= {"epochs": 2, "batch_size": 15}
     values["model"] |= {"num_noise": 10}
     from assay.config import from_dict
 
@@ -180,6 +180,7 @@ def _job(
         "ddp",
         (),
         tuple(split.tests),
+        checkpoint_steps=1,
     )
 
 

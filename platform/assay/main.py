@@ -141,7 +141,9 @@ def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool
             for name, run in runs.items():
                 if run.state != "finished":
                     with run.lease():
-                        prepared = Prepared(source, named[name], kept, split, pixels, near, bad)
+                        prepared = Prepared(
+                            name or source.name, source, named[name], kept, split, pixels, near, bad
+                        )
                         _complete(prepared, run, where, storage)
     folders = {name or source.name: run.folder for name, run in runs.items()}
     _judge_again({folders[name or source.name]: c for name, c in named.items()}, task, storage)
@@ -173,6 +175,7 @@ def _write_reports(folders: Mapping[str, Path]) -> None:
 class Prepared:
     """What a run starts from."""
 
+    name: str
     source: TaskSource
     config: TaskConfig
     manifest: Manifest
@@ -185,6 +188,7 @@ class Prepared:
 def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None:
     """Train, judge and ship one run; its state says how far it came."""
     device = pick_device(where)
+    _refuse_other_split(prepared, run)
     launches = run.record.get("launches", [])
     launch = {
         "time": time.time(),
@@ -193,7 +197,7 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
         "device": device,
     } | stamp()
     run.note(
-        state="running", task=prepared.source.name, launches=[*launches, launch], split=prepared.split.report,
+        state="running", task=prepared.source.name, name=prepared.name, launches=[*launches, launch], split=prepared.split.report,
         quarantined=[dataclasses.asdict(q) for q in prepared.quarantined], data=prepared.manifest.fingerprint,
         recipe=recipe(prepared.source, prepared.config, prepared.manifest),
     )  # fmt: skip
@@ -218,6 +222,23 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
         run.note(state="failed", reason=str(error))
         raise
     run.note(state="finished", seconds=time.time() - began)
+
+
+def _refuse_other_split(prepared: Prepared, run: Run) -> None:
+    """A launch that finds other sets than the one before would test on what was trained on."""
+    path = run.folder / "split.parquet"
+    if not path.exists() or not (run.folder / "checkpoints").exists():
+        return
+    before = pq.read_table(path, columns=["id", "split"]).to_pylist()
+    now = prepared.split.table(prepared.manifest).select(["id", "split"]).to_pylist()
+    if before != now:
+        changed = len(
+            {(r["id"], r["split"]) for r in before} ^ {(r["id"], r["split"]) for r in now}
+        )
+        raise RunError(
+            f"{run.folder.name} was begun on another split ({changed} entries differ, since other images can be read now); "
+            "restore the images, or train again with --again."
+        )
 
 
 def _ship(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:

@@ -208,7 +208,7 @@ def _answer(
         panels.append(
             {"set": test, "metric": metric, "value": metrics[metric], "comparisons": found}
         )
-    method = comparison["method"] if comparison else run["task"]
+    method = comparison["method"] if comparison else run.get("name", run["task"])
     sentences = _verdicts(panels, names)
     if not sentences:
         values = [f"{number(p['value']['value'])} on {names[p['set']]}" for p in panels]

@@ -35,7 +35,7 @@ def test_unchanged_files_are_not_read_again(tmp_path, cache):
     true = content_hashes(paths, cache)
     planted = "0" * 32
     with sqlite3.connect(cache) as database:
-        database.execute("UPDATE hashes SET content = ?", (planted,))
+        database.execute("UPDATE files SET content = ?", (planted,))
     database.close()
     assert content_hashes(paths, cache) == [planted, planted]
     # of the same size, but written later
@@ -58,7 +58,7 @@ def test_a_later_run_adds_only_what_is_new(tmp_path, cache):
     assert both[1:] == one
     assert both[0] != one[0]
     with sqlite3.connect(cache) as database:
-        assert database.execute("SELECT count(*) FROM hashes").fetchone() == (2,)
+        assert database.execute("SELECT count(*) FROM files").fetchone() == (2,)
     database.close()
 
 

@@ -12,35 +12,39 @@ from assay.errors import ManifestError
 def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     """Hash each file's bytes (BLAKE2b, 32 hex digits); unchanged files are looked up, not read.
 
-    A file counts as unchanged while its path, size and modification time stay the same.
+    A file counts as unchanged while its path, size, and times of modification and of change stay
+    the same: tools that copy may restore the first time, none the second.
 
     Raises:
         ManifestError: a file does not exist or its bytes cannot be read.
     """
-    keys: list[tuple[str, int, int]] = []
+    keys: list[tuple[str, int, int, int]] = []
     for path in paths:
         if not path.is_file():
             raise ManifestError(
                 f"The image {path} does not exist; correct the table or restore the file."
             )
         stat = path.stat()
-        keys.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+        times = stat.st_mtime_ns, stat.st_ctime_ns
+        keys.append((str(path.resolve()), stat.st_size, *times))
     cache.parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(cache, timeout=60)
     try:
         database.execute(
-            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime INT, content TEXT)"
+            "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, content TEXT)"
         )
         known = {
-            (p, s, m): c
-            for p, s, m, c in database.execute("SELECT path, size, mtime, content FROM hashes")
+            tuple(key): content
+            for *key, content in database.execute(
+                "SELECT path, size, mtime, ctime, content FROM files"
+            )
         }
         fresh = [i for i, key in enumerate(keys) if key not in known]
         with ThreadPoolExecutor(8) as pool:
             digests = list(pool.map(_digest, [paths[i] for i in fresh]))
         known |= {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
         rows = [(*keys[i], known[keys[i]]) for i in fresh]
-        database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
+        database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
         database.commit()
     finally:
         database.close()

@@ -1,0 +1,229 @@
+"""The `assay` command on run directories made by hand and on their damage."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assay import judge
+from assay.console import main
+from assay.data.split import SplitConfig
+from assay.decide import DecideConfig
+from assay.task import Findings, Task, TaskConfig
+
+CLASSES = ["m1", "m2"]
+
+
+def make_run(storage: Path, name: str, right: float, seed: int = 0, **fields: Any) -> Path:
+    """A finished run of 60 val and 60 test images, two per part, a share of them answered rightly."""
+    rng = np.random.default_rng(seed)
+    num = 120
+    truth = np.arange(num) // 2 % 2
+    said = np.where(rng.random(num) < right, truth, 1 - truth)
+    logits = np.eye(2)[said] * 2 + rng.normal(0, 0.1, (num, 2))
+    sets = ["val" if i < 60 else "test" for i in range(num)]
+    made = {
+        "id": [f"s{i:03d}" for i in range(num)],
+        "group": [f"g{i // 2}" for i in range(num)],
+        "split": sets,
+    }
+    folder = storage / name
+    folder.mkdir(parents=True)
+    pq.write_table(
+        pa.table(made | {"content": made["id"], "label": [CLASSES[t] for t in truth]}),
+        folder / "split.parquet",
+    )
+    table = pa.table(
+        made | {"truth": pa.array(truth, pa.int32()), "logits": pa.array(logits.tolist())}
+    )
+    pq.write_table(
+        table.replace_schema_metadata({"classes": json.dumps(CLASSES)}),
+        folder / "predictions.parquet",
+    )
+    launch = {"time": 1.7e9, "workers": 1, "strategy": "ddp", "device": "cpu", "assay": "0.1.0"}
+    record = {
+        "schema": 1,
+        "state": "finished",
+        "task": "toy",
+        "launches": [launch],
+        "seconds": 12.0,
+    } | fields
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def judged(folder: Path, **settings: Any) -> dict[str, Any]:
+    return judge.judge(folder, Task, TaskConfig(**settings), folder.parent)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    judged(make_run(folder, "toy-good", 0.95))
+    judged(make_run(folder, "toy-bad", 0.55, seed=1))
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """What the command printed; with a code, on stderr."""
+    found = 0
+    try:
+        main(arguments)
+    except SystemExit as left:
+        found = int(left.code or 0)
+    printed = capsys.readouterr()
+    assert found == code, printed
+    return printed.err if code else printed.out
+
+
+def test_runs_are_ranked_by_val_with_intervals(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(storage, "toy-broken", 0.5, state="failed", reason="The loss was not finite.")
+    lines = said(
+        capsys, "runs", "--storage", str(storage), "--csv", str(storage / "all.csv")
+    ).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["run", "toy-good", "toy-bad", "toy-broken"]
+    good = json.loads((storage / "toy-good" / "result.json").read_text())["sets"]["val"]["metrics"][
+        "accuracy"
+    ]
+    assert f"{good['value']:.3f} [{good['low']:.3f}, {good['high']:.3f}]  60/30" in lines[1]
+    assert "The loss was not finite." in lines[3]
+    assert "2 had their test sets scored" in "".join(lines)
+    assert "ORACLE" not in "".join(lines)
+    assert len((storage / "all.csv").read_text().splitlines()) == 4
+
+
+def test_ranking_by_a_test_set_is_called_an_oracle(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "ORACLE: ranked by a test set" in said(
+        capsys, "runs", "--storage", str(storage), "--by", "test"
+    )
+
+
+def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (make_run(storage, "toy-torn", 0.5) / "run.json").write_text('{"schema')
+    make_run(storage, "toy-newer", 0.5, schema=99)
+    printed = said(capsys, "runs", "--storage", str(storage))
+    assert any(line.split()[:2] == ["toy-torn", "damaged"] for line in printed.splitlines())
+    assert "written by a newer Assay" in printed
+
+
+def test_show_tells_rule_scorings_and_numbers(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(storage / "toy-good")
+    printed = said(capsys, "show", "toy-good", "--storage", str(storage))
+    assert "rule: training-domain validation; seed 0" in printed
+    assert "test scored (2 of 2)" in printed
+    assert "set coverage" in printed
+    assert "test: 60 images of 30 groups" in printed
+
+
+def test_an_oracle_is_marked_wherever_it_appears(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, right in (("toy-a", 0.9), ("toy-b", 0.8)):
+        judged(
+            make_run(tmp_path, name, right),
+            split=SplitConfig(rule="oracle", unseen_domain="design"),
+        )
+    assert "ORACLE" in said(capsys, "runs", "--storage", str(tmp_path))
+    assert "ORACLE" in said(capsys, "show", "toy-a", "--storage", str(tmp_path))
+    assert "ORACLE" in said(capsys, "compare", "toy-a", "toy-b", "--storage", str(tmp_path))
+
+
+def test_compare_says_in_words_what_differs(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = storage / "found.json"
+    printed = said(
+        capsys, "compare", "toy-good", "toy-bad", "--storage", str(storage), "--json", str(path)
+    )
+    assert "toy-good is better than toy-bad" in printed
+    assert "McNemar over groups" in printed
+    assert json.loads(path.read_text())[0]["verdict"] == "toy-good is better than toy-bad"
+    judged(make_run(storage, "toy-twin", 0.95))
+    printed = said(capsys, "compare", "toy-good", "toy-twin", "--storage", str(storage))
+    assert "not significantly different" in printed
+
+
+def test_judge_counts_scorings_and_keeps_them(storage: Path) -> None:
+    first = json.loads((storage / "toy-good" / "result.json").read_text())
+    again = judged(storage / "toy-good", decide=DecideConfig(coverage=0.8))
+    assert [len(r["scorings"]) for r in (first, again)] == [1, 2]
+    assert again["scorings"][0] == first["scorings"][0]
+    assert again["decision"]["coverage"] == 0.8
+    assert again["scorings"][1]["decide"]["coverage"] == 0.8
+    assert again["decision"]["num"] == 60  # of val
+
+
+def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
+    from assay.estimate import interval
+    from assay.figure import Figure, Series
+
+    class Own(Task):
+        @classmethod
+        def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> Findings:
+            mine = interval(np.array([0.5, 1.0]), np.array([0, 1]))
+            figure = Figure(
+                title="Mine", kind="line", series={"a": Series(x=[0.0, 1.0], y=[1.0, 2.0])}
+            )
+            return Findings(metrics={"test": {"sharpness": mine}}, figures=[figure])
+
+    folder = make_run(tmp_path, "toy-own", 0.9)
+    result = judge.judge(folder, Own, TaskConfig(), tmp_path)
+    assert result["sets"]["test"]["metrics"]["sharpness"]["value"] == 0.75
+    assert result["figures"][0]["title"] == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nobody"], "There is no run 'nobody'"),
+        (["runs", "--by", "train"], "--by is train; these runs have: test, val"),
+        (["runs", "--task", "other"], "holds no run of the task other"),
+        (["runs", "--csv", "/nowhere/x.csv"], "cannot be written"),
+        (["compare", "toy-good", "toy-new"], "toy-new cannot be compared"),
+        (["compare", "toy-good", "toy-good"], "1 run was given"),
+        (["report", "toy-new"], "toy-new is running"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(
+    storage: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    make_run(storage, "toy-new", 0.5, state="running")
+    printed = said(capsys, *arguments, "--storage", str(storage), code=2)
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+def test_runs_on_other_rows_are_not_compared(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = storage / "toy-bad"
+    table = pq.read_table(folder / "predictions.parquet")
+    pq.write_table(table.slice(0, 100), folder / "predictions.parquet")
+    printed = said(capsys, "compare", "toy-good", "toy-bad", "--storage", str(storage), code=2)
+    assert "different rows: 20 ids are only in the first" in printed
+
+
+def test_reading_runs_imports_no_torch(storage: Path) -> None:
+    code = (
+        "import sys; from assay.console import main; main(['runs', '--storage', sys.argv[1]]); "
+        "assert not {'torch', 'ray'} & set(sys.modules), 'slow'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(storage)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
