@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assay import console
 from assay.errors import ConfigError, ResourceError, RunError
 from assay.main import main, parse, storage_of
 from assay.run import SCHEMA, Run, identity
@@ -92,7 +93,7 @@ def test_a_run_leaves_its_directory(finished: tuple[Path, Path]) -> None:
         names = {p.name for p in folder.iterdir()}
         assert {
             "run.json", "config.json", "split.parquet", "metrics.jsonl", "predictions.parquet",
-            "result.json", "checkpoints", "best", "bundle", "task.py",
+            "result.json", "checkpoints", "best", "bundle", "task.py", "report.html", "samples",
         } <= names  # fmt: skip
         assert "lease.json" not in names
         assert Run(folder).state == "finished"
@@ -107,6 +108,54 @@ def test_a_finished_run_is_recognised_and_not_trained_again(
     assert "test: " in printed
     assert "fingerprint - random" in printed
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_other_settings_of_decide_judge_a_finished_run_again_and_train_nothing(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root, found = finished
+    storage = shutil.copytree(found, tmp_path / "runs")
+    before = {p: p.stat().st_mtime_ns for p in storage.glob("fingerprint-*/metrics.jsonl")}
+    method = next(p.parent for p in storage.glob("fingerprint-*/comparison.json"))
+    arguments = ("--data.root", str(root), "--decide.coverage", "0.6")
+    run_script(capsys, storage, *arguments)
+    result = json.loads((method / "result.json").read_text())
+    assert [s["decide"]["coverage"] for s in result["scorings"]] == [0.9, 0.6]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    card = json.loads((method / "bundle" / "bundle.json").read_text())
+    assert card["decision"]["coverage"] == 0.6
+    assert "60" in (method / "report.html").read_text()
+    _, errors = run_script(capsys, storage, *arguments)  # now it is known
+    assert json.loads((method / "result.json").read_text()) == result
+    assert "scoring 2 of the test sets" in errors
+
+
+def test_the_report_is_made_again_from_the_directory_alone(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, storage = finished
+    method = next(p.parent for p in storage.glob("fingerprint-*/comparison.json"))
+    alone = shutil.copytree(method, tmp_path / method.name)
+    expected = (alone / "report.html").read_text()
+    (alone / "report.html").unlink()
+    console.main(["report", str(alone)])
+    assert (alone / "report.html").read_text() == expected
+    assert "random" in expected
+    assert len(expected) < 5_000_000
+
+
+def test_a_run_begun_on_another_split_is_not_resumed(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An image that could not be read at the first launch, and now can, would move others."""
+    root, found = finished
+    storage = shutil.copytree(found, tmp_path / "runs")
+    method = next(p.parent for p in storage.glob("fingerprint-*/comparison.json"))
+    table = pq.read_table(method / "split.parquet")
+    pq.write_table(table.slice(1), method / "split.parquet")
+    Run(method).note(state="stopped")
+    _, errors = run_script(capsys, storage, "--data.root", str(root), code=2)
+    assert "begun on another split (1 entries differ" in errors
 
 
 def test_moved_data_and_more_workers_are_the_same_run(
