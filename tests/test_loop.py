@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -467,3 +468,23 @@ def test_best_weights_of_another_model_are_refused(tmp_path, straight, config):
         load_best(TASK(config, toy.CLASSES, pixels), tmp_path)
     with pytest.raises(RunError, match="do not fit this model"):
         load_best(TASK(config, ("a", "b"), pixels), straight)
+
+
+def test_how_a_run_is_judged_is_no_part_of_it_and_seeds_share_a_recipe(tmp_path):
+    base = config_of()
+    job = toy.make_job(tmp_path, base)
+
+    def of(config, kind=run.identity):
+        return kind(job.source, config, job.manifest)
+
+    judged = replace(base, decide=replace(base.decide, coverage=0.5))
+    assert of(judged) == of(base)
+    assert of(judged, run.recipe) == of(base, run.recipe)
+    reseeded = config_of(train={"seed": 1})
+    assert of(reseeded) != of(base)
+    assert of(reseeded, run.recipe) == of(base, run.recipe)
+    elsewhere = replace(base, split=replace(base.split, seed=1))
+    for other in (elsewhere, config_of(train={"epochs": 5}), config_of(dropout=0.1)):
+        assert of(other, run.recipe) != of(base, run.recipe)
+    fewer = job.manifest.take(range(9))
+    assert run.recipe(job.source, base, fewer) != of(base, run.recipe)

@@ -214,6 +214,7 @@ PROBS = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
         (PROBS * 1.001, False),
         (np.log(PROBS), False),
         (PROBS - 0.01, False),
+        (LOGITS - LOGITS.mean(1, keepdims=True) + 1 / 3, False),
         (np.full((5, 3), NAN), False),
         (np.vstack([PROBS[:4], 2 * PROBS[4:]]), False),
     ],

@@ -104,6 +104,25 @@ def test_a_loss_that_nothing_depends_on_stops(tmp_path):
         loop_of(tmp_path, config_of(), Planted).fit()
 
 
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_phase_may_rest_with_zero_gradient_and_not_without_one(tmp_path, dead):
+    class Phased(TASK):
+        phases = ("main", "second")
+
+        def forward(self, batch, progress, phase="main"):
+            loss = super().forward(batch, progress, phase)["loss"]
+            if phase == "second":
+                loss = loss.detach() if dead else loss * 0
+            return {"loss": loss}
+
+    loop = loop_of(tmp_path, config_of(), Phased)
+    if dead:
+        with pytest.raises(RunError, match="The loss of phase 'second' carries no gradient"):
+            loop.fit()
+    else:
+        assert watched(loop) == []
+
+
 def test_parameters_that_the_optimiser_does_not_hold_stop_the_run(tmp_path):
     """004: options that never arrive; here the layers are made anew after the optimiser."""
     loop = loop_of(tmp_path, config_of(train={"val_every": 4}))
