@@ -299,7 +299,11 @@ class Fingerprint(Task):
         alone = self._alone(features, cells.flatten(1), scores, truth)
         made = {
             "loss": losses.mean() + surrogate.mean() + alone,
-            "selection_entropy": _entropy(cells, scores.shape[1], self.config.model.k),
+            "selection_entropy": _entropy(
+                hard_topk(scores.detach(), self.config.model.k),
+                scores.shape[1],
+                self.config.model.k,
+            ),
         }
         return made | {"train_accuracy": _accuracy(logits, truth)}
 
