@@ -1,6 +1,8 @@
 """The `assay` command on run directories made by hand and on their damage."""
 
+import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +22,15 @@ from assay.task import Findings, Task, TaskConfig
 CLASSES = ["m1", "m2"]
 
 
-def make_run(storage: Path, name: str, right: float, seed: int = 0, **fields: Any) -> Path:
-    """A finished run of 60 val and 60 test images, two per part, a share of them answered rightly."""
+def make_run(
+    storage: Path, name: str, right: float, seed: int = 0, num: int = 120, **fields: Any
+) -> Path:
+    """A finished run, half of its images val, half test, two per part, a share of them answered rightly."""
     rng = np.random.default_rng(seed)
-    num = 120
     truth = np.arange(num) // 2 % 2
     said = np.where(rng.random(num) < right, truth, 1 - truth)
     logits = np.eye(2)[said] * 2 + rng.normal(0, 0.1, (num, 2))
-    sets = ["val" if i < 60 else "test" for i in range(num)]
+    sets = ["val" if i < num // 2 else "test" for i in range(num)]
     made = {
         "id": [f"s{i:03d}" for i in range(num)],
         "group": [f"g{i // 2}" for i in range(num)],
@@ -87,18 +90,57 @@ def test_runs_are_ranked_by_val_with_intervals(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(storage, "toy-broken", 0.5, state="failed", reason="The loss was not finite.")
-    lines = said(
-        capsys, "runs", "--storage", str(storage), "--csv", str(storage / "all.csv")
-    ).splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["run", "toy-good", "toy-bad", "toy-broken"]
-    good = json.loads((storage / "toy-good" / "result.json").read_text())["sets"]["val"]["metrics"][
-        "accuracy"
+    table = storage / "all.csv"
+    printed = said(capsys, "runs", "--storage", str(storage), "--csv", str(table))
+    lines = printed.splitlines()
+    assert lines[0] == "toy, training-domain validation, ranked by accuracy on val"
+    assert lines[1] == "rows in groups: val 60 in 30, test 60 in 30"
+    assert [line.split()[:2] for line in lines[3:5]] == [["1", "good"], ["2", "bad"]]
+    result = json.loads((storage / "toy-good" / "result.json").read_text())
+    val, test = (result["sets"][name]["metrics"]["accuracy"] for name in ("val", "test"))
+    assert (
+        f"{val['value']:.3f}  {test['value']:.3f} [{test['low']:.3f}, {test['high']:.3f}]"
+        in lines[3]
+    )
+    assert "test scorings of these rows: 2, of 2 runs; configurations tried: 2" in lines
+    assert "toy-broken  failed" in printed
+    assert "The loss was not finite." in printed
+    assert "ORACLE" not in printed
+    assert max(map(len, lines)) <= 100
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["toy-bad", "toy-broken", "toy-good"]
+    assert float(rows[2]["test low"]) == test["low"]
+    assert rows[1]["reason"] == "The loss was not finite."
+
+
+def test_runs_that_do_not_separate_from_the_first_are_marked(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(make_run(storage, "toy-twin", 0.95))
+    lines = said(capsys, "runs", "--storage", str(storage)).splitlines()
+    assert [line.split()[:2] for line in lines[3:6]] == [
+        ["1", "good"],
+        ["2~", "twin"],
+        ["3", "bad"],
     ]
-    assert f"{good['value']:.3f} [{good['low']:.3f}, {good['high']:.3f}]  60/30" in lines[1]
-    assert "The loss was not finite." in lines[3]
-    assert "2 had their test sets scored" in "".join(lines)
-    assert "ORACLE" not in "".join(lines)
-    assert len((storage / "all.csv").read_text().splitlines()) == 4
+
+
+def test_runs_on_other_rows_or_of_another_rule_share_no_table(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(make_run(storage, "toy-more", 0.99, num=160))
+    oracle = SplitConfig(rule="oracle", unseen_domain="design")
+    judged(make_run(storage, "toy-upper", 0.99), split=oracle)
+    lines = said(capsys, "runs", "--storage", str(storage)).splitlines()
+    assert [line for line in lines if "ranked by" in line] == [
+        "toy, training-domain validation, ranked by accuracy on val",
+        "toy, training-domain validation, ranked by accuracy on val",
+        "toy, ORACLE, ranked by accuracy on val",
+    ]
+    # the oracle looked at the same test rows, toy-more at others
+    tries = [line.split(";")[0] for line in lines if line.startswith("test scorings")]
+    rows = "test scorings of these rows:"
+    assert tries == [f"{rows} 3, of 3 runs", f"{rows} 1, of 1 runs", f"{rows} 3, of 3 runs"]
 
 
 def test_ranking_by_a_test_set_is_called_an_oracle(
@@ -114,9 +156,50 @@ def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
 ) -> None:
     (make_run(storage, "toy-torn", 0.5) / "run.json").write_text('{"schema')
     make_run(storage, "toy-newer", 0.5, schema=99)
+    (judged_run(storage, "toy-cut") / "result.json").write_text("[]")
+    (judged_run(storage, "toy-gone") / "predictions.parquet").write_bytes(b"PAR1")
+    (judged_run(storage, "toy-old") / "result.json").write_text('{"sets": {}, "scorings": []}')
+    make_run(storage, "toy-bare", 0.5, launches=[{}], seconds=None)
+    lines = said(capsys, "runs", "--storage", str(storage)).splitlines()
+    reasons = {lines[i].split()[0]: lines[i + 1] for i in range(len(lines) - 1)
+               if lines[i].startswith("  toy-")}  # fmt: skip
+    for name, reason in {
+        "toy-torn": "run.json is missing or damaged",
+        "toy-newer": "written by a newer Assay",
+        "toy-cut": "result.json is missing or damaged",
+        "toy-gone": "predictions.parquet is missing or damaged",
+        "toy-old": f"judge it again: assay judge {storage / 'toy-old'}",
+        "toy-bare": "It has no result",
+    }.items():
+        assert reason in reasons.pop(name)
+        said(capsys, "show", name, "--storage", str(storage))
+        assert (
+            len(
+                said(
+                    capsys, "compare", "toy-good", name, "--storage", str(storage), code=2
+                ).splitlines()
+            )
+            == 1
+        )
+    assert not reasons
+
+
+def judged_run(storage: Path, name: str) -> Path:
+    folder = make_run(storage, name, 0.5)
+    judged(folder)
+    return folder
+
+
+def test_a_run_whose_process_died_is_not_called_running(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, age_s in (("toy-alive", 0), ("toy-dead", 200)):
+        lease = make_run(storage, name, 0.5, state="running") / "lease.json"
+        lease.write_text("{}")
+        os.utime(lease, (lease.stat().st_mtime - age_s,) * 2)
     printed = said(capsys, "runs", "--storage", str(storage))
-    assert any(line.split()[:2] == ["toy-torn", "damaged"] for line in printed.splitlines())
-    assert "written by a newer Assay" in printed
+    assert "toy-alive  running" in printed
+    assert "toy-dead  interrupted" in printed
 
 
 def test_show_tells_rule_scorings_and_numbers(
@@ -127,7 +210,7 @@ def test_show_tells_rule_scorings_and_numbers(
     assert "rule: training-domain validation; seed 0" in printed
     assert "test scored (2 of 2)" in printed
     assert "set coverage" in printed
-    assert "test: 60 images of 30 groups" in printed
+    assert "test: 60 rows in 30 groups" in printed
 
 
 def test_an_oracle_is_marked_wherever_it_appears(
@@ -168,6 +251,57 @@ def test_judge_counts_scorings_and_keeps_them(storage: Path) -> None:
     assert again["decision"]["num"] == 60  # of val
 
 
+TASK = b"""
+from assay.task import Task
+
+class Toy(Task):
+    pass
+"""
+
+
+def test_judging_again_changes_what_is_given_and_nothing_else(
+    storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = storage / "toy-good"
+    monkeypatch.setattr("assay.report.write", lambda folder: folder / "report.html")
+    (folder / "task.py").write_bytes(TASK)
+    (folder / "config.json").write_text('{"decide": {"positive": "m1", "coverage": 0.8}}')
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"tried": 12}))
+    printed = said(capsys, "judge", "good", "--storage", str(storage), "--decide.recall", "0.9")
+    assert "scoring 2 of the test sets of toy-good by training-domain validation" in printed
+    decide = {"positive": "m1", "coverage": 0.8, "recall": 0.9, "costs": []}
+    again = json.loads((folder / "result.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["decide"] == decide
+    assert again["scorings"][1]["decide"] == decide
+    assert (again["tried"], again["scorings"][1]["tried"]) == (12, 12)
+    assert not (folder / "lease.json").exists()
+
+
+def test_a_run_judged_by_an_older_assay_is_judged_again(
+    storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = storage / "toy-good"
+    monkeypatch.setattr("assay.report.write", lambda folder: folder / "report.html")
+    (folder / "task.py").write_bytes(TASK)
+    old = {"sets": {}, "scorings": [{"time": 1.7e9, "assay": "0.1.0"}]}
+    (folder / "result.json").write_text(json.dumps(old))
+    printed = said(capsys, "judge", str(folder))
+    assert "This is scoring 2 of" in printed
+    assert "test scored (1 of 2): 2023-11-14" in printed
+    assert "rule not recorded" in printed
+    assert "test scored (2 of 2)" in printed
+
+
+def test_two_runs_of_one_name_are_told_apart(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = storage.parent / "other" / "toy-good"
+    judged(make_run(other.parent, "toy-good", 0.55, seed=1))
+    printed = said(capsys, "compare", str(storage / "toy-good"), str(other))
+    assert f"{storage / 'toy-good'} is better than {other}" in printed
+
+
 def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
     from assay.estimate import interval
     from assay.figure import Figure, Series
@@ -195,7 +329,11 @@ def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
         (["runs", "--task", "other"], "holds no run of the task other"),
         (["runs", "--csv", "/nowhere/x.csv"], "cannot be written"),
         (["compare", "toy-good", "toy-new"], "toy-new cannot be compared"),
-        (["compare", "toy-good", "toy-good"], "1 run was given"),
+        (["compare", "toy-good", "good"], "A run is named twice"),
+        (["compare", "toy", "toy-good"], "may be any of toy-bad, toy-good, toy-new"),
+        (["judge", "toy-new"], "toy-new cannot be judged again (it is interrupted)"),
+        (["judge", "toy-good"], "lacks its task.py"),
+        (["judge", "--decide.coverage", "0.8", "toy-good"], "The run must come first"),
         (["report", "toy-new"], "toy-new is running"),
     ],
 )

@@ -98,7 +98,10 @@ def compare(tables: Mapping[str, pa.Table], sets: Sequence[str] | None = None) -
             )
         for test in wanted:
             a, b = (t.filter(pc.equal(t["split"], test)) for t in (first, second))
-            found.append(_compare(first_name, name, test, *paired(a, b)))
+            try:
+                found.append(_compare(first_name, name, test, *paired(a, b)))
+            except PredictionsError as error:
+                raise PredictionsError(f"{first_name} and {name} on {test}: {error}") from None
     corrected = holm([one["p"] for one in found])
     return [Comparison(**one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
 

@@ -6,153 +6,124 @@
     assay judge RUN              judge again, by other settings of `decide`; recorded as such
     assay report RUN             make report.html again
 
-A RUN is a folder, or the name of one below --storage.
+A RUN is a folder, the name of one below --storage, or a part of a name that no other run has.
 """
 
-import csv
+import argparse
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow.parquet as pq
 import tyro
 
 import assay
-from assay import compare, report
+from assay import listing, report
+from assay.compare import Comparison, compare
+from assay.config import from_dict, to_dict
 from assay.decide import DecideConfig
 from assay.errors import AssayError, RunError
+from assay.estimate import Estimate
+from assay.listing import Listed, bracket
 
-SCHEMA = 1
 Name = Annotated[str, tyro.conf.Positional]
+_RUNS = Path("runs")
 _DECIDE = DecideConfig()
-Storage = Annotated[Path, tyro.conf.arg(help="Folder of the runs.")]
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a run's directory says of itself."""
-
-    folder: Path
-    record: dict[str, Any]
-    result: dict[str, Any] | None
-
-    @property
-    def rule(self) -> str:
-        """The rule val was drawn by; an oracle stands out."""
-        rule = (self.result or {}).get("rule", "")
-        return "ORACLE" if rule == "oracle" else rule.removesuffix(" validation")
-
-    def score(self, name: str) -> dict[str, Any] | None:
-        """The main score of a set."""
-        found = ((self.result or {}).get("sets") or {}).get(name)
-        return next(iter(found["metrics"].values())) if found else None
-
-
-def runs(
-    storage: Storage = Path("runs"), task: str = "", by: str = "val", csv: Path | None = None
-) -> None:
-    """List all runs, the best first.
+def runs(storage: Path = _RUNS, task: str = "", by: str = "val", csv: Path | None = None) -> None:
+    """List all runs, the best first, apart for each task, rule and set of rows.
 
     Args:
         storage: Folder of the runs.
         task: Only those of this task.
         by: Set to rank by; by a test set is an oracle's choice and said to be one.
-        csv: File to write the table to as well.
+        csv: File to write all numbers to as well.
     """
-    found = [r for r in _all(storage) if not task or r.record.get("task") == task]
+    found = [run for run in listing.read_all(storage) if task in ("", run.task)]
     if not found:
         raise RunError(
             f"{storage} holds no run{f' of the task {task}' if task else ''}; train one, or name another --storage."
         )
-    known = sorted({name for r in found if r.result for name in r.result["sets"]})
-    if by not in known and known:
+    known = sorted({name for run in found for name in run.result.get("sets", {})})
+    if known and by not in known:
         raise RunError(f"--by is {by}; these runs have: {', '.join(known)}.")
-    found.sort(key=lambda r: (-(r.score(by) or {"value": -1})["value"], r.folder.name))
-    tests = [name for name in known if name.startswith("test")]
-    rows = [_row(r, ["val", *tests]) for r in found]
-    _print_table(rows)
-    judged = sum(bool(r.result) for r in found)
-    print(f"\n{len(found)} runs, ranked by {by}; {judged} had their test sets scored.")
-    print(
-        "Score and 95 % interval over groups; overlapping intervals do not rank: assay compare tells."
-    )
+    listing.print_ranked(found, by)
     if by.startswith("test"):
-        print(
-            "ORACLE: ranked by a test set. The first of this list is no honest choice; rank by val."
-        )
+        print("ORACLE: ranked by a test set. The first is no honest choice; rank by val.")
     if csv is not None:
-        _write_csv(csv, rows)
+        listing.write_csv(csv, found)
 
 
-def _row(run: Found, sets: Sequence[str]) -> dict[str, str]:
-    launches = run.record.get("launches") or [{}]
-    row = {
-        "run": run.folder.name,
-        "state": run.record.get("state", "damaged"),
-        "seed": str((run.result or {}).get("seed", "")),
-        "rule": run.rule,
-    }
-    for name in sets:
-        score = run.score(name)
-        row[name] = _bracket(score) if score else ""
-        row[f"n {name}"] = f"{score['num']}/{score['num_groups']}" if score else ""
-    row["when"] = _when(launches[-1]["time"]) if "time" in launches[-1] else ""
-    row["seconds"] = f"{run.record['seconds']:.0f}" if "seconds" in run.record else ""
-    row["note"] = run.record.get("reason", "")
-    return row
-
-
-def show(run: Name, storage: Storage = Path("runs")) -> None:
-    """Show one run: state, numbers of every set, decision, warnings, scorings.
+def show(run: Name, storage: Path = _RUNS) -> None:
+    """Show one run: state, launches, numbers of every set, decision, comparisons, scorings.
 
     Args:
         run: The run.
         storage: Folder of the runs.
     """
-    found = _read(_folder(run, storage))
-    record, result = found.record, found.result
-    print(
-        f"{found.folder.name}: {record.get('state', 'damaged')} {record.get('reason', '')}".rstrip()
-    )
-    for launch in record.get("launches", []):
-        print(
-            f"  launch {_when(launch['time'])}, {launch['workers']} workers, {launch['device']}, Assay {launch['assay']}"
-        )
-    for warning in record.get("warnings", []):
+    found = listing.find(run, storage)
+    seconds = f", {found.record['seconds']:.0f} s" if found.record.get("seconds") else ""
+    print(f"{found.folder.name}: {found.state}{seconds}")
+    if found.reason:
+        print(f"  {found.reason}")
+    for launch in found.record.get("launches", []):
+        kind = f"workers {launch.get('workers')}, {launch.get('device')}"
+        print(f"  launch {listing.when(launch.get('time'))}, {kind}, Assay {launch.get('assay')}")
+    for warning in found.record.get("warnings", []):
         print(f"  warning: {warning}")
-    if result is None:
-        return
-    scorings = result["scorings"]
-    chosen = f", val chose among {result['tried']}" if result["tried"] > 1 else ""
-    print(
-        f"\nrule: {result['rule']}{' (ORACLE: an upper bound)' if result['oracle'] else ''}; seed {result['seed']}{chosen}"
-    )
-    for place, scoring in enumerate(scorings, 1):
-        print(
-            f"  test scored ({place} of {len(scorings)}): {_when(scoring['time'])}, by {scoring['rule']}, code {scoring['code']}"
-        )
-    for name, own in result["sets"].items():
-        print(f"\n{name}: {own['num']} images of {own['num_groups']} groups")
-        for key, score in own["metrics"].items():
-            print(
-                f"  {key.replace('_', ' '):20s} {_bracket(score) if score else 'has no meaning here'}"
-            )
-        if own["worst_domain"]:
-            column, value = own["worst_domain"]
-            print(f"  {'worst ' + column:20s} {_bracket(own['domains'][column][value])} {value}")
+    if found.result:
+        _print_scorings(found)
+        for name, own in found.result["sets"].items():
+            _print_set(name, own)
+        _print_beside(found.folder)
     page = found.folder / "report.html"
-    print(f"\nreport: {page if page.exists() else 'none yet; assay report ' + run}")
+    print(f"\nreport: {page if page.exists() else f'none yet; assay report {found.folder}'}")
+
+
+def _print_scorings(run: Listed) -> None:
+    result, scorings = run.result, run.result["scorings"]
+    upper = " (an upper bound: val is of the test domain)" if result["oracle"] else ""
+    print(f"\nrule: {run.rule}{upper}; seed {result['seed']}; tried {result['tried']}")
+    for place, scoring in enumerate(scorings, 1):
+        time = listing.when(scoring["time"])
+        print(
+            f"  test scored ({place} of {len(scorings)}): {time}, rule {scoring['rule']}, code {scoring['code']}"
+        )
+    decision = result.get("decision") or {}
+    fitted = [f"{key} {v:.4g}" for key, v in decision.items() if isinstance(v, float)]
+    if fitted:
+        print(f"  decision, fitted on val: {', '.join(fitted)}")
+
+
+def _print_set(name: str, own: Mapping[str, Any]) -> None:
+    print(f"\n{name}: {own['num']} rows in {own['num_groups']} groups")
+    for key, score in own["metrics"].items():
+        text = bracket(Estimate(**score)) if score else "not defined for these rows"
+        print(f"  {key.replace('_', ' '):20s} {text}")
+    if own.get("worst_domain"):
+        column, value = own["worst_domain"]
+        score = Estimate(**own["domains"][column][value])
+        print(f"  {'worst ' + column:20s} {bracket(score)} {value}")
+
+
+def _print_beside(folder: Path) -> None:
+    path = folder / "comparison.json"
+    comparisons = listing.read_json(path)["comparisons"] if path.exists() else []
+    if comparisons:
+        print("\ncompared")
+    for c in comparisons:
+        gain = _signed(Estimate(**c["difference"]))
+        print(f"  {c['set']}, {c['name']}: {gain}, p = {c['p_holm']:.2g}: {c['verdict']}")
 
 
 def compare_runs(
     first: Name,
     others: Annotated[list[str], tyro.conf.Positional],
-    storage: Storage = Path("runs"),
+    storage: Path = _RUNS,
     json: Path | None = None,
 ) -> None:
     """Compare the first run with each other one on the same test rows.
@@ -163,96 +134,114 @@ def compare_runs(
         storage: Folder of the runs.
         json: File to write the comparisons to as well.
     """
-    folders = {
-        folder.name: folder for folder in (_folder(name, storage) for name in [first, *others])
-    }
-    found = {name: _judged(folder) for name, folder in folders.items()}
-    tables = {
-        name: pq.read_table(folder / "predictions.parquet") for name, folder in folders.items()
-    }
-    comparisons = compare.compare(tables)
+    found = [listing.judged(name, storage) for name in (first, *others)]
+    if len({run.folder.resolve() for run in found}) < len(found):
+        raise RunError(f"A run is named twice in {first} {' '.join(others)}; name each once.")
+    alike = len({run.folder.name for run in found}) < len(found)
+    named = {str(run.folder) if alike else run.folder.name: run for run in found}
+    comparisons = compare({name: run.predictions() for name, run in named.items()})
     for name in dict.fromkeys(c.set for c in comparisons):
-        own = [c for c in comparisons if c.set == name]
-        print(
-            f"\n{name}, {own[0].metric}: {own[0].first.num} rows of {own[0].first.num_groups} groups"
-        )
-        print(
-            f"  {own[0].first_name:36s} {_bracket(dataclasses.asdict(own[0].first))}  {found[own[0].first_name].rule}"
-        )
-        for c in own:
-            print(f"  {c.name:36s} {_bracket(dataclasses.asdict(c.second))}  {found[c.name].rule}")
-            d = c.difference
-            print(
-                f"    difference {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {c.p:.2g}, corrected {c.p_holm:.2g}: {c.verdict}"
-            )
-            if c.mcnemar:
-                m = c.mcnemar
-                print(
-                    f"    McNemar over {m.unit}: {m.only_first} right in the first alone, {m.only_second} in the second, p = {m.p:.2g}"
-                )
-    print(f"\n95 % intervals over groups; p corrected for {len(comparisons)} comparisons (Holm).")
-    if any(r.rule == "ORACLE" for r in found.values()):
-        print(
-            "ORACLE: a run was selected by images of the test domain; its numbers are upper bounds."
-        )
+        _print_comparisons([c for c in comparisons if c.set == name], named)
+    print(f"95 % intervals over groups; p corrected for {len(comparisons)} comparisons (Holm).")
+    if any(run.result["oracle"] for run in found):
+        print("ORACLE: val was of the test domain; the numbers of that run are upper bounds.")
     if json is not None:
         _write(json, [c.to_dict() for c in comparisons])
 
 
-def judge_again(
-    run: Name,
-    storage: Storage = Path("runs"),
-    decide: DecideConfig = _DECIDE,
-) -> None:
-    """Judge a run again from its predictions; the test scoring is recorded as one more.
+def _print_comparisons(own: Sequence[Comparison], runs: Mapping[str, Listed]) -> None:
+    first, width = own[0], max(map(len, runs))
+    print(f"{first.set}, {first.metric}: {first.first.num} rows in {first.first.num_groups} groups")
+    for name, score in ({first.first_name: first.first} | {c.name: c.second for c in own}).items():
+        run = runs[name]
+        print(f"  {name:{width}s}  {bracket(score)}  {run.rule}, seed {run.result['seed']}")
+    for c in own:
+        print(f"  {c.verdict}" if len(own) == 1 else f"  against {c.name}: {c.verdict}")
+        print(
+            f"    difference {_signed(c.difference)}, p = {c.p:.2g}, corrected p = {c.p_holm:.2g}"
+        )
+        if c.mcnemar:
+            m = c.mcnemar
+            sides = f"{m.only_first} right in the first alone, {m.only_second} in the other alone"
+            print(f"    McNemar over {m.unit}: {sides}, p = {m.p:.2g}")
+    print()
 
-    Args:
-        run: The run.
-        storage: Folder of the runs.
-        decide: How answers are made.
+
+@dataclass(frozen=True)
+class Judge:
+    """Judge a run again from its predictions; the test scoring is recorded as one more."""
+
+    run: Name
+    """The run."""
+    storage: Path = _RUNS
+    """Folder of the runs."""
+    decide: DecideConfig = _DECIDE
+    """How answers are made; what is not given stays as the run has it."""
+
+
+def _own_settings(arguments: Sequence[str]) -> Judge:
+    """What `assay judge RUN` starts from: how the run was judged before."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--storage", type=Path, default=_RUNS)
+    storage = early.parse_known_args(arguments)[0].storage
+    config = listing.read_json(listing.find(arguments[0], storage).folder / "config.json")
+    return Judge(arguments[0], storage, from_dict(DecideConfig, config.get("decide", {})))
+
+
+def judge_again(command: Judge) -> None:
+    """Judge a run, note the settings of `decide`, and make its report again.
+
+    Raises:
+        RunError: the run is not finished, is being written, or lacks its task file.
     """
-    from assay.config import from_dict, to_dict  # torch comes with these, and takes seconds
-    from assay.judge import judge
+    from assay.judge import judge  # torch comes with these, and takes seconds
     from assay.loop import write_json
+    from assay.run import Run
     from assay.task import TaskSource, load_task
 
-    folder = _folder(run, storage)
-    name = str(_read(folder).record.get("task", "task"))
-    code = (folder / "task.py").read_bytes()
-    task = load_task(TaskSource(name, code))
-    config = from_dict(task.Config, _json(folder / "config.json"))
-    config = dataclasses.replace(config, decide=decide)
-    result = judge(folder, task, config, folder.parent)
-    write_json(folder / "config.json", to_dict(config))
-    report.write(folder)
-    print(
-        f"Scoring {len(result['scorings'])} of the test sets of {folder.name}, by {result['rule']}."
-    )
+    found = listing.find(command.run, command.storage)
+    folder, result = found.folder.absolute(), found.result
+    if not (result or found.is_stale):
+        raise RunError(
+            f"{folder.name} cannot be judged again ({found.why}); give a run that is finished."
+        )
+    if not (folder / "task.py").is_file():
+        raise RunError(f"{folder} lacks its task.py; restore it, or train the run again.")
+    task = load_task(TaskSource(found.task, (folder / "task.py").read_bytes()))
+    config = from_dict(task.Config, listing.read_json(folder / "config.json"))
+    config = dataclasses.replace(config, decide=command.decide)
+    with Run(folder).lease():
+        result = judge(folder, task, config, folder.parent, tried=result.get("tried", 1))
+        write_json(folder / "config.json", to_dict(config))
+        report.write(folder)
+    # a scoring whose rule was not recorded may have been by this one
+    same = [s for s in result["scorings"] if s["rule"] in (result["rule"], "not recorded")]
+    print(f"This is scoring {len(same)} of the test sets of {folder.name} by {result['rule']}.\n")
     show(str(folder))
 
 
-def make_report(run: Name, storage: Storage = Path("runs")) -> None:
+def make_report(run: Name, storage: Path = _RUNS) -> None:
     """Make report.html again, from the run's directory alone.
 
     Args:
         run: The run.
         storage: Folder of the runs.
     """
-    page = report.write(_folder(run, storage))
+    page = report.write(listing.find(run, storage).folder)
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one sentence where the user can mend something."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if given == ["--version"]:
-        print(assay.__version__)
-        return
-    commands: dict[str, Any] = {
-        "runs": runs, "show": show, "compare": compare_runs, "judge": judge_again, "report": make_report,
-    }  # fmt: skip
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, args=given, description=__doc__)
+        if given == ["--version"]:
+            print(assay.__version__)
+        elif given[:1] == ["judge"] and given[1:] and not given[1].startswith("-"):
+            own = _own_settings(given[1:])
+            judge_again(tyro.cli(Judge, args=given[1:], default=own, prog="assay judge"))
+        else:
+            _dispatch(given)
     except AssayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -260,87 +249,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.close()
 
 
-def _all(storage: Path) -> list[Found]:
-    if not storage.is_dir():
-        raise RunError(f"{storage} is no folder; name the folder of the runs by --storage.")
-    return [_read(path.parent) for path in sorted(storage.glob("*/run.json"))]
-
-
-def _folder(run: str, storage: Path) -> Path:
-    for folder in (Path(run), storage / run):
-        if (folder / "run.json").is_file():
-            return folder
-    raise RunError(
-        f"There is no run {run!r}, neither as a folder nor below {storage}; assay runs lists them."
+def _dispatch(given: Sequence[str]) -> None:
+    commands: dict[str, Any] = {
+        "runs": runs, "show": show, "compare": compare_runs, "judge": Judge, "report": make_report,
+    }  # fmt: skip
+    done = tyro.extras.subcommand_cli_from_dict(
+        commands, args=given, prog="assay", description=__doc__
     )
-
-
-def _read(folder: Path) -> Found:
-    """A run; one that is damaged or of another version is listed with that for its reason."""
-    try:
-        record = _json(folder / "run.json")
-    except RunError as error:
-        return Found(folder, {"state": "damaged", "reason": str(error)}, None)
-    path = folder / "result.json"
-    result = _json(path) if path.exists() else None
-    if record.get("schema", 0) > SCHEMA or (result or {}).get("schema", 0) > SCHEMA:
-        return Found(folder, record | {"reason": "written by a newer Assay; update Assay"}, None)
-    if result is not None and result.get("schema", 0) < SCHEMA:
-        return Found(
-            folder, record | {"reason": f"judged by an older Assay: assay judge {folder}"}, None
-        )
-    return Found(folder, record, result)
-
-
-def _judged(folder: Path) -> Found:
-    found = _read(folder)
-    if found.result is None or not (folder / "predictions.parquet").exists():
-        reason = found.record.get("reason") or f"it is {found.record.get('state', 'new')}"
+    if isinstance(done, Judge):
         raise RunError(
-            f"{folder.name} cannot be compared ({reason}); give runs that are finished and judged."
+            "The run must come first, since the options change its settings; write assay judge RUN --decide.coverage 0.95."
         )
-    return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} is missing or damaged; restore it, or train the run again.")
-    return value
-
-
-def _bracket(score: Mapping[str, float]) -> str:
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    shown = [key for key in rows[0] if any(row[key] for row in rows)]
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in shown}
-    for row in [{key: key for key in shown}, *rows]:
-        print("  ".join(f"{row[key]:{widths[key]}s}" for key in shown).rstrip())
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    with _opened(path) as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def _signed(score: Estimate) -> str:
+    return f"{score.value:+.3f} [{score.low:+.3f}, {score.high:+.3f}]"
 
 
 def _write(path: Path, value: Any) -> None:
-    with _opened(path) as file:
+    with listing.opened(path) as file:
         json.dump(value, file, indent=1)
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return path.open("w", newline="")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name another file.") from None

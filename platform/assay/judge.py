@@ -105,7 +105,9 @@ def _scoring(config: TaskConfig, tried: int) -> dict[str, Any]:
 def _scorings(folder: Path) -> list[dict[str, Any]]:
     """Earlier scorings of a run's test sets; the record is never shortened."""
     path = folder / "result.json"
-    return json.loads(path.read_text()).get("scorings", []) if path.exists() else []
+    found = json.loads(path.read_text()).get("scorings", []) if path.exists() else []
+    unknown = {key: "not recorded" for key in ("rule", "code", "host")} | {"tried": 1}
+    return [unknown | scoring for scoring in found]  # an older Assay recorded less
 
 
 def is_decided(folder: Path, config: TaskConfig) -> bool:
