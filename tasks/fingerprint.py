@@ -49,6 +49,9 @@ PATTERNS = (
     "{label}/{design}/{print}_azimuth_{azimuth}_polar_{polar}",
 )
 
+MIN_ENTROPY = 0.02
+"""Selection entropy (0 to 1) below which a scorer has collapsed; a sound one kept above .8."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -280,9 +283,7 @@ class Fingerprint(Task):
         made = {
             "loss": self._loss(logits, truth).mean(),
             "active_cells": active,
-            "selection_entropy": _entropy(
-                hard_topk(scores.detach(), model.k), scores.shape[1], model.k
-            ),
+            "selection_entropy": selection_entropy(scores, model.k),
         }
         return made | {"train_accuracy": _accuracy(logits, truth)}
 
@@ -299,11 +300,7 @@ class Fingerprint(Task):
         alone = self._alone(features, cells.flatten(1), scores, truth)
         made = {
             "loss": losses.mean() + surrogate.mean() + alone,
-            "selection_entropy": _entropy(
-                hard_topk(scores.detach(), self.config.model.k),
-                scores.shape[1],
-                self.config.model.k,
-            ),
+            "selection_entropy": selection_entropy(scores, self.config.model.k),
         }
         return made | {"train_accuracy": _accuracy(logits, truth)}
 
@@ -407,7 +404,7 @@ class Fingerprint(Task):
     def limits(self) -> Sequence[Limit]:
         """A scorer that looks at the same cells of every image has learnt a place, not a pattern."""
         why = "every image is looked at in the same cells: raise model.sigma or model.warmup, unless all parts lie alike in one jig"
-        return [Limit("selection_entropy", low=0.02, for_updates=50, then="warn", why=why)]
+        return [Limit("selection_entropy", low=MIN_ENTROPY, for_updates=50, then="warn", why=why)]
 
     def export(self, folder: Path) -> dict[str, Any]:
         """Graphs `scorer` (overview to scores) and `classify` (patches to logits and attention)."""
@@ -450,15 +447,17 @@ class Fingerprint(Task):
         return Findings(metrics=found)
 
 
-def _entropy(cells: Tensor, num_cells: int, k: int) -> Tensor:
-    """Entropy of which cells a batch chose: 0, the same k for all images; 1, spread over the grid."""
-    counts = torch.bincount(cells[cells >= 0].flatten(), minlength=num_cells).float()
-    share = counts / counts.sum()
-    most = min(num_cells, int(counts.sum()))
+def selection_entropy(scores: Tensor, k: int) -> Tensor:
+    """Entropy of which cells a batch selects, without noise: 0 where all images have the same k, 1 where no two share one.
+
+    1 for a single image, of which nothing can be said.
+    """
+    counts = torch.bincount(hard_topk(scores.detach(), k).flatten()).float()
+    most = min(scores.shape[1], k * len(scores))
     if most <= k:
         return torch.ones(())
-    entropy = -torch.xlogy(share, share).sum()
-    return (entropy - np.log(k)) / (np.log(most) - np.log(k))
+    share = counts / counts.sum()
+    return (-torch.xlogy(share, share).sum() - np.log(k)) / (np.log(most) - np.log(k))
 
 
 def _accuracy(logits: Tensor, truth: Tensor) -> Tensor:

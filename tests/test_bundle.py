@@ -160,8 +160,8 @@ def test_label_and_set_follow_the_decision_and_probabilities_do_not(folder, imag
         edit(folder, decision=decision.to_dict())
         answer = Bundle(folder).predict(images[0])
         assert (answer.label, answer.probs) == (label, plain.probs)
-    held = {"every class": 1.0, "the likeliest": 1 - plain.probs[ranked[2]] + 1e-6, "none": 0.0}
-    for (name, quantile), expected in zip(held.items(), (3, 1, 0), strict=True):
+    held = {"every class": 1.0, "the likeliest": 1 - plain.probs[ranked[2]] + 1e-6, "no other": 0.0}
+    for (name, quantile), expected in zip(held.items(), (3, 1, 1), strict=True):
         edit(folder, decision=dataclasses.replace(DECISION, quantile=quantile).to_dict())
         answer = Bundle(folder).predict(images[0])
         assert len(answer.set) == expected, name

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from assay import judge
 from assay.console import main
 from assay.data.split import SplitConfig
 from assay.decide import DecideConfig
+from assay.errors import RunError
 from assay.task import Findings, Task, TaskConfig
 
 CLASSES = ["m1", "m2"]
@@ -302,6 +304,19 @@ def test_two_runs_of_one_name_are_told_apart(
     assert f"{storage / 'toy-good'} is better than {other}" in printed
 
 
+def test_judging_again_keeps_how_many_configurations_were_tried(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "toy-chosen", 0.9)
+    assert judge.judge(folder, Task, TaskConfig(), tmp_path, tried=12)["tried"] == 12
+    again = judged(folder)
+    assert (again["tried"], again["scorings"][1]["tried"]) == (12, 12)
+
+
+def test_a_damaged_record_of_scorings_is_not_begun_anew(storage: Path) -> None:
+    (storage / "toy-good" / "result.json").write_text('{"scorings": [')
+    with pytest.raises(RunError, match=r"result\.json is damaged, and with it the record"):
+        judged(storage / "toy-good")
+
+
 def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
     from assay.estimate import interval
     from assay.figure import Figure, Series
@@ -365,3 +380,29 @@ def test_reading_runs_imports_no_torch(storage: Path) -> None:
         [sys.executable, "-c", code, str(storage)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^uv run assay (.*)$", README, re.MULTILINE))
+def test_the_readmes_commands_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "report.html"
+    page.touch()
+    monkeypatch.setattr("assay.report.write", lambda folder: page)
+    for name, right in (("fingerprint-3f2a", 0.95), ("fingerprint-77b1", 0.6)):
+        folder = make_run(tmp_path / "runs", name, right)
+        (folder / "task.py").write_bytes(TASK)
+        judged(folder)
+    words = line.split()
+    expected = {
+        "runs": "77b1",
+        "compare": "is better than",
+        "judge": "scoring 2",
+        "report": "MB",
+        "show": "finished",
+    }
+    assert expected[words[0]] in said(capsys, *words)

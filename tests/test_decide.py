@@ -247,15 +247,27 @@ def test_single_images_are_covered_exactly_as_split_conformal_says() -> None:
     assert np.mean(covered) == pytest.approx(19 / 21, abs=4 * np.std(covered) / math.sqrt(800))
 
 
-def test_a_set_holds_every_class_that_is_likely_enough_and_rejects_all_but_one() -> None:
+def test_a_set_holds_every_class_that_is_likely_enough_and_always_the_likeliest() -> None:
     decision = decide_with(quantile=0.6)
     probs = np.array([[0.7, 0.2, 0.1], [0.5, 0.45, 0.05], [0.39, 0.31, 0.3]])
     assert decision.sets(probs).tolist() == [
         [True, False, False],
         [True, True, False],
-        [False, False, False],
+        [True, False, False],
     ]
-    assert decision.rejected(probs).tolist() == [False, True, True]
+    assert decision.rejected(probs).tolist() == [False, True, False]
+
+
+def test_a_val_without_an_error_sharpens_nothing() -> None:
+    """Ever smaller temperatures would have less NLL: sure answers that nothing vouches for."""
+    truth = np.arange(60) % 3
+    logits = 2.0 * np.eye(3)[truth]
+    decision = fit(logits, truth)
+    assert fit_temperature(logits, truth) == pytest.approx(0.01)
+    assert decision.temperature == 1.0
+    assert decision.probs(logits).max() < 0.8
+    logits[0] = logits[1]  # one error, and the best temperature is finite
+    assert 0.02 < fit(logits, truth).temperature < 50
 
 
 # Thresholds

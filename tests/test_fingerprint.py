@@ -1,5 +1,6 @@
 """What only this task promises: order of operations, exact mixing, phases of the run, signal found."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,23 @@ def test_the_baseline_differs_in_nothing_but_where_it_looks() -> None:
         assert baseline.model.mode == "random", name
         assert replace(baseline, model=replace(baseline.model, mode="dps")) == config
         assert task.baselines(baseline) == {}
+
+
+def test_selection_entropy_tells_a_place_from_a_pattern(pixels: Pixels) -> None:
+    module = sys.modules[load_task(SOURCE).__module__]
+    rng = np.random.default_rng(0)
+    one = torch.from_numpy(rng.random(64))
+    alike = one.repeat(8, 1)
+    assert float(module.selection_entropy(alike, 4)) == pytest.approx(0.0, abs=1e-6)
+    apart = torch.stack([torch.roll(torch.arange(64.0), 4 * i) for i in range(8)])
+    assert float(module.selection_entropy(apart, 4)) == pytest.approx(1.0)
+    # two places, taken by half of the images each: log(2 * 4) between log 4 and log 32
+    halves = torch.cat([alike[:4], alike[:4].flip(1)])
+    assert float(module.selection_entropy(halves, 4)) == pytest.approx(1 / 3, abs=1e-6)
+    assert float(module.selection_entropy(alike[:1], 4)) == 1.0
+    (limit,) = make(pixels).limits()
+    assert (limit.name, limit.low, limit.then) == ("selection_entropy", module.MIN_ENTROPY, "warn")
+    losses = [{"estimator": "score_function"}, {"estimator": "masked_loo", "num_noise": 20}]
+    for changes in losses:
+        task = make(pixels, changes).train()
+        assert limit.name in task(batch_of(task), 0.9)

@@ -51,9 +51,10 @@ class Answer:
     probs: dict[str, float]
     """Calibrated."""
     set: tuple[str, ...]
-    """The classes it may be at the stated coverage, in the order of the classes; can be empty."""
+    """The classes it may be at the stated coverage, in the order of the classes; its label
+    among them unless the decision weighs costs or a threshold."""
     rejected: bool
-    """The set is not exactly one class: a person should look."""
+    """The set is several classes: a person should look."""
     boxes: Float[np.ndarray, "k 4"]
     """Parts of the image looked at: x0, y0, x1, y1 in its pixels."""
     attn: Float[np.ndarray, "k"]

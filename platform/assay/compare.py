@@ -5,7 +5,6 @@ the rows of both runs side by side (paired). Several comparisons are corrected t
 the verdict is what is left of significance then. McNemar's test is shown beside it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from assay.errors import PredictionsError
 from assay.estimate import Estimate, interval, p_value
+from assay.evaluate import by_group, is_mixed
 from assay.predictions import is_classification, logits_of, paired, scores_of
 from assay.shapes import Bool
 
@@ -133,39 +133,26 @@ def _influences(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _mcnemar(a: pa.Table, b: pa.Table) -> McNemar:
-    truth, names = a["truth"].to_numpy(), a["group"].to_numpy()
-    codes = np.unique(names, return_inverse=True)[1]
-    whole = np.unique(np.stack([codes, truth]), axis=1).shape[1] == len(np.unique(codes))
-    right = [_right(logits_of(t), truth, codes, whole) for t in (a, b)]
-    only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    return McNemar(
-        unit="groups" if whole else "images",
-        only_first=only_first,
-        only_second=only_second,
-        p=binomial_p(only_first, only_first + only_second),
-    )
+    unit = "images" if is_mixed(a["truth"].to_numpy(), a["group"].to_numpy()) else "groups"
+    first, second = (_right(table, unit) for table in (a, b))
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    p = binomial_p(only_first, only_first + only_second)
+    return McNemar(unit=unit, only_first=only_first, only_second=only_second, p=p)
 
 
-def _right(
-    logits: np.ndarray, truth: np.ndarray, codes: np.ndarray, whole: bool
-) -> Bool[np.ndarray, " units"]:
-    if not whole:
-        return logits.argmax(axis=1) == truth
-    sums = np.zeros((codes.max() + 1, logits.shape[1]))
-    np.add.at(sums, codes, logits)
-    group_truth = np.zeros(len(sums), dtype=int)
-    group_truth[codes] = truth
-    return sums.argmax(axis=1) == group_truth
+def _right(table: pa.Table, unit: str) -> Bool[np.ndarray, " units"]:
+    logits, truth = logits_of(table), table["truth"].to_numpy()
+    if unit == "groups":
+        logits, _, truth = by_group(logits, truth, table["group"].to_numpy())
+    right: np.ndarray = logits.argmax(axis=1) == truth
+    return right
 
 
 def binomial_p(hits: int, num: int) -> float:
     """Return the two-sided p of `hits` of `num` fair coins; 1 for no coin."""
-    least = min(hits, num - hits)
-    logs = [
-        math.lgamma(num + 1) - math.lgamma(i + 1) - math.lgamma(num - i + 1) - num * math.log(2)
-        for i in range(least + 1)
-    ]
-    return min(1.0, 2 * sum(map(math.exp, logs)))
+    from scipy.special import bdtr  # a bundle opens without it
+
+    return float(min(1.0, 2 * bdtr(min(hits, num - hits), num, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

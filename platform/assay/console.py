@@ -200,8 +200,8 @@ def judge_again(command: Judge) -> None:
     from assay.task import TaskSource, load_task
 
     found = listing.find(command.run, command.storage)
-    folder, result = found.folder.absolute(), found.result
-    if not (result or found.is_stale):
+    folder = found.folder.absolute()
+    if not (found.result or found.is_stale):
         raise RunError(
             f"{folder.name} cannot be judged again ({found.why}); give a run that is finished."
         )
@@ -211,7 +211,7 @@ def judge_again(command: Judge) -> None:
     config = from_dict(task.Config, listing.read_json(folder / "config.json"))
     config = dataclasses.replace(config, decide=command.decide)
     with Run(folder).lease():
-        result = judge(folder, task, config, folder.parent, tried=result.get("tried", 1))
+        result = judge(folder, task, config, folder.parent)
         write_json(folder / "config.json", to_dict(config))
         report.write(folder)
     # a scoring whose rule was not recorded may have been by this one

@@ -1,8 +1,10 @@
 """Decisions: what is fitted on val, once, and then holds for every test set, bundle and server.
 
-    temperature  logits / temperature have the least NLL on val
-    set          the classes an image may be: it holds the truth at a stated coverage (conformal)
-    rejected     the set is not exactly one class: several are possible, or none is; ask a person
+    temperature  logits / temperature have the least NLL on val; 1 where val has no error, since
+                 nothing is known of how sure to be and any sharpening would pay
+    set          the classes an image may be: it holds the truth at a stated coverage (conformal),
+                 and always the likeliest class
+    rejected     the set is several classes; ask a person
     answer       the likeliest class; or, of a class that must not be missed, by its threshold; or
                  the class of least expected cost
 
@@ -76,7 +78,8 @@ class Decision:
     coverage: float
     """Share of images whose set should hold the truth."""
     quantile: float
-    """A class is in the set if 1 - its probability is at most this; 1: every class."""
+    """A class is in the set if 1 - its probability is at most this, or if it is the likeliest; 1:
+    every class."""
     costs: list[list[float]] | None
     """Cost of each answer (columns) for each truth (rows); None: without costs."""
     positive: int | None
@@ -112,7 +115,8 @@ class Decision:
         """
         costs = _cost_matrix(config.costs, classes) if config.costs else None
         positive = _index(config.positive, classes) if config.positive else None
-        temperature = fit_temperature(logits, truth)
+        right = bool((logits.argmax(axis=1) == truth).all())
+        temperature = 1.0 if right else fit_temperature(logits, truth)
         probs = softmax(logits.astype(np.float64) / temperature)
         threshold = None
         if positive is not None:
@@ -142,16 +146,18 @@ class Decision:
         return softmax(logits.astype(np.float64) / self.temperature)
 
     def sets(self, probs: Float[np.ndarray, "num classes"]) -> Bool[np.ndarray, "num classes"]:
-        """Return which classes each image may be; none, where no class is likely enough.
+        """Return which classes each image may be; the likeliest is always one of them.
 
-        Source: Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued Classifiers, 2019.
+        Source: Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued Classifiers, 2019, whose sets
+        can be empty; with the likeliest class added they cover no less.
         """
         found: np.ndarray = 1 - probs <= self.quantile
+        found[np.arange(len(probs)), probs.argmax(axis=1)] = True
         return found
 
     def rejected(self, probs: Float[np.ndarray, "num classes"]) -> Bool[np.ndarray, " num"]:
-        """Return which images have a set of several classes or of none."""
-        found: np.ndarray = self.sets(probs).sum(axis=1) != 1
+        """Return which images have a set of several classes."""
+        found: np.ndarray = self.sets(probs).sum(axis=1) > 1
         return found
 
     def answers(self, probs: Float[np.ndarray, "num classes"]) -> Int[np.ndarray, " num"]:

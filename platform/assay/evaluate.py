@@ -203,7 +203,7 @@ def _metrics(
     group: Int[np.ndarray, " num"],
 ) -> dict[str, Estimate | None]:
     pooled: dict[str, Estimate | None] = {"group_accuracy": None, "vote_accuracy": None}
-    if not _is_mixed(truth, group):
+    if not is_mixed(truth, group):
         mean, vote, group_truth = by_group(logits, truth, group)
         units = np.arange(len(group_truth))
         for key, answers in zip(pooled, (mean.argmax(axis=1), vote), strict=True):
@@ -232,9 +232,11 @@ def _share(hits: np.ndarray, among: np.ndarray, group: Int[np.ndarray, " num"]) 
     return interval(hits[among].astype(float), group[among]) if among.any() else None
 
 
-def _is_mixed(truth: Int[np.ndarray, " num"], group: Int[np.ndarray, " num"]) -> bool:
-    pairs = np.unique(np.stack([group, truth]), axis=1).shape[1]
-    return bool(pairs > np.unique(group).size)
+def is_mixed(truth: Int[np.ndarray, " num"], group: Shaped[np.ndarray, " num"]) -> bool:
+    """Return whether some group has several truths, and so no answer as a whole."""
+    codes = np.unique(group, return_inverse=True)[1]
+    pairs = np.unique(np.stack([codes, truth]), axis=1).shape[1]
+    return bool(pairs > np.unique(codes).size)
 
 
 def _families(
@@ -314,7 +316,7 @@ def _views(
     group: Int[np.ndarray, " num"],
 ) -> list[dict[str, Any]]:
     """Accuracy by number of views; the same groups at each: those with the median number or more."""
-    if _is_mixed(truth, group):
+    if is_mixed(truth, group):
         return []
     sizes = np.bincount(group)
     most = int(np.median(sizes))

@@ -32,7 +32,7 @@ SCHEMA = 1
 
 
 def judge(
-    folder: Path, task: type[Task], config: TaskConfig, storage: Path, tried: int = 1
+    folder: Path, task: type[Task], config: TaskConfig, storage: Path, tried: int | None = None
 ) -> dict[str, Any]:
     """Score every predicted set of a run; writes result.json and returns what it holds.
 
@@ -41,13 +41,15 @@ def judge(
         task: its task, whose own metrics and figures are added.
         config: its settings; `config.decide` says how answers are made.
         storage: the folder of the runs.
-        tried: configurations among which val chose this one (a sweep's trials).
+        tried: configurations among which val chose this one (a sweep's trials); None: as many as
+            when it was judged before, or 1.
 
     Raises:
         RunError: the run has no predictions yet.
         PredictionsError: the table cannot be judged, or its rows are not those of the split.
     """
-    predictions = read_predictions(folder)
+    predictions, earlier = read_predictions(folder), _earlier(folder)
+    tried = tried or earlier.get("tried", 1)
     refuse_strangers(predictions, pq.read_table(folder / "split.parquet"))
     decision = _decide(predictions, config)
     findings = task.judge(config, predictions, storage)
@@ -73,7 +75,7 @@ def judge(
         "sets": sets,
         "figures": [figure.to_dict() for figure in findings.figures],
         "tried": tried,
-        "scorings": [*_scorings(folder), _scoring(config, tried)],
+        "scorings": [*earlier["scorings"], _scoring(config, tried)],
     }
     write_json(folder / "result.json", result)
     if (folder / "bundle" / "bundle.json").exists():
@@ -102,17 +104,17 @@ def _scoring(config: TaskConfig, tried: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scorings(folder: Path) -> list[dict[str, Any]]:
-    """Earlier scorings of a run's test sets; the record is never shortened."""
-    path = folder / "result.json"
-    found = json.loads(path.read_text()).get("scorings", []) if path.exists() else []
+def _earlier(folder: Path) -> dict[str, Any]:
+    """What an earlier judging left; its record of scorings is never shortened."""
+    found = _read(folder) if (folder / "result.json").exists() else {}
     unknown = {key: "not recorded" for key in ("rule", "code", "host")} | {"tried": 1}
-    return [unknown | scoring for scoring in found]  # an older Assay recorded less
+    # an older Assay recorded less
+    return found | {"scorings": [unknown | scoring for scoring in found.get("scorings", [])]}
 
 
 def is_decided(folder: Path, config: TaskConfig) -> bool:
     """Whether a run was last judged with these settings of `decide`."""
-    scorings = _scorings(folder)
+    scorings = _earlier(folder)["scorings"]
     return bool(scorings) and scorings[-1].get("decide") == to_dict(config.decide)
 
 
@@ -154,11 +156,21 @@ def set_beside(folders: Mapping[str, Path]) -> None:
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    result = _read(folder)
     if result.get("schema", 0) < SCHEMA:
         raise RunError(
             f"{folder.name} was judged by an older Assay; judge it again by assay judge {folder}."
         )
+    return result
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        raise RunError(
+            f"{folder}/result.json is damaged, and with it the record of test scorings; restore it, or train again with --again."
+        ) from None
     return result
 
 

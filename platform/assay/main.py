@@ -146,18 +146,15 @@ def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool
                         )
                         _complete(prepared, run, where, storage)
     folders = {name or source.name: run.folder for name, run in runs.items()}
-    _judge_again({folders[name or source.name]: c for name, c in named.items()}, task, storage)
+    for name, run in runs.items():
+        if not is_decided(run.folder, named[name]):
+            with run.lease():
+                judge(run.folder, task, named[name], storage)
+                write_json(run.folder / "config.json", to_dict(named[name]))
     _write_reports(folders)
     show(folders)
     print(f"report: {runs[''].folder / 'report.html'}")
     return runs[""]
-
-
-def _judge_again(configs: Mapping[Path, TaskConfig], task: type[Task], storage: Path) -> None:
-    for folder, config in configs.items():
-        if not is_decided(folder, config):
-            judge(folder, task, config, storage)
-            write_json(folder / "config.json", to_dict(config))
 
 
 def _write_reports(folders: Mapping[str, Path]) -> None:

@@ -38,7 +38,7 @@ MEASURES = {
     "ece": ("ECE", "gap between confidence and accuracy; lower is better"),
     "set_coverage": ("Set coverage", "conformal sets that hold the truth"),
     "set_size": ("Set size", "classes in a conformal set"),
-    "rejected": ("Rejected", "images left to a person: their set is not one class"),
+    "rejected": ("Rejected", "images left to a person: their set is several classes"),
     "accepted_accuracy": ("Accepted accuracy", "of the images not rejected, answered rightly"),
     "calibrated_nll": ("Calibrated NLL", "after the temperature fitted on val"),
     "calibrated_ece": ("Calibrated ECE", "after the temperature fitted on val"),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from assay.errors import ConfigError
+from assay.errors import ConfigError, ManifestError
 from assay.shapes import Bool, Float32, Int, Real, UInt8
 
 MACHINES = tuple(f"Stratasys450mc-{number}" for number in range(1, 7))
@@ -95,8 +95,17 @@ def draw_parts(folder: Path, config: PartsConfig) -> None:
 
 
 def read_zones(folder: Path) -> dict[str, Int[np.ndarray, "zones 4"]]:
-    """The planted zones of each image of `draw_parts`, by its path below the folder."""
-    images = json.loads((folder / TRUTH).read_text())["images"]
+    """The planted zones of each image of `draw_parts`, by its path below the folder.
+
+    Raises:
+        ManifestError: the folder does not hold them.
+    """
+    try:
+        images = json.loads((folder / TRUTH).read_text())["images"]
+    except (OSError, ValueError):
+        raise ManifestError(
+            f"{folder / TRUTH} is missing or damaged, and the planted truth with it; run the task there again, which draws the parts."
+        ) from None
     return {path: np.array(truth["zones"]) for path, truth in images.items()}
 
 
