@@ -49,6 +49,9 @@ PATTERNS = (
     "{label}/{design}/{print}_azimuth_{azimuth}_polar_{polar}",
 )
 
+SELECTION = ("estimator", "num_noise", "sigma", "sigma_final", "warmup", "guide", "guide_temperature", "scorer_lr")  # fmt: skip
+"""Settings of the scorer's learning, without effect where patches are drawn at random."""
+
 MIN_ENTROPY = 0.02
 """Selection entropy (0 to 1) below which a scorer has collapsed; a sound one kept above .8."""
 
@@ -209,10 +212,14 @@ class Fingerprint(Task):
 
     @classmethod
     def baselines(cls, config: FingerprintConfig) -> Mapping[str, FingerprintConfig]:
-        """Random patches on the part, for a run that selects."""
+        """Random patches on the part, for a run that selects.
+
+        One run serves all ways of selecting: what has no effect on it is set to the defaults.
+        """
         if config.model.mode == "random":
             return {}
-        return {"random": replace(config, model=replace(config.model, mode="random"))}
+        inert = {name: getattr(ModelConfig(), name) for name in SELECTION}
+        return {"random": replace(config, model=replace(config.model, mode="random", **inert))}
 
     @classmethod
     def prepare(cls, config: FingerprintConfig, pixels: Pixels, samples: Samples) -> Batch:

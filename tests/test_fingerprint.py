@@ -130,11 +130,33 @@ def test_random_patches_do_not_depend_on_seed_or_batch_when_judged(pixels: Pixel
 
 def test_the_baseline_differs_in_nothing_but_where_it_looks() -> None:
     task = load_task(SOURCE)
+    module = sys.modules[task.__module__]
     for name, config in task.presets().items():
         (baseline,) = task.baselines(config).values()
         assert baseline.model.mode == "random", name
-        assert replace(baseline, model=replace(baseline.model, mode="dps")) == config
+        inert = {n: getattr(config.model, n) for n in module.SELECTION}
+        assert replace(baseline, model=replace(baseline.model, mode="dps", **inert)) == config
         assert task.baselines(baseline) == {}
+
+
+def test_one_baseline_serves_all_ways_of_selecting(pixels: Pixels) -> None:
+    task = load_task(SOURCE)
+    module = sys.modules[task.__module__]
+    demo: Any = task.presets()["demo"]
+    other = {"estimator": "plain", "num_noise": 9, "sigma": 0.3, "sigma_final": 0.2, "warmup": 0.1,
+             "guide": 0.0, "guide_temperature": 2.0, "scorer_lr": 3.0}  # fmt: skip
+    assert set(other) == set(module.SELECTION)
+    changed = replace(demo, model=replace(demo.model, **other))
+    assert task.baselines(changed) == task.baselines(demo)
+    # and they have no effect on it: the same loss and the same gradients
+    losses = []
+    for changes in ({}, other):
+        baseline = make(pixels, {**changes, "mode": "random"})
+        loss = baseline(batch_of(baseline), 0.6)["loss"]
+        loss.backward()
+        grads = [p.grad.norm() for p in baseline.parameters() if p.grad is not None]
+        losses.append([loss.item(), *map(float, grads)])
+    assert losses[0] == losses[1]
 
 
 def test_selection_entropy_tells_a_place_from_a_pattern(pixels: Pixels) -> None:
