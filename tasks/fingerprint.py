@@ -8,6 +8,7 @@ at full resolution; a backbone embeds the patches cut there, and a cross-attenti
 makes one answer of them. The baseline, judged beside it, looks at random patches on the part.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,13 @@ from assay.data.patches import (
     EPS,
     Canvas,
     PatchConfig,
+    blank_mask,
     cell_corners,
     informative_cells,
+    iterative_cells,
+    lattice_cells,
     overview_seed,
+    tile_cells,
 )
 from assay.data.pixels import Pixels
 from assay.data.split import SplitConfig
@@ -41,7 +47,14 @@ from assay.nn.backbone import create_backbone, create_head
 from assay.nn.export import write_graph
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.nn.scorer import Scorer, Trunk, grid_side
-from assay.nn.topk import draw_noise, expected_loss, hard_topk, perturbed_topk, score_function_loss
+from assay.nn.topk import (
+    draw_noise,
+    expected_loss,
+    hard_topk,
+    mix,
+    perturbed_topk,
+    score_function_loss,
+)
 from assay.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
 
 PATTERNS = (
@@ -60,10 +73,14 @@ MIN_ENTROPY = 0.02
 class ModelConfig:
     """What looks where, and what makes an answer of it."""
 
-    mode: Literal["dps", "random"] = "dps"
-    """Patches chosen by the scorer (differentiable patch selection), or at random on the part."""
+    mode: Literal["dps", "ips", "random", "grid", "all"] = "dps"
+    """Patches chosen by the scorer (differentiable patch selection), by the aggregator's own attention (iterative patch selection), at random on the part, evenly spread, or all that tile the canvas."""
     k: int = 8
-    """Patches per image."""
+    """Patches per image (all: as many as tile the canvas)."""
+    spacing: float = 0.0
+    """Least distance of two chosen patches along x or y (patch sides; dps only); 0: they may repeat each other."""
+    ips_chunk: int = 32
+    """Patches that ips looks at together."""
     trunk: Trunk = "resnet18"
     """Scorer: resnet18 up to layer2 (grid 1/16 of the overview), or small (grid 1/4)."""
     estimator: Literal["score_function", "masked_loo", "plain", "diagonal"] = "score_function"
@@ -142,13 +159,12 @@ class Fingerprint(Task):
         model = config.model
         self.scorer = Scorer(model.trunk, model.norm)
         self.grid = self.scorer.grid(config.patches.overview_px)
-        if model.mode == "random":
+        if model.mode != "dps":
             self.scorer.requires_grad_(False)
-        if not 0 < model.k <= model.warmup_k <= self.grid**2 or model.warmup_k % model.k:
-            raise ConfigError(
-                f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: "
-                f"warmup-k must be a multiple of k of at most {self.grid**2}."
-            )
+        self.tiles = tile_cells(self.grid, config.patches)
+        self.k = len(self.tiles) if model.mode == "all" else model.k
+        self.apart = math.ceil(model.spacing * config.patches.patch_px / self.stride)
+        self._check(model)
         hub, none = model.weights == "hub", model.weights in ("hub", "none")
         self.backbone = create_backbone(
             model.backbone,
@@ -167,6 +183,27 @@ class Fingerprint(Task):
             embed_dim=model.embed_dim, d_inner=model.d_inner, dropout=model.dropout,
             attn_dropout=model.attn_dropout,
         )  # fmt: skip
+
+    @property
+    def stride(self) -> int:
+        """Canvas pixels from one cell to the next."""
+        return self.config.patches.image_px // self.grid
+
+    def _check(self, model: ModelConfig) -> None:
+        num = len(self.tiles) if model.mode == "ips" else self.grid**2
+        if not 0 < model.k <= num:
+            raise ConfigError(
+                f"model.k is {model.k} and there are {num} cells to choose from; give 1 to {num}."
+            )
+        if not model.k <= model.warmup_k <= self.grid**2 or model.warmup_k % model.k:
+            raise ConfigError(
+                f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: "
+                f"warmup-k must be a multiple of k of at most {self.grid**2}."
+            )
+        if model.spacing < 0 or model.ips_chunk < 1:
+            raise ConfigError(
+                f"model.spacing is {model.spacing} and model.ips-chunk {model.ips_chunk}; give a spacing from 0 and a chunk from 1."
+            )
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
@@ -250,56 +287,61 @@ class Fingerprint(Task):
         }
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
-        """Cross-entropy of the answers made from random (warm-up, baseline) or selected patches."""
+        """Cross-entropy of the answers made from given (warm-up, baselines) or selected patches."""
         model = self.config.model
         truth = torch.from_numpy(batch["truth"]).to(self.device)
+        if model.mode in ("ips", "grid", "all"):
+            return self._look(batch, self._choose(batch), truth)
         if model.mode == "random" or progress < model.warmup:
-            return self._explore(batch, truth)
-        scores = self._scores(batch)
+            return self._look(batch, batch["random_cells"], truth)
         sigma = self._sigma((progress - model.warmup) / (1 - model.warmup))
-        noise = draw_noise(batch["key"].tolist(), model.num_noise, scores.shape[1]).to(self.device)
-        if model.estimator == "score_function":
-            made = self._select_hard(batch, scores, noise, sigma, truth)
-        else:
-            made = self._select_mixed(batch, scores, noise, sigma, truth)
-        return made | {"sigma": torch.tensor(sigma)}
+        select = self._select_hard if model.estimator == "score_function" else self._select_mixed
+        return select(batch, self._scores(batch), sigma, truth) | {"sigma": torch.tensor(sigma)}
 
-    def _explore(self, batch: Batch, truth: Tensor) -> dict[str, Tensor]:
-        """Random patches: each must answer alone, and sets of k together; the scorer watches."""
-        k = self.config.model.k
-        cells = torch.from_numpy(batch["random_cells"]).to(self.device)
-        features = self._embed(self._cut(batch, batch["random_cells"]))
-        sets = features.reshape(-1, k, features.shape[-1])
+    def _look(self, batch: Batch, cells: np.ndarray, truth: Tensor) -> dict[str, Tensor]:
+        """Given patches: each must answer alone, and sets of k together; the scorer watches."""
+        features = self._embed(self._cut(batch, cells))
+        sets = features.reshape(-1, self.k, features.shape[-1])
         logits, _ = self.aggregator(sets)
         together = self._loss(logits, truth.repeat_interleave(len(sets) // len(truth)))
         scores = self._scores(batch) if self.config.model.mode == "dps" else None
-        made = {"loss": together.mean() + self._alone(features, cells, scores, truth)}
-        return made | {"train_accuracy": _accuracy(logits, truth)}
+        alone = self._alone(features, torch.from_numpy(cells).to(self.device), scores, truth)
+        return {"loss": together.mean() + alone, "train_accuracy": _accuracy(logits, truth)}
 
     def _select_mixed(
-        self, batch: Batch, scores: Tensor, noise: Tensor, sigma: float, truth: Tensor
+        self, batch: Batch, scores: Tensor, sigma: float, truth: Tensor
     ) -> dict[str, Tensor]:
         """Perturbed top-k: k mixtures of the cells that some noise sample selected."""
-        model = self.config.model
+        model, side = self.config.model, self.config.patches.patch_px
         assert model.estimator != "score_function"
-        selection = perturbed_topk(scores, model.k, sigma, noise, model.estimator)
-        patches = self._cut(batch, selection.cells.cpu().numpy())
-        mixed = torch.einsum("bkm,bmchw->bkchw", selection.weights.to(patches.dtype), patches)
+        selection = perturbed_topk(
+            scores,
+            self.k,
+            sigma,
+            batch["key"].tolist(),
+            model.num_noise,
+            model.estimator,
+            self.apart,
+        )
+        cells = selection.cells.cpu().numpy()
+        mixed = mix(
+            selection.weights, lambda part: self._cut(batch, cells[:, part]), (3, side, side)
+        )
         logits, _ = self.aggregator(self._embed(mixed))
-        active = (selection.cells >= 0).sum(1).float().mean()
         made = {
             "loss": self._loss(logits, truth).mean(),
-            "active_cells": active,
-            "selection_entropy": selection_entropy(scores, model.k),
+            "active_cells": (selection.cells >= 0).sum(1).float().mean(),
+            "selection_entropy": selection_entropy(scores, self.k),
         }
         return made | {"train_accuracy": _accuracy(logits, truth)}
 
     def _select_hard(
-        self, batch: Batch, scores: Tensor, noise: Tensor, sigma: float, truth: Tensor
+        self, batch: Batch, scores: Tensor, sigma: float, truth: Tensor
     ) -> dict[str, Tensor]:
         """Score function over a few hard draws of k whole patches each."""
-        num_draws = noise.shape[1]
-        cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.config.model.k)
+        num_draws = self.config.model.num_noise
+        noise = draw_noise(batch["key"].tolist(), num_draws, scores.shape[1]).to(self.device)
+        cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.k, self.apart)
         features = self._embed(self._cut(batch, cells.flatten(1).cpu().numpy()))
         logits, _ = self.aggregator(features.view(*cells.shape, -1).flatten(0, 1))
         losses = self._loss(logits, truth.repeat_interleave(num_draws)).view(-1, num_draws)
@@ -307,7 +349,7 @@ class Fingerprint(Task):
         alone = self._alone(features, cells.flatten(1), scores, truth)
         made = {
             "loss": losses.mean() + surrogate.mean() + alone,
-            "selection_entropy": selection_entropy(scores, self.config.model.k),
+            "selection_entropy": selection_entropy(scores, self.k),
         }
         return made | {"train_accuracy": _accuracy(logits, truth)}
 
@@ -343,30 +385,44 @@ class Fingerprint(Task):
 
     def _scores(self, batch: Batch) -> Tensor:
         overviews = torch.from_numpy(batch["overview"]).to(self.device).permute(0, 3, 1, 2)
-        return self.scorer(self._normalise(overviews, batch)).flatten(1).float()
-
-    def _normalise(self, pixels: Tensor, batch: Batch) -> Tensor:
-        """Per-image normalisation of (b 3 h w) or (b n 3 h w), the last thing done to pixels."""
-        shape = (-1, 3, 1, 1) if pixels.ndim == 4 else (-1, 1, 3, 1, 1)
-        mean, std = (
-            torch.from_numpy(batch[n]).to(self.device).view(shape) for n in ("mean", "std")
-        )
-        return (pixels.float() / 255 - mean) / (std + EPS)
+        ratio = self.config.patches.overview_px / self.config.patches.image_px
+        shown = self._show(overviews[:, None], batch, np.zeros((len(overviews), 1, 2)), ratio)
+        scores: Tensor = self.scorer(shown[:, 0]).flatten(1).float()
+        return scores
 
     def _cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
         """Normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
         side = self.config.patches.patch_px
         pixels = np.zeros((*cells.shape, side, side, 3), dtype=np.uint8)
+        corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
+        corners = corners.reshape(*cells.shape, 2)
         for i, chosen in enumerate(cells):
             own = chosen >= 0
-            pixels[i, own] = self._canvas(batch, i).patches(
-                cell_corners(chosen[own], self.grid, self.config.patches)
-            )
+            pixels[i, own] = self._canvas(batch, i).patches(corners[i, own])
         moved = torch.from_numpy(pixels).to(self.device).permute(0, 1, 4, 2, 3)
-        return (
-            self._normalise(moved, batch)
-            * torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+        is_cell = torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+        return self._show(moved, batch, corners, 1.0) * is_cell
+
+    def _show(self, pixels: Tensor, batch: Batch, corners: np.ndarray, ratio: float) -> Tensor:
+        """Per-image normalisation of (b n 3 h w), the last thing done to pixels; blanks are 0 then.
+
+        Args:
+            pixels: What is looked at.
+            batch: With the cells to blank of each image, if any.
+            corners: Canvas pixel where each begins (b n 2).
+            ratio: Its pixels per canvas pixel.
+        """
+        shape = (-1, 1, 3, 1, 1)
+        mean, std = (
+            torch.from_numpy(batch[n]).to(self.device).view(shape) for n in ("mean", "std")
         )
+        shown = (pixels.float() / 255 - mean) / (std + EPS)
+        if "blank" not in batch:
+            return shown
+        sizes, blank = self.config.patches, batch["blank"]
+        boxes = cell_corners(blank.ravel(), self.grid, sizes).reshape(len(blank), 1, -1, 2)
+        mask = blank_mask(boxes - corners[:, :, None], sizes.patch_px, ratio, pixels.shape[-1])
+        return shown * torch.from_numpy(~mask).to(self.device)[:, :, None]
 
     def _canvas(self, batch: Batch, i: int) -> Canvas:
         change = (
@@ -382,22 +438,68 @@ class Fingerprint(Task):
         logits, attn = self.aggregator(self._embed(patches))
         return logits, attn
 
+    def _choose(self, batch: Batch) -> np.ndarray:
+        """The cells (b k) to look at, in ascending order; no gradient."""
+        mode, num = self.config.model.mode, len(batch["row"])
+        if mode == "random":
+            return np.sort(batch["random_cells"][:, : self.k], axis=1)
+        if mode == "ips":
+            return self._iterate(batch)
+        if mode != "dps":
+            fixed = self.tiles if mode == "all" else lattice_cells(self.grid, self.k)
+            return np.tile(fixed, (num, 1))
+        chosen: np.ndarray = hard_topk(self._scores(batch), self.k, self.apart).cpu().numpy()
+        return chosen
+
+    def _iterate(self, batch: Batch) -> np.ndarray:
+        """Iterative patch selection by the aggregator as it judges."""
+
+        def embed(cells: np.ndarray) -> np.ndarray:
+            features: np.ndarray = self._embed(self._cut(batch, cells)).float().cpu().numpy()
+            return features
+
+        def attend(features: np.ndarray) -> np.ndarray:
+            attn: np.ndarray = (
+                self._attend(torch.from_numpy(features).to(self.device)).cpu().numpy()
+            )
+            return attn
+
+        parts = (self.backbone, self.project, self.aggregator)
+        modes = [part.training for part in parts]
+        for part in parts:
+            part.eval()
+        with torch.no_grad():
+            chunk, num = self.config.model.ips_chunk, len(batch["row"])
+            cells = iterative_cells(self.tiles, num, self.k, chunk, embed, attend)
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
+        return cells
+
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Logits; chosen cells, their attention, and their boxes in the image's own pixels."""
-        k = self.config.model.k
-        if self.config.model.mode == "random":
-            cells = torch.from_numpy(np.sort(batch["random_cells"][:, :k], axis=1))
-        else:
-            cells = hard_topk(self._scores(batch), k)
-        chosen = cells.cpu().numpy()
+        chosen = self._choose(batch)
         logits, attn = self._classify(self._cut(batch, chosen))
         corners = [cell_corners(c, self.grid, self.config.patches) for c in chosen]
         boxes = np.stack([self._canvas(batch, i).source_boxes(c) for i, c in enumerate(corners)])
         return {
             "logits": logits,
-            "cells": cells,
+            "cells": torch.from_numpy(chosen),
             "attn": attn,
             "boxes": torch.from_numpy(boxes.astype(np.float32)).flatten(1),
+        }
+
+    def examine(self, batch: Batch) -> dict[str, Tensor]:
+        """Deletion test: logits where the chosen patches are blank, and where as many random ones are.
+
+        The image is then chosen from and judged anew, so evidence elsewhere can still be found.
+        Nothing where the choice is random already or as large as the image.
+        """
+        if self.config.model.mode in ("random", "all"):
+            return {}
+        blanks = {"chosen": self._choose(batch), "random": batch["random_cells"][:, : self.k]}
+        return {
+            f"logits_without_{name}": self.predict({**batch, "blank": cells})["logits"]
+            for name, cells in blanks.items()
         }
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
@@ -414,44 +516,81 @@ class Fingerprint(Task):
         return [Limit("selection_entropy", low=MIN_ENTROPY, for_updates=50, then="warn", why=why)]
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """Graphs `scorer` (overview to scores) and `classify` (patches to logits and attention)."""
-        sizes, k = self.config.patches, self.config.model.k
-        look = (k, 3, sizes.patch_px, sizes.patch_px)
+        """Graphs `classify` (patches to logits and attention) and those that choose the patches.
+
+        dps: `scorer` (overview to scores). ips: `embed` (patches to features) and `attend`
+        (features to attention).
+        """
+        sizes, model = self.config.patches, self.config.model
+        look = (3, sizes.patch_px, sizes.patch_px)
         names = ["logits", "attn"]
-        write_graph(folder / "classify.onnx", self, self._classify, ("patches", look), names)
+        write_graph(
+            folder / "classify.onnx", self, self._classify, ("patches", (self.k, *look)), names
+        )
         graphs = ["classify"]
-        if self.config.model.mode == "dps":
+        if model.mode == "dps":
             graphs.append("scorer")
             side = (3, sizes.overview_px, sizes.overview_px)
             score = nn.Sequential(self.scorer, nn.Flatten())
             write_graph(folder / "scorer.onnx", self, score, ("overview", side), ["scores"])
+        if model.mode == "ips":
+            graphs += ["embed", "attend"]
+            embed = nn.Sequential(self.backbone, self.project)
+            write_graph(folder / "embed.onnx", self, embed, ("patches", look), ["features"])
+            width = self.aggregator.project.in_features
+            attend = ("features", (None, width))
+            write_graph(folder / "attend.onnx", self, self._attend, attend, ["attn"])
+        cells = {"all": self.tiles, "grid": lattice_cells(self.grid, self.k), "ips": self.tiles}
         return {
             "kind": "patches",
-            "select": self.config.model.mode,
-            "k": k,
-            "draws": self.config.model.warmup_k,
+            "select": model.mode,
+            "k": self.k,
+            "draws": model.warmup_k,
+            "apart": self.apart,
+            "chunk": model.ips_chunk,
+            "cells": cells[model.mode].tolist() if model.mode in cells else [],
             "grid": self.grid,
             "patches": to_dict(sizes),
             "graphs": graphs,
         }
 
+    def _attend(self, features: Tensor) -> Tensor:
+        attn: Tensor = self.aggregator(features)[1]
+        return attn
+
     @classmethod
     def judge(cls, config: FingerprintConfig, predictions: pa.Table, storage: Path) -> Findings:
-        """On the embedded parts: the share of chosen patches that lie on planted signal, by test set."""
-        if config.data.root is not None:
-            return Findings()
-        zones = synthetic.read_zones(embedded_folder(config, storage))
+        """The deletion test; on the embedded parts also the share of patches on planted signal."""
         found: dict[str, dict[str, Estimate]] = {}
+        zones = None
+        if config.data.root is None:
+            zones = synthetic.read_zones(embedded_folder(config, storage))
         for name in sorted(set(predictions["split"].to_pylist())):
-            rows = [r for r in predictions.to_pylist() if r["split"] == name]
-            hits = [
-                synthetic.zone_hits(zones[r["id"]], np.array(r["boxes"]).reshape(-1, 4)).mean()
-                for r in rows
-            ]
-            found[name] = {
-                "patches_on_signal": interval(np.array(hits), np.array([r["group"] for r in rows]))
-            }
+            own = predictions.filter(pc.field("split") == name)
+            group = np.array(own["group"].to_pylist())
+            found[name] = _without(own, group)
+            if zones is not None:
+                boxes = [np.array(b).reshape(-1, 4) for b in own["boxes"].to_pylist()]
+                ids = own["id"].to_pylist()
+                hits = [
+                    synthetic.zone_hits(zones[i], b).mean() for i, b in zip(ids, boxes, strict=True)
+                ]
+                found[name]["patches_on_signal"] = interval(np.array(hits), group)
         return Findings(metrics=found)
+
+
+def _without(predictions: pa.Table, group: np.ndarray) -> dict[str, Estimate]:
+    """Accuracy with the chosen patches blank, with random ones blank, and what more the first costs."""
+    if "logits_without_chosen" not in predictions.column_names:
+        return {}
+    truth = predictions["truth"].to_numpy()
+    right = {
+        name: np.array(predictions[f"logits_without_{name}"].to_pylist()).argmax(1) == truth
+        for name in ("chosen", "random")
+    }
+    gap = right["random"].astype(float) - right["chosen"]
+    found = {f"accuracy_without_{n}": interval(r.astype(float), group) for n, r in right.items()}
+    return found | {"evidence": interval(gap, group, lowest=-1.0)}
 
 
 def selection_entropy(scores: Tensor, k: int) -> Tensor:

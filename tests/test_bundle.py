@@ -87,7 +87,7 @@ def draw(path: Path, seed: int) -> Path:
 def card_of(select: str = "dps") -> dict:
     graphs = ["classify", "scorer"] if select == "dps" else ["classify"]
     pipeline = {
-        "kind": "patches", "select": select, "k": K, "draws": 2 * K, "grid": GRID, "graphs": graphs,
+        "kind": "patches", "select": select, "k": K, "draws": 2 * K, "apart": 1, "grid": GRID, "graphs": graphs,
         "patches": {"image_px": 64, "overview_px": 16, "patch_px": 16, "clahe_clip": 0.0},
     }  # fmt: skip
     return {"classes": CLASSES, "pipeline": pipeline, "decision": DECISION.to_dict()}

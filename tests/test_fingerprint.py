@@ -7,13 +7,17 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from assay.bundle import seal
 from assay.data import augment
 from assay.data.augment import AugmentConfig
 from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
 from assay.data.pixels import Pixels, build_entry
+from assay.decide import Decision
+from assay.errors import ConfigError
 from assay.nn.topk import draw_noise, perturbed_topk
 from assay.task import Samples, Task, TaskSource, load_task
 
@@ -70,7 +74,7 @@ def test_the_mixture_of_active_cells_is_the_mixture_of_all_cells(pixels: Pixels)
     scores = task._scores(batch).detach()
     num_cells = scores.shape[1]
     noise = draw_noise([1, 2, 3, 4], 20, num_cells)
-    chosen = perturbed_topk(scores, 4, 0.05, noise)
+    chosen = perturbed_topk(scores, 4, 0.05, [1, 2, 3, 4], 20)
     patches = task._cut(batch, chosen.cells.numpy())
     sparse = torch.einsum("bkm,bmchw->bkchw", chosen.weights, patches)
     everywhere = np.tile(np.arange(num_cells), (4, 1))
@@ -157,6 +161,126 @@ def test_one_baseline_serves_all_ways_of_selecting(pixels: Pixels) -> None:
         grads = [p.grad.norm() for p in baseline.parameters() if p.grad is not None]
         losses.append([loss.item(), *map(float, grads)])
     assert losses[0] == losses[1]
+
+
+SELECTORS: list[dict[str, Any]] = [
+    {"mode": "dps", "spacing": 1.0},
+    {"mode": "ips", "ips_chunk": 5},
+    {"mode": "random"},
+    {"mode": "grid"},
+    {"mode": "all"},
+]
+
+
+@pytest.mark.parametrize("changes", SELECTORS, ids=lambda changes: changes["mode"])
+def test_a_raw_file_served_gives_what_training_computes(
+    pixels: Pixels, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Every selector trains, and its bundle chooses and answers from the file as it does."""
+    task = make(pixels, changes)
+    made = task.train()(batch_of(task), 0.9)
+    made["loss"].backward()
+    assert all(p.grad is not None for p in task.backbone.parameters())
+    with torch.no_grad():
+        expected = task.eval().predict(batch_of(task, train=False))
+    card = {
+        "classes": ["a", "b"], "pipeline": task.export(tmp_path),
+        "decision": Decision(
+            temperature=1.0, coverage=0.9, quantile=0.9, costs=None, positive=None, threshold=None, num=9, num_groups=9
+        ).to_dict(),
+    }  # fmt: skip
+    files = [pixels.store.parent / f"{content}.png" for content in pixels.contents]
+    bundle = seal(tmp_path, card, files[0])
+    for i, file in enumerate(files):
+        answer = bundle.predict(file)
+        probs = expected["logits"][i].softmax(0).numpy()
+        np.testing.assert_allclose(list(answer.probs.values()), probs, atol=1e-4)
+        np.testing.assert_allclose(answer.boxes.ravel(), expected["boxes"][i].numpy(), atol=1e-3)
+        np.testing.assert_allclose(answer.attn, expected["attn"][i].numpy(), atol=1e-4)
+    if changes["mode"] == "dps":
+        rows, columns = np.divmod(expected["cells"].numpy(), task.grid)
+        gaps = np.maximum(
+            abs(rows[:, :, None] - rows[:, None]), abs(columns[:, :, None] - columns[:, None])
+        )
+        assert gaps[:, ~np.eye(4, dtype=bool)].min() * task.stride >= SIZES.patch_px
+
+
+def test_iterative_selection_keeps_what_the_aggregator_attends_to(pixels: Pixels) -> None:
+    """A memory of 4 and 3 new patches at a time, against all patches attended to in the same steps."""
+    task = make(pixels, {"mode": "ips", "ips_chunk": 3}).eval()
+    batch = batch_of(task, train=False)
+    with torch.no_grad():
+        chosen = task.predict(batch)["cells"].numpy()
+        for i in range(4):
+            one = {name: values[i : i + 1] for name, values in batch.items()}
+            kept = task.tiles[:4]
+            for start in range(4, len(task.tiles), 3):
+                held = np.concatenate([kept, task.tiles[start : start + 3]])
+                attn = task.aggregator(task._embed(task._cut(one, held[None])))[1][0]
+                kept = held[np.sort(attn.argsort(descending=True)[:4].numpy())]
+            np.testing.assert_array_equal(chosen[i], kept)
+    assert task.train().backbone.training  # and selecting leaves the mode alone
+    task(batch_of(task), 0.0)
+    assert task.backbone.training
+    assert task.aggregator.training
+
+
+def test_blanks_hide_patches_wherever_they_are_seen(pixels: Pixels) -> None:
+    task = make(pixels, {"trunk": "small"}).eval()
+    batch = batch_of(task, train=False)
+    apart, touching = 0, task.grid + 2
+    blank = {**batch, "blank": np.full((4, 1), touching)}
+    cells = np.tile([apart, touching, touching + 1], (4, 1))
+    before, after = task._cut(batch, cells), task._cut(blank, cells)
+    left, top = cell_corners(np.array([touching]), task.grid, SIZES)[0]
+    for i, cell in enumerate(cells[0]):
+        x, y = cell_corners(np.array([cell]), task.grid, SIZES)[0]
+        for row in range(SIZES.patch_px):
+            for column in range(SIZES.patch_px):
+                hidden = 0 <= y + row - top < 16 and 0 <= x + column - left < 16
+                expected = (
+                    0 * before[:, i, :, row, column] if hidden else before[:, i, :, row, column]
+                )
+                assert torch.equal(after[:, i, :, row, column], expected)
+    assert not torch.equal(task._scores(batch), task._scores(blank))
+
+
+def test_the_deletion_test_looks_for_evidence_elsewhere(pixels: Pixels) -> None:
+    task = make(pixels).eval()
+    batch = batch_of(task, train=False)
+    chosen = task.predict(batch)["cells"].numpy()
+    found = task.examine(batch)
+    expected = {"chosen": chosen, "random": batch["random_cells"][:, :4]}
+    for name, blank in expected.items():
+        again = task.predict({**batch, "blank": blank})
+        assert torch.equal(found[f"logits_without_{name}"], again["logits"])
+    assert make(pixels, {"mode": "random"}).eval().examine(batch) == {}
+
+
+def test_evidence_is_what_deletion_costs_beyond_random_deletion(tmp_path: Path) -> None:
+    task = load_task(SOURCE)
+    config: Any = task.presets()["readme"]
+    config = replace(config, data=replace(config.data, root=tmp_path))
+    sure, wrong = [1.0, 0.0], [0.0, 1.0]
+    table = pa.table({
+        "id": list("abcdef"), "split": ["test"] * 6, "group": list("abcdef"), "truth": [0] * 6,
+        "logits_without_chosen": [wrong] * 5 + [sure], "logits_without_random": [sure] * 5 + [wrong],
+    })  # fmt: skip
+    found = task.judge(config, table, tmp_path).metrics["test"]
+    values = {name: round(estimate.value, 6) for name, estimate in found.items()}
+    assert values == {
+        "accuracy_without_chosen": round(1 / 6, 6), "accuracy_without_random": round(5 / 6, 6),
+        "evidence": round(4 / 6, 6),
+    }  # fmt: skip
+    assert found["evidence"].low < values["evidence"] < found["evidence"].high
+
+
+@pytest.mark.parametrize(
+    "changes", [{"k": 65}, {"warmup_k": 6}, {"spacing": -1.0}, {"ips_chunk": 0}, {"mode": "ips", "k": 26, "warmup_k": 26}]
+)  # fmt: skip
+def test_selections_that_cannot_be_are_refused(pixels: Pixels, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model\."):
+        make(pixels, changes)
 
 
 def test_selection_entropy_tells_a_place_from_a_pattern(pixels: Pixels) -> None:

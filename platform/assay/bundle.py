@@ -26,8 +26,10 @@ from assay.data.patches import (
     EPS,
     Canvas,
     PatchConfig,
+    best_cells,
     cell_corners,
     informative_cells,
+    iterative_cells,
     overview_seed,
 )
 from assay.data.pixels import Entry
@@ -143,7 +145,8 @@ class Bundle:
 
     def _from_patches(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         overview, mean, std = canvas.overview()
-        corners = cell_corners(self._cells(overview, mean, std), self.pipeline["grid"], self.sizes)
+        cells = self._cells(canvas, overview, mean, std)
+        corners = cell_corners(cells, self.pipeline["grid"], self.sizes)
         patches = _normalise(canvas.patches(corners), mean, std)
         logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches[None]})
         return logits[0], canvas.source_boxes(corners), attn[0]
@@ -155,16 +158,32 @@ class Bundle:
         height, width = canvas.entry.size
         return logits[0], np.array([[0.0, 0.0, width, height]]), np.ones(1)
 
-    def _cells(self, overview: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    def _cells(
+        self, canvas: Canvas, overview: np.ndarray, mean: np.ndarray, std: np.ndarray
+    ) -> np.ndarray:
+        """The cells to look at, in ascending order, as the card says."""
         k, grid = self.pipeline["k"], self.pipeline["grid"]
         if self.pipeline["select"] == "random":
             rng = np.random.default_rng(overview_seed(overview))
             drawn = informative_cells(overview, grid, self.sizes, self.pipeline["draws"], rng)
             return np.sort(rng.permutation(drawn)[:k])
-        feed = {"overview": _normalise(overview[None], mean, std)}
-        scores = self.graphs["scorer"].run(["scores"], feed)[0][0]
-        # the k best, of equal scores the first, in ascending order
-        return np.sort(np.argsort(-scores, kind="stable")[:k])
+        if self.pipeline["select"] == "dps":
+            feed = {"overview": _normalise(overview[None], mean, std)}
+            scores = self.graphs["scorer"].run(["scores"], feed)[0][0]
+            return best_cells(scores, k, grid, self.pipeline["apart"])
+        cells = np.array(self.pipeline["cells"])
+        if self.pipeline["select"] != "ips":
+            return cells
+
+        def embed(chosen: np.ndarray) -> np.ndarray:
+            patches = canvas.patches(cell_corners(chosen[0], grid, self.sizes))
+            feed = {"patches": _normalise(patches, mean, std)}
+            return np.asarray(self.graphs["embed"].run(["features"], feed)[0])[None]
+
+        def attend(features: np.ndarray) -> np.ndarray:
+            return np.asarray(self.graphs["attend"].run(["attn"], {"features": features})[0])
+
+        return iterative_cells(cells, 1, k, self.pipeline["chunk"], embed, attend)[0]
 
 
 def _normalise(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:

@@ -27,10 +27,18 @@ class Predictor:
         stream: where batches come from.
         rows: row numbers of the set, at least one.
         cache_bytes: prepared batches are kept for the next time up to this size per worker.
+        examine: add the columns of the task's `examine`.
     """
 
-    def __init__(self, task: Task, stream: Stream, rows: np.ndarray, cache_bytes: int = 0) -> None:
-        self.task, self.stream, self.cache_bytes = task, stream, cache_bytes
+    def __init__(
+        self,
+        task: Task,
+        stream: Stream,
+        rows: np.ndarray,
+        cache_bytes: int = 0,
+        examine: bool = False,
+    ) -> None:
+        self.task, self.stream, self.cache_bytes, self.examine = task, stream, cache_bytes, examine
         self.rank, self.world_size = world()
         self.steps = steps_of(fixed_order(rows, task.config.train.eval_batch_size), 0)
         self.kept: list[Batch] | None = None
@@ -85,7 +93,8 @@ class Predictor:
     def _columns(self, batch: Batch) -> dict[str, np.ndarray]:
         # not inference_mode: FSDP would train on with buffers that it made in here
         with torch.no_grad(), autocast(self.task.config.train.precision, self.task.device):
-            return {name: _array(v) for name, v in self.task.predict(batch).items()}
+            made = self.task.predict(batch) | (self.task.examine(batch) if self.examine else {})
+            return {name: _array(v) for name, v in made.items()}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

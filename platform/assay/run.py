@@ -306,7 +306,7 @@ def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     load_best(task, job.folder)
     tables = []
     for name in ("val", *job.judged):
-        predictor = Predictor(task, stream, job.split.rows(name))
+        predictor = Predictor(task, stream, job.split.rows(name), examine=True)
         tables.append(predictions_table(job.manifest, name, predictor.predict()))
     if predictor.rank == 0:
         hidden = job.folder / ".predictions.parquet"

@@ -148,6 +148,10 @@ class Task(nn.Module):
         """Columns of the predictions table, `logits` among them; deterministic."""
         raise NotImplementedError
 
+    def examine(self, batch: Batch) -> dict[str, Tensor]:
+        """Further columns, computed once, by the best weights, for what `judge` wants to know."""
+        return {}
+
     def export(self, folder: Path) -> dict[str, Any]:
         """Write the graphs to ship into `folder`; returns the bundle's input pipeline."""
         raise NotImplementedError

@@ -1,15 +1,27 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from assay.config import from_dict, to_dict
 from assay.data import augment, photometric
 from assay.data.augment import Augment, AugmentConfig
-from assay.data.patches import Canvas, PatchConfig, cell_corners, informative_cells
+from assay.data.patches import (
+    Canvas,
+    PatchConfig,
+    best_cells,
+    blank_mask,
+    cell_corners,
+    informative_cells,
+    iterative_cells,
+    lattice_cells,
+    tile_cells,
+)
 from assay.data.pixels import Clahe, Entry
 from assay.errors import ConfigError
+from assay.nn.topk import hard_topk
 
 GRID = 12
 SMALL = PatchConfig(image_px=240, overview_px=80, patch_px=48, clahe_clip=0.0)
@@ -419,3 +431,86 @@ def test_sizes_that_contradict_each_other_are_refused(values):
     with pytest.raises(ConfigError) as caught:
         from_dict(PatchConfig, to_dict(PatchConfig()) | values)
     assert str(next(iter(values.values()))) in str(caught.value)
+
+
+# Cells without a scorer
+
+
+@given(
+    grid=st.integers(1, 40),
+    stride=st.integers(1, 30),
+    patch=st.integers(8, 200),
+    extra=st.integers(0, 39),
+)
+def test_tiles_cover_the_canvas_with_few_patches(grid, stride, patch, extra):
+    image = grid * stride + min(extra, grid - 1)
+    assume(stride <= patch <= image and image >= 8)
+    config = PatchConfig(image_px=image, overview_px=8, patch_px=patch)
+    cells = tile_cells(grid, config)
+    assert (np.diff(cells) > 0).all()
+    seen = np.zeros((image, image), dtype=bool)
+    for x, y in cell_corners(cells, grid, config):
+        seen[max(y, 0) : max(y + patch, 0), max(x, 0) : max(x + patch, 0)] = True
+    # what lies beyond the last cell's own patch no cell reaches
+    end = (
+        image
+        if (patch - stride) // 2 >= image - grid * stride
+        else (grid - 1) * stride + patch - (patch - stride) // 2
+    )
+    assert seen[:end, :end].all()
+    assert np.sqrt(len(cells)) <= image / (patch // stride * stride) + 2
+
+
+@given(grid=st.integers(1, 30), data=st.data())
+def test_a_lattice_has_k_different_cells_evenly_spread(grid, data):
+    k = data.draw(st.integers(1, max(1, grid * grid // 4)))
+    assume(int(np.sqrt(k)) + 2 <= grid)
+    cells = lattice_cells(grid, k)
+    assert len(set(cells.tolist())) == k
+    assert (np.diff(cells) > 0).all()
+    rows, columns = np.divmod(cells, grid)
+    for places in (rows, columns):
+        assert abs(places.mean() + 0.5 - grid / 2) <= 1
+
+
+@given(
+    scores=st.lists(st.integers(-3, 3).map(float), min_size=25, max_size=25),
+    k=st.integers(1, 25),
+    apart=st.integers(0, 6),
+)
+def test_cells_without_torch_are_those_with_torch(scores, k, apart):
+    expected = hard_topk(torch.tensor([scores]), k, apart)[0].tolist()
+    assert best_cells(np.array(scores), k, 5, apart).tolist() == expected
+
+
+@given(
+    num=st.integers(1, 30), k=st.integers(1, 6), chunk=st.integers(1, 9), seed=st.integers(0, 99)
+)
+def test_iterative_cells_are_the_best_of_all_with_little_in_memory(num, k, chunk, seed):
+    """Where attention is a fixed order of features, the few at a time are the best of all."""
+    assume(k <= num)
+    worth = np.random.default_rng(seed).permutation(2 * num).reshape(2, num).astype(float)
+    held = []
+
+    def embed(cells):
+        held.append(cells.shape[1])
+        return np.take_along_axis(worth, cells, axis=1)[..., None]
+
+    def attend(features):
+        held.append(features.shape[1])
+        return features[..., 0]
+
+    found = iterative_cells(np.arange(num), 2, k, chunk, embed, attend)
+    assert found.tolist() == np.sort(np.argsort(-worth, axis=1)[:, :k], axis=1).tolist()
+    assert max(held) <= k + chunk
+
+
+def test_blanks_of_an_overview_are_those_of_the_canvas_in_small():
+    """Patches of 48 canvas pixels at an overview of a third."""
+    corners = np.array([[[[9.0, 30.0], [200.0, -20.0]]]])
+    canvas = blank_mask(corners, 48, 1.0, 240)[0, 0]
+    assert canvas.sum() == 48 * 48 + 40 * 28
+    assert canvas[30:78, 9:57].all()
+    assert canvas[:28, 200:].all()
+    small = blank_mask(corners, 48, 1 / 3, 80)[0, 0]
+    assert (small == canvas[1::3, 1::3]).all()

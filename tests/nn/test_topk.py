@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.nn import topk
 from assay.nn.topk import (
     Estimator,
     draw_noise,
     expected_loss,
     hard_topk,
+    mix,
     perturbed_topk,
     score_function_loss,
 )
@@ -61,7 +65,7 @@ def problem(num_images=3, num_cells=40, num_samples=60, seed=0):
 def test_sparse_values_and_gradients_equal_the_dense_form(estimator, k, sigma):
     scores, noise = problem()
     scores.requires_grad_()
-    selection = perturbed_topk(scores, k, sigma, noise, estimator)
+    selection = perturbed_topk(scores, k, sigma, range(3), 60, estimator)
     onehots = dense_onehots(scores.detach(), k, sigma, noise)
     dense = dense_weights(selection.cells, selection.weights, 40)
     torch.testing.assert_close(dense, onehots.mean(1))
@@ -74,9 +78,9 @@ def test_sparse_values_and_gradients_equal_the_dense_form(estimator, k, sigma):
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3])
 def test_only_cells_that_were_selected_are_returned_in_order(sigma):
-    scores, noise = problem(num_images=5)
+    scores, _ = problem(num_images=5)
     scores[0, 3:7] = 9  # one image is certain of its cells, so that it is padded
-    cells, weights = perturbed_topk(scores, 4, sigma, noise)
+    cells, weights = perturbed_topk(scores, 4, sigma, range(5), 60)
     torch.testing.assert_close(weights.sum(2), torch.ones(5, 4, dtype=torch.float64))
     assert cells[0, :4].tolist() == [3, 4, 5, 6]
     assert (cells[0, 4:] == -1).all()
@@ -95,8 +99,7 @@ def test_masked_loo_is_nearer_the_true_gradient_than_plain():
 
     def gradient(estimator: Estimator, key: int, num_samples: int) -> Tensor:
         leaf = scores.clone().requires_grad_()
-        noise = draw_noise([key], num_samples, 100).double()
-        cells, weights = perturbed_topk(leaf, 4, 0.03, noise, estimator)
+        cells, weights = perturbed_topk(leaf, 4, 0.03, [key], num_samples, estimator)
         loss = (weights * upstream[cells.clamp(min=0)][:, None]).sum()
         (grad,) = torch.autograd.grad(loss, leaf)
         return grad[0]
@@ -136,9 +139,81 @@ def test_hard_topk_takes_the_first_of_equals_in_order_of_position():
     assert drawn[1, 5].tolist() == [0, 4]
 
 
+def greedy(scores: list[float], k: int, apart: int, side: int) -> list[int]:
+    """The definition, one cell after the other."""
+    chosen: list[int] = []
+    while len(chosen) < k:
+        free = [c for c in range(len(scores)) if c not in chosen]
+        far = [
+            c for c in free
+            if all(max(abs(c // side - o // side), abs(c % side - o % side)) >= apart for o in chosen)
+        ]  # fmt: skip
+        chosen.append(max(far or free, key=lambda c: (scores[c], -c)))
+    return sorted(chosen)
+
+
+@given(
+    scores=st.lists(st.integers(-3, 3).map(float), min_size=36, max_size=36),
+    k=st.integers(1, 36),
+    apart=st.integers(1, 7),
+)
+def test_cells_are_taken_apart_from_each_other_as_long_as_there_are_any(scores, k, apart):
+    assert hard_topk(torch.tensor([scores]), k, apart)[0].tolist() == greedy(scores, k, apart, 6)
+
+
+def test_perturbed_selections_are_apart_too():
+    scores = torch.rand(2, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    cells, weights = perturbed_topk(scores, 3, 0.2, [5, 6], 40, apart=3)
+    noise = draw_noise([5, 6], 40, 64).double()
+    picked = [
+        [greedy((scores[i] + 0.2 * noise[i, n]).tolist(), 3, 3, 8) for n in range(40)]
+        for i in range(2)
+    ]
+    onehots = torch.nn.functional.one_hot(torch.tensor(picked), 64).double()
+    torch.testing.assert_close(dense_weights(cells, weights, 64), onehots.mean(1))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_selections_in_portions_are_the_selections_at_once(monkeypatch, estimator):
+    def selected():
+        scores, _ = problem(num_images=5)
+        scores.requires_grad_()
+        cells, weights = perturbed_topk(scores, 4, 0.05, range(5), 60, estimator)
+        (weights * torch.arange(weights.numel()).view_as(weights)).sum().backward()
+        return cells, weights, scores.grad
+
+    whole = selected()
+    monkeypatch.setattr(topk, "NOISE_NUMBERS", 2 * 60 * 40)  # two images at a time
+    torch.testing.assert_close(selected(), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("numbers", "held"), [(1, 1), (3 * 75 * 4, 4), (10**6, 11)])
+def test_mixtures_and_their_gradients_are_the_dense_ones(monkeypatch, numbers, held):
+    """With one cell at a time, with a part left over, and all at once."""
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(3, 11, 3, 5, 5, generator=generator, dtype=torch.float64)
+    weights = torch.rand(3, 4, 11, generator=generator, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(3, 4, 3, 5, 5, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("bkm,bmchw->bkchw", weights, patches)
+    (gradient,) = torch.autograd.grad((expected * upstream).sum(), weights)
+    monkeypatch.setattr(topk, "PATCH_NUMBERS", numbers)
+    widths = []
+
+    def cut(part: slice) -> Tensor:
+        widths.append(patches[:, part].shape[1])
+        return patches[:, part]
+
+    mixed = mix(weights, cut, (3, 5, 5))
+    torch.testing.assert_close(mixed, expected.detach(), rtol=1e-12, atol=1e-12)
+    (found,) = torch.autograd.grad((mixed * upstream).sum(), weights)
+    torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-12)
+    assert max(widths) == held  # never more at a time
+    assert sum(widths) == (11 if held == 11 else 22)  # cut again for the gradient unless all fit
+
+
 def test_perturbation_vanishes_with_sigma():
-    scores, noise = problem()
-    cells, weights = perturbed_topk(scores, 5, 1e-9, noise)
+    scores, _ = problem()
+    cells, weights = perturbed_topk(scores, 5, 1e-9, range(3), 60)
     assert torch.equal(cells, hard_topk(scores, 5))
     assert torch.equal(weights, torch.eye(5, dtype=torch.float64).expand(3, 5, 5))
 

@@ -23,7 +23,7 @@ def write_graph(
     path: Path,
     owner: nn.Module,
     function: Callable[[Tensor], Any],
-    feed: tuple[str, Sequence[int]],
+    feed: tuple[str, Sequence[int | None]],
     names: Sequence[str],
 ) -> None:
     """Export `function`, which uses the parameters of `owner`, as it answers in evaluation mode.
@@ -32,15 +32,16 @@ def write_graph(
         path: Where to write the graph.
         owner: The module whose parameters the function uses.
         function: From a float tensor to a tensor or a tuple of tensors.
-        feed: Name and shape of the input, without its batch dimension.
+        feed: Name and shape of the input, without its batch dimension; None: of any size.
         names: Names of the outputs.
     """
     name, shape = feed
+    free = {axis + 1: f"any{axis}" for axis, size in enumerate(shape) if size is None}
     program = torch.onnx.export(
         _Graph(owner, function).eval(),
-        (torch.zeros(2, *shape),),
+        (torch.zeros(2, *(3 if size is None else size for size in shape)),),
         dynamo=True,
-        dynamic_shapes=({0: "batch"},),
+        dynamic_shapes=({0: "batch"} | free,),
         input_names=[name],
         output_names=list(names),
         verbose=False,

@@ -5,9 +5,13 @@ Berthet et al. 2020, "Learning with differentiable perturbed optimizers") smooth
 by Gaussian noise: Y[j, e] = P(the j-th selected cell, in order of position, is e). The estimate
 from n samples is sparse, since only cells that some sample selected have a weight, and both it
 and its gradient are computed here from the selected indices alone, without a one-hot tensor.
+
+Memory is bounded however flat the scores are: noise is drawn for a few images at a time, and
+patches are mixed a few cells at a time; both are made once more in the backward pass.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Estimator = Literal["masked_loo", "plain", "diagonal"]
+
+NOISE_NUMBERS = 1 << 24
+"""Numbers of noise held at a time (64 MB), of one image at least."""
+PATCH_NUMBERS = 1 << 26
+"""Numbers of patches held at a time while they are mixed (256 MB), of one cell at least."""
 
 
 class Selection(NamedTuple):
@@ -47,18 +56,41 @@ def draw_noise(
     return noise
 
 
-def hard_topk(scores: Float[Tensor, "*batch d"], k: int) -> Int[Tensor, "*batch k"]:
-    """The k best cells in ascending order of position; of equal scores the first cell wins."""
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return best.sort(dim=-1).values
+def hard_topk(scores: Float[Tensor, "*batch d"], k: int, apart: int = 1) -> Int[Tensor, "*batch k"]:
+    """The k best cells in ascending order of position; of equal scores the first cell wins.
+
+    Args:
+        scores: Scores of the cells.
+        k: Cells to select, 1..d.
+        apart: Least distance of two selected cells, in cells along a row or a column of the square
+            grid, so that patches do not repeat each other: the best cell is taken, then the best
+            that is far enough from it, and so on. Where no such cell is left, the best of the
+            others are taken.
+    """
+    if apart <= 1:
+        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+        return best.sort(dim=-1).values
+    side = math.isqrt(scores.shape[-1])
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    rows, columns = places // side, places % side
+    is_near = is_chosen = torch.zeros_like(scores, dtype=torch.bool)
+    lowest = scores - 1 - 2 * scores.abs().max()  # below every cell that is far enough
+    for _ in range(k):
+        left = torch.where(is_near, lowest, scores).masked_fill(is_chosen, -torch.inf)
+        best = left.argmax(-1, keepdim=True)
+        gap = (rows - rows[best]).abs().maximum((columns - columns[best]).abs())
+        is_near, is_chosen = is_near | (gap < apart), is_chosen | (gap == 0)
+    return is_chosen.nonzero()[:, -1].view(*scores.shape[:-1], k)
 
 
 def perturbed_topk(
     scores: Float[Tensor, "batch d"],
     k: int,
     sigma: float,
-    noise: Float[Tensor, "batch n d"],
+    keys: Int[Tensor, " batch"] | Sequence[int],
+    num_samples: int = 500,
     estimator: Estimator = "masked_loo",
+    apart: int = 1,
 ) -> Selection:
     """Estimate the noise-averaged top-k selection, differentiable in the scores.
 
@@ -76,24 +108,43 @@ def perturbed_topk(
         scores: Scores of the cells, commonly scaled to 0..1.
         k: Cells to select, 1..d.
         sigma: Standard deviation of the perturbation in units of the scores, above 0.
-        noise: Standard normal, at least two samples (see `draw_noise`).
+        keys: Key of each image's noise (see `draw_noise`).
+        num_samples: Samples of noise per image, at least two.
         estimator: Form of the gradient.
+        apart: Least distance of two selected cells (see `hard_topk`).
     """
     assert sigma > 0
     assert 0 < k <= scores.shape[1]
-    assert noise.shape[1] > 1
-    cells, weights = _PerturbedTopK.apply(scores, noise, k, sigma, estimator)
+    assert num_samples > 1
+    keys = [int(key) for key in keys]
+    cells, weights = _PerturbedTopK.apply(scores, keys, num_samples, k, sigma, estimator, apart)
     return Selection(cells, weights)
+
+
+def _noise(
+    keys: Sequence[int], num_samples: int, like: Float[Tensor, "batch d"]
+) -> Iterator[tuple[slice, Tensor]]:
+    """The noise of a few images at a time, and which they are."""
+    step = max(1, NOISE_NUMBERS // (num_samples * like.shape[1]))
+    for start in range(0, len(keys), step):
+        own = slice(start, min(start + step, len(keys)))
+        yield own, draw_noise(keys[own], num_samples, like.shape[1], like.device).to(like.dtype)
 
 
 class _PerturbedTopK(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, noise: Tensor, k: int, sigma: float, estimator: Estimator
-    ) -> tuple[Tensor, Tensor]:
-        num_images, num_samples, num_cells = noise.shape
-        perturbed = torch.add(scores[:, None], noise.to(scores.dtype), alpha=sigma)
-        picked = perturbed.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        ctx: Any, scores: Tensor, keys: Sequence[int], num_samples: int, k: int, sigma: float,
+        estimator: Estimator, apart: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        num_images, num_cells = scores.shape
+        picked = torch.empty(num_images, num_samples, k, dtype=torch.long, device=scores.device)
+        for own, noise in _noise(keys, num_samples, scores):
+            perturbed = torch.add(scores[own, None], noise, alpha=sigma)
+            if apart > 1:
+                picked[own] = hard_topk(perturbed, k, apart)
+            else:
+                picked[own] = perturbed.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
         counts = scores.new_zeros(num_images, k, num_cells)
         counts.scatter_add_(2, picked.mT, torch.ones_like(picked.mT, dtype=scores.dtype))
         is_active = counts.sum(1) > 0
@@ -104,30 +155,74 @@ class _PerturbedTopK(torch.autograd.Function):
         cells[image, slots[image, cell]] = cell
         index = cells.clamp(min=0)[:, None].expand(-1, k, -1)
         weights = counts.gather(2, index) * (cells >= 0)[:, None] / num_samples
-        ctx.save_for_backward(noise, picked, slots, is_active)
-        ctx.sigma, ctx.estimator = sigma, estimator
+        ctx.save_for_backward(picked, slots, is_active)
+        ctx.keys, ctx.sigma, ctx.estimator = keys, sigma, estimator
         ctx.mark_non_differentiable(cells)
         return cells, weights
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
-        noise, picked, slots, is_active = ctx.saved_tensors
-        num_samples = noise.shape[1]
-        noise = noise.to(upstream.dtype)
+    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        picked, slots, is_active = ctx.saved_tensors
+        num_samples = picked.shape[1]
         slot = slots.gather(1, picked.flatten(1)).view_as(picked)
         terms = upstream.gather(2, slot.mT).mT  # G[j, I[n, j]] as (batch, n, k)
-        if ctx.estimator == "diagonal":
-            terms = terms * noise.gather(2, picked)
-            grad = terms.new_zeros(is_active.shape)
-            grad.scatter_add_(1, picked.flatten(1), terms.flatten(1))
-        else:
-            returns = terms.sum(2)
-            if ctx.estimator == "masked_loo":
-                returns = _minus_others(returns)
-            grad = (returns[:, None] @ noise)[:, 0]
-            if ctx.estimator == "masked_loo":
-                grad = grad * is_active
-        return grad / (num_samples * ctx.sigma), None, None, None, None
+        grad = upstream.new_zeros(is_active.shape)
+        for own, noise in _noise(ctx.keys, num_samples, grad):
+            if ctx.estimator == "diagonal":
+                own_noise = noise.gather(2, picked[own])
+                seen = (terms[own] * own_noise).flatten(1)
+                grad[own] = grad[own].scatter_add(1, picked[own].flatten(1), seen)
+            else:
+                returns = terms[own].sum(2)
+                if ctx.estimator == "masked_loo":
+                    returns = _minus_others(returns)
+                grad[own] = (returns[:, None] @ noise)[:, 0]
+        if ctx.estimator == "masked_loo":
+            grad = grad * is_active
+        return grad / (num_samples * ctx.sigma), None, None, None, None, None, None
+
+
+def mix(
+    weights: Float[Tensor, "batch k active"],
+    cut: Callable[[slice], Float[Tensor, "batch some *patch"]],
+    shape: Sequence[int],
+) -> Float[Tensor, "batch k *patch"]:
+    """Mixtures of patches, sum_m weights[:, :, m] patches[:, m], with a gradient for the weights.
+
+    Only a part of the patches is held at a time; if they are more than one part, the backward
+    pass cuts them once more. Patches get no gradient.
+
+    Args:
+        weights: As `perturbed_topk` gives them.
+        cut: Patches of the active cells in a slice.
+        shape: Of one patch.
+    """
+    mixed: Tensor = _Mix.apply(weights, cut, math.prod(shape))
+    return mixed.view(*weights.shape[:2], *shape)
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, cut: Callable[[slice], Tensor], numbers: int) -> Tensor:
+        step = max(1, PATCH_NUMBERS // (len(weights) * numbers))
+        ctx.parts = [slice(i, i + step) for i in range(0, weights.shape[2], step)]
+        ctx.cut = cut
+        mixed = weights.new_zeros(*weights.shape[:2], numbers)
+        with torch.autocast(weights.device.type, enabled=False):
+            for part in ctx.parts:
+                patches = cut(part).flatten(2)
+                mixed.baddbmm_(weights[:, :, part], patches)
+        ctx.save_for_backward(weights, *([patches] if len(ctx.parts) == 1 else []))
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        weights, *kept = ctx.saved_tensors
+        grad = torch.empty_like(weights)
+        for part in ctx.parts:
+            patches = kept[0] if kept else ctx.cut(part).flatten(2)
+            grad[:, :, part] = upstream @ patches.mT
+        return grad, None, None
 
 
 def score_function_loss(
