@@ -92,7 +92,7 @@ class ModelConfig:
     sigma_final: float = 0.005
     """Standard deviation of the noise at the end of the run; falls by a half cosine."""
     warmup: float = 0.5
-    """Share of the run that learns from random patches before the scorer decides (1)."""
+    """Share of the run in which random patches give way to selected ones, before selection learns from its own loss (1)."""
     warmup_k: int = 16
     """Random patches per image in the warm-up and for the baseline; a multiple of k."""
     alone: float = 1.0
@@ -193,7 +193,7 @@ class Fingerprint(Task):
         num = len(self.tiles) if model.mode == "ips" else self.grid**2
         if not 0 < model.k <= num:
             raise ConfigError(
-                f"model.k is {model.k} and there are {num} cells to choose from; give 1 to {num}."
+                f"model.k is {model.k} and the {self.grid}x{self.grid} grid has {num} cells to choose from; give 1 to {num}."
             )
         if not model.k <= model.warmup_k <= self.grid**2 or model.warmup_k % model.k:
             raise ConfigError(
@@ -292,11 +292,28 @@ class Fingerprint(Task):
         truth = torch.from_numpy(batch["truth"]).to(self.device)
         if model.mode in ("ips", "grid", "all"):
             return self._look(batch, self._choose(batch), truth)
-        if model.mode == "random" or progress < model.warmup:
+        if model.mode == "random":
             return self._look(batch, batch["random_cells"], truth)
+        if progress < model.warmup:
+            return self._look(batch, self._explore(batch, progress / model.warmup), truth)
         sigma = self._sigma((progress - model.warmup) / (1 - model.warmup))
         select = self._select_hard if model.estimator == "score_function" else self._select_mixed
         return select(batch, self._scores(batch), sigma, truth) | {"sigma": torch.tensor(sigma)}
+
+    def _explore(self, batch: Batch, progress: float) -> np.ndarray:
+        """Random cells, of which ever more sets give way to what the scorer would select.
+
+        A backbone that sees the signal in few of its patches learns late, or too late; the scorer
+        knows early, from the guide, where patches answer better than by chance.
+        """
+        model, cells = self.config.model, batch["random_cells"].copy()
+        num_chosen = int(progress * model.warmup_k / self.k)
+        if num_chosen:
+            scores = self._scores(batch).detach()
+            noise = draw_noise(batch["key"].tolist(), num_chosen, scores.shape[1]).to(self.device)
+            chosen = hard_topk(scores[:, None] + model.sigma * noise, self.k, self.apart)
+            cells[:, : num_chosen * self.k] = chosen.flatten(1).cpu().numpy()
+        return cells
 
     def _look(self, batch: Batch, cells: np.ndarray, truth: Tensor) -> dict[str, Tensor]:
         """Given patches: each must answer alone, and sets of k together; the scorer watches."""
@@ -568,29 +585,26 @@ class Fingerprint(Task):
         for name in sorted(set(predictions["split"].to_pylist())):
             own = predictions.filter(pc.field("split") == name)
             group = np.array(own["group"].to_pylist())
-            found[name] = _without(own, group)
+            found[name] = _deletion(own, group)
             if zones is not None:
                 boxes = [np.array(b).reshape(-1, 4) for b in own["boxes"].to_pylist()]
-                ids = own["id"].to_pylist()
-                hits = [
-                    synthetic.zone_hits(zones[i], b).mean() for i, b in zip(ids, boxes, strict=True)
-                ]
+                pairs = zip(own["id"].to_pylist(), boxes, strict=True)
+                hits = [synthetic.zone_hits(zones[i], b).mean() for i, b in pairs]
                 found[name]["patches_on_signal"] = interval(np.array(hits), group)
         return Findings(metrics=found)
 
 
-def _without(predictions: pa.Table, group: np.ndarray) -> dict[str, Estimate]:
+def _deletion(predictions: pa.Table, group: np.ndarray) -> dict[str, Estimate]:
     """Accuracy with the chosen patches blank, with random ones blank, and what more the first costs."""
     if "logits_without_chosen" not in predictions.column_names:
         return {}
     truth = predictions["truth"].to_numpy()
     right = {
-        name: np.array(predictions[f"logits_without_{name}"].to_pylist()).argmax(1) == truth
+        name: (np.array(predictions[f"logits_without_{name}"].to_pylist()).argmax(1) == truth) * 1.0
         for name in ("chosen", "random")
     }
-    gap = right["random"].astype(float) - right["chosen"]
-    found = {f"accuracy_without_{n}": interval(r.astype(float), group) for n, r in right.items()}
-    return found | {"evidence": interval(gap, group, lowest=-1.0)}
+    found = {f"accuracy_without_{name}": interval(each, group) for name, each in right.items()}
+    return found | {"evidence": interval(right["random"] - right["chosen"], group, lowest=-1.0)}
 
 
 def selection_entropy(scores: Tensor, k: int) -> Tensor:

@@ -18,8 +18,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from torch import nn
 
 from assay.bundle import Bundle, quantized_share, seal
+from assay.data.entry import Entry
 from assay.data.patches import Canvas, PatchConfig, cell_corners
-from assay.data.pixels import Entry
 from assay.decide import Decision
 from assay.errors import BundleError, ImageError
 from assay.nn.export import write_graph

@@ -23,8 +23,9 @@ from assay.config import fingerprint, from_dict, to_dict
 from assay.data.manifest import Manifest
 from assay.data.order import Step, entry_keys
 from assay.data.patches import Canvas, PatchConfig, cell_corners
-from assay.data.pixels import Pixels, build_entry
+from assay.data.pixels import Pixels
 from assay.data.split import Split, draw_split
+from assay.data.store import Store
 from assay.decide import Decision
 from assay.loop import Loop, load_best
 from assay.main import main
@@ -88,8 +89,8 @@ def system(request, tmp_path_factory) -> System:
         for row in rows[np.linspace(0, len(rows) - 1, num).astype(int)]:
             sets[row] = name
             image, content = (manifest.column(c)[row] for c in ("image", "content"))
-            build_entry(storage / "store", content, Path(image))
-    pixels = Pixels(storage / "store", manifest.column("content"))
+            Store(str(storage / "store")).build(content, Path(image))
+    pixels = Pixels(Store(str(storage / "store")), manifest.column("content"))
     return System(source, task, config, manifest, Split(sets, {}), pixels)
 
 

@@ -15,7 +15,8 @@ from assay.bundle import seal
 from assay.data import augment
 from assay.data.augment import AugmentConfig
 from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
-from assay.data.pixels import Pixels, build_entry
+from assay.data.pixels import Pixels
+from assay.data.store import Store
 from assay.decide import Decision
 from assay.errors import ConfigError
 from assay.nn.topk import draw_noise, perturbed_topk
@@ -33,8 +34,8 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Pixels:
     for content in contents:
         path = folder / f"{content}.png"
         cv2.imwrite(str(path), rng.integers(40, 120, (64, 64, 3), dtype=np.uint8))
-        build_entry(folder / "store", content, path)
-    return Pixels(folder / "store", contents)
+        Store(str(folder / "store")).build(content, path)
+    return Pixels(Store(str(folder / "store")), contents)
 
 
 def make(pixels: Pixels, changes: dict[str, Any] | None = None, **fields: Any) -> Any:
@@ -100,6 +101,17 @@ def test_the_guide_teaches_the_scorer_in_the_warm_up_and_the_baseline_has_none(
         task(batch_of(task), 0.0)["loss"].backward()
         moved = any(p.grad is not None and p.grad.abs().max() > 0 for p in task.scorer.parameters())
         assert moved == learns
+
+
+def test_random_patches_give_way_to_selected_ones(pixels: Pixels) -> None:
+    """Two sets of 4: at first both are random, from the middle of the warm-up one is chosen."""
+    task = make(pixels, {"sigma": 1e-6})
+    batch = batch_of(task)
+    assert (task._explore(batch, 0.49) == batch["random_cells"]).all()
+    cells = task._explore(batch, 0.5)
+    best = task._scores(batch).argsort(dim=1, descending=True, stable=True)[:, :4].sort(1).values
+    assert (cells[:, :4] == best.numpy()).all()
+    assert (cells[:, 4:] == batch["random_cells"][:, 4:]).all()
 
 
 def test_the_noise_falls_over_the_run(pixels: Pixels) -> None:
@@ -189,7 +201,7 @@ def test_a_raw_file_served_gives_what_training_computes(
             temperature=1.0, coverage=0.9, quantile=0.9, costs=None, positive=None, threshold=None, num=9, num_groups=9
         ).to_dict(),
     }  # fmt: skip
-    files = [pixels.store.parent / f"{content}.png" for content in pixels.contents]
+    files = [pixels.store.here.parent / f"{content}.png" for content in pixels.contents]
     bundle = seal(tmp_path, card, files[0])
     for i, file in enumerate(files):
         answer = bundle.predict(file)

@@ -12,8 +12,10 @@ import pytest
 
 from assay import gallery
 from assay.data.duplicates import NearDuplicate
+from assay.data.entry import Entry
 from assay.data.manifest import Manifest
-from assay.data.pixels import Entry, Pixels, build_entry
+from assay.data.pixels import Pixels
+from assay.data.store import Store
 from assay.decide import Decision
 
 CLASSES = ["a", "b", "c"]
@@ -111,10 +113,10 @@ def stored(
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
         cv2.imwrite(str(path), noise)
-        build_entry(folder / "store", f"{i:04d}", path)
+        Store(str(folder / "store")).build(f"{i:04d}", path)
     contents = [f"{i:04d}" for i in range(len(ids))]
     manifest = Manifest(pa.table({"id": ids, "content": contents}))
-    return manifest, Pixels(folder / "store", contents)
+    return manifest, Pixels(Store(str(folder / "store")), contents)
 
 
 def collected(folder: Path, predictions: pa.Table, **more: Any) -> dict[str, Any]:

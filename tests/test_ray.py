@@ -16,8 +16,9 @@ import ray
 from assay.config import to_dict
 from assay.data.manifest import Manifest
 from assay.data.order import steps_of, uniform_order
-from assay.data.pixels import Pixels, entry_path
+from assay.data.pixels import Pixels
 from assay.data.split import Split, draw_split
+from assay.data.store import Store
 from assay.errors import ImageError
 from assay.ingest import fill, ray_stream
 from assay.run import Job, work
@@ -97,7 +98,7 @@ def manifest(
 
 @pytest.fixture(scope="module")
 def pixels(cluster: None, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
-    store = tmp_path_factory.mktemp("store")
+    store = Store(str(tmp_path_factory.mktemp("store")))
     assert fill(manifest, store, "stop", parallel=True) == []
     return Pixels(store, manifest.column("content"))
 
@@ -110,7 +111,7 @@ def split(manifest: Manifest, config: TaskConfig) -> Split:
 def test_the_job_stores_every_image_and_only_what_is_missing(
     pixels: Pixels, manifest: Manifest
 ) -> None:
-    paths = [entry_path(pixels.store, c) for c in pixels.contents]
+    paths = [pixels.store.path(c) for c in pixels.contents]
     assert all(p.exists() for p in paths)
     before = [p.stat().st_mtime_ns for p in paths[1:]]
     paths[0].unlink()
@@ -130,8 +131,8 @@ def test_the_job_names_an_unreadable_image(
 
     damaged = Manifest(pa.table(columns)).take(range(4))
     with pytest.raises(ImageError, match=r"broken\.png.*1 of 4"):
-        fill(damaged, tmp_path / "store", "stop", parallel=True)
-    found = fill(damaged, tmp_path / "store", "skip", parallel=True)
+        fill(damaged, Store(str(tmp_path / "store")), "stop", parallel=True)
+    found = fill(damaged, Store(str(tmp_path / "store")), "skip", parallel=True)
     assert [q.row for q in found] == [1]
 
 

@@ -18,6 +18,7 @@ from assay.data.manifest import Manifest
 from assay.data.order import Step
 from assay.data.pixels import Pixels
 from assay.data.split import Split
+from assay.data.store import Store
 from assay.loop import Loop
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.run import Job
@@ -129,7 +130,7 @@ def make_job(
     }))  # fmt: skip
     return Job(
         TaskSource("toy", globals()["__source__"]), to_dict(config), manifest, Split(sets, {}),
-        Pixels(folder, ids), folder, "cpu", strategy, judged=("test",),
+        Pixels(Store(str(folder)), ids), folder, "cpu", strategy, judged=("test",),
         checkpoint_steps=checkpoint_steps,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ import numpy as np
 import onnxruntime
 
 from assay.data import image
+from assay.data.entry import Entry
 from assay.data.patches import (
     EPS,
     Canvas,
@@ -32,7 +33,6 @@ from assay.data.patches import (
     iterative_cells,
     overview_seed,
 )
-from assay.data.pixels import Entry
 from assay.decide import Decision
 from assay.errors import BundleError
 from assay.shapes import Float

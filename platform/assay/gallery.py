@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.data.duplicates import NearDuplicate
+from assay.data.entry import Entry
 from assay.data.manifest import Manifest
-from assay.data.pixels import Entry, Pixels
+from assay.data.pixels import Pixels
 from assay.decide import Decision
 from assay.loop import write_json
 from assay.predictions import class_names, domain_columns, logits_of

@@ -6,7 +6,9 @@ The only file that imports ray.data. `fill_here` and `task.batches` are the same
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,17 +19,18 @@ import ray
 import ray.data
 
 from assay.config import from_dict, to_dict
+from assay.data.entry import entry_bytes
 from assay.data.image import probe
 from assay.data.manifest import Manifest
 from assay.data.order import Step
-from assay.data.pixels import Pixels, decode, entry_bytes, entry_path
+from assay.data.pixels import Pixels
+from assay.data.store import SPARE_DISK, Store, decode
 from assay.errors import AssayError, ImageError, StoreError
 from assay.task import Batch, Stream, TaskConfig, TaskSource, batches, load_task
 from assay.telemetry import progress_bar
 
 IMAGES_PER_BLOCK = 8
 SAMPLES_PER_BLOCK = 64
-SPARE_DISK = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -38,31 +41,27 @@ class Quarantined:
     reason: str
 
 
-def fill(manifest: Manifest, store: Path, on_error: str, parallel: bool) -> list[Quarantined]:
+def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> list[Quarantined]:
     """Decode every image that the store lacks; with Ray Data if `parallel`, else in this process.
+
+    Says how fast it was.
 
     Raises:
         ImageError: an image cannot be read and `on_error` is "stop"; names the first and the count.
-        StoreError: the disk has too little room, said with figures, before anything is decoded.
+        StoreError: the store cannot be reached, or the disk has too little room, said with figures,
+            before anything is decoded.
     """
     contents, paths = manifest.column("content"), manifest.column("image")
-    first_row: dict[str, int] = {}
-    for row, content in enumerate(contents):
-        first_row.setdefault(content, row)
-    missing = [row for content, row in first_row.items() if not entry_path(store, content).exists()]
+    path_of = dict(zip(reversed(contents), reversed(paths), strict=True))
+    missing = store.missing(contents)
     if not missing:
         return []
-    store.mkdir(parents=True, exist_ok=True)
-    _refuse_full_disk([Path(paths[row]) for row in missing], store)
-    work: list[dict[str, Any]] = [{"content": contents[row], "path": paths[row]} for row in missing]
+    store.here.mkdir(parents=True, exist_ok=True)
+    if store.is_folder:
+        _refuse_full_disk([Path(path_of[content]) for content in missing], store.here)
+    work: list[dict[str, Any]] = [{"content": c, "path": path_of[c]} for c in missing]
     outcomes = _fill_with_ray(work, store) if parallel else (decode(store, w) for w in work)
-    bar = progress_bar(len(work), "decode")
-    bad = {}
-    for outcome in outcomes:
-        bar.update()
-        if outcome["reason"]:
-            bad[outcome["content"]] = str(outcome["reason"])
-    bar.close()
+    bad = _follow(outcomes, len(work))
     found = [Quarantined(row, bad[c]) for row, c in enumerate(contents) if c in bad]
     if found and on_error == "stop":
         raise ImageError(
@@ -72,7 +71,26 @@ def fill(manifest: Manifest, store: Path, on_error: str, parallel: bool) -> list
     return found
 
 
-def _refuse_full_disk(paths: list[Path], store: Path) -> None:
+def _follow(outcomes: Iterable[dict[str, Any]], num: int) -> dict[str, str]:
+    """Show progress, then say how fast it was; returns why contents could not be decoded."""
+    began, pixels, bad = time.perf_counter(), 0, {}
+    bar = progress_bar(num, "decode")
+    for outcome in outcomes:
+        bar.update()
+        pixels += outcome["pixels"]
+        if outcome["reason"]:
+            bad[outcome["content"]] = str(outcome["reason"])
+    bar.close()
+    seconds = time.perf_counter() - began
+    print(
+        f"decoded {num - len(bad)} images of {pixels / 1e6:.0f} megapixels in {seconds:.1f} s: "
+        f"{(num - len(bad)) / seconds:.1f} images/s, {pixels / 1e6 / seconds:.0f} megapixels/s",
+        file=sys.stderr,
+    )
+    return bad
+
+
+def _refuse_full_disk(paths: list[Path], folder: Path) -> None:
     sampled = paths[:: max(1, len(paths) // 256)]
     sizes = []
     for path in sampled:
@@ -81,15 +99,15 @@ def _refuse_full_disk(paths: list[Path], store: Path) -> None:
         except ImageError:
             continue  # named when it is decoded
     need = int(np.mean(sizes) * len(paths)) if sizes else 0
-    free = shutil.disk_usage(store).free - SPARE_DISK
+    free = shutil.disk_usage(folder).free - SPARE_DISK
     if need > free:
         raise StoreError(
-            f"The store needs about {need / 1e9:.1f} GB for {len(paths)} images and {store} has {max(free, 0) / 1e9:.1f} GB "
+            f"The store needs about {need / 1e9:.1f} GB for {len(paths)} images and {folder} has {max(free, 0) / 1e9:.1f} GB "
             "to spare; free some disk or pass --store on a larger one."
         )
 
 
-def _fill_with_ray(work: list[dict[str, Any]], store: Path) -> Iterator[dict[str, Any]]:
+def _fill_with_ray(work: list[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
     _quiet()
     blocks = max(1, math.ceil(len(work) / IMAGES_PER_BLOCK))
     dataset = ray.data.from_items(work, override_num_blocks=blocks).map(partial(decode, store))

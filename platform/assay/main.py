@@ -30,6 +30,7 @@ from assay.data.duplicates import NearDuplicate, counts, near_duplicates
 from assay.data.manifest import Manifest
 from assay.data.pixels import Pixels
 from assay.data.split import Split, draw_split
+from assay.data.store import Store
 from assay.decide import Decision
 from assay.errors import AssayError, ConfigError, RunError
 from assay.ingest import Quarantined, fill
@@ -122,7 +123,7 @@ def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool
     A finished run that was judged by other settings of `decide` is judged again, which is recorded.
     """
     storage = storage_of(where)
-    store = (where.store or storage / "store").absolute()
+    store = _store_of(where, storage)
     task = load_task(source)
     config = _absolute(config)
     manifest = task.manifest(config, storage)
@@ -155,6 +156,11 @@ def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool
     show(folders)
     print(f"report: {runs[''].folder / 'report.html'}")
     return runs[""]
+
+
+def _store_of(where: Where, storage: Path) -> Store:
+    place = where.store or str(storage / "store")
+    return Store(place if "://" in place else str(Path(place).absolute()), where.cache)
 
 
 def _write_reports(folders: Mapping[str, Path]) -> None:

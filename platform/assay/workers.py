@@ -41,8 +41,10 @@ class Where(Settings):
     """Worker failures survived before the run is given up."""
     storage: Path | None = None
     """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
-    store: Path | None = None
-    """Folder of decoded pixels; none: store/ below the storage."""
+    store: str = ""
+    """Folder or URI (s3://, gs://, abfs://) of decoded pixels; none: store/ below the storage."""
+    cache: str = ""
+    """Folder on each node for copies of what is read from the store, such as a local disk or /dev/shm; none: only of an URI, below ~/.cache."""
     checkpoint_steps: int = 0
     """Updates between two checkpoints besides those at each look at val; 0: none besides."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()

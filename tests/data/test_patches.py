@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from assay.config import from_dict, to_dict
 from assay.data import augment, photometric
 from assay.data.augment import Augment, AugmentConfig
+from assay.data.entry import Clahe, Entry
 from assay.data.patches import (
     Canvas,
     PatchConfig,
@@ -19,7 +20,6 @@ from assay.data.patches import (
     lattice_cells,
     tile_cells,
 )
-from assay.data.pixels import Clahe, Entry
 from assay.errors import ConfigError
 from assay.nn.topk import hard_topk
 

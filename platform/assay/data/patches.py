@@ -16,8 +16,8 @@ import numpy as np
 
 from assay.config import Settings
 from assay.data.augment import IDENTITY, Augment, compose, crop_matrix, fit
+from assay.data.entry import Clahe, Entry
 from assay.data.photometric import photometric
-from assay.data.pixels import Clahe, Entry
 from assay.errors import ConfigError
 from assay.shapes import Bool, Float64, Int, Real, UInt8
 

@@ -1,255 +1,24 @@
-"""The pixel store: every image decoded once, laid out for fast reads of regions.
+"""The handle by which training, judging and serving look at pixels."""
 
-    <store>/<first two digits>/<content>.pixels
-        8 bytes   magic and layout version
-        4 bytes   length of the header (little-endian)
-        header    JSON: dtype, levels [{height, width, offset}], mean, std, signature
-        levels    level 0 is the image, level i is 2^i times smaller (area mean); raw, row-major
-
-An entry is keyed by the file's content alone: labels, domains and splits never enter. It is
-written under a temporary name and renamed, so an entry that exists is complete. `Pixels` is the one
-path by which training, judging and serving look at pixels: it memory-maps entries and reads only
-the pages that a region touches.
-"""
-
-import json
-import struct
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import cv2
 import numpy as np
 
-from assay.data import augment, image, photometric
-from assay.errors import ImageError, StoreError
-from assay.shapes import Float64, UInt8
+from assay.data.entry import Entry
+from assay.data.store import Store
+from assay.shapes import UInt8
 
-MAGIC = b"ASSAYPX1"
-SMALLEST_LEVEL = 64
 OPEN_ENTRIES = 256
 """Memory maps that one process keeps open."""
-
-
-@dataclass(frozen=True)
-class Clahe:
-    """Local histogram equalisation (CLAHE) of what is read: clip limit, and tiles along each side."""
-
-    clip_limit: float
-    grid: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image: pyramid levels (memory-mapped, or in memory) and statistics in [0, 1]."""
-
-    levels: list[np.ndarray]
-    mean: np.ndarray
-    std: np.ndarray
-    signature: bytes
-
-    @classmethod
-    def of(cls, pixels: np.ndarray) -> "Entry":
-        """The entry of decoded pixels, as the store would hold it."""
-        levels = pyramid(pixels)
-        mean, std = statistics(levels)
-        return cls(levels, mean, std, signature(image.to_uint8(levels[-1])))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.levels[0].shape[0], self.levels[0].shape[1]
-
-    def cut(
-        self, box: tuple[int, int, int, int], level: int = 0, clahe: Clahe | None = None
-    ) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of box (x0, y0, x1, y1) of a level, equalised if asked, zero outside the image."""
-        pixels = self.levels[level]
-        height, width = pixels.shape[:2]
-        x0, y0, x1, y1 = box
-        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-        window = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.uint8)
-        if left >= right or top >= bottom:
-            return window
-
-        def read(a: int, b: int, c: int, d: int) -> UInt8[np.ndarray, "h w 3"]:
-            return image.to_uint8(np.asarray(pixels[b:d, a:c]))
-
-        if clahe is None:
-            inside = read(left, top, right, bottom)
-        else:
-            inside = photometric.clahe_region(
-                read, height, width, left, top, right, bottom, clahe.clip_limit, clahe.grid
-            )
-        window[top - y0 : bottom - y0, left - x0 : right - x0] = inside
-        return window
-
-    def view(
-        self,
-        matrix: Float64[np.ndarray, "2 3"],
-        height: int,
-        width: int,
-        clahe: Clahe | None = None,
-    ) -> UInt8[np.ndarray, "h w 3"]:
-        """What an affine window on the image shows; `matrix` maps window pixels to image pixels.
-
-        Reads the coarsest level that still has a pixel for each window pixel, and of it only the
-        box the window covers.
-        """
-        step = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
-        index = min(max(int(np.floor(np.log2(max(step, 1e-9)) + 1e-6)), 0), len(self.levels) - 1)
-        edge = np.array(self.levels[index].shape[1::-1])
-        # a level's pixel i covers the full-size pixels around (i + 0.5) * ratio - 0.5
-        ratio = np.array(self.levels[0].shape[1::-1]) / edge
-        scaled = matrix / ratio[:, None]
-        scaled[:, 2] += 0.5 / ratio - 0.5
-        ends = (
-            np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]])
-            @ scaled.T
-        )
-        low = np.clip(np.floor(ends.min(0)).astype(int), -1, edge)
-        high = np.clip(np.ceil(ends.max(0)).astype(int) + 1, 0, edge + 1)
-        if (high <= low).any():
-            return np.zeros((height, width, 3), dtype=np.uint8)
-        window = self.cut((int(low[0]), int(low[1]), int(high[0]), int(high[1])), index, clahe)
-        scaled[:, 2] -= low
-        return augment.warp(window, scaled, height, width)
-
-
-def entry_path(store: Path, content: str) -> Path:
-    """Where the entry of a content hash lives."""
-    return store / content[:2] / f"{content}.pixels"
-
-
-def entry_bytes(height: int, width: int) -> int:
-    """Upper bound of an 8-bit entry's size: the image and a third for the pyramid."""
-    return height * width * 4 + 65536
-
-
-def signature(level: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """32 bytes that near-copies share: signs of a 16x16 grey thumbnail against its own blur.
-
-    A flip or quarter turn of the image permutes the 256 bits in the same way.
-    """
-    grey = cv2.cvtColor(level, cv2.COLOR_RGB2GRAY)
-    thumb = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
-    return np.packbits(thumb > cv2.blur(thumb, (5, 5))).tobytes()
-
-
-def build_entry(store: Path, content: str, source: Path) -> None:
-    """Decode one image into the store; an entry that exists is left as it is.
-
-    Raises:
-        ImageError: the file cannot be read.
-        StoreError: the store cannot be written, or the disk is full.
-    """
-    path = entry_path(store, content)
-    if path.exists():
-        return
-    entry = Entry.of(image.read(source))
-    header: dict[str, Any] = {
-        "dtype": str(entry.levels[0].dtype),
-        "mean": entry.mean.tolist(),
-        "std": entry.std.tolist(),
-        "signature": entry.signature.hex(),
-        "levels": [],
-    }
-    offset = 0
-    for level in entry.levels:
-        header["levels"].append(
-            {"height": level.shape[0], "width": level.shape[1], "offset": offset}
-        )
-        offset += level.nbytes
-    head = json.dumps(header).encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, MAGIC + struct.pack("<I", len(head)) + head, entry.levels)
-    except OSError as error:
-        raise StoreError(
-            f"The store {store} cannot be written ({error.strerror}); free some disk or pass another --store."
-        ) from None
-
-
-def _write(path: Path, head: bytes, levels: list[np.ndarray]) -> None:
-    # two nodes that share a store may write the same entry under the same process id
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(head)
-            for level in levels:
-                file.write(np.ascontiguousarray(level).data)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def decode(store: Path, work: dict[str, Any]) -> dict[str, Any]:
-    """`build_entry` of one work item (content, path) as a Ray Data task; adds why it failed, or ""."""
-    try:
-        build_entry(store, work["content"], Path(work["path"]))
-    except ImageError as error:
-        return work | {"reason": str(error)}
-    return work | {"reason": ""}
-
-
-def pyramid(level: np.ndarray) -> list[np.ndarray]:
-    """The image and its halvings by area mean, until the longer side nears `SMALLEST_LEVEL`."""
-    levels = [level]
-    while max(level.shape[:2]) >= 2 * SMALLEST_LEVEL:
-        size = (max(level.shape[1] // 2, 1), max(level.shape[0] // 2, 1))
-        level = cv2.resize(level, size, interpolation=cv2.INTER_AREA)
-        levels.append(level)
-    return levels
-
-
-def statistics(levels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel in [0, 1], from the last level of at least 256 pixels."""
-    overview = next((x for x in reversed(levels) if min(x.shape[:2]) >= 256), levels[0])
-    values = image.to_uint8(overview).reshape(-1, 3).astype(np.float64) / 255
-    return values.mean(0), values.std(0)
-
-
-def open_entry(path: Path) -> Entry:
-    """Memory-map one entry.
-
-    Raises:
-        StoreError: the entry is missing, foreign or cut short.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(12)
-            if start[:8] != MAGIC:
-                raise StoreError(
-                    f"{path} is not an entry of this store's version; delete it and run again."
-                )
-            header = json.loads(file.read(struct.unpack("<I", start[8:])[0]))
-            begin = file.tell()
-        flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
-        return Entry(
-            [_level(flat, spec) for spec in header["levels"]],
-            np.array(header["mean"], dtype=np.float64),
-            np.array(header["std"], dtype=np.float64),
-            bytes.fromhex(header["signature"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise StoreError(
-            f"The stored image {path} is damaged or missing ({error}); delete it and run again."
-        ) from None
-
-
-def _level(flat: np.ndarray, spec: dict[str, int]) -> np.ndarray:
-    start = spec["offset"] // flat.dtype.itemsize
-    num = spec["height"] * spec["width"] * 3
-    return flat[start : start + num].reshape(spec["height"], spec["width"], 3)
 
 
 @dataclass
 class Pixels:
     """Read-only handle on the stored images of a manifest's rows; small to pickle."""
 
-    store: Path
+    store: Store
     contents: list[str]
     _open: "OrderedDict[str, Entry]" = field(default_factory=OrderedDict, repr=False, compare=False)
 
@@ -262,7 +31,7 @@ class Pixels:
         content = self.contents[row]
         found = self._open.get(content)
         if found is None:
-            found = open_entry(entry_path(self.store, content))
+            found = self.store.open(content)
             self._open[content] = found
             if len(self._open) > OPEN_ENTRIES:
                 self._open.popitem(last=False)
