@@ -433,7 +433,7 @@ class Fingerprint(Task):
         mean, std = (
             torch.from_numpy(batch[n]).to(self.device).view(shape) for n in ("mean", "std")
         )
-        shown = (pixels.float() / 255 - mean) / (std + EPS)
+        shown = torch.addcmul(-mean / (std + EPS), pixels.float(), 1 / (255 * (std + EPS)))
         if "blank" not in batch:
             return shown
         sizes, blank = self.config.patches, batch["blank"]

@@ -92,8 +92,14 @@ class Entry:
         """What an affine window on the image shows; `matrix` maps window pixels to image pixels.
 
         Reads the coarsest level that still has a pixel for each window pixel, and of it only the
-        box the window covers.
+        box the window covers. Whole-pixel shifts and flips are copied, anything else is sampled.
         """
+        flips = np.sign(np.diag(matrix)).astype(int)
+        start = matrix[:, 2] + np.minimum(flips, 0) * np.array([width - 1, height - 1])
+        if (matrix[:, :2] == np.diag(flips)).all() and (start == np.rint(start)).all():
+            x, y = start.astype(int).tolist()
+            window = self.cut((x, y, x + width, y + height), 0, clahe)
+            return window[:: flips[1], :: flips[0]]
         step = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
         index = min(max(int(np.floor(np.log2(max(step, 1e-9)) + 1e-6)), 0), len(self.levels) - 1)
         edge = np.array(self.levels[index].shape[1::-1])
