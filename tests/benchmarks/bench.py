@@ -1,12 +1,12 @@
 """What the benchmarks share: timing side by side, peak memory in a fresh process, a table beside the script."""
 
-import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,22 @@ def seconds(variants: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
-def peak_mb(steps: Callable[..., Iterator[None]], *arguments: Any) -> float:
+def peak_mb(steps: Callable[..., Iterator[None]], *arguments: str | float) -> float:
     """How far a step raises the peak resident memory of a fresh process (MB).
 
-    `steps` yields once when everything is prepared, then does the step to be measured.
+    `steps` is a function of the script that yields once when everything is prepared, then does the
+    step to be measured.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, steps, arguments).result()
+    code = f"import bench, {Path(sys.argv[0]).stem} as script; print(bench.peak(script.{steps.__name__}, *{arguments!r}))"
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, check=True, capture_output=True, text=True
+    )
+    return float(done.stdout)
 
 
-def _peak(steps: Callable[..., Iterator[None]], arguments: Sequence[Any]) -> float:
+def peak(steps: Callable[..., Iterator[None]], *arguments: str | float) -> float:
+    """`peak_mb` within the fresh process."""
     work = steps(*arguments)
     next(work)
     # the peak so far is forgotten, so that what preparing needed does not hide the step

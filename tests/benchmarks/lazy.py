@@ -64,9 +64,9 @@ def lazy(file: Path, store: Store, clip: float) -> Callable[[], np.ndarray]:
 WAYS = {"all of it": whole, "lazy": lazy}
 
 
-def measured(way: str, file: Path, store: Store, clip: float) -> Iterator[None]:
+def measured(way: str, folder: str, clip: float) -> Iterator[None]:
     """One step for its peak memory."""
-    step = WAYS[way](file, store, clip)
+    step = WAYS[way](Path(folder) / "image.jpg", Store(folder), clip)
     yield
     step()
 
@@ -99,7 +99,7 @@ def row(file: Path, store: Store, clip: float) -> list[str]:
     """One line of the table."""
     steps = {name: make(file, store, clip) for name, make in WAYS.items()}
     taken = seconds(steps, 3)
-    memory = {name: peak_mb(measured, name, file, store, clip) for name in steps}
+    memory = {name: peak_mb(measured, name, store.place, clip) for name in steps}
     corners = cell_corners(np.sort(CELLS), GRID, sizes(clip))
     pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
     if clip:

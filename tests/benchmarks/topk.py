@@ -104,7 +104,7 @@ def main() -> None:
             ],
             rows,
         ),
-        "What is left of the indexed form is drawing the noise, twice, and taking the best of it.",
+        "Both draw the noise; of the indexed form that is the most part at 1024 cells, and what keeps it from 50 times.",
     )
 
 

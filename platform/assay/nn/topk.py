@@ -7,11 +7,12 @@ from n samples is sparse, since only cells that some sample selected have a weig
 and its gradient are computed here from the selected indices alone, without a one-hot tensor.
 
 Memory is bounded however flat the scores are: noise is drawn for a few images at a time, and
-patches are mixed a few cells at a time; both are made once more in the backward pass.
+patches are mixed a few cells at a time; what is more than one portion is made once more in the
+backward pass.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -121,14 +122,10 @@ def perturbed_topk(
     return Selection(cells, weights)
 
 
-def _noise(
-    keys: Sequence[int], num_samples: int, like: Float[Tensor, "batch d"]
-) -> Iterator[tuple[slice, Tensor]]:
-    """The noise of a few images at a time, and which they are."""
-    step = max(1, NOISE_NUMBERS // (num_samples * like.shape[1]))
-    for start in range(0, len(keys), step):
-        own = slice(start, min(start + step, len(keys)))
-        yield own, draw_noise(keys[own], num_samples, like.shape[1], like.device).to(like.dtype)
+def _portions(num: int, numbers: int, most: int) -> list[slice]:
+    """Items, of so many numbers each, in portions that hold at most so many, or one item."""
+    step = max(1, most // numbers)
+    return [slice(i, min(i + step, num)) for i in range(0, num, step)]
 
 
 class _PerturbedTopK(torch.autograd.Function):
@@ -139,8 +136,10 @@ class _PerturbedTopK(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         num_images, num_cells = scores.shape
         picked = torch.empty(num_images, num_samples, k, dtype=torch.long, device=scores.device)
-        for own, noise in _noise(keys, num_samples, scores):
-            perturbed = torch.add(scores[own, None], noise, alpha=sigma)
+        portions = _portions(num_images, num_samples * num_cells, NOISE_NUMBERS)
+        for own in portions:
+            noise = draw_noise(keys[own], num_samples, num_cells, scores.device)
+            perturbed = torch.add(scores[own, None], noise.to(scores.dtype), alpha=sigma)
             if apart > 1:
                 picked[own] = hard_topk(perturbed, k, apart)
             else:
@@ -155,19 +154,22 @@ class _PerturbedTopK(torch.autograd.Function):
         cells[image, slots[image, cell]] = cell
         index = cells.clamp(min=0)[:, None].expand(-1, k, -1)
         weights = counts.gather(2, index) * (cells >= 0)[:, None] / num_samples
-        ctx.save_for_backward(picked, slots, is_active)
-        ctx.keys, ctx.sigma, ctx.estimator = keys, sigma, estimator
+        ctx.save_for_backward(picked, slots, is_active, *([noise] if len(portions) == 1 else []))
+        ctx.keys, ctx.sigma, ctx.estimator, ctx.portions = keys, sigma, estimator, portions
         ctx.mark_non_differentiable(cells)
         return cells, weights
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        picked, slots, is_active = ctx.saved_tensors
+        picked, slots, is_active, *kept = ctx.saved_tensors
         num_samples = picked.shape[1]
         slot = slots.gather(1, picked.flatten(1)).view_as(picked)
         terms = upstream.gather(2, slot.mT).mT  # G[j, I[n, j]] as (batch, n, k)
         grad = upstream.new_zeros(is_active.shape)
-        for own, noise in _noise(ctx.keys, num_samples, grad):
+        for own in ctx.portions:
+            size = num_samples, is_active.shape[1]
+            noise = kept[0] if kept else draw_noise(ctx.keys[own], *size, grad.device)
+            noise = noise.to(grad.dtype)
             if ctx.estimator == "diagonal":
                 own_noise = noise.gather(2, picked[own])
                 seen = (terms[own] * own_noise).flatten(1)
@@ -204,8 +206,7 @@ def mix(
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, cut: Callable[[slice], Tensor], numbers: int) -> Tensor:
-        step = max(1, PATCH_NUMBERS // (len(weights) * numbers))
-        ctx.parts = [slice(i, i + step) for i in range(0, weights.shape[2], step)]
+        ctx.parts = _portions(weights.shape[2], len(weights) * numbers, PATCH_NUMBERS)
         ctx.cut = cut
         mixed = weights.new_zeros(*weights.shape[:2], numbers)
         with torch.autocast(weights.device.type, enabled=False):

@@ -1,0 +1,230 @@
+"""Designs of the stream side by side: rate, first batch, exactly-once, order; and what Ray Data costs.
+
+python tests/benchmarks/stream.py
+"""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import cv2
+import numpy as np
+import ray
+import ray.data
+import torch
+from bench import photo, table, write
+
+from assay.data.order import Step, entry_keys, steps_of
+from assay.data.pixels import Pixels
+from assay.data.store import Store
+from assay.ingest import ray_stream
+from assay.task import Batch, Samples, Stream, TaskSource, batches, load_task
+
+SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
+NUM_IMAGES, NUM_EPOCHS, BATCH = 240, 3, 14
+Served = list[tuple[int, int]]
+
+
+def problem(folder: str) -> tuple[Any, Any, Pixels, np.ndarray]:
+    """Task, settings, stored images of 512 px, truth."""
+    task = load_task(SOURCE)
+    config = replace(task.presets()["demo"])
+    contents = [f"{i:04}" for i in range(NUM_IMAGES)]
+    for i, content in enumerate(contents):
+        path = Path(folder) / "image.png"
+        cv2.imwrite(str(path), photo(512, seed=i))
+        Store(folder).build(content, path)
+    return task, config, Pixels(Store(folder), contents), np.zeros(NUM_IMAGES, np.int32)
+
+
+def plan(task: Any, config: Any) -> list[Step]:
+    """All epochs in batches that do not divide the images."""
+    train = replace(config, train=replace(config.train, batch_size=BATCH))
+    rows = np.arange(NUM_IMAGES)
+    return [s for e in range(NUM_EPOCHS) for s in steps_of(task.order(train, rows, e), e)]
+
+
+def consume(
+    stream: Stream, steps: Sequence[Step], rank: int, world_size: int
+) -> Iterator[tuple[float, int, list[int]]]:
+    """Time, epoch and rows of each batch of one consumer."""
+    own = [share for s in steps if len((share := s.share(rank, world_size)).rows)]
+    for step, batch in zip(own, stream(own, train=True), strict=True):
+        yield time.perf_counter(), step.epoch, batch["row"].tolist()
+
+
+def split_shards(
+    made: tuple[Any, ...], world_size: int
+) -> list[Callable[[], Iterator[tuple[float, int, list[int]]]]]:
+    """The other design: one shuffled dataset, `streaming_split` into equal shards, an epoch at a time."""
+    task, config, pixels, truth = made
+
+    def prepare(block: Batch) -> Batch:
+        rows = block["id"]
+        return task.prepare(
+            config, pixels, Samples(rows, entry_keys(0, 0, rows), truth[rows], train=True)
+        )
+
+    dataset = ray.data.range(NUM_IMAGES, override_num_blocks=30).randomize_block_order(seed=1)
+    shards = dataset.map_batches(prepare, batch_size=8).streaming_split(world_size, equal=True)
+
+    def served(shard: Any) -> Iterator[tuple[float, int, list[int]]]:
+        for epoch in range(NUM_EPOCHS):
+            for batch in shard.iter_batches(
+                batch_size=max(1, BATCH // world_size), batch_format="numpy"
+            ):
+                yield time.perf_counter(), epoch, batch["row"].tolist()
+
+    return [lambda shard=shard: served(shard) for shard in shards]
+
+
+def race(
+    consumers: Sequence[Callable[[], Iterator[tuple[float, int, list[int]]]]],
+) -> dict[str, Any]:
+    """All consumers at once, each in a thread: rate, first batches, what was served."""
+    made: list[list[tuple[float, int, list[int]]]] = [[] for _ in consumers]
+    threads = [
+        threading.Thread(target=lambda c=c, m=m: m.extend(c()))
+        for c, m in zip(consumers, made, strict=True)
+    ]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=180)
+        assert not thread.is_alive(), "a consumer hangs"
+    events = sorted(event for each in made for event in each)
+    ends = [max([began, *(t for t, e, _ in events if e < epoch)]) for epoch in range(NUM_EPOCHS)]
+    firsts = [
+        min(t for t, e, _ in events if e == epoch) - ends[epoch] for epoch in range(NUM_EPOCHS)
+    ]
+    seen = [(epoch, row) for _, epoch, rows in events for row in rows]
+    wanted = {(epoch, row) for epoch in range(NUM_EPOCHS) for row in range(NUM_IMAGES)}
+    return {
+        "rate": len(seen) / (events[-1][0] - began), "first": firsts[0], "later": float(np.median(firsts[1:])),
+        "missing": len(wanted - set(seen)), "repeated": len(seen) - len(set(seen)),
+        "order": [[rows for _, _, rows in each] for each in made],
+    }  # fmt: skip
+
+
+def designs(made: tuple[Any, ...], world_size: int) -> dict[str, Callable[[], list[Any]]]:
+    """Consumers of each design."""
+    task, config, pixels, truth = made
+    steps = plan(task, config)
+    ranks = range(world_size)
+    fed = ray_stream(SOURCE, config, pixels, truth)
+
+    def here(own: Sequence[Step], train: bool) -> Iterator[Batch]:
+        return batches(task, config, pixels, truth, own, train)
+
+    return {
+        "a pipeline per worker (Assay's)": lambda: [
+            lambda r=r: consume(fed, steps, r, world_size) for r in ranks
+        ],
+        "streaming_split": lambda: split_shards(made, world_size),
+        "no Ray, in the consumer": lambda: [
+            lambda r=r: consume(here, steps, r, world_size) for r in ranks
+        ],
+    }
+
+
+def compare(made: tuple[Any, ...]) -> str:
+    """Each design at 1, 2 and 3 workers, twice for its order; Assay's also at 8."""
+    rows = []
+    for world_size in (1, 2, 3, 8):
+        for name, consumers in designs(made, world_size).items():
+            if world_size == 8 and "Assay" not in name:
+                continue
+            first, second = race(consumers()), race(consumers())
+            rows.append([
+                name, str(world_size), f"{max(first['rate'], second['rate']):.0f}",
+                f"{second['first']:.2f} s", f"{1000 * second['later']:.0f} ms",
+                str(first["missing"]), str(first["repeated"]),
+                "yes" if first["order"] == second["order"] else "no",
+            ])  # fmt: skip
+    header = [
+        "design",
+        "workers",
+        "images/s",
+        "first batch",
+        "first batch of later epochs",
+        "missing",
+        "repeated",
+        "same order again",
+    ]
+    return table(header, rows)
+
+
+def cost(made: tuple[Any, ...]) -> str:
+    """A loop whose step is a matrix product of about 30 ms, fed by Ray Data and by memory."""
+    task, config, pixels, truth = made
+    steps = plan(task, config)
+    held = list(batches(task, config, pixels, truth, steps, True))
+    weight = torch.randn(1024, 1024)
+    fed = ray_stream(SOURCE, config, pixels, truth)
+    found: dict[str, list[tuple[float, float]]] = {"Ray Data": [], "memory": []}
+    for _ in range(2):
+        for name, source in (
+            ("Ray Data", lambda: fed(steps, True)),
+            ("memory", lambda: iter(held)),
+        ):
+            found[name].append(_loop(source(), weight))
+    rows = [
+        [name, f"{min(t for t, _ in each):.2f} s", f"{min(w for _, w in each):.1%}"]
+        for name, each in found.items()
+    ]
+    return table(["fed by", f"{len(steps)} steps", "of it waiting for data"], rows)
+
+
+def _loop(source: Iterator[Batch], weight: torch.Tensor) -> tuple[float, float]:
+    """Seconds after the first batch, and the share of them spent waiting."""
+    next(source)
+    began, waited = time.perf_counter(), 0.0
+    while True:
+        asked = time.perf_counter()
+        batch = next(source, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
+        until = time.perf_counter() + 0.03
+        while time.perf_counter() < until:
+            weight @ weight
+    taken = time.perf_counter() - began
+    return taken, waited / taken
+
+
+def main() -> None:
+    """Compare on one local cluster."""
+    torch.set_num_threads(1)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    with tempfile.TemporaryDirectory() as folder:
+        made = problem(folder)
+        race(designs(made, 1)["a pipeline per worker (Assay's)"]())  # starts Ray's own workers
+        parts = compare(made), cost(made)
+    write(
+        __file__,
+        f"{NUM_IMAGES} stored images of 512 px, {NUM_EPOCHS} epochs in batches of {BATCH}, prepared as `tasks/fingerprint.py` has them (overviews of 128 px, random cells); consumers are threads that only count.",
+        parts[0],
+        "What Ray Data costs a training loop whose step keeps one of the two cores busy for 30 ms:",
+        parts[1],
+    )
+
+
+if __name__ == "__main__":
+    main()
