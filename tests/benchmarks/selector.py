@@ -8,6 +8,7 @@ one-hot tensors. Both start from an image at hand: dense from a normalised float
 from an entry of the store, whose patches it cuts, normalises and mixes.
 """
 
+import ctypes
 import math
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,10 @@ from torch import Tensor
 from assay.data.entry import Entry
 from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
 from assay.nn.topk import draw_noise, hard_topk, mix, perturbed_topk
+
+# large blocks are given back when freed; between them lie the dense form's thousands of small ones,
+# and a heap that keeps them grows to tens of GB on some days (glibc's M_MMAP_THRESHOLD)
+ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
 SIZES = PatchConfig(image_px=2550, overview_px=850, patch_px=448, clahe_clip=0.0)
 GRID, K, NUM_NOISE = 52, 8, 500
@@ -122,7 +127,7 @@ def main() -> None:
         gap = (steps["dense"]() - steps["sparse"]()).abs().max().item()
         noise = draw_noise([1], NUM_NOISE, GRID**2)[0]
         active = len(hard_topk(scores + sigma * noise, K).unique())
-        taken = seconds(steps, 2)
+        taken = seconds(steps, 1)
         memory = {kind: peak_mb(measured, kind, given) for kind in steps}
         rows.append([
             name, str(active), f"{taken['dense']:.2f} s", f"{1000 * taken['sparse']:.0f} ms",
