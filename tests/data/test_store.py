@@ -1,6 +1,5 @@
 """Entries in a folder, on a file system reached by URI, and in a node's copies of them."""
 
-import multiprocessing
 import pickle
 import shutil
 import signal
@@ -123,15 +122,26 @@ def test_an_entry_travels_to_the_store_and_back(remote: Store, tmp_path: Path) -
         other.open("ab" * 16)
 
 
-def _open(store: Store) -> int:
-    return int(store.open(CONTENT).levels[0].sum())
+OPEN = """
+import sys
+from assay.data.store import Store
+place, cache, content = sys.argv[1:]
+sys.stdin.readline()  # all at once
+print(Store(place, cache).open(content).levels[0].sum())
+"""
 
 
 def test_workers_of_a_node_fetch_the_same_entry_at_once(remote: Store, tmp_path: Path) -> None:
     remote.build(CONTENT, written(tmp_path))
     shutil.rmtree(remote.here)
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        assert set(pool.map(_open, [remote] * 8)) == {int(NOISE.sum())}
+    command = [sys.executable, "-c", OPEN, remote.place, remote.cache, CONTENT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    found = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert found == [f"{NOISE.sum()}\n"] * 4
     assert [p.name for p in remote.here.rglob("*") if p.is_file()] == [f"{CONTENT}.pixels"]
 
 
