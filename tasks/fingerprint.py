@@ -25,7 +25,6 @@ from assay.data import augment, synthetic
 from assay.data.augment import AugmentConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.patches import (
-    EPS,
     Canvas,
     PatchConfig,
     blank_mask,
@@ -36,6 +35,7 @@ from assay.data.patches import (
     overview_seed,
     tile_cells,
 )
+from assay.data.photometric import EPS
 from assay.data.pixels import Pixels
 from assay.data.split import SplitConfig
 from assay.errors import ConfigError
@@ -532,7 +532,7 @@ class Fingerprint(Task):
         why = "every image is looked at in the same cells: raise model.sigma or model.warmup, unless all parts lie alike in one jig"
         return [Limit("selection_entropy", low=MIN_ENTROPY, for_updates=50, then="warn", why=why)]
 
-    def export(self, folder: Path) -> dict[str, Any]:
+    def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Graphs `classify` (patches to logits and attention) and those that choose the patches.
 
         dps: `scorer` (overview to scores). ips: `embed` (patches to features) and `attend`

@@ -221,14 +221,14 @@ def test_a_missing_file_is_refused(folder):
 
 
 def test_a_newer_schema_is_refused_before_anything_else(folder):
-    edit(folder, schema=3, sha256="unknown to this version")
-    with pytest.raises(BundleError, match="has schema 3, this Assay knows 2; update Assay"):
+    edit(folder, schema=4, sha256="unknown to this version")
+    with pytest.raises(BundleError, match="has schema 4, this Assay knows 3; update Assay"):
         Bundle(folder)
 
 
 def test_a_bundle_from_before_decisions_is_refused(folder):
     edit(folder, schema=1, temperature=2.0)
-    with pytest.raises(BundleError, match="schema 1, this Assay knows 2; export the bundle again"):
+    with pytest.raises(BundleError, match="schema 1, this Assay knows 3; export the bundle again"):
         Bundle(folder)
 
 

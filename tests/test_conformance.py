@@ -23,14 +23,17 @@ from assay.config import fingerprint, from_dict, to_dict
 from assay.data.manifest import Manifest
 from assay.data.order import Step, entry_keys
 from assay.data.patches import Canvas, PatchConfig, cell_corners
+from assay.data.photometric import normalise
 from assay.data.pixels import Pixels
 from assay.data.split import Split, draw_split
 from assay.data.store import Store
+from assay.data.tiles import to_levels, to_mask
 from assay.decide import Decision
 from assay.loop import Loop, load_best
 from assay.main import main
 from assay.nn.optim import build_optimizer
 from assay.run import Job
+from assay.segmentation import pixel_columns
 from assay.task import Batch, Samples, Task, TaskConfig, TaskSource, load_task
 
 FILES = sorted((Path(__file__).parents[1] / "tasks").glob("*.py"))
@@ -88,9 +91,9 @@ def system(request, tmp_path_factory) -> System:
         num = SIZES.get(name, 3)
         for row in rows[np.linspace(0, len(rows) - 1, num).astype(int)]:
             sets[row] = name
-            image, content = (manifest.column(c)[row] for c in ("image", "content"))
-            Store(str(storage / "store")).build(content, Path(image))
-    pixels = Pixels(Store(str(storage / "store")), manifest.column("content"))
+            for keys in (manifest.column("content"), *manifest.masks.values()):
+                Store(str(storage / "store")).build(keys[row], Path(manifest.files[keys[row]]))
+    pixels = Pixels(Store(str(storage / "store")), manifest.column("content"), manifest.masks)
     return System(source, task, config, manifest, Split(sets, {}), pixels)
 
 
@@ -110,18 +113,21 @@ def best(system, trained) -> Task:
     return task.eval()
 
 
+DECIDED: dict[str, dict[str, Any]] = {
+    "patches": {"decision": Decision(
+        temperature=1.5, coverage=0.9, quantile=0.8, costs=None, positive=None, threshold=None, num=9, num_groups=9
+    ).to_dict()},
+    "tiles": {"decision": None, "thresholds": [30]},
+}  # fmt: skip
+"""By pipeline: how a bundle that was never judged comes to its answers."""
+
+
 @pytest.fixture(scope="module")
 def shipped(system, best, tmp_path_factory) -> Path:
     """The run's bundle; its golden image is the first of val."""
     folder = tmp_path_factory.mktemp("bundle")
-    decision = Decision(
-        temperature=1.5, coverage=0.9, quantile=0.8, costs=None, positive=None, threshold=None, num=9, num_groups=9
-    )  # fmt: skip
-    card = {
-        "classes": system.manifest.classes,
-        "pipeline": best.export(folder),
-        "decision": decision.to_dict(),
-    }
+    pipeline = best.export(folder, {name: system.split.rows(name) for name in ("train", "val")})
+    card = {"classes": system.manifest.classes, "pipeline": pipeline} | DECIDED[pipeline["kind"]]
     bundle.seal(folder, card, Path(golden_image(system)))
     return folder
 
@@ -160,7 +166,7 @@ def test_settings_are_named_documented_and_survive_json(system):
         assert to_dict(again) == to_dict(config)
         prints.add(fingerprint(values))
     assert len(prints) == len(presets)
-    assert len(set(system.manifest.classes)) > 1
+    assert system.manifest.classes
 
 
 def options_of(kind: Any, prefix: str = "--") -> Iterator[str]:
@@ -241,7 +247,7 @@ def test_gradients_reach_every_trained_parameter(system):
 def test_predictions_depend_on_no_batch_order_or_key(system, best):
     rows = np.concatenate([system.split.rows(name) for name in ("val", *system.split.tests)])
     together = predicted(best, system.batch(rows, train=False))
-    assert together["logits"].shape == (len(rows), len(system.manifest.classes))
+    assert all(len(values) == len(rows) for values in together.values())
     alone = [predicted(best, system.batch(rows[i : i + 1], train=False)) for i in range(len(rows))]
     assert_close({k: np.concatenate([a[k] for a in alone]) for k in together}, together)
     order = np.random.default_rng(0).permutation(len(rows))
@@ -310,32 +316,57 @@ def test_a_resumed_run_equals_one_never_stopped(system, trained, tmp_path, stop)
     assert tables[0].equals(tables[1])
 
 
-def graph_answers(folder: Path, system: System, rows: np.ndarray) -> dict[str, np.ndarray]:
+def patch_answers(opened: Bundle, system: System, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Columns computed from a bundle's graphs alone, for several images at once."""
-    opened = Bundle(folder)
     pipeline = opened.pipeline
-    assert pipeline["kind"] == "patches", "say here how graphs of this pipeline answer"
     sizes = PatchConfig(**pipeline["patches"])
     canvases = [Canvas(system.pixels[int(row)], sizes) for row in rows]
     views = [canvas.overview() for canvas in canvases]
-    overviews = np.concatenate([bundle._normalise(o[None], m, s) for o, m, s in views])
+    overviews = np.concatenate([normalise(o[None], m, s) for o, m, s in views])
     scores = opened.graphs["scorer"].run(["scores"], {"overview": overviews})[0]
     cells = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : pipeline["k"]], axis=1)
     corners = [cell_corners(chosen, pipeline["grid"], sizes) for chosen in cells]
     patches = np.stack([
-        bundle._normalise(canvas.patches(at), mean, std)
+        normalise(canvas.patches(at), mean, std)
         for canvas, at, (_, mean, std) in zip(canvases, corners, views, strict=True)
     ])  # fmt: skip
     logits, attn = opened.graphs["classify"].run(["logits", "attn"], {"patches": patches})
     return {"logits": logits, "cells": cells, "attn": attn}
 
 
+def tile_answers(opened: Bundle, system: System, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of tiles, where an image is one tile: sorted logits of its pixels, by level."""
+    entries = [system.pixels[int(row)] for row in rows]
+    side = opened.pipeline["tiles"]["tile_px"]
+    assert {entry.size for entry in entries} == {(side, side)}
+    tiles = np.concatenate([
+        normalise(np.asarray(e.levels[0])[None], e.mean, np.maximum(e.std, 1 / 255)) for e in entries
+    ])  # fmt: skip
+    levels = to_levels(opened.graphs["segment"].run(["logits"], {"tiles": tiles})[0])
+    masks = [system.pixels.mask(int(row), "label") for row in rows]
+    counted = [pixel_columns(*pair, "label") for pair in zip(levels, masks, strict=True)]
+    return {"pixels_label": np.stack([own["pixels_label"] for own in counted])}
+
+
+ANSWERS = {"patches": patch_answers, "tiles": tile_answers}
+"""By pipeline: how its graphs answer."""
+
+
+def comparable(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Counts of pixels as cumulative shares: rounding moves single pixels over the edge of a level."""
+    return {
+        name: np.cumsum(v, axis=1) / v.sum(1, keepdims=True) / 20 if name.startswith("pixels_") else v
+        for name, v in columns.items()
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_exported_graphs_answer_like_the_task(system, best, shipped, batch_size):
     rows = system.split.rows("val")[:batch_size]
     expected = predicted(best, system.batch(rows, train=False))
-    found = graph_answers(shipped, system, rows)
-    assert_close(found, {name: expected[name] for name in found})
+    opened = Bundle(shipped)
+    found = ANSWERS[opened.pipeline["kind"]](opened, system, rows)
+    assert_close(comparable(found), comparable({name: expected[name] for name in found}))
 
 
 def test_exported_graphs_are_valid_and_free_of_the_machines_paths(shipped):
@@ -361,11 +392,15 @@ opened = Bundle(Path(sys.argv[1]))
 answers = [opened.predict(Path(image)) for image in sys.argv[2:]]
 strangers = {m.partition(".")[0] for m in sys.modules} & {"torch", "ray", "timm", "jaxtyping"}
 assert not strangers, strangers
-print(json.dumps([[a.label, a.probs, a.boxes.tolist(), a.attn.tolist()] for a in answers]))
+kept = ("label", "boxes", "attn", "mask")
+found = [{n: getattr(a, n) for n in kept if hasattr(a, n)} | {"golden": a.golden()} for a in answers]
+print(json.dumps(found, default=lambda array: array.tolist()))
 """
 
 
-def test_a_bundle_opens_and_answers_where_there_is_no_torch(system, trained, shipped, tmp_path):
+def test_a_bundle_opens_and_answers_where_there_is_no_torch(
+    system, trained, best, shipped, tmp_path
+):
     """With numpy, an image decoder and onnxruntime alone it says what the predictions table says."""
     copied = tmp_path / "elsewhere"
     shutil.copytree(shipped, copied)
@@ -376,12 +411,30 @@ def test_a_bundle_opens_and_answers_where_there_is_no_torch(system, trained, shi
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     card = json.loads((copied / "bundle.json").read_text())
-    assert card["golden"]["probs"] == pytest.approx(answers[0][1], abs=1e-6)
-    table = pq.read_table(trained / "predictions.parquet").slice(0, len(rows)).to_pylist()
-    for record, (label, probs, boxes, attn) in zip(table, answers, strict=True):
+    assert card["golden"]["probs"] == pytest.approx(answers[0]["golden"], abs=1e-6)
+    CHECKS[card["pipeline"]["kind"]](system, trained, best, card, answers)
+
+
+def check_classes(
+    system: System, trained: Path, best: Task, card: dict[str, Any], answers: list[dict[str, Any]]
+) -> None:
+    table = pq.read_table(trained / "predictions.parquet").slice(0, len(answers)).to_pylist()
+    for record, answer in zip(table, answers, strict=True):
         scaled = np.exp(np.array(record["logits"]) / card["decision"]["temperature"])
         expected = dict(zip(system.manifest.classes, scaled / scaled.sum(), strict=True))
-        assert probs == pytest.approx(expected, abs=1e-4)
-        assert label == max(probs, key=probs.__getitem__)
-        assert np.allclose(np.ravel(boxes), record["boxes"], atol=1e-3)
-        assert np.allclose(attn, record["attn"], atol=1e-4)
+        assert answer["golden"] == pytest.approx(expected, abs=1e-4)
+        assert answer["label"] == max(expected, key=expected.__getitem__)
+        assert np.allclose(np.ravel(answer["boxes"]), record["boxes"], atol=1e-3)
+        assert np.allclose(answer["attn"], record["attn"], atol=1e-4)
+
+
+def check_masks(
+    system: System, trained: Path, best: Any, card: dict[str, Any], answers: list[dict[str, Any]]
+) -> None:
+    for row, answer in zip(system.split.rows("val").tolist(), answers, strict=True):
+        with torch.no_grad():
+            expected = to_mask(best.levels(row), card["thresholds"])
+        assert (np.array(answer["mask"]) != expected).mean() < 1e-3
+
+
+CHECKS = {"patches": check_classes, "tiles": check_masks}

@@ -14,7 +14,8 @@ import torch
 from assay.bundle import seal
 from assay.data import augment
 from assay.data.augment import AugmentConfig
-from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
+from assay.data.patches import Canvas, PatchConfig, cell_corners
+from assay.data.photometric import EPS
 from assay.data.pixels import Pixels
 from assay.data.store import Store
 from assay.decide import Decision
@@ -196,7 +197,7 @@ def test_a_raw_file_served_gives_what_training_computes(
     with torch.no_grad():
         expected = task.eval().predict(batch_of(task, train=False))
     card = {
-        "classes": ["a", "b"], "pipeline": task.export(tmp_path),
+        "classes": ["a", "b"], "pipeline": task.export(tmp_path, {}),
         "decision": Decision(
             temperature=1.0, coverage=0.9, quantile=0.9, costs=None, positive=None, threshold=None, num=9, num_groups=9
         ).to_dict(),

@@ -14,54 +14,21 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import cv2
-import numpy as np
 import onnxruntime
 
+from assay.answer import KINDS, Answer, MaskAnswer
 from assay.data import image
 from assay.data.entry import Entry
-from assay.data.patches import (
-    EPS,
-    Canvas,
-    PatchConfig,
-    best_cells,
-    cell_corners,
-    informative_cells,
-    iterative_cells,
-    overview_seed,
-)
-from assay.decide import Decision
 from assay.errors import BundleError
-from assay.shapes import Float
 
-SCHEMA = 2
+SCHEMA = 3
 TOLERANCE = 1e-3
 """Largest difference of a probability between the golden output and its repetition."""
 INT8_SHARE = 0.5
 """Least share of 8-bit weight elements in a graph that calls itself int8."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a bundle says of one image."""
-
-    label: str
-    """The class to act on; the likeliest, unless the decision weighs costs or a threshold."""
-    probs: dict[str, float]
-    """Calibrated."""
-    set: tuple[str, ...]
-    """The classes it may be at the stated coverage, in the order of the classes; its label
-    among them unless the decision weighs costs or a threshold."""
-    rejected: bool
-    """The set is several classes: a person should look."""
-    boxes: Float[np.ndarray, "k 4"]
-    """Parts of the image looked at: x0, y0, x1, y1 in its pixels."""
-    attn: Float[np.ndarray, "k"]
-    """Share of attention that each of them had."""
 
 
 class Bundle:
@@ -70,13 +37,16 @@ class Bundle:
     Args:
         folder: the bundle's directory.
         verify: repeat the golden output before returning.
+        variant: fp32, or the int8 graphs where the bundle has them.
 
     Raises:
         BundleError: a file is missing or changed, the schema is another one, or the golden
             output is not repeated.
     """
 
-    def __init__(self, folder: Path, verify: bool = True) -> None:
+    def __init__(
+        self, folder: Path, verify: bool = True, variant: Literal["fp32", "int8"] = "fp32"
+    ) -> None:
         try:
             self.card: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
         except (OSError, ValueError) as error:
@@ -95,104 +65,48 @@ class Bundle:
                 raise BundleError(
                     f"{folder / name} is missing or was changed after export; export the bundle again."
                 )
-        self._start(folder, self.card)
+        card = self.card
+        self._start(folder, variant)
         if verify:
-            golden = self.card["golden"]
-            self._compare(
-                self.predict((folder / golden["image"]).read_bytes()), golden["probs"], folder
-            )
+            golden = card["golden"]
+            expected = golden["probs"] if variant == "fp32" else golden[variant]
+            self._compare(self.predict(folder / golden["image"]), expected, folder)
 
-    def _start(self, folder: Path, card: dict[str, Any]) -> None:
-        pipeline = card["pipeline"]
-        answers = {"patches": self._from_patches, "overview": self._from_overview}
-        if pipeline["kind"] not in answers:
+    def _start(self, folder: Path, variant: str) -> None:
+        pipeline = self.card["pipeline"]
+        if pipeline["kind"] not in KINDS:
             raise BundleError(
-                f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: {', '.join(answers)}."
+                f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: {', '.join(KINDS)}."
             )
-        self._look = answers[pipeline["kind"]]
-        self.pipeline, self.classes = pipeline, card["classes"]
-        self.sizes = PatchConfig(**pipeline["patches"])
+        names = {name: name for name in pipeline["graphs"]}
+        if variant != "fp32":
+            if not pipeline.get("int8"):
+                raise BundleError(f"{folder} holds no int8 graph; open its fp32 form.")
+            names = dict(zip(names, pipeline["int8"], strict=True))
+        self.pipeline, self.classes = pipeline, self.card["classes"]
         self.graphs = {
-            name: onnxruntime.InferenceSession(folder / f"{name}.onnx")
-            for name in pipeline["graphs"]
+            name: onnxruntime.InferenceSession(folder / f"{file}.onnx")
+            for name, file in names.items()
         }
-        self.decision = Decision.from_dict(card["decision"])
+        self._answerer = KINDS[pipeline["kind"]](self.card, self.graphs)
 
-    def _compare(self, answer: Answer, expected: dict[str, float], folder: Path) -> None:
-        worst = max(abs(answer.probs[name] - value) for name, value in expected.items())
+    def _compare(
+        self, answer: Answer | MaskAnswer, expected: dict[str, float], folder: Path
+    ) -> None:
+        found = answer.golden()
+        worst = max(abs(found[name] - value) for name, value in expected.items())
         if not worst <= TOLERANCE:
             raise BundleError(
                 f"{folder} does not repeat its golden output (off by {worst:.2g}, allowed {TOLERANCE}); export it again on this machine's onnxruntime."
             )
 
-    def predict(self, source: Path | bytes) -> Answer:
-        """Answer for one image file.
+    def predict(self, source: Path | bytes) -> Any:
+        """Answer for one image file: an `Answer`, or a `MaskAnswer` where the task draws masks.
 
         Raises:
             ImageError: the image cannot be read.
         """
-        canvas = Canvas(Entry.of(image.read(source)), self.sizes)
-        logits, boxes, attn = self._look(canvas)
-        probs = self.decision.probs(logits[None])
-        held = self.decision.sets(probs)[0]
-        return Answer(
-            label=self.classes[self.decision.answers(probs)[0]],
-            probs=dict(zip(self.classes, probs[0].tolist(), strict=True)),
-            set=tuple(name for name, inside in zip(self.classes, held, strict=True) if inside),
-            rejected=bool(self.decision.rejected(probs)[0]),
-            boxes=boxes,
-            attn=attn,
-        )
-
-    def _from_patches(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        overview, mean, std = canvas.overview()
-        cells = self._cells(canvas, overview, mean, std)
-        corners = cell_corners(cells, self.pipeline["grid"], self.sizes)
-        patches = _normalise(canvas.patches(corners), mean, std)
-        logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches[None]})
-        return logits[0], canvas.source_boxes(corners), attn[0]
-
-    def _from_overview(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        overview, mean, std = canvas.overview()
-        feed = {"overview": _normalise(overview[None], mean, std)}
-        logits = self.graphs["classify"].run(["logits"], feed)[0]
-        height, width = canvas.entry.size
-        return logits[0], np.array([[0.0, 0.0, width, height]]), np.ones(1)
-
-    def _cells(
-        self, canvas: Canvas, overview: np.ndarray, mean: np.ndarray, std: np.ndarray
-    ) -> np.ndarray:
-        """The cells to look at, in ascending order, as the card says."""
-        k, grid = self.pipeline["k"], self.pipeline["grid"]
-        if self.pipeline["select"] == "random":
-            rng = np.random.default_rng(overview_seed(overview))
-            drawn = informative_cells(overview, grid, self.sizes, self.pipeline["draws"], rng)
-            return np.sort(rng.permutation(drawn)[:k])
-        if self.pipeline["select"] == "dps":
-            feed = {"overview": _normalise(overview[None], mean, std)}
-            scores = self.graphs["scorer"].run(["scores"], feed)[0][0]
-            return best_cells(scores, k, grid, self.pipeline["apart"])
-        cells = np.array(self.pipeline["cells"])
-        if self.pipeline["select"] != "ips":
-            return cells
-
-        def embed(chosen: np.ndarray) -> np.ndarray:
-            patches = canvas.patches(cell_corners(chosen[0], grid, self.sizes))
-            feed = {"patches": _normalise(patches, mean, std)}
-            return np.asarray(self.graphs["embed"].run(["features"], feed)[0])[None]
-
-        def attend(features: np.ndarray) -> np.ndarray:
-            return np.asarray(self.graphs["attend"].run(["attn"], {"features": features})[0])
-
-        return iterative_cells(cells, 1, k, self.pipeline["chunk"], embed, attend)[0]
-
-
-def _normalise(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """(n h w 3) uint8 to normalised (n 3 h w) float32, by a table of the 256 values."""
-    values = (np.arange(256)[:, None] / 255 - mean) / (std + EPS)
-    height, width = pixels.shape[1:3]
-    scaled = cv2.LUT(pixels.reshape(-1, width, 3), values[None].astype(np.float32))
-    return np.ascontiguousarray(scaled.reshape(-1, height, width, 3).transpose(0, 3, 1, 2))
+        return self._answerer.predict(Entry.of(image.read(source)))
 
 
 def seal(
@@ -208,7 +122,7 @@ def seal(
         card: pipeline, classes, decision, metrics, fingerprints; `pipeline["int8"]` may name
             graphs that are quantized.
         golden: an image of the data, copied into the bundle.
-        expected: probabilities that training computed for it; without, the bundle's own.
+        expected: golden output that training computed for it; without, the bundle's own.
 
     Raises:
         BundleError: the graphs do not repeat what training computed, or one that calls itself
@@ -229,7 +143,10 @@ def seal(
     sealed["golden"] = {"image": name, "probs": {}}
     (folder / "bundle.json").write_text(json.dumps(sealed))
     answer = Bundle(folder, verify=False).predict(golden)
-    sealed["golden"]["probs"] = dict(expected or answer.probs)
+    sealed["golden"]["probs"] = dict(expected or answer.golden())
+    if card["pipeline"].get("int8"):
+        smaller = Bundle(folder, verify=False, variant="int8").predict(golden)
+        sealed["golden"]["int8"] = smaller.golden()
     hidden = folder / ".bundle.json"
     hidden.write_text(json.dumps(sealed, indent=1))
     hidden.replace(folder / "bundle.json")

@@ -68,17 +68,19 @@ def _pooled(
 def _val_curve(lines: list[Line], select: str) -> Figure | None:
     """The measure that the weights were chosen by, or the first that val has."""
     keys = [k for line in lines for k, v in line.items() if v is not None and k not in NAMED]
+    main = next((k for k in keys if k != "nll"), "")
+    select = main if select == "score" else select
     key = select if select in keys else next(iter(keys), "")
     own = [line for line in lines if line.get(key) is not None]
     if not own:
         return None
     best = None
     if key == select:
-        sign, tie = (-1, "accuracy") if key == "nll" else (1, "nll")
+        sign, tie = (-1, main) if key == "nll" else (1, "nll")
         best = max(own, key=lambda line: (sign * line[key], -sign * (line.get(tie) or 0.0)))
     return Figure(
         title=f"Validation {key.replace('_', ' ')}", kind="line", x="update",
-        y_range=[0.0, 1.0] if key == "accuracy" else None,
+        y_range=[0.0, 1.0] if key == main else None,
         series={key: Series(x=[float(v["step"]) for v in own], y=[float(v[key]) for v in own])},
         chosen=[float(best["step"]), float(best[key])] if best else None,
         caption=f"{len(own)} looks at validation." + (" Ring: the weights kept." if best else ""),

@@ -48,11 +48,18 @@ class DecideConfig(Settings):
     recall: float = 0.0
     """Least recall of that class on val; 0 takes the threshold of the best F1 (1)."""
 
+    pixel_recall: float = 0.0
+    """For masks: least recall of the pixels of each class on val; 0 takes the threshold of the best F1 (1)."""
+
     def __post_init__(self) -> None:
         """Refuse values outside their ranges, and rules that exclude each other."""
         if not 0 < self.coverage < 1 or not 0 <= self.recall <= 1:
             raise ConfigError(
                 f"decide.coverage is {self.coverage} and decide.recall {self.recall}; give a coverage above 0 and below 1, and a recall from 0 to 1."
+            )
+        if not 0 <= self.pixel_recall <= 1:
+            raise ConfigError(
+                f"decide.pixel-recall is {self.pixel_recall}; give a share from 0 to 1."
             )
         if self.costs and self.positive:
             raise ConfigError(

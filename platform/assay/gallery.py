@@ -15,7 +15,7 @@ split, bits, and id and image of both.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def collect(
     pixels: Pixels,
     decision: Decision | None,
     near: Sequence[NearDuplicate] = (),
+    picture: Callable[[int], np.ndarray | None] = lambda row: None,
 ) -> None:
     """Keep a run's images in `folder`/samples; what was kept there before goes.
 
@@ -57,6 +58,7 @@ def collect(
         pixels: the stored images.
         decision: what answers are drawn by; None for tables of scores.
         near: near-duplicates of the split, the nearest first.
+        picture: what is shown of a row in the place of its image, if anything.
 
     Raises:
         StoreError: the store no longer holds an image.
@@ -72,7 +74,10 @@ def collect(
         for record in choose(predictions.filter(pc.equal(predictions["split"], name)), decision)
     ]
     found = {
-        "samples": [record | _keep(samples, pixels[row_of[record["id"]]], record["boxes"]) for record in chosen],
+        "samples": [
+            record | _shown(samples, pixels[row], record["boxes"], picture(row))
+            for record in chosen for row in [row_of[record["id"]]]
+        ],
         "near": [
             {
                 "split": pair.set, "bits": pair.bits, "id": ids[pair.row], "twin": ids[pair.twin],
@@ -152,20 +157,36 @@ def _spread(places: list[int], names: list[str], columns: list[list[Any]]) -> li
     return chosen
 
 
+def _shown(
+    samples: Path, entry: Entry, boxes: Sequence[Sequence[float]], picture: np.ndarray | None
+) -> dict[str, Any]:
+    """The image with its boxes, or the picture that the task made of it."""
+    if picture is None:
+        return _keep(samples, entry, boxes)
+    height, width = picture.shape[:2]
+    name = _write(samples, picture, 2 * MAX_BYTES)
+    return {"image": name, "width": width, "height": height, "boxes": [], "is_picture": True}
+
+
 def _keep(samples: Path, entry: Entry, boxes: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
-    """Write one small image; its name is its content, so that writing it again changes nothing."""
     small = thumbnail(entry)
     height, width = small.shape[:2]
-    data = _jpeg(small)
+    name = _write(samples, small, MAX_BYTES)
+    scale = width / entry.size[1], height / entry.size[0]
+    scaled = [[round(v * scale[i % 2], 1) for i, v in enumerate(box)] for box in boxes]
+    return {"image": name, "width": width, "height": height, "boxes": scaled}
+
+
+def _write(samples: Path, pixels: np.ndarray, most: int) -> str:
+    """Write one small image; its name is its content, so that writing it again changes nothing."""
+    data = _jpeg(pixels, most)
     name = hashlib.blake2b(data, digest_size=8).hexdigest() + ".jpg"
     path = samples / name
     if not path.exists():
         hidden = path.with_suffix(".part")
         hidden.write_bytes(data)
         hidden.rename(path)
-    scale = width / entry.size[1], height / entry.size[0]
-    scaled = [[round(v * scale[i % 2], 1) for i, v in enumerate(box)] for box in boxes]
-    return {"image": name, "width": width, "height": height, "boxes": scaled}
+    return name
 
 
 def thumbnail(entry: Entry) -> UInt8[np.ndarray, "h w 3"]:
@@ -181,11 +202,11 @@ def thumbnail(entry: Entry) -> UInt8[np.ndarray, "h w 3"]:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
+def _jpeg(pixels: np.ndarray, most: int) -> bytes:
     for quality in (82, 68, 54, 40, 25, 10):
         data: bytes = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[
             1
         ].tobytes()
-        if len(data) <= MAX_BYTES:
+        if len(data) <= most:
             break
     return data

@@ -42,7 +42,7 @@ class Quarantined:
 
 
 def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> list[Quarantined]:
-    """Decode every image that the store lacks; with Ray Data if `parallel`, else in this process.
+    """Decode every image and mask that the store lacks; with Ray Data if `parallel`, else in this process.
 
     Says how fast it was.
 
@@ -51,9 +51,8 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
         StoreError: the store cannot be reached, or the disk has too little room, said with figures,
             before anything is decoded.
     """
-    contents, paths = manifest.column("content"), manifest.column("image")
-    path_of = dict(zip(reversed(contents), reversed(paths), strict=True))
-    missing = store.missing(contents)
+    path_of = manifest.files
+    missing = store.missing(list(path_of))
     if not missing:
         return []
     store.here.mkdir(parents=True, exist_ok=True)
@@ -62,7 +61,9 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
     work: list[dict[str, Any]] = [{"content": c, "path": path_of[c]} for c in missing]
     outcomes = _fill_with_ray(work, store) if parallel else (decode(store, w) for w in work)
     bad = _follow(outcomes, len(work))
-    found = [Quarantined(row, bad[c]) for row, c in enumerate(contents) if c in bad]
+    keys = zip(manifest.column("content"), *manifest.masks.values(), strict=True)
+    reasons = [[bad[content] for content in own if content in bad] for own in keys]
+    found = [Quarantined(row, why[0]) for row, why in enumerate(reasons) if why]
     if found and on_error == "stop":
         raise ImageError(
             f"{found[0].reason} ({len(found)} of {len(manifest)} images cannot be read; "

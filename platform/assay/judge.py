@@ -26,7 +26,7 @@ from assay.decide import Decision, worth
 from assay.errors import RunError
 from assay.loop import write_json
 from assay.predictions import class_names, is_classification, logits_of, refuse_strangers
-from assay.task import Task, TaskConfig
+from assay.task import Findings, Task, TaskConfig
 
 SCHEMA = 1
 
@@ -51,7 +51,39 @@ def judge(
     predictions, earlier = read_predictions(folder), _earlier(folder)
     tried = tried or earlier.get("tried", 1)
     refuse_strangers(predictions, pq.read_table(folder / "split.parquet"))
+    predictions = task.score(config, predictions)
+    if not is_classification(predictions):
+        write_predictions(folder, predictions)  # what compares runs reads the scores there
     decision = _decide(predictions, config)
+    sets, findings = measure(predictions, task, config, storage, decision)
+    result = {
+        "schema": SCHEMA,
+        "rule": RULES[config.split.rule],
+        "oracle": config.split.rule == "oracle",
+        "seed": config.train.seed,
+        "classes": class_names(predictions) if decision else [],
+        "decision": decision.to_dict() if decision else None,
+        "thresholds": thresholds_of(predictions),
+        "sets": sets,
+        "figures": [figure.to_dict() for figure in findings.figures],
+        "tried": tried,
+        "scorings": [*earlier["scorings"], _scoring(config, tried)],
+    }
+    write_json(folder / "result.json", result)
+    if (folder / "bundle" / "bundle.json").exists():
+        answering = {key: result[key] for key in ("decision", "thresholds")}
+        bundle.update(folder / "bundle", **answering, metrics=sets)
+    return result
+
+
+def measure(
+    predictions: pa.Table,
+    task: type[Task],
+    config: TaskConfig,
+    storage: Path,
+    decision: Decision | None,
+) -> tuple[dict[str, Any], Findings]:
+    """The numbers of every set of a table that can be judged, and what the task found besides."""
     findings = task.judge(config, predictions, storage)
     sets = {}
     for name in predictions["split"].unique().to_pylist():
@@ -65,22 +97,13 @@ def judge(
             )
         summary["metrics"] |= {key: asdict(estimate) for key, estimate in own.items()}
         sets[name] = summary
-    result = {
-        "schema": SCHEMA,
-        "rule": RULES[config.split.rule],
-        "oracle": config.split.rule == "oracle",
-        "seed": config.train.seed,
-        "classes": class_names(predictions) if decision else [],
-        "decision": decision.to_dict() if decision else None,
-        "sets": sets,
-        "figures": [figure.to_dict() for figure in findings.figures],
-        "tried": tried,
-        "scorings": [*earlier["scorings"], _scoring(config, tried)],
-    }
-    write_json(folder / "result.json", result)
-    if (folder / "bundle" / "bundle.json").exists():
-        bundle.update(folder / "bundle", decision=result["decision"], metrics=sets)
-    return result
+    return sets, findings
+
+
+def thresholds_of(predictions: pa.Table) -> list[int] | None:
+    """The thresholds that a table of masks was scored at."""
+    named = (predictions.schema.metadata or {}).get(b"thresholds")
+    return None if named is None else list(json.loads(named))
 
 
 def _decide(predictions: pa.Table, config: TaskConfig) -> Decision | None:
@@ -128,6 +151,13 @@ def read_predictions(folder: Path) -> pa.Table:
     if not path.exists():
         raise RunError(f"{folder} has no predictions yet; run it to the end first.")
     return pq.read_table(path)
+
+
+def write_predictions(folder: Path, predictions: pa.Table) -> None:
+    """Put a predictions table in the place of a run's own, whole or not at all."""
+    hidden = folder / ".predictions.parquet"
+    pq.write_table(predictions, hidden)
+    hidden.rename(folder / "predictions.parquet")
 
 
 def rows_of(predictions: pa.Table, name: str) -> pa.Table:

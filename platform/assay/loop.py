@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from assay import checkpoint, evaluate
+from assay import checkpoint
 from assay.data.order import Step, steps_of
 from assay.errors import ConfigError, RunError
 from assay.monitor import Monitor, Watched, check_repeat
@@ -267,14 +267,15 @@ class Loop:
     def _look_at_val(self) -> None:
         began = time.perf_counter()
         columns = self.val.predict()
-        logits, truth = columns["logits"], self.truth[columns["row"]]
-        self.monitor.check_look(self.task, logits, truth)
+        truth = self.truth[columns["row"]]
+        self.monitor.check_look(self.task, columns.get("logits"), truth)
         if not self.probed:
             check_repeat(*self.val.probe(), self.config.precision)
             self.probed = True
-        accuracy, nll = evaluate.accuracy(logits, truth), evaluate.nll(logits, truth)
-        fit = -nll if math.isfinite(nll) else -math.inf
-        value = (accuracy, fit) if self.config.select == "accuracy" else (fit, accuracy)
+        found = self.task.look(self.task.config, columns, truth)
+        score = next(iter(found.values()))
+        fit = -found["nll"] if math.isfinite(found["nll"]) else -math.inf
+        value = (score, fit) if self.config.select == "score" else (fit, score)
         self.position.stale += 1
         if self.position.best is None or value > self.position.best:
             self.position.best, self.position.stale = value, 0
@@ -283,9 +284,12 @@ class Loop:
         if self.telemetry is not None:
             seconds = time.perf_counter() - began
             self.telemetry.log(
-                "val", step=self.position.step, epoch=self.position.epoch - 1, accuracy=accuracy,
-                nll=nll, val_s=seconds,
-            )  # fmt: skip
+                "val",
+                step=self.position.step,
+                epoch=self.position.epoch - 1,
+                **found,
+                val_s=seconds,
+            )
 
     def _warn(self, text: str) -> None:
         if self.telemetry is not None:

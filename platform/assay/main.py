@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 import tyro
 
 from assay import gallery, report
-from assay.bundle import seal
+from assay.bundle import Bundle
 from assay.config import from_dict, to_dict
 from assay.data.duplicates import NearDuplicate, counts, near_duplicates
 from assay.data.manifest import Manifest
@@ -35,9 +35,9 @@ from assay.decide import Decision
 from assay.errors import AssayError, ConfigError, RunError
 from assay.ingest import Quarantined, fill
 from assay.judge import is_decided, judge, read_predictions, set_beside, show
-from assay.loop import load_best, write_json
-from assay.predictions import logits_of
+from assay.loop import write_json
 from assay.run import Job, Run, identity, recipe, stamp
+from assay.ship import ship
 from assay.task import Task, TaskConfig, TaskSource, load_task
 from assay.telemetry import watch
 from assay.workers import Where, cluster, pick_device, train
@@ -133,7 +133,7 @@ def experiment(source: TaskSource, config: TaskConfig, where: Where, again: bool
         with cluster(where):
             bad = fill(manifest, store, config.data.on_error, parallel=where.workers > 0)
             kept = _without(manifest, bad)
-            pixels = Pixels(store, kept.column("content"))
+            pixels = Pixels(store, kept.column("content"), kept.masks)
             split = draw_split(kept, config.split)
             near = near_duplicates(pixels.signatures(), split.sets)
             split.report.update(
@@ -216,7 +216,7 @@ def _complete(prepared: Prepared, run: Run, where: Where, storage: Path) -> None
         with watch(run.folder, f"{prepared.source.name} {run.folder.name[-12:]}"):
             train(job, where)
         result = judge(run.folder, load_task(prepared.source), prepared.config, storage)
-        _ship(prepared, run, result)
+        ship(job, result, storage)
         _illustrate(prepared, run, result)
     except KeyboardInterrupt:
         run.note(state="stopped")
@@ -244,29 +244,22 @@ def _refuse_other_split(prepared: Prepared, run: Run) -> None:
         )
 
 
-def _ship(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
-    task = load_task(prepared.source)(prepared.config, prepared.manifest.classes, prepared.pixels)
-    load_best(task, run.folder)
-    folder = run.folder / "bundle"
-    folder.mkdir(exist_ok=True)
-    pipeline = task.eval().export(folder)
-    card = {
-        "task": prepared.source.name, "run": run.folder.name, "classes": prepared.manifest.classes, "pipeline": pipeline,
-        "decision": result["decision"], "metrics": result["sets"], "data": prepared.manifest.fingerprint, "code": stamp(),
-    }  # fmt: skip
-    golden = prepared.manifest.column("image")[int(prepared.split.rows("val")[0])]
-    first = read_predictions(run.folder).slice(0, 1)  # the same image: val comes first, in order
-    probs = Decision.from_dict(result["decision"]).probs(logits_of(first))[0].tolist()
-    seal(folder, card, Path(golden), dict(zip(prepared.manifest.classes, probs, strict=True)))
-
-
 def _illustrate(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
     """Keep what the report shows of the images, while their pixels are at hand."""
     decision = Decision.from_dict(result["decision"]) if result["decision"] else None
-    predictions = read_predictions(run.folder)
+    task, opened = load_task(prepared.source), Bundle(run.folder / "bundle", verify=False)
+    images = prepared.manifest.column("image")
+
+    def picture(row: int) -> Any:
+        def answer() -> Any:
+            return opened.predict(Path(images[row]))
+
+        return task.picture(prepared.config, prepared.pixels, row, answer)
+
     gallery.collect(
-        run.folder, predictions, prepared.manifest, prepared.pixels, decision, prepared.near
-    )
+        run.folder, read_predictions(run.folder), prepared.manifest, prepared.pixels, decision,
+        prepared.near, picture,
+    )  # fmt: skip
 
 
 def _find(

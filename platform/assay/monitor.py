@@ -235,10 +235,10 @@ class Monitor:
     def check_look(
         self,
         module: nn.Module,
-        logits: Float[np.ndarray, "num classes"],
+        logits: Float[np.ndarray, "num classes"] | None,
         truth: Int[np.ndarray, " num"],
     ) -> None:
-        """Look at a look at val.
+        """Look at a look at val; None where answers are no classes of images.
 
         Raises:
             RunError: a module is in training mode, or the logits are probabilities or constant.
@@ -248,6 +248,8 @@ class Monitor:
             raise RunError(
                 f"{_some(training)} judged val in training mode; call no train() in predict, and let eval() through to every module."
             )
+        if logits is None:
+            return
         if logits.min() >= 0 and np.all(np.abs(logits.sum(1) - 1) <= PROBS_TOLERANCE):
             raise RunError(
                 f"The logits of val are probabilities (0 or more, {logits.shape[1]} in a row sum to 1), and would go through a softmax twice; "

@@ -50,6 +50,15 @@ MEASURES = {
     "precision": ("Precision", "of the class that must not be missed"),
     "false_alarms": ("False alarms", "other images given that class"),
     "cost": ("Cost", "mean cost of the answers"),
+    "iou": ("IoU", "hits over pixels in mask or answer, all layers together"),
+    "pixel_precision": ("Pixel precision", "of marked pixels, those inside the mask"),
+    "pixel_recall": ("Pixel recall", "of pixels inside the mask, those marked"),
+    "pixel_f1": ("Pixel F1", "harmonic mean of the two"),
+    "layer_iou": ("Layer IoU", "mean over layers; 1 where mask and answer are empty"),
+    "iou_with_label": ("IoU with what was learnt", "against the masks that training learnt from"),
+    "component_recall": ("Defects found", "components of which at least half is marked"),
+    "false_alarms_per_clean_layer": ("False alarms", "marked components on a layer without defect"),
+    "pixel_ece": ("Pixel ECE", "gap between probability and share inside; lower is better"),
     "cost_of_argmax": ("Cost without it", "mean cost if the likeliest class were answered"),
 }
 """Name and meaning of each standard measure."""
@@ -111,6 +120,7 @@ def render(folder: Path) -> str:
         confusion={test: charts.confusion(sets[test], result["classes"]) for test in tests},
         trust=charts.trust(sets, tests, names),
         own=[Figure.from_dict(values) for values in result["figures"]],
+        int8=charts.int8(_json(folder / "bundle" / "bundle.json", optional=True), tests),
         data=_data(folder / "split.parquet", run),
         samples=_pictures(folder / "samples", samples) if samples else None,
     )
@@ -263,11 +273,16 @@ def _data(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{path.parent.name} has no {path.name}; run it again.")
     table = pq.read_table(path)
-    columns = {"group": "groups", "label": "classes"} | {
-        name: _plural(name.removeprefix("domain."))
-        for name in table.column_names
-        if name.startswith("domain.")
-    }
+    labels = {"label": "classes"} if any(table["label"].to_pylist()) else {}
+    columns = (
+        {"group": "groups"}
+        | labels
+        | {
+            name: _plural(name.removeprefix("domain."))
+            for name in table.column_names
+            if name.startswith("domain.")
+        }
+    )
     sets = np.array(table["split"].to_pylist())
     values = {name: np.array(table[name].to_pylist()) for name in columns}
     order = sorted(set(sets.tolist()), key=lambda s: (not s.startswith("train"), s != "val", s))

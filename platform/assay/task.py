@@ -7,7 +7,7 @@ workers, sweeps and tests: it executes the file's bytes under one canonical modu
 
 import linecache
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ from assay.data.split import SplitConfig
 from assay.decide import DecideConfig
 from assay.errors import ConfigError
 from assay.estimate import Estimate
+from assay.evaluate import accuracy, nll
 from assay.figure import Figure
 from assay.monitor import Limit
 from assay.nn.optim import Multiplier, OptimConfig
@@ -48,8 +49,8 @@ class TrainConfig(Settings):
     """Seed of initialisation, order, augmentation and noise."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass; fp16 scales its loss and needs a CUDA device."""
-    select: Literal["accuracy", "nll"] = "accuracy"
-    """What val chooses the best epoch by; ties go to the lower nll."""
+    select: Literal["score", "nll"] = "score"
+    """What val chooses the best epoch by: the main score (accuracy, IoU of masks), ties going to the lower nll, or the nll."""
     val_every: int = 1
     """Epochs between two looks at val; the last epoch is always looked at."""
     patience: int = 0
@@ -152,14 +153,43 @@ class Task(nn.Module):
         """Further columns, computed once, by the best weights, for what `judge` wants to know."""
         return {}
 
-    def export(self, folder: Path) -> dict[str, Any]:
-        """Write the graphs to ship into `folder`; returns the bundle's input pipeline."""
+    def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Write the graphs to ship into `folder`; returns the bundle's input pipeline.
+
+        `rows` are the row numbers of train and val, for what is calibrated on the one and must hold
+        on the other.
+        """
         raise NotImplementedError
+
+    def quantized(self, folder: Path) -> "Task | None":
+        """This task as it answers by the int8 graph that `export` wrote, if it wrote one."""
+        return None
+
+    @classmethod
+    def look(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
+        """What one look at val says: the main score first, `nll` among the rest."""
+        logits = columns["logits"]
+        return {"accuracy": accuracy(logits, truth), "nll": nll(logits, truth)}
+
+    @classmethod
+    def score(cls, config: Any, predictions: pa.Table, fitted: pa.Table | None = None) -> pa.Table:
+        """The predictions table with what is fitted on its val, or taken from a `fitted` table.
+
+        Tables of classes need nothing; others get `score` and `weight` (see `predictions`).
+        """
+        return predictions
 
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> Findings:
         """What this system is judged by beyond the standard set, from the predictions table."""
         return Findings()
+
+    @classmethod
+    def picture(
+        cls, config: Any, pixels: Pixels, row: int, answer: Callable[[], Any]
+    ) -> np.ndarray | None:
+        """What the report shows of a row in the place of its image (RGB); `answer` gives the bundle's."""
+        return None
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Multipliers of learning rate and weight decay by parameter-name prefix."""

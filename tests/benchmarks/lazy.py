@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from bench import peak_mb, photo, seconds, table, write
 
-from assay.bundle import _normalise
 from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
+from assay.data.photometric import normalise
 from assay.data.store import Store
 
 SIZE, GRID, CLIP, TILES = 5100, 52, 3.0, 64
@@ -56,7 +56,7 @@ def lazy(file: Path, store: Store, clip: float) -> Callable[[], np.ndarray]:
 
     def step() -> np.ndarray:
         entry = store.open("image")
-        return _normalise(Canvas(entry, config).patches(corners), entry.mean, entry.std)
+        return normalise(Canvas(entry, config).patches(corners), entry.mean, entry.std)
 
     return step
 

@@ -3,8 +3,10 @@
     <content>.pixels
         8 bytes   magic and version of decoding and layout
         4 bytes   length of the header (little-endian)
-        header    JSON: dtype, levels [{height, width, offset}], mean, std, signature
+        header    JSON: dtype, levels [{height, width, channels, offset}], mean, std, signature
         levels    level 0 is the image, level i is 2^i times smaller (area mean); raw, row-major
+
+A mask is an entry of one level with one channel, the class of each pixel; its statistics mean nothing.
 
 A file is written under a temporary name and renamed, so one that exists is complete. It is read by
 memory-mapping, and of it only the pages that a region touches. Raw rows were chosen over tiles,
@@ -12,6 +14,7 @@ compressed or not, by tests/benchmarks/formats.md.
 """
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,8 @@ from assay.shapes import Float64, UInt8
 
 MAGIC = b"ASSAYPX1"
 SMALLEST_LEVEL = 64
+MASK = "-mask"
+"""Ends the key of a mask."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Entry:
         levels = pyramid(pixels)
         mean, std = statistics(levels)
         return cls(levels, mean, std, signature(image.to_uint8(levels[-1])))
+
+    @classmethod
+    def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "Entry":
+        """The entry of a mask."""
+        return cls([mask[..., None]], np.zeros(3), np.zeros(3), bytes(32))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,7 +147,8 @@ def write_entry(path: Path, entry: Entry) -> None:
     offset = 0
     for level in entry.levels:
         header["levels"].append(
-            {"height": level.shape[0], "width": level.shape[1], "offset": offset}
+            dict(zip(("height", "width", "channels"), level.shape, strict=True))
+            | {"offset": offset}
         )
         offset += level.nbytes
     head = json.dumps(header).encode()
@@ -211,5 +222,5 @@ def open_entry(path: Path) -> Entry:
 
 def _level(flat: np.ndarray, spec: dict[str, int]) -> np.ndarray:
     start = spec["offset"] // flat.dtype.itemsize
-    num = spec["height"] * spec["width"] * 3
-    return flat[start : start + num].reshape(spec["height"], spec["width"], 3)
+    shape = spec["height"], spec["width"], spec.get("channels", 3)
+    return flat[start : start + math.prod(shape)].reshape(shape)

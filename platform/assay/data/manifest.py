@@ -1,15 +1,17 @@
 """The manifest: one row per image, read from folders whose names speak or from a table.
 
 Columns: `id` (unique, stable), `image` (path), `label`, `group` (the physical part: never crosses
-sets), `split` (a set given by the data, or null), `content` (hash of the file's bytes), and one
-column `domain.<name>` for each domain (design, printer, exposure, camera...). Rows stand in the
-order of their ids, so that the order of a table's rows decides nothing.
+sets), `split` (a set given by the data, or null), `content` (hash of the file's bytes), one column
+`domain.<name>` for each domain (design, printer, exposure, camera...), and for each kind of mask
+its path `mask.<kind>` and key `mask_content.<kind>`. Rows stand in the order of their ids, so that
+the order of a table's rows decides nothing.
 """
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from assay.config import Settings, fingerprint
+from assay.data.entry import MASK
 from assay.data.hashes import content_hashes
 from assay.data.image import SUFFIXES
 from assay.errors import ManifestError
@@ -41,7 +44,7 @@ class DataConfig(Settings):
     image: str = "image"
     """For tables: the column with the image's path, absolute or relative to the table."""
     label: str = "label"
-    """Field or column that holds the class."""
+    """Field or column that holds the class; empty where masks hold the classes."""
     group: tuple[str, ...] = ()
     """Fields or columns that together name the physical part; none: every image is its own part."""
     domains: tuple[str, ...] = ()
@@ -66,8 +69,28 @@ class Manifest:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names in sorted order; a label's index in this list is its truth."""
-        return sorted(set(self.column("label")))
+        """Class names: those of the masks, in the order of their values, where there are masks;
+        else the labels in sorted order, in which a label's index is its truth.
+        """
+        named = (self.table.schema.metadata or {}).get(b"classes")
+        return list(json.loads(named)) if named else sorted(set(self.column("label")))
+
+    @property
+    def masks(self) -> dict[str, list[str]]:
+        """Keys of the masks in the store, by kind: `label` is trained on, `truth` judged by besides."""
+        names = [c for c in self.table.column_names if c.startswith("mask_content.")]
+        return {name.removeprefix("mask_content."): self.column(name) for name in names}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Path of each content that the store should hold, images and masks."""
+        pairs = [("content", "image")]
+        pairs += [(f"mask_content.{kind}", f"mask.{kind}") for kind in self.masks]
+        found: dict[str, str] = {}
+        for content, path in pairs:
+            for key, file in zip(self.column(content), self.column(path), strict=True):
+                found.setdefault(key, file)
+        return found
 
     @property
     def domains(self) -> list[str]:
@@ -89,7 +112,9 @@ class Manifest:
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """Class index of each row (int32)."""
+        """Class index of each row (int32); 0 where masks hold the classes."""
+        if self.masks:
+            return np.zeros(len(self), dtype=np.int32)
         index = {name: i for i, name in enumerate(self.classes)}
         return np.array([index[label] for label in self.column("label")], dtype=np.int32)
 
@@ -97,15 +122,29 @@ class Manifest:
         """Return a manifest of these rows."""
         return Manifest(self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
 
+    def with_masks(
+        self, masks: Mapping[str, Sequence[Path]], classes: Sequence[str], cache: Path
+    ) -> "Manifest":
+        """Return this manifest with masks of each kind, one per row; class i is value i + 1 in them."""
+        table = self.table
+        for kind, paths in masks.items():
+            # a key of its own: a file may be an image here and a mask there
+            keys = [f"{content}{MASK}" for content in content_hashes(paths, cache)]
+            table = table.append_column(f"mask.{kind}", pa.array([str(path) for path in paths]))
+            table = table.append_column(f"mask_content.{kind}", pa.array(keys))
+        return Manifest(table.replace_schema_metadata({b"classes": json.dumps(list(classes))}))
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the data: contents, labels, groups, domains and given sets, in this order.
 
         Paths do not enter, so that data may be moved; images without groups do by their ids.
         """
-        names = [c for c in self.table.column_names if c not in ("image", "id")]
-        columns = {name: self.table[name].to_pylist() for name in names}
-        return fingerprint({"schema": SCHEMA_VERSION, "columns": columns})
+        names = [
+            c for c in self.table.column_names if c not in ("image", "id") and c[:5] != "mask."
+        ]
+        what = {"schema": SCHEMA_VERSION, "columns": {n: self.table[n].to_pylist() for n in names}}
+        return fingerprint(what | ({"classes": self.classes} if self.masks else {}))
 
 
 def read_manifest(config: DataConfig, cache: Path) -> Manifest:
@@ -127,6 +166,10 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     columns["content"] = [*content_hashes([Path(row["image"]) for row in rows], cache)]
     manifest = Manifest(pa.table(columns))
     _check(manifest)
+    if config.label and len(manifest.classes) < 2:
+        raise ManifestError(
+            f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed."
+        )
     return manifest
 
 
@@ -186,7 +229,7 @@ def _scan_folder(root: Path, config: DataConfig) -> list[dict[str, str]]:
 
 
 def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, str]]) -> None:
-    if not all(p.startswith("{" + config.label + "}/") for p in config.patterns):
+    if not all(p.startswith("{" + (config.label or "?") + "}/") for p in config.patterns):
         return
     sets = [root / name for name in SPLITS if (root / name).is_dir()]
     seen = {row[config.label] for row in rows}
@@ -200,7 +243,8 @@ def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, s
 
 def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
     conditions = [_condition(text) for text in config.where]
-    needed = (config.image, config.label, *config.group, *config.domains)
+    labels = [config.label] if config.label else []
+    needed = (config.image, *labels, *config.group, *config.domains)
     table = _open_table(path)
     given = [config.split] if config.split in table.column_names else []
     columns = {
@@ -271,7 +315,8 @@ def _texts(path: Path, table: pa.Table, column: str) -> list[str | None]:
 
 
 def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[str | None]]:
-    wanted = (config.label, *config.group, *config.domains)
+    labels = [config.label] if config.label else []
+    wanted = (*labels, *config.group, *config.domains)
     known = set.intersection(*(set(row) for row in rows))
     for name in wanted:
         if name not in known:
@@ -281,7 +326,7 @@ def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[s
     columns: dict[str, list[str | None]] = {
         "id": [row["id"] for row in rows],
         "image": [row["image"] for row in rows],
-        "label": [row[config.label] for row in rows],
+        "label": [row[config.label] if config.label else "" for row in rows],
         "group": ["/".join(row[g] for g in config.group) or row["id"] for row in rows],
         "split": [row.get(config.split) for row in rows],
     }
@@ -300,7 +345,3 @@ def _check(manifest: Manifest) -> None:
             raise ManifestError(
                 f"{row!r} has split {given!r}; allowed: {', '.join(SPLITS)}, or empty to have it drawn."
             )
-    if len(manifest.classes) < 2:
-        raise ManifestError(
-            f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed."
-        )

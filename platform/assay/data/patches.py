@@ -17,11 +17,9 @@ import numpy as np
 from assay.config import Settings
 from assay.data.augment import IDENTITY, Augment, compose, crop_matrix, fit
 from assay.data.entry import Clahe, Entry
-from assay.data.photometric import photometric
+from assay.data.photometric import EPS, photometric
 from assay.errors import ConfigError
 from assay.shapes import Bool, Float64, Int, Real, UInt8
-
-EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,11 @@ OPEN_ENTRIES = 256
 
 @dataclass
 class Pixels:
-    """Read-only handle on the stored images of a manifest's rows; small to pickle."""
+    """Read-only handle on the stored images and masks of a manifest's rows; small to pickle."""
 
     store: Store
     contents: list[str]
+    masks: dict[str, list[str]] = field(default_factory=dict)
     _open: "OrderedDict[str, Entry]" = field(default_factory=OrderedDict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -28,7 +29,13 @@ class Pixels:
 
     def __getitem__(self, row: int) -> Entry:
         """The stored image of a row."""
-        content = self.contents[row]
+        return self._entry(self.contents[row])
+
+    def mask(self, row: int, kind: str) -> UInt8[np.ndarray, "h w"]:
+        """A row's mask of one kind: 0, or the number of a class, for every pixel."""
+        return self._entry(self.masks[kind][row]).levels[0][..., 0]
+
+    def _entry(self, content: str) -> Entry:
         found = self._open.get(content)
         if found is None:
             found = self.store.open(content)

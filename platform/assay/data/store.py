@@ -20,7 +20,7 @@ from uuid import uuid4
 import pyarrow.fs as pafs
 
 from assay.data import image
-from assay.data.entry import Entry, open_entry, write_entry
+from assay.data.entry import MASK, Entry, open_entry, write_entry
 from assay.errors import ImageError, StoreError
 
 SPARE_DISK = 1 << 30
@@ -78,7 +78,7 @@ class Store:
         return [content for content in unique if f"{content}.pixels" not in known]
 
     def build(self, content: str, source: Path) -> int:
-        """Decode one image into the store, unless it is there; returns its number of pixels.
+        """Decode one image or mask into the store, unless it is there; returns its number of pixels.
 
         Raises:
             ImageError: the file cannot be read.
@@ -87,7 +87,8 @@ class Store:
         path = self.path(content)
         if path.exists() and self.is_folder:
             return 0
-        entry = Entry.of(image.read(source))
+        is_mask = content.endswith(MASK)
+        entry = Entry.of_mask(image.read_mask(source)) if is_mask else Entry.of(image.read(source))
         try:
             if not self.is_folder:
                 self._make_room(sum(level.nbytes for level in entry.levels))

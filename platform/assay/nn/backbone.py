@@ -116,7 +116,7 @@ def create_backbone(
     """
     model = _build(name, drop_path, img_size)
     if weights is not None:
-        _load(model, name, _read(weights), str(weights))
+        load_weights(model, name, weights)
     elif pretrained:
         _load(model, name, _fetch(name), "the hub's file")
     model = normalise_layers(model, norm)
@@ -219,6 +219,15 @@ def _read(weights: Path) -> dict[str, Tensor]:
             f"{weights} cannot be read as weights ({type(error).__name__}); give a safetensors "
             "file, or a .pth file that holds tensors only."
         ) from error
+
+
+def load_weights(model: nn.Module, name: str, weights: Path) -> None:
+    """Load a safetensors file (or a .pth of plain tensors) that holds every tensor of a model.
+
+    Raises:
+        ConfigError: It cannot be read, or does not hold them.
+    """
+    _load(model, name, _read(weights), str(weights))
 
 
 def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,20 @@ class _Graph(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(x)
+
+
+class GraphModule(nn.Module):
+    """An exported graph as a module: float tensor in, its first output out; no gradient."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.session = onnxruntime.InferenceSession(path)
+        self.place = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the graph on the CPU."""
+        feed = {self.session.get_inputs()[0].name: x.contiguous().cpu().numpy()}
+        return torch.from_numpy(self.session.run(None, feed)[0])
 
 
 def write_graph(

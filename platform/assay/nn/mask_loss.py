@@ -1,0 +1,70 @@
+"""Losses of masks, per image: a batch may be shared out over workers in any way.
+
+Overlap losses have one pixel of smoothing in numerator and denominator, so that an image without a
+pixel of a class still asks for nothing to be marked; without it their gradient there is 0 and a
+batch of clean layers teaches nothing.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+MaskLoss = Literal["dice", "bce", "focal", "tversky", "combined"]
+SMOOTHING = 1.0
+"""Pixels."""
+
+
+def mask_loss(
+    kind: MaskLoss,
+    logits: Float[Tensor, "batch classes h w"],
+    masks: Float[Tensor, "batch classes h w"],
+    pos_weight: float = 1.0,
+    beta: float = 0.7,
+) -> Float[Tensor, " batch"]:
+    """Loss of each image, the mean over its classes.
+
+    - dice: 1 - (2 tp + s) / (2 tp + fp + fn + s), of probabilities (Milletari et al., V-Net, 2016)
+    - tversky: with fn weighted by `beta` and fp by 1 - `beta` (Salehi et al., 2017)
+    - bce: binary cross-entropy, pixels inside weighted by `pos_weight`
+    - focal: of strength 2, alpha 1/4 (Lin et al., 2017), times 4 / alpha, so that at the start it is
+      of bce's size
+    - combined: dice + bce
+
+    Args:
+        kind: Which of these.
+        logits: Of every pixel.
+        masks: 1 inside, 0 outside.
+        pos_weight: For bce and combined.
+        beta: For tversky.
+    """
+    logits = logits.float()
+    own: dict[MaskLoss, Callable[[], Tensor]] = {
+        "dice": lambda: _overlap(logits, masks, 0.5),
+        "tversky": lambda: _overlap(logits, masks, beta),
+        "bce": lambda: _cross_entropy(logits, masks, pos_weight),
+        "focal": lambda: 16 * sigmoid_focal_loss(logits, masks).mean((1, 2, 3)),
+        "combined": lambda: (
+            _overlap(logits, masks, 0.5) + _cross_entropy(logits, masks, pos_weight)
+        ),
+    }
+    return own[kind]()
+
+
+def _cross_entropy(logits: Tensor, masks: Tensor, pos_weight: float) -> Tensor:
+    weight = torch.tensor(pos_weight, device=logits.device)
+    each = nn.functional.binary_cross_entropy_with_logits(
+        logits, masks, pos_weight=weight, reduction="none"
+    )
+    return each.mean((1, 2, 3))
+
+
+def _overlap(logits: Tensor, masks: Tensor, beta: float) -> Tensor:
+    probs = logits.sigmoid()
+    hits = (probs * masks).sum((2, 3))
+    alarms, missed = probs.sum((2, 3)) - hits, masks.sum((2, 3)) - hits
+    wrong = (1 - beta) * alarms + beta * missed
+    return (1 - (hits + SMOOTHING) / (hits + wrong + SMOOTHING)).mean(1)

@@ -1,0 +1,62 @@
+"""From a judged run to its bundle: graphs, their int8 forms judged on the same rows, and the card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from assay.bundle import seal
+from assay.compare import compare
+from assay.decide import Decision
+from assay.judge import measure, read_predictions
+from assay.loop import load_best
+from assay.predict import Predictor
+from assay.predictions import logits_of
+from assay.run import Job, predictions_table, stamp
+from assay.task import Task
+
+
+def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
+    """Export a judged run's best weights into its bundle.
+
+    Raises:
+        BundleError: the graphs do not repeat what training computed.
+    """
+    task_class, config = job.load()
+    task = task_class(config, job.manifest.classes, job.pixels)
+    load_best(task, job.folder)
+    folder = job.folder / "bundle"
+    folder.mkdir(exist_ok=True)
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    pipeline = task.eval().export(folder, rows)
+    card = {
+        "task": job.source.name, "run": job.folder.name, "classes": job.manifest.classes, "pipeline": pipeline,
+        "decision": result["decision"], "thresholds": result["thresholds"], "metrics": result["sets"],
+        "int8": _judge_int8(job, task, storage), "data": job.manifest.fingerprint, "code": stamp(),
+    }  # fmt: skip
+    golden = job.manifest.column("image")[int(rows["val"][0])]
+    expected = None
+    if result["decision"]:
+        first = read_predictions(job.folder).slice(
+            0, 1
+        )  # the same image: val comes first, in order
+        probs = Decision.from_dict(result["decision"]).probs(logits_of(first))[0].tolist()
+        expected = dict(zip(job.manifest.classes, probs, strict=True))
+    seal(folder, card, Path(golden), expected)
+
+
+def _judge_int8(job: Job, task: Task, storage: Path) -> dict[str, Any] | None:
+    """The numbers of the int8 graph on the rows that the run was judged on, and its difference to it."""
+    variant = task.quantized(job.folder / "bundle")
+    if variant is None:
+        return None
+    judged = read_predictions(job.folder)
+    tables = []
+    for name in judged["split"].unique().to_pylist():
+        predictor = Predictor(variant, job.stream(), job.split.rows(name), examine=True)
+        tables.append(predictions_table(job.manifest, name, predictor.predict()))
+    table = task.score(task.config, pa.concat_tables(tables), judged)
+    sets, _ = measure(table, type(task), task.config, storage, None)
+    differences = compare({"int8": table, "fp32": judged})
+    return {"metrics": sets, "comparisons": [one.to_dict() for one in differences]}
