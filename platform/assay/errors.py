@@ -4,6 +4,7 @@
     |- ConfigError        a setting, or a combination of settings
     |- ManifestError      the list of images: missing root, columns, names that do not parse
     |- ImageError         one image file: unreadable, truncated, too large
+    |- MaskError          a mask: missing, unreadable, of another size, values that are no class
     |- SplitError         groups that cannot be divided, or that stand on two sides
     |- StoreError         the pixel store: disk space, damaged or foreign entries
     |- ResourceError      workers, CPUs, GPUs or memory that are not there
@@ -30,6 +31,10 @@ class ManifestError(AssayError):
 
 class ImageError(AssayError):
     """One image file cannot be read."""
+
+
+class MaskError(AssayError):
+    """A mask is missing, or does not say of each pixel of its image which class it is."""
 
 
 class SplitError(AssayError):

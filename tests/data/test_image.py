@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from assay.data.image import SUFFIXES, probe, read, to_uint8
+from assay.data.image import SUFFIXES, probe, read, read_plane, to_uint8, write_png
 from assay.errors import ImageError
 
 RNG = np.random.default_rng(7)
@@ -345,3 +345,67 @@ def test_to_uint8_rounds_to_the_nearest():
     np.testing.assert_array_equal(to_uint8(values), np.rint(values / 257))
     assert to_uint8(np.full((1, 1, 3), 65535, np.uint16)).max() == 255
     assert to_uint8(RGB) is RGB
+
+
+# Planes of masks
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_index_of_a_grey_file(format):
+    assert np.array_equal(read_plane(pil_bytes(GREY, format), "index"), GREY)
+
+
+def test_index_of_palette_and_bits():
+    palette = Image.fromarray(GREY)
+    palette.putpalette(RGB.tobytes()[:768].ljust(768, b"\x09"))
+    assert np.array_equal(read_plane(pil_bytes(palette, "PNG"), "index"), GREY)
+    colours = np.array(palette.convert("RGB"))
+    assert np.array_equal(read_plane(pil_bytes(palette, "PNG"), "level"), colours.max(2))
+    bits = pil_bytes(Image.fromarray(GREY > 99), "PNG")
+    assert np.array_equal(read_plane(bits, "index"), GREY > 99)
+    assert np.array_equal(read_plane(bits, "level"), (GREY > 99) * 255)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_planes_keep_16_bits(suffix):
+    for plane in ("index", "level"):
+        assert np.array_equal(read_plane(cv2_bytes(suffix, GREY16), plane), GREY16)
+
+
+def test_level_and_alpha_of_colours():
+    rgba = np.dstack([RGB, GREY[::-1]])
+    for content in (cv2_bytes(".png", rgba), pil_bytes(rgba, "TIFF")):
+        assert np.array_equal(read_plane(content, "level"), RGB.max(2))
+        assert np.array_equal(read_plane(content, "alpha"), GREY[::-1])
+    grey = pil_bytes(Image.fromarray(np.dstack([GREY, GREY[::-1]]), "LA"), "PNG")
+    assert np.array_equal(read_plane(grey, "level"), GREY)
+    assert np.array_equal(read_plane(grey, "alpha"), GREY[::-1])
+    assert np.array_equal(read_plane(cv2_bytes(".png", replicate(GREY)), "index"), GREY)
+
+
+def test_planes_that_are_not_there_are_refused():
+    with pytest.raises(ImageError, match="no alpha"):
+        read_plane(cv2_bytes(".png", RGB), "alpha")
+    for content in (cv2_bytes(".png", RGB), cv2_bytes(".png", replicate(GREY16))):
+        with pytest.raises(ImageError, match="no class numbers"):
+            read_plane(content, "index")
+    with pytest.raises(ImageError):
+        read_plane(cv2_bytes(".png", GREY)[:-30], "index")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_planes_are_upright(orientation):
+    stored = Image.fromarray(np.ascontiguousarray(stored_from_upright(GREY, orientation)))
+    exif = Image.Exif()
+    exif[274] = orientation
+    assert np.array_equal(read_plane(pil_bytes(stored, "PNG", exif=exif), "index"), GREY)
+
+
+@pytest.mark.parametrize("pixels", [GREY, GREY16, RGB, RGB16], ids=["8", "16", "8x3", "16x3"])
+def test_written_pixels_come_back(tmp_path, pixels):
+    path = tmp_path / "deep" / "x.png"
+    write_png(path, pixels)
+    expected = pixels if pixels.ndim == 3 else replicate(pixels)
+    assert np.array_equal(read(path), expected)
+    assert read(path).dtype == pixels.dtype
+    assert [file.name for file in path.parent.iterdir()] == ["x.png"]

@@ -11,7 +11,9 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from pathlib import Path
+from typing import Literal, TypeAlias
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -24,7 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from assay.errors import ImageError
-from assay.shapes import UInt8, UInt16
+from assay.shapes import Shaped, UInt8, UInt16
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 400_000_000
@@ -32,6 +34,7 @@ MAX_PIXELS = 400_000_000
 File: TypeAlias = io.BytesIO | io.BufferedReader
 Source: TypeAlias = str | os.PathLike[str] | bytes
 Rgb: TypeAlias = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
+Plane: TypeAlias = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
 
 _PLUGINS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -74,6 +77,22 @@ def read(source: Source, *, max_pixels: int = MAX_PIXELS) -> Rgb:
         return _upright(_decode(image, file), orientation)
 
 
+def read_plane(source: Source, plane: Literal["level", "index", "alpha"]) -> Plane:
+    """Decode one upright plane of a file that is a mask and not a picture.
+
+    Args:
+        source: Path of the file, or its bytes.
+        plane: "level": the grey value, or the largest of the colours; "index": the number stored in
+            a grey or palette file, or in equal colours; "alpha": the alpha channel.
+
+    Raises:
+        ImageError: As `read`; or the file has no such plane.
+    """
+    with _opened(source, MAX_PIXELS) as (file, image):
+        orientation = _orientation(image, file)
+        return _upright(_plane(image, plane), orientation)
+
+
 def probe(source: Source) -> tuple[int, int]:
     """Height and width of the upright image in pixels, from the header alone.
 
@@ -107,6 +126,23 @@ def to_uint8(image: Rgb) -> UInt8[np.ndarray, "h w 3"]:
     if image.dtype == np.uint8:
         return image
     return _TO_UINT8[image]
+
+
+def write_png(path: Path, pixels: Shaped[np.ndarray, "h w"] | Shaped[np.ndarray, "h w 3"]) -> None:
+    """Write grey or RGB pixels of 8 or 16 bits without loss; an OSError comes through."""
+    ordered = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]
+    write_whole(path, cv2.imencode(".png", np.ascontiguousarray(ordered))[1].tobytes())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, with its folder; an OSError comes through."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid4().hex}.part")
+    try:
+        temporary.write_bytes(content)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 _TO_UINT8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
@@ -209,6 +245,26 @@ def _check_end(image: ImageFile, file: File) -> None:
         raise ValueError("it is truncated, its end marker is missing")
 
 
+def _plane(image: ImageFile, plane: Literal["level", "index", "alpha"]) -> Plane:
+    deep = _bits(image) > 8
+    image.load()
+    if plane == "alpha":
+        if not image.has_transparency_data:
+            raise ValueError("it has no alpha channel")
+        return np.array(image.convert("RGBA").getchannel("A"))
+    if image.mode in {"I", "F"}:
+        raise ValueError(f"its values are of mode {image.mode}; allowed: up to 16 bits, whole")
+    if image.mode.startswith("I;16"):
+        return np.array(image).astype(np.uint16)
+    if plane == "index" and image.mode in {"1", "L", "P"}:
+        return np.array(image).astype(np.uint8)
+    image.info.pop("transparency", None)  # Pillow warns when it is dropped with a palette
+    colours = np.array(image.convert("RGB"))
+    if plane == "index" and (deep or (colours != colours[:, :, :1]).any()):
+        raise ValueError("it holds colours, which are no class numbers; save it as grey of 8 bits")
+    return colours.max(2)
+
+
 def _decode_cv2(image: ImageFile, file: File) -> Rgb:
     file.seek(0)
     content = np.frombuffer(file.read(), np.uint8)
@@ -226,8 +282,8 @@ def _decode_cv2(image: ImageFile, file: File) -> Rgb:
 
 
 def _upright(
-    pixels: Rgb, orientation: int
-) -> UInt8[np.ndarray, "rows columns 3"] | UInt16[np.ndarray, "rows columns 3"]:
+    pixels: Shaped[np.ndarray, "h w *channels"], orientation: int
+) -> Shaped[np.ndarray, "rows columns *channels"]:
     """Undo an EXIF orientation (Exif 2.32, tag 0x0112: where row 0 and column 0 are seen)."""
     if orientation == 1:
         return pixels

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from assay.config import Settings, fingerprint
 from assay.data.entry import MASK
 from assay.data.hashes import content_hashes
-from assay.data.image import SUFFIXES
+from assay.data.image import SUFFIXES, write_whole
 from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
@@ -298,6 +298,13 @@ def _open_table(path: Path) -> pa.Table:
         raise ManifestError(
             f"{path} cannot be read as a table ({error}); allowed: CSV with a header, or Parquet."
         ) from None
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a CSV table whole or not at all, with its folder; an OSError comes through."""
+    content = pa.BufferOutputStream()
+    pa.csv.write_csv(table, content)
+    write_whole(path, content.getvalue().to_pybytes())
 
 
 def _texts(path: Path, table: pa.Table, column: str) -> list[str | None]:
