@@ -18,7 +18,7 @@ import pyarrow as pa
 import segmentation_models_pytorch as smp
 import torch
 from assay.data.layers import LayerConfig
-from assay.data.masks import MaskConfig
+from assay.data.heuristic import MaskConfig, make, rule_levels
 from assay.quantize import QuantizeConfig
 from torch import Tensor, nn
 
@@ -118,7 +118,7 @@ class Segment(Task):
 
     @classmethod
     def manifest(cls, config: SegmentConfig, storage: Path) -> Manifest:
-        """Layers, what training learns from of each, and the truth where it is known."""
+        """Layers, the masks that training learns from, and the true ones where they are known."""
         data = config.data
         if data.root is None:
             folder = storage / "embedded" / f"layers-{fingerprint(asdict(config.bed))}"
@@ -196,7 +196,7 @@ class Segment(Task):
         """Levels (classes h w) of every pixel of a row's image."""
         entry = self.pixels[row]
         if self.config.model.mode == "heuristic":
-            return masks.as_levels(entry, self.config.masks, len(self.classes))
+            return rule_levels(entry.levels[0], self.config.masks, len(self.classes))
 
         def network(normalised: np.ndarray) -> np.ndarray:
             moved = torch.from_numpy(normalised).to(self.device)
@@ -253,7 +253,7 @@ class Segment(Task):
         """The layer; the answer and the heuristic over it, against the mask that is judged by."""
         kind = "truth" if "truth" in pixels.masks else "label"
         image = pixels[row].cut((0, 0, *pixels[row].size[::-1]))
-        rule, _ = masks.make(pixels[row].levels[0], config.masks)
+        rule, _ = make(pixels[row].levels[0], config.masks)
         marks = {"answer": answer().mask, "heuristic": rule.astype(np.uint8)}
         return overlay.panels(image, np.asarray(pixels.mask(row, kind)), marks)
 

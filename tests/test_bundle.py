@@ -250,8 +250,8 @@ def test_a_golden_output_within_the_tolerance_is_repeated(folder):
 
 
 def test_an_unknown_pipeline_is_refused_by_name(folder):
-    edit(folder, pipeline={"kind": "tiles"})
-    with pytest.raises(BundleError, match="'tiles'; this Assay has: patches"):
+    edit(folder, pipeline={"kind": "volumes"})
+    with pytest.raises(BundleError, match="'volumes'; this Assay has: patches"):
         Bundle(folder)
 
 

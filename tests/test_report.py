@@ -380,7 +380,7 @@ def test_scores_without_classes_make_a_page(run):
     write(run / "samples", "samples.json", samples)
     text = Page(report.render(run)).text
     assert "fingerprint: IoU 0.600 on known designs" in text
-    assert "Lowest scores, known designs 0.125" in text
+    assert "The worst first, known designs 0.125" in text
     assert "no confusion" in text
     assert "no probabilities" in text
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from assay.data import masks, tiles
 from assay.data.entry import Entry
+from assay.data.heuristic import MaskConfig, rule_levels
 from assay.data.patches import (
     Canvas,
     PatchConfig,
@@ -183,12 +184,12 @@ class Segmenter:
         self.classes, self.thresholds = tuple(card["classes"]), card["thresholds"]
         self.graph = next(iter(graphs.values()), None)
         self.tiles = tiles.TileConfig(**pipeline["tiles"])
-        self.masks = masks.MaskConfig(**pipeline["masks"])
+        self.masks = MaskConfig(**pipeline["masks"])
 
     def predict(self, entry: Entry) -> MaskAnswer:
         """Answer for one image."""
         if self.graph is None:
-            levels = masks.as_levels(entry, self.masks, len(self.classes))
+            levels = rule_levels(entry.levels[0], self.masks, len(self.classes))
         else:
             levels = tiles.level_map(entry, self._run, len(self.classes), self.tiles)
         return MaskAnswer(self.classes, tiles.to_mask(levels, self.thresholds), levels)

@@ -168,3 +168,40 @@ def _views(own: Mapping[str, Mapping[str, Any]]) -> Figure | None:
 def _estimates(x: Iterable[Number], estimates: Sequence[Mapping[str, Any]]) -> Series:
     ends = {key: [float(e[key]) for e in estimates] for key in ("value", "low", "high")}
     return Series(x=[float(v) for v in x], y=ends["value"], low=ends["low"], high=ends["high"])
+
+
+def int8(card: Mapping[str, Any] | None, tests: Iterable[str]) -> dict[str, Any] | None:
+    """The graph in 8 bits beside the one in 32: size, latency, score; None where there is none."""
+    if not card or not card.get("int8"):
+        return None
+    made, measured = card["pipeline"]["quantized"], card["int8"]["metrics"]
+    sides = {"fp32": card["metrics"], "int8": measured}
+    rows = []
+    for name, sets in sides.items():
+        own = made[name]
+        rows.append({
+            "name": name, "size": f"{own['bytes'] / 1e6:.2f} MB", "p50": f"{own['p50_ms']:.0f} ms",
+            "p95": f"{own['p95_ms']:.0f} ms", "val": own["score"],
+            "tests": [next(iter(sets[test]["metrics"].values())) for test in tests],
+        })  # fmt: skip
+    smaller = made["fp32"]["bytes"] / made["int8"]["bytes"]
+    faster = made["fp32"]["p50_ms"] / made["int8"]["p50_ms"]
+    verdicts = [
+        f"{one['difference']['value']:+.3f} [{one['difference']['low']:+.3f}, {one['difference']['high']:+.3f}] on {one['set']}"
+        for one in card["int8"]["comparisons"]
+    ]
+    bars = Figure(
+        title="Latency of one tile", kind="bar", x="ms, one thread, one tile at a time", y="graph",
+        series={
+            name: Series(x=sorted(sides), y=[made[side][key] for side in sorted(sides)])
+            for name, key in (("median", "p50_ms"), ("95th percentile", "p95_ms"))
+        },
+        caption="onnxruntime on the machine that trained, after warm-up.",
+    )  # fmt: skip
+    kept = made["kept"]
+    return {
+        "headline": f"The int8 graph is {smaller:.1f} times smaller and {faster:.1f} times faster; difference in score: {'; '.join(verdicts)}.",
+        "rows": rows,
+        "bars": bars,
+        "kept": f"{made['share']:.0%} of the weights are in 8 bits. Layers left in 32 bits: {', '.join(kept) or 'none'}.",
+    }

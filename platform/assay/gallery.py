@@ -6,7 +6,7 @@
 
 Of each test set: the most confident errors, and right answers in the order of a hash of their ids,
 spread over classes and domains, so that nobody picks the pretty ones. Where rows bear a score in
-place of an answer, the lowest scores stand for errors. A sample holds id, split, kind ("error" or
+place of an answer, the rows that lose most of their weight stand for errors. A sample holds id, split, kind ("error" or
 "example"), group, domains, boxes (x0, y0, x1, y1) in the kept image and their attn, width, height
 and image; and truth, answer, prob (calibrated), right, rejected, or score. A near-duplicate holds
 split, bits, and id and image of both.
@@ -30,7 +30,7 @@ from assay.data.manifest import Manifest
 from assay.data.pixels import Pixels
 from assay.decide import Decision
 from assay.loop import write_json
-from assay.predictions import class_names, domain_columns, logits_of
+from assay.predictions import class_names, domain_columns, logits_of, scores_of
 from assay.shapes import UInt8
 
 NUM_ERRORS, NUM_EXAMPLES, NUM_NEAR = 8, 6, 6
@@ -138,9 +138,10 @@ def _answered(
 
 
 def _scored(rows: pa.Table) -> tuple[dict[str, list[Any]], np.ndarray, np.ndarray]:
-    """The same of a table of scores: every row may be among the worst."""
-    scores = rows["score"].to_numpy()
-    return {"score": scores.tolist()}, -scores, np.ones(len(scores), dtype=bool)
+    """The same of a table of scores: every row may be among the worst, which lose most of their weight."""
+    _, scores, weights = scores_of(rows)
+    lost = (1 - scores) * weights
+    return {"score": scores.tolist()}, lost, np.ones(len(scores), dtype=bool)
 
 
 def _spread(places: list[int], names: list[str], columns: list[list[Any]]) -> list[int]:

@@ -156,6 +156,10 @@ def watch(folder: Path, label: str) -> Iterator[None]:
         thread.join()
 
 
+NO_SCORE = ("kind", "step", "epoch", "time", "val_s", "nll")
+"""Fields of a val line besides its scores, of which the main one comes first."""
+
+
 def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None:
     bar = progress_bar(1, f"{label}: starting")
     seen: dict[str, str] = {}
@@ -178,7 +182,7 @@ def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None
                 elif line["kind"] == "step":
                     seen["loss"] = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
                 elif line["kind"] == "val":
-                    seen["val"] = f"{line['accuracy']:.3f}"
+                    seen["val"] = f"{next(v for k, v in line.items() if k not in NO_SCORE):.3f}"
                 elif line["kind"] == "warning" and line["text"] not in warned:
                     warned.add(line["text"])
                     bar.write(f"Warning: {line['text']}", file=sys.stderr)

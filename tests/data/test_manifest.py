@@ -1,6 +1,8 @@
 import shutil
 from itertools import product
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -430,3 +432,52 @@ def test_where_keeps_and_leaves_out_rows(tmp_path):
     assert manifest.column("label") == ["a", "b"]
     with pytest.raises(ManifestError, match="COLUMN!=VALUE"):
         read_manifest(DataConfig(root=table, where=("kind",)), tmp_path / "hashes.sqlite")
+
+
+# Masks
+
+
+def masked(folder, values):
+    """Two images and a mask of each, whose pixels have these values."""
+    for i, value in enumerate(values):
+        put(folder, f"parts/b{i}/l.png")
+        (folder / "masks").mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"masks/{i}.png"), np.full((8, 8), value, np.uint8))
+    config = DataConfig(
+        root=folder / "parts", patterns=("{build}/{layer}",), label="", group=("build",)
+    )
+    manifest = read_manifest(config, folder / "hashes.sqlite")
+    paths = [folder / f"masks/{i}.png" for i in range(len(values))]
+    return manifest.with_masks({"label": paths}, ["pore", "streak"], folder / "hashes.sqlite")
+
+
+def test_masks_bring_their_classes_and_their_files(tmp_path):
+    manifest = masked(tmp_path, [1, 2])
+    assert manifest.classes == ["pore", "streak"]
+    assert manifest.truth.tolist() == [0, 0]
+    keys = manifest.masks["label"]
+    assert [manifest.files[key] for key in keys] == [
+        str(tmp_path / f"masks/{i}.png") for i in (0, 1)
+    ]
+    assert len(manifest.files) == 4
+    assert manifest.take([1]).masks == {"label": keys[1:]}
+    assert manifest.take([1]).classes == ["pore", "streak"]
+
+
+def test_what_a_mask_holds_is_part_of_the_data_and_where_it_lies_is_not(tmp_path):
+    prints = []
+    for name, values in (("a", [1, 2]), ("b", [1, 2]), ("c", [1, 1])):
+        (tmp_path / name).mkdir()
+        prints.append(masked(tmp_path / name, values).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_file_may_be_an_image_and_a_mask(tmp_path):
+    """Their keys differ, so that each is stored as what it is."""
+    cv2.imwrite(str(tmp_path / "x.png"), np.ones((8, 8), np.uint8))
+    config = DataConfig(root=tmp_path, patterns=("{name}",), label="")
+    manifest = read_manifest(config, tmp_path / "hashes.sqlite")
+    both = manifest.with_masks(
+        {"label": [tmp_path / "x.png"]}, ["pore"], tmp_path / "hashes.sqlite"
+    )
+    assert both.masks["label"] == [f"{manifest.column('content')[0]}-mask"]

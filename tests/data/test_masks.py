@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from assay.data import masks
 from assay.data.contact import NUM_TILES, choose
+from assay.data.heuristic import MaskConfig, make
 from assay.data.image import read, write_png
-from assay.data.masks import MaskConfig, file_name, make, merge, open_mask, prepare, read_mask
+from assay.data.masks import file_name, merge, open_mask, prepare, read_mask
 from assay.errors import ConfigError, MaskError
 
 MAKERS = ("fixed", "otsu", "adaptive", "vote")

@@ -59,3 +59,18 @@ def test_signatures_of_all_rows(pixels):
         assert found[row].tobytes() == expected
     np.testing.assert_array_equal(found[0], found[3])
     assert len(np.unique(found, axis=0)) == 3
+
+
+def test_a_mask_is_kept_as_it_is_drawn(tmp_path):
+    """Values of classes, exactly; 255 is how the only class is drawn. Its file may be an image too."""
+    drawn = np.random.default_rng(0).integers(0, 3, (40, 70), dtype=np.uint8)
+    store = Store(str(tmp_path / "store"))
+    for name, values in (("classes", drawn), ("only", 255 * (drawn > 0).astype(np.uint8))):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), values)
+        store.build(f"{name}-mask", tmp_path / f"{name}.png")
+        store.build(name, tmp_path / f"{name}.png")
+    masks = {"label": ["classes-mask"], "truth": ["only-mask"]}
+    pixels = pickle.loads(pickle.dumps(Pixels(store, ["only"], masks)))
+    np.testing.assert_array_equal(pixels.mask(0, "label"), drawn)
+    np.testing.assert_array_equal(pixels.mask(0, "truth"), drawn > 0)
+    np.testing.assert_array_equal(pixels[0].levels[0][..., 1], 255 * (drawn > 0))

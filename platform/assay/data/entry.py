@@ -60,8 +60,9 @@ class Entry:
 
     @classmethod
     def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "Entry":
-        """The entry of a mask."""
-        return cls([mask[..., None]], np.zeros(3), np.zeros(3), bytes(32))
+        """The entry of a mask; 255 says class 1 (see `masks`)."""
+        values = np.where(mask == 255, 1, mask).astype(np.uint8)
+        return cls([values[..., None]], np.zeros(3), np.zeros(3), bytes(32))
 
     @property
     def size(self) -> tuple[int, int]:

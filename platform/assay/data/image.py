@@ -104,23 +104,6 @@ def probe(source: Source) -> tuple[int, int]:
         return (width, height) if _orientation(image, file) >= 5 else (height, width)
 
 
-def read_mask(source: Source, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w"]:
-    """Decode a mask, an 8-bit PNG of one channel: 0, or the number of a class; 255 says class 1.
-
-    Raises:
-        ImageError: The file is missing, damaged, too large, or no such PNG.
-    """
-    with _opened(source, max_pixels) as (file, image):
-        if not isinstance(image, PngImageFile) or image.mode not in ("1", "L", "P"):
-            raise ValueError(
-                f"it is a {image.format} of mode {image.mode}, and a mask is an 8-bit PNG of one channel"
-            )
-        _check_end(image, file)
-        image.load()
-        values = np.array(image, dtype=np.uint8)
-        return np.where(values == 255, 1, values).astype(np.uint8)
-
-
 def to_uint8(image: Rgb) -> UInt8[np.ndarray, "h w 3"]:
     """Bring 16 bits per channel to 8 by rounding value / 257, which maps 65535 to 255."""
     if image.dtype == np.uint8:

@@ -87,8 +87,10 @@ class Store:
         path = self.path(content)
         if path.exists() and self.is_folder:
             return 0
-        is_mask = content.endswith(MASK)
-        entry = Entry.of_mask(image.read_mask(source)) if is_mask else Entry.of(image.read(source))
+        if content.endswith(MASK):
+            entry = Entry.of_mask(image.read_plane(source, "index"))
+        else:
+            entry = Entry.of(image.read(source))
         try:
             if not self.is_folder:
                 self._make_room(sum(level.nbytes for level in entry.levels))
