@@ -409,14 +409,11 @@ class Fingerprint(Task):
 
     def _cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
         """Normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
-        side = self.config.patches.patch_px
-        pixels = np.zeros((*cells.shape, side, side, 3), dtype=np.uint8)
         corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
         corners = corners.reshape(*cells.shape, 2)
-        for i, chosen in enumerate(cells):
-            own = chosen >= 0
-            pixels[i, own] = self._canvas(batch, i).patches(corners[i, own])
-        moved = torch.from_numpy(pixels).to(self.device).permute(0, 1, 4, 2, 3)
+        canvases = [self._canvas(batch, i) for i in range(len(cells))]
+        pixels = self.resident.cut(batch["row"], canvases, corners, cells >= 0, self.device)
+        moved = pixels.permute(0, 1, 4, 2, 3)
         is_cell = torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
         return self._show(moved, batch, corners, 1.0) * is_cell
 

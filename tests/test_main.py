@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -276,6 +278,31 @@ def test_a_mistyped_option_exits_with_2() -> None:
     with pytest.raises(SystemExit) as left:
         main(str(SCRIPT), ["--model.backbon", "x"])
     assert left.value.code == 2
+
+
+def test_images_may_be_of_any_size_up_to_a_limit(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    files = sorted(parts.rglob("*.png"))
+    shapes = [(30, 300), (300, 30), (700, 500), (97, 96), (1, 1), (2000, 8)]
+    for file, shape in zip(files[1:], shapes, strict=False):
+        cv2.imwrite(str(file), rng.integers(40, 200, (*shape, 3), dtype=np.uint8))
+    head = struct.pack(">II5B", 20_001, 20_000, 8, 2, 0, 0, 0)
+    body = [(b"IHDR", head), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")]
+    written = [
+        struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in body
+    ]
+    files[0].write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+    given = ["--data.root", str(parts)]
+    _, err = run_script(capsys, tmp_path / "runs", *given, code=2)
+    assert "20001 x 20000 = 400020000 pixels, the limit is 400000000" in err
+    _, err = run_script(capsys, tmp_path / "runs", *given, "--data.on-error", "skip")
+    assert "1 of 20 images are quarantined" in err
+    found = list((tmp_path / "runs").glob("fingerprint-*/predictions.parquet"))
+    assert len(found) == 2  # chosen and random patches
+    for path in found:
+        assert np.isfinite(pq.read_table(path)["logits"].to_pylist()).all()
 
 
 def test_a_truncated_image_is_named_and_can_be_skipped(

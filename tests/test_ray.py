@@ -6,6 +6,7 @@ the time.
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -136,8 +137,8 @@ def test_the_job_names_an_unreadable_image(
     assert [q.row for q in found] == [1]
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_the_stream_serves_what_the_reference_serves(
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_competing_consumers_are_served_what_the_reference_serves(
     source: TaskSource,
     task: type[Task],
     config: TaskConfig,
@@ -149,16 +150,19 @@ def test_the_stream_serves_what_the_reference_serves(
     rows = split.rows("train")
     steps = [s for epoch in range(2) for s in steps_of(uniform_order(rows, 7, 3, epoch), epoch)]
     stream = ray_stream(source, config, pixels, manifest.truth)
-    served: list[tuple[int, int]] = []
-    for rank in range(world_size):
+
+    def served(rank: int) -> list[tuple[int, int]]:
         own = [share for s in steps if len((share := s.share(rank, world_size)).rows)]
         expected = batches(task, config, pixels, manifest.truth, own, train=True)
-        for step, mine, theirs in zip(own, stream(own, train=True), expected, strict=True):
+        for mine, theirs in zip(stream(own, train=True), expected, strict=True):
             assert mine.keys() == theirs.keys()
             for name in mine:
                 np.testing.assert_array_equal(mine[name], theirs[name])
-            served += [(step.epoch, int(e)) for e in step.entries]
-    assert sorted(served) == [(epoch, e) for epoch in range(2) for e in range(len(rows))]
+        return [(step.epoch, int(e)) for step in own for e in step.entries]
+
+    with ThreadPoolExecutor(world_size) as pool:  # all at once
+        everything = [pair for each in pool.map(served, range(world_size)) for pair in each]
+    assert sorted(everything) == [(epoch, e) for epoch in range(2) for e in range(len(rows))]
 
 
 def _job(

@@ -30,6 +30,8 @@ from assay.task import Batch, Stream, TaskConfig, TaskSource, batches, load_task
 from assay.telemetry import progress_bar
 
 IMAGES_PER_BLOCK = 8
+LEAST_BLOCKS = 64
+"""A small set is decoded in this many blocks, or one by one, so that no CPU is left waiting."""
 SAMPLES_PER_BLOCK = 64
 
 
@@ -110,7 +112,7 @@ def _refuse_full_disk(paths: list[Path], folder: Path) -> None:
 
 def _fill_with_ray(work: list[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
     _quiet()
-    blocks = max(1, math.ceil(len(work) / IMAGES_PER_BLOCK))
+    blocks = min(len(work), max(LEAST_BLOCKS, math.ceil(len(work) / IMAGES_PER_BLOCK)))
     dataset = ray.data.from_items(work, override_num_blocks=blocks).map(partial(decode, store))
     yield from dataset.iter_rows()
 

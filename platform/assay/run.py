@@ -47,6 +47,7 @@ from assay.loop import Loop, Position, load_best, write_json
 from assay.predict import Predictor
 from assay.task import Stream, TaskConfig, TaskSource, batches, load_task
 from assay.telemetry import Telemetry
+from assay.tier import Resident, Tier
 
 SCHEMA = 1
 STALE_LEASE_S = 180
@@ -202,6 +203,7 @@ class Job:
     track: tuple[str, ...] = ()
     judged: tuple[str, ...] = field(default=())
     checkpoint_steps: int = 0
+    tier: Tier = "disk"
 
     def load(self) -> tuple[Any, TaskConfig]:
         """The task's class and settings."""
@@ -232,6 +234,8 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
     keep = Run(job.folder).warn
     telemetry = Telemetry(job.folder, job.track, job.config, keep) if rank == 0 else None
     rows = {name: job.split.rows(name) for name in ("train", "val")}
+    if job.tier == "device":
+        task.resident = Resident(rows["train"].tolist())
     try:
         loop = Loop(
             task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat,

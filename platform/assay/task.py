@@ -31,6 +31,7 @@ from assay.figure import Figure
 from assay.monitor import Limit
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.shapes import Int32, Int64, UInt64
+from assay.tier import Resident
 
 Batch = dict[str, np.ndarray]
 
@@ -115,6 +116,7 @@ class Task(nn.Module):
         self.config = config
         self.classes = list(classes)
         self.pixels = pixels
+        self.resident = Resident()
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:

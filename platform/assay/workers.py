@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import assay
 from assay.config import Settings
 from assay.errors import AssayError, ResourceError
 from assay.run import Job, work
+from assay.tier import Tier, settle
 
 START_TIMEOUT_S = 300
 
@@ -45,6 +46,8 @@ class Where(Settings):
     """Folder or URI (s3://, gs://, abfs://) of decoded pixels; none: store/ below the storage."""
     cache: str = ""
     """Folder on each node for copies of what is read from the store, such as a local disk or /dev/shm; none: only of an URI, below ~/.cache."""
+    tier: Tier = "auto"
+    """Where pixels are held: disk (the store or copies of it), memory (copies in each node's /dev/shm, which stay for the next run), device (also in the accelerator's memory, from which patches that are whole pixels of the image are cut, not checked on hardware yet); auto: what half of would do, memory for an URI only."""
     checkpoint_steps: int = 0
     """Updates between two checkpoints besides those at each look at val; 0: none besides."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()
@@ -136,6 +139,7 @@ def train(job: Job, where: Where) -> None:
         AssayError: what the user can mend, raised on any worker.
     """
     if where.workers == 0:
+        job = _settled(job, where.tier)
         work(job, job.stream())
         return
     import ray.train
@@ -145,7 +149,7 @@ def train(job: Job, where: Where) -> None:
     for failures in range(where.retries + 1):
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"job": job},
+            train_loop_config={"job": job, "tier": where.tier},
             torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=where.workers,
@@ -173,6 +177,13 @@ def train(job: Job, where: Where) -> None:
             )
 
 
+def _settled(job: Job, tier: Tier) -> Job:
+    """The job with its pixels in the tier that this node has room for."""
+    rows, device = job.split.rows("train").tolist(), torch.device(job.device)
+    chosen, pixels = settle(tier, job.pixels, rows, device)
+    return replace(job, tier=chosen, pixels=pixels)
+
+
 def _cause(failed: BaseException) -> BaseException:
     """The worker's own AssayError where there is one."""
     failures = getattr(failed, "worker_failures", {}) or {}
@@ -188,7 +199,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     from assay.ingest import ray_stream
 
-    job: Job = settings["job"]
+    job = _settled(settings["job"], settings["tier"])
     _, config = job.load()
     stream = ray_stream(job.source, config, job.pixels, job.manifest.truth)
     work(job, stream, lambda position: ray.train.report({"step": position.step}))

@@ -174,6 +174,12 @@ class Augment:
     noise_seed: int = 0
     """Seed of the noise, below 2**32."""
 
+    @property
+    def is_geometric(self) -> bool:
+        """No pixel's value is changed, only its place."""
+        factors = (self.brightness, self.contrast, self.gamma, self.saturation, self.resample)
+        return self.noise == "none" and all(factor == 1 for factor in factors)
+
     def to_row(self) -> Float64[np.ndarray, "14"]:
         """Pack into one flat row of numbers, without loss."""
         numbers = (

@@ -105,10 +105,9 @@ class Entry:
         Reads the coarsest level that still has a pixel for each window pixel, and of it only the
         box the window covers. Whole-pixel shifts and flips are copied, anything else is sampled.
         """
-        flips = np.sign(np.diag(matrix)).astype(int)
-        start = matrix[:, 2] + np.minimum(flips, 0) * np.array([width - 1, height - 1])
-        if (matrix[:, :2] == np.diag(flips)).all() and (start == np.rint(start)).all():
-            x, y = start.astype(int).tolist()
+        copied = whole_pixels(matrix, height, width)
+        if copied is not None:
+            (x, y), flips = copied
             window = self.cut((x, y, x + width, y + height), 0, clahe)
             return window[:: flips[1], :: flips[0]]
         step = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
@@ -129,6 +128,20 @@ class Entry:
         window = self.cut((int(low[0]), int(low[1]), int(high[0]), int(high[1])), index, clahe)
         scaled[:, 2] -= low
         return augment.warp(window, scaled, height, width)
+
+
+def whole_pixels(
+    matrix: Float64[np.ndarray, "2 3"], height: int, width: int
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Where a window that copies whole pixels begins (x, y), and its steps (1, or -1 where flipped).
+
+    None for a window that has to be sampled.
+    """
+    flips = np.sign(np.diag(matrix)).astype(int)
+    start = matrix[:, 2] + np.minimum(flips, 0) * np.array([width - 1, height - 1])
+    if (matrix[:, :2] != np.diag(flips)).any() or (start != np.rint(start)).any():
+        return None
+    return (int(start[0]), int(start[1])), (int(flips[0]), int(flips[1]))
 
 
 def entry_bytes(height: int, width: int) -> int:

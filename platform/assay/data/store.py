@@ -69,13 +69,17 @@ class Store:
         unique = dict.fromkeys(contents)
         if self.is_folder:
             return [content for content in unique if not self.path(content).exists()]
-        try:
-            files, root = _reach(self.place)
-            chosen = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-            known = {info.base_name for info in files.get_file_info(chosen)}
-        except OSError as error:
-            raise self._refused(error) from None
-        return [content for content in unique if f"{content}.pixels" not in known]
+        known = self._sizes()
+        return [content for content in unique if content not in known]
+
+    def num_bytes(self, contents: Sequence[str]) -> int:
+        """Bytes of the entries that are there, each content once.
+
+        Raises:
+            StoreError: the place cannot be reached.
+        """
+        sizes = self._sizes()
+        return sum(sizes.get(content, 0) for content in dict.fromkeys(contents))
 
     def build(self, content: str, source: Path) -> int:
         """Decode one image or mask into the store, unless it is there; returns its number of pixels.
@@ -116,6 +120,17 @@ class Store:
             except OSError as error:
                 raise self._refused(error) from None
         return open_entry(path)
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every entry in the place, by content."""
+        try:
+            files, root = _reach(self.place)
+            chosen = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+            found = files.get_file_info(chosen)
+        except OSError as error:
+            raise self._refused(error) from None
+        ready = [info for info in found if info.base_name.endswith(".pixels")]
+        return {info.base_name.removesuffix(".pixels"): info.size for info in ready}
 
     def _send(self, path: Path, content: str) -> None:
         files, root = _reach(self.place)
