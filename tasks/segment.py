@@ -17,15 +17,14 @@ import numpy as np
 import pyarrow as pa
 import segmentation_models_pytorch as smp
 import torch
-from assay.data.layers import LayerConfig
-from assay.data.heuristic import MaskConfig, make, rule_levels
-from assay.quantize import QuantizeConfig
 from torch import Tensor, nn
 
 from assay import overlay, quantize, segmentation
 from assay.config import fingerprint, to_dict
 from assay.data import layers, masks, powder_bed, tiles
 from assay.data.crops import CropConfig, draw_crop
+from assay.data.heuristic import MaskConfig, make, rule_levels
+from assay.data.layers import LayerConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.photometric import EPS
 from assay.data.pixels import Pixels
@@ -37,6 +36,7 @@ from assay.nn.backbone import load_weights, normalise_layers
 from assay.nn.export import GraphModule, write_graph
 from assay.nn.mask_loss import MaskLoss, mask_loss
 from assay.nn.optim import OptimConfig
+from assay.quantize import QuantizeConfig
 from assay.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
 
 INT8 = "segment_int8"
@@ -98,21 +98,25 @@ class Segment(Task):
         self.net: nn.Module = _Nothing()
         if config.model.mode == "net":
             self.net = create_network(config.model, len(classes))
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
         """The embedded demo (default), its short form for CI, and settings for images of one's own."""
         demo = SegmentConfig(
-            masks=MaskConfig(),
-            truth="truth/{folder}/{name}.png",
-            crops=CropConfig(crop_px=128),
+            masks=MaskConfig(maker="adaptive", block_px=51, offset=20),
+            truth="../truth/{folder}/{name}.png",
+            split=SplitConfig(val=0.2, test=0.4),
+            crops=CropConfig(crop_px=128, noise=0.03),
             tiles=TileConfig(tile_px=256, overlap_px=32),
-            model=SegmentModelConfig(decoder_channels=(64, 48, 32, 24, 16)),
-            train=TrainConfig(epochs=12, batch_size=8, eval_batch_size=8),
+            model=SegmentModelConfig(
+                encoder="timm-mobilenetv3_small_minimal_100", decoder_channels=(64, 48, 32, 24, 16)
+            ),
+            train=TrainConfig(epochs=44, batch_size=8, eval_batch_size=8, val_every=4),
             optim=OptimConfig(lr=2e-3),
         )
-        smoke = replace(demo, train=replace(demo.train, epochs=2))
+        few = replace(demo.bed, num_builds=6, layers_per_build=3)
+        smoke = replace(demo, train=replace(demo.train, epochs=2, val_every=1), bed=few)
         files = SegmentConfig(optim=OptimConfig(lr=1e-3))
         return {"demo": demo, "smoke": smoke, "files": files}
 
@@ -122,7 +126,8 @@ class Segment(Task):
         data = config.data
         if data.root is None:
             folder = storage / "embedded" / f"layers-{fingerprint(asdict(config.bed))}"
-            data = replace(data, root=powder_bed.draw_layers(folder, config.bed))
+            powder_bed.draw_layers(folder, config.bed)
+            data = replace(data, root=folder / "layers")
         elif config.layers.channels != "all":
             prepared = storage / "layers" / fingerprint([str(data.root), to_dict(config.layers)])
             data = replace(data, root=layers.collect(data.root, config.layers, prepared))

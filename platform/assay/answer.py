@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from assay.data import masks, tiles
+from assay.data import tiles
 from assay.data.entry import Entry
 from assay.data.heuristic import MaskConfig, rule_levels
 from assay.data.patches import (
@@ -182,7 +182,7 @@ class Segmenter:
     def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
         pipeline = card["pipeline"]
         self.classes, self.thresholds = tuple(card["classes"]), card["thresholds"]
-        self.graph = next(iter(graphs.values()), None)
+        self.graph: Any = next(iter(graphs.values()), None)
         self.tiles = tiles.TileConfig(**pipeline["tiles"])
         self.masks = MaskConfig(**pipeline["masks"])
 

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from typing import Literal
+
 from assay.config import Settings
 
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from assay.config import Settings
+from assay.data.image import to_uint8
 from assay.data.pixels import Pixels
 from assay.data.tiles import cut_inside
 from assay.errors import ConfigError
@@ -72,8 +73,8 @@ def draw_crop(
         centre = inside[rng.integers(len(inside))] + rng.uniform(-side / 4, side / 4, 2)
     most = np.maximum((height - side, width - side), 0)
     top, left = np.clip(centre - side / 2, 0, most).astype(int).tolist()
-    image = cut_inside(pixels[row].levels[0], left, top, side)
-    own = cut_inside(mask[..., None], left, top, side)[..., 0]
+    image = to_uint8(cut_inside(pixels[row].levels[0], left, top, side))
+    own = cut_inside(mask, left, top, side)
     change = _changes(config)
     change.set_random_seed(int(rng.integers(1 << 31)))
     made = change(image=np.ascontiguousarray(image), mask=np.ascontiguousarray(own))

@@ -20,7 +20,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
@@ -28,7 +27,7 @@ from assay.data import contact
 from assay.data.coco import read_coco
 from assay.data.given import match_files
 from assay.data.heuristic import MaskConfig, make
-from assay.data.image import Plane, Rgb, Source, probe, read, read_plane, write_png
+from assay.data.image import Plane, Source, probe, read, read_plane, write_png
 from assay.data.manifest import write_table
 from assay.errors import ImageError, MaskError
 from assay.shapes import UInt8

@@ -18,7 +18,7 @@ from assay.data.entry import Entry
 from assay.data.image import to_uint8
 from assay.data.photometric import normalise
 from assay.errors import ConfigError
-from assay.shapes import Float, Int, UInt8
+from assay.shapes import Float, Int, Shaped, UInt8
 
 LEVELS = 64
 """Levels of a pixel, 0..63."""
@@ -122,19 +122,18 @@ def outlined(
 def _logits(
     entry: Entry, network: Network, top: int, lefts: Sequence[int], side: int
 ) -> Float[np.ndarray, "n classes side side"]:
-    tiles = np.stack([cut_inside(entry.levels[0], left, top, side) for left in lefts])
+    tiles = np.stack([to_uint8(cut_inside(entry.levels[0], left, top, side)) for left in lefts])
     return network(normalise(tiles, entry.mean, np.maximum(entry.std, 1 / 255)))
 
 
 def cut_inside(
-    pixels: np.ndarray, left: int, top: int, side: int
-) -> UInt8[np.ndarray, "side side c"]:
-    """A square of an image, or all of it mirrored at its edges where it is smaller."""
-    cut = to_uint8(np.asarray(pixels[top : top + side, left : left + side]))
+    pixels: Shaped[np.ndarray, "h w *c"], left: int, top: int, side: int
+) -> Shaped[np.ndarray, "side side *c"]:
+    """A square of an image or mask, or all of it mirrored at its edges where it is smaller."""
+    cut = np.asarray(pixels[top : top + side, left : left + side])
     below, right = side - cut.shape[0], side - cut.shape[1]
     if below or right:
-        mirrored = cv2.copyMakeBorder(cut, 0, below, 0, right, cv2.BORDER_REFLECT)
-        cut = mirrored.reshape(side, side, cut.shape[2])
+        cut = cv2.copyMakeBorder(cut, 0, below, 0, right, cv2.BORDER_REFLECT)
     return cut
 
 
