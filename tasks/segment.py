@@ -28,6 +28,7 @@ from assay.data.layers import LayerConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.photometric import EPS
 from assay.data.pixels import Pixels
+from assay.data.split import SplitConfig
 from assay.data.tiles import TileConfig
 from assay.errors import ConfigError
 from assay.main import main
@@ -110,7 +111,7 @@ class Segment(Task):
             crops=CropConfig(crop_px=128, noise=0.03),
             tiles=TileConfig(tile_px=256, overlap_px=32),
             model=SegmentModelConfig(
-                encoder="timm-mobilenetv3_small_minimal_100", decoder_channels=(64, 48, 32, 24, 16)
+                encoder="tu-mobilenetv2_050", decoder_channels=(64, 32, 24, 16, 8)
             ),
             train=TrainConfig(epochs=44, batch_size=8, eval_batch_size=8, val_every=4),
             optim=OptimConfig(lr=2e-3),

@@ -33,6 +33,7 @@ def test_images_and_their_truth_are_written_once(tmp_path: Path):
         stored = cv2.imread(str(tmp_path / "truth" / name), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(stored, 255 * expected.truth.astype(np.uint8))
 
+    mask = next((tmp_path / "truth").rglob("*.png"))
     mask.unlink()
     draw_layers(tmp_path, TINY)
     assert not mask.exists()
