@@ -30,7 +30,7 @@ from assay.data.photometric import EPS
 from assay.data.pixels import Pixels
 from assay.data.split import SplitConfig
 from assay.data.tiles import TileConfig
-from assay.errors import ConfigError
+from assay.errors import ConfigError, QuantizeError
 from assay.main import main
 from assay.monitor import Limit
 from assay.nn.backbone import load_weights, normalise_layers
@@ -283,10 +283,13 @@ class Segment(Task):
         card["graphs"] = ["segment"]
         if config.quantize.variant == "none":
             return card
-        made = quantize.quantize(
-            graph, folder / f"{INT8}.onnx", self._calibration(rows["train"]),
-            lambda path: self._with(path)._iou(rows["val"]), config.quantize,
-        )  # fmt: skip
+        try:
+            made = quantize.quantize(
+                graph, folder / f"{INT8}.onnx", self._calibration(rows["train"]),
+                lambda path: self._with(path)._iou(rows["val"]), config.quantize,
+            )  # fmt: skip
+        except QuantizeError as refused:
+            return card | {"refused": str(refused)}  # the float graph ships alone
         return card | {"int8": [INT8], "quantized": made.to_dict()}
 
     def quantized(self, folder: Path) -> "Segment | None":

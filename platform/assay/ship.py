@@ -13,7 +13,7 @@ from assay.judge import measure, read_predictions
 from assay.loop import load_best
 from assay.predict import Predictor
 from assay.predictions import logits_of
-from assay.run import Job, predictions_table, stamp
+from assay.run import Job, Run, predictions_table, stamp
 from assay.task import Task
 
 
@@ -30,6 +30,8 @@ def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
     folder.mkdir(exist_ok=True)
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     pipeline = task.eval().export(folder, rows)
+    if "refused" in pipeline:
+        Run(job.folder).warn(f"No int8 graph ships: {pipeline['refused']}")
     card = {
         "task": job.source.name, "run": job.folder.name, "classes": job.manifest.classes, "pipeline": pipeline,
         "decision": result["decision"], "thresholds": result["thresholds"], "metrics": result["sets"],
