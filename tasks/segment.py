@@ -117,7 +117,8 @@ class Segment(Task):
             optim=OptimConfig(lr=2e-3),
         )
         few = replace(demo.bed, num_builds=6, layers_per_build=3)
-        smoke = replace(demo, train=replace(demo.train, epochs=2, val_every=1), bed=few)
+        brief = replace(demo.train, epochs=2, val_every=1)
+        smoke = replace(demo, train=brief, optim=replace(demo.optim, lr=1e-2), bed=few)
         files = SegmentConfig(optim=OptimConfig(lr=1e-3))
         return {"demo": demo, "smoke": smoke, "files": files}
 

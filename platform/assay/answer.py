@@ -184,7 +184,7 @@ class Segmenter:
         self.classes, self.thresholds = tuple(card["classes"]), card["thresholds"]
         self.graph: Any = next(iter(graphs.values()), None)
         self.tiles = tiles.TileConfig(**pipeline["tiles"])
-        self.masks = MaskConfig(**pipeline["masks"])
+        self.masks = MaskConfig(**pipeline["masks"] | {"classes": self.classes})
 
     def predict(self, entry: Entry) -> MaskAnswer:
         """Answer for one image."""
