@@ -11,7 +11,8 @@
     |- CheckpointError    no checkpoint that can be resumed
     |- RunError           a run directory: in use, newer schema, failed
     |- PredictionsError   a predictions table that cannot be judged
-    '- BundleError        a bundle that does not open or does not verify
+    |- BundleError        a bundle that does not open or does not verify
+    '- QuantizeError      a graph that loses too much in 8 bits
 
 Whatever is not an AssayError is a bug of ours and keeps its traceback.
 """
@@ -63,3 +64,7 @@ class PredictionsError(AssayError):
 
 class BundleError(AssayError):
     """A bundle does not open or does not verify."""
+
+
+class QuantizeError(AssayError):
+    """A graph loses too much in 8 bits."""
