@@ -192,6 +192,7 @@ class _Maker:
             },
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
         return _bare(quantizer.model.model)
 
     def sensitivity(self, probes: Sequence[Feed]) -> dict[str, float]:
