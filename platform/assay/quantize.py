@@ -86,7 +86,7 @@ class Quantized:
     """Nodes left in float, the most sensitive first."""
     sensitivity: dict[str, float]
     """By node, the most sensitive first: signal to noise (dB) of the graph's outputs with this
-    node alone in 8 bits."""
+    node alone in 8 bits; empty where no layer had to be left in float."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -116,17 +116,18 @@ def quantize(
     """
     before = score(graph)
     maker = _Maker(graph, calibration, config)
-    sensitivity = maker.sensitivity(calibration[:NUM_PROBES])
-    order = list(sensitivity)
+    sensitivity: dict[str, float] = {}
     scores: dict[int, float] = {}
 
     def holds(num_kept: int) -> bool:
-        onnx.save(maker.make(keep=order[:num_kept]), target)
+        if num_kept and not sensitivity:  # takes a while, so only where a layer must be left
+            sensitivity.update(maker.sensitivity(calibration[:NUM_PROBES]))
+        onnx.save(maker.make(keep=list(sensitivity)[:num_kept]), target)
         scores[num_kept] = score(target)
         in_8_bits = quantized_share(target) >= INT8_SHARE
         return in_8_bits and before - scores[num_kept] <= config.max_drop
 
-    num_kept = _fewest(holds, min(config.max_kept, len(order)))
+    num_kept = _fewest(holds, min(config.max_kept, len(maker.nodes)))
     if num_kept is None:
         share = quantized_share(target)
         target.unlink()
@@ -134,11 +135,11 @@ def quantize(
         raise QuantizeError(
             f"The score on val falls from {before:.4f} to {found} layers in float, the last with {share:.0%} of the weights in 8 bits; allowed is a fall of {config.max_drop} with at least {INT8_SHARE:.0%}: raise quantize.max-drop or quantize.max-kept, try another quantize.method, or ship float by quantize.variant none."
         )
-    onnx.save(maker.make(keep=order[:num_kept]), target)
+    kept = tuple(sensitivity)[:num_kept]
+    onnx.save(maker.make(keep=kept), target)
     took = measure({"fp32": graph, "int8": target}, calibration[0])
     fp32 = Variant(before, _bare(onnx.load(graph)).ByteSize(), **took["fp32"])
     int8 = Variant(scores[num_kept], target.stat().st_size, **took["int8"])
-    kept = tuple(order[:num_kept])
     return Quantized(fp32, int8, quantized_share(target), kept, sensitivity)
 
 
