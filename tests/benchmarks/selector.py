@@ -21,10 +21,6 @@ from assay.data.entry import Entry
 from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
 from assay.nn.topk import draw_noise, hard_topk, mix, perturbed_topk
 
-# large blocks are given back when freed; between them lie the dense form's thousands of small ones,
-# and a heap that keeps them grows to tens of GB on some days (glibc's M_MMAP_THRESHOLD)
-ctypes.CDLL(None).mallopt(-3, 1 << 20)
-
 SIZES = PatchConfig(image_px=2550, overview_px=850, patch_px=448, clahe_clip=0.0)
 GRID, K, NUM_NOISE = 52, 8, 500
 FIELDS = {"peaked, sigma 0.01": 0.01, "peaked, sigma 0.05": 0.05, "flat (every cell active)": 0.0}
@@ -62,7 +58,7 @@ def dense(image: Tensor, scores: Tensor, sigma: float) -> Callable[[], Tensor]:
         for cell in range(GRID**2):
             y, x = cell // GRID * stride, cell % GRID * stride
             crop = padded[:, y : y + SIZES.patch_px, x : x + SIZES.patch_px]
-            mixed = mixed + weights[:, cell, None, None, None] * crop
+            mixed = torch.addcmul(mixed, weights[:, cell, None, None, None], crop)
         (mixed * _upstream()).sum().backward()
         return torch.cat([mixed.detach().flatten(), leaf.grad])
 
@@ -111,7 +107,13 @@ def problem(sigma: float) -> tuple[Entry, Tensor, Tensor, float]:
 
 
 def measured(kind: str, sigma: float) -> Iterator[None]:
-    """One step, after everything is prepared, for its peak memory."""
+    """One step, after everything is prepared, for its peak memory.
+
+    Freed blocks are given back at once (glibc's M_MMAP_THRESHOLD), so that memory is what the form
+    needs and not what a heap keeps between thousands of small blocks. That costs time, so the timed
+    steps do without.
+    """
+    ctypes.CDLL(None).mallopt(-3, 1 << 20)
     entry, image, scores, sigma = problem(sigma)
     step = dense(image, scores, sigma) if kind == "dense" else sparse(entry, scores, sigma)
     yield
