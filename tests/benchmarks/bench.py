@@ -58,7 +58,8 @@ def _resident_kb(name: str) -> int:
 
 def write(script: str, *parts: str) -> None:
     """Write text and tables, and where they were measured, beside the script as Markdown."""
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
+    load = f"load average {os.getloadavg()[1]:.0f}"
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, {load}"
     command = f"python tests/benchmarks/{Path(script).name}"
     last = f"{time.strftime('%Y-%m-%d')}, {machine}; `{command}`."
     text = "\n\n".join([*parts, last]) + "\n"

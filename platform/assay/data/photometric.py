@@ -95,15 +95,22 @@ def clahe(
         clip_limit: Largest histogram bin relative to a flat histogram; 0 is no limit.
         grid: Tiles along each side.
     """
-    return _equalise(image, clip_limit, grid, grid)
+    whole = slice(None), slice(None)
+    return _equalise(image, clip_limit, grid, grid, whole)
 
 
 def _equalise(
-    image: UInt8[np.ndarray, "h w 3"], clip_limit: float, num_x: int, num_y: int
-) -> UInt8[np.ndarray, "h w 3"]:
+    image: UInt8[np.ndarray, "h w 3"],
+    clip_limit: float,
+    num_x: int,
+    num_y: int,
+    part: tuple[slice, slice],
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """A part (rows, columns) of an equalised image; only that part is made RGB again."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     lightness = cv2.createCLAHE(clip_limit, (num_x, num_y)).apply(cv2.extractChannel(lab, 0))
-    return cv2.cvtColor(cv2.insertChannel(lightness, lab, 0), cv2.COLOR_LAB2RGB)
+    wanted = np.ascontiguousarray(lab[part])
+    return cv2.cvtColor(cv2.insertChannel(lightness[part], wanted, 0), cv2.COLOR_LAB2RGB)
 
 
 def clahe_region(
@@ -144,10 +151,11 @@ def clahe_region(
     rows = _mirror(np.arange(first_y * tile_y, stop_y * tile_y), height)
     left, top = int(columns.min()), int(rows.min())
     raw = read(left, top, int(columns.max()) + 1, int(rows.max()) + 1)
-    tiles = raw.take(rows - top, 0).take(columns - left, 1)
-    pixels = _equalise(tiles, clip_limit, stop_x - first_x, stop_y - first_y)
+    if raw.shape[:2] != (len(rows), len(columns)):  # else nothing is mirrored
+        raw = raw.take(rows - top, 0).take(columns - left, 1)
     x, y = x0 - first_x * tile_x, y0 - first_y * tile_y
-    return pixels[y : y + y1 - y0, x : x + x1 - x0]
+    part = slice(y, y + y1 - y0), slice(x, x + x1 - x0)
+    return _equalise(raw, clip_limit, stop_x - first_x, stop_y - first_y, part)
 
 
 def _tiles(start: int, stop: int, tile: int, grid: int) -> tuple[int, int]:
