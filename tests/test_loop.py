@@ -163,17 +163,17 @@ def test_every_row_is_served_once_an_epoch_in_the_order_of_the_seed(tmp_path, co
 def plant_val(monkeypatch, accuracies: list[float], nlls: list[float]) -> None:
     values: dict[str, Iterator[float]] = {"accuracy": iter(accuracies), "nll": iter(nlls)}
     for name, planted in values.items():
-        monkeypatch.setattr(f"assay.loop.evaluate.{name}", lambda *_, p=planted: next(p))
+        monkeypatch.setattr(f"assay.task.{name}", lambda *_, p=planted: next(p))
 
 
 @pytest.mark.parametrize(
     ("select", "accuracies", "nlls", "best"),
     [
-        ("accuracy", [0.5, 0.7, 0.7, 0.7, 0.6], [1.0, 0.9, 0.8, 0.85, 0.1], 2),
-        ("accuracy", [0.7, 0.7, 0.7, 0.7, 0.7], [0.5, 0.5, 0.5, 0.5, 0.5], 0),
+        ("score", [0.5, 0.7, 0.7, 0.7, 0.6], [1.0, 0.9, 0.8, 0.85, 0.1], 2),
+        ("score", [0.7, 0.7, 0.7, 0.7, 0.7], [0.5, 0.5, 0.5, 0.5, 0.5], 0),
         ("nll", [0.5, 0.7, 0.9, 0.7, 0.6], [1.0, 0.9, 0.8, 0.85, 0.1], 4),
         ("nll", [0.5, 0.7, 0.6, 0.5, 0.6], [0.3, 0.3, 0.3, 0.3, 0.3], 1),
-        ("accuracy", [0.5, 0.5, 0.5, 0.4, 0.4], [math.nan, 0.9, math.inf, 0.1, 0.1], 1),
+        ("score", [0.5, 0.5, 0.5, 0.4, 0.4], [math.nan, 0.9, math.inf, 0.1, 0.1], 1),
         ("nll", [0.9, 0.5, 0.5, 0.4, 0.4], [math.nan, 0.9, 0.8, 0.9, 0.9], 2),
     ],
 )
