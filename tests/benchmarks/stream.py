@@ -22,10 +22,11 @@ import ray.data
 import torch
 from bench import photo, table, write
 
+from assay.config import to_dict
 from assay.data.order import Step, entry_keys, steps_of
 from assay.data.pixels import Pixels
 from assay.data.store import Store
-from assay.ingest import ray_stream
+from assay.ingest import _recall, ray_stream
 from assay.task import Batch, Samples, Stream, TaskSource, batches, load_task
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
@@ -65,9 +66,11 @@ def split_shards(
     made: tuple[Any, ...], world_size: int
 ) -> list[Callable[[], Iterator[tuple[float, int, list[int]]]]]:
     """The other design: one shuffled dataset, `streaming_split` into equal shards, an epoch at a time."""
-    task, config, pixels, truth = made
+    _, own, images, classes = made
+    shared = ray.put((SOURCE, to_dict(own), images, classes))
 
     def prepare(block: Batch) -> Batch:
+        task, config, pixels, truth = _recall(shared)
         rows = block["id"]
         return task.prepare(
             config, pixels, Samples(rows, entry_keys(0, 0, rows), truth[rows], train=True)
