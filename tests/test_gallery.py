@@ -200,10 +200,10 @@ def test_a_small_image_is_not_enlarged():
 
 def test_a_kept_image_has_its_colours():
     image = np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)
-    kept = cv2.imdecode(np.frombuffer(gallery._jpeg(image), np.uint8), cv2.IMREAD_COLOR_RGB)
+    kept = cv2.imdecode(np.frombuffer(gallery._jpeg(image, gallery.MAX_BYTES), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert kept.reshape(-1, 3).mean(0) == pytest.approx([200, 100, 50], abs=2)
 
 
 def test_noise_is_compressed_until_it_is_small():
     noise = np.random.default_rng(0).integers(0, 256, (480, 480, 3), dtype=np.uint8)
-    assert len(gallery._jpeg(noise)) <= gallery.MAX_BYTES
+    assert len(gallery._jpeg(noise, gallery.MAX_BYTES)) <= gallery.MAX_BYTES
