@@ -200,7 +200,9 @@ def test_a_small_image_is_not_enlarged():
 
 def test_a_kept_image_has_its_colours():
     image = np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)
-    kept = cv2.imdecode(np.frombuffer(gallery._jpeg(image, gallery.MAX_BYTES), np.uint8), cv2.IMREAD_COLOR_RGB)
+    kept = cv2.imdecode(
+        np.frombuffer(gallery._jpeg(image, gallery.MAX_BYTES), np.uint8), cv2.IMREAD_COLOR_RGB
+    )
     assert kept.reshape(-1, 3).mean(0) == pytest.approx([200, 100, 50], abs=2)
 
 

@@ -382,7 +382,7 @@ def test_scores_without_classes_make_a_page(run):
     assert "fingerprint: IoU 0.600 on known designs" in text
     assert "The worst first, known designs 0.125" in text
     assert "no confusion" in text
-    assert "no probabilities" in text
+    assert "no class to an image" in text
 
 
 def test_a_report_stays_below_five_megabytes(run):
