@@ -92,7 +92,7 @@ class ModelConfig:
     sigma_final: float = 0.005
     """Standard deviation of the noise at the end of the run; falls by a half cosine."""
     warmup: float = 0.5
-    """Share of the run in which random patches give way to selected ones, before selection learns from its own loss (1)."""
+    """Share of the run that learns from random patches before the scorer decides (1)."""
     warmup_k: int = 16
     """Random patches per image in the warm-up and for the baseline; a multiple of k."""
     alone: float = 1.0
@@ -292,28 +292,11 @@ class Fingerprint(Task):
         truth = torch.from_numpy(batch["truth"]).to(self.device)
         if model.mode in ("ips", "grid", "all"):
             return self._look(batch, self._choose(batch), truth)
-        if model.mode == "random":
+        if model.mode == "random" or progress < model.warmup:
             return self._look(batch, batch["random_cells"], truth)
-        if progress < model.warmup:
-            return self._look(batch, self._explore(batch, progress / model.warmup), truth)
         sigma = self._sigma((progress - model.warmup) / (1 - model.warmup))
         select = self._select_hard if model.estimator == "score_function" else self._select_mixed
         return select(batch, self._scores(batch), sigma, truth) | {"sigma": torch.tensor(sigma)}
-
-    def _explore(self, batch: Batch, progress: float) -> np.ndarray:
-        """Random cells, of which ever more sets give way to what the scorer would select.
-
-        A backbone that sees the signal in few of its patches learns late, or too late; the scorer
-        knows early, from the guide, where patches answer better than by chance.
-        """
-        model, cells = self.config.model, batch["random_cells"].copy()
-        num_chosen = int(progress * model.warmup_k / self.k)
-        if num_chosen:
-            scores = self._scores(batch).detach()
-            noise = draw_noise(batch["key"].tolist(), num_chosen, scores.shape[1]).to(self.device)
-            chosen = hard_topk(scores[:, None] + model.sigma * noise, self.k, self.apart)
-            cells[:, : num_chosen * self.k] = chosen.flatten(1).cpu().numpy()
-        return cells
 
     def _look(self, batch: Batch, cells: np.ndarray, truth: Tensor) -> dict[str, Tensor]:
         """Given patches: each must answer alone, and sets of k together; the scorer watches."""

@@ -272,7 +272,7 @@ def test_judging_again_changes_what_is_given_and_nothing_else(
     (folder / "result.json").write_text(json.dumps(result | {"tried": 12}))
     printed = said(capsys, "judge", "good", "--storage", str(storage), "--decide.recall", "0.9")
     assert "scoring 2 of the test sets of toy-good by training-domain validation" in printed
-    decide = {"positive": "m1", "coverage": 0.8, "recall": 0.9, "costs": []}
+    decide = {"positive": "m1", "coverage": 0.8, "recall": 0.9, "costs": [], "pixel_recall": 0.0}
     again = json.loads((folder / "result.json").read_text())
     assert json.loads((folder / "config.json").read_text())["decide"] == decide
     assert again["scorings"][1]["decide"] == decide

@@ -104,17 +104,6 @@ def test_the_guide_teaches_the_scorer_in_the_warm_up_and_the_baseline_has_none(
         assert moved == learns
 
 
-def test_random_patches_give_way_to_selected_ones(pixels: Pixels) -> None:
-    """Two sets of 4: at first both are random, from the middle of the warm-up one is chosen."""
-    task = make(pixels, {"sigma": 1e-6})
-    batch = batch_of(task)
-    assert (task._explore(batch, 0.49) == batch["random_cells"]).all()
-    cells = task._explore(batch, 0.5)
-    best = task._scores(batch).argsort(dim=1, descending=True, stable=True)[:, :4].sort(1).values
-    assert (cells[:, :4] == best.numpy()).all()
-    assert (cells[:, 4:] == batch["random_cells"][:, 4:]).all()
-
-
 def test_the_noise_falls_over_the_run(pixels: Pixels) -> None:
     task = make(pixels)
     assert "sigma" not in task(batch_of(task), 0.0)
