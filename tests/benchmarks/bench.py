@@ -1,5 +1,6 @@
 """What the benchmarks share: timing side by side, peak memory in a fresh process, a table beside the script."""
 
+import logging
 import os
 import platform
 import statistics
@@ -54,6 +55,14 @@ def peak(steps: Callable[..., Iterator[None]], *arguments: str | float) -> float
 def _resident_kb(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def local_ray() -> None:
+    """A Ray of its own on two cores, that says nothing."""
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    ray.init(address="local", num_cpus=2, **quiet)
 
 
 def write(script: str, *parts: str) -> None:

@@ -3,7 +3,6 @@
 python tests/benchmarks/capacity.py
 """
 
-import logging
 import os
 import tempfile
 import time
@@ -15,7 +14,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 import cv2
 import pyarrow as pa
 import ray
-from bench import peak_mb, photo, table, write
+from bench import local_ray, peak_mb, photo, table, write
 
 from assay.data.manifest import Manifest
 from assay.data.store import Store
@@ -66,13 +65,7 @@ def fill_all(folder: Path) -> tuple[int, float, dict[str, list[float]]]:
     files = drawn(folder, SIZE, NUM_FILES)
     contents = [f"{i:032x}" for i in range(NUM_IMAGES)]
     images = [str(files[i % NUM_FILES]) for i in range(NUM_IMAGES)]
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    local_ray()
     store = Store(str(folder / "store"))
     # the peak so far is of drawing the files
     Path("/proc/self/clear_refs").write_text("5")

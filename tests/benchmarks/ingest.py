@@ -3,7 +3,6 @@
 python tests/benchmarks/ingest.py
 """
 
-import logging
 import os
 import shutil
 import tempfile
@@ -18,9 +17,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
-from bench import photo, table, write
+from bench import local_ray, photo, table, write
 from torch.utils.data import DataLoader, Dataset
 
 from assay.data.manifest import Manifest
@@ -90,13 +88,7 @@ def cpu_seconds(path: Path, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Measure in turns."""
     torch.set_num_threads(1)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    local_ray()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = drawn(folder)

@@ -20,7 +20,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from bench import photo, table, write
+from bench import local_ray, photo, table, write
 
 from assay.config import to_dict
 from assay.data.order import Step, entry_keys, steps_of
@@ -207,13 +207,7 @@ def _loop(source: Iterator[Batch], weight: torch.Tensor) -> tuple[float, float]:
 def main() -> None:
     """Compare on one local cluster."""
     torch.set_num_threads(1)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    local_ray()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as folder:

@@ -12,20 +12,16 @@ on what else is drawn.
 """
 
 import dataclasses
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from assay.errors import ConfigError
+from assay.data.embedded import draw_once
 from assay.shapes import Bool, Float, Float32, UInt8
-
-TRUTH = "truth.json"
 
 _FORMAT = 1  # raise it when the same config draws other pixels
 _LASTING = 3  # layers that a defect lasts at most
@@ -72,23 +68,17 @@ def draw_layers(folder: Path, config: LayersConfig) -> None:
     Raises:
         ConfigError: The folder holds layers drawn with another config.
     """
-    drawn_from = {"format": _FORMAT, **dataclasses.asdict(config)}
-    if (folder / TRUTH).exists():
-        if json.loads((folder / TRUTH).read_text())["config"] == drawn_from:
-            return
-        raise ConfigError(
-            f"{folder} holds synthetic layers drawn with another config; "
-            "name another folder, or remove this one."
-        )
-    for build in range(config.num_builds):
-        for layer in range(config.layers_per_build):
-            drawn = draw_layer(config, build, layer)
-            name = f"build_{build + 1:02d}/layer_{layer + 1:03d}.png"
-            _write(folder / "layers" / name, drawn.pixels)
-            _write(folder / "truth" / name, np.uint8(255) * drawn.truth)
-    partial = folder / f"{TRUTH}.{os.getpid()}"
-    partial.write_text(json.dumps({"config": drawn_from}))
-    partial.replace(folder / TRUTH)
+
+    def draw() -> dict[str, Any]:
+        for build in range(config.num_builds):
+            for layer in range(config.layers_per_build):
+                drawn = draw_layer(config, build, layer)
+                name = f"build_{build + 1:02d}/layer_{layer + 1:03d}.png"
+                _write(folder / "layers" / name, drawn.pixels)
+                _write(folder / "truth" / name, np.uint8(255) * drawn.truth)
+        return {}
+
+    draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw)
 
 
 def draw_layer(config: LayersConfig, build: int, layer: int) -> Layer:

@@ -7,21 +7,20 @@ a download. Each image is drawn from keys of its own, so it does not depend on w
 import dataclasses
 import functools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from assay.errors import ConfigError, ManifestError
+from assay.data.embedded import TRUTH, draw_once
+from assay.errors import ManifestError
 from assay.shapes import Bool, Float32, Int, Real, UInt8
 
 MACHINES = tuple(f"Stratasys450mc-{number}" for number in range(1, 7))
 SEEN_DESIGNS = ("Connector", "Switch", "King", "Target", "Oring", "Clip")
 UNSEEN_DESIGNS = ("Fishbait", "Plug", "Minion")
-TRUTH = "truth.json"
 
 _FORMAT = 1  # raise it when the same config draws other pixels
 _DESIGNS = SEEN_DESIGNS + UNSEEN_DESIGNS
@@ -70,28 +69,21 @@ def draw_parts(folder: Path, config: PartsConfig) -> None:
     Raises:
         ConfigError: The folder holds parts drawn with another config.
     """
-    drawn_from = {"format": _FORMAT, **dataclasses.asdict(config)}
-    if (folder / TRUTH).exists():
-        if json.loads((folder / TRUTH).read_text())["config"] == drawn_from:
-            return
-        raise ConfigError(
-            f"{folder} holds synthetic parts drawn with another config; "
-            "name another folder, or remove this one."
-        )
-    truth = {}
-    for machine, design, part in _parts(config):
-        name = f"{MACHINES[machine]}/{design}"
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for view in range(config.num_views):
-            image = draw_part(config, machine, design, part, view)
-            path = f"{name}/Device_{machine + 1}_Print_{part + 1:03d}_{view + 1:03d}.png"
-            cv2.imwrite(
-                str(folder / path), image.pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1]
-            )
-            truth[path] = {"zones": image.zones.tolist(), "decoys": image.decoys.tolist()}
-    partial = folder / f"{TRUTH}.{os.getpid()}"
-    partial.write_text(json.dumps({"config": drawn_from, "images": truth}))
-    partial.replace(folder / TRUTH)
+
+    def draw() -> dict[str, Any]:
+        truth = {}
+        for machine, design, part in _parts(config):
+            name = f"{MACHINES[machine]}/{design}"
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for view in range(config.num_views):
+                image = draw_part(config, machine, design, part, view)
+                path = f"{name}/Device_{machine + 1}_Print_{part + 1:03d}_{view + 1:03d}.png"
+                flat = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+                cv2.imwrite(str(folder / path), image.pixels[..., ::-1], flat)
+                truth[path] = {"zones": image.zones.tolist(), "decoys": image.decoys.tolist()}
+        return {"images": truth}
+
+    draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw)
 
 
 def read_zones(folder: Path) -> dict[str, Int[np.ndarray, "zones 4"]]:
