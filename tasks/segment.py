@@ -8,6 +8,7 @@ Where true masks are known besides those that were learnt from, both are judged 
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ from assay.quantize import QuantizeConfig
 from assay.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
 
 INT8 = "segment_int8"
+PRIOR = 0.01
+"""Share of pixels that a new network marks: rare, so that it need not first unlearn the common (Lin et al. 2017, 3.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ class Segment(Task):
             model=SegmentModelConfig(
                 encoder="tu-mobilenetv2_050", decoder_channels=(64, 32, 24, 16, 8)
             ),
-            train=TrainConfig(epochs=44, batch_size=8, eval_batch_size=8, val_every=4),
+            train=TrainConfig(epochs=40, batch_size=8, eval_batch_size=8, val_every=4),
             optim=OptimConfig(lr=2e-3),
         )
         few = replace(demo.bed, num_builds=6, layers_per_build=3)
@@ -366,6 +369,7 @@ def create_network(config: SegmentModelConfig, num_classes: int) -> nn.Module:
             f"The weights of {config.encoder} are not on this machine and the hub cannot be reached ({type(error).__name__}); "
             "use --model.weights FILE or --model.weights none."
         ) from None
+    nn.init.constant_(cast(Any, net).segmentation_head[0].bias, math.log(PRIOR / (1 - PRIOR)))
     if config.weights not in ("none", "hub"):
         load_weights(cast(Any, net).encoder, config.encoder, Path(config.weights))
     return normalise_layers(net, config.norm)

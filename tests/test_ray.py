@@ -7,6 +7,7 @@ the time.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,6 @@ def task(source: TaskSource) -> type[Task]:
 
 @pytest.fixture(scope="module")
 def config(task: type[Task]) -> TaskConfig:
-    from dataclasses import replace
-
     smoke = task.presets()["smoke"]
     values = to_dict(smoke)
     values["train"] |= {"epochs": 2, "batch_size": 15}
@@ -225,3 +224,21 @@ def test_two_workers_judge_a_checkpoint_exactly_as_one(
     (job.folder / "predictions.parquet").unlink()
     train(job, Where(workers=2))  # finished: only predicts
     assert pq.read_table(job.folder / "predictions.parquet").equals(first)
+
+
+def test_what_learns_nothing_predicts_without_workers(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", None)
+    still = replace(config, train=replace(config.train, epochs=0))
+    job = _job(source, still, manifest, split, pixels, tmp_path / "still")
+    train(job, Where(workers=1))
+    predicted = pq.read_table(job.folder / "predictions.parquet")
+    judged = {name: len(split.rows(name)) for name in ("val", *split.tests)}
+    assert {name: predicted["split"].to_pylist().count(name) for name in judged} == judged
