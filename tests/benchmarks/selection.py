@@ -1,9 +1,11 @@
 """Does the scorer find the planted signal at every seed? Recipes side by side, all seeds reported.
 
-    python tests/benchmarks/selection.py --storage runs          # ten seeds, two at a time
+    python tests/benchmarks/selection.py                       # every recipe at ten seeds, hours
+    python tests/benchmarks/selection.py --seeds 3             # those at the first three
 
 Runs the embedded parts with each recipe at each seed, and random patches at each seed as the
-baseline, and writes selection.md beside this file. What is finished is not run again.
+baseline. Numbers are kept in selection.json beside this file and not measured again (remove the
+file to start anew); selection.md is made of them.
 """
 
 import argparse
@@ -13,15 +15,15 @@ import platform
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from bench import table
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "tasks" / "fingerprint.py"
-SEEDS = range(10)
+KEPT = HERE / "selection.json"
 FOUND = 0.8
 """Share of patches on planted signal from which a scorer has found it."""
 COLD = ("--model.warmup", "0", "--model.alone", "0")
@@ -36,101 +38,93 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "plain alone": ("--model.estimator", "plain", *MIXED, *COLD),
 }
 
-Sets = dict[str, dict[str, dict[str, float]]]
+Metrics = dict[str, dict[str, float]]
+"""Of the unseen designs, by name."""
+Found = dict[str, dict[str, dict[str, Metrics]]]
+"""By recipe, by seed, by run (the method, `random`)."""
 
 
 def main() -> None:
-    """Run what is missing, then write the table."""
+    """Run what is missing, and write numbers and table after each run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--storage", type=Path, default=Path("runs"))
-    parser.add_argument("--parallel", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
-    storage = options.storage.absolute()
-    found: dict[str, list[dict[str, Sets]]] = {}
+    found: Found = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for name, settings in RECIPES.items():
-        found[name] = [run(storage, SEEDS[0], settings)]  # draws the parts and fills the store
-        with ThreadPoolExecutor(options.parallel) as pool:
-            found[name] += pool.map(lambda seed: run(storage, seed, settings), SEEDS[1:])  # noqa: B023
-        print(f"{name}: {share_found(found[name])} of {len(SEEDS)}", flush=True)
-        (HERE / "selection.md").write_text(page(found))
+        for seed in map(str, range(options.seeds)):
+            own = found.setdefault(name, {})
+            if seed not in own:
+                own[seed] = run(options.storage.absolute(), seed, settings)
+                KEPT.write_text(json.dumps(found, indent=1) + "\n")
+                (HERE / "selection.md").write_text(page(found))
 
 
-def run(storage: Path, seed: int, settings: tuple[str, ...]) -> dict[str, Sets]:
-    """Metrics by run (the method, `random`), by set, by name."""
+def run(storage: Path, seed: str, settings: tuple[str, ...]) -> dict[str, Metrics]:
+    """Accuracy and hits of the method and of random patches."""
     where = ("--workers", "0", "--storage", str(storage))
-    command = [sys.executable, str(SCRIPT), "--train.seed", str(seed), *where, *settings]
+    command = [sys.executable, str(SCRIPT), "--train.seed", seed, *where, *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     folders = dict(line.split(": ") for line in done.stdout.strip().splitlines()[-3:-1])
-    results = {
-        name: json.loads((Path(folder) / "result.json").read_text())["sets"]
-        for name, folder in folders.items()
-    }
-    return {
-        name: {kind: held["metrics"] for kind, held in sets.items()}
-        for name, sets in results.items()
-    }
+    made = {}
+    for name, folder in folders.items():
+        held = json.loads((Path(folder) / "result.json").read_text())["sets"]["test_unseen"]
+        made[name] = {key: held["metrics"][key] for key in ("accuracy", "patches_on_signal")}
+    return made
 
 
-def metric(made: dict[str, Sets], name: str, of: str = "fingerprint") -> dict[str, float]:
-    """One metric of the unseen designs."""
-    return made[of]["test_unseen"][name]
-
-
-def share_found(made: list[dict[str, Sets]]) -> int:
+def share_found(made: dict[str, dict[str, Metrics]]) -> int:
     """Seeds whose patches lie on planted signal."""
-    return sum(metric(m, "patches_on_signal")["value"] >= FOUND for m in made)
+    return sum(m["fingerprint"]["patches_on_signal"]["value"] >= FOUND for m in made.values())
 
 
-def ahead(made: dict[str, Sets]) -> bool:
+def ahead(made: dict[str, Metrics]) -> bool:
     """At least ten points above random patches, with disjoint intervals."""
-    ours, random = metric(made, "accuracy"), metric(made, "accuracy", "random")
+    ours, random = made["fingerprint"]["accuracy"], made["random"]["accuracy"]
     return ours["value"] - random["value"] >= 0.1 and ours["low"] > random["high"]
 
 
-def page(found: dict[str, list[dict[str, Sets]]]) -> str:
+def page(found: Found) -> str:
     """Recipes in rows; below, every seed."""
-    first = found[next(iter(found))]
-    accuracy = metric(first[0], "accuracy")
-    lines = [
-        f"Embedded parts, {len(SEEDS)} seeds, unseen designs: {accuracy['num']:.0f} images of {accuracy['num_groups']:.0f} parts each. "
+    first = next(iter(found.values()))
+    accuracy = first["0"]["random"]["accuracy"]
+    rows = []
+    for name, made in found.items():
+        counts = (
+            f"{share_found(made)} of {len(made)}",
+            f"{sum(map(ahead, made.values()))} of {len(made)}",
+        )
+        rows.append([name, *counts, *spread(made, "fingerprint")])
+    rows.append(["random patches on the part", "-", "-", *spread(first, "random")])
+    seeds = max(found.values(), key=len)
+    every = [[name, *each(made, seeds, "fingerprint")] for name, made in found.items()]
+    every.append(["random patches on the part", *each(first, seeds, "random")])
+    return "\n\n".join([
+        f"Embedded parts, unseen designs: {accuracy['num']:.0f} images of {accuracy['num_groups']:.0f} parts a seed, one thread a run. "
         f"A scorer has found the signal where at least {FOUND:.0%} of its patches lie on it; ahead is a seed "
         "whose accuracy is at least 10 points above random patches, with disjoint 95 % intervals over parts.",
-        "",
-        "| recipe | found | ahead | patches on signal, mean (least) | accuracy, mean (least) |",
-        "|---|---|---|---|---|",
-    ]
-    for name, made in found.items():
-        hits = [metric(m, "patches_on_signal")["value"] for m in made]
-        right = [metric(m, "accuracy")["value"] for m in made]
-        lines.append(
-            f"| {name} | {share_found(made)} of {len(made)} | {sum(map(ahead, made))} of {len(made)} | "
-            f"{np.mean(hits):.3f} ({min(hits):.3f}) | {np.mean(right):.3f} ({min(right):.3f}) |"
-        )
-    right = [metric(m, "accuracy", "random")["value"] for m in first]
-    hits = [metric(m, "patches_on_signal", "random")["value"] for m in first]
-    lines += [
-        f"| random patches on the part | - | - | {np.mean(hits):.3f} ({min(hits):.3f}) | {np.mean(right):.3f} ({min(right):.3f}) |",
-        "",
-        "Every seed, accuracy on unseen designs (patches on signal):",
-        "",
-        "| recipe | " + " | ".join(map(str, SEEDS)) + " |",
-        "|---|" + "---|" * len(SEEDS),
-        *(f"| {name} | {each(made)} |" for name, made in found.items()),
-        f"| random patches on the part | {each(first, 'random')} |",
-        "",
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores ({platform.machine()}), no GPU; `python tests/benchmarks/selection.py`.",
-    ]
-    return "\n".join(lines) + "\n"
+        table(["recipe", "found", "ahead", "patches on signal, mean (least)", "accuracy, mean (least)"], rows),
+        "Every seed, accuracy on unseen designs (patches on signal); a dash is not run:",
+        table(["recipe", *seeds], every),
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores ({platform.machine()}), no GPU; `python tests/benchmarks/selection.py`.\n",
+    ])  # fmt: skip
 
 
-def each(made: list[dict[str, Any]], of: str = "fingerprint") -> str:
+def spread(made: dict[str, dict[str, Metrics]], of: str) -> list[str]:
+    """Mean and least of hits and accuracy over seeds."""
+    values = [[m[of][key]["value"] for m in made.values()] for key in ("patches_on_signal", "accuracy")]  # fmt: skip
+    return [f"{np.mean(own):.3f} ({min(own):.3f})" for own in values]
+
+
+def each(made: dict[str, dict[str, Metrics]], seeds: Iterable[str], of: str) -> list[str]:
     """Cells of one row of the second table."""
-    pairs = [
-        (metric(m, "accuracy", of)["value"], metric(m, "patches_on_signal", of)["value"])
-        for m in made
-    ]
-    return " | ".join(f"{right:.2f} ({hits:.2f})" for right, hits in pairs)
+    cells = []
+    for seed in seeds:
+        own = made.get(seed, {}).get(of)
+        pair = own and (own["accuracy"]["value"], own["patches_on_signal"]["value"])
+        cells.append(f"{pair[0]:.2f} ({pair[1]:.2f})" if pair else "-")
+    return cells
 
 
 if __name__ == "__main__":
