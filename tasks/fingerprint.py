@@ -217,9 +217,9 @@ class Fingerprint(Task):
             model=ModelConfig(
                 k=4, trunk="small", backbone="texture_small", norm="group", head="none",
                 num_layers=1, num_heads=4, embed_dim=64, d_inner=128, dropout=0.0,
-                attn_dropout=0.0, label_smoothing=0.0,
+                attn_dropout=0.0, label_smoothing=0.0, warmup=0.625,
             ),
-            train=TrainConfig(epochs=7, batch_size=8),
+            train=TrainConfig(epochs=8, batch_size=8),
             optim=OptimConfig(lr=2e-3, schedule="cosine", warmup=0.04, final_factor=0.05),
         )  # fmt: skip
         smoke = replace(
@@ -359,7 +359,7 @@ class Fingerprint(Task):
         """Each patch's own answer, and the guide that lets the scorer learn from it.
 
         The guide is the expected loss of one patch drawn among those looked at, by the softmax of
-        their scores; the losses are held fixed, so it moves scores towards cells that answer well.
+        their scores: it moves scores towards cells that answer well, and lets those teach most.
         """
         model = self.config.model
         if not model.alone:

@@ -216,7 +216,7 @@ def main() -> None:
         parts = compare(made), cost(made)
     write(
         __file__,
-        f"{NUM_IMAGES} stored images of 512 px, {NUM_EPOCHS} epochs in batches of {BATCH}, prepared as `tasks/fingerprint.py` has them (overviews of 128 px, random cells); consumers are threads that only count.",
+        f"{NUM_IMAGES} stored images of 512 px, {NUM_EPOCHS} epochs in batches of {BATCH}, prepared as `tasks/fingerprint.py` has them (overviews of 128 px, random cells); consumers are threads that only count. A negative time: one consumer was in the next epoch before another had ended this one.",
         parts[0],
         "What Ray Data costs a training loop whose step keeps one of the two cores busy for 30 ms:",
         parts[1],

@@ -259,14 +259,17 @@ def test_score_function_gradient_is_that_of_the_expected_loss():
 
 def test_expected_loss_is_the_mean_under_gumbel_noise():
     scores = torch.tensor([[0.1, 0.9, 0.4, 0.7]], dtype=torch.float64, requires_grad=True)
-    cells, losses = torch.tensor([[0, 1, 3]]), torch.tensor([[2.0, 1.0, 5.0]]).double()
+    cells = torch.tensor([[0, 1, 3]])
+    losses = torch.tensor([[2.0, 1.0, 5.0]], dtype=torch.float64, requires_grad=True)
     loss = expected_loss(scores, cells, losses, 0.3)
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand(200_000, 3, generator=generator, dtype=torch.float64)
     best = (scores[0, cells[0]] - 0.3 * (-uniform.log()).log()).argmax(1)
-    drawn = losses[0][best]
+    drawn = losses.detach()[0][best]
     assert abs(drawn.mean() - loss.item()) < 4 * drawn.std() / 200_000**0.5
     loss.sum().backward()
     assert scores.grad[0, 2] == 0  # its loss is not known
     assert scores.grad[0, 1] < 0 < scores.grad[0, 3]  # cheap cells rise
     assert abs(scores.grad.sum()) < 1e-12
+    shares = torch.bincount(best, minlength=3) / 200_000  # each teaches as often as it is drawn
+    assert torch.allclose(losses.grad[0], shares.double(), atol=5e-3)

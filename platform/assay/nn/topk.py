@@ -269,16 +269,18 @@ def expected_loss(
     noise at all: sum_m softmax(scores[cells] / temperature)_m losses_m. With the loss of each
     patch classified alone at randomly drawn cells, it teaches a scorer where to look before
     its own selection is any good; each drawn cell is a lesson, whereas a selection of k cells
-    gets one loss for all.
+    gets one loss for all. The gradient flows into the losses too: a cell that the scorer favours
+    teaches the classifier more than the many that show nothing, and the two find the signal
+    together.
 
     Args:
         scores: As given to the selection.
         cells: Drawn cells, uniformly or by an earlier selection; repeats count repeatedly.
-        losses: Loss of the image judged by each cell alone; no gradient flows into it from here.
+        losses: Loss of the image judged by each cell alone.
         temperature: Scale of the noise in units of the scores, above 0.
     """
     probs = (scores.gather(1, cells) / temperature).softmax(1)
-    return (probs * losses.detach()).sum(1)
+    return (probs * losses).sum(1)
 
 
 def _minus_others(returns: Tensor) -> Tensor:
