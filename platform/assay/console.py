@@ -8,6 +8,7 @@
     assay promote RUN            make it the champion of its task
     assay registry               who answers for each task, and the history
     assay rollback TASK          return to the champion before
+    assay serve                  answer over HTTP; promotions follow by themselves
 
 A RUN is a folder, the name of one below --storage, or a part of a name that no other run has.
 """
@@ -256,6 +257,7 @@ def _dispatch(given: Sequence[str]) -> None:
     commands: dict[str, Any] = {
         "runs": runs, "show": show, "compare": compare_runs, "judge": Judge, "report": make_report,
         "promote": winners.promote_run, "registry": winners.show_registry, "rollback": winners.rollback,
+        "serve": winners.serve,
     }  # fmt: skip
     done = tyro.extras.subcommand_cli_from_dict(
         commands, args=given, prog="assay", description=__doc__

@@ -5,6 +5,9 @@ assay registry                    who answers, and the history
 assay rollback TASK               return to the one before
 """
 
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +17,12 @@ from assay import listing
 from assay.errors import RunError
 from assay.estimate import Estimate
 from assay.registry import ALIASES, Alias, Record, Registry, promote, roll_back
+from assay.serving.config import ServeConfig, configuration
 
 Name = Annotated[str, tyro.conf.Positional]
 _RUNS = Path("runs")
 _REGISTRY = "registry"
+_SERVE = ServeConfig()
 
 
 def promote_run(
@@ -95,3 +100,37 @@ def rollback(task: Name, alias: Alias = "champion", registry: str = _REGISTRY) -
     """
     record = roll_back(Registry(registry), task, alias)
     print(f"{record.task} {record.version} is {record.alias} again (run {record.run})")
+
+
+def serve(
+    config: Annotated[ServeConfig, tyro.conf.arg(name="")] = _SERVE,
+    file: Path = Path("cluster/serve.yaml"),
+) -> None:
+    """Serve the champions of a registry; a later promotion reaches the cluster by itself.
+
+    Without RAY_ADDRESS on a Ray of this machine, until Ctrl-C; else on that cluster, which goes on.
+
+    Args:
+        config: Where and how.
+        file: What is deployed is written here; options of applications may be changed in it.
+    """
+    import yaml
+
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
+    from assay.serving import cluster
+
+    present = yaml.safe_load(file.read_text())["applications"] if file.exists() else ()
+    wanted = configuration(config, present)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(wanted, sort_keys=False))
+    with cluster.cluster(config) as address:
+        cluster.deploy(wanted)
+        cluster.wait()
+        names = [app["name"] for app in wanted["applications"][1:-1]]
+        print(f"{address}/v1/{{{','.join(names)}}}; the page: {address}/", flush=True)
+        if not config.open and not os.environ.get("ASSAY_TOKEN"):
+            print(f"token: {config.token_file}", flush=True)
+        if not os.environ.get("RAY_ADDRESS"):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            with suppress(KeyboardInterrupt):
+                signal.pause()

@@ -1,0 +1,148 @@
+"""The bundles of one task, open side by side, and what they say of the images of requests.
+
+Images of several requests go through the graphs together; one that cannot be read spoils no other.
+A new bundle takes the place of the present one when it has verified, and each answer is by one
+bundle from its beginning to its end.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from assay.bundle import Bundle, Provider, Variant
+from assay.data import image
+from assay.errors import AssayError, ImageError
+from assay.registry import ALIASES, Alias, Record, Registry
+from assay.serving.reply import MaskFormat, Model, class_of, view_of
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A verified bundle, and what it is known by."""
+
+    bundle: Bundle
+    model: Model
+    record: Record
+
+
+Item = tuple[Opened, bytes]
+"""An image, and the bundle that is to look at it."""
+Batch = Callable[[Item], Awaitable[Any]]
+"""Looks at an item, together with others that wait."""
+
+
+class Inspector:
+    """Answers for one task.
+
+    Args:
+        registry: where its bundles are.
+        task: its name.
+        threads: that the graphs may use; 0: all CPUs.
+        provider: what runs the graphs.
+    """
+
+    def __init__(
+        self, registry: Registry, task: str, threads: int = 0, provider: Provider = "auto"
+    ) -> None:
+        self.registry, self.task = registry, task
+        self.threads, self.provider = threads, provider
+        self.opened: dict[str, Opened] = {}
+        self.refused: dict[str, str] = {}
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Open and verify the bundles of a configuration, then let them answer.
+
+        A bundle that does not verify leaves the present one in its place, and `refused` says why.
+
+        Args:
+            config: the record of each alias by its id ("" for none), and the variant.
+
+        Raises:
+            AssayError: the champion does not verify, and there is none yet.
+        """
+        opened = dict(self.opened)
+        self.refused = {}
+        for alias in ALIASES:
+            if not config.get(alias):
+                opened.pop(alias, None)
+                continue
+            try:
+                opened[alias] = self._open(alias, config[alias], config["variant"])
+            except AssayError as error:
+                logger.error(f"{self.task} {alias}: {error}")
+                self.refused[alias] = type(error).__name__
+                if alias == "champion" and alias not in opened:
+                    raise
+        self.opened = opened
+
+    def _open(self, alias: Alias, name: str, variant: Variant) -> Opened:
+        record = self.registry.record(self.task, name)
+        folder = self.registry.fetch(record)
+        has_int8 = Bundle(folder, verify=False).card["pipeline"].get("int8")
+        chosen: Variant = variant if has_int8 else "fp32"
+        model = Model(task=self.task, alias=alias, version=record.version, variant=chosen)
+        present = self.opened.get(alias)
+        if present is not None and present.model == model:
+            return present
+        return Opened(Bundle(folder, True, chosen, self.threads, self.provider), model, record)
+
+    async def answer(
+        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, batch: Batch
+    ) -> dict[str, Any]:
+        """A reply's parts; or a status and why there is none."""
+        opened = self.opened.get(alias)
+        if opened is None:
+            return {"status": 404, "error": f"{self.task} has no {alias}."}
+        found = await asyncio.gather(*[batch((opened, content)) for content in images])
+        for place, one in enumerate(found, 1):
+            if isinstance(one, ImageError):
+                logger.warning(f"{self.task}: {one}")
+                return {"status": 422, "error": f"Image {place} is truncated or damaged."}
+            if isinstance(one, Exception):
+                raise one
+        verdict = opened.bundle.together([answer for answer, _ in found])
+        views = [view_of(answer, size, mask) for answer, size in found]
+        return {
+            "model": opened.model.model_dump(),
+            "classes": opened.bundle.classes,
+            "answer": None if verdict is None else class_of(verdict).model_dump(),
+            "views": [view.model_dump() for view in views],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What a person may want to know of the bundles, by alias."""
+        return {
+            alias: opened.model.model_dump()
+            | {"run": opened.record.run, "data": opened.record.data, "since": opened.record.time}
+            | {"kind": opened.bundle.pipeline["kind"], "classes": opened.bundle.classes}
+            | {"metrics": opened.record.metrics}
+            for alias, opened in self.opened.items()
+        }
+
+
+def inspect(items: Sequence[Item]) -> list[Any]:
+    """Of each item an answer with the image's size, or why there is none."""
+    found: list[Any] = [None] * len(items)
+    for opened in {id(item[0]): item[0] for item in items}.values():
+        places = [i for i, item in enumerate(items) if item[0] is opened]
+        seen = _look(opened.bundle, [items[i][1] for i in places])
+        for place, one in zip(places, seen, strict=True):
+            found[place] = one
+    return found
+
+
+def _look(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
+    try:
+        answers = bundle.predict_each(images)
+    except Exception as error:  # whatever a graph may raise must reach its own request alone
+        if len(images) == 1:
+            return [error]
+        return [_look(bundle, [content])[0] for content in images]
+    return [
+        answer if isinstance(answer, ImageError) else (answer, image.probe(content))
+        for answer, content in zip(answers, images, strict=True)
+    ]
