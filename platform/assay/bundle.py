@@ -130,11 +130,11 @@ class Bundle:
             raise found
         return found
 
-    def predict_each(self, sources: Sequence[Path | bytes]) -> list[Any]:
+    def predict_each(self, sources: Sequence[Path | bytes | Entry | ImageError]) -> list[Any]:
         """Answer for several images at once; in the place of an answer stands why there is none."""
-        entries = [_entry(source) for source in sources]
-        read = [entry for entry in entries if isinstance(entry, Entry)]
-        answers = iter(self._answerer.predict(read) if read else [])
+        entries = [read(source) for source in sources]
+        whole = [entry for entry in entries if isinstance(entry, Entry)]
+        answers = iter(self._answerer.predict(whole) if whole else [])
         return [next(answers) if isinstance(entry, Entry) else entry for entry in entries]
 
     def together(self, views: Sequence[Any]) -> Verdict | None:
@@ -143,7 +143,10 @@ class Bundle:
         return found
 
 
-def _entry(source: Path | bytes) -> Entry | ImageError:
+def read(source: Path | bytes | Entry | ImageError) -> Entry | ImageError:
+    """Decode an image, unless that was done or tried before; returns why it cannot be read."""
+    if isinstance(source, Entry | ImageError):
+        return source
     try:
         return Entry.of(image.read(source))
     except ImageError as error:

@@ -126,7 +126,7 @@ def serve(
     with cluster.cluster(config) as address:
         cluster.deploy(wanted)
         cluster.wait()
-        names = [app["name"] for app in wanted["applications"][1:-1]]
+        names = [app["name"] for app in wanted["applications"][1:]]
         print(f"{address}/v1/{{{','.join(names)}}}; the page: {address}/", flush=True)
         if not config.open and not os.environ.get("ASSAY_TOKEN"):
             print(f"token: {config.token_file}", flush=True)

@@ -3,7 +3,7 @@
     front      HTTP, the token, limits; hands images to the task's application, again if its
                replica dies
     <task>     replicas that hold the task's bundles; own scaling, batches and queue
-    follow     looks into the registry every few seconds and deploys what has changed
+    follow     beside the front: looks into the registry every few seconds and deploys what changed
 
 A promotion is deployed as another `user_config`: replicas open the new bundle beside the present
 one, verify it, and swap. The only file that imports ray.serve.
@@ -70,8 +70,8 @@ class Replica:
 class Front:
     """The contract, in front of the tasks' applications."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.config = from_dict(ServeConfig, values)
+    def __init__(self, values: dict[str, Any], follow: Any) -> None:
+        self.config, self.follow = from_dict(ServeConfig, values), follow
         self.names: list[str] = []
         self.handles: dict[str, DeploymentHandle[Any]] = {}
 
@@ -158,17 +158,13 @@ def _said(apps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def front(args: dict[str, Any]) -> serve.Application:
     """Build the application of the front."""
-    return serve.deployment(name="front")(serve.ingress()(Front)).bind(args["config"])
+    following = serve.deployment(name="follow")(Follow).bind(args["config"])
+    return serve.deployment(name="front")(serve.ingress()(Front)).bind(args["config"], following)
 
 
 def task(args: dict[str, Any]) -> serve.Application:
     """Build the application of a task."""
     return serve.deployment(name="replica")(Replica).bind(**args)
-
-
-def follow(args: dict[str, Any]) -> serve.Application:
-    """Build the application that follows the registry."""
-    return serve.deployment(name="follow")(Follow).bind(args["config"])
 
 
 def applications() -> list[dict[str, Any]]:

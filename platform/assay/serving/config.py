@@ -1,7 +1,7 @@
 """Where and how winners are served, as settings and in the form of `serve deploy`; no Ray.
 
-`configuration` says all of it: a front, one application per task that has a champion, and what
-follows the registry. A promotion changes nothing but `user_config` in it.
+`configuration` says all of it: a front that also follows the registry, and one application per
+task that has a champion. A promotion changes nothing but `user_config` in it.
 """
 
 import os
@@ -110,12 +110,19 @@ def configuration(config: ServeConfig, present: Iterable[Mapping[str, Any]] = ()
         raise ServeError(
             f"No task of the registry {config.registry} has a champion; promote a run by assay promote RUN."
         )
-    shown = _single("front", "/", config, {"tasks": tasks})
-    following = _single("follow", None, config, {"every_s": FOLLOW_S})
+    light = {"num_replicas": 1, "max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
+    front = {
+        "name": "front", "route_prefix": "/", "import_path": "assay.serving.cluster:front",
+        "args": {"config": to_dict(config)},
+        "deployments": [
+            {"name": "front", "user_config": {"tasks": tasks}} | light,
+            {"name": "follow", "user_config": {"every_s": FOLLOW_S}} | light,
+        ],
+    }  # fmt: skip
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.host, "port": config.port},
-        "applications": [shown, *applications, following],
+        "applications": [front, *applications],
     }
 
 
@@ -126,20 +133,6 @@ def _absolute(config: ServeConfig) -> ServeConfig:
         place = str(Path(place).absolute())
     token_file = config.token_file.expanduser().absolute()
     return replace(config, registry=place, token_file=token_file)
-
-
-def _single(
-    name: str, route: str | None, config: ServeConfig, user_config: dict[str, Any]
-) -> dict[str, Any]:
-    """An application of one light process."""
-    return {
-        "name": name, "route_prefix": route, "import_path": f"assay.serving.cluster:{name}",
-        "args": {"config": to_dict(config)},
-        "deployments": [{
-            "name": name, "num_replicas": 1, "max_ongoing_requests": 1000,
-            "ray_actor_options": {"num_cpus": 0}, "user_config": user_config,
-        }],
-    }  # fmt: skip
 
 
 def _application(name: str, config: ServeConfig) -> dict[str, Any]:

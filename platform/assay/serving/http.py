@@ -142,7 +142,8 @@ async def _judge(
     except TimeoutError:
         raise RefusedError(504, f"There was no answer within {limits.answer_s:g} s.") from None
     if "status" in parts:
-        raise RefusedError(parts["status"], parts["error"])
+        again = 1 if parts["status"] in (429, 503) else None
+        raise RefusedError(parts["status"], parts["error"], again)
     spent = (time.perf_counter() - began) * 1000
     return Reply(request=request.scope["state"]["id"], milliseconds=round(spent, 2), **parts)
 

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from assay.bundle import Bundle, Provider, Variant
-from assay.data import image
+from assay.bundle import Bundle, Provider, Variant, read
+from assay.data.entry import Entry
 from assay.errors import AssayError, ImageError
 from assay.registry import ALIASES, Alias, Record, Registry
 from assay.serving.reply import MaskFormat, Model, class_of, view_of
@@ -136,13 +136,14 @@ def inspect(items: Sequence[Item]) -> list[Any]:
 
 
 def _look(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
+    entries = [read(content) for content in images]
     try:
-        answers = bundle.predict_each(images)
+        answers = bundle.predict_each(entries)
     except Exception as error:  # whatever a graph may raise must reach its own request alone
         if len(images) == 1:
             return [error]
         return [_look(bundle, [content])[0] for content in images]
     return [
-        answer if isinstance(answer, ImageError) else (answer, image.probe(content))
-        for answer, content in zip(answers, images, strict=True)
+        (answer, entry.size) if isinstance(entry, Entry) else entry
+        for answer, entry in zip(answers, entries, strict=True)
     ]
