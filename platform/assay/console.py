@@ -9,6 +9,7 @@
     assay registry               who answers for each task, and the history
     assay rollback TASK          return to the champion before
     assay serve                  answer over HTTP; promotions follow by themselves
+    assay predict BUNDLE PATHS   the same answers for a folder or a list
 
 A RUN is a folder, the name of one below --storage, or a part of a name that no other run has.
 """
@@ -257,7 +258,7 @@ def _dispatch(given: Sequence[str]) -> None:
     commands: dict[str, Any] = {
         "runs": runs, "show": show, "compare": compare_runs, "judge": Judge, "report": make_report,
         "promote": winners.promote_run, "registry": winners.show_registry, "rollback": winners.rollback,
-        "serve": winners.serve,
+        "serve": winners.serve, "predict": winners.predict,
     }  # fmt: skip
     done = tyro.extras.subcommand_cli_from_dict(
         commands, args=given, prog="assay", description=__doc__

@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from assay import listing
+from assay.bundle import Variant
 from assay.errors import RunError
 from assay.estimate import Estimate
 from assay.registry import ALIASES, Alias, Record, Registry, promote, roll_back
@@ -134,3 +135,31 @@ def serve(
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             with suppress(KeyboardInterrupt):
                 signal.pause()
+
+
+def predict(
+    bundle: Annotated[Path, tyro.conf.Positional],
+    paths: Annotated[list[Path], tyro.conf.Positional],
+    out: Path = Path("predictions"),
+    variant: Variant = "fp32",
+    overlays: bool = True,
+) -> None:
+    """Judge images without a server, with Ray Data; the same command again does what is left.
+
+    Args:
+        bundle: A bundle, or a run that holds one.
+        paths: Images, folders of images, or tables (CSV, Parquet) with a column `image`.
+        out: Folder of the answers.
+        variant: The graphs to use.
+        overlays: Draw patches or masks over each image.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from assay.serving import offline
+    from assay.serving.node import on_ray
+
+    folder, images = offline.find_bundle(bundle), offline.images_in(paths)
+    with on_ray():
+        good, bad = offline.predict(folder.absolute(), images, out.absolute(), variant, overlays)
+    print(f"{good} images answered: {out}/answers.parquet, answers.csv")
+    if bad:
+        print(f"{bad} cannot be read: {out}/bad.csv")

@@ -47,6 +47,7 @@ class Here:
     def __init__(self, registry: Registry) -> None:
         self.inspectors = {}
         self.counted: list[tuple[str, int]] = []
+        self.kept: Any = None
         for task in registry.tasks():
             inspector = Inspector(registry, task, threads=1)
             inspector.configure(ids(registry, task))
@@ -59,10 +60,19 @@ class Here:
         async def alone(item: Any) -> Any:
             return (await asyncio.to_thread(inspect, [item]))[0]
 
-        return await self.inspectors[task].answer(images, alias, mask, alone)
+        found = await self.inspectors[task].answer(images, alias, mask, alone)
+        if self.kept and found.get("answer"):
+            self.kept.add(task, found["answer"], found["thumb"])
+        return found
 
     async def models(self) -> dict[str, Any]:
         return {task: own.describe() for task, own in self.inspectors.items()}
+
+    async def sample(self, task: str) -> bytes | None:
+        return self.inspectors[task].sample()
+
+    def uncertain(self) -> list[dict[str, Any]] | None:
+        return self.kept.shown() if self.kept else None
 
     def count(self, task: str, status: int, seconds: float) -> None:
         self.counted.append((task, status))

@@ -188,6 +188,12 @@ class Failing:
     async def models(self) -> dict[str, Any]:
         return {"parts": {}}
 
+    async def sample(self, task: str) -> None:
+        return None
+
+    def uncertain(self) -> None:
+        return None
+
     def count(self, *_: Any) -> None:
         pass
 
@@ -234,7 +240,7 @@ def test_one_swap_does_not_mix_two_models_in_one_answer(here, registry, pictures
             swapped = True
             other = registry.holder("parts", "challenger").id
             inspector.configure({"champion": other, "variant": "fp32"})
-        return (item[0].bundle.predict(item[1]), (60, 80))
+        return (item[0].bundle.predict(item[1]), (60, 80), None)
 
     images = [path.read_bytes() for path in pictures[:2]]
     found = asyncio.run(inspector.answer(images, "champion", "none", swapping))

@@ -11,14 +11,11 @@ one, verify it, and swap. The only file that imports ray.serve.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.context import _get_global_client
@@ -26,14 +23,15 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 
-import assay
 from assay.bundle import Provider
 from assay.config import from_dict
 from assay.errors import ServeError
 from assay.registry import Alias, Registry
-from assay.serving.config import ServeConfig, configuration, read_token, write_secret
+from assay.serving.config import ServeConfig, configuration, read_token
 from assay.serving.http import Guard, make_app
 from assay.serving.inspector import Inspector, Item, inspect
+from assay.serving.node import on_ray
+from assay.serving.page import Uncertain
 from assay.serving.reply import MaskFormat
 
 ATTEMPTS = 3
@@ -62,6 +60,10 @@ class Replica:
     async def _look(self, items: list[Item]) -> list[Any]:
         return await asyncio.to_thread(inspect, items)
 
+    async def sample(self) -> bytes | None:
+        """The champion's golden image."""
+        return self.inspector.sample()
+
     async def describe(self) -> dict[str, Any]:
         """What is known of the bundles."""
         return self.inspector.describe()
@@ -74,6 +76,7 @@ class Front:
         self.config, self.follow = from_dict(ServeConfig, values), follow
         self.names: list[str] = []
         self.handles: dict[str, DeploymentHandle[Any]] = {}
+        self.kept = Uncertain() if self.config.keep_uncertain else None
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Take note of the tasks."""
@@ -99,6 +102,8 @@ class Front:
         for attempt in range(ATTEMPTS):
             try:
                 found: dict[str, Any] = await self._handle(task).answer.remote(images, alias, mask)
+                if self.kept is not None and found.get("answer"):
+                    self.kept.add(task, found["answer"], found["thumb"])
                 return found
             except BackPressureError:
                 return {"status": 429, "error": "The queue is full; try again in a second."}
@@ -120,6 +125,15 @@ class Front:
 
         found = await asyncio.gather(*[one(task) for task in self.names])
         return dict(zip(self.names, found, strict=True))
+
+    async def sample(self, task: str) -> bytes | None:
+        """See `http.Service`."""
+        found: bytes | None = await self._handle(task).sample.remote()
+        return found
+
+    def uncertain(self) -> list[dict[str, Any]] | None:
+        """See `http.Service`."""
+        return None if self.kept is None else self.kept.shown()
 
     def count(self, task: str, status: int, seconds: float) -> None:
         """See `http.Service`."""
@@ -190,24 +204,15 @@ def cluster(config: ServeConfig) -> Iterator[str]:
         ServeError: there is no token.
     """
     read_token(config, create=True)
-    own = not os.environ.get("RAY_ADDRESS")
-    if own:
-        write_secret(Path.home() / ".ray" / "auth_token")
-        package = Path(assay.__file__).parents[1]
-        paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)  # fmt: skip
-    else:
-        ray.init(log_to_driver=False)
-    logger.setLevel(logging.WARNING)
-    try:
+    with on_ray() as own:
+        logger.setLevel(logging.WARNING)
         options = {"host": config.host, "port": config.port}
         serve.start(proxy_location="EveryNode", http_options=options)
-        yield f"http://{config.host}:{config.port}"
-    finally:
-        if own:
-            serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        try:
+            yield f"http://{config.host}:{config.port}"
+        finally:
+            if own:
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def wait(timeout_s: float = 300.0) -> None:

@@ -68,6 +68,8 @@ class ServeConfig(Settings):
     """File with the token, written where there is none; ASSAY_TOKEN goes before it."""
     open: bool = False
     """Let in everyone who reaches the port; on this machine's own address alone."""
+    keep_uncertain: bool = False
+    """Keep small pictures of the least certain recent requests in memory, for the page."""
     app: ApplicationConfig = field(default_factory=ApplicationConfig)
     """How each task's application runs."""
     limits: Limits = field(default_factory=Limits)
@@ -151,7 +153,7 @@ def _application(name: str, config: ServeConfig) -> dict[str, Any]:
             "max_ongoing_requests": 4 * app.batch, "max_queued_requests": app.queue,
             "graceful_shutdown_timeout_s": 30,
             "ray_actor_options": {"num_cpus": app.cpus, "num_gpus": app.gpus},
-            "user_config": {"variant": app.variant, "batch": app.batch},
+            "user_config": {"variant": app.variant, "batch": app.batch, "keep": config.keep_uncertain},
         }],
     }  # fmt: skip
 

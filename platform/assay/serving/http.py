@@ -21,17 +21,17 @@ from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 import assay
 from assay.registry import Alias
+from assay.serving import page
 from assay.serving.limits import Limits, RefusedError, images_of, read_body
 from assay.serving.reply import MaskFormat, Refusal, Reply
 
 OPEN = ("/health", "/ready", "/login")
 """Paths that ask for no token; they tell nothing of models or images."""
-COOKIE = "assay"
 logger = logging.getLogger("ray.serve")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Message = MutableMapping[str, Any]
@@ -76,6 +76,12 @@ class Service(Protocol):
 
     def count(self, task: str, status: int, seconds: float) -> None:
         """Take note of a request."""
+
+    async def sample(self, task: str) -> bytes | None:
+        """An image to try a task with."""
+
+    def uncertain(self) -> list[dict[str, Any]] | None:
+        """Recent requests, the least certain first; None where they are not kept."""
 
 
 def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
@@ -125,6 +131,7 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
             raise RefusedError(503, "Not every task has a model yet.", retry_after_s=2)
         return {"status": "ready"}
 
+    page.add_to(app, service, token)
     return Guard(app, token)
 
 
@@ -144,6 +151,7 @@ async def _judge(
     if "status" in parts:
         again = 1 if parts["status"] in (429, 503) else None
         raise RefusedError(parts["status"], parts["error"], again)
+    parts.pop("thumb", None)
     spent = (time.perf_counter() - began) * 1000
     return Reply(request=request.scope["state"]["id"], milliseconds=round(spent, 2), **parts)
 
@@ -159,6 +167,7 @@ class Guard:
     def __init__(self, app: FastAPI, token: str | None) -> None:
         self.app = app
         self.expected = None if token is None else _digest(token)
+        self.cookie = None if token is None else page.cookie_of(token)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -183,6 +192,9 @@ class Guard:
             if scope["path"] in OPEN or self._is_known(headers):
                 await self.app(scope, receive, send_with_id)
                 return
+            if scope["path"] == "/" and scope["method"] == "GET":
+                await RedirectResponse("/login", 303)(scope, receive, send_with_id)
+                return
             reply = _say(401, "This needs the header 'Authorization: Bearer <token>'.", name)
             reply.headers["www-authenticate"] = "Bearer"
             await reply(scope, receive, send_with_id)
@@ -190,8 +202,12 @@ class Guard:
             logger.exception(f"request {name}")
 
     def _is_known(self, headers: dict[bytes, str]) -> bool:
-        if self.expected is None:
+        if self.expected is None or self.cookie is None:
             return True
+        for part in headers.get(b"cookie", "").split(";"):
+            key, _, value = part.strip().partition("=")
+            if key == page.COOKIE and hmac.compare_digest(value.encode(), self.cookie.encode()):
+                return True
         kind, _, token = headers.get(b"authorization", "").partition(" ")
         # equal lengths, so that the time of comparing says nothing
         return kind.lower() == "bearer" and hmac.compare_digest(_digest(token), self.expected)

@@ -6,12 +6,17 @@ bundle from its beginning to its end.
 """
 
 import asyncio
+import base64
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
+import numpy as np
+
 from assay.bundle import Bundle, Provider, Variant, read
+from assay.data import image
 from assay.data.entry import Entry
 from assay.errors import AssayError, ImageError
 from assay.registry import ALIASES, Alias, Record, Registry
@@ -52,6 +57,7 @@ class Inspector:
         self.threads, self.provider = threads, provider
         self.opened: dict[str, Opened] = {}
         self.refused: dict[str, str] = {}
+        self.keep = False
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Open and verify the bundles of a configuration, then let them answer.
@@ -59,13 +65,14 @@ class Inspector:
         A bundle that does not verify leaves the present one in its place, and `refused` says why.
 
         Args:
-            config: the record of each alias by its id ("" for none), and the variant.
+            config: the record of each alias by its id ("" for none), the variant, and whether
+                answers come with a small picture to keep.
 
         Raises:
             AssayError: the champion does not verify, and there is none yet.
         """
         opened = dict(self.opened)
-        self.refused = {}
+        self.refused, self.keep = {}, bool(config.get("keep"))
         for alias in ALIASES:
             if not config.get(alias):
                 opened.pop(alias, None)
@@ -104,14 +111,23 @@ class Inspector:
                 return {"status": 422, "error": f"Image {place} is truncated or damaged."}
             if isinstance(one, Exception):
                 raise one
-        verdict = opened.bundle.together([answer for answer, _ in found])
-        views = [view_of(answer, size, mask) for answer, size in found]
+        verdict = opened.bundle.together([answer for answer, _, _ in found])
+        views = [view_of(answer, size, mask) for answer, size, _ in found]
         return {
             "model": opened.model.model_dump(),
             "classes": opened.bundle.classes,
             "answer": None if verdict is None else class_of(verdict).model_dump(),
             "views": [view.model_dump() for view in views],
+            "thumb": _jpeg(found[0][2]) if self.keep else "",
         }
+
+    def sample(self) -> bytes | None:
+        """The champion's golden image."""
+        opened = self.opened.get("champion")
+        if opened is None:
+            return None
+        folder = self.registry.fetch(opened.record)
+        return (folder / opened.bundle.card["golden"]["image"]).read_bytes()
 
     def describe(self) -> dict[str, Any]:
         """What a person may want to know of the bundles, by alias."""
@@ -125,7 +141,7 @@ class Inspector:
 
 
 def inspect(items: Sequence[Item]) -> list[Any]:
-    """Of each item an answer with the image's size, or why there is none."""
+    """Of each item an answer with the image's size and smallest level, or why there is none."""
     found: list[Any] = [None] * len(items)
     for opened in {id(item[0]): item[0] for item in items}.values():
         places = [i for i, item in enumerate(items) if item[0] is opened]
@@ -144,6 +160,12 @@ def _look(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
             return [error]
         return [_look(bundle, [content])[0] for content in images]
     return [
-        (answer, entry.size) if isinstance(entry, Entry) else entry
+        (answer, entry.size, entry.levels[-1]) if isinstance(entry, Entry) else entry
         for answer, entry in zip(answers, entries, strict=True)
     ]
+
+
+def _jpeg(level: np.ndarray) -> str:
+    """A small picture in base64."""
+    ordered = np.ascontiguousarray(image.to_uint8(level)[..., ::-1])
+    return base64.b64encode(cv2.imencode(".jpg", ordered)[1].tobytes()).decode()
