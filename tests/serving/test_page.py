@@ -105,7 +105,7 @@ def test_a_person_asks_the_page(browser, address, pictures, registry, tmp_path):
         version = registry.holder("parts", alias).version
         section = tab.locator("section.model", has=tab.get_by_role("heading", name=f"{alias} {version}"))  # fmt: skip
         section.get_by_text("Calibrated probabilities").wait_for()
-        assert section.get_by_role("img", name="patches looked at").count() == 2
+        assert section.get_by_role("img", name="looked at 1 patch").count() == 2
         assert section.locator("tr").count() == 3
     assert "champion:" in tab.get_by_role("status").inner_text()
     tab.get_by_text("Model card").first.click()

@@ -109,7 +109,7 @@ async function drawn(view, picture, number) {
   });
   const said = view.mask
     ? view.defects.slice(0, 5).map((one) => `${one.label}, ${one.area_px} pixels`).join("; ") || "no defect"
-    : `${view.patches.length} patches looked at`;
+    : `looked at ${view.patches.length === 1 ? "1 patch" : `${view.patches.length} patches`}`;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `Image ${number}: ${said}`);
   const pen = canvas.getContext("2d");
@@ -184,6 +184,7 @@ get("task").addEventListener("change", offered);
 get("ask").addEventListener("submit", (event) => event.preventDefault());
 get("again").addEventListener("click", () => loadUncertain().catch((error) => say(error.message, true)));
 get("sample").addEventListener("click", async () => {
+  get("files").value = "";
   try {
     ask([await (await fetched(`/page/sample/${encodeURIComponent(get("task").value)}`)).blob()]);
   } catch (error) {
