@@ -86,7 +86,7 @@ def make_bundle() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def judged_rows() -> Callable[..., pa.Table]:
-    """Makes test and val rows of two classes, two views a part, a share answered rightly."""
+    """Makes test and val rows of the first two classes, two views a part, a share answered rightly."""
 
     def make(right: float, num: int = 120, test: str = "test") -> pa.Table:
         truth = np.arange(num) // 2 % 2
@@ -94,8 +94,8 @@ def judged_rows() -> Callable[..., pa.Table]:
         table = pa.table({
             "id": [f"s{i:04d}" for i in range(num)], "group": [f"g{i // 2}" for i in range(num)],
             "split": [test if i < num // 2 else "val" for i in range(num)],
-            "truth": pa.array(truth, pa.int32()), "logits": pa.array(np.eye(2)[said].tolist()),
+            "truth": pa.array(truth, pa.int32()), "logits": pa.array(np.eye(3)[said].tolist()),
         })  # fmt: skip
-        return table.replace_schema_metadata({"classes": json.dumps(["m1", "m2"])})
+        return table.replace_schema_metadata({"classes": json.dumps(CLASSES)})
 
     return make

@@ -1,6 +1,7 @@
 """Through Ray Serve: answers, promotions under load, replicas that die, a queue that is full."""
 
 import os
+import re
 import socket
 import threading
 import time
@@ -173,5 +174,27 @@ def test_a_full_queue_says_when_to_come_again(client, tmp_path):
     for thread in threads:
         thread.join()
     counted = Counter(found)
-    assert set(counted) == {"200", "429 1"}
+    assert set(counted) == {"200", "429 1"}, counted
     assert counted["200"] >= 8
+
+
+def test_prometheus_is_told(client, pictures):
+    for path in pictures * 10:
+        client.judge("parts", path)
+    wanted = {
+        'ray_assay_requests{.*status="200".*task="parts"': 40.0, "ray_assay_request_seconds_bucket": 1.0,
+        "ray_assay_batch_images_count": 1.0, 'ray_assay_answers.*label="m1"': 1.0, "ray_assay_drift": 0.0,
+    }  # fmt: skip
+    end = time.monotonic() + 30
+    while wanted and time.monotonic() < end:
+        text = ""
+        for node in ray.nodes():
+            place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            with urllib.request.urlopen(place, timeout=10) as reply:
+                text += reply.read().decode()
+        for name, least in list(wanted.items()):
+            found = re.findall(rf"^{name}.*\}} ([0-9.e+-]+)$", text, re.MULTILINE)
+            if found and max(map(float, found)) >= least:
+                del wanted[name]
+        time.sleep(0.5)
+    assert not wanted

@@ -30,6 +30,7 @@ from assay.registry import Alias, Registry
 from assay.serving.config import ServeConfig, configuration, read_token
 from assay.serving.http import Guard, make_app
 from assay.serving.inspector import Inspector, Item, inspect
+from assay.serving.meters import FrontMeters, ReplicaMeters
 from assay.serving.node import on_ray
 from assay.serving.page import Uncertain
 from assay.serving.reply import MaskFormat
@@ -44,6 +45,7 @@ class Replica:
 
     def __init__(self, registry: str, task: str, threads: int, provider: Provider) -> None:
         self.inspector = Inspector(Registry(registry), task, threads, provider)
+        self.meters = ReplicaMeters(task)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Open what the configuration names, then let it answer."""
@@ -54,10 +56,14 @@ class Replica:
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat
     ) -> dict[str, Any]:
         """A reply's parts."""
-        return await self.inspector.answer(images, alias, mask, self._look)
+        parts = await self.inspector.answer(images, alias, mask, self._look)
+        drift = self.inspector.drift
+        self.meters.count(parts, drift.value if drift else None)
+        return parts
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)
     async def _look(self, items: list[Item]) -> list[Any]:
+        self.meters.batch.observe(len(items), self.meters.tags)
         return await asyncio.to_thread(inspect, items)
 
     async def sample(self) -> bytes | None:
@@ -76,6 +82,7 @@ class Front:
         self.config, self.follow = from_dict(ServeConfig, values), follow
         self.names: list[str] = []
         self.handles: dict[str, DeploymentHandle[Any]] = {}
+        self.meters = FrontMeters()
         self.kept = Uncertain() if self.config.keep_uncertain else None
 
     def reconfigure(self, config: dict[str, Any]) -> None:
@@ -137,6 +144,7 @@ class Front:
 
     def count(self, task: str, status: int, seconds: float) -> None:
         """See `http.Service`."""
+        self.meters.count(task, status, seconds)
 
 
 class Follow:

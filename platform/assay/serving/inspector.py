@@ -20,6 +20,7 @@ from assay.data import image
 from assay.data.entry import Entry
 from assay.errors import AssayError, ImageError
 from assay.registry import ALIASES, Alias, Record, Registry
+from assay.serving.drift import Drift
 from assay.serving.reply import MaskFormat, Model, class_of, view_of
 
 logger = logging.getLogger("ray.serve")
@@ -58,6 +59,7 @@ class Inspector:
         self.opened: dict[str, Opened] = {}
         self.refused: dict[str, str] = {}
         self.keep = False
+        self.drift: Drift | None = None
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Open and verify the bundles of a configuration, then let them answer.
@@ -84,7 +86,20 @@ class Inspector:
                 self.refused[alias] = type(error).__name__
                 if alias == "champion" and alias not in opened:
                     raise
+        champion = opened.get("champion")
+        if champion is not self.opened.get("champion"):
+            self.drift = self._drift(champion)
         self.opened = opened
+
+    def _drift(self, champion: Opened | None) -> Drift | None:
+        """What its logits are watched by; none where it draws masks, or its rows are lost."""
+        if champion is None or not champion.bundle.card["decision"]:
+            return None
+        try:
+            return Drift.from_rows(self.registry.judged(champion.record))
+        except AssayError as error:
+            logger.warning(f"{self.task}: no drift is watched ({error})")
+            return None
 
     def _open(self, alias: Alias, name: str, variant: Variant) -> Opened:
         record = self.registry.record(self.task, name)
@@ -113,6 +128,9 @@ class Inspector:
                 raise one
         verdict = opened.bundle.together([answer for answer, _, _ in found])
         views = [view_of(answer, size, mask) for answer, size, _ in found]
+        if self.drift is not None and alias == "champion":
+            for answer, _, _ in found:
+                self.drift.add(answer.logits)
         return {
             "model": opened.model.model_dump(),
             "classes": opened.bundle.classes,
