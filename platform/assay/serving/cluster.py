@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray import serve
@@ -215,7 +215,8 @@ def cluster(config: ServeConfig) -> Iterator[str]:
     with on_ray() as own:
         logger.setLevel(logging.WARNING)
         options = {"host": config.host, "port": config.port}
-        serve.start(proxy_location="EveryNode", http_options=options)
+        with suppress(TimeoutError):  # of the proxies, which `wait` waits for
+            serve.start(proxy_location="EveryNode", http_options=options)
         try:
             yield f"http://{config.host}:{config.port}"
         finally:
@@ -231,14 +232,15 @@ def wait(timeout_s: float = 300.0) -> None:
     """
     end = time.monotonic() + timeout_s
     while True:
-        found = {name: app for name, app in serve.status().applications.items()}
-        states = {name: app.status.value for name, app in found.items()}
-        failed = [name for name, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
-        if failed or time.monotonic() > end:
-            late = failed or [name for name, state in states.items() if state != "RUNNING"]
-            raise ServeError(
-                f"Not running: {', '.join(late)} ({found[late[0]].message.strip().splitlines()[-1][:200] if found[late[0]].message.strip() else states[late[0]]}); see the logs of Ray Serve."
-            )
-        if states and set(states.values()) == {"RUNNING"}:
+        status = serve.status()
+        states = {name: app.status.value for name, app in status.applications.items()}
+        states |= {f"proxy {node[:6]}": proxy.value for node, proxy in status.proxies.items()}
+        late = [name for name, state in states.items() if state not in ("RUNNING", "HEALTHY")]
+        failed = [name for name in late if states[name] == "DEPLOY_FAILED"]
+        if status.proxies and not late:
             return
+        if failed or time.monotonic() > end:
+            raise ServeError(
+                f"Not running: {', '.join(f'{name} ({states[name]})' for name in failed or late)}; the logs of Ray Serve say why."
+            )
         time.sleep(0.2)

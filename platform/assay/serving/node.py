@@ -27,6 +27,8 @@ def on_ray() -> Iterator[bool]:
         package = Path(assay.__file__).parents[1]
         paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        # on a loaded machine a proxy takes longer to start than Ray Serve waits before it kills it
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         ray.init(
             address="local",
             include_dashboard=False,
