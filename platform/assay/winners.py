@@ -124,7 +124,8 @@ def serve(
     wanted = configuration(config, present)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(wanted, sort_keys=False))
-    with cluster.cluster(config) as address:
+    with cluster.cluster(config) as address, suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # requests under way are answered
         cluster.deploy(wanted)
         cluster.wait()
         names = [app["name"] for app in wanted["applications"][1:]]
@@ -132,9 +133,7 @@ def serve(
         if not config.open and not os.environ.get("ASSAY_TOKEN"):
             print(f"token: {config.token_file}", flush=True)
         if not os.environ.get("RAY_ADDRESS"):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            with suppress(KeyboardInterrupt):
-                signal.pause()
+            signal.pause()
 
 
 def predict(
@@ -148,7 +147,8 @@ def predict(
 
     Args:
         bundle: A bundle, or a run that holds one.
-        paths: Images, folders of images, or tables (CSV, Parquet) with a column `image`.
+        paths: Images, folders of images, or tables (CSV, Parquet) with a column `image`; where they
+            have a column `group` too, its images are views of one part and judged together.
         out: Folder of the answers.
         variant: The graphs to use.
         overlays: Draw patches or masks over each image.
@@ -157,9 +157,11 @@ def predict(
     from assay.serving import offline
     from assay.serving.node import on_ray
 
-    folder, images = offline.find_bundle(bundle), offline.images_in(paths)
+    folder, (images, groups) = offline.find_bundle(bundle), offline.images_in(paths)
     with on_ray():
-        good, bad = offline.predict(folder.absolute(), images, out.absolute(), variant, overlays)
+        good, bad = offline.predict(
+            folder.absolute(), images, out.absolute(), variant, overlays, groups
+        )
     print(f"{good} images answered: {out}/answers.parquet, answers.csv")
     if bad:
         print(f"{bad} cannot be read: {out}/bad.csv")

@@ -45,6 +45,25 @@ def test_rows_are_what_http_answers(here, ask, registry, pictures, tmp_path):
     assert len(list((tmp_path / "overlays").iterdir())) == 4
 
 
+def test_views_of_a_group_are_judged_together(here, ask, registry, pictures, tmp_path):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    listed = tmp_path / "list.csv"
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(pictures[0].read_bytes()[:-30])
+    lines = [*(f"{path},p{i % 2}" for i, path in enumerate(pictures)), f"{bad},p0"]
+    listed.write_text("image,group\n" + "\n".join(lines))
+    images, groups = offline.images_in([listed])
+    assert offline.predict(folder, images, tmp_path, "fp32", False, groups) == (4, 1)
+    parts = pq.read_table(tmp_path / "parts.parquet").to_pylist()
+    assert [(part["group"], part["views"]) for part in parts] == [("p0", 2), ("p1", 2)]
+    for part, own in zip(parts, (pictures[::2], pictures[1::2]), strict=True):
+        files = [("image", (path.name, path.read_bytes())) for path in own]
+        answer = ask("POST", "/v1/parts", files=files).json()["answer"]
+        said = [part[f"prob.{name}"] for name in answer["probs"]]
+        assert said == pytest.approx(list(answer["probs"].values()), abs=1e-12)
+        assert (part["label"], json.loads(part["set"])) == (answer["label"], answer["set"])
+
+
 def test_masks_are_what_http_answers(here, ask, registry, pictures, tmp_path):
     folder = registry.fetch(registry.holder("layers", "champion"))
     offline.predict(folder, pictures[:2], tmp_path, "fp32", True)
@@ -90,11 +109,11 @@ def test_the_same_again_does_what_is_left_and_bad_images_are_listed(
 
 def test_paths_are_images_folders_and_tables(pictures, tmp_path):
     folder = pictures[0].parent
-    assert offline.images_in([folder]) == sorted(pictures)
+    assert offline.images_in([folder]) == (sorted(pictures), [""] * 4)
     (folder / "list.csv").write_text("image,label\n1.png,a\n0.png,b\n")
-    assert offline.images_in([folder / "list.csv"]) == [pictures[1], pictures[0]]
+    assert offline.images_in([folder / "list.csv"])[0] == [pictures[1], pictures[0]]
     pq.write_table(pa.table({"image": [str(pictures[3])]}), tmp_path / "list.parquet")
-    assert offline.images_in([pictures[2], tmp_path / "list.parquet"]) == pictures[2:]
+    assert offline.images_in([pictures[2], tmp_path / "list.parquet"])[0] == pictures[2:]
     (tmp_path / "other.csv").write_text("file\na.png\n")
     (tmp_path / "empty").mkdir()
     for wrong, said in (("other.csv", "column 'image'"), ("none.png", "no file"), ("empty", "No image")):  # fmt: skip

@@ -70,14 +70,17 @@ function summary(reply) {
     return count === 1 ? "1 defect" : `${count} defects`;
   }
   const share = (100 * reply.answer.probs[reply.answer.label]).toFixed(1);
-  const doubt = reply.answer.rejected ? `, not sure: it may be ${reply.answer.set.join(" or ")}` : "";
-  return `${reply.answer.label}, ${share} %${doubt}`;
+  return `${reply.answer.label}, ${share} %${reply.answer.rejected ? ", not sure" : ""}`;
 }
 
 async function shown(reply, spent, pictures) {
   const section = make("section", "", { className: "model" });
   section.append(make("h2", `${reply.model.alias} ${reply.model.version}`));
   section.append(make("p", summary(reply), { className: "label" }));
+  if (reply.answer?.rejected) {
+    const doubt = `A person should look: it may be ${reply.answer.set.join(" or ")}.`;
+    section.append(make("p", doubt, { className: "banner" }));
+  }
   if (reply.answer) section.append(table(reply.answer.probs));
   const views = make("div", "", { className: "views" });
   for (const [i, view] of reply.views.entries()) views.append(await drawn(view, pictures[i], i + 1));

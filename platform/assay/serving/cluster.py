@@ -35,8 +35,8 @@ from assay.serving.node import on_ray
 from assay.serving.page import Uncertain
 from assay.serving.reply import MaskFormat
 
-ATTEMPTS = 3
-"""How often a request is handed on when replicas die under it."""
+ATTEMPTS = 2
+"""How often a request is handed on when replicas die under it; it may be what kills them."""
 logger = logging.getLogger("ray.serve")
 
 

@@ -2,9 +2,10 @@
 
     <out>/
         answers.parquet, answers.csv   one row per image, in the order given
-        bad.csv                        images that cannot be read, and why
+        parts.parquet, parts.csv       one row per group of a table: its views judged together
+        bad.csv                        images that cannot be read, and why; their group does without
         masks/, overlays/              PNG by the number of the row
-        parts/                         finished chunks: what is there is not done again
+        chunks/                        those that are finished, and are not done again
 
 Chunks are named by bundle, files and their contents' size and time, so a job that was interrupted
 goes on, and one with another bundle, or a changed file, does what it changes.
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from assay.answer import Answer
 from assay.bundle import Bundle, Variant, read
 from assay.data import image
 from assay.errors import BundleError, ImageError, ManifestError
@@ -39,19 +41,24 @@ OVERLAY_PX = 1024
 """Longer side of an overlay."""
 
 
-def images_in(paths: Sequence[Path]) -> list[Path]:
+def images_in(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Images of files, folders, and tables (CSV, Parquet) that have a column `image`.
+
+    Also the group of each, "" where none is given: a table may have a column `group`.
 
     Raises:
         ManifestError: there is none, or a path or a column is missing.
     """
     found: list[Path] = []
+    groups: dict[int, str] = {}
     for path in paths:
         if path.is_dir():
             inside = (one for one in path.rglob("*") if one.suffix.lower() in image.SUFFIXES)
             found += sorted(inside)
         elif path.suffix.lower() in (".csv", ".parquet"):
-            found += [path.parent / name for name in _column(path)]
+            names, own = _columns(path)
+            groups |= dict(enumerate(own, len(found)))
+            found += [path.parent / name for name in names]
         else:
             found.append(path)
     missing = [path for path in found if not path.is_file()]
@@ -59,14 +66,15 @@ def images_in(paths: Sequence[Path]) -> list[Path]:
         raise ManifestError(
             f"{missing[0] if missing else 'No image'} is {'no file' if missing else 'in ' + ', '.join(map(str, paths))}; give images ({', '.join(image.SUFFIXES)}), folders of them, or tables with a column 'image'."
         )
-    return found
+    return found, [groups.get(i, "") for i in range(len(found))]
 
 
-def _column(path: Path) -> list[str]:
+def _columns(path: Path) -> tuple[list[str], list[str]]:
     try:
         table = pacsv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
-        names: list[str] = table["image"].to_pylist()
-        return names
+        has_groups = "group" in table.column_names
+        groups = table["group"].to_pylist() if has_groups else [""] * len(table)
+        return table["image"].to_pylist(), list(map(str, groups))
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ManifestError(
             f"{path} cannot be read as a table with a column 'image' ({str(error).splitlines()[0]}); give one."
@@ -74,7 +82,12 @@ def _column(path: Path) -> list[str]:
 
 
 def predict(
-    folder: Path, images: Sequence[Path], out: Path, variant: Variant, overlays: bool
+    folder: Path,
+    images: Sequence[Path],
+    out: Path,
+    variant: Variant,
+    overlays: bool,
+    groups: Sequence[str] = (),
 ) -> tuple[int, int]:
     """Judge images into a folder; returns how many were answered and how many are bad.
 
@@ -82,27 +95,28 @@ def predict(
         BundleError: the bundle does not verify.
     """
     bundle = Bundle(folder, variant=variant)
-    (out / "parts").mkdir(parents=True, exist_ok=True)
+    (out / "chunks").mkdir(parents=True, exist_ok=True)
     cut = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
     key = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest() + variant
     chunks: list[dict[str, Any]] = [
-        {"start": i * CHUNK, "images": list(map(str, own)), "part": str(_part(out, key, i, own))}
+        {"start": i * CHUNK, "images": list(map(str, own)), "file": str(_file(out, key, i, own))}
         for i, own in enumerate(cut)
     ]
-    due = [chunk for chunk in chunks if not Path(chunk["part"]).exists()]
+    due = [chunk for chunk in chunks if not Path(chunk["file"]).exists()]
     bar = progress_bar(len(images), "judge")
     bar.update(len(images) - sum(len(chunk["images"]) for chunk in due))
     for done in _run(partial(_judge, folder, variant, out, overlays), due):
         bar.update(done["num"])
     bar.close()
-    rows = [row for chunk in chunks for row in json.loads(Path(chunk["part"]).read_text())]
+    rows = [row for chunk in chunks for row in json.loads(Path(chunk["file"]).read_text())]
+    _write_parts(out, bundle, rows, groups)
     return _write(out, rows, bundle.classes)
 
 
-def _part(out: Path, key: str, place: int, own: Sequence[Path]) -> Path:
+def _file(out: Path, key: str, place: int, own: Sequence[Path]) -> Path:
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in own]
     digest = hashlib.sha256(json.dumps([key, place, stats]).encode()).hexdigest()
-    return out / "parts" / f"{digest[:16]}.json"
+    return out / "chunks" / f"{digest[:16]}.json"
 
 
 def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -124,7 +138,7 @@ def _opened(folder: Path, variant: Variant) -> Bundle:
 def _judge(
     folder: Path, variant: Variant, out: Path, overlays: bool, row: dict[str, Any]
 ) -> dict[str, int]:
-    """Judge one chunk, image by image, and write its part last."""
+    """Judge one chunk, image by image, and write its file last."""
     chunk = json.loads(row["chunk"])
     bundle = _opened(folder, variant)
     rows = []
@@ -136,11 +150,13 @@ def _judge(
             continue
         view = view_of(answer, entry.size, "none").model_dump()
         rows.append({"image": name, "error": ""} | view)
-        if hasattr(answer, "mask"):
+        if isinstance(answer, Answer):
+            rows[-1]["logits"] = answer.logits.tolist()
+        else:
             image.write_png(out / "masks" / f"{number:06d}.png", answer.mask)
         if overlays:
             image.write_png(out / "overlays" / f"{number:06d}.png", drawn(entry.levels[0], answer))
-    image.write_whole(Path(chunk["part"]), json.dumps(rows).encode())
+    image.write_whole(Path(chunk["file"]), json.dumps(rows).encode())
     return {"num": len(rows)}
 
 
@@ -170,15 +186,45 @@ def _write(out: Path, rows: list[dict[str, Any]], classes: Sequence[str]) -> tup
         writer = csv.writer(file)
         writer.writerow(["image", "error"])
         writer.writerows([row["image"], row["error"]] for row in bad)
-    made = [_flat(row, classes) for row in good]
-    # pyarrow's own writer of an empty list of rows knows no columns
-    table = pa.Table.from_pylist(made) if made else pa.table({"image": pa.array([], pa.string())})
-    pq.write_table(table, out / "answers.parquet")
-    with (out / "answers.csv").open("w", newline="") as file:
+    _write_tables(out / "answers", [_flat(row, classes) for row in good])
+    return len(good), len(bad)
+
+
+def _write_parts(
+    out: Path, bundle: Bundle, rows: Sequence[dict[str, Any]], groups: Sequence[str]
+) -> None:
+    """The answer for each group, where there are groups and classes."""
+    views: dict[str, list[Answer]] = {}
+    for row, group in zip(rows, groups or [""] * len(rows), strict=True):
+        if group and "logits" in row:
+            held = row["answer"] | {"set": tuple(row["answer"]["set"])}
+            logits = np.array(row["logits"], np.float32)
+            answer = Answer(**held, boxes=np.zeros((0, 4)), attn=np.zeros(0), logits=logits)
+            views.setdefault(group, []).append(answer)
+    made: list[dict[str, Any]] = []
+    for group, own in views.items():
+        verdict = bundle.together(own)
+        if verdict is not None:
+            said = {"label": verdict.label, "rejected": verdict.rejected}
+            probs = {f"prob.{name}": prob for name, prob in verdict.probs.items()}
+            made.append(
+                {"group": group, "views": len(own)}
+                | said
+                | probs
+                | {"set": json.dumps(verdict.set)}
+            )
+    if made:
+        _write_tables(out / "parts", made)
+
+
+def _write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
+    # no rows know no columns
+    table = pa.Table.from_pylist(rows) if rows else pa.table({"image": pa.array([], pa.string())})
+    pq.write_table(table, path.with_suffix(".parquet"))
+    with path.with_suffix(".csv").open("w", newline="") as file:
         lines = csv.DictWriter(file, table.column_names)
         lines.writeheader()
-        lines.writerows(made)
-    return len(good), len(bad)
+        lines.writerows(rows)
 
 
 def _flat(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
