@@ -34,7 +34,7 @@ from assay.serving.config import ApplicationConfig, ServeConfig, configuration
 from assay.serving.reply import view_of
 
 CLIENTS = (1, 8, 32)
-SECONDS = 8.0
+SECONDS = 5.0
 TASKS = Path(__file__).parents[2] / "tasks"
 
 
@@ -103,27 +103,6 @@ def alone(folder: Path, image: bytes, threads: int = 2) -> list[str]:
     return columns(taken, Counter())
 
 
-def lit(folder: Path, port: int) -> None:
-    """LitServe with the same bundle: two workers, a form in, JSON out."""
-    import litserve
-
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.bundle = Bundle(folder, threads=1)
-
-        def decode_request(self, request: Any) -> bytes:
-            return bytes(request["image"].file.read())
-
-        def predict(self, image: bytes) -> Any:
-            return view_of(self.bundle.predict(image), probe(image), "none").model_dump()
-
-        def encode_response(self, output: Any) -> Any:
-            return output
-
-    server = litserve.LitServer(Api(), accelerator="cpu", workers_per_device=2)
-    server.run(port=port, host="127.0.0.1", generate_client_file=False, log_level="error")
-
-
 def form(image: bytes) -> tuple[bytes, str]:
     mark = uuid4().hex
     head = 'Content-Disposition: form-data; name="image"; filename="i.png"\r\nContent-Type: image/png\r\n\r\n'
@@ -135,7 +114,7 @@ def form(image: bytes) -> tuple[bytes, str]:
 
 def lit_rows(task: str, folder: Path, image: bytes) -> list[list[str]]:
     port = free_port()
-    command = [sys.executable, __file__, "--lit", str(folder), "--port", str(port)]
+    command = [sys.executable, str(Path(__file__).with_name("lit.py")), str(folder), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 90
@@ -246,12 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--lit")
-    parser.add_argument("--port", type=int)
     given = parser.parse_args()
-    if given.lit:
-        lit(Path(given.lit), given.port)
-        return
     for task in ("fingerprint", "segment"):
         command = [sys.executable, str(TASKS / f"{task}.py"), "--preset", "smoke", "--workers", "0"]
         subprocess.run(

@@ -182,8 +182,8 @@ def test_prometheus_is_told(client, pictures):
     for path in pictures * 10:
         client.judge("parts", path)
     wanted = {
-        'ray_assay_requests{.*status="200".*task="parts"': 40.0, "ray_assay_request_seconds_bucket": 1.0,
-        "ray_assay_batch_images_count": 1.0, 'ray_assay_answers.*label="m1"': 1.0, "ray_assay_drift": 0.0,
+        'ray_assay_requests_total{(?=.*status="200").*task="parts"': 40.0, "ray_assay_request_seconds_bucket": 1.0,
+        "ray_assay_batch_images_count": 1.0, 'ray_assay_answers_total.*label="m1"': 1.0, "ray_assay_drift": 0.0,
     }  # fmt: skip
     end = time.monotonic() + 30
     while wanted and time.monotonic() < end:
