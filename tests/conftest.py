@@ -2,18 +2,31 @@
 
 Two processes share the files, a file's tests staying together (its fixtures are made once); those
 that wait for Ray come first, so that the others fill the time.
+
+Also bundles and predictions made by hand, for tests of what comes after training.
 """
 
+import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
+import cv2
+import numpy as np
+import onnx
+import pyarrow as pa
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from onnx import TensorProto, helper, numpy_helper
 
-LONGEST = ("test_ray", "test_readme", "test_jobs", "test_main", "test_distributed", "test_segment")
+LONGEST = (
+    "test_ray", "test_readme", "test_jobs", "test_cluster", "test_sweep", "test_main",
+    "test_distributed", "test_segment",
+)  # fmt: skip
 
 install_import_hook("assay", "beartype.beartype")
 # no deadline: how long an example takes says nothing on a machine that others use too
@@ -31,3 +44,83 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+CLASSES = ["m1", "m2", "m3"]
+DECISION = {
+    "temperature": 2.0, "coverage": 0.9, "quantile": 0.66, "costs": None, "positive": None,
+    "threshold": None, "num": 100, "num_groups": 50,
+}  # fmt: skip
+METRIC = {"value": 0.9, "low": 0.8, "high": 0.95, "num": 60, "num_groups": 30}
+SIDE = 32
+
+
+def _save(path: Path, nodes: list, feed: str, named: str, shape: list, constants: dict) -> None:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(feed, TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info(named, TensorProto.FLOAT, ["n", *shape])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., Path]:
+    """Makes a sealed bundle: of a class, by each channel's largest value plus a bias of the first
+    class; or of a mask, by the red channel plus the bias."""
+    from assay.bundle import seal
+
+    def make(folder: Path, task: str = "parts", bias: float = 0.0) -> Path:
+        folder.mkdir(parents=True)
+        golden = folder.with_suffix(".golden.png")
+        noise = np.random.default_rng(5).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        cv2.imwrite(str(golden), noise)
+        classes, thresholds, decision = CLASSES, None, DECISION
+        if task == "layers":
+            nodes = [
+                helper.make_node("Conv", ["tiles", "red"], ["seen"]),
+                helper.make_node("Add", ["seen", "bias"], ["logits"]),
+            ]
+            red = np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1)
+            constants = {"red": red, "bias": np.array(bias, np.float32)}
+            _save(folder / "segment.onnx", nodes, "tiles", "logits", [1, SIDE, SIDE], constants)
+            pipeline = {"kind": "tiles", "graphs": ["segment"], "masks": {}, "tiles": {"tile_px": SIDE, "overlap_px": 8}}  # fmt: skip
+            classes, thresholds, decision = ["pore"], [36], None
+        else:
+            nodes = [
+                helper.make_node("ReduceMax", ["overview", "inner"], ["seen"], keepdims=0),
+                helper.make_node("Add", ["seen", "bias"], ["logits"]),
+            ]
+            constants = {"inner": np.array([2, 3], np.int64), "bias": np.array([bias, 0, 0], np.float32)}  # fmt: skip
+            _save(folder / "classify.onnx", nodes, "overview", "logits", [3], constants)
+            sizes = {"image_px": 64, "overview_px": SIDE, "patch_px": 16, "clahe_clip": 0.0}
+            pipeline = {"kind": "overview", "graphs": ["classify"], "patches": sizes}
+        card = {
+            "task": task, "run": f"{task}-{bias:g}", "data": "d" * 12, "code": {"assay": "0.1.0"},
+            "classes": classes, "pipeline": pipeline, "decision": decision, "thresholds": thresholds,
+            "metrics": {"test": {"num": 60, "num_groups": 30, "metrics": {"accuracy": METRIC}}},
+        }  # fmt: skip
+        seal(folder, card, golden)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def judged_rows() -> Callable[..., pa.Table]:
+    """Makes test and val rows of the first two classes, two views a part, a share answered rightly."""
+
+    def make(right: float, num: int = 120, test: str = "test") -> pa.Table:
+        truth = np.arange(num) // 2 % 2
+        said = np.where(np.arange(num) // 2 * 7 % 60 < 60 * right, truth, 1 - truth)
+        table = pa.table({
+            "id": [f"s{i:04d}" for i in range(num)], "group": [f"g{i // 2}" for i in range(num)],
+            "split": [test if i < num // 2 else "val" for i in range(num)],
+            "truth": pa.array(truth, pa.int32()), "logits": pa.array(np.eye(3)[said].tolist()),
+        })  # fmt: skip
+        return table.replace_schema_metadata({"classes": json.dumps(CLASSES)})
+
+    return make
