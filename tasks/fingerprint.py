@@ -213,7 +213,8 @@ class Fingerprint(Task):
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
-        """The embedded demo (default), its short form for CI, and the reference's three recipes."""
+        """The embedded demo (default), its short form for CI, all nine designs alike for sweeps, and the
+        reference's three recipes."""
         demo = FingerprintConfig(
             split=SplitConfig(unseen_domain="design", unseen=synthetic.UNSEEN_DESIGNS),
             patches=PatchConfig(
@@ -241,7 +242,13 @@ class Fingerprint(Task):
             name: FingerprintConfig(augment=augment.PRESETS[name], model=reference)
             for name in ("readme", "main", "sweep")
         }
-        return {"demo": demo, "smoke": smoke, **recipes}
+        designs = replace(
+            demo,
+            model=replace(demo.model, warmup_k=8),
+            train=replace(demo.train, epochs=12),
+            parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=6, num_views=1),
+        )
+        return {"demo": demo, "smoke": smoke, "designs": designs, **recipes}
 
     @classmethod
     def manifest(cls, config: FingerprintConfig, storage: Path) -> Manifest:
