@@ -99,6 +99,7 @@ class Search:
     ) -> None:
         self.study, self.made, self.space, self.base = study, made, space, base
         self.find, self.num, self.epochs = find, num, epochs
+        self.root = find(base).parent
         self.asked: dict[Path, optuna.Trial] = {}
         self.told: Callable[[Trial, Outcome], None] = lambda trial, found: None
         self._settle()
@@ -112,8 +113,7 @@ class Search:
     def _settle(self) -> None:
         """Hear of what ended while nobody listened, and propose again what did not."""
         for frozen in self.study.get_trials(states=(TrialState.RUNNING,)):
-            folder = frozen.user_attrs.get("folder")
-            found = outcome(Path(folder)) if folder else Outcome("new")
+            found = self.outcome_of(frozen)
             if found.state in ("finished", "failed"):
                 self._tell(frozen.number, found)
             else:
@@ -133,6 +133,18 @@ class Search:
                 known = {name: v for name, v in frozen.params.items() if name in self.space}
                 self.study.enqueue_trial(known, user_attrs={"warm": True}, skip_if_exists=True)
 
+    def folder_of(self, frozen: FrozenTrial) -> Path | None:
+        """The run of a trial; None where its settings were refused."""
+        name = frozen.user_attrs.get("run")
+        return None if name is None else self.root / name
+
+    def outcome_of(self, frozen: FrozenTrial) -> Outcome:
+        """What became of a trial."""
+        folder = self.folder_of(frozen)
+        if folder is None:
+            return Outcome("failed", frozen.user_attrs.get("reason", ""))
+        return outcome(folder)
+
     @property
     def trials(self) -> list[FrozenTrial]:
         """All that were proposed, without repeats and what was proposed once more."""
@@ -144,7 +156,7 @@ class Search:
 
     def propose(self) -> Trial | None:
         """The next trial that has no result yet; None when there are as many as wanted."""
-        known = {t.user_attrs.get("folder") for t in self.trials}
+        known = {t.user_attrs.get("run") for t in self.trials}
         for _ in range(MAX_REPEATS):
             if len(self.trials) >= self.num or self._is_used_up() or self._is_spent():
                 return None
@@ -157,11 +169,11 @@ class Search:
                 self.study.tell(asked, state=TrialState.FAIL)
                 continue
             folder = self.find(config)
-            if str(folder) in known:
+            if folder.name in known:
                 asked.set_user_attr("repeat", True)
                 self.study.tell(asked, state=TrialState.FAIL)
                 continue
-            asked.set_user_attr("folder", str(folder))
+            asked.set_user_attr("run", folder.name)
             trial = Trial(f"trial {asked.number}", values, config, folder)
             found = outcome(folder)
             if found.state != "finished" or self._lacks(found):
@@ -169,7 +181,7 @@ class Search:
                 return trial
             self._tell(asked.number, found)
             self.told(trial, found)
-            known.add(str(folder))
+            known.add(folder.name)
         return None
 
     def _is_used_up(self) -> bool:
@@ -178,8 +190,7 @@ class Search:
         return self.made.sampling == "grid" and not waiting
 
     def _is_spent(self) -> bool:
-        folders = [t.user_attrs["folder"] for t in self.trials if "folder" in t.user_attrs]
-        return 0 < self.epochs <= sum(outcome(Path(f)).epochs for f in folders)
+        return 0 < self.epochs <= sum(self.outcome_of(t).epochs for t in self.trials)
 
     def _lacks(self, found: Outcome) -> bool:
         return any(found.value(name) is None for name in self.made.objectives)

@@ -46,7 +46,7 @@ from assay.search_figures import Budget, budget_of
 from assay.space import Space
 from assay.sweep import Halving, Shared, fit_in, run_trials
 from assay.task import Task, TaskConfig, TaskSource, load_task
-from assay.trial import Outcome, outcome
+from assay.trial import Outcome
 from assay.workers import Where, cluster
 
 
@@ -133,7 +133,7 @@ def sweep(source: TaskSource, config: TaskConfig, where: Where, launch: SearchLa
         best = search.best()
         if not best:
             raise RunError(f"None of {len(search.trials)} trials of {folder.name} came to its end; see their reasons in {folder / 'trials.csv'} and mend the space.")  # fmt: skip
-        chosen = Run(Path(best[0].user_attrs["folder"]))
+        chosen = Run(storage / best[0].user_attrs["run"])
         data = data or read_data(source, manifest, config, where, storage)
         _score_once(chosen, source.name, data, where, len(search.trials))
     return _write(folder, search, halving, chosen)
@@ -221,11 +221,11 @@ def _score_once(run: Run, name: str, data: Data, where: Where, tried: int) -> No
 
 def _write(folder: Path, search: Search, halving: Halving | None, chosen: Run) -> int:
     """The sweep's files and the terminal; returns how many trials failed."""
-    trials = [(t, outcome(Path(t.user_attrs["folder"])) if "folder" in t.user_attrs else Outcome("failed", t.user_attrs.get("reason", ""))) for t in search.trials]  # fmt: skip
+    trials = [(t, search.outcome_of(t)) for t in search.trials]
     budget = budget_of([found for _, found in trials], search.base.train.epochs)
     best = search.best()
     lines = [
-        {"trial": t.number, "run": Path(t.user_attrs.get("folder", "")).name, "state": o.state, "reason": o.reason,
+        {"trial": t.number, "run": t.user_attrs.get("run", ""), "state": o.state, "reason": o.reason,
          "score": o.score, "nll": o.nll, "epochs": o.epochs, "seconds": o.seconds, **o.measured, **t.params}
         for t, o in trials
     ]  # fmt: skip
@@ -235,7 +235,7 @@ def _write(folder: Path, search: Search, halving: Halving | None, chosen: Run) -
     tests = {k: v for k, v in result["sets"].items() if k.startswith("test")}
     write_json(folder / "sweep.json", {
         "schema": 1, "sampling": search.made.sampling, "objectives": search.made.objectives, "selected": chosen.folder.name,
-        "params": best[0].params, "front": [{"run": Path(t.user_attrs["folder"]).name, "values": t.values, "params": t.params} for t in best],
+        "params": best[0].params, "front": [{"run": t.user_attrs["run"], "values": t.values, "params": t.params} for t in best],
         "tried": len(trials), "budget": asdict(budget), "importance": shares, "trials": lines,
     })  # fmt: skip
     page = report.fill_in(
