@@ -56,7 +56,8 @@ def test_the_worst_value_ranks_and_not_the_mean() -> None:
 
 
 def test_differences_are_paired_over_values_and_corrected_together() -> None:
-    better = {("a", v): 0.9 for v in VALUES} | {("b", v): 0.5 for v in VALUES}
+    better = {("a", v): 0.9 for v in VALUES}
+    better |= {("b", v): 0.5 + 0.05 * (-1) ** i for i, v in enumerate(VALUES)}
     same = {("c", v): 0.5 for v in VALUES}
     found = {(d.first, d.second): d for d in differences(planted(better | same))}
     assert found["a", "b"].estimate.value == pytest.approx(0.4)

@@ -192,7 +192,7 @@ def curve(rows: Rows, column: str) -> Figure:
         )  # fmt: skip
     return Figure(
         title=f"{rows.metric.capitalize()} on a {column} never seen", kind="line", series=series, x=f"{column}s trained on",
-        y_range=[0.0, 1.0], caption=f"Bands: 95 % intervals over the {len(np.unique(rows.value))} {column}s tested.",
+        y_range=[0.0, 1.0], caption=f"Bands: 95 % intervals over the {column}s tested at each number.",
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ class Search:
         """Hear of what ended while nobody listened, and propose again what did not."""
         for frozen in self.study.get_trials(states=(TrialState.RUNNING,)):
             found = self.outcome_of(frozen)
-            if found.state in ("finished", "failed"):
+            if found.state == "failed" or (found.state == "finished" and not self._lacks(found)):
                 self._tell(frozen.number, found)
             else:
                 storage = self.study._storage
