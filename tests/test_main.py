@@ -16,7 +16,8 @@ import pytest
 
 from assay import console
 from assay.errors import ConfigError, ResourceError, RunError
-from assay.main import main, parse, storage_of
+from assay.experiment import storage_of
+from assay.main import main, parse
 from assay.run import SCHEMA, Run, identity
 from assay.task import TaskSource, load_task
 from assay.workers import Where, worker_resources
