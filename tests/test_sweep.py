@@ -86,7 +86,7 @@ def arguments(task: Path, parts: Path, storage: Path, *more: str) -> list[str]:
     return [
         "--task", str(task), "--storage", str(storage), "--data.root", str(parts), "--data.patterns",
         "{label}/{design}/{name}", "--data.domains", "design", "--data.group", "label", "design", "name",
-        "--optim.schedule", "constant", "--retries", "1", *more,
+        "--optim.schedule", "constant", "--train.batch-size", "4", "--retries", "1", *more,
     ]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def looked_at(storage: Path) -> dict[str, int]:
 def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
     task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = arguments(task, parts, tmp_path, "--train.epochs", "4", "--fold-column", "design")
+    given = arguments(task, parts, tmp_path, "--train.epochs", "6", "--fold-column", "design")
     given += ["--optim.lr", "0.01", "--train-on", "1", "2"]
     assert code_of(fold_sweep.main, FoldLaunch(), given) == 0
     printed = capsys.readouterr()
@@ -137,7 +137,7 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     given = arguments(
         task, parts, tmp_path, "--train.epochs", "4", "--eta", "2", "--sampling", "grid"
     )
-    given += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e30", "optim.weight_decay=0.0"]
+    given += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e38", "optim.weight_decay=0.0"]
     assert code_of(search_sweep.main, SearchLaunch(), [*given, "--trials", "2"]) == 0
     assert len(before := looked_at(tmp_path)) == 2
     assert code_of(search_sweep.main, SearchLaunch(), [*given, "--trials", "9"]) == 1  # one failed
@@ -148,7 +148,7 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     runs = {f.name: Run(f) for f in tmp_path.glob("linear-*")}
     rates = {n: json.loads((r.folder / "config.json").read_text())["optim"]["lr"] for n, r in runs.items()}  # fmt: skip
     by_rate = {rate: runs[name] for name, rate in rates.items()}
-    failed = by_rate[1e30]
+    failed = by_rate[1e38]
     assert failed.state == "failed"
     assert "not finite" in failed.record["reason"]
     folder = next((tmp_path / "sweeps").iterdir())
