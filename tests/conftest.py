@@ -1,7 +1,7 @@
 """For every test: shape annotations are checked, and hypothesis draws the same examples each time.
 
-Two processes share the files, a file's tests staying together (its fixtures are made once); those
-that wait for Ray come first, so that the others fill the time.
+Two processes share the files, a file's tests staying together (its fixtures are made once). One takes
+those that wait for Ray, one after the other; the other does the rest meanwhile.
 
 Also bundles and predictions made by hand, for tests of what comes after training.
 """
@@ -23,10 +23,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 from onnx import TensorProto, helper, numpy_helper
 
-LONGEST = (
-    "test_ray", "test_readme", "test_jobs", "test_cluster", "test_sweep", "test_main",
-    "test_distributed", "test_segment",
-)  # fmt: skip
+RAY = ("test_ray", "test_readme", "test_jobs", "test_cluster", "test_sweep")
 
 install_import_hook("assay", "beartype.beartype")
 # no deadline: how long an example takes says nothing on a machine that others use too
@@ -36,14 +33,11 @@ settings.load_profile("assay")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests by file, the longest files first."""
-
-    def place(item: pytest.Item) -> int:
-        return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
-
-    items.sort(key=place)
+    """Group the tests by file, and those that start Ray in one group, begun first."""
+    items.sort(key=lambda item: item.path.stem not in RAY)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        name = "ray" if item.path.stem in RAY else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 CLASSES = ["m1", "m2", "m3"]

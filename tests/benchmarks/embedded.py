@@ -35,17 +35,13 @@ def main() -> None:
     storage = options.storage.absolute()
     rows: list[dict[str, Any]] = []
     for seed in SEEDS:
-        began = time.time()
         where = ["--storage", str(storage), "--workers", options.workers]
         command = [sys.executable, str(SCRIPT), "--train.seed", str(seed), *where]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         folders = dict(line.split(": ") for line in done.stdout.strip().splitlines()[-3:-1])
-        seconds = time.time() - began
         for name, folder in folders.items():
             result = json.loads((Path(folder) / "result.json").read_text())
-            rows.append(
-                {"seed": seed, "name": name, "seconds": seconds, "folder": folder} | result["sets"]
-            )
+            rows.append({"seed": seed, "name": name, "folder": folder} | result["sets"])
     (HERE / "embedded.md").write_text(table(rows, options.workers))
     cv2.imwrite(str(HERE / "embedded.png"), figure(Path(rows[0]["folder"]), storage)[..., ::-1])
 
@@ -70,12 +66,10 @@ def table(rows: list[dict[str, Any]], workers: str) -> str:
         cells = " | ".join(f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in numbers)
         kind = "chosen (`dps`)" if row["name"] == "fingerprint" else "random on the part"
         lines.append(f"| {row['seed']} | {kind} | {cells} |")
-    seconds = ", ".join(f"{row['seconds']:.0f}" for row in rows[::2])
     machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
     lines += [
         "",
-        f"{time.strftime('%Y-%m-%d')}, {machine}; `python tests/benchmarks/embedded.py --workers {workers}`; "
-        f"seconds per seed for both runs, start-up included: {seconds}.",
+        f"{time.strftime('%Y-%m-%d')}, {machine}; `python tests/benchmarks/embedded.py --workers {workers}`.",
     ]
     return "\n".join(lines) + "\n"
 
