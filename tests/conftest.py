@@ -22,6 +22,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from onnx import TensorProto, helper, numpy_helper
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 RAY = ("test_ray", "test_readme", "test_jobs", "test_cluster", "test_sweep")
 
@@ -31,13 +33,22 @@ settings.register_profile("assay", deadline=None, derandomize=True)
 settings.load_profile("assay")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class ByFile(LoadScopeScheduling):
+    """Shares out whole files, and those that start Ray as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        stem = Path(nodeid.split("::")[0]).stem
+        return "ray" if stem in RAY else stem
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """How tests are shared out."""
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests by file, and those that start Ray in one group, begun first."""
+    """Begin with those that start Ray."""
     items.sort(key=lambda item: item.path.stem not in RAY)
-    for item in items:
-        name = "ray" if item.path.stem in RAY else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
 
 
 CLASSES = ["m1", "m2", "m3"]
