@@ -1,7 +1,8 @@
 """For every test: shape annotations are checked, and hypothesis draws the same examples each time.
 
 Two processes share the files, a file's tests staying together (its fixtures are made once). One takes
-those that wait for Ray, one after the other; the other does the rest meanwhile.
+those that wait longest for Ray, one after the other; the other does the rest meanwhile, and what
+remains of Ray last.
 
 Also bundles and predictions made by hand, for tests of what comes after training.
 """
@@ -11,6 +12,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# read as Ray is imported: under `uv run` its workers would each make an environment of their own
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
@@ -25,7 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-RAY = ("test_ray", "test_readme", "test_jobs", "test_cluster", "test_sweep")
+RAY = ("test_ray", "test_readme", "test_jobs")
+LATE = ("test_cluster", "test_sweep")
 
 install_import_hook("assay", "beartype.beartype")
 # no deadline: how long an example takes says nothing on a machine that others use too
@@ -34,7 +38,7 @@ settings.load_profile("assay")
 
 
 class ByFile(LoadScopeScheduling):
-    """Shares out whole files, and those that start Ray as one."""
+    """Shares out whole files, and those of `RAY` as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         stem = Path(nodeid.split("::")[0]).stem
@@ -47,8 +51,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with those that start Ray."""
-    items.sort(key=lambda item: item.path.stem not in RAY)
+    """Begin with those that start Ray, but for the last."""
+    items.sort(key=lambda item: (item.path.stem in LATE) - (item.path.stem in RAY))
 
 
 CLASSES = ["m1", "m2", "m3"]

@@ -113,10 +113,11 @@ def test_a_budget_of_epochs_ends_the_search(world: World) -> None:
 
 
 def test_tpe_comes_closer_than_chance_and_names_the_setting_that_matters(world: World) -> None:
-    own = world.open(28, Made(sampling="tpe", objectives=("score",), seed=0))
+    own = world.open(48, Made(sampling="tpe", objectives=("score",), seed=0))
     world.run(own)
-    late = [t.params["dropout"] for t in own.trials[14:]]
-    assert sum(abs(value - 0.5) < 0.2 for value in late) > 8  # chance: 6 of 14
+    late = [t.params["dropout"] for t in own.trials[24:]]
+    # chance: 9.6 of 24, 14 or more in one of 20; four seeds gave 16 to 20
+    assert sum(abs(value - 0.5) < 0.2 for value in late) > 14
     shares = importances(own.study)
     assert next(iter(shares)) == "dropout"
     assert sum(shares.values()) == pytest.approx(1)

@@ -53,7 +53,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(place: Path) -> Iterator[None]:
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     os.environ["ASSAY_TEST_MARK"] = str(place / "died")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
@@ -115,7 +114,8 @@ def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
     best = found["standings"][0]
     assert best["worst"] == "odd"
     assert best["lowest"]["value"] == 0.0  # trained on the others it answers just the other way
-    assert found["by_value"]["linear"]["cube"]["value"] in (0.0, 0.5, 1.0)
+    # from one design: cube and ring answer each other, odd answers neither and neither answers odd
+    assert found["by_size"]["linear"]["1"]["value"] == pytest.approx(2 / 6)
     page = (folder / "report.html").read_text()
     assert "worst design never seen" in page
     assert not re.search(r'(src|href)="(?!#|data:)', page)
@@ -137,7 +137,7 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     given = arguments(
         task, parts, tmp_path, "--train.epochs", "4", "--eta", "2", "--sampling", "grid"
     )
-    given += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e38", "optim.weight_decay=0.0"]
+    given += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e37", "optim.weight_decay=0.0"]
     assert code_of(search_sweep.main, SearchLaunch(), [*given, "--trials", "2"]) == 0
     assert len(before := looked_at(tmp_path)) == 2
     assert code_of(search_sweep.main, SearchLaunch(), [*given, "--trials", "9"]) == 1  # one failed
@@ -148,7 +148,7 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     runs = {f.name: Run(f) for f in tmp_path.glob("linear-*")}
     rates = {n: json.loads((r.folder / "config.json").read_text())["optim"]["lr"] for n, r in runs.items()}  # fmt: skip
     by_rate = {rate: runs[name] for name, rate in rates.items()}
-    failed = by_rate[1e38]
+    failed = by_rate[1e37]
     assert failed.state == "failed"
     assert "not finite" in failed.record["reason"]
     folder = next((tmp_path / "sweeps").iterdir())

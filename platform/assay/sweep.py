@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 # Tune asks for these when it is imported or begins
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # of trials that failed early
 os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
