@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +55,7 @@ from assay.nn.topk import (
     perturbed_topk,
     score_function_loss,
 )
+from assay.space import Float, Space
 from assay.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
 
 PATTERNS = (
@@ -153,6 +154,11 @@ class Fingerprint(Task):
 
     Config = FingerprintConfig
     config: FingerprintConfig
+    setting_names: ClassVar[Mapping[str, str]] = {
+        **Task.setting_names, "model_name": "model.backbone", "test_samples": "model.k", "sigma": "model.sigma",
+        "dropout": "model.dropout", "attn_dropout": "model.attn_dropout", "contrast_mod": "augment.exposure_p",
+        "scale_mod": "augment.scale_p", "sensor_noise": "augment.noise_max", "clahe_grid": "patches.clahe_grid",
+    }  # fmt: skip
 
     def __init__(self, config: FingerprintConfig, classes: list[str], pixels: Pixels) -> None:
         super().__init__(config, classes, pixels)
@@ -207,7 +213,8 @@ class Fingerprint(Task):
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
-        """The embedded demo (default), its short form for CI, and the reference's three recipes."""
+        """The embedded demo (default), its short form for CI, all nine designs alike for sweeps, and the
+        reference's three recipes."""
         demo = FingerprintConfig(
             split=SplitConfig(unseen_domain="design", unseen=synthetic.UNSEEN_DESIGNS),
             patches=PatchConfig(
@@ -235,7 +242,13 @@ class Fingerprint(Task):
             name: FingerprintConfig(augment=augment.PRESETS[name], model=reference)
             for name in ("readme", "main", "sweep")
         }
-        return {"demo": demo, "smoke": smoke, **recipes}
+        designs = replace(
+            demo,
+            model=replace(demo.model, warmup_k=8),
+            train=replace(demo.train, epochs=12),
+            parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=6, num_views=1),
+        )
+        return {"demo": demo, "smoke": smoke, "designs": designs, **recipes}
 
     @classmethod
     def manifest(cls, config: FingerprintConfig, storage: Path) -> Manifest:
@@ -257,6 +270,18 @@ class Fingerprint(Task):
             return {}
         inert = {name: getattr(ModelConfig(), name) for name in SELECTION}
         return {"random": replace(config, model=replace(config.model, mode="random", **inert))}
+
+    @classmethod
+    def space(cls, config: FingerprintConfig) -> Space:
+        """Learning rate and decay, dropout, and what the scorer learns by where there is one."""
+        chosen: Any = {"model.mode": ("dps",)}
+        return {
+            **super().space(config),
+            "model.dropout": Float(low=0.0, high=0.3),
+            "model.scorer_lr": Float(low=0.3, high=3.0, log=True, when=chosen),
+            "model.sigma": Float(low=0.02, high=0.3, log=True, when=chosen),
+            "model.guide_temperature": Float(low=0.1, high=1.0, log=True, when=chosen),
+        }
 
     @classmethod
     def prepare(cls, config: FingerprintConfig, pixels: Pixels, samples: Samples) -> Batch:

@@ -1,22 +1,35 @@
 """For every test: shape annotations are checked, and hypothesis draws the same examples each time.
 
 Two processes share the files, a file's tests staying together (its fixtures are made once). One takes
-those that wait for Ray, one after the other; the other does the rest meanwhile.
+those that wait longest for Ray, one after the other; the other does the rest meanwhile, and what
+remains of Ray last.
+
+Also bundles and predictions made by hand, for tests of what comes after training.
 """
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+# read as Ray is imported: under `uv run` its workers would each make an environment of their own
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
+import cv2
+import numpy as np
+import onnx
+import pyarrow as pa
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from onnx import TensorProto, helper, numpy_helper
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 RAY = ("test_ray", "test_readme", "test_jobs")
+LATE = ("test_cluster", "test_sweep")
 
 install_import_hook("assay", "beartype.beartype")
 # no deadline: how long an example takes says nothing on a machine that others use too
@@ -25,7 +38,7 @@ settings.load_profile("assay")
 
 
 class ByFile(LoadScopeScheduling):
-    """Shares out whole files, and those that start Ray as one."""
+    """Shares out whole files, and those of `RAY` as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         stem = Path(nodeid.split("::")[0]).stem
@@ -38,5 +51,85 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with those that start Ray."""
-    items.sort(key=lambda item: item.path.stem not in RAY)
+    """Begin with those that start Ray, but for the last."""
+    items.sort(key=lambda item: (item.path.stem in LATE) - (item.path.stem in RAY))
+
+
+CLASSES = ["m1", "m2", "m3"]
+DECISION = {
+    "temperature": 2.0, "coverage": 0.9, "quantile": 0.66, "costs": None, "positive": None,
+    "threshold": None, "num": 100, "num_groups": 50,
+}  # fmt: skip
+METRIC = {"value": 0.9, "low": 0.8, "high": 0.95, "num": 60, "num_groups": 30}
+SIDE = 32
+
+
+def _save(path: Path, nodes: list, feed: str, named: str, shape: list, constants: dict) -> None:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(feed, TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info(named, TensorProto.FLOAT, ["n", *shape])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., Path]:
+    """Makes a sealed bundle: of a class, by each channel's largest value plus a bias of the first
+    class; or of a mask, by the red channel plus the bias."""
+    from assay.bundle import seal
+
+    def make(folder: Path, task: str = "parts", bias: float = 0.0) -> Path:
+        folder.mkdir(parents=True)
+        golden = folder.with_suffix(".golden.png")
+        noise = np.random.default_rng(5).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        cv2.imwrite(str(golden), noise)
+        classes, thresholds, decision = CLASSES, None, DECISION
+        if task == "layers":
+            nodes = [
+                helper.make_node("Conv", ["tiles", "red"], ["seen"]),
+                helper.make_node("Add", ["seen", "bias"], ["logits"]),
+            ]
+            red = np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1)
+            constants = {"red": red, "bias": np.array(bias, np.float32)}
+            _save(folder / "segment.onnx", nodes, "tiles", "logits", [1, SIDE, SIDE], constants)
+            pipeline = {"kind": "tiles", "graphs": ["segment"], "masks": {}, "tiles": {"tile_px": SIDE, "overlap_px": 8}}  # fmt: skip
+            classes, thresholds, decision = ["pore"], [36], None
+        else:
+            nodes = [
+                helper.make_node("ReduceMax", ["overview", "inner"], ["seen"], keepdims=0),
+                helper.make_node("Add", ["seen", "bias"], ["logits"]),
+            ]
+            constants = {"inner": np.array([2, 3], np.int64), "bias": np.array([bias, 0, 0], np.float32)}  # fmt: skip
+            _save(folder / "classify.onnx", nodes, "overview", "logits", [3], constants)
+            sizes = {"image_px": 64, "overview_px": SIDE, "patch_px": 16, "clahe_clip": 0.0}
+            pipeline = {"kind": "overview", "graphs": ["classify"], "patches": sizes}
+        card = {
+            "task": task, "run": f"{task}-{bias:g}", "data": "d" * 12, "code": {"assay": "0.1.0"},
+            "classes": classes, "pipeline": pipeline, "decision": decision, "thresholds": thresholds,
+            "metrics": {"test": {"num": 60, "num_groups": 30, "metrics": {"accuracy": METRIC}}},
+        }  # fmt: skip
+        seal(folder, card, golden)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def judged_rows() -> Callable[..., pa.Table]:
+    """Makes test and val rows of the first two classes, two views a part, a share answered rightly."""
+
+    def make(right: float, num: int = 120, test: str = "test") -> pa.Table:
+        truth = np.arange(num) // 2 % 2
+        said = np.where(np.arange(num) // 2 * 7 % 60 < 60 * right, truth, 1 - truth)
+        table = pa.table({
+            "id": [f"s{i:04d}" for i in range(num)], "group": [f"g{i // 2}" for i in range(num)],
+            "split": [test if i < num // 2 else "val" for i in range(num)],
+            "truth": pa.array(truth, pa.int32()), "logits": pa.array(np.eye(3)[said].tolist()),
+        })  # fmt: skip
+        return table.replace_schema_metadata({"classes": json.dumps(CLASSES)})
+
+    return make

@@ -388,3 +388,41 @@ def test_weights_that_are_rounded_only_on_the_way_are_no_8_bit_weights(tmp_path)
     options = {"AddQDQPairToWeight": True}
     path = quantize(write_classify(tmp_path, convolutions()), extra_options=options)
     assert quantized_share(path) == 0
+
+
+@pytest.mark.parametrize("select", ["dps", "random"])
+def test_several_images_are_answered_as_each_alone_and_a_bad_one_harms_none(
+    tmp_path, images, select
+):
+    write_graphs(tmp_path)
+    if select == "random":
+        (tmp_path / "scorer.onnx").unlink()
+    opened = seal(tmp_path, card_of(select), images[0])
+    bad = images[0].read_bytes()[:-40]
+    *answers, none = opened.predict_each([*images, bad])
+    assert isinstance(none, ImageError)
+    assert opened.predict_each([bad])[0].args == none.args
+    for image, together in zip(images, answers, strict=True):
+        alone = opened.predict(image)
+        assert together.probs == pytest.approx(alone.probs, abs=1e-6)
+        assert np.array_equal(together.boxes, alone.boxes)
+        assert np.allclose(together.attn, alone.attn, atol=1e-6)
+
+
+def test_views_of_one_part_are_judged_by_their_mean_logits_and_its_set_holds_theirs(sealed, images):
+    opened = Bundle(sealed)
+    views = [opened.predict(image) for image in images]
+    verdict = opened.together(views)
+    logits = np.mean([view.logits for view in views], axis=0) / DECISION.temperature
+    probs = np.exp(logits) / np.exp(logits).sum()
+    assert list(verdict.probs.values()) == pytest.approx(probs)
+    assert verdict.label == CLASSES[int(probs.argmax())]
+    assert set(verdict.set) == {name for view in views for name in view.set} | {verdict.label}
+    assert verdict.rejected == (len(verdict.set) > 1)
+    assert vars(opened.together(views[:1])).items() <= vars(views[0]).items()
+
+
+def test_a_provider_that_is_not_there_is_named(sealed):
+    assert Bundle(sealed, provider="cpu", threads=1).card
+    with pytest.raises(BundleError, match="cuda"):
+        Bundle(sealed, provider="cuda")

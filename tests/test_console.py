@@ -385,7 +385,18 @@ def test_reading_runs_imports_no_torch(storage: Path) -> None:
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-@pytest.mark.parametrize("line", re.findall(r"^uv run assay (.*)$", README, re.MULTILINE))
+COMMANDS = re.findall(r"^uv run assay (.*)$", README, re.MULTILINE)
+SERVING = ("promote", "registry", "rollback", "serve", "predict")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[0] in SERVING])
+def test_the_readmes_commands_of_serving_exist(
+    capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    assert f"assay {line.split()[0]}" in said(capsys, line.split()[0], "--help")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[0] not in SERVING])
 def test_the_readmes_commands_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:

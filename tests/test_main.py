@@ -16,7 +16,8 @@ import pytest
 
 from assay import console
 from assay.errors import ConfigError, ResourceError, RunError
-from assay.main import main, parse, storage_of
+from assay.experiment import storage_of
+from assay.main import main, parse
 from assay.run import SCHEMA, Run, identity
 from assay.task import TaskSource, load_task
 from assay.workers import Where, worker_resources
@@ -217,12 +218,8 @@ def test_again_makes_a_second_attempt(
 ) -> None:
     root, storage = finished
     copy = shutil.copytree(storage, tmp_path / "runs")
-    baseline = (
-        "--model.mode",
-        "random",
-        "--model.num-noise",
-        "4",
-    )  # without effect, so its default
+    # what has no effect on the baseline is at its default
+    baseline = ["--model.mode", "random", "--model.num-noise", "4", "--model.warmup", "0.5"]
     run_script(capsys, copy, "--data.root", str(root), *baseline, "--again")
     assert len(list(copy.glob("fingerprint-*-2"))) == 1
 

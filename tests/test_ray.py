@@ -59,7 +59,6 @@ def mark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(mark: Path) -> Iterator[None]:
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     os.environ["ASSAY_TEST_MARK"] = str(mark)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield

@@ -1,14 +1,14 @@
 """What a bundle says of one image, and how it comes to it: the ends of an opened bundle's graphs.
 
-    patches, overview   a class: `Answer`
+    patches, overview   a class: `Answer`; of several views of one part a `Verdict`
     tiles               a mask: `MaskAnswer`
 
-Numpy, an image decoder and onnxruntime are all that is needed.
+Several images go through the graphs together. Numpy, an image decoder and onnxruntime are all that is needed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -29,13 +29,15 @@ from assay.data.photometric import normalise
 from assay.decide import Decision
 from assay.shapes import Float, Int, UInt8
 
+Seen: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""An overview, and mean and deviation of the image in it."""
 GOLDEN_CELLS = 8
 """A mask's golden output are mean probabilities in so many cells along each side."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a bundle says of one image."""
+class Verdict:
+    """What a bundle says of one image, or of one part by several views."""
 
     label: str
     """The class to act on; the likeliest, unless the decision weighs costs or a threshold."""
@@ -46,10 +48,18 @@ class Answer:
     among them unless the decision weighs costs or a threshold."""
     rejected: bool
     """The set is several classes: a person should look."""
+
+
+@dataclass(frozen=True)
+class Answer(Verdict):
+    """What a bundle says of one image, and what it looked at."""
+
     boxes: Float[np.ndarray, "k 4"]
     """Parts of the image looked at: x0, y0, x1, y1 in its pixels."""
     attn: Float[np.ndarray, "k"]
     """Share of attention that each of them had."""
+    logits: Float[np.ndarray, " classes"] = field(repr=False)
+    """Before the temperature."""
 
     def golden(self) -> dict[str, float]:
         """Numbers that every opening of the bundle must repeat."""
@@ -112,63 +122,97 @@ class Classifier:
         self.sizes = PatchConfig(**self.pipeline["patches"])
         self.decision = Decision.from_dict(card["decision"])
 
-    def predict(self, entry: Entry) -> Answer:
-        """Answer for one image."""
-        canvas = Canvas(entry, self.sizes)
+    def predict(self, entries: Sequence[Entry]) -> list[Answer]:
+        """Answer for each image."""
+        canvases = [Canvas(entry, self.sizes) for entry in entries]
         look = self._from_patches if self.pipeline["kind"] == "patches" else self._from_overview
-        logits, boxes, attn = look(canvas)
+        return [
+            Answer(**vars(self._verdict(logits, None)), boxes=boxes, attn=attn, logits=logits)
+            for logits, boxes, attn in zip(*look(canvases), strict=True)
+        ]
+
+    def together(self, views: Sequence[Answer]) -> Verdict:
+        """Answer for a part by its views, from their mean logits, as judging does for a group.
+
+        Its set holds each view's own: what holds the truth of one view with a probability holds
+        that of the part with no less.
+        """
+        held = {name for view in views for name in view.set}
+        return self._verdict(np.mean([view.logits for view in views], axis=0), held)
+
+    def _verdict(self, logits: np.ndarray, held: set[str] | None) -> Verdict:
         probs = self.decision.probs(logits[None])
-        held = self.decision.sets(probs)[0]
-        return Answer(
-            label=self.classes[self.decision.answers(probs)[0]],
+        label = self.classes[self.decision.answers(probs)[0]]
+        if held is None:
+            inside = self.decision.sets(probs)[0]
+            held = {name for name, own in zip(self.classes, inside, strict=True) if own}
+        else:
+            held = held | {self.classes[probs[0].argmax()]}
+        return Verdict(
+            label=label,
             probs=dict(zip(self.classes, probs[0].tolist(), strict=True)),
-            set=tuple(name for name, inside in zip(self.classes, held, strict=True) if inside),
-            rejected=bool(self.decision.rejected(probs)[0]),
-            boxes=boxes,
-            attn=attn,
+            set=tuple(name for name in self.classes if name in held),
+            rejected=len(held) > 1,
         )
 
-    def _from_patches(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        overview, mean, std = canvas.overview()
-        cells = self._cells(canvas, overview, mean, std)
-        corners = cell_corners(cells, self.pipeline["grid"], self.sizes)
-        patches = normalise(canvas.patches(corners), mean, std)
-        logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches[None]})
-        return logits[0], canvas.source_boxes(corners), attn[0]
+    def _from_patches(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any]:
+        seen = [canvas.overview() for canvas in canvases]
+        chosen = self._cells(canvases, seen)
+        corners = [cell_corners(cells, self.pipeline["grid"], self.sizes) for cells in chosen]
+        patches = np.stack([
+            normalise(canvas.patches(own), mean, std)
+            for canvas, own, (_, mean, std) in zip(canvases, corners, seen, strict=True)
+        ])  # fmt: skip
+        logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches})
+        boxes = [canvas.source_boxes(own) for canvas, own in zip(canvases, corners, strict=True)]
+        return logits, boxes, attn
 
-    def _from_overview(self, canvas: Canvas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        overview, mean, std = canvas.overview()
-        feed = {"overview": normalise(overview[None], mean, std)}
+    def _from_overview(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any]:
+        feed = {"overview": _overviews([canvas.overview() for canvas in canvases])}
         logits = self.graphs["classify"].run(["logits"], feed)[0]
-        height, width = canvas.entry.size
-        return logits[0], np.array([[0.0, 0.0, width, height]]), np.ones(1)
+        sizes = [canvas.entry.size for canvas in canvases]
+        boxes = [np.array([[0.0, 0.0, width, height]]) for height, width in sizes]
+        return logits, boxes, np.ones((len(canvases), 1))
 
-    def _cells(
-        self, canvas: Canvas, overview: np.ndarray, mean: np.ndarray, std: np.ndarray
-    ) -> np.ndarray:
-        """The cells to look at, in ascending order, as the card says."""
+    def _cells(self, canvases: Sequence[Canvas], seen: Sequence[Seen]) -> list[np.ndarray]:
+        """The cells to look at in each image, in ascending order, as the card says."""
         k, grid = self.pipeline["k"], self.pipeline["grid"]
         if self.pipeline["select"] == "random":
-            rng = np.random.default_rng(overview_seed(overview))
-            drawn = informative_cells(overview, grid, self.sizes, self.pipeline["draws"], rng)
-            return np.sort(rng.permutation(drawn)[:k])
+            return [self._drawn(overview) for overview, _, _ in seen]
         if self.pipeline["select"] == "dps":
-            feed = {"overview": normalise(overview[None], mean, std)}
-            scores = self.graphs["scorer"].run(["scores"], feed)[0][0]
-            return best_cells(scores, k, grid, self.pipeline["apart"])
+            scores = self.graphs["scorer"].run(["scores"], {"overview": _overviews(seen)})[0]
+            return [best_cells(own, k, grid, self.pipeline["apart"]) for own in scores]
         cells = np.array(self.pipeline["cells"])
         if self.pipeline["select"] != "ips":
-            return cells
+            return [cells] * len(canvases)
+        return [
+            self._iterated(canvas, cells, mean, std)
+            for canvas, (_, mean, std) in zip(canvases, seen, strict=True)
+        ]
 
+    def _drawn(self, overview: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(overview_seed(overview))
+        draws, grid = self.pipeline["draws"], self.pipeline["grid"]
+        drawn = informative_cells(overview, grid, self.sizes, draws, rng)
+        return np.sort(rng.permutation(drawn)[: self.pipeline["k"]])
+
+    def _iterated(
+        self, canvas: Canvas, cells: np.ndarray, mean: np.ndarray, std: np.ndarray
+    ) -> np.ndarray:
         def embed(chosen: np.ndarray) -> np.ndarray:
-            patches = canvas.patches(cell_corners(chosen[0], grid, self.sizes))
+            patches = canvas.patches(cell_corners(chosen[0], self.pipeline["grid"], self.sizes))
             feed = {"patches": normalise(patches, mean, std)}
             return np.asarray(self.graphs["embed"].run(["features"], feed)[0])[None]
 
         def attend(features: np.ndarray) -> np.ndarray:
             return np.asarray(self.graphs["attend"].run(["attn"], {"features": features})[0])
 
-        return iterative_cells(cells, 1, k, self.pipeline["chunk"], embed, attend)[0]
+        k, chunk = self.pipeline["k"], self.pipeline["chunk"]
+        return iterative_cells(cells, 1, k, chunk, embed, attend)[0]
+
+
+def _overviews(seen: Sequence[Seen]) -> np.ndarray:
+    return np.concatenate([normalise(image[None], mean, std) for image, mean, std in seen])
 
 
 class Segmenter:
@@ -186,8 +230,14 @@ class Segmenter:
         self.tiles = tiles.TileConfig(**pipeline["tiles"])
         self.masks = MaskConfig(**pipeline["masks"] | {"classes": self.classes})
 
-    def predict(self, entry: Entry) -> MaskAnswer:
-        """Answer for one image."""
+    def predict(self, entries: Sequence[Entry]) -> list[MaskAnswer]:
+        """Answer for each image."""
+        return [self._predict(entry) for entry in entries]
+
+    def together(self, views: Sequence[MaskAnswer]) -> None:
+        """Masks of several views stay apart."""
+
+    def _predict(self, entry: Entry) -> MaskAnswer:
         if self.graph is None:
             levels = rule_levels(entry.levels[0], self.masks, len(self.classes))
         else:

@@ -13,17 +13,25 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import onnxruntime
 
-from assay.answer import KINDS, Answer, MaskAnswer
+from assay.answer import KINDS, Answer, MaskAnswer, Verdict
 from assay.data import image
 from assay.data.entry import Entry
-from assay.errors import BundleError
+from assay.errors import BundleError, ImageError
 
+Variant: TypeAlias = Literal["fp32", "int8"]
+Provider: TypeAlias = Literal["auto", "cuda", "openvino", "cpu"]
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+"""What onnxruntime calls them; auto takes the first that it has."""
 SCHEMA = 3
 TOLERANCE = 1e-3
 """Largest difference of a probability between the golden output and its repetition."""
@@ -38,6 +46,8 @@ class Bundle:
         folder: the bundle's directory.
         verify: repeat the golden output before returning.
         variant: fp32, or the int8 graphs where the bundle has them.
+        threads: that the graphs may use; 0: all CPUs.
+        provider: what runs the graphs; auto: a GPU or OpenVINO where this onnxruntime has it.
 
     Raises:
         BundleError: a file is missing or changed, the schema is another one, or the golden
@@ -45,7 +55,12 @@ class Bundle:
     """
 
     def __init__(
-        self, folder: Path, verify: bool = True, variant: Literal["fp32", "int8"] = "fp32"
+        self,
+        folder: Path,
+        verify: bool = True,
+        variant: Variant = "fp32",
+        threads: int = 0,
+        provider: Provider = "auto",
     ) -> None:
         try:
             self.card: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
@@ -66,13 +81,13 @@ class Bundle:
                     f"{folder / name} is missing or was changed after export; export the bundle again."
                 )
         card = self.card
-        self._start(folder, variant)
+        self._start(folder, variant, threads, _providers(provider))
         if verify:
             golden = card["golden"]
             expected = golden["probs"] if variant == "fp32" else golden[variant]
             self._compare(self.predict(folder / golden["image"]), expected, folder)
 
-    def _start(self, folder: Path, variant: str) -> None:
+    def _start(self, folder: Path, variant: str, threads: int, providers: list[str]) -> None:
         pipeline = self.card["pipeline"]
         if pipeline["kind"] not in KINDS:
             raise BundleError(
@@ -84,11 +99,15 @@ class Bundle:
                 raise BundleError(f"{folder} holds no int8 graph; open its fp32 form.")
             names = dict(zip(names, pipeline["int8"], strict=True))
         self.pipeline, self.classes = pipeline, self.card["classes"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         self.graphs = {
-            name: onnxruntime.InferenceSession(folder / f"{file}.onnx")
+            name: onnxruntime.InferenceSession(
+                folder / f"{file}.onnx", options, providers=providers
+            )
             for name, file in names.items()
         }
-        self._answerer = KINDS[pipeline["kind"]](self.card, self.graphs)
+        self._answerer: Any = KINDS[pipeline["kind"]](self.card, self.graphs)
 
     def _compare(
         self, answer: Answer | MaskAnswer, expected: dict[str, float], folder: Path
@@ -106,7 +125,47 @@ class Bundle:
         Raises:
             ImageError: the image cannot be read.
         """
-        return self._answerer.predict(Entry.of(image.read(source)))
+        (found,) = self.predict_each([source])
+        if isinstance(found, ImageError):
+            raise found
+        return found
+
+    def predict_each(self, sources: Sequence[Path | bytes | Entry | ImageError]) -> list[Any]:
+        """Answer for several images at once; in the place of an answer stands why there is none."""
+        entries = [read(source) for source in sources]
+        whole = [entry for entry in entries if isinstance(entry, Entry)]
+        answers = iter(self._answerer.predict(whole) if whole else [])
+        return [next(answers) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def together(self, views: Sequence[Any]) -> Verdict | None:
+        """What answers for several views of one part say together; nothing where they are masks."""
+        found: Verdict | None = self._answerer.together(views)
+        return found
+
+
+def read(source: Path | bytes | Entry | ImageError) -> Entry | ImageError:
+    """Decode an image, unless that was done or tried before; returns why it cannot be read."""
+    if isinstance(source, Entry | ImageError):
+        return source
+    try:
+        return Entry.of(image.read(source))
+    except ImageError as error:
+        return error
+
+
+def _providers(provider: Provider) -> list[str]:
+    """What onnxruntime tries in turn.
+
+    Raises:
+        BundleError: it lacks the one that is asked for.
+    """
+    known = onnxruntime.get_available_providers()
+    if provider != "auto" and PROVIDERS[provider] not in known:
+        raise BundleError(
+            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(known)}; install its build for {provider}, or leave the provider to auto."
+        )
+    wanted = PROVIDERS if provider == "auto" else dict.fromkeys((provider, "cpu"))
+    return [PROVIDERS[name] for name in wanted if PROVIDERS[name] in known]
 
 
 def seal(

@@ -114,7 +114,7 @@ def _compare(first_name: str, name: str, test: str, a: pa.Table, b: pa.Table) ->
             f"{first_name} is scored by {metric} and {name} by {other}; compare runs of one task."
         )
     group = a["group"].to_numpy()
-    gain = _influences(values_a, weights_a) - _influences(values_b, weights_b)
+    gain = influences(values_a, weights_a) - influences(values_b, weights_b)
     return {
         "set": test, "metric": metric, "first_name": first_name, "name": name,
         "first": interval(values_a, group, weights=weights_a),
@@ -125,7 +125,7 @@ def _compare(first_name: str, name: str, test: str, a: pa.Table, b: pa.Table) ->
     }  # fmt: skip
 
 
-def _influences(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def influences(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Numbers whose plain mean is the weighted mean, and varies over groups as that does."""
     mean = (values * weights).sum() / weights.sum()
     found: np.ndarray = (values - mean) * weights / weights.mean() + mean

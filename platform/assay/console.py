@@ -5,6 +5,11 @@
     assay compare A B [C ...]    is A better, on the same test rows?
     assay judge RUN              judge again, by other settings of `decide`; recorded as such
     assay report RUN             make report.html again
+    assay promote RUN            make it the champion of its task
+    assay registry               who answers for each task, and the history
+    assay rollback TASK          return to the champion before
+    assay serve                  answer over HTTP; promotions follow by themselves
+    assay predict BUNDLE PATHS   the same answers for a folder or a list
 
 A RUN is a folder, the name of one below --storage, or a part of a name that no other run has.
 """
@@ -21,7 +26,7 @@ from typing import Annotated, Any
 import tyro
 
 import assay
-from assay import listing, report
+from assay import listing, report, winners
 from assay.compare import Comparison, compare
 from assay.config import from_dict, to_dict
 from assay.decide import DecideConfig
@@ -252,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(given: Sequence[str]) -> None:
     commands: dict[str, Any] = {
         "runs": runs, "show": show, "compare": compare_runs, "judge": Judge, "report": make_report,
+        "promote": winners.promote_run, "registry": winners.show_registry, "rollback": winners.rollback,
+        "serve": winners.serve, "predict": winners.predict,
     }  # fmt: skip
     done = tyro.extras.subcommand_cli_from_dict(
         commands, args=given, prog="assay", description=__doc__

@@ -12,7 +12,9 @@
     |- RunError           a run directory: in use, newer schema, failed
     |- PredictionsError   a predictions table that cannot be judged
     |- BundleError        a bundle that does not open or does not verify
-    '- QuantizeError      a graph that loses too much in 8 bits
+    |- QuantizeError      a graph that loses too much in 8 bits
+    |- RegistryError      a registry that cannot be used, or that refuses a bundle
+    '- ServeError         a server that cannot be started, or an answer that it refused
 
 Whatever is not an AssayError is a bug of ours and keeps its traceback.
 """
@@ -68,3 +70,11 @@ class BundleError(AssayError):
 
 class QuantizeError(AssayError):
     """A graph loses too much in 8 bits."""
+
+
+class RegistryError(AssayError):
+    """A registry cannot be used, or refuses a bundle."""
+
+
+class ServeError(AssayError):
+    """A server cannot be started, or it refused a request."""

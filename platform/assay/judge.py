@@ -56,6 +56,9 @@ def judge(
         write_predictions(folder, predictions)  # what compares runs reads the scores there
     decision = _decide(predictions, config)
     sets, findings = measure(predictions, task, config, storage, decision)
+    scorings = earlier["scorings"]
+    if any(name.startswith("test") for name in sets):  # a trial is judged on val alone
+        scorings = [*scorings, _scoring(config, tried)]
     result = {
         "schema": SCHEMA,
         "rule": RULES[config.split.rule],
@@ -67,7 +70,7 @@ def judge(
         "sets": sets,
         "figures": [figure.to_dict() for figure in findings.figures],
         "tried": tried,
-        "scorings": [*earlier["scorings"], _scoring(config, tried)],
+        "scorings": scorings,
     }
     write_json(folder / "result.json", result)
     if (folder / "bundle" / "bundle.json").exists():
@@ -167,7 +170,7 @@ def rows_of(predictions: pa.Table, name: str) -> pa.Table:
 
 def set_beside(folders: Mapping[str, Path]) -> None:
     """Write comparison.json into the first run: itself against each other on the same test rows."""
-    results = {name: _result(folder) for name, folder in folders.items()}
+    results = {name: read_result(folder) for name, folder in folders.items()}
     tables = {name: read_predictions(folder) for name, folder in folders.items()}
     found = compare(tables) if len(tables) > 1 else []
     value = {
@@ -185,7 +188,12 @@ def set_beside(folders: Mapping[str, Path]) -> None:
     write_json(folders[next(iter(folders))] / "comparison.json", value)
 
 
-def _result(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
+    """A run's result.json.
+
+    Raises:
+        RunError: it is missing, damaged, or of an older Assay.
+    """
     result = _read(folder)
     if result.get("schema", 0) < SCHEMA:
         raise RunError(
@@ -206,7 +214,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def show(folders: Mapping[str, Path]) -> None:
     """Print the numbers of a run and its baselines, and the differences between them."""
-    results = {name: _result(folder) for name, folder in folders.items()}
+    results = {name: read_result(folder) for name, folder in folders.items()}
     method, first = next(iter(results.items()))
     compared = json.loads((folders[method] / "comparison.json").read_text())["comparisons"]
     oracle = "  ORACLE: val is of the test domain, an upper bound" if first["oracle"] else ""

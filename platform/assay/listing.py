@@ -196,7 +196,8 @@ def print_ranked(runs: Sequence[Listed], by: str) -> None:
             tables.setdefault((run.task, run.rule, *sorted(run.rows.items())), []).append(run)
     for own in tables.values():
         _print_table(sorted(own, key=lambda run: (-_value(run, by), run.folder.name)), by)
-        _print_tries([run for run in runs if run.result and run.tests == own[0].tests])
+        if own[0].tests:
+            _print_tries([run for run in runs if run.result and run.tests == own[0].tests])
     if tables:
         print(
             "Scores with 95 % intervals over groups. ~ does not differ significantly from the first"

@@ -72,6 +72,11 @@ def write(folder: Path) -> Path:
             missing or damaged.
     """
     page = render(folder)
+    return put(folder, page)
+
+
+def put(folder: Path, page: str) -> Path:
+    """Write report.html into a folder, whole or not at all."""
     path = folder / "report.html"
     hidden = path.with_name(f".report.html.{os.getpid()}")
     hidden.write_text(page, encoding="utf-8")
@@ -91,21 +96,8 @@ def render(folder: Path) -> str:
     names = {name: _set_name(name, config) for name in sets}
     samples = _json(folder / "samples" / "samples.json", optional=True)
     metrics = charts.read_metrics(folder / "metrics.jsonl")
-    environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number, "signed": _signed, "percent": _percent, "p": _p, "time": _time,
-        "duration": _duration, "setting": _setting, "lowered": _lower, "capitalize": _capital,
-        "svg": lambda figure: Markup(draw(figure)),
-    }  # fmt: skip
-    environment.globals["strip"] = _strip
-    return environment.get_template("report.html").render(
-        css=Markup((PAGES / "report.css").read_text()),
+    return fill_in(
+        "report.html",
         id=folder.name,
         run=run,
         config=config,
@@ -126,6 +118,25 @@ def render(folder: Path) -> str:
     )
 
 
+def fill_in(template: str, **values: Any) -> str:
+    """A page of pages/ with these values."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number, "signed": _signed, "percent": _percent, "p": _p, "time": _time,
+        "duration": _duration, "setting": _setting, "lowered": _lower, "capitalize": _capital,
+        "svg": lambda figure: Markup(draw(figure)),
+    }  # fmt: skip
+    environment.globals["strip"] = _strip
+    css = Markup((PAGES / "report.css").read_text())
+    return environment.get_template(template).render(css=css, **values)
+
+
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """run.json and result.json of a run that has both."""
     run = _json(folder / "run.json")
@@ -134,6 +145,10 @@ def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"The run {folder.name} is {run.get('state', 'new')}; only a finished run has a report: run it to the end first."
         )
     result = _json(folder / "result.json")
+    if run.get("stage", "bundle") == "val":
+        raise RunError(
+            f"The run {folder.name} is a trial of a sweep, judged on val alone; see the sweep's report, or run it to the end by its task script and --config {folder / 'config.json'}."
+        )
     for name, found in (
         ("run.json", run.get("schema", 0)),
         ("result.json", result.get("schema", 0)),

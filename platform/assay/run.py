@@ -249,6 +249,14 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
     return position
 
 
+def reached(position: Position, select: str) -> dict[str, float]:
+    """What a run says to whoever may stop it: epochs done, and the best of val until then."""
+    assert position.best is not None
+    first, second = position.best  # ordered as `train.select` says
+    score, fit = (first, second) if select == "score" else (second, first)
+    return {"epoch": position.epoch, "score": score, "nll": -fit}
+
+
 def refuse_divergence(job: Job) -> None:
     """Compare what every worker was given; nothing to compare with one worker.
 

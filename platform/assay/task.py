@@ -31,6 +31,7 @@ from assay.figure import Figure
 from assay.monitor import Limit
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.shapes import Int32, Int64, UInt64
+from assay.space import Float, Space
 from assay.tier import Resident
 
 Batch = dict[str, np.ndarray]
@@ -110,6 +111,11 @@ class Task(nn.Module):
 
     Config: ClassVar[type[TaskConfig]] = TaskConfig
     phases: ClassVar[tuple[str, ...]] = ("main",)
+    setting_names: ClassVar[Mapping[str, str]] = {
+        "lr": "optim.lr", "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay",
+        "batch_size": "train.batch_size", "epochs": "train.epochs", "num_epochs": "train.epochs",
+    }  # fmt: skip
+    """Settings by the names that sweeps of other programs have for them."""
 
     def __init__(self, config: TaskConfig, classes: Sequence[str], pixels: Pixels) -> None:
         super().__init__()
@@ -132,6 +138,15 @@ class Task(nn.Module):
     def baselines(cls, config: Any) -> Mapping[str, Any]:
         """Configurations to be judged beside this one, by name."""
         return {}
+
+    @classmethod
+    def space(cls, config: Any) -> Space:
+        """What a sweep of hyperparameters searches, around these settings."""
+        lr = config.optim.lr
+        return {
+            "optim.lr": Float(low=lr / 10, high=lr * 10, log=True),
+            "optim.weight_decay": Float(low=1e-4, high=0.3, log=True),
+        }
 
     @classmethod
     def order(cls, config: Any, rows: np.ndarray, epoch: int) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ import torch
 import assay
 from assay.config import Settings
 from assay.errors import AssayError, ResourceError
-from assay.run import Job, work
+from assay.loop import Position
+from assay.run import Job, reached, work
 from assay.tier import Tier, settle
 
 START_TIMEOUT_S = 300
@@ -132,8 +133,19 @@ def pick_device(where: Where) -> str:
     return device
 
 
-def train(job: Job, where: Where) -> None:
+def train(
+    job: Job,
+    where: Where,
+    heartbeat: Callable[[Position], None] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> None:
     """Train a run and predict the sets to be judged, on the workers asked for.
+
+    Args:
+        job: the run.
+        where: its workers.
+        heartbeat: called after each look at val, where the run is trained in this process.
+        callbacks: of Ray Train, called with the same where it is not.
 
     Raises:
         AssayError: what the user can mend, raised on any worker.
@@ -141,7 +153,7 @@ def train(job: Job, where: Where) -> None:
     # what learns nothing only predicts: that takes less than workers take to start
     if where.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
         job = _settled(job, where.tier)
-        work(job, job.stream())
+        work(job, job.stream(), heartbeat or (lambda position: None))
         return
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -160,6 +172,7 @@ def train(job: Job, where: Where) -> None:
             run_config=ray.train.RunConfig(
                 name=f"launch-{time.time_ns()}",
                 storage_path=str(job.folder / "ray"),
+                callbacks=list(callbacks),
                 failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
             ),
         )
@@ -203,4 +216,4 @@ def _worker(settings: dict[str, Any]) -> None:
     job = _settled(settings["job"], settings["tier"])
     _, config = job.load()
     stream = ray_stream(job.source, config, job.pixels, job.manifest.truth)
-    work(job, stream, lambda position: ray.train.report({"step": position.step}))
+    work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)))

@@ -705,3 +705,28 @@ def test_rows_and_table_say_the_same():
 def test_a_set_without_rows_is_no_test():
     assert Split(["train", "val"], {}).tests == []
     assert len(Split(["train", "val"], {}).rows("test")) == 0
+
+
+@given(st.integers(0, 20), st.integers(1, 3))
+def test_parts_under_every_light_are_on_one_side_and_the_held_out_light_in_test_alone(seed, num):
+    lights = ("l1", "l2", "l3", "l4")
+    manifest = manifest_of([
+        {"label": machine, "domain.design": light, "group": f"{machine}/{part}", "content": f"{machine}/{part}/{light}"}
+        for machine in MACHINES for part in range(8) for light in lights
+    ])  # fmt: skip
+    held = lights[:num]
+    config = SplitConfig(unseen_domain="design", unseen=held, crossing="drop", seed=seed)
+    split = draw_split(manifest, config)
+    by_group = sets_by(manifest, split, "group")
+    assert all(len({name.split("_")[0] for name in names}) == 1 for names in by_group.values())
+    for value, names in sets_by(manifest, split, "domain.design").items():
+        assert names == ({"test_unseen"} if value in held else {"train", "val", "test_seen"})
+    tested = [g for g, names in by_group.items() if "test_unseen" in names]
+    assert split.sets.count("test_unseen") == len(tested) * num
+    assert split.report["left_out"] == split.sets.count("dropped") == (24 - len(tested)) * num
+
+
+@pytest.mark.parametrize("wrong", [{"unseen_domain": ""}, {"rule": ORACLE}])
+def test_crossing_groups_need_a_domain_and_training_domain_validation(wrong):
+    with pytest.raises(ConfigError, match="crossing"):
+        SplitConfig(**({"unseen_domain": "design", "crossing": "drop"} | wrong))

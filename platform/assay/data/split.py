@@ -51,6 +51,8 @@ class SplitConfig(Settings):
     """Held-out values of that domain; none named: those of a given test_unseen, else drawn."""
     num_unseen: int = 3
     """Number of held-out values to draw by seed where none are named or given."""
+    crossing: Literal["refuse", "drop"] = "refuse"
+    """Groups with held-out and other values (a part under several lights): refuse, or draw the sets as if none were held out, then leave held-out values out of train and val; those of test groups are test_unseen."""
     duplicates: Literal["refuse", "drop"] = "refuse"
     """Files that a given split has in two sets: refuse, or drop the copy in the earlier set."""
     rule: Literal["training-domain", "leave-one-domain-out", "oracle"] = "training-domain"
@@ -75,6 +77,11 @@ class SplitConfig(Settings):
             raise ConfigError(
                 f"split.rule is {self.rule!r} and split.unseen-domain is empty; name the domain whose values are held "
                 "out, or use the rule training-domain."
+            )
+        if self.crossing == "drop" and (self.rule != "training-domain" or not self.unseen_domain):
+            raise ConfigError(
+                f"split.crossing is 'drop', split.unseen-domain {self.unseen_domain!r} and split.rule {self.rule!r}; "
+                "crossing groups need a held-out domain and the rule training-domain."
             )
         if self.val_domain and self.rule != "leave-one-domain-out":
             raise ConfigError(
@@ -135,11 +142,15 @@ def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
     report["groups_joined_by_name"] = len({groups[i] for i in kept}) - num_parts
     report["groups_joined_by_content"] = num_parts - len(units)
     spread_given(groups, units, sets)
-    report["moved_to_unseen"] = _hold_out(manifest, units, sets, config)
+    crossing = config.crossing == "drop"
+    if not crossing:
+        report["moved_to_unseen"] = _hold_out(manifest, units, sets, config)
     if config.rule == "oracle":
         _draw_oracle(manifest, units, sets, config)
     _draw_missing(manifest, units, sets, config)
     done = ["train" if s is None else s for s in sets]
+    if crossing:
+        report["left_out"] = _leave_out(manifest, done, config)
     _check_classes(manifest, done)
     return Split(done, report)
 
@@ -154,11 +165,7 @@ def _hold_out(
     """Put held-out values into test_unseen, and a left-out one into val; how many rows moved."""
     if not config.unseen_domain:
         return 0
-    if config.unseen_domain not in manifest.domains:
-        raise SplitError(
-            f"split.unseen-domain is {config.unseen_domain!r}; the data has: {', '.join(manifest.domains) or 'no domain'}."
-        )
-    values = manifest.column(f"domain.{config.unseen_domain}")
+    values = _values(manifest, config)
     given: dict[str, set[str | None]] = defaultdict(set)
     for rows in units:
         for i in rows:
@@ -173,13 +180,35 @@ def _hold_out(
             raise SplitError(
                 f"The group {manifest.column('group')[rows[0]]!r}, with what shares a file with it, has held-out and "
                 f"other values of {config.unseen_domain!r}; it must be on one side: add the domain to --data.group, "
-                "or remove the copies."
+                "take --split.crossing drop for parts that have several values, or remove the copies."
             )
         name = inside.pop()
         for i in rows if name else ():
             moved += name == "test_unseen" and sets[i] not in (None, name)
             sets[i] = name
     return moved
+
+
+def _leave_out(manifest: Manifest, sets: list[str], config: SplitConfig) -> int:
+    """Keep held-out values from train and val, in groups that have others too; how many rows that drops."""
+    values, given = _values(manifest, config), defaultdict[str, set[str | None]](set)
+    for value, name in zip(values, sets, strict=True):
+        given[value].add(name)
+    held, dropped = _held_values(given, config), 0
+    for i, value in enumerate(values):
+        if value in held and sets[i] != "dropped":
+            is_tested = sets[i].startswith("test")
+            dropped += not is_tested
+            sets[i] = "test_unseen" if is_tested else "dropped"
+    return dropped
+
+
+def _values(manifest: Manifest, config: SplitConfig) -> list[str]:
+    if config.unseen_domain not in manifest.domains:
+        raise SplitError(
+            f"split.unseen-domain is {config.unseen_domain!r}; the data has: {', '.join(manifest.domains) or 'no domain'}."
+        )
+    return manifest.column(f"domain.{config.unseen_domain}")
 
 
 def _held_values(given: dict[str, set[str | None]], config: SplitConfig) -> set[str]:

@@ -1,0 +1,153 @@
+"""What goes over the wire: one form for every task, and the way from a bundle's answer to it.
+
+A class fills `answer` and `patches`; a mask fills `mask` and `defects`. Boxes are x0, y0, x1, y1 in
+the pixels of the upright image.
+"""
+
+import base64
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import cv2
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from assay.answer import Answer, MaskAnswer, Verdict
+from assay.shapes import Bool, UInt8
+
+MaskFormat: TypeAlias = Literal["png", "rle", "none"]
+
+
+class Form(BaseModel):
+    """Base of every form: values do not change, unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Class(Form):
+    """What is answered for an image, or for a part by several."""
+
+    label: str
+    """The class to act on."""
+    probs: dict[str, float]
+    """Calibrated probability of each class."""
+    set: list[str]
+    """Classes it may be, at the bundle's coverage (conformal)."""
+    rejected: bool
+    """The set is several classes: a person should look."""
+
+
+class Patch(Form):
+    """A part of the image that was looked at."""
+
+    box: list[float]
+    score: float
+    """Its share of attention."""
+
+
+class Defect(Form):
+    """A connected part of the mask."""
+
+    label: str
+    area_px: int
+    box: list[int]
+
+
+class Mask(Form):
+    """Where defects are; a pixel of class i has the value i + 1, or its run in the class's counts."""
+
+    png: str | None = None
+    """Grey PNG of 8 bits in base64."""
+    rle: dict[str, list[int]] | None = None
+    """By class: lengths of runs outside and inside in turn, column by column (as COCO counts)."""
+
+
+class View(Form):
+    """What is said of one image."""
+
+    height: int
+    width: int
+    answer: Class | None = None
+    patches: list[Patch] = []
+    mask: Mask | None = None
+    defects: list[Defect] = []
+
+
+class Model(Form):
+    """Which bundle answered."""
+
+    task: str
+    alias: Literal["champion", "challenger"]
+    version: str
+    variant: Literal["fp32", "int8"]
+
+
+class Reply(Form):
+    """The answer to one request."""
+
+    request: str
+    """The request's id, as in the header x-request-id."""
+    model: Model
+    classes: list[str]
+    answer: Class | None
+    """For all views together; none where masks are drawn."""
+    views: list[View]
+    """In the order of the images sent."""
+    milliseconds: float
+    """From the whole body to the answer."""
+
+
+class Refusal(Form):
+    """Why there is no answer."""
+
+    error: str
+    request: str
+
+
+def class_of(verdict: Verdict) -> Class:
+    """A verdict's form."""
+    return Class(
+        label=verdict.label,
+        probs=verdict.probs,
+        set=list(verdict.set),
+        rejected=verdict.rejected,
+    )
+
+
+def view_of(answer: Any, size: tuple[int, int], mask: MaskFormat) -> View:
+    """The form of what a bundle says of one image of this height and width."""
+    height, width = size
+    if isinstance(answer, Answer):
+        boxes = zip(answer.boxes.tolist(), answer.attn.tolist(), strict=True)
+        patches = [Patch(box=box, score=score) for box, score in boxes]
+        return View(height=height, width=width, answer=class_of(answer), patches=patches)
+    found: MaskAnswer = answer
+    return View(
+        height=height,
+        width=width,
+        mask=mask_of(found.mask, found.classes, mask),
+        defects=[
+            Defect(label=one.label, area_px=one.area_px, box=one.box.tolist())
+            for one in found.defects
+        ],
+    )
+
+
+def mask_of(
+    mask: UInt8[np.ndarray, "h w"], classes: Sequence[str], form: MaskFormat
+) -> Mask | None:
+    """A mask's form; none if none is asked for."""
+    if form == "none":
+        return None
+    if form == "png":
+        return Mask(png=base64.b64encode(cv2.imencode(".png", mask)[1].tobytes()).decode())
+    return Mask(rle={name: runs(mask == value) for value, name in enumerate(classes, 1)})
+
+
+def runs(inside: Bool[np.ndarray, "h w"]) -> list[int]:
+    """Lengths of runs outside and inside in turn, column by column, the first outside (or 0)."""
+    flat = inside.ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    bounds = np.concatenate([[0] if flat[:1].any() else [], [0], edges, [flat.size]])
+    lengths: list[int] = np.diff(bounds).astype(int).tolist()
+    return lengths

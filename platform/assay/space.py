@@ -1,0 +1,298 @@
+"""The search space of a sweep: which settings vary, over what, and under which condition.
+
+A task declares its own (`Task.space`); the command line and files change it:
+
+    optim.lr=1e-4..1e-2,log        a range; whole numbers where the setting is one
+    model.k=2|4|8                  a choice
+    model.k=4                      one value, which takes the setting out of the search
+
+A dimension may hold for some values of another setting alone (`when`), so what is drawn next
+depends on what was drawn before (define by run). Settings of data, split and judging are never
+searched: folds and seeds are repeated, not chosen.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from assay.config import Settings, from_dict, to_dict
+from assay.errors import ConfigError
+
+NEVER = ("data", "split", "decide", "train.seed")
+"""Settings, or groups of them, that no sweep may choose."""
+NUM_LEVELS = 3
+"""Values of a range in a grid: its ends and its middle."""
+
+Value = str | int | float | bool
+S = TypeVar("S", bound=Settings)
+
+
+@runtime_checkable
+class Trial(Protocol):
+    """What Optuna's trial can do, as far as it is needed here."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float:
+        """Draw a number."""
+        ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        """Draw a whole number."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Any:
+        """Draw one of the choices."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float:
+    """A range of numbers, both ends included."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Draw uniformly in the logarithm."""
+    step: float | None = None
+    """Distance of the values; None: any."""
+    when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Settings and the values of them under which this one is drawn."""
+
+    def draw(self, name: str, trial: Trial) -> float:
+        """Draw a value."""
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def levels(self) -> list[Value]:
+        """The values of a grid."""
+        if self.step is not None:
+            num = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+            return [self.low + i * self.step for i in range(num)]
+        shares = [i / (NUM_LEVELS - 1) for i in range(NUM_LEVELS)]
+        if self.log:
+            return [self.low * (self.high / self.low) ** share for share in shares]
+        return [self.low + (self.high - self.low) * share for share in shares]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int:
+    """A range of whole numbers, both ends included."""
+
+    low: int
+    high: int
+    log: bool = False
+    """Draw uniformly in the logarithm."""
+    step: int = 1
+    """Distance of the values."""
+    when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Settings and the values of them under which this one is drawn."""
+
+    def draw(self, name: str, trial: Trial) -> int:
+        """Draw a value."""
+        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+
+    def levels(self) -> list[Value]:
+        """The values of a grid: all of them."""
+        return list(range(self.low, self.high + 1, self.step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of a few values."""
+
+    values: tuple[Value, ...]
+    when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Settings and the values of them under which this one is drawn."""
+
+    def draw(self, name: str, trial: Trial) -> Value:
+        """Draw a value; a single one is no draw."""
+        if len(self.values) == 1:
+            return self.values[0]
+        drawn: Value = trial.suggest_categorical(name, self.values)
+        return drawn
+
+    def levels(self) -> list[Value]:
+        """The values of a grid."""
+        return list(self.values)
+
+
+Dimension = Float | Int | Choice
+Space = Mapping[str, Dimension]
+
+
+def draw(space: Space, config: Settings, trial: Trial) -> dict[str, Value]:
+    """Draw one value for each setting whose condition holds, in the order of the space."""
+    drawn: dict[str, Value] = {}
+    for name, dimension in space.items():
+        if _holds(dimension, drawn, config):
+            drawn[name] = dimension.draw(name, trial)
+    return drawn
+
+
+def grid(space: Space, config: Settings) -> list[dict[str, Value]]:
+    """All combinations of the levels, each once; settings whose condition fails are left out."""
+    found: list[dict[str, Value]] = []
+    for levels in itertools.product(*(dimension.levels() for dimension in space.values())):
+        whole = dict(zip(space, levels, strict=True))
+        kept: dict[str, Value] = {}
+        for name, value in whole.items():
+            if _holds(space[name], kept, config):
+                kept[name] = value
+        if kept not in found:
+            found.append(kept)
+    return found
+
+
+def _holds(dimension: Dimension, drawn: Mapping[str, Value], config: Settings) -> bool:
+    return all(
+        (drawn[name] if name in drawn else value_of(config, name)) in allowed
+        for name, allowed in dimension.when.items()
+    )
+
+
+def value_of(config: Settings, name: str) -> Any:
+    """The value of a setting by its dotted name.
+
+    Raises:
+        ConfigError: there is no such setting, or it is a group of them.
+    """
+    found: Any = config
+    for part in name.split("."):
+        fields = getattr(type(found), "__dataclass_fields__", {})
+        if part not in fields:
+            known = ", ".join(fields) or "nothing below it"
+            raise ConfigError(
+                f"There is no setting {name!r}: at {part!r} the settings have {known}; name one as the command line does, such as optim.lr."
+            )
+        found = getattr(found, part)
+    if isinstance(found, Settings):
+        raise ConfigError(
+            f"{name!r} is a group of settings; name one of {', '.join(type(found).__dataclass_fields__)} in it."
+        )
+    return found
+
+
+def changed(config: S, values: Mapping[str, Any]) -> S:
+    """The settings with others by their dotted names.
+
+    Raises:
+        ConfigError: there is no such setting, or its value is not allowed.
+    """
+    held = to_dict(config)
+    for name, value in values.items():
+        value_of(config, name)
+        *groups, last = name.split(".")
+        inner = held
+        for group in groups:
+            inner = inner[group]
+        inner[last] = value
+    return from_dict(type(config), held)
+
+
+def parse(text: str, config: Settings) -> tuple[str, Dimension]:
+    """A dimension as the command line writes it; see the module's docstring.
+
+    Raises:
+        ConfigError: it is not of that form, or does not fit the setting.
+    """
+    name, _, rest = text.partition("=")
+    if not rest:
+        raise ConfigError(
+            f"The search space has {text!r}; write SETTING=LOW..HIGH, SETTING=LOW..HIGH,log or SETTING=A|B|C."
+        )
+    now = value_of(config, name)
+    if ".." in rest:
+        ends, _, kind = rest.partition(",")
+        low, high = (scalar(end) for end in ends.split("..", 1))
+        if kind not in ("", "log"):
+            raise ConfigError(
+                f"The search space has {text!r}; after the range only ,log is allowed."
+            )
+        return name, ranged(name, low, high, log=kind == "log", whole=_is_whole(now))
+    return name, Choice(values=tuple(scalar(value) for value in rest.split("|")))
+
+
+def scalar(text: Any) -> Any:
+    """A value as it is written: whole number, number, true or false, or text (YAML takes 1e-4 for text)."""
+    if not isinstance(text, str):
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def ranged(
+    name: str, low: Any, high: Any, *, log: bool = False, whole: bool, step: Any = None
+) -> Dimension:
+    """A range between two values.
+
+    Raises:
+        ConfigError: they are no numbers, in the wrong order, or not positive where log is asked for.
+    """
+    ends = [low, high, 0 if step is None else step]
+    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+        raise ConfigError(
+            f"The range of {name} is {low} to {high}; give finite numbers, or a choice A|B|C."
+        )
+    if not low < high or (log and low <= 0) or (step is not None and step <= 0):
+        raise ConfigError(
+            f"The range of {name} is {low:g} to {high:g}{', log' if log else ''}; the low end must be below the high one, and above 0 for log."
+        )
+    if log and step is not None:
+        raise ConfigError(
+            f"The range of {name} has both log and a step; Optuna draws one or the other."
+        )
+    if not whole:
+        return Float(
+            low=float(low), high=float(high), log=log, step=None if step is None else float(step)
+        )
+    if any(float(end) != int(end) for end in ends):
+        raise ConfigError(f"The range of {name} is {low} to {high}; the setting is a whole number.")
+    return Int(low=int(low), high=int(high), log=log, step=int(step or 1))
+
+
+def merged(space: Space, changes: Mapping[str, Dimension]) -> Space:
+    """A space with dimensions replaced or added; a replaced one keeps its condition."""
+    return dict(space) | {
+        name: replace(new, when=space[name].when) if name in space and not new.when else new
+        for name, new in changes.items()
+    }
+
+
+def check(space: Space, config: Settings) -> None:
+    """Refuse what could not be run.
+
+    Raises:
+        ConfigError: the space is empty, names no setting or one that is never searched, or an end
+            of it is not allowed.
+    """
+    if not any(len(dimension.levels()) > 1 for dimension in space.values()):
+        raise ConfigError(
+            "The search space has no setting with more than one value; give one by --space, such as --space optim.lr=1e-4..1e-2,log."
+        )
+    for name, dimension in space.items():
+        if name in NEVER or name.split(".")[0] in NEVER:
+            raise ConfigError(
+                f"The search space has {name!r}; data, split, seeds and judging are not searched: fix it on the command line, "
+                "and repeat a sweep over folds or seeds."
+            )
+        value_of(config, name)
+        for known in dimension.when:
+            value_of(config, known)
+        levels = dimension.levels()
+        for value in (levels[0], levels[-1]) if not isinstance(dimension, Choice) else levels:
+            try:
+                changed(config, {name: value})
+            except ConfigError as error:
+                raise ConfigError(
+                    f"The search space has {value!r} for {name}, which the task refuses: {error}"
+                ) from None

@@ -1,0 +1,67 @@
+"""What does stopping early cost? TPE with ASHA, the full budget, and random search at equal epochs.
+
+    python tests/benchmarks/asha.py --storage runs          # writes asha.md; about 40 minutes on 2 cores
+
+On the embedded parts, of each seed: every one of the trials to its end (random), as many with TPE
+and ASHA, and random ones to their end until the epochs of ASHA are used up. Compared is the score
+of val, which all three select by, and of the selected run on unseen designs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import bench
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    """Run the three methods at each seed, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--storage", type=Path, default=Path("runs"))
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    rows: list[list[str]] = []
+    for seed in range(options.seeds):
+        common = ["--storage", str(options.storage.absolute()), "--sweep-seed", str(seed), "--train.epochs", str(options.epochs)]  # fmt: skip
+        many = [*common, "--trials", str(options.trials)]
+        full = search([*many, "--sampling", "random", "--eta", "0"])
+        asha = search([*many, "--sampling", "tpe", "--eta", "3"])
+        spent = asha["budget"]["spent"]
+        equal = search([*common, "--trials", "999", "--epochs", str(spent), "--sampling", "random", "--eta", "0", "--parallel", "1"])  # fmt: skip
+        for name, found in (("full budget, random", full), ("ASHA + TPE", asha), ("random, equal epochs", equal)):  # fmt: skip
+            share = found["budget"]["spent"] / full["budget"]["spent"]
+            rows.append([str(seed), name, str(found["tried"]), str(found["budget"]["spent"]), f"{share:.0%}", *scores(options.storage, found)])  # fmt: skip
+    bench.write(
+        __file__,
+        f"Embedded parts, preset designs, {options.epochs} epochs, {options.trials} trials, default search space.",
+        bench.table(["seed", "method", "tried", "epochs", "of full", "val of the selected", "unseen designs"], rows),
+    )  # fmt: skip
+
+
+def search(options: list[str]) -> dict[str, Any]:
+    """The sweep.json of one search."""
+    command = [sys.executable, str(ROOT / "sweeps" / "hyperparameters.py"), "--preset", "designs", *options]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 2:
+        raise SystemExit(done.stderr)
+    report = done.stdout.strip().splitlines()[-1].removeprefix("report: ")
+    found: dict[str, Any] = json.loads((Path(report).parent / "sweep.json").read_text())
+    return found
+
+
+def scores(storage: Path, found: dict[str, Any]) -> list[str]:
+    """Val and unseen designs of the selected run, with their intervals."""
+    sets = json.loads((storage / found["selected"] / "result.json").read_text())["sets"]
+    estimates = [sets[name]["metrics"]["accuracy"] for name in ("val", "test_unseen")]
+    return [f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in estimates]
+
+
+if __name__ == "__main__":
+    main()
