@@ -193,8 +193,7 @@ class Monitor:
                 f"The loss or its gradient was not finite in {MAX_NONFINITE} updates in a row up to step {step}; "
                 "lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
             )
-        # a loss of exactly 0 leaves nothing to learn
-        seen.without_gradient = seen.without_gradient + 1 if norm == 0 and loss != 0 else 0
+        seen.without_gradient = seen.without_gradient + 1 if norm == 0 else 0
         if seen.without_gradient >= MAX_WITHOUT_GRADIENT:
             raise RunError(
                 f"No parameter had a gradient in {MAX_WITHOUT_GRADIENT} updates in a row up to step {step}; "

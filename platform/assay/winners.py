@@ -7,6 +7,7 @@ assay rollback TASK               return to the one before
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -117,7 +118,7 @@ def serve(
     """
     import yaml
 
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
+    _ask_for_a_token()
     from assay.serving import cluster
 
     present = yaml.safe_load(file.read_text())["applications"] if file.exists() else ()
@@ -134,6 +135,12 @@ def serve(
             print(f"token: {config.token_file}", flush=True)
         if not os.environ.get("RAY_ADDRESS"):
             signal.pause()
+
+
+def _ask_for_a_token() -> None:
+    """Ray's own ports ask for a token too, unless the user says otherwise; it reads this as it is imported."""
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def predict(
@@ -153,7 +160,7 @@ def predict(
         variant: The graphs to use.
         overlays: Draw patches or masks over each image.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    _ask_for_a_token()
     from assay.serving import offline
     from assay.serving.node import on_ray
 
