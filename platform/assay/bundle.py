@@ -21,8 +21,8 @@ import onnxruntime
 
 from assay.answer import KINDS, Answer, MaskAnswer, Verdict
 from assay.data import image
-from assay.data.entry import Entry
-from assay.errors import BundleError, ImageError
+from assay.data.entry import SUFFIX, Entry, open_entry
+from assay.errors import BundleError, ImageError, StoreError
 
 Variant: TypeAlias = Literal["fp32", "int8"]
 Provider: TypeAlias = Literal["auto", "cuda", "openvino", "cpu"]
@@ -144,13 +144,18 @@ class Bundle:
 
 
 def read(source: Path | bytes | Entry | ImageError) -> Entry | ImageError:
-    """Decode an image, unless that was done or tried before; returns why it cannot be read."""
+    """Decode an image, unless that was done or tried before; returns why it cannot be read.
+
+    Of a file of the store (.pixels) only what is looked at is read.
+    """
     if isinstance(source, Entry | ImageError):
         return source
     try:
+        if isinstance(source, Path) and source.suffix == SUFFIX:
+            return open_entry(source)
         return Entry.of(image.read(source))
-    except ImageError as error:
-        return error
+    except (ImageError, StoreError) as error:
+        return ImageError(str(error))
 
 
 def _providers(provider: Provider) -> list[str]:

@@ -154,7 +154,7 @@ def predict(
 
     Args:
         bundle: A bundle, or a run that holds one.
-        paths: Images, folders of images, or tables (CSV, Parquet) with a column `image`; where they
+        paths: Images, folders of images (a store too), or tables (CSV, Parquet) with a column `image`; where they
             have a column `group` too, its images are views of one part and judged together.
         out: Folder of the answers.
         variant: The graphs to use.

@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assay.bundle import Bundle
+from assay.bundle import Bundle, read
+from assay.data import image
+from assay.data.entry import MASK, Entry, write_entry
+from assay.data.store import Store
 from assay.errors import BundleError, ManifestError
 from assay.serving import offline
 
@@ -83,8 +86,8 @@ def test_the_same_again_does_what_is_left_and_bad_images_are_listed(
     folder = registry.fetch(registry.holder("parts", "champion"))
     images = [tmp_path / "images" / f"{i}.png" for i in range(4)]
     images[0].parent.mkdir()
-    for image, picture in zip(images, pictures, strict=True):
-        image.write_bytes(picture.read_bytes())
+    for path, picture in zip(images, pictures, strict=True):
+        path.write_bytes(picture.read_bytes())
     images[2].write_bytes(images[2].read_bytes()[:-30])
     monkeypatch.setattr(offline, "CHUNK", 1)
     done: list[Path] = []
@@ -105,6 +108,28 @@ def test_the_same_again_does_what_is_left_and_bad_images_are_listed(
     other = registry.fetch(registry.holder("parts", "challenger"))
     offline.predict(other, images, out, "fp32", False)
     assert len(done) == 9
+
+
+def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
+    here, registry, pictures, tmp_path
+):
+    place = Store(str(tmp_path / "store"))
+    for i, path in enumerate(pictures):
+        write_entry(place.path(f"{i:032x}"), Entry.of(image.read(path)))
+    mask = Entry.of_mask(np.zeros((8, 8), np.uint8))
+    write_entry(place.path(f"{0:032x}{MASK}"), mask)
+    stored, _ = offline.images_in([tmp_path / "store"])
+    assert len(stored) == len(pictures)
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    for name, images in (("files", sorted(pictures)), ("entries", stored)):
+        assert offline.predict(folder, images, tmp_path / name, "fp32", True)[0] == len(pictures)
+    tables = [
+        pq.read_table(tmp_path / name / "answers.parquet").drop_columns(["image"])
+        for name in ("files", "entries")
+    ]
+    assert tables[0].equals(tables[1])
+    opened = read(stored[0])
+    assert isinstance(opened.levels[0], np.memmap)
 
 
 def test_paths_are_images_folders_and_tables(pictures, tmp_path):

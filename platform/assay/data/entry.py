@@ -30,6 +30,7 @@ from assay.shapes import Float64, UInt8
 
 MAGIC = b"ASSAYPX1"
 SMALLEST_LEVEL = 64
+SUFFIX = ".pixels"
 MASK = "-mask"
 """Ends the key of a mask."""
 

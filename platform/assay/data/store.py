@@ -20,7 +20,7 @@ from uuid import uuid4
 import pyarrow.fs as pafs
 
 from assay.data import image
-from assay.data.entry import MASK, Entry, open_entry, write_entry
+from assay.data.entry import MASK, SUFFIX, Entry, open_entry, write_entry
 from assay.errors import ImageError, StoreError
 
 SPARE_DISK = 1 << 30
@@ -129,8 +129,8 @@ class Store:
             found = files.get_file_info(chosen)
         except OSError as error:
             raise self._refused(error) from None
-        ready = [info for info in found if info.base_name.endswith(".pixels")]
-        return {info.base_name.removesuffix(".pixels"): info.size for info in ready}
+        ready = [info for info in found if info.base_name.endswith(SUFFIX)]
+        return {info.base_name.removesuffix(SUFFIX): info.size for info in ready}
 
     def _send(self, path: Path, content: str) -> None:
         files, root = _reach(self.place)
@@ -166,7 +166,7 @@ class Store:
         if shutil.disk_usage(self.here).free - SPARE_DISK >= need:
             return
         # a copy that is mapped somewhere lives on there until it is closed
-        for copy in sorted(self.here.glob("*/*.pixels"), key=_last_used):
+        for copy in sorted(self.here.glob(f"*/*{SUFFIX}"), key=_last_used):
             copy.unlink(missing_ok=True)
             if shutil.disk_usage(self.here).free - SPARE_DISK >= need:
                 return
@@ -195,7 +195,7 @@ def decode(store: Store, work: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(content: str) -> str:
-    return f"{content[:2]}/{content}.pixels"
+    return f"{content[:2]}/{content}{SUFFIX}"
 
 
 def _last_used(path: Path) -> float:

@@ -31,6 +31,7 @@ import ray.data
 from assay.answer import Answer
 from assay.bundle import Bundle, Variant, read
 from assay.data import image
+from assay.data.entry import MASK, SUFFIX
 from assay.errors import BundleError, ImageError, ManifestError
 from assay.overlay import FALSE, STRENGTH
 from assay.serving.reply import view_of
@@ -53,8 +54,7 @@ def images_in(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     groups: dict[int, str] = {}
     for path in paths:
         if path.is_dir():
-            inside = (one for one in path.rglob("*") if one.suffix.lower() in image.SUFFIXES)
-            found += sorted(inside)
+            found += sorted(filter(_is_image, path.rglob("*")))
         elif path.suffix.lower() in (".csv", ".parquet"):
             names, own = _columns(path)
             groups |= dict(enumerate(own, len(found)))
@@ -67,6 +67,12 @@ def images_in(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             f"{missing[0] if missing else 'No image'} is {'no file' if missing else 'in ' + ', '.join(map(str, paths))}; give images ({', '.join(image.SUFFIXES)}), folders of them, or tables with a column 'image'."
         )
     return found, [groups.get(i, "") for i in range(len(found))]
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; also an entry of a store, unless that is a mask."""
+    is_entry = path.suffix == SUFFIX and not path.stem.endswith(MASK)
+    return is_entry or path.suffix.lower() in image.SUFFIXES
 
 
 def _columns(path: Path) -> tuple[list[str], list[str]]:
