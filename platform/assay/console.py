@@ -30,7 +30,7 @@ from assay import listing, report, winners
 from assay.compare import Comparison, compare
 from assay.config import from_dict, to_dict
 from assay.decide import DecideConfig
-from assay.errors import AssayError, RunError
+from assay.errors import RunError, one_sentence
 from assay.estimate import Estimate
 from assay.listing import Listed, bracket
 
@@ -240,16 +240,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one sentence where the user can mend something."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if given == ["--version"]:
-            print(assay.__version__)
-        elif given[:1] == ["judge"] and given[1:] and not given[1].startswith("-"):
-            own = _own_settings(given[1:])
-            judge_again(tyro.cli(Judge, args=given[1:], default=own, prog="assay judge"))
-        else:
-            _dispatch(given)
-    except AssayError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        with one_sentence():
+            if given == ["--version"]:
+                print(assay.__version__)
+            elif given[:1] == ["judge"] and given[1:] and not given[1].startswith("-"):
+                own = _own_settings(given[1:])
+                judge_again(tyro.cli(Judge, args=given[1:], default=own, prog="assay judge"))
+            else:
+                _dispatch(given)
     except BrokenPipeError:  # `assay runs | head` has seen enough
         sys.stderr.close()
 

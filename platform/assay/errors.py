@@ -1,4 +1,4 @@
-"""Errors a user can cause, and nothing else.
+"""Errors a user can cause, and how they are said.
 
     AssayError            one sentence: what was got, what is allowed, what to do; exit code 2
     |- ConfigError        a setting, or a combination of settings
@@ -19,9 +19,23 @@
 Whatever is not an AssayError is a bug of ours and keeps its traceback.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AssayError(Exception):
     """A mistake the user can mend; its text is one sentence for the user."""
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the program with exit code 2 and one sentence where the user can mend something."""
+    try:
+        yield
+    except AssayError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 class ConfigError(AssayError):

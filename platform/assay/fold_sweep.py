@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from assay import generalization, report, space
 from assay.config import fingerprint
-from assay.errors import AssayError, ConfigError
+from assay.errors import ConfigError, one_sentence
 from assay.experiment import absolute, find, read_data, storage_of
 from assay.folds import Fold, plan
 from assay.loop import write_json
@@ -60,16 +60,13 @@ class FoldLaunch(Launch):
 def main(defaults: FoldLaunch, arguments: Sequence[str] | None = None) -> None:
     """Run the sweep; exits with 2 and one sentence where the user can mend something, with 1 where a training failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
+    with one_sentence():
         source = TaskSource.read(option(arguments, "--task") or defaults.task)
         task = load_task(source)
         if defaults.preset not in task.presets() or option(arguments, "--config"):
             defaults = replace(defaults, preset="")
         config, where, launch = parse_with(task, arguments, defaults)
         failed = sweep(source, config, where, launch)
-    except AssayError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     if failed:
         raise SystemExit(1)
 

@@ -22,7 +22,7 @@ import tyro
 
 from assay import report
 from assay.config import from_dict, to_dict
-from assay.errors import AssayError, ConfigError
+from assay.errors import ConfigError, one_sentence
 from assay.experiment import absolute, complete, find, is_whole, prepare, read_data, storage_of
 from assay.judge import is_decided, judge, set_beside, show
 from assay.loop import write_json
@@ -45,14 +45,11 @@ class Launch:
 
 def main(path: str, arguments: Sequence[str] | None = None) -> None:
     """Run a task script; exits with 2 and one sentence where the user can mend something."""
-    try:
+    with one_sentence():
         source = TaskSource.read(path)
         task = load_task(source)
         config, where, launch = parse(task, sys.argv[1:] if arguments is None else arguments)
         experiment(source, config, where, again=launch.again)
-    except AssayError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 L = TypeVar("L", bound=Launch)

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 
 from assay import coordinates, report, search_figures, space, space_file
 from assay.config import fingerprint, from_dict
-from assay.errors import AssayError, ConfigError, RunError
+from assay.errors import ConfigError, RunError, one_sentence
 from assay.experiment import (
     Data,
     absolute,
@@ -85,14 +85,11 @@ class SearchLaunch(Launch):
 def main(defaults: SearchLaunch, arguments: Sequence[str] | None = None) -> None:
     """Run the sweep; exits with 2 and one sentence where the user can mend something, with 1 where a trial failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
+    with one_sentence():
         source = TaskSource.read(option(arguments, "--task") or defaults.task)
         task = load_task(source)
         config, where, launch = parse_with(task, arguments, defaults)
         failed = sweep(source, config, where, launch)
-    except AssayError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     if failed:
         raise SystemExit(1)
 
