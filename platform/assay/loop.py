@@ -140,8 +140,9 @@ class Loop:
         stream = self.stream(remaining, train=True)
         if self.telemetry is not None:
             self.telemetry.log(
-                "start", step=self.position.step, epoch=self.position.epoch, total=self.total
-            )
+                "start", step=self.position.step, epoch=self.position.epoch, total=self.total,
+                threads=torch.get_num_threads(),
+            )  # fmt: skip
         clock = epoch_clock = time.perf_counter()
         waited_epoch, served = 0.0, 0
         for step in remaining:

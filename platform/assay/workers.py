@@ -159,10 +159,11 @@ def train(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    threads = int(os.environ.get("OMP_NUM_THREADS", where.cpus_per_worker))
     for failures in range(where.retries + 1):
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"job": job, "tier": where.tier},
+            train_loop_config={"job": job, "tier": where.tier, "threads": threads},
             torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=where.workers,
@@ -214,6 +215,17 @@ def _worker(settings: dict[str, Any]) -> None:
     from assay.ingest import ray_stream
 
     job = _settled(settings["job"], settings["tier"])
+    if job.device == "cpu":
+        torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()
     stream = ray_stream(job.source, config, job.pixels, job.manifest.truth)
     work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)))
+
+
+def _share_of_node() -> int:
+    """Threads of a worker: Ray would give one for each CPU reserved, and one is, on whatever node."""
+    import ray.train
+
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(n["Resources"]["CPU"] for n in ray.nodes() if n["NodeID"] == here)  # type: ignore[no-untyped-call]
+    return max(1, int(cpus) // ray.train.get_context().get_local_world_size())
