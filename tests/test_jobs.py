@@ -156,6 +156,8 @@ def test_a_job_runs_as_written_where_the_cluster_was_begun(
 ) -> None:
     _submit(address, environment, checkout)
     assert len(_versions(checkout / "runs")) == 1
+    for path in (checkout / "runs").glob("fingerprint-*/metrics.jsonl"):
+        assert json.loads(path.read_text().splitlines()[0])["threads"] == 2  # all CPUs of the node
 
 
 def test_an_uploaded_job_brings_its_own_package_and_keeps_its_runs(

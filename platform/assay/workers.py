@@ -4,6 +4,7 @@ This file alone imports ray.train.
 """
 
 import logging
+import math
 import os
 import sys
 import time
@@ -38,7 +39,7 @@ class Where(Settings):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Replicate the model on the workers, or shard it over them (FSDP2)."""
     cpus_per_worker: float = 0.0
-    """CPUs reserved for each worker; 0: what leaves one CPU for Ray Data, at most 1."""
+    """CPUs reserved for each worker, and its threads; 0: what leaves one CPU for Ray Data, at most 1, and as many threads as the node has for it."""
     retries: int = 3
     """Worker failures survived before the run is given up."""
     storage: Path | None = None
@@ -159,11 +160,14 @@ def train(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    threads = int(os.environ.get("OMP_NUM_THREADS", where.cpus_per_worker))
     for failures in range(where.retries + 1):
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"job": job, "tier": where.tier, "threads": threads},
+            train_loop_config={
+                "job": job,
+                "tier": where.tier,
+                "threads": math.ceil(where.cpus_per_worker),
+            },
             torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=where.workers,
