@@ -13,4 +13,4 @@ from assay.fold_sweep import FoldLaunch, main
 TASK = Path(__file__).parents[1] / "tasks" / "fingerprint.py"
 
 if __name__ == "__main__":
-    main(FoldLaunch(task=TASK, preset="designs", train_on=(1, 3, 6), choices=3, seeds=2))
+    main(FoldLaunch(task=TASK, preset="designs", train_on=(1, 3, 6), choices=2, seeds=2))

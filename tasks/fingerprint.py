@@ -245,7 +245,7 @@ class Fingerprint(Task):
         designs = replace(
             demo,
             model=replace(demo.model, warmup_k=8),
-            train=replace(demo.train, epochs=12),
+            train=replace(demo.train, epochs=20),
             parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=6, num_views=1),
         )
         return {"demo": demo, "smoke": smoke, "designs": designs, **recipes}
