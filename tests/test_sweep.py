@@ -118,6 +118,7 @@ def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
     assert found["by_size"]["linear"]["1"]["value"] == pytest.approx(2 / 6)
     page = (folder / "report.html").read_text()
     assert "worst design never seen" in page
+    assert "linear, on val" in page
     assert not re.search(r'(src|href)="(?!#|data:)', page)
     table = pq.read_table(folder / "trials.parquet")
     assert table["state"].to_pylist() == ["finished"] * 6

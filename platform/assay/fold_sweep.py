@@ -10,6 +10,7 @@ Each training is a run of its own below runs/, found again by what it computes.
 
 import csv
 import itertools
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -182,6 +183,18 @@ def _line(fold: Fold, trial: Trial, found: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _vals(folds: Sequence[Fold], found: Sequence[Outcome]) -> dict[str, dict[int, float]]:
+    """Mean score of val by setting and number of values trained on."""
+    scores: dict[str, dict[int, list[float]]] = {}
+    for fold, one in zip(folds, found, strict=True):
+        if one.score is not None:
+            scores.setdefault(fold.setting, {}).setdefault(fold.num_trained, []).append(one.score)
+    return {
+        name: {size: statistics.fmean(own) for size, own in sizes.items()}
+        for name, sizes in scores.items()
+    }
+
+
 def write_trials(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write trials.csv and trials.parquet, a line per trial."""
     names = list(dict.fromkeys(key for line in lines for key in line))
@@ -229,6 +242,7 @@ def _write(
         about=about, most=size, standings=standings, differences=differences,
         by_size=sizes, by_value=values, sizes=sorted({s for own in sizes.values() for s in own}),
         num_folds={s: len({(f.trained, f.seed) for f, _ in finished if f.num_trained == s}) for s in {f.num_trained for f in folds}},
+        vals=_vals(folds, found),
         values=sorted({v for own in values.values() for v in own}), curve=generalization.curve(rows, column),
         matrices=generalization.matrices(most, column), has_classes=bool(rows.classes),
         unfinished=len(trials) - len(finished), rule=config.split.rule,
