@@ -116,7 +116,7 @@ class Segment(Task):
             model=SegmentModelConfig(
                 encoder="tu-mobilenetv2_050", decoder_channels=(64, 32, 24, 16, 8)
             ),
-            train=TrainConfig(epochs=40, batch_size=8, eval_batch_size=8, val_every=5),
+            train=TrainConfig(epochs=36, batch_size=8, eval_batch_size=8, val_every=6),
             optim=OptimConfig(lr=2e-3),
         )
         few = replace(demo.bed, num_builds=6, layers_per_build=3)
