@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from assay.bundle import Bundle
-from assay.main import parse
+from assay.fold_sweep import FoldLaunch
+from assay.main import parse, parse_with
+from assay.search_sweep import SearchLaunch
 from assay.task import TaskSource, load_task
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def test_the_first_commands_are_the_two_that_are_promised() -> None:
     assert COMMANDS[:2] == ["pip install uv && uv run tasks/fingerprint.py", "uv run pytest"]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "tasks/" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "tasks/" in c and "sweeps/" not in c])
 def test_every_command_parses(command: str) -> None:
     words = shlex.split(command)
     at = next(i for i, word in enumerate(words) if word.startswith("tasks/"))
@@ -48,6 +50,17 @@ def test_every_command_parses(command: str) -> None:
     config, where, _ = parse(task, words[at + 1 :])
     assert config.train.epochs > 0
     assert where.workers == (8 if "--workers 8" in command else 1)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "sweeps/" in c])
+def test_every_sweep_parses(command: str) -> None:
+    script, *words = shlex.split(command)[1:]
+    assert (ROOT / script).exists()
+    kind = FoldLaunch if "generalization" in script else SearchLaunch
+    task = load_task(TaskSource.read(ROOT / "tasks" / "fingerprint.py"))
+    _, where, launch = parse_with(task, words, kind())
+    assert where.workers == 1
+    assert launch.task == Path("tasks/fingerprint.py")
 
 
 def test_the_first_command_runs_and_runs_again(tmp_path: Path) -> None:
