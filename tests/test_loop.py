@@ -326,7 +326,7 @@ def test_bf16_trains_on_a_cpu_in_bf16(tmp_path):
 
 def test_metrics_hold_every_documented_field_and_no_other(straight):
     kinds = {
-        "start": {"kind", "step", "epoch", "total", "time"},
+        "start": {"kind", "step", "epoch", "total", "threads", "time"},
         "step": {"kind", "step", "epoch", "loss", "extra", "lr", "grad_norm", "samples_per_s", "data_wait", "step_s", "memory_mb", "time"},
         "val": {"kind", "step", "epoch", "accuracy", "nll", "val_s", "time"},
         "epoch": {"kind", "step", "epoch", "loss", "extra", "lr", "grad_norm", "samples_per_s", "data_wait", "epoch_s", "memory_mb", "time"},

@@ -5,6 +5,7 @@ One schema for every line of metrics.jsonl (absent fields were not measured, nul
     kind          "start" (a launch) | "step" | "val" | "epoch" | "warning"
     step          updates done          epoch      the pass, from 0 (-1: before any)
     total         updates of the whole run (start)
+    threads       that rank 0 computes with on the CPU (start)
     loss          mean over the global batch; other scalars of the task's forward by their names,
                   of rank 0; on "epoch" lines means over the epoch's updates (step, epoch)
     lr            base learning rate    grad_norm  before clipping (step, epoch)
