@@ -202,6 +202,17 @@ def test_metrics_on_rows_of_another_set_are_refused(
         refuse_strangers(predicted(rows), pa.table(SPLIT))
 
 
+def test_two_test_sets_may_share_a_part_and_train_with_neither() -> None:
+    tests = SPLIT | {"split": ["train", "train", "val", "test_seen", "test_unseen"]}
+    rows = [("e1", "test_seen", "C"), ("e2", "test_unseen", "C")]
+    assert refuse_strangers(predicted(rows), pa.table(tests)) is None
+    leaking = pa.table(tests | {"group": list("AABCA")})
+    with pytest.raises(PredictionsError, match="'A' is in train and in test_unseen"):
+        refuse_strangers(predicted(rows), leaking)
+    with pytest.raises(PredictionsError, match="content '4' is in test_seen and in test_unseen"):
+        refuse_strangers(predicted(rows), pa.table(tests | {"content": list("12344")}))
+
+
 @pytest.mark.parametrize(("key", "values"), [("group", list("AABBC")), ("content", list("12313"))])
 def test_a_leaking_split_is_refused_when_judged_too(key: str, values: list[str]) -> None:
     with pytest.raises(PredictionsError, match=f"The {key} '[AB13]' is in"):

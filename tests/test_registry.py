@@ -10,7 +10,7 @@ import pytest
 
 from assay.bundle import Bundle, update
 from assay.console import main
-from assay.errors import BundleError, RegistryError
+from assay.errors import BundleError, ConfigError, RegistryError
 from assay.registry import Registry, promote, roll_back
 
 
@@ -190,7 +190,7 @@ def test_damage_and_bad_addresses_are_named(registry, bundles, judged_rows):
         alias.write_text(text)
         with pytest.raises(RegistryError, match="damaged"):
             registry.holder("parts", "champion")
-    with pytest.raises(RegistryError, match="no address"):
+    with pytest.raises(ConfigError, match="no address"):
         Registry("nowhere://bucket")
 
 

@@ -27,12 +27,11 @@ import pyarrow.parquet as pq
 
 from assay.bundle import Bundle
 from assay.compare import SIGNIFICANT, Comparison, compare
+from assay.data.place import reach, whole
 from assay.errors import PredictionsError, RegistryError
 
 Alias = Literal["champion", "challenger"]
 ALIASES: tuple[Alias, ...] = ("champion", "challenger")
-OBJECT_STORES = ("s3", "gcs", "abfs")
-"""File systems that show a file when it is complete, and not before."""
 SCHEMA = 1
 _TASK = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -78,19 +77,12 @@ class Registry:
         cache: where bundles from an URI are copied to.
 
     Raises:
-        RegistryError: the place is no address that can be used.
+        ConfigError: the place is no address that can be used.
     """
 
     def __init__(self, place: str, cache: Path = Path("~/.cache/assay-bundles")) -> None:
         self.place, self.cache = place, cache.expanduser()
-        address = place if "://" in place else Path(place).absolute().as_uri()
-        try:
-            self.files, root = pafs.FileSystem.from_uri(address)
-        except (ValueError, OSError, NotImplementedError) as error:
-            raise RegistryError(
-                f"--registry {place} is no address that can be used ({str(error).splitlines()[0]}); give a folder, or an URI such as s3://bucket/folder."
-            ) from None
-        self.root = root.rstrip("/")
+        self.files, self.root = reach(place)
 
     def tasks(self) -> list[str]:
         """Tasks that have any record."""
@@ -195,16 +187,12 @@ class Registry:
             raise self._refused(error) from None
 
     def _write(self, name: str, content: bytes) -> None:
-        target = f"{self.root}/{name}"
-        whole = self.files.type_name in OBJECT_STORES
-        hidden = target if whole else f"{target}.{uuid4().hex}"
         try:
-            if not whole:
-                self.files.create_dir(target.rpartition("/")[0])
-            with self.files.open_output_stream(hidden) as file:
+            with (
+                whole(self.files, f"{self.root}/{name}") as target,
+                self.files.open_output_stream(target) as file,
+            ):
                 file.write(content)
-            if not whole:
-                self.files.move(hidden, target)
         except OSError as error:
             raise self._refused(error) from None
 

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,12 +20,11 @@ import pyarrow.fs as pafs
 
 from assay.data import image
 from assay.data.entry import MASK, SUFFIX, Entry, open_entry, write_entry
+from assay.data.place import reach, whole
 from assay.errors import ImageError, StoreError
 
 SPARE_DISK = 1 << 30
 """Bytes that a store or a cache leaves free."""
-OBJECT_STORES = ("s3", "gcs", "abfs")
-"""File systems that show a file when it is complete, and not before."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class Store:
     def _sizes(self) -> dict[str, int]:
         """Bytes of every entry in the place, by content."""
         try:
-            files, root = _reach(self.place)
+            files, root = reach(self.place)
             chosen = pafs.FileSelector(root, recursive=True, allow_not_found=True)
             found = files.get_file_info(chosen)
         except OSError as error:
@@ -133,18 +131,12 @@ class Store:
         return {info.base_name.removesuffix(SUFFIX): info.size for info in ready}
 
     def _send(self, path: Path, content: str) -> None:
-        files, root = _reach(self.place)
-        target = f"{root}/{_name(content)}"
-        if files.type_name in OBJECT_STORES:
+        files, root = reach(self.place)
+        with whole(files, f"{root}/{_name(content)}") as target:
             _copy(path, None, target, files)
-            return
-        files.create_dir(target.rpartition("/")[0])
-        hidden = f"{target}.{uuid4().hex}"
-        _copy(path, None, hidden, files)
-        files.move(hidden, target)
 
     def _fetch(self, path: Path, content: str) -> None:
-        files, root = _reach(self.place)
+        files, root = reach(self.place)
         source = f"{root}/{_name(content)}"
         info = files.get_file_info(source)
         if info.type != pafs.FileType.File:
@@ -203,23 +195,6 @@ def _last_used(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:  # another process made room
         return 0.0
-
-
-@lru_cache(maxsize=8)
-def _reach(place: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a place, and the place in it.
-
-    Raises:
-        StoreError: it is no address that can be used.
-    """
-    address = place if "://" in place else Path(place).absolute().as_uri()
-    try:
-        files, root = pafs.FileSystem.from_uri(address)
-    except (ValueError, OSError, NotImplementedError) as error:
-        raise StoreError(
-            f"--store {place} is no address that can be used ({str(error).splitlines()[0]}); give a folder, or an URI such as s3://bucket/folder."
-        ) from None
-    return files, root.rstrip("/")
 
 
 def _copy(
