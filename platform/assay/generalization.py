@@ -191,7 +191,7 @@ def curve(rows: Rows, column: str) -> Figure:
             low=[e.low for e in found], high=[e.high for e in found],
         )  # fmt: skip
     return Figure(
-        title=f"{rows.metric.capitalize()} on a {column} never seen", kind="line", series=series, x=f"{column}s trained on",
+        title=f"{rows.metric.capitalize()} on {column}s never seen", kind="line", series=series, x=f"{column}s trained on",
         y_range=[0.0, 1.0], caption=f"Bands: 95 % intervals over the {column}s tested at each number.",
     )  # fmt: skip
 
