@@ -227,7 +227,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _share_of_node() -> int:
-    """Threads of a worker: Ray would give one for each CPU reserved, and one is, on whatever node."""
+    """Threads of a worker; Ray itself gives as many as CPUs are reserved, which is one on any machine."""
     import ray.train
 
     here = ray.get_runtime_context().get_node_id()
