@@ -456,9 +456,9 @@ class Fingerprint(Task):
         features: Tensor = self.project(self.backbone(patches.flatten(0, 1)))
         return features.view(*patches.shape[:2], -1)
 
-    def _classify(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        logits, attn = self.aggregator(self._embed(patches))
-        return logits, attn
+    def _classify(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedding, attn = self.aggregator.pool(self._embed(patches))
+        return self.aggregator.head(embedding), attn, embedding
 
     def _choose(self, batch: Batch) -> np.ndarray:
         """The cells (b k) to look at, in ascending order; no gradient."""
@@ -500,7 +500,7 @@ class Fingerprint(Task):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Logits; chosen cells, their attention, and their boxes in the image's own pixels."""
         chosen = self._choose(batch)
-        logits, attn = self._classify(self._cut(batch, chosen))
+        logits, attn, _ = self._classify(self._cut(batch, chosen))
         corners = [cell_corners(c, self.grid, self.config.patches) for c in chosen]
         boxes = np.stack([self._canvas(batch, i).source_boxes(c) for i, c in enumerate(corners)])
         return {
@@ -538,14 +538,14 @@ class Fingerprint(Task):
         return [Limit("selection_entropy", low=MIN_ENTROPY, for_updates=50, then="warn", why=why)]
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Graphs `classify` (patches to logits and attention) and those that choose the patches.
+        """Graphs `classify` (patches to logits, attention, embedding) and those that choose the patches.
 
         dps: `scorer` (overview to scores). ips: `embed` (patches to features) and `attend`
         (features to attention).
         """
         sizes, model = self.config.patches, self.config.model
         look = (3, sizes.patch_px, sizes.patch_px)
-        names = ["logits", "attn"]
+        names = ["logits", "attn", "embedding"]
         write_graph(
             folder / "classify.onnx", self, self._classify, ("patches", (self.k, *look)), names
         )

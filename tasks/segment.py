@@ -275,7 +275,7 @@ class Segment(Task):
         ]  # fmt: skip
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Graph `segment` (normalised tiles to logits), and its int8 form where it holds on val."""
+        """Graph `segment` (normalised tiles to logits and embedding), and its int8 form where it holds on val."""
         config, side = self.config, self.config.tiles.tile_px
         card: dict[str, Any] = {
             "kind": "tiles", "graphs": [], "tiles": to_dict(config.tiles), "masks": to_dict(config.masks),
@@ -283,7 +283,8 @@ class Segment(Task):
         if config.model.mode == "heuristic":
             return card
         graph = folder / "segment.onnx"
-        write_graph(graph, self, self.net, ("tiles", (3, side, side)), ["logits"])
+        outputs = ["logits", "embedding"]
+        write_graph(graph, self, self._described, ("tiles", (3, side, side)), outputs)
         card["graphs"] = ["segment"]
         if config.quantize.variant == "none":
             return card
@@ -295,6 +296,15 @@ class Segment(Task):
         except QuantizeError as refused:
             return card | {"refused": str(refused)}  # the float graph ships alone
         return card | {"int8": [INT8], "quantized": made.to_dict()}
+
+    def _described(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the encoder's deepest features, averaged over each tile."""
+        kept: list[Tensor] = []
+        encoder = cast(nn.Module, self.net.encoder)
+        hook = encoder.register_forward_hook(lambda _, __, found: kept.append(found[-1]))
+        logits = self.net(tiles)
+        hook.remove()
+        return logits, kept[0].mean((2, 3))
 
     def quantized(self, folder: Path) -> "Segment | None":
         """This task with the int8 graph in the network's place."""

@@ -64,12 +64,12 @@ METRIC = {"value": 0.9, "low": 0.8, "high": 0.95, "num": 60, "num_groups": 30}
 SIDE = 32
 
 
-def _save(path: Path, nodes: list, feed: str, named: str, shape: list, constants: dict) -> None:
+def _save(path: Path, nodes: list, feed: str, ends: dict[str, list], constants: dict) -> None:
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info(feed, TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info(named, TensorProto.FLOAT, ["n", *shape])],
+        [helper.make_tensor_value_info(end, TensorProto.FLOAT, ["n", *ends[end]]) for end in ends],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opset = [helper.make_opsetid("", 18)]
@@ -78,8 +78,8 @@ def _save(path: Path, nodes: list, feed: str, named: str, shape: list, constants
 
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
-    """Makes a sealed bundle: of a class, by each channel's largest value plus a bias of the first
-    class; or of a mask, by the red channel plus the bias."""
+    """Makes a sealed bundle: of a class, by each channel's largest value (its embedding) plus a bias
+    of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
     from assay.bundle import seal
 
     def make(folder: Path, task: str = "parts", bias: float = 0.0) -> Path:
@@ -95,22 +95,25 @@ def make_bundle() -> Callable[..., Path]:
             ]
             red = np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1)
             constants = {"red": red, "bias": np.array(bias, np.float32)}
-            _save(folder / "segment.onnx", nodes, "tiles", "logits", [1, SIDE, SIDE], constants)
+            _save(folder / "segment.onnx", nodes, "tiles", {"logits": [1, SIDE, SIDE]}, constants)
             pipeline = {"kind": "tiles", "graphs": ["segment"], "masks": {}, "tiles": {"tile_px": SIDE, "overlap_px": 8}}  # fmt: skip
             classes, thresholds, decision = ["pore"], [36], None
         else:
             nodes = [
                 helper.make_node("ReduceMax", ["overview", "inner"], ["seen"], keepdims=0),
                 helper.make_node("Add", ["seen", "bias"], ["logits"]),
+                helper.make_node("Identity", ["seen"], ["embedding"]),
             ]
             constants = {"inner": np.array([2, 3], np.int64), "bias": np.array([bias, 0, 0], np.float32)}  # fmt: skip
-            _save(folder / "classify.onnx", nodes, "overview", "logits", [3], constants)
+            ends = {"logits": [3], "embedding": [3]}
+            _save(folder / "classify.onnx", nodes, "overview", ends, constants)
             sizes = {"image_px": 64, "overview_px": SIDE, "patch_px": 16, "clahe_clip": 0.0}
             pipeline = {"kind": "overview", "graphs": ["classify"], "patches": sizes}
         card = {
             "task": task, "run": f"{task}-{bias:g}", "data": "d" * 12, "code": {"assay": "0.1.0"},
             "classes": classes, "pipeline": pipeline, "decision": decision, "thresholds": thresholds,
             "metrics": {"test": {"num": 60, "num_groups": 30, "metrics": {"accuracy": METRIC}}},
+            "embedding": {"mean": [0.0] * 3, "scatter": 1.0, "val": 0.5} if task == "parts" else None,
         }  # fmt: skip
         seal(folder, card, golden)
         return folder

@@ -60,6 +60,8 @@ class Answer(Verdict):
     """Share of attention that each of them had."""
     logits: Float[np.ndarray, " classes"] = field(repr=False)
     """Before the temperature."""
+    embedding: Float[np.ndarray, " d"] | None = field(default=None, repr=False)
+    """What the last layer decided from; None where the graph does not say."""
 
     def golden(self) -> dict[str, float]:
         """Numbers that every opening of the bundle must repeat."""
@@ -88,6 +90,8 @@ class MaskAnswer:
     """The class of each pixel, or 0."""
     levels: UInt8[np.ndarray, "classes h w"] = field(repr=False)
     """Logits in steps (see `data.tiles`)."""
+    embedding: Float[np.ndarray, " d"] | None = field(default=None, repr=False)
+    """Deepest features, averaged over the image; None where the graph does not say."""
 
     @property
     def defects(self) -> list[Defect]:
@@ -127,8 +131,14 @@ class Classifier:
         canvases = [Canvas(entry, self.sizes) for entry in entries]
         look = self._from_patches if self.pipeline["kind"] == "patches" else self._from_overview
         return [
-            Answer(**vars(self._verdict(logits, None)), boxes=boxes, attn=attn, logits=logits)
-            for logits, boxes, attn in zip(*look(canvases), strict=True)
+            Answer(
+                **vars(self._verdict(logits, None)),
+                boxes=boxes,
+                attn=attn,
+                logits=logits,
+                embedding=embedding,
+            )
+            for logits, embedding, boxes, attn in zip(*look(canvases), strict=True)
         ]
 
     def together(self, views: Sequence[Answer]) -> Verdict:
@@ -155,7 +165,7 @@ class Classifier:
             rejected=len(held) > 1,
         )
 
-    def _from_patches(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any]:
+    def _from_patches(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any, Any]:
         seen = [canvas.overview() for canvas in canvases]
         chosen = self._cells(canvases, seen)
         corners = [cell_corners(cells, self.pipeline["grid"], self.sizes) for cells in chosen]
@@ -163,16 +173,17 @@ class Classifier:
             normalise(canvas.patches(own), mean, std)
             for canvas, own, (_, mean, std) in zip(canvases, corners, seen, strict=True)
         ])  # fmt: skip
-        logits, attn = self.graphs["classify"].run(["logits", "attn"], {"patches": patches})
+        feed = {"patches": patches}
+        logits, attn, embeddings = _run(self.graphs["classify"], ["logits", "attn"], feed)
         boxes = [canvas.source_boxes(own) for canvas, own in zip(canvases, corners, strict=True)]
-        return logits, boxes, attn
+        return logits, embeddings, boxes, attn
 
-    def _from_overview(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any]:
+    def _from_overview(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any, Any]:
         feed = {"overview": _overviews([canvas.overview() for canvas in canvases])}
-        logits = self.graphs["classify"].run(["logits"], feed)[0]
+        logits, embeddings = _run(self.graphs["classify"], ["logits"], feed)
         sizes = [canvas.entry.size for canvas in canvases]
         boxes = [np.array([[0.0, 0.0, width, height]]) for height, width in sizes]
-        return logits, boxes, np.ones((len(canvases), 1))
+        return logits, embeddings, boxes, np.ones((len(canvases), 1))
 
     def _cells(self, canvases: Sequence[Canvas], seen: Sequence[Seen]) -> list[np.ndarray]:
         """The cells to look at in each image, in ascending order, as the card says."""
@@ -211,6 +222,15 @@ class Classifier:
         return iterative_cells(cells, 1, k, chunk, embed, attend)[0]
 
 
+def _run(graph: Any, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[Any]:
+    """Outputs by name, and after them the embedding of each row; None where the graph gives none."""
+    if any(end.name == "embedding" for end in graph.get_outputs()):
+        found: list[Any] = graph.run([*names, "embedding"], feed)
+        return found
+    found = graph.run(list(names), feed)
+    return [*found, [None] * len(found[0])]
+
+
 def _overviews(seen: Sequence[Seen]) -> np.ndarray:
     return np.concatenate([normalise(image[None], mean, std) for image, mean, std in seen])
 
@@ -238,15 +258,20 @@ class Segmenter:
         """Masks of several views stay apart."""
 
     def _predict(self, entry: Entry) -> MaskAnswer:
+        described: list[Any] = []
+
+        def network(normalised: np.ndarray) -> np.ndarray:
+            logits, embeddings = _run(self.graph, ["logits"], {"tiles": normalised})
+            described.extend(own for own in embeddings if own is not None)
+            return np.asarray(logits)
+
         if self.graph is None:
             levels = rule_levels(entry.levels[0], self.masks, len(self.classes))
         else:
-            levels = tiles.level_map(entry, self._run, len(self.classes), self.tiles)
-        return MaskAnswer(self.classes, tiles.to_mask(levels, self.thresholds), levels)
-
-    def _run(self, tiles: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = self.graph.run(["logits"], {"tiles": tiles})[0]
-        return logits
+            levels = tiles.level_map(entry, network, len(self.classes), self.tiles)
+        embedding = np.mean(described, axis=0) if described else None
+        mask = tiles.to_mask(levels, self.thresholds)
+        return MaskAnswer(self.classes, mask, levels, embedding)
 
 
 KINDS: dict[str, type[Classifier] | type[Segmenter]] = {

@@ -85,7 +85,7 @@ class Quantized:
     kept: tuple[str, ...]
     """Nodes left in float, the most sensitive first."""
     sensitivity: dict[str, float]
-    """By node, the most sensitive first: signal to noise (dB) of the graph's outputs with this
+    """By node, the most sensitive first: signal to noise (dB) of the graph's first output with this
     node alone in 8 bits; empty where no layer had to be left in float."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class _Maker:
         return _bare(quantizer.model.model)
 
     def sensitivity(self, probes: Sequence[Feed]) -> dict[str, float]:
-        """Signal to noise (dB) of the outputs with each node alone in 8 bits, ascending."""
+        """Signal to noise (dB) of the first output with each node alone in 8 bits, ascending."""
         clean = list(_outputs(self.model, probes))
         power = sum(float(np.square(values).sum()) for values in clean)
         found = {}
@@ -230,7 +230,7 @@ def _ranges(graph: Path, calibration: Sequence[Feed], method: str) -> TensorsDat
 def _outputs(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     for feed in feeds:
-        yield from session.run(None, feed)
+        yield session.run(None, feed)[0]  # what the score follows; the others describe
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from assay.bundle import seal
+from assay.bundle import Bundle, seal, update
 from assay.compare import compare
 from assay.decide import Decision
+from assay.drift import IMAGES, describe
 from assay.judge import measure, read_predictions
 from assay.loop import load_best
 from assay.predict import Predictor
@@ -45,7 +47,17 @@ def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
         )  # the same image: val comes first, in order
         probs = Decision.from_dict(result["decision"]).probs(logits_of(first))[0].tolist()
         expected = dict(zip(job.manifest.classes, probs, strict=True))
-    seal(folder, card, Path(golden), expected)
+    bundle = seal(folder, card, Path(golden), expected)
+    seen = {name: _embeddings(bundle, job, rows[name]) for name in rows}
+    if seen["train"] and seen["val"]:
+        update(folder, embedding=describe(np.stack(seen["train"]), np.stack(seen["val"])))
+
+
+def _embeddings(bundle: Bundle, job: Job, rows: np.ndarray) -> list[np.ndarray]:
+    """Embeddings of some rows, evenly chosen; none where the graphs give none."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int)]
+    found = (bundle.predict_each([job.pixels[row]])[0].embedding for row in chosen.tolist())
+    return [embedding for embedding in found if embedding is not None]
 
 
 def _judge_int8(job: Job, task: Task, storage: Path) -> dict[str, Any] | None:

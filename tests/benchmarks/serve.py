@@ -154,9 +154,9 @@ def tell(config: ServeConfig, task: str, **fields: Any) -> None:
 
 def service_rows(config: ServeConfig, task: str, image: bytes) -> list[list[str]]:
     rows = []
-    for batch in (8, 1):
+    for batch in (4, 1):
         tell(config, task, batch=batch)
-        name = f"Assay, 2 replicas, {'batches of up to 8' if batch == 8 else 'no batches'}"
+        name = f"Assay, 2 replicas, {'batches of up to 4' if batch == 4 else 'no batches'}"
         path = f"/v1/{task}?mask=none"
         rows += [
             [task, name, str(n), *load(config.port, path, image, "image/png", n)] for n in CLIENTS
@@ -253,7 +253,7 @@ def all_rows(
         cluster.wait()
         for task, image in images.items():
             yield from service_rows(config, task, image)
-        tell(config, "segment", variant="int8", batch=8)
+        tell(config, "segment", variant="int8", batch=4)
         asked = load(config.port, "/v1/segment?mask=none", images["segment"], "image/png", 8)
         yield ["segment", "Assay, int8", "8", *asked]
 

@@ -183,7 +183,7 @@ def test_prometheus_is_told(client, pictures):
         client.judge("parts", path)
     wanted = {
         'ray_assay_requests_total{(?=.*status="200").*task="parts"': 40.0, "ray_assay_request_seconds_bucket": 1.0,
-        "ray_assay_batch_images_count": 1.0, 'ray_assay_answers_total.*label="m1"': 1.0, "ray_assay_drift": 0.0,
+        "ray_assay_batch_images_count": 1.0, 'ray_assay_answers_total.*label="m1"': 1.0, 'ray_assay_drift{(?=.*of="val")': 0.5, 'ray_assay_drift{(?=.*of="requests")': 0.01,
     }  # fmt: skip
     end = time.monotonic() + 30
     while wanted and time.monotonic() < end:

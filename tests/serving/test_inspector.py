@@ -1,8 +1,12 @@
 """What is opened answers; what does not verify leaves the present in its place."""
 
+import asyncio
+
+import numpy as np
 import pytest
 
 from assay.bundle import Bundle
+from assay.drift import LEAST
 from assay.errors import BundleError, ImageError, RegistryError
 from assay.registry import Registry, promote
 from assay.serving.inspector import Inspector, inspect
@@ -71,8 +75,28 @@ def test_what_breaks_a_graph_or_a_decoder_reaches_its_own_request_alone(
     assert isinstance(found[2], ImageError)
     assert found[0][0].probs == found[3][0].probs == first.bundle.predict(whole).probs
     assert found[1][0].probs == second.bundle.predict(whole).probs
-    breaking = type(first)(Breaking(), first.model, first.record)
+    breaking = type(first)(Breaking(), first.model, first.record, None)
     odd = (place.fetch(first.record) / "golden.png").read_bytes()
     good, broken, also = inspect([(breaking, whole), (breaking, odd), (breaking, whole)])
     assert good[0] == also[0] == (60, 80)
     assert isinstance(broken, RuntimeError)
+
+
+def test_each_bundle_has_the_drift_of_what_it_answered(here, pictures):
+    parts, layers = here.inspectors["parts"], here.inspectors["layers"]
+
+    def ask(inspector, alias):
+        images = [pictures[0].read_bytes()]
+        asyncio.run(here.answer(inspector.task, images, alias, "none"))
+
+    for _ in range(LEAST):
+        ask(parts, "champion")
+        ask(layers, "champion")
+    ask(parts, "challenger")
+    champion, challenger = parts.opened["champion"], parts.opened["challenger"]
+    embedding = champion.bundle.predict(pictures[0]).embedding
+    # the card's mean is 0 and its scatter 1
+    assert champion.drift.value == pytest.approx(np.linalg.norm(embedding), rel=1e-5)
+    assert len(challenger.drift.recent) == 1
+    assert challenger.drift.value is None
+    assert layers.opened["champion"].drift is None  # its graph gives no embedding

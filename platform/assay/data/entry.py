@@ -203,8 +203,8 @@ def pyramid(level: np.ndarray) -> list[np.ndarray]:
 def statistics(levels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel in [0, 1], from the last level of at least 256 pixels."""
     overview = next((x for x in reversed(levels) if min(x.shape[:2]) >= 256), levels[0])
-    values = image.to_uint8(overview).reshape(-1, 3).astype(np.float64) / 255
-    return values.mean(0), values.std(0)
+    mean, std = cv2.meanStdDev(image.to_uint8(overview))
+    return mean[:, 0] / 255, std[:, 0] / 255
 
 
 def open_entry(path: Path) -> Entry:

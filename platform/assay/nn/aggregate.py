@@ -63,8 +63,19 @@ class TransformerAggregator(nn.Module):
         """Classify images by their patches.
 
         Returns:
-            Logits, and the share of attention each patch had, averaged over queries, heads and
-            layers (before dropout): each row sums to 1.
+            Logits, and the share of attention each patch had (see `pool`).
+        """
+        embedding, attn = self.pool(patches)
+        return self.head(embedding), attn
+
+    def pool(
+        self, patches: Float[Tensor, "batch k features"]
+    ) -> tuple[Float[Tensor, "batch embed"], Float[Tensor, "batch k"]]:
+        """Join the patches of each image.
+
+        Returns:
+            What the classifier decides from, and the share of attention each patch had, averaged
+            over queries, heads and layers (before dropout): each row sums to 1.
         """
         tokens = self.project(patches)
         if self.positions is not None:
@@ -74,7 +85,7 @@ class TransformerAggregator(nn.Module):
         for layer in self.layers:
             queries, attn = layer(queries, tokens)
             attns.append(attn)
-        return self.head(queries.mean(1)), torch.stack(attns).mean(0)
+        return queries.mean(1), torch.stack(attns).mean(0)
 
 
 class _CrossAttention(nn.Module):

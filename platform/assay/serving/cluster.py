@@ -57,11 +57,11 @@ class Replica:
     ) -> dict[str, Any]:
         """A reply's parts."""
         parts = await self.inspector.answer(images, alias, mask, self._look)
-        drift = self.inspector.drift
-        self.meters.count(parts, drift.value if drift else None)
+        opened = self.inspector.opened.get(alias)
+        self.meters.count(parts, opened.drift if opened else None)
         return parts
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
     async def _look(self, items: list[Item]) -> list[Any]:
         self.meters.batch.observe(len(items), self.meters.tags)
         return await asyncio.to_thread(inspect, items)

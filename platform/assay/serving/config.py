@@ -38,8 +38,8 @@ class ApplicationConfig(Settings):
     """Replicas at rest."""
     max_replicas: int = 2
     """Replicas under load."""
-    batch: int = 8
-    """Most images that go through the graphs together; 1 switches batching off."""
+    batch: int = 4
+    """Most images that go through the graphs together; 1 switches batching off, a GPU takes more."""
     queue: int = 64
     """Most waiting requests; more are answered 429."""
 
@@ -148,9 +148,10 @@ def _application(name: str, config: ServeConfig) -> dict[str, Any]:
             "name": "replica",
             "autoscaling_config": {
                 "min_replicas": app.min_replicas, "max_replicas": app.max_replicas,
-                "target_ongoing_requests": 2 * app.batch,
+                "target_ongoing_requests": app.batch,
             },
-            "max_ongoing_requests": 4 * app.batch, "max_queued_requests": app.queue,
+            # what exceeds a batch waits in front of all replicas, for the one that is first free
+            "max_ongoing_requests": app.batch + 2, "max_queued_requests": app.queue,
             "graceful_shutdown_timeout_s": 30,
             "ray_actor_options": {"num_cpus": app.cpus, "num_gpus": app.gpus},
             "user_config": {"variant": app.variant, "batch": app.batch, "keep": config.keep_uncertain},

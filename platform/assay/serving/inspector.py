@@ -18,9 +18,9 @@ import numpy as np
 from assay.bundle import Bundle, Provider, Variant, read
 from assay.data import image
 from assay.data.entry import Entry
+from assay.drift import Drift
 from assay.errors import AssayError, ImageError
 from assay.registry import ALIASES, Alias, Record, Registry
-from assay.serving.drift import Drift
 from assay.serving.reply import MaskFormat, Model, class_of, view_of
 
 logger = logging.getLogger("ray.serve")
@@ -33,6 +33,8 @@ class Opened:
     bundle: Bundle
     model: Model
     record: Record
+    drift: Drift | None
+    """Of what it answered; None where its graphs give no embedding."""
 
 
 Item = tuple[Opened, bytes]
@@ -59,7 +61,6 @@ class Inspector:
         self.opened: dict[str, Opened] = {}
         self.refused: dict[str, str] = {}
         self.keep = False
-        self.drift: Drift | None = None
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Open and verify the bundles of a configuration, then let them answer.
@@ -86,20 +87,7 @@ class Inspector:
                 self.refused[alias] = type(error).__name__
                 if alias == "champion" and alias not in opened:
                     raise
-        champion = opened.get("champion")
-        if champion is not self.opened.get("champion"):
-            self.drift = self._drift(champion)
         self.opened = opened
-
-    def _drift(self, champion: Opened | None) -> Drift | None:
-        """What its logits are watched by; none where it draws masks, or its rows are lost."""
-        if champion is None or not champion.bundle.card["decision"]:
-            return None
-        try:
-            return Drift.from_rows(self.registry.judged(champion.record))
-        except AssayError as error:
-            logger.warning(f"{self.task}: no drift is watched ({error})")
-            return None
 
     def _open(self, alias: Alias, name: str, variant: Variant) -> Opened:
         record = self.registry.record(self.task, name)
@@ -110,7 +98,8 @@ class Inspector:
         present = self.opened.get(alias)
         if present is not None and present.model == model:
             return present
-        return Opened(Bundle(folder, True, chosen, self.threads, self.provider), model, record)
+        bundle = Bundle(folder, True, chosen, self.threads, self.provider)
+        return Opened(bundle, model, record, Drift.from_card(bundle.card))
 
     async def answer(
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, batch: Batch
@@ -128,9 +117,9 @@ class Inspector:
                 raise one
         verdict = opened.bundle.together([answer for answer, _, _ in found])
         views = [view_of(answer, size, mask) for answer, size, _ in found]
-        if self.drift is not None and alias == "champion":
+        if opened.drift is not None:
             for answer, _, _ in found:
-                self.drift.add(answer.logits)
+                opened.drift.add(answer.embedding)
         return {
             "model": opened.model.model_dump(),
             "classes": opened.bundle.classes,
