@@ -24,9 +24,12 @@ class Axis:
 
 
 def axes_of(space: Space, trials: Ended) -> list[Axis]:
-    """An axis for each setting that varies, and one for val."""
+    """An axis for each setting that varies and that a trial had, and one for val."""
     found = []
+    had = {name for t, _ in trials for name in t.params}
     for name, dimension in space.items():
+        if name not in had:
+            continue
         if isinstance(dimension, Choice):
             values = list(dimension.values)
             if len(values) > 1:
@@ -82,7 +85,8 @@ def _line(axes: Sequence[Axis], values: dict[str, Any], pitch: float, kind: str,
             continue
         share = min(max(axis.place(value), 0.0), 1.0)
         y = _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-        path.append(f"{pen}{_SIDE + pitch * i:.1f} {y:.1f}")
+        alone = "h0" if pen == "M" else ""  # with round ends a dot, where no neighbour continues it
+        path.append(f"{pen}{_SIDE + pitch * i:.1f} {y:.1f}{alone}")
         pen = "L"
     return f'<path class="{kind}" d="{"".join(path)}"><title>{escape(label)}</title></path>'
 
