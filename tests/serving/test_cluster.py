@@ -1,5 +1,6 @@
 """Through Ray Serve: answers, promotions under load, replicas that die, a queue that is full."""
 
+import json
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import yaml
 
 from assay.bundle import Bundle
 from assay.data.image import write_png
@@ -178,8 +180,17 @@ def test_a_full_queue_says_when_to_come_again(client, tmp_path):
     assert counted["200"] >= 8
 
 
+def scraped() -> str:
+    text = ""
+    for node in ray.nodes():
+        place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(place, timeout=10) as reply:
+            text += reply.read().decode()
+    return text
+
+
 def test_prometheus_is_told(client, pictures):
-    for path in pictures * 10:
+    for path in pictures * 25:
         client.judge("parts", path)
     wanted = {
         'ray_assay_requests_total{(?=.*status="200").*task="parts"': 40.0, "ray_assay_request_seconds_bucket": 1.0,
@@ -187,14 +198,43 @@ def test_prometheus_is_told(client, pictures):
     }  # fmt: skip
     end = time.monotonic() + 30
     while wanted and time.monotonic() < end:
-        text = ""
-        for node in ray.nodes():
-            place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            with urllib.request.urlopen(place, timeout=10) as reply:
-                text += reply.read().decode()
+        text = scraped()
         for name, least in list(wanted.items()):
             found = re.findall(rf"^{name}.*\}} ([0-9.e+-]+)$", text, re.MULTILINE)
             if found and max(map(float, found)) >= least:
                 del wanted[name]
         time.sleep(0.5)
     assert not wanted
+
+
+BOARDS = Path(__file__).parents[2] / "dashboards"
+
+
+def test_board_and_alerts_ask_for_what_prometheus_is_told(client, tmp_path):
+    board = json.loads((BOARDS / "serving.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    (group,) = yaml.safe_load((BOARDS / "alerts.yaml").read_text())["groups"]
+    asked += [rule["expr"] for rule in group["rules"]]
+    wanted = {
+        (name, label)
+        for expr in asked
+        for name, chosen in re.findall(r"(ray_\w+)(?:\{([^}]*)\})?", expr)
+        for label in ["WorkerId", *re.findall(r"(\w+)=", chosen)]
+    }
+    assert len(wanted) > 12
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, :32, 0] = pixels[:20, :20, 1] = 200  # as likely to be m1, which has a bias, as m2
+    write_png(tmp_path / "torn.png", pixels)
+    for _ in range(100):  # each replica has answers enough for drift
+        assert client.judge("parts", tmp_path / "torn.png").answer.rejected
+    told: dict[str, str] = {}
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        told |= dict(re.findall(r"^(ray_\w+)\{(.*)\} ", scraped(), re.MULTILINE))
+        missing = {
+            (n, label) for n, label in wanted if n not in told or f'{label}="' not in told[n]
+        }
+        if not missing:
+            break
+        time.sleep(0.5)
+    assert not missing
