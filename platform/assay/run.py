@@ -51,6 +51,8 @@ from assay.tier import Resident, Tier
 
 SCHEMA = 1
 STALE_LEASE_S = 180
+TIE = 1e-6
+"""Weight of nll where scores are equal; no two scores of fewer than 10000 images are as close."""
 TRAINED_WITH = ("task.py", "loop.py", "predict.py", "data", "nn")
 """Modules whose source is part of a run's identity; the rest is stamped only."""
 
@@ -250,11 +252,15 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
 
 
 def reached(position: Position, select: str) -> dict[str, float]:
-    """What a run says to whoever may stop it: epochs done, and the best of val until then."""
+    """What a run says to whoever may stop it: epochs done, and the best of val until then.
+
+    `rank` orders by score, and by nll where scores are equal: early on many runs guess one class, and
+    the score of few images has few values.
+    """
     assert position.best is not None
     first, second = position.best  # ordered as `train.select` says
     score, fit = (first, second) if select == "score" else (second, first)
-    return {"epoch": position.epoch, "score": score, "nll": -fit}
+    return {"epoch": position.epoch, "score": score, "nll": -fit, "rank": score + TIE * fit}
 
 
 def refuse_divergence(job: Job) -> None:

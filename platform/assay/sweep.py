@@ -133,11 +133,11 @@ def run_trials(
     A trial whose process dies is begun again from its own checkpoint, `where.retries` times.
     """
     folder = shared.data.storage / "sweeps" / shared.sweep / "tune"
-    better = "min" if shared.select == "nll" else "max"
+    metric, better = ("nll", "min") if shared.select == "nll" else ("rank", "max")
     scheduler = None
     if halving:
         scheduler = ASHAScheduler(
-            time_attr="epoch", metric=shared.select, mode=better, max_t=halving.epochs,
+            time_attr="epoch", metric=metric, mode=better, max_t=halving.epochs,
             grace_period=halving.grace, reduction_factor=halving.eta, stop_last_trials=False,
         )  # fmt: skip
     tuner = tune.Tuner(
