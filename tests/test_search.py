@@ -7,6 +7,8 @@ import pytest
 
 from assay import search
 from assay.config import fingerprint, to_dict
+from assay.loop import Position
+from assay.run import reached
 from assay.search import Made, Search, importances, open_study
 from assay.search_figures import budget_of
 from assay.space import Choice, Float, Space, value_of
@@ -147,3 +149,13 @@ def test_a_warm_start_tries_the_best_of_before_first(
     first = own.propose()
     assert first is not None
     assert dict(first.values) == earlier.best()[0].params
+
+
+def test_early_stopping_ranks_by_score_and_among_equals_by_nll() -> None:
+    looks = [(0.2, 1.9), (0.3, 9.0), (0.2, 1.5), (0.2001, 8.0)]  # score, nll
+    told = [reached(Position(epoch=2, best=(score, -nll)), "score") for score, nll in looks]
+    other = [reached(Position(epoch=2, best=(-nll, score)), "nll") for score, nll in looks]
+    assert told == other  # however a run chooses its best epoch
+    assert [(one["score"], one["nll"]) for one in told] == looks
+    order = sorted(looks, key=lambda look: -told[looks.index(look)]["rank"])
+    assert order == [(0.3, 9.0), (0.2001, 8.0), (0.2, 1.5), (0.2, 1.9)]
