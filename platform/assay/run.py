@@ -251,7 +251,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
     return position
 
 
-def reached(position: Position, select: str) -> dict[str, float]:
+def reached(position: Position, select: str) -> dict[str, int | float]:
     """What a run says to whoever may stop it: epochs done, and the best of val until then.
 
     `rank` orders by score, and by nll where scores are equal: early on many runs guess one class, and
