@@ -4,12 +4,13 @@
 
 On the embedded parts, of each seed: every one of the trials to its end (random), as many with TPE
 and ASHA, and random ones to their end until the epochs of ASHA are used up: the first of those of the
-full budget. ASHA has a storage of its own, since a trial that is there as a finished run is taken as
+full budget. Each has a storage of its own, since a trial that is there as a finished run is taken as
 it is. Compared is the score of val, which all three select by, and of the selected run on unseen designs.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,12 +34,15 @@ def main() -> None:
     for seed in range(options.seeds):
         common = ["--sweep-seed", str(seed), "--train.epochs", str(options.epochs)]
         many = [*common, "--trials", str(options.trials)]
-        whole, halved = options.storage.absolute(), options.storage.absolute() / "asha"
+        whole = options.storage.absolute()
+        halved, short = whole / "asha", whole / "equal"
         full = search(whole, [*many, "--sampling", "random", "--eta", "0"])
         asha = search(halved, [*many, "--sampling", "tpe", "--eta", "3", "--grace", str(options.grace)])  # fmt: skip
         spent = asha["budget"]["spent"]
-        equal = search(whole, [*common, "--trials", "999", "--epochs", str(spent), "--sampling", "random", "--eta", "0", "--parallel", "1"])  # fmt: skip
-        methods = {"full budget, random": (whole, full), "ASHA + TPE": (halved, asha), "random, equal epochs": (whole, equal)}  # fmt: skip
+        for run in whole.glob("fingerprint-*"):  # what is there is not trained again
+            shutil.copytree(run, short / run.name, dirs_exist_ok=True)
+        equal = search(short, [*common, "--trials", "999", "--epochs", str(spent), "--sampling", "random", "--eta", "0", "--parallel", "1"])  # fmt: skip
+        methods = {"full budget, random": (whole, full), "ASHA + TPE": (halved, asha), "random, equal epochs": (short, equal)}  # fmt: skip
         for name, (storage, found) in methods.items():
             share = found["budget"]["spent"] / full["budget"]["spent"]
             rows.append([str(seed), name, str(found["tried"]), str(found["budget"]["spent"]), f"{share:.0%}", *scores(storage, found)])  # fmt: skip
