@@ -222,11 +222,18 @@ def test_board_and_alerts_ask_for_what_prometheus_is_told(client, tmp_path):
         for label in ["WorkerId", *re.findall(r"(\w+)=", chosen)]
     }
     assert len(wanted) > 12
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[:, :32, 0] = pixels[:20, :20, 1] = 200  # as likely to be m1, which has a bias, as m2
-    write_png(tmp_path / "torn.png", pixels)
-    for _ in range(100):  # each replica has answers enough for drift
-        assert client.judge("parts", tmp_path / "torn.png").answer.rejected
+    torn, even = np.zeros((2, 64, 64, 3), np.uint8)
+    torn[:, :32, 0] = torn[:20, :20, 1] = (
+        200  # as likely to be m1, by the bias of one bundle, as m2
+    )
+    even[:, :32, :2] = 200  # the same, of the bundle without a bias
+    write_png(tmp_path / "torn.png", torn)
+    write_png(tmp_path / "even.png", even)
+    rejected = [
+        client.judge("parts", tmp_path / name).answer.rejected
+        for name in ("torn.png", "even.png") * 50  # each replica has answers enough for drift
+    ]
+    assert sum(rejected) == 50
     told: dict[str, str] = {}
     end = time.monotonic() + 30
     while time.monotonic() < end:
