@@ -283,7 +283,7 @@ def main() -> None:
     text = (
         f"The smoke presets' bundles, from PNG bytes to JSON: {sizes}. Every row {SECONDS:.0f} s; the clients share the two cores "
         "with what they ask. Goal for graphs of 50 ms and more (segment): LitServe's rate, .85 of the bundle's alone, p99 within 3 times p50. "
-        "On two cores the goals are missed: at rest the processes of Ray and Ray Serve take 0.2 to 0.3 of them (by /proc, once with one application), and a request costs 15 to 20 ms more in proxy, front and replica."
+        "On two cores the goals are missed: at rest the processes of Ray and Ray Serve take 0.2 to 0.3 cores, and of a fingerprint's request the front takes 10 ms and the proxy 8 ms of CPU (by /proc, one application, 2026-11-25)."
     )
     header = ["task", "what", "clients", "requests/s", "p50 (ms)", "p95", "p99"]
     bench.write(__file__, text, bench.table(header, rows), *parts)

@@ -223,9 +223,8 @@ def test_board_and_alerts_ask_for_what_prometheus_is_told(client, tmp_path):
     }
     assert len(wanted) > 12
     torn, even = np.zeros((2, 64, 64, 3), np.uint8)
-    torn[:, :32, 0] = torn[:20, :20, 1] = (
-        200  # as likely to be m1, by the bias of one bundle, as m2
-    )
+    # as likely to be m1, by the bias of one bundle, as m2
+    torn[:, :32, 0] = torn[:20, :20, 1] = 200
     even[:, :32, :2] = 200  # the same, of the bundle without a bias
     write_png(tmp_path / "torn.png", torn)
     write_png(tmp_path / "even.png", even)

@@ -21,7 +21,7 @@ FAST = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 """Where this starts Ray, unless the user says otherwise: an image travels inside the call, not by way of
-the object store, and what handles a request waits for no other thread (a third more requests)."""
+the object store, and what handles a request waits for no other thread."""
 
 
 @contextmanager
