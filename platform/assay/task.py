@@ -174,7 +174,7 @@ class Task(nn.Module):
         """Write the graphs to ship into `folder`; returns the bundle's input pipeline.
 
         `rows` are the row numbers of train and val, for what is calibrated on the one and must hold
-        on the other.
+        on the other. A second output `embedding` of the graph that answers is watched for drift.
         """
         raise NotImplementedError
 
