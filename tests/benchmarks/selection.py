@@ -2,6 +2,7 @@
 
     python tests/benchmarks/selection.py                       # every recipe at ten seeds, hours
     python tests/benchmarks/selection.py --seeds 3             # those at the first three
+    python tests/benchmarks/selection.py --parallel 2          # two runs at a time, a thread each
 
 Runs the embedded parts with each recipe at each seed, and random patches at each seed as the
 baseline. Numbers are kept in selection.json beside this file and not measured again (remove the
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +51,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--parallel", type=int, default=1)
     options = parser.parse_args()
     found: Found = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    for name, settings in RECIPES.items():
-        for seed in map(str, range(options.seeds)):
-            own = found.setdefault(name, {})
-            if seed not in own:
-                own[seed] = run(options.storage.absolute(), seed, settings)
-                KEPT.write_text(json.dumps(found, indent=1) + "\n")
-                (HERE / "selection.md").write_text(page(found))
+    missing = [
+        (name, seed)
+        for name in RECIPES
+        for seed in map(str, range(options.seeds))
+        if seed not in found.get(name, {})
+    ]
+    storage = options.storage.absolute()
+    with ThreadPoolExecutor(options.parallel) as pool:
+        runs = {
+            pool.submit(run, storage, seed, RECIPES[name]): (name, seed) for name, seed in missing
+        }
+        for done in as_completed(runs):
+            name, seed = runs[done]
+            found.setdefault(name, {})[seed] = done.result()
+            keep(found)
+
+
+def keep(found: Found) -> None:
+    """Write numbers and table, recipes and seeds in order."""
+    ordered = {name: dict(sorted(found[name].items())) for name in RECIPES if name in found}
+    KEPT.write_text(json.dumps(ordered, indent=1) + "\n")
+    (HERE / "selection.md").write_text(page(ordered))
 
 
 def run(storage: Path, seed: str, settings: tuple[str, ...]) -> dict[str, Metrics]:
