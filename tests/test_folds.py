@@ -17,17 +17,31 @@ def test_choices_are_distinct_and_hold_out_all_values_evenly(num: int, data: st.
     values = [f"v{i}" for i in range(num)]
     size = data.draw(st.integers(1, num - 1))
     wanted = data.draw(st.integers(1, comb(num, size)))
-    found = choices(values, size, wanted, seed=data.draw(st.integers(0, 5)))
-    assert len(set(found)) == len(found) == wanted
-    assert all(len(set(trained)) == size for trained in found)
-    held = Counter(v for trained in found for v in set(values) - set(trained))
-    assert sum(held.values()) == wanted * (num - size)
-    if wanted * (num - size) <= num:  # one round: nothing twice
-        assert max(held.values()) == 1
+    seeds = data.draw(st.integers(1, 4))
+    drawn = choices(values, size, wanted, seeds)
+    assert len(drawn) == seeds
+    for found in drawn:
+        assert len(set(found)) == len(found) == wanted
+        assert all(len(set(trained)) == size for trained in found)
+    held = Counter(v for found in drawn for trained in found for v in set(values) - set(trained))
+    assert sum(held.values()) == seeds * wanted * (num - size)
+    if wanted == 1:  # a choice a seed: none in the way of another, and as even as can be
+        assert max(held.values()) - min(held[value] for value in values) <= 1
+
+
+def test_the_default_sweep_tests_every_design_at_every_size() -> None:
+    designs = [f"d{i}" for i in range(9)]
+    for size in (1, 3, 6):
+        found = [trained for seed in choices(designs, size, 2, 2) for trained in seed]
+        assert set.union(*(set(designs) - set(trained) for trained in found)) == set(designs)
+
+
+def test_more_seeds_leave_the_draws_of_the_first_as_they_were() -> None:
+    assert choices("abcdefg", 3, 2, 5)[:2] == choices("abcdefg", 3, 2, 2)
 
 
 def test_no_number_wanted_means_all_there_are() -> None:
-    assert choices("abc", 2, 0, 0) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert choices("abc", 2, 0, 2) == [[("a", "b"), ("a", "c"), ("b", "c")]] * 2
 
 
 def planted(right: dict[tuple[str, str], float], seeds: int = 2) -> Rows:

@@ -47,9 +47,9 @@ class FoldLaunch(Launch):
     leave_out: int = 1
     """Values held out of each fold where --train-on is not given."""
     choices: int = 0
-    """Choices of values drawn for each number and seed; 0: all there are."""
+    """Choices of values drawn for each number and seed, evenly over all seeds; 0: all there are."""
     seeds: int = 1
-    """Seeds of training and of the draw of choices."""
+    """Seeds of training, each with choices of its own."""
     settings: tuple[str, ...] = ()
     """What to compare: SETTING=A|B, several are combined; none: the task and its baselines."""
     parallel: int = 0

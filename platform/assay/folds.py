@@ -13,6 +13,7 @@ all values are tested about equally often, and every setting sees the same folds
 """
 
 import itertools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +22,16 @@ from assay.data.manifest import Manifest
 from assay.errors import ConfigError
 from assay.task import TaskConfig
 
+Trained = tuple[str, ...]
+"""Values that a fold trains on."""
+
 
 @dataclass(frozen=True)
 class Fold:
     """One training: on which values, by which setting and seed."""
 
     setting: str
-    trained: tuple[str, ...]
+    trained: Trained
     tested: tuple[str, ...]
     seed: int
     config: TaskConfig
@@ -45,28 +49,34 @@ class Fold:
         return f"{self.setting} {side} {', '.join(few)}, seed {self.seed}"
 
 
-def choices(values: Sequence[str], num: int, wanted: int, seed: int) -> list[tuple[str, ...]]:
-    """Sets of `num` values to train on: all of them, or `wanted` that test all values evenly.
+def choices(values: Sequence[str], num: int, wanted: int, seeds: int) -> list[list[Trained]]:
+    """For each seed, sets of `num` values to train on: all of them, or `wanted` that are drawn.
 
-    What was held out least often until then is held out next; the seed decides between equals.
+    What was held out least often until then, over all seeds, is held out next; chance decides
+    between equals. More seeds leave the draws of the first as they were.
     """
-    every = list(itertools.combinations(sorted(values), num))
-    if not wanted or wanted >= len(every):
-        return every
-    rng, counts = random.Random(seed), dict.fromkeys(sorted(values), 0)
-    found: list[tuple[str, ...]] = []
-    while len(found) < wanted:
-        order = sorted(counts, key=lambda value: (counts[value], rng.random()))
-        held = order[: len(values) - num]
-        trained = tuple(sorted(set(values) - set(held)))
-        if trained in found:  # even counts leave few choices: any other will do
-            held = rng.sample(sorted(values), len(values) - num)
-            trained = tuple(sorted(set(values) - set(held)))
-        if trained not in found:
-            found.append(trained)
-            for value in held:
-                counts[value] += 1
-    return found
+    values = sorted(values)
+    if not wanted or wanted >= math.comb(len(values), num):
+        return [list(itertools.combinations(values, num))] * seeds
+    rng, counts = random.Random(0), dict.fromkeys(values, 0)
+    drawn: list[list[Trained]] = []
+    for _ in range(seeds):
+        found: list[Trained] = []
+        while len(found) < wanted:
+            order = sorted(counts, key=lambda value: (counts[value], rng.random()))
+            held = order[: len(values) - num]
+            if _without(values, held) in found:  # even counts leave few choices: any other will do
+                held = rng.sample(values, len(values) - num)
+            if _without(values, held) not in found:
+                found.append(_without(values, held))
+                for value in held:
+                    counts[value] += 1
+        drawn.append(found)
+    return drawn
+
+
+def _without(values: Sequence[str], held: Sequence[str]) -> Trained:
+    return tuple(value for value in values if value not in held)
 
 
 def plan(
@@ -103,10 +113,11 @@ def _folds(
     wanted: int,
     seeds: int,
 ) -> Iterator[Fold]:
+    drawn = {size: choices(values, size, wanted, seeds) for size in sizes}
     # the sizes in turn: a sweep that is looked at early has something of each
     for seed in range(seeds):
         for size in reversed(sizes):
-            for trained in choices(values, size, wanted, seed):
+            for trained in drawn[size][seed]:
                 tested = tuple(v for v in values if v not in trained)
                 for name, config in settings.items():
                     yield Fold(
