@@ -103,6 +103,7 @@ class Segment(Task):
         if config.model.mode == "net":
             self.net = create_network(config.model, len(classes))
             self.net.to(memory_format=torch.channels_last)
+            _try_sides(self.net, config)
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
@@ -301,7 +302,10 @@ class Segment(Task):
         """Logits, and the encoder's deepest features, averaged over each tile."""
         kept: list[Tensor] = []
         encoder = cast(nn.Module, self.net.encoder)
-        hook = encoder.register_forward_hook(lambda _, __, found: kept.append(found[-1]))
+        # of transformers (dpt) the encoder gives prefix tokens beside the feature maps
+        hook = encoder.register_forward_hook(
+            lambda _, __, found: kept.append((found[0] if isinstance(found, tuple) else found)[-1])
+        )
         logits = self.net(tiles)
         hook.remove()
         return logits, kept[0].mean((2, 3))
@@ -379,10 +383,29 @@ def create_network(config: SegmentModelConfig, num_classes: int) -> nn.Module:
             f"The weights of {config.encoder} are not on this machine and the hub cannot be reached ({type(error).__name__}); "
             "use --model.weights FILE or --model.weights none."
         ) from None
-    nn.init.constant_(cast(Any, net).segmentation_head[0].bias, math.log(PRIOR / (1 - PRIOR)))
+    head = cast(Any, net).segmentation_head
+    last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
+    nn.init.constant_(cast(Tensor, last.bias), math.log(PRIOR / (1 - PRIOR)))
     if config.weights not in ("none", "hub"):
         load_weights(cast(Any, net).encoder, config.encoder, Path(config.weights))
     return normalise_layers(net, config.norm)
+
+
+@torch.no_grad()
+def _try_sides(net: nn.Module, config: SegmentConfig) -> None:
+    """Some encoders take one size alone, and say so only when they run."""
+    net.eval()
+    for name, side in (
+        ("crops.crop-px", config.crops.crop_px),
+        ("tiles.tile-px", config.tiles.tile_px),
+    ):
+        try:
+            net(torch.zeros(1, 3, side, side))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"{config.model.arch} with {config.model.encoder} does not take {name} {side} ({str(error).splitlines()[0][:120]}); give another size, or another --model.norm."
+            ) from None
+    net.train()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
@@ -16,7 +17,7 @@ from assay.data.split import draw_split
 from assay.data.store import Store
 from assay.errors import ConfigError, MaskError, SplitError
 from assay.main import main
-from assay.task import Samples, TaskSource, load_task
+from assay.task import Samples, TaskConfig, TaskSource, load_task
 
 SCRIPT = Path(__file__).parents[1] / "tasks" / "segment.py"
 TASK = load_task(TaskSource.read(SCRIPT))
@@ -207,12 +208,35 @@ def test_a_network_that_does_not_exist_is_refused(arch, encoder):
         TASK(replace(SMOKE, model=config), ["a"], Pixels(Store(""), []))
 
 
-@pytest.mark.parametrize("arch", ["fpn", "unetplusplus", "deeplabv3plus"])
-def test_other_architectures_are_taken_by_name(arch):
-    config = replace(SMOKE.model, arch=arch, decoder_channels=(), norm="group")
-    task = TASK(replace(SMOKE, model=config), ["a"], Pixels(Store(""), [])).eval()
-    assert task._run(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in task.modules())
+def of_arch(arch: str, encoder: str, side: int) -> TaskConfig:
+    """Settings with another network, crops and tiles of one side."""
+    model = replace(SMOKE.model, arch=arch, encoder=encoder, decoder_channels=(), norm="group")
+    crops, tiles = replace(SMOKE.crops, crop_px=side), replace(SMOKE.tiles, tile_px=side)
+    return replace(SMOKE, model=model, crops=crops, tiles=tiles)
+
+
+@pytest.mark.parametrize("arch", [*smp.MODEL_ARCHITECTURES_MAPPING])
+def test_every_architecture_is_taken_by_name(arch):
+    """Each starts at its prior of rare pixels, and describes a tile beside answering for it."""
+    side = {"dpt": 224, "pan": 256}.get(arch, 64)
+    encoder = "tu-vit_tiny_patch16_224" if arch == "dpt" else SMOKE.model.encoder
+    config = of_arch(arch, encoder, side)
+    if arch == "pan":  # pools to one pixel, of which groups of one channel have no deviation
+        config = replace(config, model=replace(config.model, norm="batch"))
+    task = TASK(config, ["a"], Pixels(Store(""), [])).eval()
+    tile = torch.zeros(1, 3, side, side)
+    logits, embedding = task._described(tile)
+    assert torch.equal(logits, task._run(tile))
+    assert logits.shape == (1, 1, side, side)
+    assert embedding.shape == (1, embedding.numel())
+    head = [m for m in task.net.segmentation_head.modules() if isinstance(m, nn.Conv2d)][-1]
+    assert head.bias.sigmoid().tolist() == pytest.approx([0.01])
+    assert arch == "pan" or not any(isinstance(m, nn.BatchNorm2d) for m in task.modules())
+
+
+def test_a_size_that_the_encoder_does_not_take_is_refused():
+    with pytest.raises(ConfigError, match=r"does not take crops\.crop-px 128"):
+        TASK(of_arch("dpt", "tu-vit_tiny_patch16_224", 128), ["a"], Pixels(Store(""), []))
 
 
 def test_the_heuristic_answers_by_its_rule(tmp_path):
