@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -141,22 +142,23 @@ def lit_rows(task: str, folder: Path, image: bytes) -> list[list[str]]:
         process.wait()
 
 
-def tell(config: ServeConfig, task: str, **fields: Any) -> None:
-    """Deploy another `user_config` of a task, and wait until it is in force."""
-    wanted = configuration(config, cluster.applications())
-    for app in wanted["applications"]:
-        if app["name"] == task:
-            app["deployments"][0]["user_config"] |= fields
-    cluster.deploy(wanted)
+def tell(config: ServeConfig, **fields: Any) -> None:
+    """Deploy all tasks with other settings of an application, and wait until they are in force."""
+    other = replace(config, app=replace(config.app, **fields))
+    front, *_ = configuration(config)["applications"]
+    wanted = configuration(other)
+    cluster.deploy(wanted | {"applications": [front, *wanted["applications"][1:]]})
     time.sleep(1)
     cluster.wait()
 
 
 def service_rows(config: ServeConfig, task: str, image: bytes) -> list[list[str]]:
     rows = []
-    for batch in (4, 1):
-        tell(config, task, batch=batch)
-        name = f"Assay, 2 replicas, {'batches of up to 4' if batch == 4 else 'no batches'}"
+    for batch in (1, 4):
+        tell(config, batch=batch)
+        name = (
+            f"Assay, 2 replicas, {'batches of up to 4' if batch == 4 else 'no batches (default)'}"
+        )
         path = f"/v1/{task}?mask=none"
         rows += [
             [task, name, str(n), *load(config.port, path, image, "image/png", n)] for n in CLIENTS
@@ -253,7 +255,7 @@ def all_rows(
         cluster.wait()
         for task, image in images.items():
             yield from service_rows(config, task, image)
-        tell(config, "segment", variant="int8", batch=4)
+        tell(config, variant="int8")
         asked = load(config.port, "/v1/segment?mask=none", images["segment"], "image/png", 8)
         yield ["segment", "Assay, int8", "8", *asked]
 
