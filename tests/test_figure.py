@@ -177,3 +177,11 @@ def test_a_large_figure_stays_small():
         for i, c in enumerate(classes)
     }
     assert len(svg.draw(Figure(title="t", kind="matrix", series=rows))) < 60_000
+
+
+@pytest.mark.parametrize(("num", "shown"), [(4, {"1.00", "0.25"}), (13, {"1", ".25"})])
+def test_numbers_of_narrow_cells_do_not_touch(num: int, shown: set[str]) -> None:
+    columns = [f"c{i}" for i in range(num)]
+    series = {"row": Series(x=columns, y=[1.0, 0.25] * (num // 2) + [1.0] * (num % 2))}
+    root = parsed(Figure(title="t", kind="matrix", series=series))
+    assert {e.text for e in root.iter() if e.get("class") == "in"} == shown

@@ -210,6 +210,8 @@ def _cells(figure: Figure, confusion: bool, left: Number, top: Number, side: Num
             own.append(f"M{_at(x, y)}h{edge}v{edge}h-{edge}z")
             if side >= 19:
                 shown = f"{value:.0f}" if counts else f"{value:.2f}"
+                if side < 27 and not counts:  # four characters would touch the next cell's
+                    shown = shown.removeprefix("0").removesuffix(".00")
                 middle = side / 2 - 0.5
                 labels.append(_label(x + middle, y + middle + 4, shown, "middle", "in"))
     return [
