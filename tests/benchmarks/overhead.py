@@ -1,6 +1,6 @@
 """What does a trial of a search cost over the same training as a plain run?
 
-    python tests/benchmarks/overhead.py                     # writes overhead.md; about 5 minutes
+    python tests/benchmarks/overhead.py                     # writes overhead.md; about 8 minutes
 
 The same training (learning rates within 1 %, one thread) as a plain run in the process that was
 called, as a plain run on Ray, and as a trial of a search, one at a time. A trial's share of the

@@ -121,7 +121,8 @@ def page(found: Found) -> str:
     return "\n\n".join([
         f"Embedded parts, unseen designs: {accuracy['num']:.0f} images of {accuracy['num_groups']:.0f} parts a seed, one thread a run. "
         f"A scorer has found the signal where at least {FOUND:.0%} of its patches lie on it; ahead is a seed "
-        "whose accuracy is at least 10 points above random patches, with disjoint 95 % intervals over parts.",
+        "whose accuracy is at least 10 points above random patches, with disjoint 95 % intervals over parts; "
+        "each recipe is compared with random patches trained by its own settings, of which the default's are shown.",
         table(["recipe", "found", "ahead", "patches on signal, mean (least)", "accuracy, mean (least)"], rows),
         "Every seed, accuracy on unseen designs (patches on signal); a dash is not run:",
         table(["recipe", *seeds], every),

@@ -219,7 +219,7 @@ def rollover(
         thread.join()
     said = ", ".join(f"{status}: {n}" for status, n in statuses.items())
     return [
-        f"{num} requests of 8 clients (with retries) under two promotions and two killed replicas: {said}; {len(versions)} versions answered. "
+        f"{num} requests of 8 clients (with retries), without batches, under two promotions and two killed replicas: {said}; {len(versions)} versions answered. "
         f"From the promotion to the first answer by the new bundle: {', '.join(f'{s:.1f} s' for s in lives)}; the registry is looked into every 2 s."
     ]
 
@@ -270,7 +270,7 @@ def main() -> None:
     for run in runs.values():
         promote(registry, run.folder / "bundle", run.predictions(), "champion")
     os.environ["ASSAY_TOKEN"] = ""
-    app = ApplicationConfig(cpus=0.5, min_replicas=2, max_replicas=2, queue=128)
+    app = ApplicationConfig(cpus=0.5, min_replicas=2, max_replicas=2, queue=128, batch=1)
     config = ServeConfig(registry=registry.place, port=free_port(), open=True, app=app)
     rows = sorted(all_rows(config, runs, images), key=lambda row: row[0])
     with cluster.cluster(config) as address:
