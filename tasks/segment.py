@@ -207,7 +207,7 @@ class Segment(Task):
         """Levels (classes h w) of every pixel of a row's image."""
         entry = self.pixels[row]
         if self.config.model.mode == "heuristic":
-            return rule_levels(entry.levels[0], self.config.masks, len(self.classes))
+            return rule_levels(entry.pixels, self.config.masks, len(self.classes))
 
         def network(normalised: np.ndarray) -> np.ndarray:
             moved = torch.from_numpy(normalised).to(self.device)
@@ -264,7 +264,7 @@ class Segment(Task):
         """The layer; the answer and the heuristic over it, against the mask that is judged by."""
         kind = "truth" if "truth" in pixels.masks else "label"
         image = pixels[row].cut((0, 0, *pixels[row].size[::-1]))
-        rule, _ = make(pixels[row].levels[0], config.masks)
+        rule, _ = make(pixels[row].pixels, config.masks)
         marks = {"answer": answer().mask, "heuristic": rule.astype(np.uint8)}
         return overlay.panels(image, np.asarray(pixels.mask(row, kind)), marks)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import shutil
@@ -12,13 +13,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tifffile
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import nn
 
-from assay.bundle import Bundle, quantized_share, seal
-from assay.data.entry import Entry
+from assay.bundle import Bundle, quantized_share, read, seal
+from assay.data.entry import Entry, pyramid
 from assay.data.patches import Canvas, PatchConfig, cell_corners
 from assay.decide import Decision
 from assay.errors import BundleError, ImageError
@@ -407,6 +409,34 @@ def test_several_images_are_answered_as_each_alone_and_a_bad_one_harms_none(
         assert together.probs == pytest.approx(alone.probs, abs=1e-6)
         assert np.array_equal(together.boxes, alone.boxes)
         assert np.allclose(together.attn, alone.attn, atol=1e-6)
+
+
+def test_a_tile_that_is_found_damaged_late_is_its_own_images_error(tmp_path, images):
+    """Tiles are decoded when patches are cut, after the images of a batch were opened."""
+    write_graphs(tmp_path)
+    card = card_of()
+    card["pipeline"]["patches"]["image_px"] = 512
+    opened = seal(tmp_path, card, images[0])
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        for number, level in enumerate(pyramid(pixels)):
+            out.write(level, tile=(32, 32), photometric="rgb", compression="zlib", subfiletype=min(number, 1))  # fmt: skip
+    content = file.getvalue()
+    (answer,) = opened.predict_each([content])
+    assert np.array_equal(answer.boxes, opened.predict_each([Entry.of(pixels)])[0].boxes)
+    assert answer.probs == opened.predict_each([Entry.of(pixels)])[0].probs
+    damaged, opening = bytearray(content), Entry.read(content).levels[0]
+    for tile in set(range(256)) - set(opening.held):
+        start, num = opening.offsets[tile], opening.counts[tile]
+        damaged[start : start + num] = b"\xff" * num
+    assert isinstance(read(bytes(damaged)), Entry)
+    first, none, last = opened.predict_each([content, bytes(damaged), images[1]])
+    assert isinstance(none, ImageError)
+    assert first.probs == answer.probs
+    assert last.probs == pytest.approx(opened.predict(images[1]).probs, abs=1e-6)
+    with pytest.raises(ImageError, match="cannot be read"):
+        opened.predict(bytes(damaged))
 
 
 def test_views_of_one_part_are_judged_by_their_mean_logits_and_its_set_holds_theirs(sealed, images):

@@ -12,7 +12,6 @@ import pytest
 
 from assay import gallery
 from assay.data.duplicates import NearDuplicate
-from assay.data.entry import Entry
 from assay.data.manifest import Manifest
 from assay.data.pixels import Pixels
 from assay.data.store import Store
@@ -183,19 +182,6 @@ def test_near_duplicates_are_kept_as_pairs_the_nearest_first(tmp_path):
     assert all(
         (tmp_path / "samples" / p[key]).exists() for p in found for key in ("image", "twin_image")
     )
-
-
-def test_a_thumbnail_is_a_mean_of_the_image_in_its_colours():
-    image = np.zeros((1000, 2000, 3), dtype=np.uint8)
-    image[:, :1000] = (200, 100, 50)
-    small = gallery.thumbnail(Entry.of(image))
-    assert small.shape == (240, 480, 3)
-    assert small[:, :230].reshape(-1, 3).mean(0) == pytest.approx([200, 100, 50], abs=1)
-    assert small[:, 250:].max() == 0
-
-
-def test_a_small_image_is_not_enlarged():
-    assert gallery.thumbnail(Entry.of(np.zeros((30, 50, 3), dtype=np.uint8))).shape == (30, 50, 3)
 
 
 def test_a_kept_image_has_its_colours():

@@ -266,7 +266,7 @@ class Segmenter:
             return np.asarray(logits)
 
         if self.graph is None:
-            levels = rule_levels(entry.levels[0], self.masks, len(self.classes))
+            levels = rule_levels(entry.pixels, self.masks, len(self.classes))
         else:
             levels = tiles.level_map(entry, network, len(self.classes), self.tiles)
         embedding = np.mean(described, axis=0) if described else None

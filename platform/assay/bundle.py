@@ -20,7 +20,6 @@ from typing import Any, Literal, TypeAlias
 import onnxruntime
 
 from assay.answer import KINDS, Answer, MaskAnswer, Verdict
-from assay.data import image
 from assay.data.entry import SUFFIX, Entry, open_entry
 from assay.errors import BundleError, ImageError, StoreError
 
@@ -133,9 +132,14 @@ class Bundle:
     def predict_each(self, sources: Sequence[Path | bytes | Entry | ImageError]) -> list[Any]:
         """Answer for several images at once; in the place of an answer stands why there is none."""
         entries = [read(source) for source in sources]
-        whole = [entry for entry in entries if isinstance(entry, Entry)]
-        answers = iter(self._answerer.predict(whole) if whole else [])
+        answers = iter(self._answers([entry for entry in entries if isinstance(entry, Entry)]))
         return [next(answers) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def _answers(self, entries: Sequence[Entry]) -> list[Any]:
+        try:
+            return list(self._answerer.predict(entries)) if entries else []
+        except ImageError as error:  # a tile that was looked at is damaged
+            return [error] if len(entries) == 1 else [self._answers([one])[0] for one in entries]
 
     def together(self, views: Sequence[Any]) -> Verdict | None:
         """What answers for several views of one part say together; nothing where they are masks."""
@@ -153,7 +157,7 @@ def read(source: Path | bytes | Entry | ImageError) -> Entry | ImageError:
     try:
         if isinstance(source, Path) and source.suffix == SUFFIX:
             return open_entry(source)
-        return Entry.of(image.read(source))
+        return Entry.read(source)
     except (ImageError, StoreError) as error:
         return ImageError(str(error))
 

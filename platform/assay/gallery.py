@@ -31,7 +31,6 @@ from assay.data.pixels import Pixels
 from assay.decide import Decision
 from assay.loop import write_json
 from assay.predictions import class_names, domain_columns, logits_of, scores_of
-from assay.shapes import UInt8
 
 NUM_ERRORS, NUM_EXAMPLES, NUM_NEAR = 8, 6, 6
 SIDE_PX = 480
@@ -170,7 +169,7 @@ def _shown(
 
 
 def _keep(samples: Path, entry: Entry, boxes: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
-    small = thumbnail(entry)
+    small = entry.small(SIDE_PX)
     height, width = small.shape[:2]
     name = _write(samples, small, MAX_BYTES)
     scale = width / entry.size[1], height / entry.size[0]
@@ -188,19 +187,6 @@ def _write(samples: Path, pixels: np.ndarray, most: int) -> str:
         hidden.write_bytes(data)
         hidden.rename(path)
     return name
-
-
-def thumbnail(entry: Entry) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in small, from the coarsest level that is still large enough."""
-    height, width = entry.size
-    scale = min(1.0, SIDE_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    enough = [
-        i for i, x in enumerate(entry.levels) if x.shape[1] >= size[0] and x.shape[0] >= size[1]
-    ]
-    level = enough[-1]
-    pixels = entry.cut((0, 0, entry.levels[level].shape[1], entry.levels[level].shape[0]), level)
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 def _jpeg(pixels: np.ndarray, most: int) -> bytes:

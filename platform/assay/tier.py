@@ -159,7 +159,7 @@ class Resident:
         if not windows or None in windows:
             return None
         if row not in self.held:
-            pixels = np.array(to_uint8(np.asarray(canvas.entry.levels[0])))
+            pixels = np.array(to_uint8(canvas.entry.pixels))
             self.held[row] = torch.from_numpy(pixels).to(device)
         image = self.held[row]
         return torch.stack([_window(image, *window, side) for window in windows if window])

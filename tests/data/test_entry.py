@@ -370,3 +370,19 @@ def test_a_signature_turns_with_the_image(number):
     )
     assert (moved != turned(bits)).sum() <= 2
     assert 80 < bits.sum() < 176
+
+
+# The image in small
+
+
+def test_in_small_an_image_is_a_mean_in_its_colours():
+    image = np.zeros((1000, 2000, 3), dtype=np.uint8)
+    image[:, :1000] = (200, 100, 50)
+    small = Entry.of(image).small(480)
+    assert small.shape == (240, 480, 3)
+    assert small[:, :230].reshape(-1, 3).mean(0) == pytest.approx([200, 100, 50], abs=1)
+    assert small[:, 250:].max() == 0
+
+
+def test_a_small_image_is_not_enlarged():
+    assert Entry.of(np.zeros((30, 50, 3), dtype=np.uint8)).small(480).shape == (30, 50, 3)

@@ -158,7 +158,7 @@ def test_an_overlay_shows_where_it_looked(registry, pictures):
     for task in ("parts", "layers"):
         opened = Bundle(registry.fetch(registry.holder(task, "champion")))
         answer = opened.predict(pictures[0])
-        drawn = offline.drawn(pixels, answer)
+        drawn = offline.drawn(read(pictures[0]), answer)
         changed = (drawn != pixels).any(2)
         expected = answer.mask > 0 if task == "layers" else np.zeros(pixels.shape[:2], bool)
         if task == "parts":  # the whole image, outlined

@@ -73,7 +73,7 @@ def draw_crop(
         centre = inside[rng.integers(len(inside))] + rng.uniform(-side / 4, side / 4, 2)
     most = np.maximum((height - side, width - side), 0)
     top, left = np.clip(centre - side / 2, 0, most).astype(int).tolist()
-    image = to_uint8(cut_inside(pixels[row].levels[0], left, top, side))
+    image = to_uint8(cut_inside(pixels[row].pixels, left, top, side))
     own = cut_inside(mask, left, top, side)
     change = _changes(config)
     change.set_random_seed(int(rng.integers(1 << 31)))

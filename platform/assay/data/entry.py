@@ -16,23 +16,25 @@ compressed or not, by tests/benchmarks/formats.md.
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import cv2
 import numpy as np
 
-from assay.data import augment, image, photometric
+from assay.data import augment, image, photometric, tiff
 from assay.errors import StoreError
-from assay.shapes import Float64, UInt8
+from assay.shapes import Float64, Shaped, UInt8
 
 MAGIC = b"ASSAYPX1"
 SMALLEST_LEVEL = 64
 SUFFIX = ".pixels"
 MASK = "-mask"
 """Ends the key of a mask."""
+Level: TypeAlias = np.ndarray | tiff.TiledPage
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,37 @@ class Clahe:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: pyramid levels (memory-mapped, or in memory) and statistics in [0, 1]."""
+    """One image: pyramid levels (memory-mapped, in memory, or read on demand) and statistics in [0, 1]."""
 
-    levels: list[np.ndarray]
+    levels: list[Level]
     mean: np.ndarray
     std: np.ndarray
     signature: bytes
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> "Entry":
-        """The entry of decoded pixels, as the store would hold it."""
-        levels = pyramid(pixels)
+        """The entry of decoded pixels."""
+        return cls._of_levels([*pyramid(pixels)])
+
+    @classmethod
+    def read(cls, source: image.Source) -> "Entry":
+        """The entry of an image file, as the store would hold it.
+
+        Of a tiled TIFF that has overviews these are its levels, and a tile is decoded when it is
+        first looked at.
+
+        Raises:
+            ImageError: as `image.read`; what is found damaged later raises it where it is cut.
+        """
+        pages = tiff.pyramid(source, 2 * SMALLEST_LEVEL)
+        if not pages:
+            return cls.of(image.read(source))
+        return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))])
+
+    @classmethod
+    def _of_levels(cls, levels: list[Level]) -> "Entry":
         mean, std = statistics(levels)
-        return cls(levels, mean, std, signature(image.to_uint8(levels[-1])))
+        return cls(levels, mean, std, signature(image.to_uint8(np.asarray(levels[-1]))))
 
     @classmethod
     def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "Entry":
@@ -66,9 +86,26 @@ class Entry:
         return cls([values[..., None]], np.zeros(3), np.zeros(3), bytes(32))
 
     @property
+    def pixels(self) -> Shaped[np.ndarray, "h w c"]:
+        """The whole image, or the mask."""
+        return np.asarray(self.levels[0])
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.levels[0].shape[0], self.levels[0].shape[1]
+
+    def small(self, most: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image with its longer side brought down to `most` pixels, by area mean.
+
+        Made from the coarsest level that is still large enough.
+        """
+        height, width = self.size
+        scale = min(1.0, most / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        *_, pixels = (x for x in self.levels if x.shape[1] >= size[0] and x.shape[0] >= size[1])
+        whole = image.to_uint8(np.asarray(pixels))
+        return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
 
     def cut(
         self, box: tuple[int, int, int, int], level: int = 0, clahe: Clahe | None = None
@@ -200,10 +237,10 @@ def pyramid(level: np.ndarray) -> list[np.ndarray]:
     return levels
 
 
-def statistics(levels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def statistics(levels: Sequence[Level]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel in [0, 1], from the last level of at least 256 pixels."""
     overview = next((x for x in reversed(levels) if min(x.shape[:2]) >= 256), levels[0])
-    mean, std = cv2.meanStdDev(image.to_uint8(overview))
+    mean, std = cv2.meanStdDev(image.to_uint8(np.asarray(overview)))
     return mean[:, 0] / 255, std[:, 0] / 255
 
 

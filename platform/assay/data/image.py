@@ -44,20 +44,22 @@ _PLUGINS: dict[bytes, type[ImageFile]] = {
     b"MM\0*": TiffImageFile,
     b"RIFF": WebPImageFile,
 }
-_DAMAGE = (
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
+    OverflowError,
     struct.error,
     Image.DecompressionBombError,
     cv2.error,
 )
+"""What decoders raise at a damaged file."""
 _ORIENTATION_TAG = 274
 _BITS_PER_SAMPLE_TAG = 258
 
 
-def read(source: Source, *, max_pixels: int = MAX_PIXELS) -> Rgb:
+def read(source: Source, *, max_pixels: int = MAX_PIXELS, called: str = "") -> Rgb:
     """Decode an image to RGB, upright by its EXIF orientation.
 
     Grey is repeated in the three channels, an alpha channel or a transparent palette entry is
@@ -68,11 +70,12 @@ def read(source: Source, *, max_pixels: int = MAX_PIXELS) -> Rgb:
     Args:
         source: Path of the file, or its bytes.
         max_pixels: Height times width above which the file is refused before decoding.
+        called: What an error calls it, instead of its path.
 
     Raises:
         ImageError: The file is missing, of another format, truncated, damaged or too large.
     """
-    with _opened(source, max_pixels) as (file, image):
+    with _opened(source, max_pixels, called) as (file, image):
         orientation = _orientation(image, file)
         return _upright(_decode(image, file), orientation)
 
@@ -131,12 +134,23 @@ def write_whole(path: Path, content: bytes) -> None:
 _TO_UINT8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
+def name(source: Source) -> str:
+    """What errors call an image."""
+    return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+
+
+def stream(source: Source) -> File:
+    """The bytes of an image; an OSError comes through."""
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
 @contextmanager
-def _opened(source: Source, max_pixels: int | None) -> Iterator[tuple[File, ImageFile]]:
+def _opened(
+    source: Source, max_pixels: int | None, called: str = ""
+) -> Iterator[tuple[File, ImageFile]]:
     """Open a file behind its header; whatever goes wrong until the end names the file."""
-    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        with stream(source) as file:
             image = _plugin(file)(file)
             width, height = image.size
             if max_pixels is not None and width * height > max_pixels:
@@ -145,9 +159,9 @@ def _opened(source: Source, max_pixels: int | None) -> Iterator[tuple[File, Imag
                     f"{max_pixels}; raise the limit if the file is to be trusted"
                 )
             yield file, image
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(
-            f"Image {name} cannot be read: {error or type(error).__name__}."
+            f"Image {called or name(source)} cannot be read: {error or type(error).__name__}."
         ) from error
 
 

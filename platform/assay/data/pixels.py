@@ -33,7 +33,7 @@ class Pixels:
 
     def mask(self, row: int, kind: str) -> UInt8[np.ndarray, "h w"]:
         """A row's mask of one kind: 0, or the number of a class, for every pixel."""
-        return self._entry(self.masks[kind][row]).levels[0][..., 0]
+        return self._entry(self.masks[kind][row]).pixels[..., 0]
 
     def _entry(self, content: str) -> Entry:
         found = self._open.get(content)

@@ -92,7 +92,7 @@ class Store:
         if content.endswith(MASK):
             entry = Entry.of_mask(image.read_plane(source, "index"))
         else:
-            entry = Entry.of(image.read(source))
+            entry = Entry.read(source)
         try:
             if not self.is_folder:
                 self._make_room(sum(level.nbytes for level in entry.levels))

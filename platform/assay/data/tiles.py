@@ -122,7 +122,7 @@ def outlined(
 def _logits(
     entry: Entry, network: Network, top: int, lefts: Sequence[int], side: int
 ) -> Float[np.ndarray, "n classes side side"]:
-    tiles = np.stack([to_uint8(cut_inside(entry.levels[0], left, top, side)) for left in lefts])
+    tiles = np.stack([to_uint8(cut_inside(entry.pixels, left, top, side)) for left in lefts])
     return network(normalise(tiles, entry.mean, np.maximum(entry.std, 1 / 255)))
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from assay.bundle import Bundle, Provider, Variant, read
 from assay.data import image
-from assay.data.entry import Entry
 from assay.drift import Drift
 from assay.errors import AssayError, ImageError
 from assay.registry import ALIASES, Alias, Record, Registry
@@ -167,7 +166,9 @@ def _look(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
             return [error]
         return [_look(bundle, [content])[0] for content in images]
     return [
-        (answer, entry.size, entry.levels[-1]) if isinstance(entry, Entry) else entry
+        answer
+        if isinstance(answer, ImageError) or isinstance(entry, ImageError)
+        else (answer, entry.size, entry.levels[-1])
         for answer, entry in zip(answers, entries, strict=True)
     ]
 

@@ -31,10 +31,11 @@ import ray.data
 from assay.answer import Answer
 from assay.bundle import Bundle, Variant, read
 from assay.data import image
-from assay.data.entry import MASK, SUFFIX
+from assay.data.entry import MASK, SUFFIX, Entry
 from assay.errors import BundleError, ImageError, ManifestError
 from assay.overlay import FALSE, STRENGTH
 from assay.serving.reply import view_of
+from assay.shapes import UInt8
 from assay.telemetry import progress_bar
 
 CHUNK = 32
@@ -149,36 +150,48 @@ def _judge(
     bundle = _opened(folder, variant)
     rows = []
     for number, name in enumerate(chunk["images"], chunk["start"]):
-        entry = read(Path(name))
-        (answer,) = bundle.predict_each([entry])
-        if isinstance(entry, ImageError):
-            rows.append({"image": name, "error": str(entry)})
-            continue
-        view = view_of(answer, entry.size, "none").model_dump()
-        rows.append({"image": name, "error": ""} | view)
-        if isinstance(answer, Answer):
-            rows[-1]["logits"] = answer.logits.tolist()
-        else:
-            image.write_png(out / "masks" / f"{number:06d}.png", answer.mask)
-        if overlays:
-            image.write_png(out / "overlays" / f"{number:06d}.png", drawn(entry.levels[0], answer))
+        try:
+            row = _judge_one(bundle, out, overlays, number, Path(name))
+        except ImageError as error:
+            row = {"error": str(error)}
+        rows.append({"image": name} | row)
     image.write_whole(Path(chunk["file"]), json.dumps(rows).encode())
     return {"num": len(rows)}
 
 
-def drawn(pixels: np.ndarray, answer: Any) -> np.ndarray:
+def _judge_one(
+    bundle: Bundle, out: Path, overlays: bool, number: int, path: Path
+) -> dict[str, Any]:
+    """One image's row; its mask and overlay are written.
+
+    Raises:
+        ImageError: the image, or a part of it that was looked at, cannot be read.
+    """
+    entry = read(path)
+    (answer,) = bundle.predict_each([entry])
+    if isinstance(entry, ImageError) or isinstance(answer, ImageError):
+        raise answer
+    row: dict[str, Any] = {"error": ""} | view_of(answer, entry.size, "none").model_dump()
+    if isinstance(answer, Answer):
+        row["logits"] = answer.logits.tolist()
+    else:
+        image.write_png(out / "masks" / f"{number:06d}.png", answer.mask)
+    if overlays:
+        image.write_png(out / "overlays" / f"{number:06d}.png", drawn(entry, answer))
+    return row
+
+
+def drawn(entry: Entry, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
     """An image with its patches outlined, the more attention the thicker, or its mask in colour."""
-    height, width = pixels.shape[:2]
-    scale = min(1.0, OVERLAY_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(image.to_uint8(pixels), size, interpolation=cv2.INTER_AREA)
+    small = entry.small(OVERLAY_PX)
     if hasattr(answer, "mask"):
         # a defect of one pixel stays in sight
         marked = (answer.mask > 0).astype(np.float32)
-        touched = cv2.resize(marked, size, interpolation=cv2.INTER_AREA) > 0
+        touched = cv2.resize(marked, small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
         small[touched] = (1 - STRENGTH) * small[touched] + STRENGTH * np.array(FALSE)
         return small
-    for box, share in zip(answer.boxes * scale, answer.attn, strict=True):
+    scale = np.divide(small.shape[1::-1], entry.size[::-1])
+    for box, share in zip(answer.boxes * np.tile(scale, 2), answer.attn, strict=True):
         x0, y0, x1, y1 = np.rint(box).astype(int).tolist()
         thick = 1 + round(4 * float(share / answer.attn.max()))
         cv2.rectangle(small, (x0, y0), (x1, y1), FALSE, thick)
