@@ -1,9 +1,8 @@
 """Ray Serve: one front for the contract, one application per task that has a champion.
 
     front      HTTP, the token, limits; hands images to the task's application, again if its
-               replica dies
+               replica dies; looks into the registry every few seconds and deploys what changed
     <task>     replicas that hold the task's bundles; own scaling, batches and queue
-    follow     beside the front: looks into the registry every few seconds and deploys what changed
 
 A promotion is deployed as another `user_config`: replicas open the new bundle beside the present
 one, verify it, and swap. The only file that imports ray.serve.
@@ -76,18 +75,35 @@ class Replica:
 
 
 class Front:
-    """The contract, in front of the tasks' applications."""
+    """The contract, in front of the tasks' applications, which it keeps at what the registry says."""
 
-    def __init__(self, values: dict[str, Any], follow: Any) -> None:
-        self.config, self.follow = from_dict(ServeConfig, values), follow
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.config = from_dict(ServeConfig, values)
         self.names: list[str] = []
+        self.following: asyncio.Task[None] | None = None
         self.handles: dict[str, DeploymentHandle[Any]] = {}
         self.meters = FrontMeters()
         self.kept = Uncertain() if self.config.keep_uncertain else None
 
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take note of the tasks."""
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take note of the tasks, and begin to follow the registry."""
         self.names = config["tasks"]
+        if self.following is None:
+            self.following = asyncio.create_task(self._follow(config["every_s"]))
+
+    async def _follow(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await asyncio.to_thread(self._look)
+            except Exception:  # a registry or controller out of reach is no reason to give up
+                logger.exception("The registry cannot be followed for now")
+
+    def _look(self) -> None:
+        present = applications()
+        wanted = configuration(self.config, present)
+        if _said(wanted["applications"]) != _said(present):
+            deploy(wanted)
 
     def __serve_build_asgi_app__(self) -> Guard:
         """The application that Ray Serve runs."""
@@ -147,32 +163,6 @@ class Front:
         self.meters.count(task, status, seconds)
 
 
-class Follow:
-    """Keeps the cluster at what the registry says."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.config = from_dict(ServeConfig, values)
-
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Begin to follow."""
-        self.every_s = config["every_s"]
-        self.task = asyncio.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self.every_s)
-            try:
-                await asyncio.to_thread(self._look)
-            except Exception:  # a registry or controller out of reach is no reason to give up
-                logger.exception("The registry cannot be followed for now")
-
-    def _look(self) -> None:
-        present = applications()
-        wanted = configuration(self.config, present)
-        if _said(wanted["applications"]) != _said(present):
-            deploy(wanted)
-
-
 def _said(apps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a promotion may change: which tasks there are, and what their replicas are told."""
     return {app["name"]: [one["user_config"] for one in app["deployments"]] for app in apps}
@@ -180,8 +170,7 @@ def _said(apps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def front(args: dict[str, Any]) -> serve.Application:
     """Build the application of the front."""
-    following = serve.deployment(name="follow")(Follow).bind(args["config"])
-    return serve.deployment(name="front")(serve.ingress()(Front)).bind(args["config"], following)
+    return serve.deployment(name="front")(serve.ingress()(Front)).bind(args["config"])
 
 
 def task(args: dict[str, Any]) -> serve.Application:

@@ -117,8 +117,7 @@ def configuration(config: ServeConfig, present: Iterable[Mapping[str, Any]] = ()
         "name": "front", "route_prefix": "/", "import_path": "assay.serving.cluster:front",
         "args": {"config": to_dict(config)},
         "deployments": [
-            {"name": "front", "user_config": {"tasks": tasks}} | light,
-            {"name": "follow", "user_config": {"every_s": FOLLOW_S}} | light,
+            {"name": "front", "user_config": {"tasks": tasks, "every_s": FOLLOW_S}} | light,
         ],
     }  # fmt: skip
     return {
