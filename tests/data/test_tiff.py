@@ -69,6 +69,7 @@ KINDS = {
     "inverted grey": (PIXELS[..., 0], {"photometric": "miniswhite"}),
     "rgb 16": (deep(PIXELS), {}),
     "grey 16": (deep(PIXELS[..., 0]), {"photometric": "minisblack"}),
+    "cmyk": (np.dstack([255 - PIXELS, PIXELS[..., :1] // 4]), {"photometric": "separated"}),
     "alpha": (np.dstack([PIXELS, 255 - PIXELS[..., :1]]), {"extrasamples": ["unassalpha"]}),
 }
 CODECS = [{}, {"compression": "lzw"}, FEW, {"compression": "zstd"}, {"compression": "packbits"}]
@@ -95,6 +96,49 @@ def test_whatever_it_holds_its_parts_are_those_of_the_whole(kind, codec, below, 
     np.testing.assert_array_equal(np.asarray(pages[0]), whole)
     overview = image.read(written(levels_of(pixels)[1:2], order=order, **codec, **options))
     np.testing.assert_array_equal(np.asarray(pages[1]), overview)
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 2)])
+def test_of_lossy_tiles_too_the_parts_are_those_of_the_whole(subsampling):
+    """Colours are upsampled within a tile; smooth enough, overviews are still means."""
+    smooth = cv2.GaussianBlur(picture(), (0, 0), 6)
+    lossy = {"compression": "jpeg", "compressionargs": {"level": 98, "subsampling": subsampling}}
+    content = written(levels_of(smooth), **lossy)
+    pages = tiff.pyramid(content, 128)
+    assert len(pages) == 2  # that of an overview is less smooth
+    whole = image.read(content)
+    np.testing.assert_array_equal(pages[0][100:300, 50:333], whole[100:300, 50:333])
+    np.testing.assert_array_equal(np.asarray(pages[0]), whole)
+
+
+def test_large_tiles_are_decoded_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(tiff, "PIXELS_PER_DECODE", 3 * TILE * TILE)
+    most = []
+    own = tiff.TiledPage._decoded
+    monkeypatch.setattr(
+        tiff.TiledPage, "_decoded", lambda self, tiles: most.append(len(tiles)) or own(self, tiles)
+    )
+    np.testing.assert_array_equal(Entry.read(FILE).pixels, PIXELS)
+    assert max(most) == 3
+
+
+def test_a_file_that_is_gone_is_an_image_error(tmp_path):
+    path = tmp_path / "part.tif"
+    path.write_bytes(FILE)
+    entry = Entry.read(path)
+    path.unlink()
+    with pytest.raises(ImageError, match=r"part\.tif cannot be read: No such file"):
+        _ = entry.pixels
+
+
+def test_tiles_of_no_size_are_left():
+    with tifffile.TiffFile(io.BytesIO(FILE)) as file:
+        place = file.pages[0].tags["TileWidth"].valueoffset
+    content = bytearray(FILE)
+    content[place : place + 2] = bytes(2)
+    assert tiff.pyramid(bytes(content), 128) == []
+    with pytest.raises(ImageError, match="cannot be read"):
+        Entry.read(bytes(content))
 
 
 def test_tiles_are_decoded_where_they_are_looked_at_and_once(monkeypatch):

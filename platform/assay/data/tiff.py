@@ -26,7 +26,8 @@ MOST_PAGES, MOST_TAGS = 32, 256
 """What is beyond is damage."""
 MOST_TILE_PIXELS = 4096 * 4096
 """Larger tiles save nothing."""
-TILES_PER_DECODE = 64
+PIXELS_PER_DECODE = 64 * 256 * 256
+"""Tiles are decoded together up to so many."""
 PROBES = (0.25, 0.5, 0.75)
 """Where an overview is compared with what it is of: shares of both sides."""
 PROBE_PX = 64
@@ -63,7 +64,7 @@ def pyramid(source: image.Source, until: int) -> list["TiledPage"]:
                 break
             if _halves(tags, pages[-1]) and _is_mean(page := TiledPage(source, tags), pages[-1]):
                 pages.append(page)
-    except (*image.DAMAGE, ImageError, KeyError, TypeError):
+    except (*image.DAMAGE, ImageError, LookupError, TypeError):
         return []
     return pages if len(pages) > 1 else []
 
@@ -84,12 +85,16 @@ class TiledPage:
         self.source, self.tags = source, tags
         height, width = int(tags[_HEIGHT]), int(tags[_WIDTH])
         self.tile = int(tags[_TILE_HEIGHT]), int(tags[_TILE_WIDTH])
-        self.grid = -(-height // self.tile[0]), -(-width // self.tile[1])
         self.offsets, self.counts = tags[_OFFSETS], tags[_COUNTS]
         if (
             height * width > image.MAX_PIXELS
-            or self.tile[0] * self.tile[1] > MOST_TILE_PIXELS
-            or (tags.get(_PLANES, 1), tags.get(_ORIENTATION, 1)) != (1, 1)
+            or min(self.tile) < 1
+            or math.prod(self.tile) > MOST_TILE_PIXELS
+        ):
+            raise ValueError("its tiles are none, or save nothing")
+        self.grid = -(-height // self.tile[0]), -(-width // self.tile[1])
+        if (
+            (tags.get(_PLANES, 1), tags.get(_ORIENTATION, 1)) != (1, 1)
             or not len(self.offsets) == len(self.counts) == math.prod(self.grid)
             or min(self.counts) < 1
             or max(np.add(self.offsets, self.counts)) > _length(source)
@@ -138,20 +143,25 @@ class TiledPage:
     def _hold(self, tiles: list[int]) -> None:
         """Decode those tiles that were not decoded yet."""
         missing = [tile for tile in tiles if tile not in self.held]
-        for start in range(0, len(missing), TILES_PER_DECODE):
-            some = missing[start : start + TILES_PER_DECODE]
+        together = max(1, PIXELS_PER_DECODE // math.prod(self.tile))
+        for start in range(0, len(missing), together):
+            some = missing[start : start + together]
             self.held |= zip(some, self._decoded(some), strict=True)
 
     def _decoded(self, tiles: list[int]) -> Shaped[np.ndarray, "n h w 3"]:
         """Tiles by number, read as one column of a TIFF."""
         content, offsets, counts = bytearray(8), [], []
-        with image.stream(self.source) as file:
-            order = file.read(2)
-            for tile in tiles:
-                file.seek(self.offsets[tile])
-                offsets.append(len(content))
-                counts.append(self.counts[tile])
-                content += file.read(self.counts[tile]) + bytes(self.counts[tile] % 2)
+        try:
+            with image.stream(self.source) as file:
+                order = file.read(2)
+                for tile in tiles:
+                    file.seek(self.offsets[tile])
+                    offsets.append(len(content))
+                    counts.append(self.counts[tile])
+                    content += file.read(self.counts[tile]) + bytes(self.counts[tile] % 2)
+        except OSError as error:
+            name = image.name(self.source)
+            raise ImageError(f"Image {name} cannot be read: {error.strerror}.") from error
         column = Directory(prefix=order)
         for tag in (tag for tag in _DECODING if tag in self.tags):
             column.tagtype[tag] = self.tags.tagtype[tag]
