@@ -87,13 +87,13 @@ class Front:
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Take note of the tasks, and begin to follow the registry."""
-        self.names = config["tasks"]
+        self.names, self.every_s = config["tasks"], config["every_s"]
         if self.following is None:
-            self.following = asyncio.create_task(self._follow(config["every_s"]))
+            self.following = asyncio.create_task(self._follow())
 
-    async def _follow(self, every_s: float) -> None:
+    async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(self.every_s)
             try:
                 await asyncio.to_thread(self._look)
             except Exception:  # a registry or controller out of reach is no reason to give up

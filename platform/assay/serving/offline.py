@@ -172,12 +172,12 @@ def _judge_one(
     if isinstance(entry, ImageError) or isinstance(answer, ImageError):
         raise answer
     row: dict[str, Any] = {"error": ""} | view_of(answer, entry.size, "none").model_dump()
+    if overlays:  # before the mask: what it finds damaged is no answered image
+        image.write_png(out / "overlays" / f"{number:06d}.png", drawn(entry, answer))
     if isinstance(answer, Answer):
         row["logits"] = answer.logits.tolist()
     else:
         image.write_png(out / "masks" / f"{number:06d}.png", answer.mask)
-    if overlays:
-        image.write_png(out / "overlays" / f"{number:06d}.png", drawn(entry, answer))
     return row
 
 
