@@ -8,7 +8,7 @@ Begun again, it runs only what is missing.
 
 from pathlib import Path
 
-from assay.fold_sweep import FoldLaunch, main
+from assay.sweep.generalize import FoldLaunch, main
 
 TASK = Path(__file__).parents[1] / "tasks" / "fingerprint.py"
 

@@ -9,7 +9,7 @@ Begun again with more trials, the study goes on; `optuna-dashboard` opens its op
 
 from pathlib import Path
 
-from assay.search_sweep import SearchLaunch, main
+from assay.sweep.search import SearchLaunch, main
 
 TASK = Path(__file__).parents[1] / "tasks" / "fingerprint.py"
 

@@ -20,28 +20,31 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
+from assay.cli.task import main
 from assay.config import fingerprint, to_dict
-from assay.data import augment, synthetic
-from assay.data.augment import AugmentConfig
-from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.patches import (
-    Canvas,
-    PatchConfig,
-    blank_mask,
-    cell_corners,
+from assay.data.images.pixels import Pixels
+from assay.data.inputs import augment
+from assay.data.inputs.augment import AugmentConfig
+from assay.data.inputs.cells import (
     informative_cells,
     iterative_cells,
     lattice_cells,
     overview_seed,
     tile_cells,
 )
-from assay.data.photometric import EPS
-from assay.data.pixels import Pixels
+from assay.data.inputs.patches import Canvas, PatchConfig, blank_mask, cell_corners
+from assay.data.inputs.photometric import EPS
+from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.split import SplitConfig
+from assay.data.synthetic.parts import (
+    UNSEEN_DESIGNS,
+    PartsConfig,
+    draw_parts,
+    read_zones,
+    zone_hits,
+)
 from assay.errors import ConfigError
-from assay.estimate import Estimate, interval
-from assay.main import main
-from assay.monitor import Limit
+from assay.metrics.estimate import Estimate, interval
 from assay.nn.aggregate import TransformerAggregator
 from assay.nn.backbone import create_backbone, create_head
 from assay.nn.export import write_graph
@@ -56,7 +59,8 @@ from assay.nn.topk import (
     score_function_loss,
 )
 from assay.space import Float, Space
-from assay.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
+from assay.train.monitor import Limit
+from assay.train.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
 
 PATTERNS = (
     "{label}/{design}/Device_{device}_Print_{print}_{view}",
@@ -145,7 +149,7 @@ class FingerprintConfig(TaskConfig):
     patches: PatchConfig = field(default_factory=PatchConfig)
     augment: AugmentConfig = field(default_factory=lambda: augment.PRESETS["readme"])
     model: ModelConfig = field(default_factory=ModelConfig)
-    parts: synthetic.PartsConfig = field(default_factory=synthetic.PartsConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
     """The embedded parts, drawn where data.root is not given."""
 
 
@@ -216,7 +220,7 @@ class Fingerprint(Task):
         """The embedded demo (default), its short form for CI, all nine designs alike for sweeps, and the
         reference's three recipes."""
         demo = FingerprintConfig(
-            split=SplitConfig(unseen_domain="design", unseen=synthetic.UNSEEN_DESIGNS),
+            split=SplitConfig(unseen_domain="design", unseen=UNSEEN_DESIGNS),
             patches=PatchConfig(
                 image_px=512, overview_px=128, patch_px=48, clahe_clip=0.0, bright=0.3
             ),
@@ -256,7 +260,7 @@ class Fingerprint(Task):
         data = config.data
         if data.root is None:
             folder = embedded_folder(config, storage)
-            synthetic.draw_parts(folder, config.parts)
+            draw_parts(folder, config.parts)
             data = replace(data, root=folder)
         return read_manifest(data, storage / "hashes.sqlite")
 
@@ -586,7 +590,7 @@ class Fingerprint(Task):
         found: dict[str, dict[str, Estimate]] = {}
         zones = None
         if config.data.root is None:
-            zones = synthetic.read_zones(embedded_folder(config, storage))
+            zones = read_zones(embedded_folder(config, storage))
         for name in sorted(set(predictions["split"].to_pylist())):
             own = predictions.filter(pc.field("split") == name)
             group = np.array(own["group"].to_pylist())
@@ -594,7 +598,7 @@ class Fingerprint(Task):
             if zones is not None:
                 boxes = [np.array(b).reshape(-1, 4) for b in own["boxes"].to_pylist()]
                 pairs = zip(own["id"].to_pylist(), boxes, strict=True)
-                hits = [synthetic.zone_hits(zones[i], b).mean() for i, b in pairs]
+                hits = [zone_hits(zones[i], b).mean() for i, b in pairs]
                 found[name]["patches_on_signal"] = interval(np.array(hits), group)
         return Findings(metrics=found)
 

@@ -20,26 +20,32 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from assay import overlay, quantize, segmentation
+from assay.bundle import quantize
+from assay.bundle.quantize import QuantizeConfig
+from assay.cli.task import main
 from assay.config import fingerprint, to_dict
-from assay.data import layers, masks, powder_bed, tiles
-from assay.data.crops import CropConfig, draw_crop
-from assay.data.heuristic import MaskConfig, make, rule_levels
+from assay.data import layers
+from assay.data.images.pixels import Pixels
+from assay.data.inputs import tiles
+from assay.data.inputs.crops import CropConfig, draw_crop
+from assay.data.inputs.photometric import EPS
+from assay.data.inputs.tiles import TileConfig
 from assay.data.layers import LayerConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.photometric import EPS
-from assay.data.pixels import Pixels
+from assay.data.masks import overlay
+from assay.data.masks.prepare import prepare
+from assay.data.masks.rules import MaskConfig, make, rule_levels
 from assay.data.split import SplitConfig
-from assay.data.tiles import TileConfig
+from assay.data.synthetic import powder_bed
 from assay.errors import ConfigError, QuantizeError
-from assay.main import main
-from assay.monitor import Limit
+from assay.metrics import masks
+from assay.metrics.scores.masks import component_columns, look, pixel_columns
 from assay.nn.backbone import load_weights, normalise_layers
 from assay.nn.export import GraphModule, write_graph
 from assay.nn.mask_loss import MaskLoss, mask_loss
 from assay.nn.optim import OptimConfig
-from assay.quantize import QuantizeConfig
-from assay.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
+from assay.train.monitor import Limit
+from assay.train.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
 
 INT8 = "segment_int8"
 PRIOR = 0.01
@@ -147,7 +153,7 @@ class Segment(Task):
         made = {}
         for kind, rule in rules.items():
             drawn = storage / "masks" / f"{kind}-{fingerprint([str(data.root), to_dict(rule)])}"
-            made[kind] = masks.prepare(images, root, rule, drawn)
+            made[kind] = prepare(images, root, rule, drawn)
         return manifest.with_masks(made, config.masks.classes, storage / "hashes.sqlite")
 
     @classmethod
@@ -218,11 +224,11 @@ class Segment(Task):
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Pixels inside and outside each mask, by their level."""
-        return self._columns(batch, segmentation.pixel_columns)
+        return self._columns(batch, pixel_columns)
 
     def examine(self, batch: Batch) -> dict[str, Tensor]:
         """Components found and false alarms, by threshold."""
-        return self._columns(batch, segmentation.component_columns)
+        return self._columns(batch, component_columns)
 
     def _columns(
         self, batch: Batch, count: Callable[[np.ndarray, np.ndarray, str], dict[str, np.ndarray]]
@@ -239,7 +245,7 @@ class Segment(Task):
     @classmethod
     def look(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
         """Micro IoU on val at the best threshold, by the masks that training learns from; NLL per pixel."""
-        return segmentation.look(columns, len(config.masks.classes))
+        return look(columns, len(config.masks.classes))
 
     @classmethod
     def score(
@@ -247,14 +253,14 @@ class Segment(Task):
     ) -> pa.Table:
         """IoU of each layer, at thresholds that val chose."""
         if fitted is not None:
-            return segmentation.score(predictions, segmentation.thresholds_of(fitted))
+            return masks.score(predictions, masks.thresholds_of(fitted))
         num, least = len(config.masks.classes), config.decide.pixel_recall
-        return segmentation.score(predictions, segmentation.fit_thresholds(predictions, num, least))
+        return masks.score(predictions, masks.fit_thresholds(predictions, num, least))
 
     @classmethod
     def judge(cls, config: SegmentConfig, predictions: pa.Table, storage: Path) -> Findings:
         """Pixels, layers, components, false alarms, calibration."""
-        metrics, figures = segmentation.findings(predictions, config.masks.classes)
+        metrics, figures = masks.findings(predictions, config.masks.classes)
         return Findings(metrics=metrics, figures=figures)
 
     @classmethod
@@ -323,7 +329,7 @@ class Segment(Task):
     def _iou(self, rows: np.ndarray) -> float:
         columns = self.predict({"row": rows})
         arrays = {name: values.numpy() for name, values in columns.items()}
-        return segmentation.look(arrays, len(self.classes))["iou"]
+        return look(arrays, len(self.classes))["iou"]
 
     def _calibration(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Tiles of training layers, evenly chosen."""

@@ -80,7 +80,7 @@ def _save(path: Path, nodes: list, feed: str, ends: dict[str, list], constants: 
 def make_bundle() -> Callable[..., Path]:
     """Makes a sealed bundle: of a class, by each channel's largest value (its embedding) plus a bias
     of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
-    from assay.bundle import seal
+    from assay.bundle.seal import seal
 
     def make(folder: Path, task: str = "parts", bias: float = 0.0) -> Path:
         folder.mkdir(parents=True)

@@ -17,24 +17,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from assay import bundle, checkpoint, run, workers
-from assay.bundle import Bundle
+from assay.bundle import seal
+from assay.bundle.bundle import Bundle
+from assay.cli.task import main
 from assay.config import fingerprint, from_dict, to_dict
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
+from assay.data.inputs.photometric import normalise
 from assay.data.manifest import Manifest
 from assay.data.order import Step, entry_keys
-from assay.data.patches import Canvas, PatchConfig, cell_corners
-from assay.data.photometric import normalise
-from assay.data.pixels import Pixels
 from assay.data.split import Split, draw_split
-from assay.data.store import Store
-from assay.data.tiles import to_levels, to_mask
-from assay.decide import Decision
-from assay.loop import Loop, load_best
-from assay.main import main
+from assay.experiment import resources
+from assay.levels import to_levels, to_mask
+from assay.metrics.decide import Decision
+from assay.metrics.scores.masks import pixel_columns
 from assay.nn.optim import build_optimizer
-from assay.run import Job
-from assay.segmentation import pixel_columns
-from assay.task import Batch, Samples, Task, TaskConfig, TaskSource, load_task
+from assay.train import checkpoint
+from assay.train.loop import Loop, load_best
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Batch, Samples, Task, TaskConfig
+from assay.train.worker import Job, work
 
 FILES = sorted((Path(__file__).parents[1] / "tasks").glob("*.py"))
 SIZES = {"train": 8, "val": 5}
@@ -101,7 +104,7 @@ def system(request, tmp_path_factory) -> System:
 def trained(system, tmp_path_factory) -> Path:
     """A run of the system that nothing disturbed."""
     job = system.job(tmp_path_factory.mktemp("run") / "trained")
-    assert run.work(job, job.stream()).done
+    assert work(job, job.stream()).done
     return job.folder
 
 
@@ -128,7 +131,7 @@ def shipped(system, best, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     pipeline = best.export(folder, {name: system.split.rows(name) for name in ("train", "val")})
     card = {"classes": system.manifest.classes, "pipeline": pipeline} | DECIDED[pipeline["kind"]]
-    bundle.seal(folder, card, Path(golden_image(system)))
+    seal.seal(folder, card, Path(golden_image(system)))
     return folder
 
 
@@ -186,7 +189,7 @@ def test_help_shows_every_setting(system, capsys, monkeypatch):
         main(str(script), ["--help"])
     assert not ended.value.code
     shown = capsys.readouterr().out
-    options = [*options_of(system.task.Config), *options_of(workers.Where)]
+    options = [*options_of(system.task.Config), *options_of(resources.Where)]
     assert len(options) > 30
     for option in options:
         assert f"{option} " in shown or f"{option}," in shown, option
@@ -306,8 +309,8 @@ def test_a_resumed_run_equals_one_never_stopped(system, trained, tmp_path, stop)
             yield batch
 
     with pytest.raises(ConnectionError):
-        run.work(job, breaking)
-    assert run.work(job, job.stream()).done
+        work(job, breaking)
+    assert work(job, job.stream()).done
     expected = load_file(trained / "best" / "weights.safetensors")
     found = load_file(job.folder / "best" / "weights.safetensors")
     for name, tensor in expected.items():
@@ -387,7 +390,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
-from assay.bundle import Bundle
+from assay.bundle.bundle import Bundle
 opened = Bundle(Path(sys.argv[1]))
 answers = [opened.predict(Path(image)) for image in sys.argv[2:]]
 strangers = {m.partition(".")[0] for m in sys.modules} & {"torch", "ray", "timm", "jaxtyping"}

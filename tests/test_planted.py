@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from assay import run
 from assay.errors import RunError
-from assay.loop import Loop
-from assay.monitor import (
+from assay.nn.optim import Multiplier, set_rates
+from assay.train.loop import Loop
+from assay.train.monitor import (
     CONSTANT_LOOKS,
     EXPLODED_UPDATES,
     LEVEL_UPDATES,
     MAX_WITHOUT_GRADIENT,
     Limit,
 )
-from assay.nn.optim import Multiplier, set_rates
-from assay.task import TaskSource, load_task
+from assay.train.source import TaskSource, load_task
+from assay.train.worker import work
 
 TASK = load_task(TaskSource.read(Path(__file__).with_name("toy.py")))
 toy = sys.modules[TASK.__module__]
@@ -51,7 +51,7 @@ def test_a_sound_task_meets_nothing(tmp_path):
         assert watched(loop_of(tmp_path / str(len(optim)), config)) == []
     assert watched(loop_of(tmp_path / "brief", config_of(train={"epochs": 1}))) == []
     job = toy.make_job(tmp_path / "run", config_of())
-    assert run.work(job, job.stream()).done
+    assert work(job, job.stream()).done
     assert not (job.folder / "run.json").exists()
     assert '"warning"' not in (job.folder / "metrics.jsonl").read_text()
 
@@ -187,7 +187,7 @@ def test_a_schedule_in_updates_that_steps_by_epoch_stops_at_its_top(tmp_path, mo
     def per_epoch(optimizer, config, prefixes, progress):
         return set_rates(optimizer, config, prefixes, int(progress * 4) / 20)
 
-    monkeypatch.setattr("assay.loop.set_rates", per_epoch)
+    monkeypatch.setattr("assay.train.loop.set_rates", per_epoch)
     loop = loop_of(tmp_path, config_of())
     with pytest.raises(RunError, match=r"0\.1 times --optim\.lr at update 7 of 20, where.*highest"):
         loop.fit()
@@ -196,7 +196,7 @@ def test_a_schedule_in_updates_that_steps_by_epoch_stops_at_its_top(tmp_path, mo
 
 @pytest.mark.parametrize(
     ("plant", "factor", "place"),
-    [("assay.nn.optim.lr_factor", 0.5, "highest"), ("assay.loop.set_rates", 1, "lowest")],
+    [("assay.nn.optim.lr_factor", 0.5, "highest"), ("assay.train.loop.set_rates", 1, "lowest")],
 )
 def test_a_schedule_that_never_steps_stops(tmp_path, monkeypatch, plant, factor, place):
     """004: ExponentialLR that a typing error left unused; rates that never reach the optimiser."""
@@ -400,7 +400,7 @@ def test_a_warning_is_kept_in_the_run_and_in_its_metrics_once(tmp_path):
     """Also where the run was resumed after the warning."""
     job = toy.make_job(tmp_path, config_of(rests_until=2.0), checkpoint_steps=19)
     for _ in range(2):
-        assert run.work(job, job.stream()).done
+        assert work(job, job.stream()).done
         shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")
     (kept,) = json.loads((tmp_path / "run.json").read_text())["warnings"]
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from assay.bundle import Bundle
-from assay.fold_sweep import FoldLaunch
-from assay.main import parse, parse_with
-from assay.search_sweep import SearchLaunch
-from assay.task import TaskSource, load_task
+from assay.bundle.bundle import Bundle
+from assay.experiment.options import parse, parse_with
+from assay.sweep.generalize import FoldLaunch
+from assay.sweep.search import SearchLaunch
+from assay.train.source import TaskSource, load_task
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

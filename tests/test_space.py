@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay import space_file
 from assay.errors import ConfigError
-from assay.space import Choice, Float, Int, changed, check, draw, grid, merged, parse, value_of
-from assay.task import TaskSource, load_task
+from assay.space import Choice, Float, Int, changed, draw, grid, value_of
+from assay.sweep import space_file
+from assay.sweep.space_text import check, merged, parse
+from assay.train.source import TaskSource, load_task
 
 CONFIG = load_task(TaskSource.read(Path(__file__).with_name("toy.py"))).Config()
 NUMBERS = st.floats(1e-6, 1e6, allow_nan=False)

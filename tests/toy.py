@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from assay.config import to_dict
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
 from assay.data.manifest import Manifest
 from assay.data.order import Step
-from assay.data.pixels import Pixels
 from assay.data.split import Split
-from assay.data.store import Store
-from assay.loop import Loop
 from assay.nn.optim import Multiplier, OptimConfig
-from assay.run import Job
-from assay.task import Batch, Samples, Stream, Task, TaskConfig, TaskSource, TrainConfig
+from assay.train.batches import Stream
+from assay.train.loop import Loop
+from assay.train.source import TaskSource
+from assay.train.task import Batch, Samples, Task, TaskConfig, TrainConfig
+from assay.train.worker import Job
 
 SIZES = {"train": 21, "val": 7, "test": 5}
 CLASSES = ("a", "b", "c")

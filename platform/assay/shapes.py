@@ -30,6 +30,7 @@ except ModuleNotFoundError:
     Bool = Float = Float32 = Float64 = Int = Int32 = Int64 = Real = _Unchecked  # type: ignore
     Shaped = UInt8 = UInt16 = UInt64 = _Unchecked  # type: ignore
 
+
 __all__ = [
     "Bool",
     "Float",

@@ -16,9 +16,9 @@ import pyarrow as pa
 import ray
 from bench import local_ray, peak_mb, photo, table, write
 
+from assay.data.images.store import Store
 from assay.data.manifest import Manifest
-from assay.data.store import Store
-from assay.ingest import fill
+from assay.experiment.fill import fill
 
 SIZE, NUM_FILES, NUM_IMAGES, LARGEST = 5100, 8, 200, 20_000
 

@@ -17,15 +17,16 @@ import torch
 from bench import table, write
 from torch import Tensor
 
+from assay.cli.task import experiment
 from assay.config import to_dict
-from assay.data.pixels import Pixels
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
 from assay.data.split import draw_split
-from assay.data.store import Store
-from assay.loop import load_best
-from assay.main import experiment
+from assay.experiment.resources import Where
 from assay.nn.topk import draw_noise, hard_topk, perturbed_topk, score_function_loss
-from assay.task import Samples, Task, TaskSource, load_task
-from assay.workers import Where
+from assay.train.loop import load_best
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Samples, Task
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 NUM_IMAGES, NUM_DRAWS, NUM_NOISE, REFERENCE = 6, 8, 500, 100_000

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from assay import estimate
-from assay.estimate import interval
+from assay.metrics import estimate
+from assay.metrics.estimate import interval
 
 HERE = Path(__file__).parent
 NUM_GROUPS = (20, 60, 200)

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 
-from assay.data import image, synthetic
+from assay.data.images import decode
+from assay.data.synthetic import parts
 
 SEEDS = (0, 1, 2)
 HERE = Path(__file__).parent
@@ -81,18 +82,18 @@ def figure(folder: Path, storage: Path) -> np.ndarray:
     for row in pq.read_table(folder / "predictions.parquet").to_pylist():
         if row["split"].startswith("test"):
             chosen.setdefault(row["domain.design"], row)
-    order = [*synthetic.SEEN_DESIGNS, *synthetic.UNSEEN_DESIGNS]
+    order = [*parts.SEEN_DESIGNS, *parts.UNSEEN_DESIGNS]
     tiles = [tile(chosen[design], Path(split[chosen[design]["id"]]["image"])) for design in order]
     return np.concatenate([np.concatenate(tiles[i : i + 3], 1) for i in (0, 3, 6)])
 
 
 def tile(row: dict[str, Any], path: Path) -> np.ndarray:
     """One image with its patches, 320 pixels a side."""
-    pixels = image.to_uint8(image.read(path)).copy()
+    pixels = decode.to_uint8(decode.read(path)).copy()
     root = path.parents[2]
-    zones = synthetic.read_zones(root)[row["id"]]
+    zones = parts.read_zones(root)[row["id"]]
     boxes = np.array(row["boxes"]).reshape(-1, 4)
-    for box, hit in zip(boxes.astype(int), synthetic.zone_hits(zones, boxes), strict=True):
+    for box, hit in zip(boxes.astype(int), parts.zone_hits(zones, boxes), strict=True):
         colour = (40, 230, 60) if hit else (240, 50, 40)
         cv2.rectangle(pixels, box[:2].tolist(), box[2:].tolist(), colour, 3)
     label = row["domain.design"]

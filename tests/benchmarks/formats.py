@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bench import photo, seconds, table, write
 
-from assay.data.entry import Entry, open_entry, write_entry
+from assay.data.images.pyramid import Entry, open_entry, write_entry
 
 SIZE, TILE, PATCH, NUM_PATCHES = 5100, 512, 448, 8
 GRID = -(-SIZE // TILE)

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from bench import peak_mb, photo, seconds, table, write
 
-from assay.data.augment import AugmentConfig
-from assay.data.pixels import Pixels
-from assay.data.store import Store
-from assay.task import Samples, TaskSource, load_task
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.data.inputs.augment import AugmentConfig
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Samples
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 SIDES = (1275, 2550, 5100, 10200)

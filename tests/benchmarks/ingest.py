@@ -21,11 +21,11 @@ import torch
 from bench import local_ray, photo, table, write
 from torch.utils.data import DataLoader, Dataset
 
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.data.inputs.patches import Canvas, PatchConfig
 from assay.data.manifest import Manifest
-from assay.data.patches import Canvas, PatchConfig
-from assay.data.pixels import Pixels
-from assay.data.store import Store
-from assay.ingest import fill
+from assay.experiment.fill import fill
 
 SIZE, NUM_IMAGES, PATCH, NUM_PATCHES, TURNS = 5100, 60, 448, 8, 2
 SIZES = PatchConfig(image_px=SIZE, overview_px=850, patch_px=PATCH, clahe_clip=0.0)

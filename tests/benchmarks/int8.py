@@ -21,9 +21,9 @@ import torch
 from bench import table, write
 from torch import Tensor, nn
 
-from assay.data.powder_bed import LayersConfig, draw_layer
+from assay.bundle.quantize import QuantizeConfig, latency, quantize
+from assay.data.synthetic.powder_bed import LayersConfig, draw_layer
 from assay.nn.export import write_graph
-from assay.quantize import QuantizeConfig, latency, quantize
 
 STEPS, BATCH, CROP, SIZE, TURNS = 400, 4, 96, 512, 15
 Answer = Callable[[np.ndarray], np.ndarray]

@@ -11,9 +11,9 @@ from typing import Any
 import litserve
 from starlette.requests import Request
 
-from assay.bundle import Bundle
-from assay.data.image import probe
-from assay.serving.reply import view_of
+from assay.bundle.bundle import Bundle
+from assay.data.images.decode import probe
+from assay.serve.encode import view_of
 
 
 class Api(litserve.LitAPI):

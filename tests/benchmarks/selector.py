@@ -18,8 +18,8 @@ import torch
 from bench import peak_mb, photo, seconds, table, write
 from torch import Tensor
 
-from assay.data.entry import Entry
-from assay.data.patches import EPS, Canvas, PatchConfig, cell_corners
+from assay.data.images.pyramid import Entry
+from assay.data.inputs.patches import EPS, Canvas, PatchConfig, cell_corners
 from assay.nn.topk import draw_noise, hard_topk, mix, perturbed_topk
 
 SIZES = PatchConfig(image_px=2550, overview_px=850, patch_px=448, clahe_clip=0.0)

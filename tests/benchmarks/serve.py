@@ -26,14 +26,15 @@ import cv2
 import numpy as np
 import ray
 
-from assay import listing
-from assay.bundle import Bundle
-from assay.data.image import probe
-from assay.registry import Registry, promote
-from assay.serving import cluster
-from assay.serving.client import Client
-from assay.serving.config import ApplicationConfig, ServeConfig, configuration
-from assay.serving.reply import view_of
+from assay.bundle.bundle import Bundle
+from assay.bundle.promotion import promote
+from assay.bundle.registry import Registry
+from assay.data.images.decode import probe
+from assay.runs import listing
+from assay.serve import cluster
+from assay.serve.client import Client
+from assay.serve.config import ApplicationConfig, ServeConfig, configuration
+from assay.serve.encode import view_of
 
 CLIENTS = (1, 8, 32)
 ROUNDS, WARM_S, SECONDS = 3, 2.0, 8.0

@@ -23,11 +23,13 @@ import torch
 from bench import local_ray, photo, table, write
 
 from assay.config import to_dict
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
 from assay.data.order import Step, entry_keys, steps_of
-from assay.data.pixels import Pixels
-from assay.data.store import Store
-from assay.ingest import _recall, ray_stream
-from assay.task import Batch, Samples, Stream, TaskSource, batches, load_task
+from assay.experiment.stream import _recall, ray_stream
+from assay.train.batches import Stream, batches
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Batch, Samples
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
 NUM_IMAGES, NUM_EPOCHS, BATCH = 240, 3, 14

@@ -14,10 +14,10 @@ import numpy as np
 import tifffile
 from bench import peak_mb, photo, seconds, table, write
 
-from assay.data import image
-from assay.data.entry import Entry, pyramid
-from assay.data.patches import Canvas, PatchConfig, cell_corners
-from assay.data.photometric import normalise
+from assay.data.images import decode
+from assay.data.images.pyramid import Entry, pyramid
+from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
+from assay.data.inputs.photometric import normalise
 
 SIZE, GRID, PATCHES, TILE = 5100, 52, 8, 256
 CELLS = np.sort(np.random.default_rng(2).choice(GRID * GRID, PATCHES, replace=False))
@@ -32,7 +32,7 @@ CODECS: dict[str, dict[str, Any]] = {
 
 def whole(file: Path) -> Entry:
     """Everything decoded."""
-    return Entry.of(image.read(file))
+    return Entry.of(decode.read(file))
 
 
 WAYS: dict[str, Callable[[Path], Entry]] = {"whole": whole, "in part": Entry.read}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.duplicates import NEAR_BITS, NearDuplicate, counts, joined, near_duplicates
-from assay.data.entry import Entry
+from assay.data.images.pyramid import Entry
 
 
 def scenes(num, seed, height=180, width=240):

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
-from assay.data.image import read, write_png
+from assay.data.images.decode import read, write_png
 from assay.data.layers import LayerConfig, collect, stack
 from assay.data.manifest import DataConfig, read_manifest
 from assay.errors import ManifestError

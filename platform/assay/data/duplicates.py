@@ -19,6 +19,8 @@ from assay.shapes import Float32, UInt8
 
 NEAR_BITS = 16
 """Two signatures that differ in at most this many of 256 bits count as near-duplicates."""
+
+
 ROWS, TWINS = 256, 2048
 """Rows compared at once (1): eight turns of the first with the second fill a processor's cache."""
 

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from assay.config import Settings
-from assay.data.image import SUFFIXES, Plane, Rgb, read, write_png
-from assay.data.manifest import write_table
+from assay.data.images.decode import SUFFIXES, Plane, Rgb, read, write_png
 from assay.errors import ManifestError
+from assay.files import write_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,16 +20,17 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from assay.config import Settings, fingerprint
-from assay.data.entry import MASK
 from assay.data.hashes import content_hashes
-from assay.data.image import SUFFIXES, write_whole
+from assay.data.images.decode import SUFFIXES
+from assay.data.images.pyramid import MASK
 from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
+
+
 SPLITS = ("train", "val", "test", "test_seen", "test_unseen")
 
 
@@ -298,13 +299,6 @@ def _open_table(path: Path) -> pa.Table:
         raise ManifestError(
             f"{path} cannot be read as a table ({error}); allowed: CSV with a header, or Parquet."
         ) from None
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a CSV table whole or not at all, with its folder; an OSError comes through."""
-    content = pa.BufferOutputStream()
-    pa.csv.write_csv(table, content)
-    write_whole(path, content.getvalue().to_pybytes())
 
 
 def _texts(path: Path, table: pa.Table, column: str) -> list[str | None]:

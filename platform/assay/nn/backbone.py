@@ -26,6 +26,8 @@ from torch.nn.functional import avg_pool2d
 from assay.errors import ConfigError
 
 Norm = Literal["group", "frozen", "sync", "batch"]
+
+
 Head = Literal["linear", "mlp"]
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 MaskLoss = Literal["dice", "bce", "focal", "tversky", "combined"]
+
+
 SMOOTHING = 1.0
 """Pixels."""
 

@@ -21,8 +21,11 @@ from torch import Tensor
 
 Estimator = Literal["masked_loo", "plain", "diagonal"]
 
+
 NOISE_NUMBERS = 1 << 24
 """Numbers of noise held at a time (64 MB), of one image at least."""
+
+
 PATCH_NUMBERS = 1 << 26
 """Numbers of patches held at a time while they are mixed (256 MB), of one cell at least."""
 

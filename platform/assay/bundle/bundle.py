@@ -1,0 +1,191 @@
+"""The bundle: what ships. It opens with numpy, an image decoder and onnxruntime; no torch, no Ray.
+
+    bundle/
+        *.onnx        graphs
+        golden.*      one image, as the data had it
+        bundle.json   input pipeline, classes, decision, metrics with intervals, fingerprints,
+                      SHA-256 of every other file, golden output; written last
+
+A bundle checks its files and repeats its golden output before it says that it is ready.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import onnxruntime
+
+from assay.bundle.answer import Answer, MaskAnswer, Verdict
+from assay.bundle.classify import Classifier
+from assay.bundle.segment import Segmenter
+from assay.data.images.pyramid import SUFFIX, Entry, open_entry
+from assay.errors import BundleError, ImageError, StoreError
+from assay.files import sha256_of
+
+Variant: TypeAlias = Literal["fp32", "int8"]
+
+
+Provider: TypeAlias = Literal["auto", "cuda", "openvino", "cpu"]
+
+
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+"""What onnxruntime calls them; auto takes the first that it has."""
+
+
+SCHEMA = 3
+
+
+TOLERANCE = 1e-3
+"""Largest difference of a probability between the golden output and its repetition."""
+
+
+class Bundle:
+    """An opened bundle; `predict` answers for one image.
+
+    Args:
+        folder: the bundle's directory.
+        verify: repeat the golden output before returning.
+        variant: fp32, or the int8 graphs where the bundle has them.
+        threads: that the graphs may use; 0: all CPUs.
+        provider: what runs the graphs; auto: a GPU or OpenVINO where this onnxruntime has it.
+
+    Raises:
+        BundleError: a file is missing or changed, the schema is another one, or the golden
+            output is not repeated.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        verify: bool = True,
+        variant: Variant = "fp32",
+        threads: int = 0,
+        provider: Provider = "auto",
+    ) -> None:
+        try:
+            self.card: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"{folder} is no bundle ({error}); give a folder that holds bundle.json."
+            ) from None
+        if not isinstance(self.card, dict) or "schema" not in self.card:
+            raise BundleError(f"{folder}/bundle.json is no bundle's card; export the bundle again.")
+        if self.card["schema"] != SCHEMA:
+            remedy = "update Assay" if self.card["schema"] > SCHEMA else "export the bundle again"
+            raise BundleError(
+                f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; {remedy}."
+            )
+        for name, expected in self.card["sha256"].items():
+            if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+                raise BundleError(
+                    f"{folder / name} is missing or was changed after export; export the bundle again."
+                )
+        card = self.card
+        self._start(folder, variant, threads, _providers(provider))
+        if verify:
+            golden = card["golden"]
+            expected = golden["probs"] if variant == "fp32" else golden[variant]
+            self._compare(self.predict(folder / golden["image"]), expected, folder)
+
+    def _start(self, folder: Path, variant: str, threads: int, providers: list[str]) -> None:
+        pipeline = self.card["pipeline"]
+        if pipeline["kind"] not in KINDS:
+            raise BundleError(
+                f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: {', '.join(KINDS)}."
+            )
+        names = {name: name for name in pipeline["graphs"]}
+        if variant != "fp32":
+            if not pipeline.get("int8"):
+                raise BundleError(f"{folder} holds no int8 graph; open its fp32 form.")
+            names = dict(zip(names, pipeline["int8"], strict=True))
+        self.pipeline, self.classes = pipeline, self.card["classes"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.graphs = {
+            name: onnxruntime.InferenceSession(
+                folder / f"{file}.onnx", options, providers=providers
+            )
+            for name, file in names.items()
+        }
+        self._answerer: Any = KINDS[pipeline["kind"]](self.card, self.graphs)
+
+    def _compare(
+        self, answer: Answer | MaskAnswer, expected: dict[str, float], folder: Path
+    ) -> None:
+        found = answer.golden()
+        worst = max(abs(found[name] - value) for name, value in expected.items())
+        if not worst <= TOLERANCE:
+            raise BundleError(
+                f"{folder} does not repeat its golden output (off by {worst:.2g}, allowed {TOLERANCE}); export it again on this machine's onnxruntime."
+            )
+
+    def predict(self, source: Path | bytes) -> Any:
+        """Answer for one image file: an `Answer`, or a `MaskAnswer` where the task draws masks.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        (found,) = self.predict_each([source])
+        if isinstance(found, ImageError):
+            raise found
+        return found
+
+    def predict_each(self, sources: Sequence[Path | bytes | Entry | ImageError]) -> list[Any]:
+        """Answer for several images at once; in the place of an answer stands why there is none."""
+        entries = [read(source) for source in sources]
+        answers = iter(self._answers([entry for entry in entries if isinstance(entry, Entry)]))
+        return [next(answers) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def _answers(self, entries: Sequence[Entry]) -> list[Any]:
+        try:
+            return list(self._answerer.predict(entries)) if entries else []
+        except ImageError as error:  # a tile that was looked at is damaged
+            return [error] if len(entries) == 1 else [self._answers([one])[0] for one in entries]
+
+    def together(self, views: Sequence[Any]) -> Verdict | None:
+        """What answers for several views of one part say together; nothing where they are masks."""
+        found: Verdict | None = self._answerer.together(views)
+        return found
+
+
+def read(source: Path | bytes | Entry | ImageError) -> Entry | ImageError:
+    """Decode an image, unless that was done or tried before; returns why it cannot be read.
+
+    Of a file of the store (.pixels) only what is looked at is read.
+    """
+    if isinstance(source, Entry | ImageError):
+        return source
+    try:
+        if isinstance(source, Path) and source.suffix == SUFFIX:
+            return open_entry(source)
+        return Entry.read(source)
+    except (ImageError, StoreError) as error:
+        return ImageError(str(error))
+
+
+def _providers(provider: Provider) -> list[str]:
+    """What onnxruntime tries in turn.
+
+    Raises:
+        BundleError: it lacks the one that is asked for.
+    """
+    known = onnxruntime.get_available_providers()
+    if provider != "auto" and PROVIDERS[provider] not in known:
+        raise BundleError(
+            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(known)}; install its build for {provider}, or leave the provider to auto."
+        )
+    wanted = PROVIDERS if provider == "auto" else dict.fromkeys((provider, "cpu"))
+    return [PROVIDERS[name] for name in wanted if PROVIDERS[name] in known]
+
+
+KINDS: dict[str, type[Classifier] | type[Segmenter]] = {
+    "patches": Classifier,
+    "overview": Classifier,
+    "tiles": Segmenter,
+}
+"""Input pipelines."""

@@ -1,0 +1,288 @@
+"""From a float graph to one of 8-bit integers that scores as well, or to a refusal.
+
+Static quantization by ONNX Runtime (`tests/benchmarks/int8.md` says why): the weights of each layer
+in 8 bits per output channel, and what a layer reads in 8 bits by the ranges that calibration saw.
+Joins, resizes and pools between layers read 8 bits as well: in float they would cost more time than
+the layers save. Nothing is quantized for its writer's sake, so that a layer that suffers is mended by
+leaving that layer alone in float; the graph's outputs stay float.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from assay.bundle.seal import INT8_SHARE, quantized_share
+from assay.config import Settings
+from assay.errors import ConfigError, QuantizeError
+
+Feed = Mapping[str, np.ndarray]
+
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+BETWEEN = ("Add", "AveragePool", "Concat", "GlobalAveragePool")
+
+
+UNCHANGED = ("MaxPool", "Resize")
+"""Their outputs have the range of their inputs, so they work in 8 bits throughout."""
+
+
+NUM_PROBES = 2
+"""Calibration feeds that sensitivity is measured on."""
+
+
+EXACT_DB = 120.0
+"""Sensitivity of what changes the outputs by less than float32 can tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig(Settings):
+    """Whether a graph of 8-bit integers ships beside the float one, and how it is made."""
+
+    variant: Literal["none", "int8"] = "int8"
+    """int8: quantized after training; none: the float graph alone."""
+    num_calibration: int = 64
+    """Tiles of the training set that set the ranges."""
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """How ranges follow from what calibration saw."""
+    max_drop: float = 0.005
+    """Largest fall of the score on val that is accepted."""
+    max_kept: int = 8
+    """Most layers left in float to win the score back; 0: all in 8 bits or none."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        for name, low in (("num_calibration", 1), ("max_drop", 0), ("max_kept", 0)):
+            if not getattr(self, name) >= low:
+                raise ConfigError(
+                    f"quantize.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}."
+                )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the two graphs."""
+
+    score: float
+    bytes: int
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was made of a graph."""
+
+    fp32: Variant
+    int8: Variant
+    share: float
+    """Of the weights, in 8 bits."""
+    kept: tuple[str, ...]
+    """Nodes left in float, the most sensitive first."""
+    sensitivity: dict[str, float]
+    """By node, the most sensitive first: signal to noise (dB) of the graph's first output with this
+    node alone in 8 bits; empty where no layer had to be left in float."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {"kept": list(self.kept)}
+
+
+def quantize(
+    graph: Path,
+    target: Path,
+    calibration: Sequence[Feed],
+    score: Callable[[Path], float],
+    config: QuantizeConfig,
+) -> Quantized:
+    """Write the int8 form of `graph` to `target`, with as few layers in float as the score needs.
+
+    Args:
+        graph: the float graph, which stays as it is.
+        target: where to write.
+        calibration: inputs by name, from the training set; the first ones also probe each layer
+            and time the graphs, so tiles are better than whole images.
+        score: of a graph on val, higher is better.
+        config: method and limits.
+
+    Raises:
+        QuantizeError: the score falls by more than allowed with as many layers in float as
+            allowed; no target is left behind.
+    """
+    before = score(graph)
+    maker = _Maker(graph, calibration, config)
+    sensitivity: dict[str, float] = {}
+    scores: dict[int, float] = {}
+
+    def holds(num_kept: int) -> bool:
+        if num_kept and not sensitivity:  # takes a while, so only where a layer must be left
+            sensitivity.update(maker.sensitivity(calibration[:NUM_PROBES]))
+        onnx.save(maker.make(keep=list(sensitivity)[:num_kept]), target)
+        scores[num_kept] = score(target)
+        in_8_bits = quantized_share(target) >= INT8_SHARE
+        return in_8_bits and before - scores[num_kept] <= config.max_drop
+
+    num_kept = _fewest(holds, min(config.max_kept, len(maker.nodes)))
+    if num_kept is None:
+        share = quantized_share(target)
+        target.unlink()
+        found = ", ".join(f"{value:.4f} with {num}" for num, value in scores.items())
+        raise QuantizeError(
+            f"The score on val falls from {before:.4f} to {found} layers in float, the last with {share:.0%} of the weights in 8 bits; allowed is a fall of {config.max_drop} with at least {INT8_SHARE:.0%}: raise quantize.max-drop or quantize.max-kept, try another quantize.method, or ship float by quantize.variant none."
+        )
+    kept = tuple(sensitivity)[:num_kept]
+    onnx.save(maker.make(keep=kept), target)
+    took = measure({"fp32": graph, "int8": target}, calibration[0])
+    fp32 = Variant(before, _bare(onnx.load(graph)).ByteSize(), **took["fp32"])
+    int8 = Variant(scores[num_kept], target.stat().st_size, **took["int8"])
+    return Quantized(fp32, int8, quantized_share(target), kept, sensitivity)
+
+
+def _fewest(holds: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number up to `most` that holds, by doubling and then halving; None: none does."""
+    low, high = -1, 0
+    while not holds(high):
+        if high == most:
+            return None
+        low, high = high, min(max(1, 2 * high), most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+class _Maker:
+    """Makes 8-bit forms of one graph from one calibration."""
+
+    def __init__(self, graph: Path, calibration: Sequence[Feed], config: QuantizeConfig) -> None:
+        with TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            # symbolic inference fails where an image may have any size, and is not needed here
+            quant_pre_process(graph, prepared, skip_symbolic_shape=True)
+            self.model = onnx.load(prepared)
+            self.ranges = _ranges(prepared, calibration, config.method)
+        kinds = (*LAYERS, *BETWEEN, *UNCHANGED)
+        self.nodes = [
+            node.name
+            for node in self.model.graph.node
+            if node.op_type in kinds and any(name in self.ranges for name in node.input)
+        ]
+
+    def make(self, only: Sequence[str] = (), keep: Sequence[str] = ()) -> onnx.ModelProto:
+        """The graph with its nodes in 8 bits: `only` these, or all but those to `keep`."""
+        quantizer = QDQQuantizer(
+            copy.deepcopy(self.model),
+            per_channel=True,
+            # 7 bits of weights: without VNNI, a processor adds two products in 16 bits, and
+            # cuts off what is more; so the answers do not depend on the processor
+            reduce_range=True,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=self.ranges,
+            nodes_to_quantize=list(only) or self.nodes,
+            nodes_to_exclude=list(keep),
+            op_types_to_quantize=[*LAYERS, *BETWEEN, *UNCHANGED],
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": [*LAYERS, *BETWEEN],
+                "ForceQuantizeNoInputCheck": True,
+            },
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        return _bare(quantizer.model.model)
+
+    def sensitivity(self, probes: Sequence[Feed]) -> dict[str, float]:
+        """Signal to noise (dB) of the first output with each node alone in 8 bits, ascending."""
+        clean = list(_outputs(self.model, probes))
+        power = sum(float(np.square(values).sum()) for values in clean)
+        found = {}
+        for node in self.nodes:
+            noisy = _outputs(self.make(only=[node]), probes)
+            noise = sum(float(np.square(a - b).sum()) for a, b in zip(clean, noisy, strict=True))
+            ratio = noise / max(power, np.finfo(np.float32).tiny)
+            found[node] = -10 * float(np.log10(max(ratio, 10 ** (-EXACT_DB / 10))))
+        return dict(sorted(found.items(), key=lambda pair: pair[1]))
+
+
+def _ranges(graph: Path, calibration: Sequence[Feed], method: str) -> TensorsData:
+    """Range of each value that may be quantized, over the calibration feeds."""
+    calibrator = create_calibrator(
+        graph,
+        [*LAYERS, *BETWEEN, *UNCHANGED],
+        augmented_model_path=graph.with_name("augmented.onnx"),
+        calibrate_method={
+            "minmax": CalibrationMethod.MinMax,
+            "entropy": CalibrationMethod.Entropy,
+            "percentile": CalibrationMethod.Percentile,
+        }[method],
+        extra_options={"symmetric": False},
+    )
+    for feed in calibration:  # one by one, since all values of what is collected are held in memory
+        calibrator.collect_data(SimpleNamespace(get_next=iter([dict(feed), None]).__next__))
+    return calibrator.compute_data()
+
+
+def _outputs(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for feed in feeds:
+        yield session.run(None, feed)[0]  # what the score follows; the others describe
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the exporter's notes, and with equal constants (zero points, most of them) kept once."""
+    graph = model.graph
+    del graph.value_info[:], graph.metadata_props[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    for tensor in graph.initializer:
+        content = copy.copy(tensor)
+        content.ClearField("name")
+        same[tensor.name] = first.setdefault(content.SerializeToString(), tensor.name)
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+    kept = [tensor for tensor in graph.initializer if same[tensor.name] == tensor.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return model
+
+
+def measure(
+    graphs: Mapping[str, Path], feed: Feed, threads: int = 1, repeats: int = 20
+) -> dict[str, dict[str, float]]:
+    """`latency` of each graph in onnxruntime with a fixed number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    sessions = {name: onnxruntime.InferenceSession(graphs[name], options) for name in graphs}
+    runs = {name: lambda s=session: s.run(None, feed) for name, session in sessions.items()}
+    return latency(runs, repeats)
+
+
+def latency(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Median and 95th percentile of what each run takes, in turns, after two turns to warm up."""
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 2):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if turn >= 2:
+                took[name].append(1000 * (time.perf_counter() - began))
+    return {
+        name: {"p50_ms": float(np.median(each)), "p95_ms": float(np.quantile(each, 0.95))}
+        for name, each in took.items()
+    }

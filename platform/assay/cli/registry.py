@@ -1,0 +1,102 @@
+"""Commands for winners: which run answers, behind which alias, since when and why.
+
+assay promote RUN                 make it the champion of its task
+assay registry                    who answers, and the history
+assay rollback TASK               return to the one before
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from assay.bundle.promotion import promote, roll_back
+from assay.bundle.registry import ALIASES, Alias, Record, Registry
+from assay.errors import RunError
+from assay.metrics.estimate import Estimate
+from assay.runs import listing
+
+Name = Annotated[str, tyro.conf.Positional]
+
+
+_RUNS = Path("runs")
+
+
+_REGISTRY = "registry"
+
+
+def promote_run(
+    run: Name,
+    alias: Alias = "champion",
+    registry: str = _REGISTRY,
+    storage: Path = _RUNS,
+    force: str = "",
+) -> None:
+    """Put a run's bundle behind an alias; refused where it is worse than the champion.
+
+    Args:
+        run: The run.
+        alias: What it becomes.
+        registry: Folder or URI of the registry.
+        storage: Folder of the runs.
+        force: Why it is promoted in spite of objections; recorded.
+    """
+    found = listing.judged(run, storage)
+    if not (found.folder / "bundle" / "bundle.json").is_file():
+        raise RunError(f"{found.folder.name} has no bundle; run the task again, which ships one.")
+    record = promote(Registry(registry), found.folder / "bundle", found.predictions(), alias, force)
+    print(f"{record.task} {record.version} is {record.alias} (run {record.run})")
+    for objection in record.objections:
+        print(f"  forced: {objection}; reason: {record.reason}")
+    for one in record.comparisons:
+        gain = Estimate(**one["difference"])
+        print(
+            f"  {one['set']}: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}], {one['verdict']}"
+        )
+
+
+def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
+    """Show who answers for each task, with lineage, and the history.
+
+    Args:
+        task: Only this one.
+        registry: Folder or URI of the registry.
+    """
+    place = Registry(registry)
+    tasks = [name for name in place.tasks() if task in ("", name)]
+    if not tasks:
+        raise RunError(
+            f"The registry {registry} holds nothing{f' of the task {task}' if task else ''}; promote a run by assay promote RUN."
+        )
+    for name in tasks:
+        print(name)
+        for alias in ALIASES:
+            record = place.holder(name, alias)
+            if record is not None:
+                _print_holder(record)
+        print("  history")
+        for record in place.history(name):
+            why = f"; forced: {record.reason}" if record.reason else ""
+            print(
+                f"    {listing.when(record.time)}  {record.alias:10s}  {record.version}  {record.kind}{why}"
+            )
+
+
+def _print_holder(record: Record) -> None:
+    print(f"  {record.alias}: {record.version} since {listing.when(record.time)}")
+    print(f"    run {record.run}, data {record.data}, Assay {record.code.get('assay')}")
+    for name, own in record.metrics.items():
+        metric, score = next(iter(own["metrics"].items()))
+        print(f"    {name}: {metric} {listing.bracket(Estimate(**score))}, n = {own['num']}")
+
+
+def rollback(task: Name, alias: Alias = "champion", registry: str = _REGISTRY) -> None:
+    """Return an alias to the bundle that it had before; both stay in the history.
+
+    Args:
+        task: The task.
+        alias: Which alias.
+        registry: Folder or URI of the registry.
+    """
+    record = roll_back(Registry(registry), task, alias)
+    print(f"{record.task} {record.version} is {record.alias} again (run {record.run})")

@@ -1,0 +1,77 @@
+"""What a task script does: `main(__file__)`.
+
+Parses the command line from the task's settings, builds manifest, store and split, trains the run
+and its baselines, judges them, ships the bundle, and prints the numbers. Run again, it recognises
+what is finished and shows it.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from assay.config import to_dict
+from assay.errors import one_sentence
+from assay.experiment.judge import is_decided, judge, set_beside
+from assay.experiment.options import parse
+from assay.experiment.resources import Where
+from assay.experiment.run import absolute, complete, find, is_whole, prepare, read_data, storage_of
+from assay.experiment.workers import cluster
+from assay.files import write_json
+from assay.report.page import write_report
+from assay.report.text import show
+from assay.runs.folder import Run
+from assay.train.source import TaskSource, load_task
+from assay.train.task import TaskConfig
+
+
+def main(path: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a task script; exits with 2 and one sentence where the user can mend something."""
+    with one_sentence():
+        source = TaskSource.read(path)
+        task = load_task(source)
+        config, where, launch = parse(task, sys.argv[1:] if arguments is None else arguments)
+        experiment(source, config, where, again=launch.again, reuse=launch.reuse)
+
+
+def experiment(
+    source: TaskSource, config: TaskConfig, where: Where, again: bool = False, reuse: bool = False
+) -> Run:
+    """Train, judge and show a run and its baselines; what is finished is only shown.
+
+    A finished run that was judged by other settings of `decide` is judged again, which is recorded.
+    """
+    storage = storage_of(where)
+    task = load_task(source)
+    config = absolute(config)
+    manifest = task.manifest(config, storage)
+    named = {"": config} | dict(task.baselines(config))
+    runs = {name: find(source, c, manifest, storage, again, reuse) for name, c in named.items()}
+    if not all(is_whole(run) for run in runs.values()):
+        with cluster(where):
+            data = read_data(source, manifest, config, where, storage)
+            for name, run in runs.items():
+                if not is_whole(run):
+                    with run.lease():
+                        prepared = prepare(data, named[name], name or source.name)
+                        complete(prepared, run, where)
+    folders = {name or source.name: run.folder for name, run in runs.items()}
+    for name, run in runs.items():
+        if not is_decided(run.folder, named[name]):
+            with run.lease():
+                judge(run.folder, task, named[name], storage)
+                write_json(run.folder / "config.json", to_dict(named[name]))
+    _write_reports(folders)
+    show(folders)
+    print(f"report: {runs[''].folder / 'report.html'}")
+    return runs[""]
+
+
+def _write_reports(folders: Mapping[str, Path]) -> None:
+    """Compare the runs and make their pages, where judging is newer than the page."""
+    newest = max((folder / "result.json").stat().st_mtime for folder in folders.values())
+    for folder in folders.values():
+        page = folder / "report.html"
+        if not page.exists() or page.stat().st_mtime < newest:
+            if folder == next(iter(folders.values())):
+                set_beside(folders)
+            write_report(folder)

@@ -1,0 +1,1 @@
+"""Files to pixels: decoding, pyramids, the store, and reads of regions."""

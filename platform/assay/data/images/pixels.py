@@ -1,0 +1,51 @@
+"""The handle by which training, judging and serving look at pixels."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from assay.data.images.pyramid import Entry
+from assay.data.images.store import Store
+from assay.shapes import UInt8
+
+OPEN_ENTRIES = 256
+"""Memory maps that one process keeps open."""
+
+
+@dataclass
+class Pixels:
+    """Read-only handle on the stored images and masks of a manifest's rows; small to pickle."""
+
+    store: Store
+    contents: list[str]
+    masks: dict[str, list[str]] = field(default_factory=dict)
+    _open: "OrderedDict[str, Entry]" = field(default_factory=OrderedDict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the memory maps behind."""
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def __getitem__(self, row: int) -> Entry:
+        """The stored image of a row."""
+        return self._entry(self.contents[row])
+
+    def mask(self, row: int, kind: str) -> UInt8[np.ndarray, "h w"]:
+        """A row's mask of one kind: 0, or the number of a class, for every pixel."""
+        return self._entry(self.masks[kind][row]).pixels[..., 0]
+
+    def _entry(self, content: str) -> Entry:
+        found = self._open.get(content)
+        if found is None:
+            found = self.store.open(content)
+            self._open[content] = found
+            if len(self._open) > OPEN_ENTRIES:
+                self._open.popitem(last=False)
+        return found
+
+    def signatures(self) -> UInt8[np.ndarray, "rows 32"]:
+        """The near-duplicate signature of every row."""
+        return np.stack(
+            [np.frombuffer(self[row].signature, np.uint8) for row in range(len(self.contents))]
+        )

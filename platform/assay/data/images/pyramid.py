@@ -1,0 +1,281 @@
+"""One decoded image, laid out for fast reads of regions, in memory or in a file.
+
+    <content>.pixels
+        8 bytes   magic and version of decoding and layout
+        4 bytes   length of the header (little-endian)
+        header    JSON: dtype, levels [{height, width, channels, offset}], mean, std, signature
+        levels    level 0 is the image, level i is 2^i times smaller (area mean); raw, row-major
+
+A mask is an entry of one level with one channel, the class of each pixel; its statistics mean nothing.
+
+A file is written under a temporary name and renamed, so one that exists is complete. It is read by
+memory-mapping, and of it only the pages that a region touches. Raw rows were chosen over tiles,
+compressed or not, by tests/benchmarks/formats.md.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+
+from assay.data.images import decode, tiff
+from assay.data.images.affine import warp
+from assay.data.images.clahe import clahe_region
+from assay.errors import StoreError
+from assay.files import replacing
+from assay.shapes import Float64, Shaped, UInt8
+
+MAGIC = b"ASSAYPX1"
+
+
+SMALLEST_LEVEL = 64
+
+
+SUFFIX = ".pixels"
+
+
+MASK = "-mask"
+"""Ends the key of a mask."""
+
+
+Level: TypeAlias = np.ndarray | tiff.TiledPage
+
+
+@dataclass(frozen=True)
+class Clahe:
+    """Local histogram equalisation (CLAHE) of what is read: clip limit, and tiles along each side."""
+
+    clip_limit: float
+    grid: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image: pyramid levels (memory-mapped, in memory, or read on demand) and statistics in [0, 1]."""
+
+    levels: list[Level]
+    mean: np.ndarray
+    std: np.ndarray
+    signature: bytes
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> "Entry":
+        """The entry of decoded pixels."""
+        return cls._of_levels([*pyramid(pixels)])
+
+    @classmethod
+    def read(cls, source: decode.Source) -> "Entry":
+        """The entry of an image file, as the store would hold it.
+
+        Of a tiled TIFF that has overviews these are its levels, and a tile is decoded when it is
+        first looked at.
+
+        Raises:
+            ImageError: as `decode.read`; what is found damaged later raises it where it is cut.
+        """
+        pages = tiff.pyramid(source, 2 * SMALLEST_LEVEL)
+        if not pages:
+            return cls.of(decode.read(source))
+        return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))])
+
+    @classmethod
+    def _of_levels(cls, levels: list[Level]) -> "Entry":
+        mean, std = statistics(levels)
+        return cls(levels, mean, std, signature(decode.to_uint8(np.asarray(levels[-1]))))
+
+    @classmethod
+    def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "Entry":
+        """The entry of a mask; 255 says class 1 (see `masks`)."""
+        values = np.where(mask == 255, 1, mask).astype(np.uint8)
+        return cls([values[..., None]], np.zeros(3), np.zeros(3), bytes(32))
+
+    @property
+    def pixels(self) -> Shaped[np.ndarray, "h w c"]:
+        """The whole image, or the mask."""
+        return np.asarray(self.levels[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.levels[0].shape[0], self.levels[0].shape[1]
+
+    def small(self, most: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image with its longer side brought down to `most` pixels, by area mean.
+
+        Made from the coarsest level that is still large enough.
+        """
+        height, width = self.size
+        scale = min(1.0, most / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        *_, pixels = (x for x in self.levels if x.shape[1] >= size[0] and x.shape[0] >= size[1])
+        whole = decode.to_uint8(np.asarray(pixels))
+        return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+
+    def cut(
+        self, box: tuple[int, int, int, int], level: int = 0, clahe: Clahe | None = None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Pixels of box (x0, y0, x1, y1) of a level, equalised if asked, zero outside the image."""
+        pixels = self.levels[level]
+        height, width = pixels.shape[:2]
+        x0, y0, x1, y1 = box
+        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        window = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.uint8)
+        if left >= right or top >= bottom:
+            return window
+
+        def read(a: int, b: int, c: int, d: int) -> UInt8[np.ndarray, "h w 3"]:
+            return decode.to_uint8(np.asarray(pixels[b:d, a:c]))
+
+        if clahe is None:
+            inside = read(left, top, right, bottom)
+        else:
+            inside = clahe_region(
+                read, height, width, left, top, right, bottom, clahe.clip_limit, clahe.grid
+            )
+        window[top - y0 : bottom - y0, left - x0 : right - x0] = inside
+        return window
+
+    def view(
+        self,
+        matrix: Float64[np.ndarray, "2 3"],
+        height: int,
+        width: int,
+        clahe: Clahe | None = None,
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """What an affine window on the image shows; `matrix` maps window pixels to image pixels.
+
+        Reads the coarsest level that still has a pixel for each window pixel, and of it only the
+        box the window covers. Whole-pixel shifts and flips are copied, anything else is sampled.
+        """
+        copied = whole_pixels(matrix, height, width)
+        if copied is not None:
+            (x, y), flips = copied
+            window = self.cut((x, y, x + width, y + height), 0, clahe)
+            return window[:: flips[1], :: flips[0]]
+        step = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+        index = min(max(int(np.floor(np.log2(max(step, 1e-9)) + 1e-6)), 0), len(self.levels) - 1)
+        edge = np.array(self.levels[index].shape[1::-1])
+        # a level's pixel i covers the full-size pixels around (i + 0.5) * ratio - 0.5
+        ratio = np.array(self.levels[0].shape[1::-1]) / edge
+        scaled = matrix / ratio[:, None]
+        scaled[:, 2] += 0.5 / ratio - 0.5
+        ends = (
+            np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]])
+            @ scaled.T
+        )
+        low = np.clip(np.floor(ends.min(0)).astype(int), -1, edge)
+        high = np.clip(np.ceil(ends.max(0)).astype(int) + 1, 0, edge + 1)
+        if (high <= low).any():
+            return np.zeros((height, width, 3), dtype=np.uint8)
+        window = self.cut((int(low[0]), int(low[1]), int(high[0]), int(high[1])), index, clahe)
+        scaled[:, 2] -= low
+        return warp(window, scaled, height, width)
+
+
+def whole_pixels(
+    matrix: Float64[np.ndarray, "2 3"], height: int, width: int
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Where a window that copies whole pixels begins (x, y), and its steps (1, or -1 where flipped).
+
+    None for a window that has to be sampled.
+    """
+    flips = np.sign(np.diag(matrix)).astype(int)
+    start = matrix[:, 2] + np.minimum(flips, 0) * np.array([width - 1, height - 1])
+    if (matrix[:, :2] != np.diag(flips)).any() or (start != np.rint(start)).any():
+        return None
+    return (int(start[0]), int(start[1])), (int(flips[0]), int(flips[1]))
+
+
+def entry_bytes(height: int, width: int) -> int:
+    """Upper bound of an 8-bit entry's size: the image and a third for the pyramid."""
+    return height * width * 4 + 65536
+
+
+def write_entry(path: Path, entry: Entry) -> None:
+    """Write an entry's file, whole or not at all; an OSError comes through."""
+    header: dict[str, Any] = {
+        "dtype": str(entry.levels[0].dtype),
+        "mean": entry.mean.tolist(),
+        "std": entry.std.tolist(),
+        "signature": entry.signature.hex(),
+        "levels": [],
+    }
+    offset = 0
+    for level in entry.levels:
+        header["levels"].append(
+            dict(zip(("height", "width", "channels"), level.shape, strict=True))
+            | {"offset": offset}
+        )
+        offset += level.nbytes
+    head = json.dumps(header).encode()
+    with replacing(path) as hidden, hidden.open("wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(head)) + head)
+        for level in entry.levels:
+            file.write(np.ascontiguousarray(level).data)
+
+
+def signature(level: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """32 bytes that near-copies share: signs of a 16x16 grey thumbnail against its own blur.
+
+    A flip or quarter turn of the image permutes the 256 bits in the same way.
+    """
+    grey = cv2.cvtColor(level, cv2.COLOR_RGB2GRAY)
+    thumb = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return np.packbits(thumb > cv2.blur(thumb, (5, 5))).tobytes()
+
+
+def pyramid(level: np.ndarray) -> list[np.ndarray]:
+    """The image and its halvings by area mean, until the longer side nears `SMALLEST_LEVEL`."""
+    levels = [level]
+    while max(level.shape[:2]) >= 2 * SMALLEST_LEVEL:
+        size = (max(level.shape[1] // 2, 1), max(level.shape[0] // 2, 1))
+        level = cv2.resize(level, size, interpolation=cv2.INTER_AREA)
+        levels.append(level)
+    return levels
+
+
+def statistics(levels: Sequence[Level]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel in [0, 1], from the last level of at least 256 pixels."""
+    overview = next((x for x in reversed(levels) if min(x.shape[:2]) >= 256), levels[0])
+    mean, std = cv2.meanStdDev(decode.to_uint8(np.asarray(overview)))
+    return mean[:, 0] / 255, std[:, 0] / 255
+
+
+def open_entry(path: Path) -> Entry:
+    """Memory-map one entry.
+
+    Raises:
+        StoreError: the entry is missing, foreign or cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+            if start[:8] != MAGIC:
+                raise StoreError(
+                    f"{path} is not an entry of this store's version; delete it and run again."
+                )
+            header = json.loads(file.read(struct.unpack("<I", start[8:])[0]))
+            begin = file.tell()
+        flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
+        return Entry(
+            [_level(flat, spec) for spec in header["levels"]],
+            np.array(header["mean"], dtype=np.float64),
+            np.array(header["std"], dtype=np.float64),
+            bytes.fromhex(header["signature"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise StoreError(
+            f"The stored image {path} is damaged or missing ({error}); delete it and run again."
+        ) from None
+
+
+def _level(flat: np.ndarray, spec: dict[str, int]) -> np.ndarray:
+    start = spec["offset"] // flat.dtype.itemsize
+    shape = spec["height"], spec["width"], spec.get("channels", 3)
+    return flat[start : start + math.prod(shape)].reshape(shape)

@@ -1,0 +1,206 @@
+"""The pixel store: every image decoded once, in a folder or on object storage.
+
+    <place>/<first two digits>/<content>.pixels          see `entry`
+
+An entry is keyed by the image file's content and the version of its layout alone: labels, domains
+and splits never enter, and added images cost only themselves. From object storage, or where a
+cache is named, each node copies an entry on first use and maps its own copy from then on; copies
+that were not used for longest make room for others.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from assay.data.images import decode
+from assay.data.images.pyramid import MASK, SUFFIX, Entry, open_entry, write_entry
+from assay.errors import ImageError, StoreError
+from assay.files import reach, replacing, whole
+
+SPARE_DISK = 1 << 30
+"""Bytes that a store or a cache leaves free."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A place for entries.
+
+    Args:
+        place: a folder, or the URI of one (s3://, gs://, abfs://, file://); credentials come from
+            the environment as for pyarrow.fs.
+        cache: a folder on each node for copies; none: a folder's entries are read where they are,
+            an URI's are copied below ~/.cache.
+    """
+
+    place: str
+    cache: str = ""
+
+    @property
+    def is_folder(self) -> bool:
+        """Entries are read where they are."""
+        return "://" not in self.place and not self.cache
+
+    @property
+    def here(self) -> Path:
+        """Where this node reads entries."""
+        if self.is_folder:
+            return Path(self.place)
+        # a folder of its own, so that making room deletes nothing but copies
+        return Path(self.cache or "~/.cache").expanduser() / "assay-copies"
+
+    def path(self, content: str) -> Path:
+        """Where this node has, or would have, an entry."""
+        return self.here / _name(content)
+
+    def missing(self, contents: Sequence[str]) -> list[str]:
+        """Return those contents that have no entry yet, each once.
+
+        Raises:
+            StoreError: the place cannot be reached.
+        """
+        unique = dict.fromkeys(contents)
+        if self.is_folder:
+            return [content for content in unique if not self.path(content).exists()]
+        known = self._sizes()
+        return [content for content in unique if content not in known]
+
+    def num_bytes(self, contents: Sequence[str]) -> int:
+        """Bytes of the entries that are there, each content once.
+
+        Raises:
+            StoreError: the place cannot be reached.
+        """
+        sizes = self._sizes()
+        return sum(sizes.get(content, 0) for content in dict.fromkeys(contents))
+
+    def build(self, content: str, source: Path) -> int:
+        """Decode one image or mask into the store, unless it is there; returns its number of pixels.
+
+        Raises:
+            ImageError: the file cannot be read.
+            StoreError: the store cannot be written, or the disk is full.
+        """
+        path = self.path(content)
+        if path.exists() and self.is_folder:
+            return 0
+        if content.endswith(MASK):
+            entry = Entry.of_mask(decode.read_plane(source, "index"))
+        else:
+            entry = Entry.read(source)
+        try:
+            if not self.is_folder:
+                self._make_room(sum(level.nbytes for level in entry.levels))
+            write_entry(path, entry)
+            if not self.is_folder:
+                self._send(path, content)
+        except OSError as error:
+            raise self._refused(error) from None
+        return entry.size[0] * entry.size[1]
+
+    def open(self, content: str) -> Entry:
+        """Map an entry, after copying it to this node where that is due.
+
+        Raises:
+            StoreError: the entry is missing, foreign or cut short, or the place cannot be reached.
+        """
+        path = self.path(content)
+        if not self.is_folder:
+            try:
+                if not path.exists():
+                    self._fetch(path, content)
+                os.utime(path)  # the order in which copies make room
+            except OSError as error:
+                raise self._refused(error) from None
+        return open_entry(path)
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every entry in the place, by content."""
+        try:
+            files, root = reach(self.place)
+            chosen = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+            found = files.get_file_info(chosen)
+        except OSError as error:
+            raise self._refused(error) from None
+        ready = [info for info in found if info.base_name.endswith(SUFFIX)]
+        return {info.base_name.removesuffix(SUFFIX): info.size for info in ready}
+
+    def _send(self, path: Path, content: str) -> None:
+        files, root = reach(self.place)
+        with whole(files, f"{root}/{_name(content)}") as target:
+            _copy(path, None, target, files)
+
+    def _fetch(self, path: Path, content: str) -> None:
+        files, root = reach(self.place)
+        source = f"{root}/{_name(content)}"
+        info = files.get_file_info(source)
+        if info.type != pafs.FileType.File:
+            raise StoreError(
+                f"The store {self.place} has no entry {content} any more; run the task again, which decodes what is missing."
+            )
+        self._make_room(info.size)
+        with replacing(path) as hidden:
+            _copy(source, files, hidden, None)
+
+    def _make_room(self, need: int) -> None:
+        """Delete the copies on this node that were not used for longest, until `need` bytes fit."""
+        self.here.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.here).free - SPARE_DISK >= need:
+            return
+        # a copy that is mapped somewhere lives on there until it is closed
+        for copy in sorted(self.here.glob(f"*/*{SUFFIX}"), key=_last_used):
+            copy.unlink(missing_ok=True)
+            if shutil.disk_usage(self.here).free - SPARE_DISK >= need:
+                return
+        free = shutil.disk_usage(self.here).free
+        raise StoreError(
+            f"An image of {need / 1e9:.2f} GB is to be kept in {self.here}, and its disk has {free / 1e9:.2f} GB free of which 1 GB is spared; "
+            "free some, or pass --cache on a larger one."
+        )
+
+    def _refused(self, error: OSError) -> StoreError:
+        why = error.strerror or str(error).splitlines()[0]
+        return StoreError(
+            f"The store {self.place} cannot be used ({why}); free some disk, check the address and your rights, or pass another --store."
+        )
+
+
+def decode_into(store: Store, work: dict[str, Any]) -> dict[str, Any]:
+    """`Store.build` of one work item (content, path) as a Ray Data task.
+
+    Adds the number of pixels decoded, and why it failed, or "".
+    """
+    try:
+        return work | {"pixels": store.build(work["content"], Path(work["path"])), "reason": ""}
+    except ImageError as error:
+        return work | {"pixels": 0, "reason": str(error)}
+
+
+def _name(content: str) -> str:
+    return f"{content[:2]}/{content}{SUFFIX}"
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process made room
+        return 0.0
+
+
+def _copy(
+    source: str | Path,
+    files: pafs.FileSystem | None,
+    target: str | Path,
+    into: pafs.FileSystem | None,
+) -> None:
+    here = pafs.LocalFileSystem()
+    pafs.copy_files(
+        str(source),
+        str(target),
+        source_filesystem=files or here,
+        destination_filesystem=into or here,
+    )

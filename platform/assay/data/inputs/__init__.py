@@ -1,0 +1,1 @@
+"""Pixels to arrays: what a network is shown, the same in training, judging and serving."""

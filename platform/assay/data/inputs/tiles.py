@@ -1,0 +1,110 @@
+"""Images of any size through a network of fixed input: overlapping tiles whose logits are blended.
+
+What comes out are levels, one small integer per pixel and class: logits from -8 to 8 in steps of a
+quarter, and what lies beyond at the ends. A threshold is a level; a mask is what reaches it. Tiles
+are worked off in strips, so that beside the levels memory holds one strip of logits, whatever the
+height of the image.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from assay.config import Settings
+from assay.data.images.decode import to_uint8
+from assay.data.images.pyramid import Entry
+from assay.data.inputs.photometric import normalise
+from assay.errors import ConfigError
+from assay.levels import to_levels
+from assay.shapes import Float, Shaped, UInt8
+
+TILES_PER_RUN = 4
+"""Tiles that go through the network together."""
+
+
+Network = Callable[[np.ndarray], np.ndarray]
+"""Logits (n classes side side) of normalised tiles (n 3 side side), both float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileConfig(Settings):
+    """How an image is cut into tiles; part of a bundle's input contract."""
+
+    tile_px: int = 512
+    """Side of a tile (pixels), a multiple of 32."""
+    overlap_px: int = 64
+    """Pixels that neighbouring tiles share, and over which their logits are blended."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that the network or the overlap cannot take."""
+        if self.tile_px < 32 or self.tile_px % 32:
+            raise ConfigError(f"tiles.tile-px is {self.tile_px}; give a multiple of 32 from 32 on.")
+        if not 0 <= self.overlap_px <= self.tile_px // 2:
+            raise ConfigError(
+                f"tiles.overlap-px is {self.overlap_px}; give 0 to half of tile-px, which is {self.tile_px // 2}."
+            )
+
+
+def level_map(
+    entry: Entry, network: Network, num_classes: int, config: TileConfig
+) -> UInt8[np.ndarray, "classes h w"]:
+    """Levels of every pixel of an image."""
+    side, (height, width) = config.tile_px, entry.size
+    tops, lefts = (_starts(length, config) for length in (height, width))
+    window = _window(config)
+    levels = np.empty((num_classes, height, width), dtype=np.uint8)
+    reach = max(width, side)
+    total, weight = (
+        np.zeros((num_classes, side, reach), np.float32),
+        np.zeros((side, reach), np.float32),
+    )
+    for number, top in enumerate(tops):
+        for start in range(0, len(lefts), TILES_PER_RUN):
+            own = lefts[start : start + TILES_PER_RUN]
+            for left, logits in zip(own, _logits(entry, network, top, own, side), strict=True):
+                total[:, :, left : left + side] += logits * window
+                weight[:, left : left + side] += window
+        done = (tops[number + 1] if number + 1 < len(tops) else top + side) - top
+        shown = min(top + done, height) - top
+        levels[:, top : top + shown] = to_levels(total[:, :shown, :width] / weight[:shown, :width])
+        for held in (total, weight):
+            held[..., : side - done, :] = held[..., done:, :].copy()
+            held[..., side - done :, :] = 0
+    return levels
+
+
+def _logits(
+    entry: Entry, network: Network, top: int, lefts: Sequence[int], side: int
+) -> Float[np.ndarray, "n classes side side"]:
+    tiles = np.stack([to_uint8(cut_inside(entry.pixels, left, top, side)) for left in lefts])
+    return network(normalise(tiles, entry.mean, np.maximum(entry.std, 1 / 255)))
+
+
+def cut_inside(
+    pixels: Shaped[np.ndarray, "h w *c"], left: int, top: int, side: int
+) -> Shaped[np.ndarray, "side side *c"]:
+    """A square of an image or mask, or all of it mirrored at its edges where it is smaller."""
+    cut = np.asarray(pixels[top : top + side, left : left + side])
+    below, right = side - cut.shape[0], side - cut.shape[1]
+    if below or right:
+        cut = cv2.copyMakeBorder(cut, 0, below, 0, right, cv2.BORDER_REFLECT)
+    return cut
+
+
+def _starts(length: int, config: TileConfig) -> list[int]:
+    """Where tiles begin along an edge, evenly, the last at its end."""
+    room = length - config.tile_px
+    if room <= 0:
+        return [0]
+    num = 1 + math.ceil(room / (config.tile_px - config.overlap_px))
+    return [int(start) for start in np.rint(np.linspace(0, room, num))]
+
+
+def _window(config: TileConfig) -> Float[np.ndarray, "side side"]:
+    """Weights that fall linearly over the overlap, and are nowhere 0."""
+    rise = (np.arange(config.tile_px) + 0.5) / max(config.overlap_px, 1)
+    edge = np.minimum(np.minimum(rise, rise[::-1]), 1).astype(np.float32)
+    return edge[:, None] * edge

@@ -1,0 +1,1 @@
+"""Masks: given or made by rules, checked, and drawn over images."""

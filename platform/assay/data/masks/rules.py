@@ -1,0 +1,153 @@
+"""Masks made by a rule: where an image is darker, or brighter, than a threshold of some kind.
+
+Also the settings of masks in general, which ship with a bundle: numpy and OpenCV are all it needs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from assay.config import Settings
+from assay.data.images.decode import Plane, Rgb
+from assay.data.masks.patterns import FIELDS, unknown_fields
+from assay.errors import ConfigError
+from assay.levels import LEVELS
+from assay.shapes import Bool, UInt8
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig(Settings):
+    """Where masks come from: files of the user's, or a heuristic."""
+
+    classes: tuple[str, ...] = ("defect",)
+    """Names of the classes; a mask's value is a class's place in this list, from 1."""
+    files: str = ""
+    """Given masks: pattern of their paths below the data's root with {folder} and {name} of the image, {parent} (last
+    part of folder), {kind} (a class; other kinds are ignored) and *; or a COCO .json; empty: made by a heuristic."""
+    values: Literal["binary", "index", "alpha"] = "binary"
+    """What given masks hold: binary (above 127, of 16 bits above half), index (the class's number), alpha (above 128)."""
+    missing: Literal["refuse", "empty"] = "refuse"
+    """An image without a given mask: refuse it, or take it as free of defects."""
+    maker: Literal["fixed", "otsu", "adaptive", "vote"] = "vote"
+    """The heuristic; vote: at least 2 of 3 (the channels where they differ, else the three makers)."""
+    dark: bool = True
+    """Defects are dark; no-dark: they are bright, and the image is inverted first."""
+    threshold: int = 40
+    """fixed: marked below this grey level of 255, after the image's range was stretched to 0..255."""
+    block_px: int = 101
+    """adaptive: side of the square whose mean a pixel is compared with, odd (pixels)."""
+    offset: int = 25
+    """adaptive: grey levels below that mean from which a pixel is marked."""
+    open_px: int = 3
+    """Marks thinner than this are removed (pixels; 0: none)."""
+    close_px: int = 3
+    """Gaps thinner than this are closed (pixels; 0: none)."""
+    min_area_px: int = 25
+    """Connected marks of fewer pixels are removed."""
+
+    def __post_init__(self) -> None:
+        """Refuse classes that no mask could hold and settings that mark nothing or everything."""
+        if len({name.casefold() for name in self.classes}) != len(self.classes):
+            raise ConfigError(
+                f"masks.classes is {self.classes}; give each class a name of its own."
+            )
+        if not 1 <= len(self.classes) <= 254:
+            raise ConfigError(f"masks.classes has {len(self.classes)} names; give 1 to 254.")
+        self._check_files()
+        if not 1 <= self.threshold <= 255 or self.block_px < 3 or self.block_px % 2 == 0:
+            raise ConfigError(
+                f"masks.threshold is {self.threshold} and masks.block-px {self.block_px}; give a threshold from 1 to 255 "
+                "and an odd block of at least 3 pixels."
+            )
+        if self.offset < 1 or min(self.open_px, self.close_px, self.min_area_px) < 0:
+            raise ConfigError(
+                f"masks.offset is {self.offset}, open-px {self.open_px}, close-px {self.close_px} and min-area-px "
+                f"{self.min_area_px}; give an offset from 1 and the others from 0."
+            )
+
+    def _check_files(self) -> None:
+        unknown, num_kinds = unknown_fields(self.files), self.files.count("{kind}")
+        if unknown or num_kinds > 1:
+            raise ConfigError(
+                f"masks.files is {self.files!r}; allowed: {', '.join(FIELDS)}, {{kind}} once; correct the pattern."
+            )
+        if num_kinds and self.values == "index":
+            raise ConfigError(
+                "masks.files has {kind} and masks.values is 'index', which name the class twice; use one of them."
+            )
+        names_class = num_kinds or self.values == "index" or self.is_coco
+        if len(self.classes) > 1 and not (self.files and names_class):
+            raise ConfigError(
+                f"masks.classes has {len(self.classes)} names, but the masks tell only one class; put {{kind}} into "
+                "masks.files, set masks.values index, give a COCO file, or name one class."
+            )
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether the masks are given by a COCO file."""
+        return self.files.lower().endswith(".json")
+
+
+def make(pixels: Rgb, config: MaskConfig) -> tuple[Bool[np.ndarray, "h w"], float]:
+    """Mark defects by the heuristic; the mask, and the agreement of the voters.
+
+    The image's range is stretched to 8 bits, each channel or the grey image on its own; what has one
+    value only is not marked. The agreement is the same for every maker: pixels that all three voters
+    mark over pixels that any of them marks, before cleaning, and 1 if there are none. The voters are
+    the three channels under the fixed threshold where the channels differ, else the three makers on
+    the grey image. A heuristic knows one class.
+    """
+    if not config.dark:
+        pixels = np.iinfo(pixels.dtype).max - pixels
+    red = pixels[:, :, 0]
+    is_grey = all(np.array_equal(red, pixels[:, :, i]) for i in (1, 2))
+    grey = red if is_grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    if is_grey:
+        voters = [_mark(grey, maker, config) for maker in ("fixed", "otsu", "adaptive")]
+    else:
+        voters = [_mark(pixels[:, :, i], "fixed", config) for i in range(3)]
+    votes = np.stack(voters).sum(0, dtype=np.uint8)
+    num_any = np.count_nonzero(votes)
+    agreement = np.count_nonzero(votes == 3) / num_any if num_any else 1.0
+    mask = votes >= 2 if config.maker == "vote" else _mark(grey, config.maker, config)
+    return _clean(mask, config), agreement
+
+
+def _mark(plane: Plane, maker: str, config: MaskConfig) -> Bool[np.ndarray, "h w"]:
+    """Pixels darker than the maker's threshold."""
+    plane = np.ascontiguousarray(plane)
+    if plane.min() == plane.max():
+        return np.zeros(plane.shape, dtype=bool)
+    levels = cv2.normalize(plane, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    if maker == "fixed":
+        return levels < config.threshold
+    below = cv2.THRESH_BINARY_INV
+    if maker == "otsu":
+        return cv2.threshold(levels, 0, 1, below + cv2.THRESH_OTSU)[1] > 0
+    mean, size, offset = cv2.ADAPTIVE_THRESH_MEAN_C, config.block_px, config.offset
+    return cv2.adaptiveThreshold(levels, 1, mean, below, size, offset) > 0
+
+
+def _clean(mask: Bool[np.ndarray, "h w"], config: MaskConfig) -> Bool[np.ndarray, "h w"]:
+    cleaned = mask.astype(np.uint8)
+    for step, px in ((cv2.MORPH_OPEN, config.open_px), (cv2.MORPH_CLOSE, config.close_px)):
+        if px > 1:
+            # an ellipse of 3 pixels would be a cross
+            shape = cv2.MORPH_RECT if px <= 3 else cv2.MORPH_ELLIPSE
+            cleaned = cv2.morphologyEx(cleaned, step, cv2.getStructuringElement(shape, (px, px)))
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(cleaned, connectivity=8)
+    is_kept = stats[:, cv2.CC_STAT_AREA] >= config.min_area_px
+    is_kept[0] = False  # the background
+    return is_kept[numbers]
+
+
+def rule_levels(
+    pixels: Rgb, config: MaskConfig, num_classes: int
+) -> UInt8[np.ndarray, "classes h w"]:
+    """The rule's mask as levels of `levels`: sure of what it marks, the first class, and of the rest."""
+    mask, _ = make(pixels, config)
+    levels = np.zeros((num_classes, *mask.shape), dtype=np.uint8)
+    levels[0][mask] = LEVELS - 1
+    return levels

@@ -1,0 +1,1 @@
+"""Small data sets with planted truth, drawn from a seed."""

@@ -1,0 +1,80 @@
+"""From a judged run to its bundle: graphs, their int8 forms judged on the same rows, and the card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from assay.bundle.bundle import Bundle
+from assay.bundle.seal import seal, update
+from assay.experiment.identity import stamp
+from assay.experiment.judge import measure
+from assay.metrics.compare import compare
+from assay.metrics.decide import Decision
+from assay.metrics.drift import IMAGES, describe
+from assay.metrics.predictions import logits_of
+from assay.runs.folder import Run
+from assay.runs.results import read_predictions
+from assay.train.loop import load_best
+from assay.train.predict import Predictor
+from assay.train.task import Task
+from assay.train.worker import Job, predictions_table
+
+
+def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
+    """Export a judged run's best weights into its bundle.
+
+    Raises:
+        BundleError: the graphs do not repeat what training computed.
+    """
+    task_class, config = job.load()
+    task = task_class(config, job.manifest.classes, job.pixels)
+    load_best(task, job.folder)
+    folder = job.folder / "bundle"
+    folder.mkdir(exist_ok=True)
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    pipeline = task.eval().export(folder, rows)
+    if "refused" in pipeline:
+        Run(job.folder).warn(f"No int8 graph ships: {pipeline['refused']}")
+    card = {
+        "task": job.source.name, "run": job.folder.name, "classes": job.manifest.classes, "pipeline": pipeline,
+        "decision": result["decision"], "thresholds": result["thresholds"], "metrics": result["sets"],
+        "int8": _judge_int8(job, task, storage), "data": job.manifest.fingerprint, "code": stamp(),
+    }  # fmt: skip
+    golden = job.manifest.column("image")[int(rows["val"][0])]
+    expected = None
+    if result["decision"]:
+        first = read_predictions(job.folder).slice(
+            0, 1
+        )  # the same image: val comes first, in order
+        probs = Decision.from_dict(result["decision"]).probs(logits_of(first))[0].tolist()
+        expected = dict(zip(job.manifest.classes, probs, strict=True))
+    bundle = seal(folder, card, Path(golden), expected)
+    seen = {name: _embeddings(bundle, job, rows[name]) for name in rows}
+    if seen["train"] and seen["val"]:
+        update(folder, embedding=describe(np.stack(seen["train"]), np.stack(seen["val"])))
+
+
+def _embeddings(bundle: Bundle, job: Job, rows: np.ndarray) -> list[np.ndarray]:
+    """Embeddings of some rows, evenly chosen; none where the graphs give none."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int)]
+    found = (bundle.predict_each([job.pixels[row]])[0].embedding for row in chosen.tolist())
+    return [embedding for embedding in found if embedding is not None]
+
+
+def _judge_int8(job: Job, task: Task, storage: Path) -> dict[str, Any] | None:
+    """The numbers of the int8 graph on the rows that the run was judged on, and its difference to it."""
+    variant = task.quantized(job.folder / "bundle")
+    if variant is None:
+        return None
+    judged = read_predictions(job.folder)
+    tables = []
+    for name in judged["split"].unique().to_pylist():
+        predictor = Predictor(variant, job.stream(), job.split.rows(name), examine=True)
+        tables.append(predictions_table(job.manifest, name, predictor.predict()))
+    table = task.score(task.config, pa.concat_tables(tables), judged)
+    sets, _ = measure(table, type(task), task.config, storage, None)
+    differences = compare({"int8": table, "fp32": judged})
+    return {"metrics": sets, "comparisons": [one.to_dict() for one in differences]}

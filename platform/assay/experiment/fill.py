@@ -1,0 +1,113 @@
+"""Ray Data: the job that builds the pixel store, and the stream that feeds each worker.
+
+The only file that imports ray.data. `fill_here` and `task.batches` are the same work without Ray.
+"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+
+from assay.data.images.decode import probe
+from assay.data.images.pyramid import entry_bytes
+from assay.data.images.store import SPARE_DISK, Store, decode_into
+from assay.data.manifest import Manifest
+from assay.errors import ImageError, StoreError
+from assay.experiment.stream import _quiet
+from assay.progress import progress_bar
+
+IMAGES_PER_BLOCK, BLOCKS_PER_CPU = 32, 8
+"""Ray Data waits about .2 s between two blocks, so they hold several images; and each CPU has several
+blocks, so that none waits long for the last."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row whose image cannot be read, and why."""
+
+    row: int
+    reason: str
+
+
+def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> list[Quarantined]:
+    """Decode every image and mask that the store lacks; with Ray Data if `parallel`, else in this process.
+
+    Says how fast it was.
+
+    Raises:
+        ImageError: an image cannot be read and `on_error` is "stop"; names the first and the count.
+        StoreError: the store cannot be reached, or the disk has too little room, said with figures,
+            before anything is decoded.
+    """
+    path_of = manifest.files
+    missing = store.missing(list(path_of))
+    if not missing:
+        return []
+    store.here.mkdir(parents=True, exist_ok=True)
+    if store.is_folder:
+        _refuse_full_disk([Path(path_of[content]) for content in missing], store.here)
+    work: list[dict[str, Any]] = [{"content": c, "path": path_of[c]} for c in missing]
+    outcomes = _fill_with_ray(work, store) if parallel else (decode_into(store, w) for w in work)
+    bad = _follow(outcomes, len(work))
+    keys = zip(manifest.column("content"), *manifest.masks.values(), strict=True)
+    reasons = [[bad[content] for content in own if content in bad] for own in keys]
+    found = [Quarantined(row, why[0]) for row, why in enumerate(reasons) if why]
+    if found and on_error == "stop":
+        raise ImageError(
+            f"{found[0].reason} ({len(found)} of {len(manifest)} images cannot be read; "
+            "mend or remove them, or pass --data.on-error skip to quarantine them)"
+        )
+    return found
+
+
+def _follow(outcomes: Iterable[dict[str, Any]], num: int) -> dict[str, str]:
+    """Show progress, then say how fast it was; returns why contents could not be decoded."""
+    began, pixels, bad = time.perf_counter(), 0, {}
+    bar = progress_bar(num, "decode")
+    for outcome in outcomes:
+        bar.update()
+        pixels += outcome["pixels"]
+        if outcome["reason"]:
+            bad[outcome["content"]] = str(outcome["reason"])
+    bar.close()
+    seconds = time.perf_counter() - began
+    print(
+        f"decoded {num - len(bad)} images of {pixels / 1e6:.0f} megapixels in {seconds:.1f} s: "
+        f"{(num - len(bad)) / seconds:.1f} images/s, {pixels / 1e6 / seconds:.0f} megapixels/s",
+        file=sys.stderr,
+    )
+    return bad
+
+
+def _refuse_full_disk(paths: list[Path], folder: Path) -> None:
+    sampled = paths[:: max(1, len(paths) // 256)]
+    sizes = []
+    for path in sampled:
+        try:
+            sizes.append(entry_bytes(*probe(path)))
+        except ImageError:
+            continue  # named when it is decoded
+    need = int(np.mean(sizes) * len(paths)) if sizes else 0
+    free = shutil.disk_usage(folder).free - SPARE_DISK
+    if need > free:
+        raise StoreError(
+            f"The store needs about {need / 1e9:.1f} GB for {len(paths)} images and {folder} has {max(free, 0) / 1e9:.1f} GB "
+            "to spare; free some disk or pass --store on a larger one."
+        )
+
+
+def _fill_with_ray(work: list[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
+    _quiet()
+    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    least = max(BLOCKS_PER_CPU * cpus, math.ceil(len(work) / IMAGES_PER_BLOCK))
+    blocks = min(len(work), least)
+    dataset = ray.data.from_items(work, override_num_blocks=blocks).map(partial(decode_into, store))
+    yield from dataset.iter_rows()

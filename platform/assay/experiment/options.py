@@ -1,0 +1,91 @@
+"""The command line of a task: its settings, where it runs, and how the command behaves."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from assay.config import from_dict
+from assay.errors import ConfigError
+from assay.experiment.resources import Where
+from assay.train.task import Task, TaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How the command itself behaves."""
+
+    preset: str = ""
+    """Named settings to start from; other options change them."""
+    config: Path | None = None
+    """A run's config.json to replay; other options change it."""
+    again: bool = False
+    """Train once more although the run exists."""
+    reuse: bool = False
+    """Take a finished run of the same settings and images although the code has changed since."""
+
+
+L = TypeVar("L", bound=Launch)
+
+
+def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Where, Launch]:
+    """Settings from the command line, on top of a preset or a saved config.
+
+    Raises:
+        ConfigError: the preset or the saved config does not exist or does not fit.
+    """
+    return parse_with(task, arguments, Launch())
+
+
+def parse_with(
+    task: type[Task], arguments: Sequence[str], launch: L
+) -> tuple[TaskConfig, Where, L]:
+    """The same where the command has options of its own, whose defaults are `launch`."""
+    presets = task.presets()
+    first = launch.preset or next(iter(presets))
+    chosen, saved = option(arguments, "--preset") or first, option(arguments, "--config")
+    if chosen not in presets:
+        raise ConfigError(f"--preset is {chosen!r}; allowed: {', '.join(presets)}.")
+    default = presets[chosen] if saved is None else _read_config(task, Path(saved))
+    fields = [
+        (
+            "what",
+            Annotated[task.Config, tyro.conf.arg(name="")],
+            dataclasses.field(default=default),
+        ),
+        ("where", Annotated[Where, tyro.conf.arg(name="")], dataclasses.field(default=Where())),
+        (
+            "launch",
+            Annotated[type(launch), tyro.conf.arg(name="")],
+            dataclasses.field(default=dataclasses.replace(launch, preset=chosen)),
+        ),
+    ]
+    command = dataclasses.make_dataclass("Command", fields, frozen=True, kw_only=True)
+    about = f"{sys.modules[task.__module__].__doc__}\nPresets: {', '.join(presets)}."
+    parsed: Any = tyro.cli(
+        command, args=list(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
+    )
+    return parsed.what, parsed.where, parsed.launch
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """The last value given to an option, needed before the parser that it decides about."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument(name, dest="value")
+    return early.parse_known_args(arguments)[0].value
+
+
+def _read_config(task: type[Task], path: Path) -> TaskConfig:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--config {path} cannot be read ({error}); give a run's config.json."
+        ) from None
+    return from_dict(task.Config, values)

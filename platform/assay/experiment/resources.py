@@ -1,0 +1,84 @@
+"""Where a run is computed: workers, devices, folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from assay.config import Settings
+from assay.errors import ResourceError
+from assay.train.tier import Tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Settings):
+    """Where a run is computed; none of this changes what is computed."""
+
+    workers: int = 1
+    """Training workers; 0 trains in this process, without Ray, for debugging."""
+    gpus: bool = False
+    """Give each worker one GPU (not checked on a GPU yet)."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the workers; auto: cuda with --gpus, else cpu (cuda and mps: not checked on hardware yet)."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Replicate the model on the workers, or shard it over them (FSDP2)."""
+    cpus_per_worker: float = 0.0
+    """CPUs reserved for each worker, and its threads; 0: what leaves one CPU for Ray Data, at most 1, and as many threads as the node has for it."""
+    retries: int = 3
+    """Worker failures survived before the run is given up."""
+    storage: Path | None = None
+    """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
+    store: str = ""
+    """Folder or URI (s3://, gs://, abfs://) of decoded pixels; none: store/ below the storage."""
+    cache: str = ""
+    """Folder on each node for copies of what is read from the store, such as a local disk or /dev/shm; none: only of an URI, below ~/.cache."""
+    tier: Tier = "auto"
+    """Where pixels are held: disk (the store or copies of it), memory (copies in each node's /dev/shm, which stay for the next run), device (also in the accelerator's memory, from which patches that are whole pixels of the image are cut, not checked on hardware yet); auto: what half of would do, memory for an URI only."""
+    checkpoint_steps: int = 0
+    """Updates between two checkpoints besides those at each look at val; 0: none besides."""
+    track: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
+
+
+def worker_resources(where: Where) -> dict[str, float]:
+    """CPUs and GPUs of one worker.
+
+    Raises:
+        ResourceError: the cluster has too few for the workers and for Ray Data; says how many.
+    """
+    import ray
+
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    most = int(gpus) if where.gpus else int(cpus)
+    each = where.cpus_per_worker or min(1.0, (cpus - 1) / where.workers)
+    if where.workers > most:
+        raise ResourceError(
+            f"{where.workers} workers were asked for and the cluster has {int(cpus)} CPUs and {int(gpus)} GPUs; "
+            f"take --workers {most} or fewer{'' if most else ' without --gpus'}, or a larger cluster."
+        )
+    if each <= 0 or each * where.workers > cpus - 1:
+        raise ResourceError(
+            f"{where.workers} workers of {each:g} CPUs and 1 CPU for Ray Data need {max(each, 0) * where.workers + 1:g} CPUs, the cluster has {cpus:g}; "
+            "lower --workers or --cpus-per-worker, or train without Ray by --workers 0."
+        )
+    return {"CPU": each} | ({"GPU": 1.0} if where.gpus else {})
+
+
+def pick_device(where: Where) -> str:
+    """The device of the workers.
+
+    Raises:
+        ResourceError: it is not there.
+    """
+    device = where.device if where.device != "auto" else ("cuda" if where.gpus else "cpu")
+    if device == "cuda" and where.workers == 0 and not torch.cuda.is_available():
+        raise ResourceError(
+            "--device cuda was asked for and this machine has no CUDA device; use --device cpu."
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ResourceError(
+            "--device mps was asked for and this machine has no Apple GPU; use --device cpu."
+        )
+    return device

@@ -1,0 +1,307 @@
+"""From settings to a judged run: the images once for all runs, then each run in its directory.
+
+A run may end early and go on later: `complete` brings it to where it is judged on val ("val", a
+trial of a search), on test too ("test", a trial of a grid of folds), or shipped ("bundle").
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from assay.bundle.bundle import Bundle
+from assay.config import to_dict
+from assay.data.duplicates import NearDuplicate, counts, near_duplicates
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.data.manifest import Manifest
+from assay.data.split import Split, draw_split
+from assay.errors import AssayError, ConfigError, RunError
+from assay.experiment.export import ship
+from assay.experiment.fill import Quarantined, fill
+from assay.experiment.identity import code_of, content, identity, recipe, stamp
+from assay.experiment.judge import judge
+from assay.experiment.resources import Where, pick_device
+from assay.experiment.workers import train
+from assay.files import write_json
+from assay.metrics.decide import Decision
+from assay.report import samples
+from assay.runs.folder import Run
+from assay.runs.results import read_predictions, read_result
+from assay.runs.watch import watch
+from assay.train.loop import Position
+from assay.train.source import TaskSource, load_task
+from assay.train.task import TaskConfig
+from assay.train.worker import Job
+
+Stage = Literal["val", "test", "bundle"]
+
+
+Heartbeat = Callable[[Position], None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What all runs on the same images share."""
+
+    source: TaskSource
+    manifest: Manifest
+    """Without what could not be read."""
+    pixels: Pixels
+    quarantined: list[Quarantined]
+    storage: Path
+
+
+def read_data(
+    source: TaskSource, manifest: Manifest, config: TaskConfig, where: Where, storage: Path
+) -> Data:
+    """Decode what the store lacks, and leave out what cannot be read."""
+    store = _store_of(where, storage)
+    bad = fill(manifest, store, config.data.on_error, parallel=where.workers > 0)
+    kept = _without(manifest, bad)
+    pixels = Pixels(store, kept.column("content"), kept.masks)
+    return Data(source, kept, pixels, bad, storage)
+
+
+def _store_of(where: Where, storage: Path) -> Store:
+    place = where.store or str(storage / "store")
+    return Store(place if "://" in place else str(Path(place).absolute()), where.cache)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from."""
+
+    name: str
+    config: TaskConfig
+    data: Data
+    split: Split
+    near: list[NearDuplicate]
+
+
+def prepare(data: Data, config: TaskConfig, name: str) -> Prepared:
+    """Draw a run's split and look for near duplicates across it."""
+    split = draw_split(data.manifest, config.split)
+    near = near_duplicates(data.pixels.signatures(), split.sets)
+    found = counts(near, split.sets)
+    split.report.update({f"near_duplicates_{k}": v for k, v in found.items()})
+    return Prepared(name, config, data, split, near)
+
+
+def is_whole(run: Run) -> bool:
+    """Whether a run is finished and shipped."""
+    return run.state == "finished" and run.record.get("stage", "bundle") == "bundle"
+
+
+def complete(
+    prepared: Prepared,
+    run: Run,
+    where: Where,
+    stage: Stage = "bundle",
+    heartbeat: Heartbeat | None = None,
+    callbacks: Sequence[Any] = (),
+    tried: int | None = None,
+    sweep: str = "",
+) -> None:
+    """Train and judge one run, and ship it, as far as `stage`; its state says how far it came.
+
+    Args:
+        prepared: what it starts from.
+        run: its directory, leased.
+        where: its workers.
+        stage: where to stop.
+        heartbeat: called after each look at val, in the place of a bar on the terminal.
+        callbacks: of Ray Train, where there are several workers.
+        tried: configurations among which val chose this one.
+        sweep: name of the sweep it is a trial of.
+    """
+    data, config = prepared.data, prepared.config
+    is_judged = run.state == "finished" and run.record.get("stage") == "test"
+    _refuse_other_split(prepared, run)
+    job = _begin(prepared, run, where, () if stage == "val" else tuple(prepared.split.tests), sweep)
+    began = time.time()
+    label = f"{data.source.name} {run.folder.name[-12:]}"
+    try:
+        with watch(run.folder, label) if heartbeat is None else nullcontext():
+            if not is_judged:
+                train(job, where, heartbeat, callbacks)
+        if is_judged:
+            result = read_result(run.folder)
+        else:
+            task = load_task(data.source)
+            result = judge(run.folder, task, config, data.storage, tried)
+        if stage == "bundle":
+            ship(job, result, data.storage)
+            _illustrate(prepared, run, result)
+    except (KeyboardInterrupt, SystemExit):  # Ray Tune ends a trial by the latter
+        run.note(state="stopped")
+        raise
+    except AssayError as error:
+        run.note(state="failed", reason=str(error))
+        raise
+    spent = run.record.get("seconds", 0.0) if is_judged else 0.0
+    run.note(state="finished", stage=stage, seconds=spent + time.time() - began)
+
+
+def _begin(prepared: Prepared, run: Run, where: Where, judged: tuple[str, ...], sweep: str) -> Job:
+    """Write down what is about to run."""
+    data, config, device = prepared.data, prepared.config, pick_device(where)
+    launch = {
+        "time": time.time(), "workers": where.workers, "strategy": where.strategy, "device": device,
+    } | stamp() | ({"sweep": sweep} if sweep else {})  # fmt: skip
+    run.note(
+        state="running", task=data.source.name, name=prepared.name, launches=[*run.record.get("launches", []), launch],
+        split=prepared.split.report, quarantined=[dataclasses.asdict(q) for q in data.quarantined],
+        data=data.manifest.fingerprint, recipe=recipe(data.source, config, data.manifest),
+        content=content(config, data.manifest), code=code_of(data.source),
+    )  # fmt: skip
+    write_json(run.folder / "config.json", to_dict(config))
+    (run.folder / "task.py").write_bytes(data.source.code)
+    pq.write_table(prepared.split.table(data.manifest), run.folder / "split.parquet")
+    return Job(
+        data.source, to_dict(config), data.manifest, prepared.split, data.pixels, run.folder.absolute(),
+        device, where.strategy, where.track, judged, where.checkpoint_steps,
+    )  # fmt: skip
+
+
+def _refuse_other_split(prepared: Prepared, run: Run) -> None:
+    """A launch that finds other sets than the one before would test on what was trained on."""
+    path = run.folder / "split.parquet"
+    if not path.exists() or not (run.folder / "checkpoints").exists():
+        return
+    before = pq.read_table(path, columns=["id", "split"]).to_pylist()
+    now = prepared.split.table(prepared.data.manifest).select(["id", "split"]).to_pylist()
+    if before != now:
+        changed = len(
+            {(r["id"], r["split"]) for r in before} ^ {(r["id"], r["split"]) for r in now}
+        )
+        raise RunError(
+            f"{run.folder.name} was begun on another split ({changed} entries differ, since other images can be read now); "
+            "restore the images, or train again with --again."
+        )
+
+
+def _illustrate(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
+    """Keep what the report shows of the images, while their pixels are at hand."""
+    decision = Decision.from_dict(result["decision"]) if result["decision"] else None
+    data = prepared.data
+    task, opened = load_task(data.source), Bundle(run.folder / "bundle", verify=False)
+    images = data.manifest.column("image")
+
+    def picture(row: int) -> Any:
+        def answer() -> Any:
+            return opened.predict(Path(images[row]))
+
+        return task.picture(prepared.config, data.pixels, row, answer)
+
+    samples.collect(
+        run.folder, read_predictions(run.folder), data.manifest, data.pixels, decision,
+        prepared.near, picture,
+    )  # fmt: skip
+
+
+def find(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    storage: Path,
+    again: bool = False,
+    reuse: bool = False,
+) -> Run:
+    """Find the run of these settings, images and code: the newest attempt, or the next one if `again`.
+
+    A finished run that differs in code alone is taken as it is with `reuse`; without, a sentence
+    says that it is there and which files have changed since.
+    """
+    name = f"{source.name}-{identity(source, config, manifest)}"
+    attempts = sorted(
+        storage.glob(f"{name}*"), key=lambda p: int(p.name.removeprefix(name).lstrip("-") or 1)
+    )
+    if not attempts:
+        older = _of_other_code(source, config, manifest, storage)
+        if older is not None and reuse:
+            return older
+        if older is not None and not again:
+            _say_what_changed(older.folder.name, tuple(_changed_files(older, source)))
+        return Run(storage / name)
+    if again:
+        return Run(storage / f"{name}-{len(attempts) + 1}")
+    return Run(attempts[-1])
+
+
+def _of_other_code(
+    source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path
+) -> Run | None:
+    """Find the newest finished run of the same settings and images."""
+    wanted = content(config, manifest)
+    runs = [Run(path.parent) for path in storage.glob(f"{source.name}-*/run.json")]
+    same = [run for run in runs if run.record.get("content") == wanted and run.state == "finished"]
+    return max(same, key=lambda run: float(run.record["launches"][-1]["time"]), default=None)
+
+
+def _changed_files(run: Run, source: TaskSource) -> list[str]:
+    before, now = run.record.get("code", {}), code_of(source)
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+@lru_cache(maxsize=1024)
+def _say_what_changed(name: str, files: tuple[str, ...]) -> None:
+    """Say once why a run is not taken."""
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    print(
+        f"{name} has these settings and images, but {', '.join(files[:5])}{more} changed since it was trained, so it is trained anew; --reuse takes it as it is.",
+        file=sys.stderr,
+    )
+
+
+def storage_of(where: Where) -> Path:
+    """The absolute folder of the runs.
+
+    Raises:
+        ConfigError: it is relative and this is an uploaded copy of the working directory, which
+            Ray deletes after the job.
+    """
+    uploaded = "runtime_resources" in Path.cwd().parts
+    if where.storage is None:
+        return Path.home() / "assay" / "runs" if uploaded else Path.cwd() / "runs"
+    if uploaded and not where.storage.is_absolute():
+        raise ConfigError(
+            f"--storage {where.storage} is relative, and this job runs in a temporary copy of your folder; give an absolute path that outlives the job."
+        )
+    return where.storage.absolute()
+
+
+def absolute(config: TaskConfig) -> TaskConfig:
+    """The same settings with data.root absolute, since workers have other working directories."""
+    root = config.data.root
+    return (
+        config
+        if root is None
+        else dataclasses.replace(
+            config, data=dataclasses.replace(config.data, root=root.absolute())
+        )
+    )
+
+
+def _without(manifest: Manifest, bad: Sequence[Quarantined]) -> Manifest:
+    if not bad:
+        return manifest
+    rows = {q.row for q in bad}
+    print(
+        f"{len(rows)} of {len(manifest)} images are quarantined, first: {bad[0].reason}",
+        file=sys.stderr,
+    )
+    kept = manifest.take([i for i in range(len(manifest)) if i not in rows])
+    lost = set(manifest.classes) - set(kept.classes)
+    if lost:
+        raise RunError(
+            f"No readable image is left of the class {min(lost)!r}; mend its files or leave the class out."
+        )
+    return kept

@@ -1,0 +1,89 @@
+"""Batches for each worker, prepared by Ray Data on CPUs that training left free."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import ray.data
+
+from assay.config import from_dict, to_dict
+from assay.data.images.pixels import Pixels
+from assay.data.order import Step
+from assay.errors import AssayError
+from assay.train.batches import Stream, batches
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Batch, TaskConfig
+
+SAMPLES_PER_BLOCK = 64
+
+
+def _quiet() -> None:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+
+
+def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np.ndarray) -> Stream:
+    """A stream whose batches are prepared by Ray Data tasks on CPUs that training left free."""
+    shared = ray.put((source, to_dict(config), pixels, truth))
+
+    def stream(steps: Sequence[Step], train: bool) -> Iterator[Batch]:
+        if not steps:
+            return
+        _quiet()
+        plan = ray.put(list(steps))
+        group = max(1, SAMPLES_PER_BLOCK // max(len(step.rows) for step in steps))
+
+        blocks = math.ceil(len(steps) / group)
+        dataset = ray.data.range(len(steps), override_num_blocks=blocks).map_batches(
+            partial(_prepare, shared, plan, train), batch_size=None
+        )
+        arrived = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        yield from _regroup(iter(arrived), [len(step.rows) for step in steps])
+
+    return stream
+
+
+def _prepare(shared: Any, plan: Any, train: bool, block: Batch) -> Batch:
+    """The steps of one block, prepared one after the other, in a Ray Data task."""
+    task, config, pixels, truth = _recall(shared)
+    mine = [_plan(plan)[int(i)] for i in block["id"]]
+    made = list(batches(task, config, pixels, truth, mine, train))
+    return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
+
+
+@lru_cache(maxsize=4)
+def _recall(shared: Any) -> tuple[Any, TaskConfig, Pixels, np.ndarray]:
+    source, values, pixels, truth = ray.get(shared)
+    task = load_task(source)
+    return task, from_dict(task.Config, values), pixels, truth
+
+
+@lru_cache(maxsize=4)
+def _plan(plan: Any) -> list[Step]:
+    steps: list[Step] = ray.get(plan)
+    return steps
+
+
+def _regroup(blocks: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
+    """Cut blocks of any length into batches of the given sizes, in order."""
+    held: Batch = {}
+    for size in sizes:
+        while not held or len(next(iter(held.values()))) < size:
+            try:
+                block = next(blocks)
+            except StopIteration:
+                raise AssayError(
+                    "Ray Data ended before all samples were served; see the lines above for the worker that failed."
+                ) from None
+            held = (
+                {k: np.concatenate([held[k], v]) for k, v in block.items()} if held else dict(block)
+            )
+        # blocks are read-only views of shared memory; a batch is the reader's own
+        yield {k: v[:size].copy() for k, v in held.items()}
+        held = {k: v[size:] for k, v in held.items()}

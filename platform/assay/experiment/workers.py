@@ -1,0 +1,130 @@
+"""Where a run is computed: its workers, and their binding to Ray Train.
+
+This file alone imports ray.train.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from assay.errors import AssayError
+from assay.experiment.resources import Where, worker_resources
+from assay.session import ray_session
+from assay.train.loop import Position
+from assay.train.tier import Tier, settle
+from assay.train.worker import Job, reached, work
+
+START_TIMEOUT_S = 300
+
+
+def cluster(where: Where) -> AbstractContextManager[Any]:
+    """Enter a Ray to train on; nothing at all without workers."""
+    return ray_session() if where.workers else nullcontext()
+
+
+def train(
+    job: Job,
+    where: Where,
+    heartbeat: Callable[[Position], None] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """Train a run and predict the sets to be judged, on the workers asked for.
+
+    Args:
+        job: the run.
+        where: its workers.
+        heartbeat: called after each look at val, where the run is trained in this process.
+        callbacks: of Ray Train, called with the same where it is not.
+
+    Raises:
+        AssayError: what the user can mend, raised on any worker.
+    """
+    # what learns nothing only predicts: that takes less than workers take to start
+    if where.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
+        job = _settled(job, where.tier)
+        work(job, job.stream(), heartbeat or (lambda position: None))
+        return
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    for failures in range(where.retries + 1):
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "job": job,
+                "tier": where.tier,
+                "threads": math.ceil(where.cpus_per_worker),
+            },
+            torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=where.workers,
+                use_gpu=where.gpus,
+                resources_per_worker=worker_resources(where),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"launch-{time.time_ns()}",
+                storage_path=str(job.folder / "ray"),
+                callbacks=list(callbacks),
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
+            ),
+        )
+        # our own checkpoints resume, so a lost worker needs no more than another launch;
+        # an error that names its remedy would only come again
+        try:
+            trainer.fit()
+            return
+        except ray.train.TrainingFailedError as failed:
+            cause = _cause(failed)
+            if isinstance(cause, AssayError) or failures == where.retries:
+                raise cause from None
+            print(
+                f"A worker failed ({str(cause).splitlines()[0]}); resuming, {where.retries - failures - 1} retries left.",
+                file=sys.stderr,
+            )
+
+
+def _settled(job: Job, tier: Tier) -> Job:
+    """The job with its pixels in the tier that this node has room for."""
+    rows, device = job.split.rows("train").tolist(), torch.device(job.device)
+    chosen, pixels = settle(tier, job.pixels, rows, device)
+    return replace(job, tier=chosen, pixels=pixels)
+
+
+def _cause(failed: BaseException) -> BaseException:
+    """The worker's own AssayError where there is one."""
+    failures = getattr(failed, "worker_failures", {}) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "cause", failure)
+        if isinstance(inner, AssayError):
+            return inner
+    return failed
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    import ray.train
+
+    from assay.experiment.stream import ray_stream
+
+    job = _settled(settings["job"], settings["tier"])
+    if job.device == "cpu":
+        torch.set_num_threads(settings["threads"] or _share_of_node())
+    _, config = job.load()
+    stream = ray_stream(job.source, config, job.pixels, job.manifest.truth)
+    work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)))
+
+
+def _share_of_node() -> int:
+    """Threads of a worker; Ray itself gives as many as CPUs are reserved, which is one on any machine."""
+    import ray.train
+
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(n["Resources"]["CPU"] for n in ray.nodes() if n["NodeID"] == here)  # type: ignore[no-untyped-call]
+    return max(1, int(cpus) // ray.train.get_context().get_local_world_size())

@@ -1,0 +1,168 @@
+"""Comparisons: is one run better than another on the same test rows, or can it not be told?
+
+The difference of the main score has a 95 % interval by a bootstrap that draws whole groups, with
+the rows of both runs side by side (paired). Several comparisons are corrected together (Holm), and
+the verdict is what is left of significance then. McNemar's test is shown beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assay.errors import PredictionsError
+from assay.metrics.estimate import Estimate, interval, p_value
+from assay.metrics.evaluate import by_group, is_mixed
+from assay.metrics.predictions import is_classification, logits_of, paired, scores_of
+from assay.shapes import Bool
+
+SIGNIFICANT = 0.05
+"""Corrected p below which a difference counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """The exact test of McNemar (1947) on the answers that only one of two runs has right."""
+
+    unit: str
+    """"groups" (by their mean logits), or "images" where groups have several truths; images of one
+    group are not independent, so their p is too small."""
+    only_first: int
+    """Right in the first run alone."""
+    only_second: int
+    """Right in the second run alone."""
+    p: float
+    """Two-sided, binomial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The first run against one other on one test set."""
+
+    set: str
+    metric: str
+    first_name: str
+    name: str
+    first: Estimate
+    second: Estimate
+    difference: Estimate
+    """The first less the second."""
+    p: float
+    """Of no difference, by the bootstrap of the interval."""
+    p_holm: float
+    """Corrected for all comparisons made at once (Holm, 1979)."""
+    mcnemar: McNemar | None
+    """None where rows bear scores and no classes."""
+
+    @property
+    def verdict(self) -> str:
+        """What can be said, in words."""
+        if self.p_holm >= SIGNIFICANT:
+            return "not significantly different"
+        side = "better" if self.difference.value > 0 else "worse"
+        return f"{self.first_name} is {side} than {self.name}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain JSON values."""
+        return asdict(self) | {"verdict": self.verdict}
+
+
+def compare(tables: Mapping[str, pa.Table], sets: Sequence[str] | None = None) -> list[Comparison]:
+    """Compare the first of several predictions tables with each other one, on each test set.
+
+    Args:
+        tables: Predictions by the names of their runs, at least two.
+        sets: Sets to compare on; None: the test sets.
+
+    Raises:
+        PredictionsError: There are fewer than two tables, no set in common, or the rows of a set
+            are not the same in both.
+    """
+    if len(tables) < 2:
+        raise PredictionsError(f"{len(tables)} run was given; compare at least two.")
+    (first_name, first), *others = tables.items()
+    found = []
+    for name, second in others:
+        theirs = set(second["split"].unique().to_pylist())
+        wanted = [
+            s for s in sorted(first["split"].unique().to_pylist())
+            if s in theirs and (s.startswith("test") if sets is None else s in sets)
+        ]  # fmt: skip
+        if not wanted:
+            raise PredictionsError(
+                f"{first_name} and {name} have no test set in common ({', '.join(sorted(theirs))} and "
+                f"{', '.join(sorted(first['split'].unique().to_pylist()))}); compare runs judged on the same sets."
+            )
+        for test in wanted:
+            a, b = (t.filter(pc.equal(t["split"], test)) for t in (first, second))
+            try:
+                found.append(_compare(first_name, name, test, *paired(a, b)))
+            except PredictionsError as error:
+                raise PredictionsError(f"{first_name} and {name} on {test}: {error}") from None
+    corrected = holm([one["p"] for one in found])
+    return [Comparison(**one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def _compare(first_name: str, name: str, test: str, a: pa.Table, b: pa.Table) -> dict[str, Any]:
+    metric, values_a, weights_a = scores_of(a)
+    other, values_b, weights_b = scores_of(b)
+    if other != metric:
+        raise PredictionsError(
+            f"{first_name} is scored by {metric} and {name} by {other}; compare runs of one task."
+        )
+    group = a["group"].to_numpy()
+    gain = influences(values_a, weights_a) - influences(values_b, weights_b)
+    return {
+        "set": test, "metric": metric, "first_name": first_name, "name": name,
+        "first": interval(values_a, group, weights=weights_a),
+        "second": interval(values_b, group, weights=weights_b),
+        "difference": interval(gain, group, lowest=-1.0),
+        "p": p_value(gain, group),
+        "mcnemar": _mcnemar(a, b) if is_classification(a) else None,
+    }  # fmt: skip
+
+
+def influences(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Numbers whose plain mean is the weighted mean, and varies over groups as that does."""
+    mean = (values * weights).sum() / weights.sum()
+    found: np.ndarray = (values - mean) * weights / weights.mean() + mean
+    return found
+
+
+def _mcnemar(a: pa.Table, b: pa.Table) -> McNemar:
+    unit = "images" if is_mixed(a["truth"].to_numpy(), a["group"].to_numpy()) else "groups"
+    first, second = (_right(table, unit) for table in (a, b))
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    p = binomial_p(only_first, only_first + only_second)
+    return McNemar(unit=unit, only_first=only_first, only_second=only_second, p=p)
+
+
+def _right(table: pa.Table, unit: str) -> Bool[np.ndarray, " units"]:
+    logits, truth = logits_of(table), table["truth"].to_numpy()
+    if unit == "groups":
+        logits, _, truth = by_group(logits, truth, table["group"].to_numpy())
+    right: np.ndarray = logits.argmax(axis=1) == truth
+    return right
+
+
+def binomial_p(hits: int, num: int) -> float:
+    """Return the two-sided p of `hits` of `num` fair coins; 1 for no coin."""
+    from scipy.special import bdtr  # a bundle opens without it
+
+    return float(min(1.0, 2 * bdtr(min(hits, num - hits), num, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for having been looked at together.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for place, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = largest
+    return corrected

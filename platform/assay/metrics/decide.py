@@ -1,0 +1,382 @@
+"""Decisions: what is fitted on val, once, and then holds for every test set, bundle and server.
+
+    temperature  logits / temperature have the least NLL on val; 1 where val has no error, since
+                 nothing is known of how sure to be and any sharpening would pay
+    set          the classes an image may be: it holds the truth at a stated coverage (conformal),
+                 and always the likeliest class
+    rejected     the set is several classes; ask a person
+    answer       the likeliest class; or, of a class that must not be missed, by its threshold; or
+                 the class of least expected cost
+
+What the coverage promises: an image, drawn at random, of a new group of the population val is from
+has its truth in its set with at least this probability, over the drawing of val and of the group.
+It promises nothing for a domain that val has not seen, nor class by class. Temperature and best
+epoch are chosen on the same val, so the promise is not exact: `worth` checks it on test.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from assay.config import Settings
+from assay.errors import ConfigError, PredictionsError
+from assay.metrics.estimate import Estimate, interval
+from assay.metrics.scores.classes import _margins, row_nll, softmax
+from assay.shapes import Bool, Float, Int, Shaped
+
+_MAX_TEMPERATURE = 100.0
+
+
+_NUM_BINS = 15
+
+
+_NUM_DRAWS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecideConfig(Settings):
+    """How answers are drawn from probabilities."""
+
+    coverage: float = 0.9
+    """Least share of images whose conformal set holds the truth, of new groups like val's (1)."""
+
+    costs: tuple[str, ...] = ()
+    """What answers cost, each "truth>answer=cost"; a right one costs 0 and a wrong one 1 unless
+    named here, in any unit."""
+
+    positive: str = ""
+    """Class that must not be missed; the threshold of its probability is chosen on val."""
+
+    recall: float = 0.0
+    """Least recall of that class on val; 0 takes the threshold of the best F1 (1)."""
+
+    pixel_recall: float = 0.0
+    """For masks: least recall of the pixels of each class on val; 0 takes the threshold of the best F1 (1)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges, and rules that exclude each other."""
+        if not 0 < self.coverage < 1 or not 0 <= self.recall <= 1:
+            raise ConfigError(
+                f"decide.coverage is {self.coverage} and decide.recall {self.recall}; give a coverage above 0 and below 1, and a recall from 0 to 1."
+            )
+        if not 0 <= self.pixel_recall <= 1:
+            raise ConfigError(
+                f"decide.pixel-recall is {self.pixel_recall}; give a share from 0 to 1."
+            )
+        if self.costs and self.positive:
+            raise ConfigError(
+                f"decide.costs and decide.positive {self.positive!r} are both given, but an answer follows one rule; state what missing the class costs, or leave the costs out."
+            )
+        if self.recall and not self.positive:
+            raise ConfigError(
+                f"decide.recall is {self.recall}, but no class is named that it is the recall of; name it in decide.positive."
+            )
+        pairs = [_parse_cost(text)[:2] for text in self.costs]
+        if len(set(pairs)) < len(pairs):
+            raise ConfigError(
+                f"decide.costs is {', '.join(self.costs)}, which names a pair of truth and answer twice; give each pair one cost."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was fitted on val: from logits to an answer that can be acted on."""
+
+    temperature: float
+    """Divides the logits."""
+    coverage: float
+    """Share of images whose set should hold the truth."""
+    quantile: float
+    """A class is in the set if 1 - its probability is at most this, or if it is the likeliest; 1:
+    every class."""
+    costs: list[list[float]] | None
+    """Cost of each answer (columns) for each truth (rows); None: without costs."""
+    positive: int | None
+    """Number of the class that must not be missed; None: there is none."""
+    threshold: float | None
+    """The least probability at which that class is the answer."""
+    num: int
+    """Number of val images."""
+    num_groups: int
+    """Number of val groups."""
+
+    @classmethod
+    def fit(
+        cls,
+        logits: Float[np.ndarray, "num classes"],
+        truth: Int[np.ndarray, " num"],
+        group: Shaped[np.ndarray, " num"],
+        classes: Sequence[str],
+        config: DecideConfig,
+    ) -> "Decision":
+        """Fit every part on the predictions of val and on nothing else.
+
+        Args:
+            logits: Of val.
+            truth: Class of each image.
+            group: Group of each image; of one group images need not be independent.
+            classes: Names of the classes, in the order of the logits.
+            config: What to fit.
+
+        Raises:
+            ConfigError: The config names a class that is none of `classes`.
+            PredictionsError: Val has no image of the class that must not be missed.
+        """
+        costs = _cost_matrix(config.costs, classes) if config.costs else None
+        positive = _index(config.positive, classes) if config.positive else None
+        right = bool((logits.argmax(axis=1) == truth).all())
+        temperature = 1.0 if right else fit_temperature(logits, truth)
+        probs = softmax(logits.astype(np.float64) / temperature)
+        threshold = None
+        if positive is not None:
+            if not (truth == positive).any():
+                raise PredictionsError(
+                    f"None of the {truth.size} val images is {config.positive!r}, so no threshold can be chosen for it; draw val with images of every class, or leave decide.positive out."
+                )
+            threshold = _threshold(probs[:, positive], truth == positive, config.recall)
+        return cls(
+            temperature=temperature,
+            coverage=config.coverage,
+            quantile=_quantile(1 - probs[np.arange(truth.size), truth], group, config.coverage),
+            costs=costs,
+            positive=positive,
+            threshold=threshold,
+            num=truth.size,
+            num_groups=np.unique(group).size,
+        )
+
+    @property
+    def groups_needed(self) -> int:
+        """Least `num_groups` at which sets can be smaller than all classes."""
+        return math.ceil(self.coverage / (1 - self.coverage) - 1e-9)
+
+    def probs(self, logits: Float[np.ndarray, "num classes"]) -> Float[np.ndarray, "num classes"]:
+        """Return the calibrated probabilities, in float64."""
+        return softmax(logits.astype(np.float64) / self.temperature)
+
+    def sets(self, probs: Float[np.ndarray, "num classes"]) -> Bool[np.ndarray, "num classes"]:
+        """Return which classes each image may be; the likeliest is always one of them.
+
+        Source: Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued Classifiers, 2019, whose sets
+        can be empty; with the likeliest class added they cover no less.
+        """
+        found: np.ndarray = 1 - probs <= self.quantile
+        found[np.arange(len(probs)), probs.argmax(axis=1)] = True
+        return found
+
+    def rejected(self, probs: Float[np.ndarray, "num classes"]) -> Bool[np.ndarray, " num"]:
+        """Return which images have a set of several classes."""
+        found: np.ndarray = self.sets(probs).sum(axis=1) > 1
+        return found
+
+    def answers(self, probs: Float[np.ndarray, "num classes"]) -> Int[np.ndarray, " num"]:
+        """Return the class to act on; of equals the first."""
+        if self.costs is not None:
+            return (probs @ np.array(self.costs)).argmin(axis=1)
+        if self.positive is None:
+            return probs.argmax(axis=1)
+        rest = probs.copy()
+        rest[:, self.positive] = -1.0
+        is_positive = probs[:, self.positive] >= self.threshold
+        return np.where(is_positive, self.positive, rest.argmax(axis=1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as plain finite JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Decision":
+        """Rebuild a decision from `to_dict`'s values."""
+        return cls(**values)
+
+
+def worth(
+    decision: Decision,
+    logits: Float[np.ndarray, "num classes"],
+    truth: Int[np.ndarray, " num"],
+    group: Shaped[np.ndarray, " num"],
+) -> dict[str, Estimate]:
+    """Measure on a test set what a decision promised on val.
+
+    Returns:
+        set_coverage       share of sets that hold the truth; each group counts once, as promised
+        set_size           mean number of classes in a set
+        rejected           share of images rejected
+        accepted_accuracy  share of right answers among the images not rejected
+        calibrated_nll     mean NLL in nats; an image can have any, so the range of the interval
+                           ends at the largest found, or at log(classes) if that is more
+        calibrated_ece     expected calibration error
+        decided_accuracy   share of right answers, where a rule other than the likeliest is in force
+        recall, precision  of the class that must not be missed
+        false_alarms       share of the other classes' images that are given that class
+        cost               mean cost of the answers
+        cost_of_argmax     mean cost if the likeliest class were answered
+
+        What has no image to be measured on (the precision of a class never said) is left out.
+    """
+    probs = decision.probs(logits)
+    sets, answers = decision.sets(probs), decision.answers(probs)
+    num_classes, rows = probs.shape[1], np.arange(truth.size)
+    every, right = np.ones(truth.size, dtype=bool), answers == truth
+    rejected = decision.rejected(probs)
+    lost = row_nll(logits.astype(np.float64) / decision.temperature, truth)
+    found = {
+        "set_coverage": interval(
+            sets[rows, truth].astype(float), group, weights=_group_weights(group)
+        ),
+        "set_size": interval(sets.sum(axis=1).astype(float), group, highest=float(num_classes)),
+        "calibrated_nll": interval(
+            lost, group, highest=float(max(lost.max(), math.log(num_classes)))
+        ),
+        "calibrated_ece": ece(probs, truth, group),
+    }
+    shares = {"rejected": (rejected, every), "accepted_accuracy": (right, ~rejected)}
+    if decision.positive is not None:
+        said, is_positive = answers == decision.positive, truth == decision.positive
+        shares |= {"decided_accuracy": (right, every), "recall": (said, is_positive)}
+        shares |= {"precision": (is_positive, said), "false_alarms": (said, ~is_positive)}
+    if decision.costs is not None:
+        costs = np.array(decision.costs)
+        shares["decided_accuracy"] = (right, every)
+        for name, said in (("cost", answers), ("cost_of_argmax", probs.argmax(axis=1))):
+            found[name] = interval(costs[truth, said], group, highest=float(costs.max()) or 1.0)
+    return found | {
+        name: interval(hits[among].astype(float), group[among])
+        for name, (hits, among) in shares.items()
+        if among.any()
+    }
+
+
+def ece(
+    probs: Float[np.ndarray, "num classes"],
+    truth: Int[np.ndarray, " num"],
+    group: Shaped[np.ndarray, " num"],
+) -> Estimate:
+    """Estimate the expected calibration error over 15 equal-width bins of the largest probability.
+
+    The sum over bins of |hits - sum of confidences| / rows; a bin holds (low, high].
+
+    Chance adds to it, since a gap counts whatever its sign: a calibrated model has some, and its
+    bootstrap has more. So the interval is reflected about the value (basic bootstrap), of gaps with
+    the covariance that they have between groups, and begins at 0 where chance alone has as much.
+
+    Sources: Guo et al., On Calibration of Modern Neural Networks, 2017, eq. 3; Davison and
+    Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.
+    """
+    confidence = probs.max(axis=1)
+    bins = np.ceil(confidence * _NUM_BINS).astype(int).clip(1, _NUM_BINS) - 1
+    codes, sizes = np.unique(group, return_inverse=True, return_counts=True)[1:]
+    sums = np.zeros((sizes.size, _NUM_BINS))
+    np.add.at(sums, (codes, bins), (probs.argmax(axis=1) == truth) - confidence)
+    gaps = sums.sum(axis=0) / truth.size
+    value = float(np.abs(gaps).sum())
+    # the covariance of the gaps, as sums over groups of given sizes, is root.T @ root
+    root = np.linalg.qr(sums - np.outer(sizes, gaps)).R / truth.size
+    if np.allclose(root, 0.0, atol=1e-12):  # one group, or all alike: as any share then is
+        return interval(np.full(truth.size, value), group)
+    root *= math.sqrt(sizes.size / (sizes.size - 1))
+    noise = np.random.default_rng(0).normal(size=(_NUM_DRAWS, len(root))) @ root
+    least, most = np.quantile(np.abs(gaps + noise).sum(axis=1), [0.025, 0.975])
+    by_chance = value <= np.quantile(np.abs(noise).sum(axis=1), 0.95)
+    return Estimate(
+        value=value,
+        low=0.0 if by_chance else max(0.0, min(value, float(2 * value - most))),
+        high=min(1.0, max(value, float(2 * value - least))),
+        num=truth.size,
+        num_groups=sizes.size,
+    )
+
+
+def fit_temperature(
+    logits: Float[np.ndarray, "num classes"], truth: Int[np.ndarray, " num"]
+) -> float:
+    """Return the T between 0.01 and 100 for which logits / T have the least NLL.
+
+    The NLL is convex in 1 / T, so the sign of its slope is bisected. Logits that separate the
+    classes perfectly have no finite optimum and meet a limit; logits that say nothing give 1.
+    Fit it on val. Source: Guo et al., 2017, section 4.2.
+    """
+    margins = _margins(logits, truth)
+    low, high = -math.log(_MAX_TEMPERATURE), math.log(_MAX_TEMPERATURE)
+    for _ in range(40):
+        middle = (low + high) / 2
+        slope = (softmax(margins / math.exp(middle)) * margins).sum()
+        if slope == 0:
+            break
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def _quantile(
+    scores: Float[np.ndarray, " num"], group: Shaped[np.ndarray, " num"], coverage: float
+) -> float:
+    """The score that `coverage` of all mass does not exceed; 1 if there are too few groups.
+
+    Rows of a group are not exchangeable with those of another, groups are: each has mass 1, shared
+    equally by its rows, and the group to come has mass 1 at infinity.
+    Source: Lee, Barber and Willett, Distribution-Free Inference with Hierarchical Data, 2023, whose
+    bound holds at any number of groups; the pooled form of Dunn, Wasserman and Ramdas,
+    Distribution-Free Prediction Sets for Two-Layer Hierarchical Models, 2023, tends to it.
+    """
+    weights = _group_weights(group)
+    order = np.argsort(scores, kind="stable")
+    mass = np.cumsum(weights[order])
+    # thirds do not sum to one exactly; the slack is far below the mass of a row
+    enough = mass >= coverage * (np.unique(group).size + 1) - 1e-9
+    return float(scores[order][enough.argmax()]) if enough.any() else 1.0
+
+
+def _group_weights(group: Shaped[np.ndarray, " num"]) -> Float[np.ndarray, " num"]:
+    """Weights of rows that sum to 1 in each group."""
+    codes, sizes = np.unique(group, return_inverse=True, return_counts=True)[1:]
+    weights: np.ndarray = 1 / sizes[codes]
+    return weights
+
+
+def _threshold(
+    prob: Float[np.ndarray, " num"], is_positive: Bool[np.ndarray, " num"], recall: float
+) -> float:
+    """The largest value of `prob` with that recall; without one, with the best F1.
+
+    Only at these values do the answers on val change, so no better threshold exists.
+    """
+    values, num_positive = np.unique(prob), is_positive.sum()
+    found = num_positive - np.searchsorted(np.sort(prob[is_positive]), values)
+    if recall > 0:
+        return float(values[found / num_positive >= recall][-1])
+    said = prob.size - np.searchsorted(np.sort(prob), values)
+    f1 = 2 * found / (said + num_positive)
+    return float(values[f1 == f1.max()][-1])
+
+
+def _parse_cost(text: str) -> tuple[str, str, float]:
+    truth, _, rest = text.partition(">")
+    answer, _, amount = rest.partition("=")
+    try:
+        cost = float(amount)
+    except ValueError:
+        cost = math.nan
+    if not 0 <= cost < math.inf or ">" in rest or "=" in truth:
+        raise ConfigError(
+            f"decide.costs holds {text!r}; write truth>answer=cost with the names of two classes and a finite number from 0, such as crack>good=20."
+        )
+    return truth, answer, cost
+
+
+def _cost_matrix(costs: Sequence[str], classes: Sequence[str]) -> list[list[float]]:
+    matrix = 1 - np.eye(len(classes))
+    for truth, answer, cost in map(_parse_cost, costs):
+        matrix[_index(truth, classes), _index(answer, classes)] = cost
+    rows: list[list[float]] = matrix.tolist()
+    return rows
+
+
+def _index(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        raise ConfigError(
+            f"decide names the class {name!r}, which is not in the data; the classes are: {', '.join(classes)}."
+        )
+    return list(classes).index(name)

@@ -1,0 +1,69 @@
+"""Does a model still see what it learnt from? Its embeddings of late against those of training images.
+
+An embedding is what a model decides from: the tokens before the last layer where it names a class,
+the encoder's deepest features, averaged over the image, where it draws a mask.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from assay.shapes import Float
+
+IMAGES = 64
+"""Images of a set that a bundle's card describes it by, at most."""
+
+
+WINDOW = 256
+"""Answers of late that are looked at."""
+
+
+LEAST = 32
+"""Answers below which nothing is said."""
+
+
+class Drift:
+    """How far the mean embedding has moved, in units of how far embeddings of training images scatter.
+
+    The distance of the two means by the root of the summed variances of all features; of n images
+    like those of training it is about 1 / sqrt(n).
+
+    Args:
+        mean: embedding of training images.
+        scatter: root of the summed variances of their embeddings' features.
+        val: the drift of val's images, which are unseen but no different; nan where unknown.
+    """
+
+    def __init__(
+        self, mean: Float[np.ndarray, " d"], scatter: float, val: float = float("nan")
+    ) -> None:
+        self.mean, self.scatter, self.val = mean, max(scatter, 1e-12), val
+        self.recent: deque[np.ndarray] = deque(maxlen=WINDOW)
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> "Drift | None":
+        """As a bundle's card has it; None where its graphs give no embedding."""
+        said = card.get("embedding")
+        return cls(np.array(said["mean"]), said["scatter"], said["val"]) if said else None
+
+    def add(self, embedding: Float[np.ndarray, " d"]) -> None:
+        """Take note of one answer."""
+        self.recent.append(embedding)
+
+    @property
+    def value(self) -> float | None:
+        """The drift of the answers of late; None: too few."""
+        return self.of(np.stack(self.recent)) if len(self.recent) >= LEAST else None
+
+    def of(self, embeddings: Float[np.ndarray, "n d"]) -> float:
+        """The drift of some embeddings."""
+        return float(np.linalg.norm(np.mean(embeddings, axis=0) - self.mean)) / self.scatter
+
+
+def describe(train: Float[np.ndarray, "n d"], val: Float[np.ndarray, "m d"]) -> dict[str, Any]:
+    """What a card says of the embeddings of some training images, and of val's beside them."""
+    mean, scatter = np.mean(train, axis=0), float(np.sqrt(np.var(train, axis=0).sum()))
+    said = {"mean": mean.tolist(), "scatter": scatter, "num": len(train)}
+    return said | {"val": Drift(mean, scatter).of(val)}

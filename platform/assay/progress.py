@@ -1,0 +1,19 @@
+"""Progress bars of long work."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, label: str, done: int = 0) -> "tqdm[Any]":
+    """A bar on stderr; plain lines every 10 s where stderr is no terminal."""
+    slow = not sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=label,
+        leave=False,
+        mininterval=10 if slow else 0.1,
+        dynamic_ncols=not slow,
+    )

@@ -1,0 +1,1 @@
+"""What a run says to a reader: pages, figures, printed tables."""

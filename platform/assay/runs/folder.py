@@ -1,0 +1,138 @@
+"""A run: one training of one task on one manifest, and its directory.
+
+    runs/fingerprint-3f2a.../
+        run.json             schema, state, launches, code stamp, quarantined files, warnings; written atomically
+        config.json          what is computed; pass it back with --config to replay
+        split.parquet        the manifest with the drawn sets
+        metrics.jsonl        see `telemetry`
+        checkpoints/         see `checkpoint`
+        best/weights.safetensors
+        predictions.parquet  one row per judged image: every number is computed from it
+        result.json          the numbers; comparison.json: beside the baselines
+        samples/             images of the report
+        report.html          see `report`
+        bundle/              what ships
+        lease.json           who is writing
+
+A run is identified by *what* it computes (settings, data, source of the task and of the modules it
+trains with), not by *where*; the same command finds the same directory again.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assay.errors import RunError
+from assay.files import write_json
+
+SCHEMA = 1
+
+
+STALE_LEASE_S = 180
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's directory."""
+
+    folder: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Contents of run.json, or nothing where the run is new.
+
+        Raises:
+            RunError: run.json is damaged, or was written by a newer Assay.
+        """
+        path = self.folder / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except ValueError:
+            raise RunError(f"{path} is damaged; restore it, or start over with --again.") from None
+        if found.get("schema", 0) > SCHEMA:
+            raise RunError(
+                f"{self.folder} was written by a newer Assay (schema {found['schema']}, this one knows {SCHEMA}); "
+                "update Assay, or train again with --again."
+            )
+        return found
+
+    def note(self, **fields: Any) -> None:
+        """Change fields of run.json."""
+        write_json(self.folder / "run.json", self.record | {"schema": SCHEMA} | fields)
+
+    def warn(self, text: str) -> None:
+        """Keep a monitor's warning in run.json, once."""
+        known = self.record.get("warnings", [])
+        if text not in known:
+            self.note(warnings=[*known, text])
+
+    @property
+    def state(self) -> str:
+        """new, running, stopped, failed or finished."""
+        return str(self.record.get("state", "new"))
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the right to write; renewed every 30 s, given up at the end.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        path = self.folder / "lease.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if is_held(path) and not _is_ours(path):
+            raise RunError(
+                f"{self.folder} is being written by {path.read_text()}; wait for it, or end that process."
+            )
+        write_json(path, {"host": socket.gethostname(), "pid": os.getpid()})
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(30):
+                path.touch()
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+
+def is_held(lease: Path) -> bool:
+    """Whether a living process holds a lease: it was renewed of late and, on this host, its process is there."""
+    holder = _holder(lease)
+    if holder is None or time.time() - lease.stat().st_mtime >= STALE_LEASE_S:
+        return False
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _is_ours(lease: Path) -> bool:
+    return _holder(lease) == {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _holder(lease: Path) -> dict[str, Any] | None:
+    try:
+        holder: dict[str, Any] = json.loads(lease.read_text())
+    except (OSError, ValueError):
+        return None
+    return holder

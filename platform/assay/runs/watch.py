@@ -1,0 +1,60 @@
+"""A bar that follows a run's metrics, wherever the run is computed."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from assay.progress import progress_bar
+
+
+@contextmanager
+def watch(folder: Path, label: str) -> Iterator[None]:
+    """Show a bar and the warnings that some process, wherever it runs, writes to metrics.jsonl from now on."""
+    path = folder / "metrics.jsonl"
+    skip = path.stat().st_size if path.exists() else 0
+    ended = threading.Event()
+    thread = threading.Thread(target=_follow, args=(path, skip, label, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+NO_SCORE = ("kind", "step", "epoch", "time", "val_s", "nll")
+"""Fields of a val line besides its scores, of which the main one comes first."""
+
+
+def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None:
+    bar = progress_bar(1, f"{label}: starting")
+    seen: dict[str, str] = {}
+    warned: set[str] = set()
+    over = False
+    while not over:
+        over = ended.wait(0.5)  # what was written last is read once more
+        if not path.exists():
+            continue
+        with path.open() as file:
+            file.seek(offset)
+            for text in iter(file.readline, ""):
+                if not text.endswith("\n"):
+                    break
+                offset += len(text.encode())
+                line = json.loads(text)
+                if line["kind"] == "start":
+                    bar.set_description(label)
+                    bar.reset(line["total"])
+                elif line["kind"] == "step":
+                    seen["loss"] = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
+                elif line["kind"] == "val":
+                    seen["val"] = f"{next(v for k, v in line.items() if k not in NO_SCORE):.3f}"
+                elif line["kind"] == "warning" and line["text"] not in warned:
+                    warned.add(line["text"])
+                    bar.write(f"Warning: {line['text']}", file=sys.stderr)
+                bar.set_postfix(seen, refresh=False)
+                bar.update(line["step"] - bar.n)
+    bar.close()

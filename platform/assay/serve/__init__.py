@@ -1,0 +1,1 @@
+"""Winners behind one cluster: HTTP, Ray Serve, the same without a server."""

@@ -1,0 +1,237 @@
+"""Ray Serve: one front for the contract, one application per task that has a champion.
+
+    front      HTTP, the token, limits; hands images to the task's application, again if its
+               replica dies; looks into the registry every few seconds and deploys what changed
+    <task>     replicas that hold the task's bundles; own scaling, batches and queue
+
+A promotion is deployed as another `user_config`: replicas open the new bundle beside the present
+one, verify it, and swap. The only file that imports ray.serve.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ray import serve
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ServeDeploySchema
+
+from assay.bundle.bundle import Provider
+from assay.bundle.registry import Alias, Registry
+from assay.config import from_dict
+from assay.errors import ServeError
+from assay.serve.config import ServeConfig, configuration, read_token
+from assay.serve.contract import MaskFormat
+from assay.serve.http import Guard, make_app
+from assay.serve.inspector import Inspector, Item, inspect
+from assay.serve.meters import FrontMeters, ReplicaMeters
+from assay.serve.page import Uncertain
+from assay.session import ray_session
+
+ATTEMPTS = 2
+"""How often a request is handed on when replicas die under it; it may be what kills them."""
+
+
+logger = logging.getLogger("ray.serve")
+
+
+class Replica:
+    """One process that answers for a task."""
+
+    def __init__(self, registry: str, task: str, threads: int, provider: Provider) -> None:
+        self.inspector = Inspector(Registry(registry), task, threads, provider)
+        self.meters = ReplicaMeters(task)
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Open what the configuration names, then let it answer."""
+        await asyncio.to_thread(self.inspector.configure, config)
+        self._look.set_max_batch_size(config["batch"])  # type: ignore[attr-defined]
+
+    async def answer(
+        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat
+    ) -> dict[str, Any]:
+        """A reply's parts."""
+        parts = await self.inspector.answer(images, alias, mask, self._look)
+        opened = self.inspector.opened.get(alias)
+        self.meters.count(parts, opened.drift if opened else None)
+        return parts
+
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
+    async def _look(self, items: list[Item]) -> list[Any]:
+        self.meters.batch.observe(len(items), self.meters.tags)
+        return await asyncio.to_thread(inspect, items)
+
+    async def sample(self) -> bytes | None:
+        """The champion's golden image."""
+        return self.inspector.sample()
+
+    async def describe(self) -> dict[str, Any]:
+        """What is known of the bundles."""
+        return self.inspector.describe()
+
+
+class Front:
+    """The contract, in front of the tasks' applications, which it keeps at what the registry says."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.config = from_dict(ServeConfig, values)
+        self.names: list[str] = []
+        self.following: asyncio.Task[None] | None = None
+        self.handles: dict[str, DeploymentHandle[Any]] = {}
+        self.meters = FrontMeters()
+        self.kept = Uncertain() if self.config.keep_uncertain else None
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take note of the tasks, and begin to follow the registry."""
+        self.names, self.every_s = config["tasks"], config["every_s"]
+        if self.following is None:
+            self.following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self.every_s)
+            try:
+                await asyncio.to_thread(self._look)
+            except Exception:  # a registry or controller out of reach is no reason to give up
+                logger.exception("The registry cannot be followed for now")
+
+    def _look(self) -> None:
+        present = applications()
+        wanted = configuration(self.config, present)
+        if _said(wanted["applications"]) != _said(present):
+            deploy(wanted)
+
+    def __serve_build_asgi_app__(self) -> Guard:
+        """The application that Ray Serve runs."""
+        return make_app(self, self.config.limits, read_token(self.config))
+
+    def tasks(self) -> Sequence[str]:
+        """See `http.Service`."""
+        return self.names
+
+    def _handle(self, task: str) -> DeploymentHandle[Any]:
+        if task not in self.handles:
+            self.handles[task] = serve.get_deployment_handle("replica", app_name=task)
+        return self.handles[task]
+
+    async def answer(
+        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat
+    ) -> dict[str, Any]:
+        """See `http.Service`; judging an image twice harms nothing, so it is tried again."""
+        for attempt in range(ATTEMPTS):
+            try:
+                found: dict[str, Any] = await self._handle(task).answer.remote(images, alias, mask)
+                if self.kept is not None and found.get("answer"):
+                    self.kept.add(task, found["answer"], found["thumb"])
+                return found
+            except BackPressureError:
+                return {"status": 429, "error": "The queue is full; try again in a second."}
+            except (ActorDiedError, ActorUnavailableError):
+                logger.warning(f"{task}: a replica died under a request (attempt {attempt + 1})")
+        return {"status": 503, "error": "No replica lived long enough to answer; try again."}
+
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """See `http.Service`."""
+
+        async def one(task: str) -> dict[str, Any]:
+            try:
+                async with asyncio.timeout(5):
+                    found: dict[str, Any] = await self._handle(task).describe.remote()
+                    return found
+            except Exception:
+                logger.warning(f"{task} does not say what it holds", exc_info=True)
+                return {}
+
+        found = await asyncio.gather(*[one(task) for task in self.names])
+        return dict(zip(self.names, found, strict=True))
+
+    async def sample(self, task: str) -> bytes | None:
+        """See `http.Service`."""
+        found: bytes | None = await self._handle(task).sample.remote()
+        return found
+
+    def uncertain(self) -> list[dict[str, Any]] | None:
+        """See `http.Service`."""
+        return None if self.kept is None else self.kept.shown()
+
+    def count(self, task: str, status: int, seconds: float) -> None:
+        """See `http.Service`."""
+        self.meters.count(task, status, seconds)
+
+
+def _said(apps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a promotion may change: which tasks there are, and what their replicas are told."""
+    return {app["name"]: [one["user_config"] for one in app["deployments"]] for app in apps}
+
+
+def front(args: dict[str, Any]) -> serve.Application:
+    """Build the application of the front."""
+    return serve.deployment(name="front")(serve.ingress()(Front)).bind(args["config"])
+
+
+def task(args: dict[str, Any]) -> serve.Application:
+    """Build the application of a task."""
+    return serve.deployment(name="replica")(Replica).bind(**args)
+
+
+def applications() -> list[dict[str, Any]]:
+    """What the cluster was last told to run."""
+    details = _client().get_serve_details()
+    return [one["deployed_app_config"] for one in details["applications"].values()]
+
+
+def deploy(wanted: Mapping[str, Any]) -> None:
+    """Bring the cluster to a configuration, as `serve deploy` does."""
+    _client().deploy_apps(ServeDeploySchema.model_validate(wanted))
+
+
+def _client() -> Any:
+    return _get_global_client()
+
+
+@contextmanager
+def cluster(config: ServeConfig) -> Iterator[str]:
+    """A Ray of this machine, or that of RAY_ADDRESS, that listens; ends what it began.
+
+    Raises:
+        ServeError: there is no token.
+    """
+    read_token(config, create=True)
+    with ray_session(serves=True) as own:
+        logger.setLevel(logging.WARNING)
+        options = {"host": config.host, "port": config.port}
+        with suppress(TimeoutError):  # of the proxies, which `wait` waits for
+            serve.start(proxy_location="EveryNode", http_options=options)
+        try:
+            yield f"http://{config.host}:{config.port}"
+        finally:
+            if own:
+                serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def wait(timeout_s: float = 300.0) -> None:
+    """Wait until every application runs.
+
+    Raises:
+        ServeError: one fails, or the time is over.
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        status = serve.status()
+        states = {name: app.status.value for name, app in status.applications.items()}
+        states |= {f"proxy {node[:6]}": proxy.value for node, proxy in status.proxies.items()}
+        late = [name for name, state in states.items() if state not in ("RUNNING", "HEALTHY")]
+        failed = [name for name in late if states[name] == "DEPLOY_FAILED"]
+        if status.proxies and not late:
+            return
+        if failed or time.monotonic() > end:
+            raise ServeError(
+                f"Not running: {', '.join(f'{name} ({states[name]})' for name in failed or late)}; the logs of Ray Serve say why."
+            )
+        time.sleep(0.2)

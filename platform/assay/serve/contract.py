@@ -1,0 +1,97 @@
+"""What goes over the wire: one form for every task, and the way from a bundle's answer to it.
+
+A class fills `answer` and `patches`; a mask fills `mask` and `defects`. Boxes are x0, y0, x1, y1 in
+the pixels of the upright image.
+"""
+
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+MaskFormat: TypeAlias = Literal["png", "rle", "none"]
+
+
+class Form(BaseModel):
+    """Base of every form: values do not change, unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Class(Form):
+    """What is answered for an image, or for a part by several."""
+
+    label: str
+    """The class to act on."""
+    probs: dict[str, float]
+    """Calibrated probability of each class."""
+    set: list[str]
+    """Classes it may be, at the bundle's coverage (conformal)."""
+    rejected: bool
+    """The set is several classes: a person should look."""
+
+
+class Patch(Form):
+    """A part of the image that was looked at."""
+
+    box: list[float]
+    score: float
+    """Its share of attention."""
+
+
+class Defect(Form):
+    """A connected part of the mask."""
+
+    label: str
+    area_px: int
+    box: list[int]
+
+
+class Mask(Form):
+    """Where defects are; a pixel of class i has the value i + 1, or its run in the class's counts."""
+
+    png: str | None = None
+    """Grey PNG of 8 bits in base64."""
+    rle: dict[str, list[int]] | None = None
+    """By class: lengths of runs outside and inside in turn, column by column (as COCO counts)."""
+
+
+class View(Form):
+    """What is said of one image."""
+
+    height: int
+    width: int
+    answer: Class | None = None
+    patches: list[Patch] = []
+    mask: Mask | None = None
+    defects: list[Defect] = []
+
+
+class Model(Form):
+    """Which bundle answered."""
+
+    task: str
+    alias: Literal["champion", "challenger"]
+    version: str
+    variant: Literal["fp32", "int8"]
+
+
+class Reply(Form):
+    """The answer to one request."""
+
+    request: str
+    """The request's id, as in the header x-request-id."""
+    model: Model
+    classes: list[str]
+    answer: Class | None
+    """For all views together; none where masks are drawn."""
+    views: list[View]
+    """In the order of the images sent."""
+    milliseconds: float
+    """From the whole body to the answer."""
+
+
+class Refusal(Form):
+    """Why there is no answer."""
+
+    error: str
+    request: str

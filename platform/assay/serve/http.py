@@ -1,0 +1,264 @@
+"""The HTTP contract, for every task alike; knows nothing of what answers behind it.
+
+    POST /v1/<task>      an image as the body, or several views of one part as a multipart form
+    GET  /v1/models      which bundles answer
+    GET  /health         the process lives; GET /ready: every task has a verified bundle
+    GET  /openapi.json   this contract
+    GET  /               the inspection page
+
+Whatever happens, the sender gets an id and one sentence: no trace, no path.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+from uuid import uuid4
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.exceptions import HTTPException
+
+import assay
+from assay.bundle.registry import Alias
+from assay.serve import page
+from assay.serve.contract import MaskFormat, Refusal, Reply
+from assay.serve.limits import Limits, RefusedError, images_of, read_body
+
+OPEN = ("/health", "/ready", "/login")
+"""Paths that ask for no token; they tell nothing of models or images."""
+
+
+logger = logging.getLogger("ray.serve")
+
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+Message = MutableMapping[str, Any]
+
+
+Receive = Callable[[], Awaitable[Message]]
+
+
+Send = Callable[[Message], Awaitable[None]]
+
+
+_REASONS = {
+    400: "The body was cut off", 401: "No token, or a wrong one", 404: "No such task or alias",
+    408: "The body took too long", 413: "The body is too large", 415: "No format that is read",
+    422: "An image, or a parameter, cannot be used", 429: "The queue is full; see Retry-After",
+    503: "No model is ready; see Retry-After", 504: "No answer in time",
+}  # fmt: skip
+
+
+_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+
+
+_BODY = {
+    "required": True,
+    "content": {
+        "image/*": _IMAGE,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {"image": {"type": "array", "items": _IMAGE["schema"]}},
+            }
+        },
+    },
+}
+
+
+@runtime_checkable
+class Service(Protocol):
+    """What answers."""
+
+    def tasks(self) -> Sequence[str]:
+        """Names of the tasks that have a champion."""
+
+    async def answer(
+        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat
+    ) -> dict[str, Any]:
+        """A reply's parts, or `status` and `error`."""
+
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """By task and alias, what is known of its bundle; a task that is not ready is empty."""
+
+    def count(self, task: str, status: int, seconds: float) -> None:
+        """Take note of a request."""
+
+    async def sample(self, task: str) -> bytes | None:
+        """An image to try a task with."""
+
+    def uncertain(self) -> list[dict[str, Any]] | None:
+        """Recent requests, the least certain first; None where they are not kept."""
+
+
+def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
+    """The application; without a token everyone is let in."""
+    app = FastAPI(title="Assay", version=assay.__version__, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _failed)
+    app.add_exception_handler(Exception, _broke)
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"model": Refusal, "description": reason} for status, reason in _REASONS.items()
+    }
+
+    @app.post("/v1/{task}", responses=responses, openapi_extra={"requestBody": _BODY})
+    async def judge(
+        request: Request, task: str, model: Alias = "champion", mask: MaskFormat = "png"
+    ) -> Reply:
+        """Judge an image, or several views of one part together."""
+        began = time.perf_counter()
+        status = 500
+        try:
+            reply = await _judge(service, limits, request, task, model, mask)
+            status = 200
+            return reply
+        except RefusedError as refused:
+            status = refused.status
+            raise
+        finally:
+            known = task if task in service.tasks() else ""
+            service.count(known, status, time.perf_counter() - began)
+
+    @app.get("/v1/models", responses={401: responses[401]})
+    async def models() -> dict[str, dict[str, Any]]:
+        """Which bundles answer, by task and alias, with their numbers."""
+        return await service.models()
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses={503: responses[503]})
+    async def ready() -> dict[str, str]:
+        """Whether every task has a verified champion."""
+        found = await service.models()
+        if not found or not all("champion" in aliases for aliases in found.values()):
+            raise RefusedError(503, "Not every task has a model yet.", retry_after_s=2)
+        return {"status": "ready"}
+
+    page.add_to(app, service, token)
+    return Guard(app, token)
+
+
+async def _judge(
+    service: Service, limits: Limits, request: Request, task: str, alias: Alias, mask: MaskFormat
+) -> Reply:
+    if task not in service.tasks():
+        raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
+    body = await read_body(request.receive, request.headers.get("content-length"), limits)
+    began = time.perf_counter()
+    images = images_of(body, request.headers.get("content-type", ""), limits)
+    try:
+        async with asyncio.timeout(limits.answer_s):
+            parts = await service.answer(task, images, alias, mask)
+    except TimeoutError:
+        raise RefusedError(504, f"There was no answer within {limits.answer_s:g} s.") from None
+    if "status" in parts:
+        again = 1 if parts["status"] in (429, 503) else None
+        raise RefusedError(parts["status"], parts["error"], again)
+    parts.pop("thumb", None)
+    spent = (time.perf_counter() - began) * 1000
+    return Reply(request=request.scope["state"]["id"], milliseconds=round(spent, 2), **parts)
+
+
+class Guard:
+    """In front of the application: ids, the token, and no trace of what went wrong.
+
+    Args:
+        app: the application.
+        token: what a request must bear; None lets everyone in.
+    """
+
+    def __init__(self, app: FastAPI, token: str | None) -> None:
+        self.app = app
+        self.expected = None if token is None else _digest(token)
+        self.cookie = None if token is None else page.cookie_of(token)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", "")
+        name = given if _ID.fullmatch(given) else uuid4().hex
+        scope["state"] = dict(scope.get("state") or {}) | {"id": name}
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", name.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        try:
+            if scope["path"] in OPEN or self._is_known(headers):
+                await self.app(scope, receive, send_with_id)
+                return
+            if scope["path"] == "/" and scope["method"] == "GET":
+                await RedirectResponse("/login", 303)(scope, receive, send_with_id)
+                return
+            reply = _say(401, "This needs the header 'Authorization: Bearer <token>'.", name)
+            reply.headers["www-authenticate"] = "Bearer"
+            await reply(scope, receive, send_with_id)
+        except Exception:  # the sender has its answer by `_broke`; here is the trace of it
+            logger.exception(f"request {name}")
+
+    def _is_known(self, headers: dict[bytes, str]) -> bool:
+        if self.expected is None or self.cookie is None:
+            return True
+        for part in headers.get(b"cookie", "").split(";"):
+            key, _, value = part.strip().partition("=")
+            if key == page.COOKIE and hmac.compare_digest(value.encode(), self.cookie.encode()):
+                return True
+        kind, _, token = headers.get(b"authorization", "").partition(" ")
+        # equal lengths, so that the time of comparing says nothing
+        return kind.lower() == "bearer" and hmac.compare_digest(_digest(token), self.expected)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.strip().encode()).digest()
+
+
+def _say(status: int, error: str, name: str) -> JSONResponse:
+    return JSONResponse({"error": error, "request": name}, status)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RefusedError)
+    reply = _say(error.status, error.reason, request.scope["state"]["id"])
+    if error.retry_after_s is not None:
+        reply.headers["retry-after"] = str(error.retry_after_s)
+    return reply
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    text = f"The parameter {first['loc'][-1]} cannot be used: {first['msg']}."
+    return _say(422, text, request.scope["state"]["id"])
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    reply = _say(error.status_code, str(error.detail), request.scope["state"]["id"])
+    reply.headers.update(error.headers or {})
+    return reply
+
+
+async def _broke(request: Request, error: Exception) -> JSONResponse:
+    text = "The server failed; its log has more under this request's id."
+    return _say(500, text, request.scope["state"]["id"])

@@ -1,0 +1,182 @@
+"""The bundles of one task, open side by side, and what they say of the images of requests.
+
+Images of several requests go through the graphs together; one that cannot be read spoils no other.
+A new bundle takes the place of the present one when it has verified, and each answer is by one
+bundle from its beginning to its end.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from assay.bundle.bundle import Bundle, Provider, Variant, read
+from assay.bundle.registry import ALIASES, Alias, Record, Registry
+from assay.data.images import decode
+from assay.errors import AssayError, ImageError
+from assay.metrics.drift import Drift
+from assay.serve.contract import MaskFormat, Model
+from assay.serve.encode import class_of, view_of
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A verified bundle, and what it is known by."""
+
+    bundle: Bundle
+    model: Model
+    record: Record
+    drift: Drift | None
+    """Of what it answered; None where its graphs give no embedding."""
+
+
+Item = tuple[Opened, bytes]
+"""An image, and the bundle that is to look at it."""
+
+
+Batch = Callable[[Item], Awaitable[Any]]
+"""Looks at an item, together with others that wait."""
+
+
+class Inspector:
+    """Answers for one task.
+
+    Args:
+        registry: where its bundles are.
+        task: its name.
+        threads: that the graphs may use; 0: all CPUs.
+        provider: what runs the graphs.
+    """
+
+    def __init__(
+        self, registry: Registry, task: str, threads: int = 0, provider: Provider = "auto"
+    ) -> None:
+        self.registry, self.task = registry, task
+        self.threads, self.provider = threads, provider
+        self.opened: dict[str, Opened] = {}
+        self.refused: dict[str, str] = {}
+        self.keep = False
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Open and verify the bundles of a configuration, then let them answer.
+
+        A bundle that does not verify leaves the present one in its place, and `refused` says why.
+
+        Args:
+            config: the record of each alias by its id ("" for none), the variant, and whether
+                answers come with a small picture to keep.
+
+        Raises:
+            AssayError: the champion does not verify, and there is none yet.
+        """
+        opened = dict(self.opened)
+        self.refused, self.keep = {}, bool(config.get("keep"))
+        for alias in ALIASES:
+            if not config.get(alias):
+                opened.pop(alias, None)
+                continue
+            try:
+                opened[alias] = self._open(alias, config[alias], config["variant"])
+            except AssayError as error:
+                logger.error(f"{self.task} {alias}: {error}")
+                self.refused[alias] = type(error).__name__
+                if alias == "champion" and alias not in opened:
+                    raise
+        self.opened = opened
+
+    def _open(self, alias: Alias, name: str, variant: Variant) -> Opened:
+        record = self.registry.record(self.task, name)
+        folder = self.registry.fetch(record)
+        has_int8 = Bundle(folder, verify=False).card["pipeline"].get("int8")
+        chosen: Variant = variant if has_int8 else "fp32"
+        model = Model(task=self.task, alias=alias, version=record.version, variant=chosen)
+        present = self.opened.get(alias)
+        if present is not None and present.model == model:
+            return present
+        bundle = Bundle(folder, True, chosen, self.threads, self.provider)
+        return Opened(bundle, model, record, Drift.from_card(bundle.card))
+
+    async def answer(
+        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, batch: Batch
+    ) -> dict[str, Any]:
+        """A reply's parts; or a status and why there is none."""
+        opened = self.opened.get(alias)
+        if opened is None:
+            return {"status": 404, "error": f"{self.task} has no {alias}."}
+        found = await asyncio.gather(*[batch((opened, content)) for content in images])
+        for place, one in enumerate(found, 1):
+            if isinstance(one, ImageError):
+                logger.warning(f"{self.task}: {one}")
+                return {"status": 422, "error": f"Image {place} is truncated or damaged."}
+            if isinstance(one, Exception):
+                raise one
+        verdict = opened.bundle.together([answer for answer, _, _ in found])
+        views = [view_of(answer, size, mask) for answer, size, _ in found]
+        if opened.drift is not None:
+            for answer, _, _ in found:
+                opened.drift.add(answer.embedding)
+        return {
+            "model": opened.model.model_dump(),
+            "classes": opened.bundle.classes,
+            "answer": None if verdict is None else class_of(verdict).model_dump(),
+            "views": [view.model_dump() for view in views],
+            "thumb": _jpeg(found[0][2]) if self.keep else "",
+        }
+
+    def sample(self) -> bytes | None:
+        """The champion's golden image."""
+        opened = self.opened.get("champion")
+        if opened is None:
+            return None
+        folder = self.registry.fetch(opened.record)
+        return (folder / opened.bundle.card["golden"]["image"]).read_bytes()
+
+    def describe(self) -> dict[str, Any]:
+        """What a person may want to know of the bundles, by alias."""
+        return {
+            alias: opened.model.model_dump()
+            | {"run": opened.record.run, "data": opened.record.data, "since": opened.record.time}
+            | {"kind": opened.bundle.pipeline["kind"], "classes": opened.bundle.classes}
+            | {"metrics": opened.record.metrics}
+            for alias, opened in self.opened.items()
+        }
+
+
+def inspect(items: Sequence[Item]) -> list[Any]:
+    """Of each item an answer with the image's size and smallest level, or why there is none."""
+    found: list[Any] = [None] * len(items)
+    for opened in {id(item[0]): item[0] for item in items}.values():
+        places = [i for i, item in enumerate(items) if item[0] is opened]
+        seen = _look(opened.bundle, [items[i][1] for i in places])
+        for place, one in zip(places, seen, strict=True):
+            found[place] = one
+    return found
+
+
+def _look(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
+    entries = [read(content) for content in images]
+    try:
+        answers = bundle.predict_each(entries)
+    except Exception as error:  # whatever a graph may raise must reach its own request alone
+        if len(images) == 1:
+            return [error]
+        return [_look(bundle, [content])[0] for content in images]
+    return [
+        answer
+        if isinstance(answer, ImageError) or isinstance(entry, ImageError)
+        else (answer, entry.size, entry.levels[-1])
+        for answer, entry in zip(answers, entries, strict=True)
+    ]
+
+
+def _jpeg(level: np.ndarray) -> str:
+    """A small picture in base64."""
+    ordered = np.ascontiguousarray(decode.to_uint8(level)[..., ::-1])
+    return base64.b64encode(cv2.imencode(".jpg", ordered)[1].tobytes()).decode()

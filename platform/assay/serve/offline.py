@@ -1,0 +1,275 @@
+"""The same judgement without a server: a folder or a list of images, as a Ray Data job.
+
+    <out>/
+        answers.parquet, answers.csv   one row per image, in the order given
+        parts.parquet, parts.csv       one row per group of a table: its views judged together
+        bad.csv                        images that cannot be read, and why; their group does without
+        masks/, overlays/              PNG by the number of the row
+        chunks/                        those that are finished, and are not done again
+
+Chunks are named by bundle, files and their contents' size and time, so a job that was interrupted
+goes on, and one with another bundle, or a changed file, does what it changes.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import ray.data
+
+from assay.bundle.answer import Answer
+from assay.bundle.bundle import Bundle, Variant, read
+from assay.data.images import decode
+from assay.data.images.pyramid import MASK, SUFFIX, Entry
+from assay.data.masks.overlay import FALSE, STRENGTH
+from assay.errors import BundleError, ImageError, ManifestError
+from assay.files import write_whole
+from assay.progress import progress_bar
+from assay.serve.encode import view_of
+from assay.shapes import UInt8
+
+CHUNK = 32
+
+
+OVERLAY_PX = 1024
+"""Longer side of an overlay."""
+
+
+def images_in(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Images of files, folders, and tables (CSV, Parquet) that have a column `image`.
+
+    Also the group of each, "" where none is given: a table may have a column `group`.
+
+    Raises:
+        ManifestError: there is none, or a path or a column is missing.
+    """
+    found: list[Path] = []
+    groups: dict[int, str] = {}
+    for path in paths:
+        if path.is_dir():
+            found += sorted(filter(_is_image, path.rglob("*")))
+        elif path.suffix.lower() in (".csv", ".parquet"):
+            names, own = _columns(path)
+            groups |= dict(enumerate(own, len(found)))
+            found += [path.parent / name for name in names]
+        else:
+            found.append(path)
+    missing = [path for path in found if not path.is_file()]
+    if missing or not found:
+        raise ManifestError(
+            f"{missing[0] if missing else 'No image'} is {'no file' if missing else 'in ' + ', '.join(map(str, paths))}; give images ({', '.join(decode.SUFFIXES)}), folders of them, or tables with a column 'image'."
+        )
+    return found, [groups.get(i, "") for i in range(len(found))]
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; also an entry of a store, unless that is a mask."""
+    is_entry = path.suffix == SUFFIX and not path.stem.endswith(MASK)
+    return is_entry or path.suffix.lower() in decode.SUFFIXES
+
+
+def _columns(path: Path) -> tuple[list[str], list[str]]:
+    try:
+        table = pacsv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
+        has_groups = "group" in table.column_names
+        groups = table["group"].to_pylist() if has_groups else [""] * len(table)
+        return table["image"].to_pylist(), list(map(str, groups))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ManifestError(
+            f"{path} cannot be read as a table with a column 'image' ({str(error).splitlines()[0]}); give one."
+        ) from None
+
+
+def predict(
+    folder: Path,
+    images: Sequence[Path],
+    out: Path,
+    variant: Variant,
+    overlays: bool,
+    groups: Sequence[str] = (),
+) -> tuple[int, int]:
+    """Judge images into a folder; returns how many were answered and how many are bad.
+
+    Raises:
+        BundleError: the bundle does not verify.
+    """
+    bundle = Bundle(folder, variant=variant)
+    (out / "chunks").mkdir(parents=True, exist_ok=True)
+    cut = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
+    key = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest() + variant
+    chunks: list[dict[str, Any]] = [
+        {"start": i * CHUNK, "images": list(map(str, own)), "file": str(_file(out, key, i, own))}
+        for i, own in enumerate(cut)
+    ]
+    due = [chunk for chunk in chunks if not Path(chunk["file"]).exists()]
+    bar = progress_bar(len(images), "judge")
+    bar.update(len(images) - sum(len(chunk["images"]) for chunk in due))
+    for done in _run(partial(_judge, folder, variant, out, overlays), due):
+        bar.update(done["num"])
+    bar.close()
+    rows = [row for chunk in chunks for row in json.loads(Path(chunk["file"]).read_text())]
+    _write_parts(out, bundle, rows, groups)
+    return _write(out, rows, bundle.classes)
+
+
+def _file(out: Path, key: str, place: int, own: Sequence[Path]) -> Path:
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in own]
+    digest = hashlib.sha256(json.dumps([key, place, stats]).encode()).hexdigest()
+    return out / "chunks" / f"{digest[:16]}.json"
+
+
+def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    if not chunks:
+        return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    dataset = ray.data.from_items([{"chunk": json.dumps(chunk)} for chunk in chunks])
+    yield from dataset.repartition(len(chunks)).map(work).iter_rows()
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: Path, variant: Variant) -> Bundle:
+    return Bundle(folder, verify=False, variant=variant, threads=1)
+
+
+def _judge(
+    folder: Path, variant: Variant, out: Path, overlays: bool, row: dict[str, Any]
+) -> dict[str, int]:
+    """Judge one chunk, image by image, and write its file last."""
+    chunk = json.loads(row["chunk"])
+    bundle = _opened(folder, variant)
+    rows = []
+    for number, name in enumerate(chunk["images"], chunk["start"]):
+        try:
+            row = _judge_one(bundle, out, overlays, number, Path(name))
+        except ImageError as error:
+            row = {"error": str(error)}
+        rows.append({"image": name} | row)
+    write_whole(Path(chunk["file"]), json.dumps(rows).encode())
+    return {"num": len(rows)}
+
+
+def _judge_one(
+    bundle: Bundle, out: Path, overlays: bool, number: int, path: Path
+) -> dict[str, Any]:
+    """One image's row; its mask and overlay are written.
+
+    Raises:
+        ImageError: the image, or a part of it that was looked at, cannot be read.
+    """
+    entry = read(path)
+    (answer,) = bundle.predict_each([entry])
+    if isinstance(entry, ImageError) or isinstance(answer, ImageError):
+        raise answer
+    row: dict[str, Any] = {"error": ""} | view_of(answer, entry.size, "none").model_dump()
+    if overlays:  # before the mask: what it finds damaged is no answered image
+        decode.write_png(out / "overlays" / f"{number:06d}.png", drawn(entry, answer))
+    if isinstance(answer, Answer):
+        row["logits"] = answer.logits.tolist()
+    else:
+        decode.write_png(out / "masks" / f"{number:06d}.png", answer.mask)
+    return row
+
+
+def drawn(entry: Entry, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """An image with its patches outlined, the more attention the thicker, or its mask in colour."""
+    small = entry.small(OVERLAY_PX)
+    if hasattr(answer, "mask"):
+        # a defect of one pixel stays in sight
+        marked = (answer.mask > 0).astype(np.float32)
+        touched = cv2.resize(marked, small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
+        small[touched] = (1 - STRENGTH) * small[touched] + STRENGTH * np.array(FALSE)
+        return small
+    scale = np.divide(small.shape[1::-1], entry.size[::-1])
+    for box, share in zip(answer.boxes * np.tile(scale, 2), answer.attn, strict=True):
+        x0, y0, x1, y1 = np.rint(box).astype(int).tolist()
+        thick = 1 + round(4 * float(share / answer.attn.max()))
+        cv2.rectangle(small, (x0, y0), (x1, y1), FALSE, thick)
+    return small
+
+
+def _write(out: Path, rows: list[dict[str, Any]], classes: Sequence[str]) -> tuple[int, int]:
+    good = [row for row in rows if not row["error"]]
+    bad = [row for row in rows if row["error"]]
+    with (out / "bad.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "error"])
+        writer.writerows([row["image"], row["error"]] for row in bad)
+    _write_tables(out / "answers", [_flat(row, classes) for row in good])
+    return len(good), len(bad)
+
+
+def _write_parts(
+    out: Path, bundle: Bundle, rows: Sequence[dict[str, Any]], groups: Sequence[str]
+) -> None:
+    """The answer for each group, where there are groups and classes."""
+    views: dict[str, list[Answer]] = {}
+    for row, group in zip(rows, groups or [""] * len(rows), strict=True):
+        if group and "logits" in row:
+            held = row["answer"] | {"set": tuple(row["answer"]["set"])}
+            logits = np.array(row["logits"], np.float32)
+            answer = Answer(**held, boxes=np.zeros((0, 4)), attn=np.zeros(0), logits=logits)
+            views.setdefault(group, []).append(answer)
+    made: list[dict[str, Any]] = []
+    for group, own in views.items():
+        verdict = bundle.together(own)
+        if verdict is not None:
+            said = {"label": verdict.label, "rejected": verdict.rejected}
+            probs = {f"prob.{name}": prob for name, prob in verdict.probs.items()}
+            made.append(
+                {"group": group, "views": len(own)}
+                | said
+                | probs
+                | {"set": json.dumps(verdict.set)}
+            )
+    if made:
+        _write_tables(out / "parts", made)
+
+
+def _write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
+    # no rows know no columns
+    table = pa.Table.from_pylist(rows) if rows else pa.table({"image": pa.array([], pa.string())})
+    pq.write_table(table, path.with_suffix(".parquet"))
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        lines = csv.DictWriter(file, table.column_names)
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def _flat(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """A row of the tables: what has no single value is JSON."""
+    flat = {"image": row["image"], "height": row["height"], "width": row["width"]}
+    if row["answer"]:
+        answer = row["answer"]
+        flat |= {"label": answer["label"], "rejected": answer["rejected"]}
+        flat |= {f"prob.{name}": answer["probs"][name] for name in classes}
+        return flat | {"set": json.dumps(answer["set"]), "patches": json.dumps(row["patches"])}
+    areas = {name: 0 for name in classes}
+    for defect in row["defects"]:
+        areas[defect["label"]] += defect["area_px"]
+    flat |= {f"area_px.{name}": area for name, area in areas.items()}
+    return flat | {"num_defects": len(row["defects"]), "defects": json.dumps(row["defects"])}
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle that a path means: itself, or that of a run.
+
+    Raises:
+        BundleError: it is neither.
+    """
+    for folder in (path, path / "bundle"):
+        if (folder / "bundle.json").is_file():
+            return folder
+    raise BundleError(f"{path} is no bundle and holds none; give a bundle's folder or a run's.")

@@ -1,0 +1,123 @@
+"""The inspection page: files of the package, and a cookie that stands for the token.
+
+The page loads nothing from elsewhere. The cookie is no token: it is of use on this page's own site
+alone, and changes with the token.
+"""
+
+import hashlib
+import hmac
+from collections import deque
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+
+PAGES = Path(__file__).parents[1] / "pages"
+
+
+ASSETS = {
+    "report.css": "text/css",
+    "inspect.css": "text/css",
+    "inspect.js": "text/javascript",
+}
+
+
+COOKIE = "assay"
+
+
+NUM_KEPT, NUM_RECENT = 12, 500
+"""Least certain requests on the page, and of how many recent ones."""
+
+
+POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+
+
+MAX_FORM = 4096
+"""Longest body of the login form (bytes)."""
+
+
+def cookie_of(token: str) -> str:
+    """The cookie's value."""
+    return hmac.new(token.strip().encode(), b"assay inspection page", hashlib.sha256).hexdigest()
+
+
+def add_to(app: FastAPI, service: Any, token: str | None) -> None:
+    """Add the page's paths; they are no part of the contract."""
+
+    @app.get("/", include_in_schema=False)
+    async def inspect() -> Response:
+        return _page("inspect.html")
+
+    @app.get("/login", include_in_schema=False)
+    async def login() -> Response:
+        return _page("login.html")
+
+    @app.post("/login", include_in_schema=False)
+    async def enter(request: Request) -> Response:
+        return await _enter(request, token)
+
+    @app.get("/page/sample/{task}", include_in_schema=False)
+    async def sample(task: str) -> Response:
+        content = await service.sample(task) if task in service.tasks() else None
+        if content is None:
+            return JSONResponse({"error": "There is no sample of this task."}, 404)
+        return Response(content, media_type="application/octet-stream")
+
+    @app.get("/page/uncertain", include_in_schema=False)
+    async def uncertain() -> dict[str, Any]:
+        found = service.uncertain()
+        return {"on": found is not None, "requests": found or []}
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in ASSETS:
+            return JSONResponse({"error": "Not Found"}, 404)
+        return FileResponse(PAGES / name, media_type=ASSETS[name])
+
+
+async def _enter(request: Request, token: str | None) -> Response:
+    """Exchange the token for a cookie."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM:
+            return JSONResponse({"error": "The form is too long."}, 413)
+    given = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
+    if token is None or not hmac.compare_digest(cookie_of(given), cookie_of(token)):
+        return _page("login.html", 401 if token is not None else 200)
+    reply = RedirectResponse("/", 303)
+    reply.set_cookie(
+        COOKIE,
+        cookie_of(token),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return reply
+
+
+def _page(name: str, status: int = 200) -> Response:
+    return Response(
+        (PAGES / name).read_text(),
+        status,
+        {"content-security-policy": POLICY, "referrer-policy": "no-referrer"},
+        "text/html",
+    )
+
+
+class Uncertain:
+    """The least certain of the recent requests, in memory."""
+
+    def __init__(self) -> None:
+        self.recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
+
+    def add(self, task: str, answer: dict[str, Any], thumb: str) -> None:
+        """Take note of a class that was answered."""
+        prob = answer["probs"][answer["label"]]
+        self.recent.append({"task": task, "label": answer["label"], "prob": prob, "thumb": thumb})
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The least certain first."""
+        return sorted(self.recent, key=lambda one: one["prob"])[:NUM_KEPT]

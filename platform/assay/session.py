@@ -1,0 +1,73 @@
+"""A Ray to work on: for training, sweeps, serving, and answers without a server."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import assay
+
+FAST = {
+    "RAY_max_direct_call_object_size": "16000000",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # on a loaded machine a proxy takes longer to start than Ray Serve waits before it kills it
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
+"""Where this starts Ray, unless the user says otherwise: an image travels inside the call, not by way of
+the object store, and what handles a request waits for no other thread."""
+
+
+@contextmanager
+def ray_session(serves: bool = False) -> Iterator[bool]:
+    """Enter the Ray that runs here already, else that of RAY_ADDRESS, else one that ends with this block.
+
+    Yields whether it is the last. Its token is readable by its owner alone.
+
+    Args:
+        serves: images travel inside calls (`FAST`); and the nodes of another cluster have this
+            package themselves, since what is deployed outlives this process. Else they work with
+            the very package that runs here.
+    """
+    import ray  # takes a second, and many commands need none
+
+    if ray.is_initialized():
+        yield False
+        return
+    package = Path(assay.__file__).parent
+    is_local = not os.environ.get("RAY_ADDRESS")
+    if is_local:
+        write_secret(Path.home() / ".ray" / "auth_token")  # Ray's own is readable by everyone
+        paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        if serves:
+            os.environ |= {name: value for name, value in FAST.items() if name not in os.environ}
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        modules = None if serves else {"py_modules": [str(package)]}
+        ray.init(runtime_env=modules, log_to_driver=False)
+    try:
+        yield is_local
+    finally:
+        ray.shutdown()
+
+
+def write_secret(path: Path) -> None:
+    """Write a new secret that its owner alone may read; one that is there stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    with os.fdopen(file, "w") as opened:
+        opened.write(secrets.token_hex(32))

@@ -1,0 +1,1 @@
+"""Many experiments: searches, folds, and what they say together."""

@@ -1,0 +1,139 @@
+"""Does it hold on a design it never saw? Folds over the values of one column, and what they say.
+
+A fold trains on m values (designs, printers, exposures, builds) and is tested on all others. Folds
+are a grid: which values are trained on is never searched. Each choice of values is drawn so that
+all values are tested about equally often, and every setting sees the same folds and seeds.
+
+    updates    a fold of few values has few images; its epochs are multiplied, so that every fold
+               has about as many updates as one of the most values
+    intervals  over the tested values, the unit that the question is about; where a single value is
+               looked at, over its groups
+    tests      of two settings: on the same rows of the same folds, over the tested values, all
+               comparisons corrected together (Holm)
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from assay.data.manifest import Manifest
+from assay.errors import ConfigError
+from assay.train.task import TaskConfig
+
+Trained = tuple[str, ...]
+"""Values that a fold trains on."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training: on which values, by which setting and seed."""
+
+    setting: str
+    trained: Trained
+    tested: tuple[str, ...]
+    seed: int
+    config: TaskConfig
+
+    @property
+    def num_trained(self) -> int:
+        """The m of the report."""
+        return len(self.trained)
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        few = self.trained if len(self.trained) <= len(self.tested) else self.tested
+        side = "on" if few is self.trained else "without"
+        return f"{self.setting} {side} {', '.join(few)}, seed {self.seed}"
+
+
+def choices(values: Sequence[str], num: int, wanted: int, seeds: int) -> list[list[Trained]]:
+    """For each seed, sets of `num` values to train on: all of them, or `wanted` that are drawn.
+
+    What was held out least often until then, over all seeds, is held out next; chance decides
+    between equals. More seeds leave the draws of the first as they were.
+    """
+    values = sorted(values)
+    if not wanted or wanted >= math.comb(len(values), num):
+        return [list(itertools.combinations(values, num))] * seeds
+    rng, counts = random.Random(0), dict.fromkeys(values, 0)
+    drawn: list[list[Trained]] = []
+    for _ in range(seeds):
+        found: list[Trained] = []
+        while len(found) < wanted:
+            order = sorted(counts, key=lambda value: (counts[value], rng.random()))
+            held = order[: len(values) - num]
+            if _without(values, held) in found:  # even counts leave few choices: any other will do
+                held = rng.sample(values, len(values) - num)
+            if _without(values, held) not in found:
+                found.append(_without(values, held))
+                for value in held:
+                    counts[value] += 1
+        drawn.append(found)
+    return drawn
+
+
+def _without(values: Sequence[str], held: Sequence[str]) -> Trained:
+    return tuple(value for value in values if value not in held)
+
+
+def plan(
+    settings: Mapping[str, TaskConfig],
+    manifest: Manifest,
+    column: str,
+    sizes: Sequence[int],
+    wanted: int,
+    seeds: int,
+) -> list[Fold]:
+    """All folds: for each size and seed a draw of choices, and each of them by every setting.
+
+    Raises:
+        ConfigError: the data has no such column, too few values, or no such size.
+    """
+    if column not in manifest.domains:
+        raise ConfigError(
+            f"--fold-column is {column!r}; the data has the domains: {', '.join(manifest.domains) or 'none'}. Name one, and name it in --data.domains."
+        )
+    values = sorted(set(manifest.column(f"domain.{column}")))
+    wrong = [size for size in sizes if not 0 < size < len(values)]
+    if wrong or not sizes:
+        raise ConfigError(
+            f"Training on {', '.join(map(str, wrong)) or 'no'} of {len(values)} values of {column!r} leaves nothing to train or to test on; allowed are 1 to {len(values) - 1}."
+        )
+    return list(_folds(settings, values, column, sorted(set(sizes)), wanted, seeds))
+
+
+def _folds(
+    settings: Mapping[str, TaskConfig],
+    values: Sequence[str],
+    column: str,
+    sizes: Sequence[int],
+    wanted: int,
+    seeds: int,
+) -> Iterator[Fold]:
+    drawn = {size: choices(values, size, wanted, seeds) for size in sizes}
+    # the sizes in turn: a sweep that is looked at early has something of each
+    for seed in range(seeds):
+        for size in reversed(sizes):
+            for trained in drawn[size][seed]:
+                tested = tuple(v for v in values if v not in trained)
+                for name, config in settings.items():
+                    yield Fold(
+                        name, trained, tested, seed,
+                        _config(config, column, tested, seed, max(sizes) / size),
+                    )  # fmt: skip
+
+
+def _config(
+    config: TaskConfig, column: str, tested: tuple[str, ...], seed: int, longer: float
+) -> TaskConfig:
+    """The setting's own, with the fold's split, its seed, and as many updates as the largest fold."""
+    train = config.train
+    epochs, every = round(train.epochs * longer), max(1, round(train.val_every * longer))
+    return replace(
+        config,
+        split=replace(config.split, unseen_domain=column, unseen=tested, seed=config.split.seed + seed),
+        train=replace(train, epochs=epochs, val_every=every, seed=train.seed + seed),
+    )  # fmt: skip

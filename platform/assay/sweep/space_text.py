@@ -1,0 +1,120 @@
+"""A search space as text: dimensions on the command line, merged and checked."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from assay.config import Settings
+from assay.errors import ConfigError
+from assay.space import Choice, Dimension, Float, Int, Space, changed, value_of
+
+NEVER = ("data", "split", "decide", "train.seed")
+"""Settings, or groups of them, that no sweep may choose."""
+
+
+def parse(text: str, config: Settings) -> tuple[str, Dimension]:
+    """A dimension as the command line writes it; see the module's docstring.
+
+    Raises:
+        ConfigError: it is not of that form, or does not fit the setting.
+    """
+    name, _, rest = text.partition("=")
+    if not rest:
+        raise ConfigError(
+            f"The search space has {text!r}; write SETTING=LOW..HIGH, SETTING=LOW..HIGH,log or SETTING=A|B|C."
+        )
+    now = value_of(config, name)
+    if ".." in rest:
+        ends, _, kind = rest.partition(",")
+        low, high = (scalar(end) for end in ends.split("..", 1))
+        if kind not in ("", "log"):
+            raise ConfigError(
+                f"The search space has {text!r}; after the range only ,log is allowed."
+            )
+        return name, ranged(name, low, high, log=kind == "log", whole=_is_whole(now))
+    return name, Choice(values=tuple(scalar(value) for value in rest.split("|")))
+
+
+def scalar(text: Any) -> Any:
+    """A value as it is written: whole number, number, true or false, or text (YAML takes 1e-4 for text)."""
+    if not isinstance(text, str):
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def ranged(
+    name: str, low: Any, high: Any, *, log: bool = False, whole: bool, step: Any = None
+) -> Dimension:
+    """A range between two values.
+
+    Raises:
+        ConfigError: they are no numbers, in the wrong order, or not positive where log is asked for.
+    """
+    ends = [low, high, 0 if step is None else step]
+    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+        raise ConfigError(
+            f"The range of {name} is {low} to {high}; give finite numbers, or a choice A|B|C."
+        )
+    if not low < high or (log and low <= 0) or (step is not None and step <= 0):
+        raise ConfigError(
+            f"The range of {name} is {low:g} to {high:g}{', log' if log else ''}; the low end must be below the high one, and above 0 for log."
+        )
+    if log and step is not None:
+        raise ConfigError(
+            f"The range of {name} has both log and a step; Optuna draws one or the other."
+        )
+    if not whole:
+        return Float(
+            low=float(low), high=float(high), log=log, step=None if step is None else float(step)
+        )
+    if any(float(end) != int(end) for end in ends):
+        raise ConfigError(f"The range of {name} is {low} to {high}; the setting is a whole number.")
+    return Int(low=int(low), high=int(high), log=log, step=int(step or 1))
+
+
+def merged(space: Space, changes: Mapping[str, Dimension]) -> Space:
+    """A space with dimensions replaced or added; a replaced one keeps its condition."""
+    return dict(space) | {
+        name: replace(new, when=space[name].when) if name in space and not new.when else new
+        for name, new in changes.items()
+    }
+
+
+def check(space: Space, config: Settings) -> None:
+    """Refuse what could not be run.
+
+    Raises:
+        ConfigError: the space is empty, names no setting or one that is never searched, or an end
+            of it is not allowed.
+    """
+    if not any(len(dimension.levels()) > 1 for dimension in space.values()):
+        raise ConfigError(
+            "The search space has no setting with more than one value; give one by --space, such as --space optim.lr=1e-4..1e-2,log."
+        )
+    for name, dimension in space.items():
+        if name in NEVER or name.split(".")[0] in NEVER:
+            raise ConfigError(
+                f"The search space has {name!r}; data, split, seeds and judging are not searched: fix it on the command line, "
+                "and repeat a sweep over folds or seeds."
+            )
+        value_of(config, name)
+        for known in dimension.when:
+            value_of(config, known)
+        levels = dimension.levels()
+        for value in (levels[0], levels[-1]) if not isinstance(dimension, Choice) else levels:
+            try:
+                changed(config, {name: value})
+            except ConfigError as error:
+                raise ConfigError(
+                    f"The search space has {value!r} for {name}, which the task refuses: {error}"
+                ) from None

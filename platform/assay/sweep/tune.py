@@ -1,0 +1,248 @@
+"""Trials on Ray Tune: how many fit at once, and what one does. This file alone imports ray.tune.
+
+A trial is a run. One of a single worker is trained in the trial's own process; more workers are a
+TorchTrainer below it. Tune decides when a trial starts and whether it goes on; what a trial is and
+what became of it is in its run's directory alone, so nothing of Tune's is kept.
+"""
+
+import os
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+# Tune asks for these when it is imported or begins
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # of trials that failed early
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import numpy as np
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
+
+from assay.config import from_dict, to_dict
+from assay.data.order import steps_of
+from assay.errors import AssayError, ResourceError
+from assay.experiment.resources import Where
+from assay.experiment.run import Data, Stage, complete, prepare
+from assay.runs.folder import Run
+from assay.sweep.trial import Outcome, Trial, outcome
+from assay.train.batches import batches
+from assay.train.loop import Position, load_best
+from assay.train.source import load_task
+from assay.train.task import TaskConfig
+from assay.train.worker import reached
+
+DRIVER_CPUS = 0.1
+"""CPUs of the process that waits for a trial's several workers."""
+
+
+NUM_TIMED = 20
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a sweep are given, once."""
+
+    data: Data
+    where: Where
+    stage: Stage
+    sweep: str
+    measure: bool = False
+    """Also measure latency and count parameters."""
+    select: str = "score"
+    """What of val Tune is told: score, or nll."""
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving (ASHA): at each rung one of `eta` trials goes on."""
+
+    epochs: int
+    grace: int
+    eta: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where trials come from, and who hears of them."""
+
+    def propose(self) -> Trial | None:
+        """The next trial; None: there is no more."""
+        ...
+
+    def report(self, trial: Trial, epoch: int, value: float) -> None:
+        """A look at val."""
+        ...
+
+    def tell(self, trial: Trial, found: Outcome) -> None:
+        """A trial has ended."""
+        ...
+
+
+def fit_in(where: Where, gpus_each: float, parallel: int) -> tuple[dict[str, float], int]:
+    """CPUs and GPUs that Tune reserves for a trial, and how many trials run at once.
+
+    Args:
+        where: the workers of each trial.
+        gpus_each: GPUs of each worker, where they have any.
+        parallel: trials at once; 0: as many as fit.
+
+    Raises:
+        ResourceError: they do not fit; says what is needed, what there is, and what to lower.
+    """
+    import ray
+
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    each = where.cpus_per_worker or 1.0
+    several = where.workers > 1
+    # a trial of several workers has a driver, and Ray Data that feeds them
+    need_cpus = where.workers * each + (DRIVER_CPUS + 1 if several else 0)
+    need_gpus = where.workers * gpus_each if where.gpus else 0.0
+    most = int(cpus / need_cpus + 1e-9)
+    if need_gpus:
+        most = min(most, int(gpus / need_gpus + 1e-9))
+    if max(parallel, 1) > most:
+        asked = max(parallel, 1)
+        parts = f"{where.workers} worker{'s' if several else ''} of {each:g} CPUs" + (
+            f" and {gpus_each:g} GPUs" if need_gpus else ""
+        )
+        raise ResourceError(
+            f"{asked} trial{'s' if asked > 1 else ''} at once of {parts}{', their driver and 1 CPU for Ray Data' if several else ''} need "
+            f"{asked * need_cpus:g} CPUs and {asked * need_gpus:g} GPUs, the cluster has {cpus:g} and {gpus:g}; "
+            + (f"take --parallel {most} or fewer." if most else "lower --workers, --cpus-per-worker or --gpus-per-worker, or take a larger cluster.")
+        )  # fmt: skip
+    own = {"cpu": DRIVER_CPUS} if several else {"cpu": each} | ({"gpu": need_gpus} if need_gpus else {})  # fmt: skip
+    return own, parallel or most
+
+
+def run_trials(
+    shared: Shared,
+    source: Source,
+    resources: dict[str, float],
+    parallel: int,
+    halving: Halving | None = None,
+) -> None:
+    """Run what the source proposes, until it proposes no more.
+
+    A trial whose process dies is begun again from its own checkpoint, `where.retries` times.
+    """
+    folder = shared.data.storage / "sweeps" / shared.sweep / "tune"
+    metric, better = ("nll", "min") if shared.select == "nll" else ("rank", "max")
+    scheduler = None
+    if halving:
+        scheduler = ASHAScheduler(
+            time_attr="epoch", metric=metric, mode=better, max_t=halving.epochs,
+            grace_period=halving.grace, reduction_factor=halving.eta, stop_last_trials=False,
+        )  # fmt: skip
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, shared=shared), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=_Search(source, shared.select), scheduler=scheduler, num_samples=-1,
+            max_concurrent_trials=parallel, reuse_actors=True, trial_dirname_creator=lambda t: t.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{time.time_ns()}", storage_path=str(folder), verbose=0,
+            failure_config=tune.FailureConfig(max_failures=shared.where.retries),
+        ),
+    )  # fmt: skip
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Search(Searcher):
+    """A source of trials as Tune knows it."""
+
+    def __init__(self, source: Source, select: str) -> None:
+        super().__init__()
+        self.source, self.select = source, select
+        self.running: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self.source.propose()
+        if trial is None:
+            return Searcher.FINISHED
+        self.running[trial_id] = trial
+        return {
+            "name": trial.name, "folder": str(trial.folder), "config": to_dict(trial.config),
+        }  # fmt: skip
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self.select in result:
+            self.source.report(self.running[trial_id], result["epoch"], result[self.select])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        trial = self.running.pop(trial_id)
+        run = Run(trial.folder)
+        if error and run.state != "failed":
+            run.note(state="failed", reason="Its process died, and did so again when retried.")
+        elif run.state == "running":  # Tune may end the process before it can say so
+            run.note(state="stopped")
+        self.source.tell(trial, outcome(trial.folder))
+
+    def save(self, checkpoint_path: str) -> None:
+        """The runs' directories, and the study, are the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+
+def _trial(settings: dict[str, Any], shared: Shared) -> None:
+    """One trial, in a process of its own."""
+    data, run = shared.data, Run(Path(settings["folder"]))
+    config = from_dict(load_task(data.source).Config, settings["config"])
+    os.environ["WANDB_RUN_GROUP"] = shared.sweep
+    where = shared.where
+    alone = where.workers == 1
+    where = replace(
+        where, workers=0 if alone else where.workers, cpus_per_worker=where.cpus_per_worker or 1.0
+    )
+    callbacks = [] if alone else [TuneReportCallback()]  # type: ignore[no-untyped-call]
+
+    def report(position: Position) -> None:
+        tune.report(reached(position, config.train.select))
+
+    try:
+        with run.lease():
+            try:
+                prepared = prepare(data, config, settings["name"])
+                complete(prepared, run, where, shared.stage, report, callbacks, sweep=shared.sweep)
+                if shared.measure:
+                    run.note(measured=_measure(shared, config, run))
+            except AssayError as error:
+                run.note(state="failed", reason=str(error))
+                raise
+    except AssayError as error:  # to try again would fail again
+        print(f"{settings['name']}: {error}", file=sys.stderr)
+
+
+def _measure(shared: Shared, config: TaskConfig, run: Run) -> dict[str, float]:
+    """Median latency of one image through the model in this process, and the model's parameters."""
+    data = shared.data
+    task_class = load_task(data.source)
+    task = task_class(config, data.manifest.classes, data.pixels).eval()
+    load_best(task, run.folder)
+    steps = steps_of([np.zeros(1, np.int64)], 0)
+    batch = next(batches(task_class, config, data.pixels, data.manifest.truth, steps, False))
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(NUM_TIMED):
+            began = time.perf_counter()
+            task.predict(batch)
+            seconds.append(time.perf_counter() - began)
+    num = sum(parameter.numel() for parameter in task.parameters())
+    return {"latency_ms": 1000 * statistics.median(seconds), "num_params": float(num)}

@@ -1,0 +1,156 @@
+"""Checkpoints: the full training state, atomic, checksummed, readable by any number of workers.
+
+    checkpoints/
+        step-00000420/
+            __0_0.distcp ...  model and optimiser, sharded by torch.distributed.checkpoint
+            .metadata         its index (a pickle: loaded only from the user's own run directory)
+            position.json     epoch, step, best value, gradient scaler...
+            checksums.json    SHA-256 of every other file, written last
+
+A folder is filled under a hidden name and renamed when complete. Loading takes the newest folder
+whose checksums hold. What is drawn at random is keyed by seed and position, so there is no
+generator state to save.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from assay.errors import CheckpointError
+
+KEEP = 2
+"""Checkpoints that stay on disk."""
+
+
+def _ranks() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def save(
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: dict[str, Any],
+) -> Path:
+    """Write `folder/step-<step>`; every rank must call it, on storage that all ranks share."""
+    rank, _ = _ranks()
+    final = folder / f"step-{step:08d}"
+    hidden = folder / f".step-{step:08d}"
+    if rank == 0:
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir(parents=True)
+    _barrier()
+    model_state, optimizer_state = get_state_dict(module, optimizer)
+    with warnings.catch_warnings():
+        # dcp says that it saves in a single process; that is what is wanted
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
+        state_dict_saver.save(
+            {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=hidden
+        )
+    _barrier()
+    if rank == 0:
+        (hidden / "position.json").write_text(json.dumps(position))
+        (hidden / "checksums.json").write_text(json.dumps(_checksums(hidden)))
+        shutil.rmtree(final, ignore_errors=True)
+        hidden.rename(final)
+        for old in sorted(folder.glob("step-*"))[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    _barrier()
+    return final
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(p for p in folder.iterdir() if p.name != "checksums.json"):
+        with path.open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint whose checksums hold, or None where none was ever written.
+
+    Raises:
+        CheckpointError: checkpoints exist and all of them are damaged.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for path in found:
+        try:
+            sums = json.loads((path / "checksums.json").read_text())
+        except (OSError, ValueError):
+            sums = None
+        if sums is not None and sums == _checksums(path):
+            return path
+        warnings.warn(
+            f"The checkpoint {path} is damaged; falling back to the one before.", stacklevel=2
+        )
+    if found:
+        raise CheckpointError(
+            f"All {len(found)} checkpoints in {folder} are damaged; delete the folder to train from the start."
+        )
+    return None
+
+
+def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore module and optimiser in place, on any number of workers; returns the position.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another model.
+    """
+    model_state, optimizer_state = get_state_dict(module, optimizer)
+    saved = FileSystemReader(path).read_metadata().state_dict_metadata
+    _refuse_other_model(path, model_state, saved)
+    # parameters that had rested so far (no gradient yet) had no state, and get none
+    moments: Any = optimizer_state["state"]
+    optimizer_state["state"] = {
+        name: moment
+        for name, moment in moments.items()
+        if any(key.startswith(f"optimizer.state.{name}.") for key in saved)
+    }
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
+            state_dict_loader.load(state, checkpoint_id=path)
+    except CheckpointException as error:
+        reasons = "; ".join(str(failure[0]) for failure in error.failures.values())
+        raise _misfit(path, reasons) from error
+    set_state_dict(
+        module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+        options=StateDictOptions(strict=False),
+    )  # fmt: skip
+    position: dict[str, Any] = json.loads((path / "position.json").read_text())
+    return position
+
+
+def _refuse_other_model(path: Path, model_state: Mapping[str, Any], saved: Iterable[str]) -> None:
+    """Names must agree in both directions; shapes are compared by dcp."""
+    theirs = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
+    different = sorted(theirs ^ set(model_state))
+    if different:
+        side = "the checkpoint" if different[0] in theirs else "this model"
+        raise _misfit(path, f"only {side} has {different[0]}")
+
+
+def _misfit(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {path} does not fit this model ({reason}); use the settings it was trained with."
+    )

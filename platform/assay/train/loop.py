@@ -1,0 +1,353 @@
+"""The training loop, the same for every task; no Ray inside.
+
+It is handed a stream of batches and a folder, trains to the end or to an early stop, keeps the
+best weights by the named rule on val, and can be stopped and resumed between any two updates.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+
+from assay.data.order import Step, steps_of
+from assay.errors import ConfigError, RunError
+from assay.files import replacing
+from assay.nn.optim import Multiplier, build_optimizer, set_rates
+from assay.runs.telemetry import Telemetry
+from assay.train import checkpoint
+from assay.train.batches import Stream
+from assay.train.monitor import Monitor, Watched, check_repeat
+from assay.train.predict import Predictor, autocast, world
+from assay.train.task import Batch, Task
+
+VAL_CACHE_BYTES = 1 << 29
+"""Prepared val batches are kept in memory up to this size."""
+
+
+@dataclass
+class Position:
+    """Where a run is: everything a checkpoint holds besides tensors."""
+
+    epoch: int = 0
+    index: int = 0
+    step: int = 0
+    best: tuple[float, float] | None = None
+    best_epoch: int = -1
+    stale: int = 0
+    done: bool = False
+    scaler: dict[str, Any] = field(default_factory=dict)
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Sum and number of each scalar in the epoch so far."""
+    watched: Watched = field(default_factory=Watched)
+
+
+class Loop:
+    """One run's training on one worker.
+
+    Args:
+        task: the module; `wrapped` is what DDP or FSDP made of it, or the task itself.
+        rows: row numbers of "train" and "val".
+        truth: class index per row.
+        stream: where batches come from.
+        folder: the run's directory, on storage that all workers share.
+        telemetry: rank 0's metrics, None on other ranks.
+        heartbeat: called after each look at val with the run's position.
+        checkpoint_steps: updates between checkpoints besides those at each look at val; 0: none.
+
+    Raises:
+        ConfigError: train or val is empty, nothing is left to train, or fp16 without CUDA.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        wrapped: nn.Module,
+        rows: dict[str, np.ndarray],
+        truth: np.ndarray,
+        stream: Stream,
+        folder: Path,
+        telemetry: Telemetry | None = None,
+        heartbeat: Callable[[Position], None] = lambda position: None,
+        checkpoint_steps: int = 0,
+    ) -> None:
+        self.task, self.wrapped, self.rows, self.truth = task, wrapped, rows, truth
+        self.stream, self.folder, self.telemetry = stream, folder, telemetry
+        self.heartbeat, self.checkpoint_steps = heartbeat, checkpoint_steps
+        for name in ("train", "val"):
+            if not len(rows[name]):
+                raise ConfigError(
+                    f"The split has no image in {name}; give it some, or raise --split.{name}."
+                    if name == "val"
+                    else "The split has no image in train; lower --split.val and --split.test."
+                )
+        self.config = task.config.train
+        self.rank, self.world_size = world()
+        self.epochs = [self._epoch_steps(e) for e in range(self.config.epochs)]
+        self.total = sum(len(steps) for steps in self.epochs)
+        # named as the bare task names them, so that groups mean the same under any wrapping
+        self.optimizer = build_optimizer(task, task.config.optim, task.param_groups(0.0))
+        self.scaler = _scaler(self.config.precision, task.device)
+        self.monitor = Monitor(
+            task.config.optim, task.limits(), self.total, task.classes, self._warn
+        )
+        self.position = Position(watched=self.monitor.watched)
+        self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
+        self.probed = False
+
+    def _epoch_steps(self, epoch: int) -> list[Step]:
+        return steps_of(self.task.order(self.task.config, self.rows["train"], epoch), epoch)
+
+    def fit(self) -> Position:
+        """Train from the newest good checkpoint, or from the start, to the end."""
+        found = checkpoint.latest(self.folder / "checkpoints")
+        if found is not None:
+            self._restore(checkpoint.load(found, self.wrapped, self.optimizer))
+        if not self.position.done and self.total:
+            self._train()
+        elif self.position.best is None:
+            self._look_at_val()
+            self._save(done=True)
+        return self.position
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        saved["best"] = tuple(saved["best"]) if saved["best"] else None
+        self.monitor.watched = Watched(**saved.pop("watched"))
+        self.position = Position(**saved, watched=self.monitor.watched)
+        if self.position.scaler:
+            self.scaler.load_state_dict(self.position.scaler)
+
+    def _remaining(self) -> list[Step]:
+        first = (
+            self.epochs[self.position.epoch][self.position.index :]
+            if self.position.epoch < len(self.epochs)
+            else []
+        )
+        rest = [step for steps in self.epochs[self.position.epoch + 1 :] for step in steps]
+        return [_padded(step.share(self.rank, self.world_size), step) for step in [*first, *rest]]
+
+    def _train(self) -> None:
+        remaining = self._remaining()
+        stream = self.stream(remaining, train=True)
+        if self.telemetry is not None:
+            self.telemetry.log(
+                "start", step=self.position.step, epoch=self.position.epoch, total=self.total,
+                threads=torch.get_num_threads(),
+            )  # fmt: skip
+        clock = epoch_clock = time.perf_counter()
+        waited_epoch, served = 0.0, 0
+        for step in remaining:
+            batch = next(stream)
+            waited = time.perf_counter() - clock
+            scalars = self._update(step, batch)
+            seconds = time.perf_counter() - clock
+            clock = time.perf_counter()
+            waited_epoch, served = waited_epoch + waited, served + step.num_global
+            self._log_step(step, scalars, seconds, waited / seconds)
+            for name, value in scalars.items():
+                total, num = self.position.sums.get(name, (0.0, 0.0))
+                self.position.sums[name] = [total + value, num + 1]
+            saved, last = False, step.index == len(self.epochs[step.epoch]) - 1
+            self.position.epoch, self.position.index = (
+                (step.epoch + 1, 0) if last else (step.epoch, step.index + 1)
+            )
+            if last:
+                self._log_epoch(step, served, time.perf_counter() - epoch_clock, waited_epoch)
+                self.position.sums = {}
+                saved = self._end_epoch(step.epoch)
+                waited_epoch, served = 0.0, 0
+                clock = epoch_clock = time.perf_counter()
+                if self.position.done:
+                    break
+            every = self.checkpoint_steps
+            if every and self.position.step % every == 0 and not saved:
+                self._save()
+                clock = time.perf_counter()
+
+    def _update(self, step: Step, batch: Batch) -> dict[str, float]:
+        """One optimiser update; scalars are this worker's, weighted by its share."""
+        progress = self.position.step / max(self.total, 1)
+        prefixes = self.task.param_groups(progress)
+        lr = set_rates(self.optimizer, self.task.config.optim, prefixes, progress)
+        self.monitor.check_rates(self.position.step, self.optimizer, prefixes)
+        # dropout and the like: a function of seed, position and rank, so a resumed run repeats it
+        torch.manual_seed(hash((self.config.seed, self.position.step, self.rank)) & 0x7FFFFFFF)
+        self.wrapped.train()
+        weight = len(step.rows) * self.world_size / step.num_global if step.entries[0] >= 0 else 0.0
+        norm, losses = 0.0, 0.0
+        scalars: dict[str, float] = {}
+        for phase in self.task.phases:
+            self.optimizer.zero_grad(set_to_none=True)
+            with autocast(self.config.precision, self.task.device):
+                made = self.wrapped(batch, progress, phase)
+            self.monitor.check_graph(made, phase)
+            loss = made["loss"] * weight
+            self.scaler.scale(loss).backward()
+            losses += float(loss.detach()) / self.world_size
+            norm = math.hypot(norm, self._apply(prefixes))
+            scalars |= {k: float(v.detach()) for k, v in made.items() if k != "loss"}
+        loss_of_all, limited = self._over_workers(losses, scalars, weight / self.world_size)
+        scaled = self.scaler.is_enabled()
+        self.monitor.check_update(self.position.step + 1, loss_of_all, norm, scaled, limited)
+        self.task.after_step(progress)
+        self.position.step += 1
+        return {"loss": loss_of_all, **scalars, "lr": lr, "grad_norm": norm}
+
+    def _apply(self, prefixes: Mapping[str, Multiplier]) -> float:
+        """Clip, skip what is not finite or frozen, and update; returns the gradient norm."""
+        self.scaler.unscale_(self.optimizer)
+        for group in self.optimizer.param_groups:
+            if group["prefix"] in prefixes and prefixes[group["prefix"]].lr == 0:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        parameters = [
+            p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None
+        ]
+        limit = self.task.config.optim.grad_clip or math.inf
+        total = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if math.isfinite(norm) or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return norm
+
+    def _over_workers(
+        self, loss: float, scalars: Mapping[str, float], share: float
+    ) -> tuple[float, dict[str, float]]:
+        """The loss, and the scalars that have limits, over the global batch, in one reduction."""
+        sums = [loss]
+        for name in self.monitor.limited:
+            part = share if name in scalars else 0.0
+            sums += [scalars[name] * part if part else 0.0, part]
+        if self.world_size > 1:
+            total = torch.tensor(sums, device=self.task.device)
+            dist.all_reduce(total)
+            sums = total.tolist()
+        pairs = zip(self.monitor.limited, sums[1::2], sums[2::2], strict=True)
+        return sums[0], {name: value / part for name, value, part in pairs if part}
+
+    def _log_step(self, step: Step, scalars: dict[str, float], seconds: float, wait: float) -> None:
+        if self.telemetry is not None:
+            rate = step.num_global / seconds
+            self.telemetry.log(
+                "step", step=self.position.step, epoch=step.epoch, **scalars,
+                samples_per_s=rate, step_s=seconds, data_wait=wait, memory_mb=memory_mb(),
+            )  # fmt: skip
+
+    def _log_epoch(self, step: Step, served: int, seconds: float, waited: float) -> None:
+        """Means over the whole epoch; times and rates since this launch began."""
+        if self.telemetry is not None:
+            means = {name: total / num for name, (total, num) in self.position.sums.items()}
+            self.telemetry.log(
+                "epoch", step=self.position.step, epoch=step.epoch, **means, epoch_s=seconds,
+                samples_per_s=served / seconds, data_wait=waited / seconds, memory_mb=memory_mb(),
+            )  # fmt: skip
+
+    def _end_epoch(self, epoch: int) -> bool:
+        """Look at val and save where it is due; returns whether it was."""
+        last = epoch == self.config.epochs - 1
+        if not last and (epoch + 1) % self.config.val_every:
+            return False
+        self._look_at_val()
+        stopped = self.config.patience and self.position.stale >= self.config.patience
+        if last or stopped:
+            self.monitor.check_end(self.task, self.optimizer)
+        self._save(done=bool(last or stopped))
+        self.heartbeat(self.position)
+        return True
+
+    def _look_at_val(self) -> None:
+        began = time.perf_counter()
+        columns = self.val.predict()
+        truth = self.truth[columns["row"]]
+        self.monitor.check_look(self.task, columns.get("logits"), truth)
+        if not self.probed:
+            check_repeat(*self.val.probe(), self.config.precision)
+            self.probed = True
+        found = self.task.look(self.task.config, columns, truth)
+        score = next(iter(found.values()))
+        fit = -found["nll"] if math.isfinite(found["nll"]) else -math.inf
+        value = (score, fit) if self.config.select == "score" else (fit, score)
+        self.position.stale += 1
+        if self.position.best is None or value > self.position.best:
+            self.position.best, self.position.stale = value, 0
+            self.position.best_epoch = self.position.epoch - 1
+            self._save_best()
+        if self.telemetry is not None:
+            seconds = time.perf_counter() - began
+            self.telemetry.log(
+                "val",
+                step=self.position.step,
+                epoch=self.position.epoch - 1,
+                **found,
+                val_s=seconds,
+            )
+
+    def _warn(self, text: str) -> None:
+        if self.telemetry is not None:
+            self.telemetry.warn(text, self.position.step)
+
+    def _save_best(self) -> None:
+        state: dict[str, Any] = get_model_state_dict(
+            self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        if self.rank == 0:
+            with replacing(self.folder / "best" / "weights.safetensors") as hidden:
+                save_file({k: v.contiguous() for k, v in state.items()}, hidden)
+
+    def _save(self, done: bool = False) -> None:
+        self.position.done = done
+        self.position.scaler = self.scaler.state_dict()
+        where, held = self.folder / "checkpoints", asdict(self.position)
+        checkpoint.save(where, self.position.step, self.wrapped, self.optimizer, held)
+
+
+def load_best(task: Task, folder: Path) -> None:
+    """Load a run's best weights into a fresh, unsharded task.
+
+    Raises:
+        RunError: the run has no best weights, or they are another model's.
+    """
+    path = folder / "best" / "weights.safetensors"
+    if not path.is_file():
+        raise RunError(f"{folder} has no best weights yet; train it first.")
+    try:
+        task.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise RunError(
+            f"The weights in {path} do not fit this model ({str(error).splitlines()[0]}); use the run's own settings."
+        ) from None
+
+
+def _padded(own: Step, whole: Step) -> Step:
+    """A worker without a share works on the batch's first row, with weight 0 (entry -1)."""
+    if len(own.rows):
+        return own
+    return Step(whole.epoch, whole.index, whole.rows[:1], np.array([-1]), whole.num_global)
+
+
+def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"train.precision fp16 needs a CUDA device, this run has {device.type}; use bf16 or fp32."
+        )
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def memory_mb() -> float:
+    """Peak memory of this process, or of its CUDA device, in megabytes."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return torch.cuda.max_memory_allocated() / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

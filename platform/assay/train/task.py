@@ -1,0 +1,222 @@
+"""The task: what a system is, as one `nn.Module` and a few methods; and how a task file is loaded.
+
+A task knows nothing of Ray, epochs, disks or optimisers. A task file defines one subclass of
+`Task` with a `Config`, and ends in `main(__file__)`. One function, `load_task`, serves driver,
+workers, sweeps and tests: it executes the file's bytes under one canonical module name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from assay.config import Settings
+from assay.data.images.pixels import Pixels
+from assay.data.manifest import DataConfig, Manifest, read_manifest
+from assay.data.order import uniform_order
+from assay.data.split import SplitConfig
+from assay.errors import ConfigError
+from assay.metrics.decide import DecideConfig
+from assay.metrics.estimate import Estimate
+from assay.metrics.figure import Figure
+from assay.metrics.scores.classes import accuracy, nll
+from assay.nn.optim import Multiplier, OptimConfig
+from assay.shapes import Int32, Int64, UInt64
+from assay.space import Float, Space
+from assay.train.monitor import Limit
+from assay.train.tier import Resident
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """How long and in what portions a task is trained."""
+
+    epochs: int = 30
+    """Passes over the training set."""
+    batch_size: int = 32
+    """Images per update over all workers."""
+    eval_batch_size: int = 32
+    """Images per batch when judging."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and noise."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; fp16 scales its loss and needs a CUDA device."""
+    select: Literal["score", "nll"] = "score"
+    """What val chooses the best epoch by: the main score (accuracy, IoU of masks), ties going to the lower nll, or the nll."""
+    val_every: int = 1
+    """Epochs between two looks at val; the last epoch is always looked at."""
+    patience: int = 0
+    """Stop after this many looks at val without improvement; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        for name in ("epochs", "batch_size", "eval_batch_size", "val_every"):
+            low = 0 if name == "epochs" else 1
+            if getattr(self, name) < low:
+                raise ConfigError(
+                    f"train.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(Settings):
+    """What every task's configuration holds; a task adds its own fields."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    decide: DecideConfig = field(default_factory=DecideConfig)
+    """How answers are judged and made; changes nothing that is trained, so not the run either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a task judges beyond the standard set."""
+
+    metrics: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    """Estimates by set of the split, then by name."""
+    figures: Sequence[Figure] = ()
+    """Figures for the report."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows to prepare together, and the random key of each."""
+
+    rows: Int64[np.ndarray, " n"]
+    keys: UInt64[np.ndarray, " n"]
+    truth: Int32[np.ndarray, " n"]
+    train: bool
+
+
+class Task(nn.Module):
+    """Base class of every task; the four methods without a body must be written.
+
+    Args:
+        config: the task's settings.
+        classes: class names; a truth is an index into them.
+        pixels: the images of the manifest's rows.
+    """
+
+    Config: ClassVar[type[TaskConfig]] = TaskConfig
+    phases: ClassVar[tuple[str, ...]] = ("main",)
+    setting_names: ClassVar[Mapping[str, str]] = {
+        "lr": "optim.lr", "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay",
+        "batch_size": "train.batch_size", "epochs": "train.epochs", "num_epochs": "train.epochs",
+    }  # fmt: skip
+    """Settings by the names that sweeps of other programs have for them."""
+
+    def __init__(self, config: TaskConfig, classes: Sequence[str], pixels: Pixels) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = list(classes)
+        self.pixels = pixels
+        self.resident = Resident()
+
+    @classmethod
+    def presets(cls) -> Mapping[str, TaskConfig]:
+        """Named configurations; the first is the default, and `smoke` is what CI runs."""
+        return {"default": cls.Config()}
+
+    @classmethod
+    def manifest(cls, config: Any, storage: Path) -> Manifest:
+        """The images and their columns; embedded data is drawn below `storage`."""
+        return read_manifest(config.data, storage / "hashes.sqlite")
+
+    @classmethod
+    def baselines(cls, config: Any) -> Mapping[str, Any]:
+        """Configurations to be judged beside this one, by name."""
+        return {}
+
+    @classmethod
+    def space(cls, config: Any) -> Space:
+        """What a sweep of hyperparameters searches, around these settings."""
+        lr = config.optim.lr
+        return {
+            "optim.lr": Float(low=lr / 10, high=lr * 10, log=True),
+            "optim.weight_decay": Float(low=1e-4, high=0.3, log=True),
+        }
+
+    @classmethod
+    def order(cls, config: Any, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
+        """One epoch as global batches of row numbers."""
+        return uniform_order(rows, config.train.batch_size, config.train.seed, epoch)
+
+    @classmethod
+    def prepare(cls, config: Any, pixels: Pixels, samples: Samples) -> Batch:
+        """Arrays of one batch, leading dimension n; runs where there is no model."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        """The differentiable step: `loss` (mean over the batch) and scalars worth logging."""
+        raise NotImplementedError
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Columns of the predictions table, `logits` among them; deterministic."""
+        raise NotImplementedError
+
+    def examine(self, batch: Batch) -> dict[str, Tensor]:
+        """Further columns, computed once, by the best weights, for what `judge` wants to know."""
+        return {}
+
+    def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Write the graphs to ship into `folder`; returns the bundle's input pipeline.
+
+        `rows` are the row numbers of train and val, for what is calibrated on the one and must hold
+        on the other. A second output `embedding` of the graph that answers is watched for drift.
+        """
+        raise NotImplementedError
+
+    def quantized(self, folder: Path) -> "Task | None":
+        """This task as it answers by the int8 graph that `export` wrote, if it wrote one."""
+        return None
+
+    @classmethod
+    def look(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
+        """What one look at val says: the main score first, `nll` among the rest."""
+        logits = columns["logits"]
+        return {"accuracy": accuracy(logits, truth), "nll": nll(logits, truth)}
+
+    @classmethod
+    def score(cls, config: Any, predictions: pa.Table, fitted: pa.Table | None = None) -> pa.Table:
+        """The predictions table with what is fitted on its val, or taken from a `fitted` table.
+
+        Tables of classes need nothing; others get `score` and `weight` (see `predictions`).
+        """
+        return predictions
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> Findings:
+        """What this system is judged by beyond the standard set, from the predictions table."""
+        return Findings()
+
+    @classmethod
+    def picture(
+        cls, config: Any, pixels: Pixels, row: int, answer: Callable[[], Any]
+    ) -> np.ndarray | None:
+        """What the report shows of a row in the place of its image (RGB); `answer` gives the bundle's."""
+        return None
+
+    def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
+        """Multipliers of learning rate and weight decay by parameter-name prefix."""
+        return {}
+
+    def limits(self) -> Sequence[Limit]:
+        """Bounds of logged scalars beyond which a run is stopped or warned of."""
+        return ()
+
+    def after_step(self, progress: float) -> None:
+        """Called after each update (EMA and the like)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device

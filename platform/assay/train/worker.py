@@ -1,0 +1,183 @@
+"""What every worker of a run does: train to the end, then predict the sets to be judged."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from assay.config import fingerprint, from_dict
+from assay.data.images.pixels import Pixels
+from assay.data.manifest import Manifest
+from assay.data.split import Split
+from assay.errors import RunError
+from assay.runs.folder import Run
+from assay.runs.results import write_predictions
+from assay.runs.telemetry import Telemetry
+from assay.train.batches import Stream, batches
+from assay.train.loop import Loop, Position, load_best
+from assay.train.predict import Predictor
+from assay.train.source import TaskSource, load_task
+from assay.train.task import TaskConfig
+from assay.train.tier import Resident, Tier
+
+TIE = 1e-6
+"""Weight of nll where scores are equal; no two scores of fewer than 10000 images are as close."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to train and judge one run; travels to the workers by value."""
+
+    source: TaskSource
+    config: dict[str, Any]
+    manifest: Manifest
+    split: Split
+    pixels: Pixels
+    folder: Path
+    device: str
+    strategy: str
+    track: tuple[str, ...] = ()
+    judged: tuple[str, ...] = field(default=())
+    checkpoint_steps: int = 0
+    tier: Tier = "disk"
+
+    def load(self) -> tuple[Any, TaskConfig]:
+        """The task's class and settings."""
+        task = load_task(self.source)
+        return task, from_dict(task.Config, self.config)
+
+    def stream(self) -> Stream:
+        """Batches prepared in this process."""
+        task, config = self.load()
+        return lambda steps, train: batches(
+            task, config, self.pixels, self.manifest.truth, steps, train
+        )
+
+
+def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Position:
+    """Train to the end and predict the sets to be judged; the same on every worker and without Ray.
+
+    Raises:
+        RunError: the workers were not given the same run, or a monitor stops it.
+    """
+    refuse_divergence(job)
+    task_class, config = job.load()
+    device = torch.device(job.device)
+    torch.manual_seed(config.train.seed)
+    task = task_class(config, job.manifest.classes, job.pixels).to(device)
+    wrapped = _wrap(task, job.strategy, device)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    keep = Run(job.folder).warn
+    telemetry = Telemetry(job.folder, job.track, job.config, keep) if rank == 0 else None
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    if job.tier == "device":
+        task.resident = Resident(rows["train"].tolist())
+    try:
+        loop = Loop(
+            task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat,
+            job.checkpoint_steps,
+        )  # fmt: skip
+        position = loop.fit()
+        _predict(job, stream, device)
+    finally:
+        if telemetry is not None:
+            telemetry.close()
+    return position
+
+
+def reached(position: Position, select: str) -> dict[str, int | float]:
+    """What a run says to whoever may stop it: epochs done, and the best of val until then.
+
+    `rank` orders by score, and by nll where scores are equal: early on many runs guess one class, and
+    the score of few images has few values.
+    """
+    assert position.best is not None
+    first, second = position.best  # ordered as `train.select` says
+    score, fit = (first, second) if select == "score" else (second, first)
+    return {"epoch": position.epoch, "score": score, "nll": -fit, "rank": score + TIE * fit}
+
+
+def refuse_divergence(job: Job) -> None:
+    """Compare what every worker was given; nothing to compare with one worker.
+
+    Raises:
+        RunError: on all workers, where any differs from the first; names what and which.
+    """
+    group = torch.distributed
+    if not group.is_initialized():
+        return
+    own = {
+        "split": fingerprint(job.split.sets),
+        "settings": fingerprint(job.config),
+        "images": fingerprint([job.manifest.column("id"), job.manifest.truth.tolist()]),
+        "classes": fingerprint(job.manifest.classes),
+        "task file": fingerprint(job.source.code.decode()),
+    }
+    everyone: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(everyone, own)
+    differing = {
+        what: [str(rank) for rank, theirs in enumerate(everyone) if theirs[what] != first]
+        for what, first in everyone[0].items()
+    }
+    found = [f"{what} (worker {', '.join(ranks)})" for what, ranks in differing.items() if ranks]
+    if found:
+        raise RunError(
+            f"Some of the {len(everyone)} workers were not given the run of worker 0, different are: {', '.join(found)}; "
+            "draw split and settings once, on the driver, and send them to the workers."
+        )
+
+
+def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
+    group = torch.distributed
+    num_workers = group.get_world_size() if group.is_initialized() else 0
+    if num_workers == 0 or (num_workers == 1 and strategy == "ddp"):
+        wrapped: torch.nn.Module = task
+        return wrapped
+    if strategy == "ddp":
+        ids = [device] if device.type == "cuda" else None
+        # parts of a model may rest in some phases (a scorer while the backbone warms up)
+        return torch.nn.parallel.DistributedDataParallel(
+            task, device_ids=ids, find_unused_parameters=True
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for child in task.children():
+        if any(p.requires_grad for p in child.parameters()):
+            fully_shard(child, mesh=mesh)
+    sharded: torch.nn.Module = fully_shard(task, mesh=mesh)
+    register_fsdp_forward_method(sharded, "predict")
+    return sharded
+
+
+def _predict(job: Job, stream: Stream, device: torch.device) -> None:
+    """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
+    task_class, config = job.load()
+    task = task_class(config, job.manifest.classes, job.pixels).to(device)
+    load_best(task, job.folder)
+    tables = []
+    for name in ("val", *job.judged):
+        predictor = Predictor(task, stream, job.split.rows(name), examine=True)
+        tables.append(predictions_table(job.manifest, name, predictor.predict()))
+    if predictor.rank == 0:
+        write_predictions(job.folder, pa.concat_tables(tables))
+
+
+def predictions_table(manifest: Manifest, name: str, columns: dict[str, np.ndarray]) -> pa.Table:
+    """One set's predictions as a table; see `predictions` for its columns."""
+    chosen = manifest.take(columns["row"]).table
+    domains = {c: chosen[c] for c in chosen.column_names if c.startswith("domain.")}
+    arrays = {
+        key: pa.array(list(values)) if values.ndim > 1 else pa.array(values)
+        for key, values in columns.items() if key != "row"
+    }  # fmt: skip
+    table = pa.table(
+        {"id": chosen["id"], "split": pa.array([name] * len(chosen)), "group": chosen["group"]}
+        | domains | {"truth": pa.array(manifest.truth[columns["row"]])} | arrays
+    )  # fmt: skip
+    return table.replace_schema_metadata({b"classes": json.dumps(manifest.classes).encode()})

@@ -1,0 +1,276 @@
+"""A graph in 8 bits answers as its float form, keeps in float what it must, or is refused."""
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from assay.bundle.quantize import (
+    NUM_PROBES,
+    QuantizeConfig,
+    Quantized,
+    _Maker,
+    latency,
+    measure,
+    quantize,
+)
+from assay.bundle.seal import quantized_share
+from assay.errors import ConfigError, QuantizeError
+from assay.nn.export import write_graph
+
+
+class Net(nn.Module):
+    """A small U-Net: half the size, three convolutions there, and back beside what it came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.down = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+        self.inner = nn.ModuleList([nn.Conv2d(16, 16, 3, padding=1) for _ in range(3)])
+        self.up = nn.Conv2d(32, 48, 3, padding=1)
+        self.head = nn.Conv2d(48, 1, 3, padding=1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, image: Tensor) -> Tensor:
+        wide = self.stem(image).relu()
+        deep = self.down(wide).relu()
+        for layer in self.inner:
+            deep = layer(deep).relu()
+        back = nn.functional.interpolate(deep, size=wide.shape[-2:])
+        return self.head(self.up(torch.cat([back, wide], 1)).relu())
+
+
+def images(num: int, size: int = 32, seed: int = 0) -> list[np.ndarray]:
+    """Of smooth shapes."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.normal(size=(num, 3, 4, 4)).astype(np.float32))
+    smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
+    return [one[None] for one in smooth.numpy()]
+
+
+FEEDS = [{"image": image} for image in images(6)]
+VAL = images(4, seed=1)
+STEM, DOWN, INNER, UP = 0, 1, (2, 3, 4), 5  # convolutions in the order of the graph
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    """Half of its logits are positive."""
+    torch.manual_seed(0)
+    net = Net().eval()
+    with torch.no_grad():
+        net.head.bias -= net(torch.from_numpy(np.concatenate(VAL))).median()
+    return net.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def graph(net, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "net.onnx"
+    write_graph(path, net, net, ("image", (3, None, None)), ["logits"])
+    return path
+
+
+def convolutions(path: Path) -> list[str]:
+    return [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+
+
+def plant(graph: Path, folder: Path, *readers: int) -> Path:
+    """The same function, but of what a reader reads, one channel has a huge range and a tiny weight."""
+    model = onnx.load(graph)
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def scale(name: str, where: tuple, factor: float) -> None:
+        values = numpy_helper.to_array(constants[name]).copy()
+        values[where] *= factor
+        constants[name].CopyFrom(numpy_helper.from_array(values, name))
+
+    for reader in readers:
+        _, weight, bias = nodes[reader - 1].input
+        scale(weight, (reader,), 1e4)
+        scale(bias, (reader,), 1e4)
+        scale(nodes[reader].input[1], (slice(None), reader), 1e-4)
+    onnx.save(model, folder / "planted.onnx")
+    return folder / "planted.onnx"
+
+
+def masks(path: Path) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path)
+    return np.concatenate([session.run(None, {"image": image})[0] for image in VAL]) > 0
+
+
+@pytest.fixture(scope="module")
+def score(net) -> Callable[[Path], float]:
+    """The overlap with what the module answers."""
+    truth = net(torch.from_numpy(np.concatenate(VAL))).numpy() > 0
+
+    def iou(path: Path) -> float:
+        found = masks(path)
+        return float((found & truth).sum() / (found | truth).sum())
+
+    return iou
+
+
+CONFIG = QuantizeConfig(num_calibration=len(FEEDS), max_drop=0.05)
+
+
+@pytest.fixture(scope="module")
+def made(graph, score, tmp_path_factory) -> tuple[Quantized, Path]:
+    target = tmp_path_factory.mktemp("made") / "int8.onnx"
+    return quantize(graph, target, FEEDS, score, CONFIG), target
+
+
+def test_every_weight_is_in_8_bits_and_masks_agree(made, graph):
+    made, target = made
+    assert made.kept == ()
+    assert made.share == quantized_share(target) == 1
+    assert made.fp32.score == pytest.approx(1, abs=1e-3)
+    assert made.int8.score > 0.95
+    assert (masks(graph) == masks(target)).mean() > 0.97
+    assert made.int8.bytes == target.stat().st_size < made.fp32.bytes / 2
+    assert made.sensitivity == {}  # nothing had to be left in float, so nobody asked
+    card = json.loads(json.dumps(made.to_dict()))
+    assert card["int8"]["p95_ms"] >= card["int8"]["p50_ms"] > 0
+    assert card["kept"] == []
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
+def test_other_ranges_hold_as_well(graph, score, tmp_path, method):
+    config = dataclasses.replace(CONFIG, method=method)
+    assert quantize(graph, tmp_path / "int8.onnx", FEEDS, score, config).kept == ()
+
+
+def test_other_sizes_and_batches_are_answered(made, net):
+    image = np.concatenate(images(3, size=48, seed=2))[:, :, :40]
+    answer = onnxruntime.InferenceSession(made[1]).run(None, {"image": image})[0]
+    expected = net(torch.from_numpy(image)).numpy()
+    assert answer.shape == expected.shape == (3, 1, 40, 48)
+    assert np.corrcoef(answer.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_weights_fit_sums_in_16_bits_and_each_channel_fills_its_range(made):
+    weights = [
+        numpy_helper.to_array(tensor).astype(int)
+        for tensor in onnx.load(made[1]).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    ]
+    assert len(weights) == 7
+    for weight in weights:
+        largest = np.abs(weight).max((1, 2, 3))
+        assert 2 * 255 * largest.max() < 2**15
+        assert (largest >= 63).all()
+
+
+def test_sensitivity_is_what_one_layer_alone_in_8_bits_costs(made, net, graph):
+    """Derived again by torch's fake quantization of one layer's input and weights."""
+    alone = copy.deepcopy(net)
+    layer = alone.inner[1]
+    probes = [torch.from_numpy(feed["image"]) for feed in FEEDS]
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    clean = [alone(probe) for probe in probes][:2]
+    hook.remove()
+    scale = float(torch.cat(seen).max()) / 255  # after a ReLU: from 0
+    layer.register_forward_pre_hook(
+        lambda _, given: torch.fake_quantize_per_tensor_affine(given[0], scale, 0, 0, 255)
+    )
+    steps = layer.weight.abs().amax((1, 2, 3)) / 63.5
+    layer.weight.copy_(
+        (layer.weight / steps[:, None, None, None]).round() * steps[:, None, None, None]
+    )
+    noise = sum(
+        (a - alone(probe)).square().sum() for a, probe in zip(clean, probes[:2], strict=True)
+    )
+    power = sum(a.square().sum() for a in clean)
+    every = _Maker(graph, FEEDS, CONFIG).sensitivity(FEEDS[:NUM_PROBES])
+    assert set(convolutions(graph)) <= set(every)
+    assert list(every.values()) == sorted(every.values())
+    found = every[convolutions(graph)[INNER[1]]]
+    assert found == pytest.approx(float(10 * torch.log10(power / noise)), abs=0.5)
+
+
+@pytest.mark.parametrize("readers", [(3,), (2, 4), INNER])
+def test_the_layers_that_8_bits_destroy_stay_in_float_and_no_other(graph, score, tmp_path, readers):
+    path = plant(graph, tmp_path, *readers)
+    assert score(path) == pytest.approx(1, abs=1e-3)
+    made = quantize(path, tmp_path / "int8.onnx", FEEDS, score, CONFIG)
+    assert set(made.kept) == {convolutions(path)[reader] for reader in readers}
+    assert list(made.kept) == list(made.sensitivity)[: len(readers)]
+    assert made.int8.score == score(tmp_path / "int8.onnx") > 0.95
+    total = 16 * 9 * (3 + 16 + 3 * 16 + 2 * 48 + 3)
+    assert made.share == pytest.approx(1 - len(readers) * 16 * 16 * 9 / total)
+
+
+@pytest.mark.parametrize(("readers", "max_kept"), [((3,), 0), (INNER, 2)])
+def test_too_few_layers_in_float_are_refused(graph, score, tmp_path, readers, max_kept):
+    path = plant(graph, tmp_path, *readers)
+    config = dataclasses.replace(CONFIG, max_kept=max_kept)
+    with pytest.raises(QuantizeError, match=rf"with {max_kept} layers in float.* fall of 0\.05 "):
+        quantize(path, tmp_path / "int8.onnx", FEEDS, score, config)
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_graph_left_mostly_in_float_is_refused_though_its_score_holds(graph, score, tmp_path):
+    """The layer after the join reads most of the weights: it, the join and the resize are kept."""
+    path = plant(graph, tmp_path, UP)
+    config = dataclasses.replace(CONFIG, max_kept=4)
+    text = r"0\.9\d+ with 4 layers in float, the last with [1-4]\d% .* with at least 50%"
+    with pytest.raises(QuantizeError, match=text):
+        quantize(path, tmp_path / "int8.onnx", FEEDS, score, config)
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize("worth", [0.5, float("nan")])
+def test_where_nothing_helps_the_float_graph_stays(graph, tmp_path, worth):
+    content = graph.read_bytes()
+    with pytest.raises(QuantizeError, match=f"from 1.0000 to {worth:.4f} with 0, "):
+        quantize(
+            graph,
+            tmp_path / "int8.onnx",
+            FEEDS,
+            lambda path: 1.0 if path == graph else worth,
+            CONFIG,
+        )
+    assert not (tmp_path / "int8.onnx").exists()
+    assert graph.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_calibration", 0), ("max_drop", -0.1), ("max_kept", -1), ("max_drop", float("nan"))],
+)  # fmt: skip
+def test_settings_outside_their_ranges_are_refused(field, value):
+    with pytest.raises(ConfigError, match=field.replace("_", "-")):
+        QuantizeConfig(**{field: value})
+
+
+def test_latency_is_measured_in_turns_after_two_to_warm_up():
+    calls: list[str] = []
+    slow = iter([0.2, 0.2, *[0.01] * 19, 0.05])
+
+    def first() -> None:
+        calls.append("first")
+        time.sleep(next(slow))
+
+    took = latency({"first": first, "second": lambda: calls.append("second")}, 20)
+    assert calls == ["first", "second"] * 22
+    assert 10 <= took["first"]["p50_ms"] < 40
+    assert took["first"]["p50_ms"] <= took["first"]["p95_ms"] < 60
+    assert took["second"]["p50_ms"] < 5
+
+
+def test_graphs_are_timed_side_by_side(graph):
+    took = measure({"a": graph, "b": graph}, FEEDS[0], repeats=3)
+    assert set(took) == {"a", "b"}
+    assert all(0 < each["p50_ms"] <= each["p95_ms"] for each in took.values())

@@ -1,0 +1,219 @@
+"""The registry: what may become champion, what is remembered, and the way back."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from assay.bundle.bundle import Bundle
+from assay.bundle.promotion import promote, roll_back
+from assay.bundle.registry import Registry
+from assay.bundle.seal import update
+from assay.cli.console import main
+from assay.errors import BundleError, ConfigError, RegistryError
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, make_bundle) -> list[Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [make_bundle(folder / str(i), bias=i) for i in range(3)]
+
+
+@pytest.fixture
+def registry(tmp_path) -> Registry:
+    return Registry(str(tmp_path / "registry"))
+
+
+def champion(registry: Registry) -> str:
+    record = registry.holder("parts", "champion")
+    return record.run if record else ""
+
+
+def test_a_promotion_copies_the_bundle_and_says_where_it_comes_from(registry, bundles, judged_rows):
+    record = promote(registry, bundles[0], judged_rows(0.9), "champion")
+    assert registry.holder("parts", "champion") == record == registry.history("parts")[0]
+    card = json.loads((bundles[0] / "bundle.json").read_text())
+    assert (record.run, record.data, record.code) == ("parts-0", "d" * 12, {"assay": "0.1.0"})
+    assert record.metrics == card["metrics"]
+    assert (record.previous, record.reason, record.objections) == ("", "", [])
+    opened = Bundle(registry.fetch(record))
+    assert opened.card == card
+    assert registry.fetch(record) != bundles[0]
+    assert registry.judged(record).num_rows == 60
+    assert registry.tasks() == ["parts"]
+
+
+def test_the_champion_gives_way_unless_the_next_is_significantly_worse(
+    registry, bundles, judged_rows
+):
+    promote(registry, bundles[0], judged_rows(0.9), "champion")
+    with pytest.raises(RegistryError, match="significantly worse than the champion") as refused:
+        promote(registry, bundles[1], judged_rows(0.5), "champion")
+    assert "--force REASON" in str(refused.value)
+    assert champion(registry) == "parts-0"
+    assert len(registry.history("parts")) == 1
+    # a little worse can not be told from equal
+    later = promote(registry, bundles[1], judged_rows(0.88), "champion")
+    assert champion(registry) == "parts-1"
+    assert later.comparisons[0]["verdict"] == "not significantly different"
+    forced = promote(registry, bundles[2], judged_rows(0.4), "champion", "the old camera is gone")
+    assert forced.reason == "the old camera is gone"
+    assert "significantly worse" in forced.objections[0]
+    assert champion(registry) == "parts-2"
+
+
+def test_a_challenger_may_be_worse_and_the_reason_is_not_recorded_where_none_was_needed(
+    registry, bundles, judged_rows
+):
+    promote(registry, bundles[0], judged_rows(0.9), "champion")
+    record = promote(registry, bundles[1], judged_rows(0.3), "challenger", "why not")
+    assert (record.alias, record.reason, record.objections) == ("challenger", "", [])
+    assert "worse" in record.comparisons[0]["verdict"]
+    assert champion(registry) == "parts-0"
+
+
+def test_without_a_judged_test_set_it_is_refused(
+    registry, bundles, judged_rows, tmp_path, make_bundle
+):
+    with pytest.raises(RegistryError, match="no judged test set"):
+        promote(registry, bundles[0], judged_rows(0.9, test="extra"), "champion")
+    unjudged = make_bundle(tmp_path / "unjudged")
+    update(unjudged, metrics={"val": {}})
+    with pytest.raises(RegistryError, match="no judged test set"):
+        promote(registry, unjudged, judged_rows(0.9), "challenger")
+    assert registry.tasks() == []
+    assert promote(registry, unjudged, judged_rows(0.9), "champion", "first try").reason
+
+
+def test_other_test_rows_are_no_comparison(registry, bundles, judged_rows):
+    promote(registry, bundles[0], judged_rows(0.9), "champion")
+    with pytest.raises(RegistryError, match="cannot be compared with the champion"):
+        promote(registry, bundles[1], judged_rows(0.9, num=80), "champion")
+
+
+def test_a_failing_golden_sample_is_refused_whatever_the_reason(
+    registry, judged_rows, tmp_path, make_bundle
+):
+    folder = make_bundle(tmp_path / "off")
+    golden = json.loads((folder / "bundle.json").read_text())["golden"]
+    moved = {name: value + 0.1 for name, value in golden["probs"].items()}
+    update(folder, golden=golden | {"probs": moved})
+    with pytest.raises(BundleError, match="golden"):
+        promote(registry, folder, judged_rows(0.9), "champion", "I want it")
+    assert registry.tasks() == []
+
+
+@pytest.mark.parametrize("fields", [{"task": "../up"}, {"task": ""}, {"task": "Parts"}])
+def test_a_card_cannot_lead_out_of_the_registry(
+    registry, judged_rows, tmp_path, make_bundle, fields
+):
+    folder = make_bundle(tmp_path / "bad")
+    update(folder, **fields)
+    with pytest.raises(RegistryError, match="task"):
+        promote(registry, folder, judged_rows(0.9), "champion", "force")
+    assert not Path(registry.place).exists()
+
+
+def test_rolling_back_goes_back_step_by_step_and_the_history_keeps_all(
+    registry, bundles, judged_rows
+):
+    rows = judged_rows(0.9)
+    for i in (0, 1, 1, 0, 2):  # twice the same is no step
+        promote(registry, bundles[i], rows, "champion")
+    for expected in ("parts-0", "parts-1", "parts-0"):
+        assert roll_back(registry, "parts", "champion").run == expected
+        assert champion(registry) == expected
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        roll_back(registry, "parts", "champion")
+    kinds = [record.kind for record in registry.history("parts")]
+    assert kinds == ["promoted"] * 5 + ["rolled back"] * 3
+    promote(registry, bundles[2], rows, "champion")
+    assert roll_back(registry, "parts", "champion").run == "parts-0"
+
+
+def test_a_step_back_to_a_damaged_bundle_is_refused(registry, bundles, judged_rows):
+    first = promote(registry, bundles[0], judged_rows(0.9), "champion")
+    promote(registry, bundles[1], judged_rows(0.9), "champion")
+    (registry.fetch(first) / "classify.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match="changed"):
+        roll_back(registry, "parts", "champion")
+    card = registry.fetch(first) / "bundle.json"
+    card.write_text(card.read_text().replace("0.9", "0.8"))
+    with pytest.raises(RegistryError, match="missing or was changed"):
+        roll_back(registry, "parts", "champion")
+    assert champion(registry) == "parts-1"
+
+
+def test_of_promotions_at_once_one_is_in_force_and_all_are_in_the_history(
+    registry, bundles, judged_rows
+):
+    rows = judged_rows(0.9)
+    threads = [
+        threading.Thread(target=promote, args=(registry, bundle, rows, "challenger"))
+        for bundle in bundles * 2
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = registry.history("parts")
+    assert len(history) == 6
+    assert {record.run for record in history} == {"parts-0", "parts-1", "parts-2"}
+    assert registry.holder("parts", "challenger") in history
+    left = [path.name for path in Path(registry.place).rglob("*.json*") if path.suffix != ".json"]
+    assert left == []
+
+
+def test_an_address_is_copied_to_this_machine_once(tmp_path, bundles, judged_rows):
+    place = Registry((tmp_path / "far").as_uri(), tmp_path / "cache")
+    # a file system that is not this machine's, as far as the registry can tell
+    place.files = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    place.root = "far"
+    record = promote(place, bundles[0], judged_rows(0.9), "champion")
+    folder = place.fetch(record)
+    assert folder == tmp_path / "cache" / record.sha256 == place.fetch(record)
+    assert Bundle(folder).card["run"] == "parts-0"
+    shutil.rmtree(tmp_path / "far" / "parts" / record.version)
+    with pytest.raises(RegistryError, match="missing"):
+        place.fetch(record)
+
+
+def test_damage_and_bad_addresses_are_named(registry, bundles, judged_rows):
+    promote(registry, bundles[0], judged_rows(0.9), "champion")
+    alias = Path(registry.place) / "parts" / "champion.json"
+    values = json.loads(alias.read_text())
+    alias.write_text(json.dumps(values | {"schema": 99}))
+    with pytest.raises(RegistryError, match="newer Assay"):
+        registry.holder("parts", "champion")
+    for text in ("{", "[]", json.dumps({"schema": 1})):
+        alias.write_text(text)
+        with pytest.raises(RegistryError, match="damaged"):
+            registry.holder("parts", "champion")
+    with pytest.raises(ConfigError, match="no address"):
+        Registry("nowhere://bucket")
+
+
+def test_the_commands(tmp_path, monkeypatch, capsys, bundles, judged_rows):
+    monkeypatch.chdir(tmp_path)
+    registry = Registry("registry")
+    promote(registry, bundles[0], judged_rows(0.9), "champion")
+    promote(registry, bundles[1], judged_rows(0.9), "champion")
+    promote(registry, bundles[2], judged_rows(0.4), "champion", "the old camera is gone")
+    main(["registry"])
+    text = capsys.readouterr().out
+    version = registry.holder("parts", "champion").version
+    assert f"champion: {version} since" in text
+    assert "run parts-2, data dddddddddddd" in text
+    assert "accuracy 0.900 [0.800, 0.950], n = 60" in text
+    assert text.count("promoted") == 3
+    assert "forced: the old camera is gone" in text
+    main(["rollback", "parts"])
+    assert "is champion again (run parts-1)" in capsys.readouterr().out
+    for wrong in (["registry", "--task", "other"], ["rollback", "other"], ["promote", "none"]):
+        with pytest.raises(SystemExit) as ended:
+            main(wrong)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1

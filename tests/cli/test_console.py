@@ -1,0 +1,419 @@
+"""The `assay` command on run directories made by hand and on their damage."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assay.cli.console import main
+from assay.data.split import SplitConfig
+from assay.errors import RunError
+from assay.experiment import judge
+from assay.metrics.decide import DecideConfig
+from assay.train.task import Findings, Task, TaskConfig
+
+CLASSES = ["m1", "m2"]
+
+
+def make_run(
+    storage: Path, name: str, right: float, seed: int = 0, num: int = 120, **fields: Any
+) -> Path:
+    """A finished run, half of its images val, half test, two per part, a share of them answered rightly."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(num) // 2 % 2
+    said = np.where(rng.random(num) < right, truth, 1 - truth)
+    logits = np.eye(2)[said] * 2 + rng.normal(0, 0.1, (num, 2))
+    sets = ["val" if i < num // 2 else "test" for i in range(num)]
+    made = {
+        "id": [f"s{i:03d}" for i in range(num)],
+        "group": [f"g{i // 2}" for i in range(num)],
+        "split": sets,
+    }
+    folder = storage / name
+    folder.mkdir(parents=True)
+    pq.write_table(
+        pa.table(made | {"content": made["id"], "label": [CLASSES[t] for t in truth]}),
+        folder / "split.parquet",
+    )
+    table = pa.table(
+        made | {"truth": pa.array(truth, pa.int32()), "logits": pa.array(logits.tolist())}
+    )
+    pq.write_table(
+        table.replace_schema_metadata({"classes": json.dumps(CLASSES)}),
+        folder / "predictions.parquet",
+    )
+    launch = {"time": 1.7e9, "workers": 1, "strategy": "ddp", "device": "cpu", "assay": "0.1.0"}
+    record = {
+        "schema": 1,
+        "state": "finished",
+        "task": "toy",
+        "launches": [launch],
+        "seconds": 12.0,
+    } | fields
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def judged(folder: Path, **settings: Any) -> dict[str, Any]:
+    return judge.judge(folder, Task, TaskConfig(**settings), folder.parent)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    judged(make_run(folder, "toy-good", 0.95))
+    judged(make_run(folder, "toy-bad", 0.55, seed=1))
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """What the command printed; with a code, on stderr."""
+    found = 0
+    try:
+        main(arguments)
+    except SystemExit as left:
+        found = int(left.code or 0)
+    printed = capsys.readouterr()
+    assert found == code, printed
+    return printed.err if code else printed.out
+
+
+def test_runs_are_ranked_by_val_with_intervals(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(storage, "toy-broken", 0.5, state="failed", reason="The loss was not finite.")
+    table = storage / "all.csv"
+    printed = said(capsys, "runs", "--storage", str(storage), "--csv", str(table))
+    lines = printed.splitlines()
+    assert lines[0] == "toy, training-domain validation, ranked by accuracy on val"
+    assert lines[1] == "rows in groups: val 60 in 30, test 60 in 30"
+    assert [line.split()[:2] for line in lines[3:5]] == [["1", "good"], ["2", "bad"]]
+    result = json.loads((storage / "toy-good" / "result.json").read_text())
+    val, test = (result["sets"][name]["metrics"]["accuracy"] for name in ("val", "test"))
+    assert (
+        f"{val['value']:.3f}  {test['value']:.3f} [{test['low']:.3f}, {test['high']:.3f}]"
+        in lines[3]
+    )
+    assert "test scorings of these rows: 2, of 2 runs; configurations tried: 2" in lines
+    assert "toy-broken  failed" in printed
+    assert "The loss was not finite." in printed
+    assert "ORACLE" not in printed
+    assert max(map(len, lines)) <= 100
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["toy-bad", "toy-broken", "toy-good"]
+    assert float(rows[2]["test low"]) == test["low"]
+    assert rows[1]["reason"] == "The loss was not finite."
+
+
+def test_runs_that_do_not_separate_from_the_first_are_marked(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(make_run(storage, "toy-twin", 0.95))
+    lines = said(capsys, "runs", "--storage", str(storage)).splitlines()
+    assert [line.split()[:2] for line in lines[3:6]] == [
+        ["1", "good"],
+        ["2~", "twin"],
+        ["3", "bad"],
+    ]
+
+
+def test_runs_on_other_rows_or_of_another_rule_share_no_table(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(make_run(storage, "toy-more", 0.99, num=160))
+    oracle = SplitConfig(rule="oracle", unseen_domain="design")
+    judged(make_run(storage, "toy-upper", 0.99), split=oracle)
+    lines = said(capsys, "runs", "--storage", str(storage)).splitlines()
+    assert [line for line in lines if "ranked by" in line] == [
+        "toy, training-domain validation, ranked by accuracy on val",
+        "toy, training-domain validation, ranked by accuracy on val",
+        "toy, ORACLE, ranked by accuracy on val",
+    ]
+    # the oracle looked at the same test rows, toy-more at others
+    tries = [line.split(";")[0] for line in lines if line.startswith("test scorings")]
+    rows = "test scorings of these rows:"
+    assert tries == [f"{rows} 3, of 3 runs", f"{rows} 1, of 1 runs", f"{rows} 3, of 3 runs"]
+
+
+def test_ranking_by_a_test_set_is_called_an_oracle(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "ORACLE: ranked by a test set" in said(
+        capsys, "runs", "--storage", str(storage), "--by", "test"
+    )
+
+
+def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (make_run(storage, "toy-torn", 0.5) / "run.json").write_text('{"schema')
+    make_run(storage, "toy-newer", 0.5, schema=99)
+    (judged_run(storage, "toy-cut") / "result.json").write_text("[]")
+    (judged_run(storage, "toy-gone") / "predictions.parquet").write_bytes(b"PAR1")
+    (judged_run(storage, "toy-old") / "result.json").write_text('{"sets": {}, "scorings": []}')
+    make_run(storage, "toy-bare", 0.5, launches=[{}], seconds=None)
+    lines = said(capsys, "runs", "--storage", str(storage)).splitlines()
+    reasons = {lines[i].split()[0]: lines[i + 1] for i in range(len(lines) - 1)
+               if lines[i].startswith("  toy-")}  # fmt: skip
+    for name, reason in {
+        "toy-torn": "run.json is missing or damaged",
+        "toy-newer": "written by a newer Assay",
+        "toy-cut": "result.json is missing or damaged",
+        "toy-gone": "predictions.parquet is missing or damaged",
+        "toy-old": f"judge it again: assay judge {storage / 'toy-old'}",
+        "toy-bare": "It has no result",
+    }.items():
+        assert reason in reasons.pop(name)
+        said(capsys, "show", name, "--storage", str(storage))
+        assert (
+            len(
+                said(
+                    capsys, "compare", "toy-good", name, "--storage", str(storage), code=2
+                ).splitlines()
+            )
+            == 1
+        )
+    assert not reasons
+
+
+def judged_run(storage: Path, name: str) -> Path:
+    folder = make_run(storage, name, 0.5)
+    judged(folder)
+    return folder
+
+
+def test_a_run_whose_process_died_is_not_called_running(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, age_s in (("toy-alive", 0), ("toy-dead", 200)):
+        lease = make_run(storage, name, 0.5, state="running") / "lease.json"
+        lease.write_text(json.dumps({"host": "another", "pid": 1}))
+        os.utime(lease, (lease.stat().st_mtime - age_s,) * 2)
+    printed = said(capsys, "runs", "--storage", str(storage))
+    assert "toy-alive  running" in printed
+    assert "toy-dead  interrupted" in printed
+
+
+def test_show_tells_rule_scorings_and_numbers(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(storage / "toy-good")
+    printed = said(capsys, "show", "toy-good", "--storage", str(storage))
+    assert "rule: training-domain validation; seed 0" in printed
+    assert "test scored (2 of 2)" in printed
+    assert "set coverage" in printed
+    assert "test: 60 rows in 30 groups" in printed
+
+
+def test_an_oracle_is_marked_wherever_it_appears(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, right in (("toy-a", 0.9), ("toy-b", 0.8)):
+        judged(
+            make_run(tmp_path, name, right),
+            split=SplitConfig(rule="oracle", unseen_domain="design"),
+        )
+    assert "ORACLE" in said(capsys, "runs", "--storage", str(tmp_path))
+    assert "ORACLE" in said(capsys, "show", "toy-a", "--storage", str(tmp_path))
+    assert "ORACLE" in said(capsys, "compare", "toy-a", "toy-b", "--storage", str(tmp_path))
+
+
+def test_compare_says_in_words_what_differs(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = storage / "found.json"
+    printed = said(
+        capsys, "compare", "toy-good", "toy-bad", "--storage", str(storage), "--json", str(path)
+    )
+    assert "toy-good is better than toy-bad" in printed
+    assert "McNemar over groups" in printed
+    assert json.loads(path.read_text())[0]["verdict"] == "toy-good is better than toy-bad"
+    judged(make_run(storage, "toy-twin", 0.95))
+    printed = said(capsys, "compare", "toy-good", "toy-twin", "--storage", str(storage))
+    assert "not significantly different" in printed
+
+
+def test_judge_counts_scorings_and_keeps_them(storage: Path) -> None:
+    first = json.loads((storage / "toy-good" / "result.json").read_text())
+    again = judged(storage / "toy-good", decide=DecideConfig(coverage=0.8))
+    assert [len(r["scorings"]) for r in (first, again)] == [1, 2]
+    assert again["scorings"][0] == first["scorings"][0]
+    assert again["decision"]["coverage"] == 0.8
+    assert again["scorings"][1]["decide"]["coverage"] == 0.8
+    assert again["decision"]["num"] == 60  # of val
+
+
+TASK = b"""
+from assay.train.task import Task
+
+class Toy(Task):
+    pass
+"""
+
+
+def test_judging_again_changes_what_is_given_and_nothing_else(
+    storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = storage / "toy-good"
+    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
+    (folder / "task.py").write_bytes(TASK)
+    (folder / "config.json").write_text('{"decide": {"positive": "m1", "coverage": 0.8}}')
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"tried": 12}))
+    printed = said(capsys, "judge", "good", "--storage", str(storage), "--decide.recall", "0.9")
+    assert "scoring 2 of the test sets of toy-good by training-domain validation" in printed
+    decide = {"positive": "m1", "coverage": 0.8, "recall": 0.9, "costs": [], "pixel_recall": 0.0}
+    again = json.loads((folder / "result.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["decide"] == decide
+    assert again["scorings"][1]["decide"] == decide
+    assert (again["tried"], again["scorings"][1]["tried"]) == (12, 12)
+    assert not (folder / "lease.json").exists()
+
+
+def test_a_run_judged_by_an_older_assay_is_judged_again(
+    storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = storage / "toy-good"
+    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
+    (folder / "task.py").write_bytes(TASK)
+    old = {"sets": {}, "scorings": [{"time": 1.7e9, "assay": "0.1.0"}]}
+    (folder / "result.json").write_text(json.dumps(old))
+    printed = said(capsys, "judge", str(folder))
+    assert "This is scoring 2 of" in printed
+    assert "test scored (1 of 2): 2023-11-14" in printed
+    assert "rule not recorded" in printed
+    assert "test scored (2 of 2)" in printed
+
+
+def test_two_runs_of_one_name_are_told_apart(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = storage.parent / "other" / "toy-good"
+    judged(make_run(other.parent, "toy-good", 0.55, seed=1))
+    printed = said(capsys, "compare", str(storage / "toy-good"), str(other))
+    assert f"{storage / 'toy-good'} is better than {other}" in printed
+
+
+def test_judging_again_keeps_how_many_configurations_were_tried(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "toy-chosen", 0.9)
+    assert judge.judge(folder, Task, TaskConfig(), tmp_path, tried=12)["tried"] == 12
+    again = judged(folder)
+    assert (again["tried"], again["scorings"][1]["tried"]) == (12, 12)
+
+
+def test_a_damaged_record_of_scorings_is_not_begun_anew(storage: Path) -> None:
+    (storage / "toy-good" / "result.json").write_text('{"scorings": [')
+    with pytest.raises(RunError, match=r"result\.json is damaged, and with it the record"):
+        judged(storage / "toy-good")
+
+
+def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
+    from assay.metrics.estimate import interval
+    from assay.metrics.figure import Figure, Series
+
+    class Own(Task):
+        @classmethod
+        def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> Findings:
+            mine = interval(np.array([0.5, 1.0]), np.array([0, 1]))
+            figure = Figure(
+                title="Mine", kind="line", series={"a": Series(x=[0.0, 1.0], y=[1.0, 2.0])}
+            )
+            return Findings(metrics={"test": {"sharpness": mine}}, figures=[figure])
+
+    folder = make_run(tmp_path, "toy-own", 0.9)
+    result = judge.judge(folder, Own, TaskConfig(), tmp_path)
+    assert result["sets"]["test"]["metrics"]["sharpness"]["value"] == 0.75
+    assert result["figures"][0]["title"] == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nobody"], "There is no run 'nobody'"),
+        (["runs", "--by", "train"], "--by is train; these runs have: test, val"),
+        (["runs", "--task", "other"], "holds no run of the task other"),
+        (["runs", "--csv", "/nowhere/x.csv"], "cannot be written"),
+        (["compare", "toy-good", "toy-new"], "toy-new cannot be compared"),
+        (["compare", "toy-good", "good"], "A run is named twice"),
+        (["compare", "toy", "toy-good"], "may be any of toy-bad, toy-good, toy-new"),
+        (["judge", "toy-new"], "toy-new cannot be judged again (it is interrupted)"),
+        (["judge", "toy-good"], "lacks its task.py"),
+        (["judge", "--decide.coverage", "0.8", "toy-good"], "The run must come first"),
+        (["report", "toy-new"], "toy-new is running"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(
+    storage: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    make_run(storage, "toy-new", 0.5, state="running")
+    printed = said(capsys, *arguments, "--storage", str(storage), code=2)
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+def test_runs_on_other_rows_are_not_compared(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = storage / "toy-bad"
+    table = pq.read_table(folder / "predictions.parquet")
+    pq.write_table(table.slice(0, 100), folder / "predictions.parquet")
+    printed = said(capsys, "compare", "toy-good", "toy-bad", "--storage", str(storage), code=2)
+    assert "different rows: 20 ids are only in the first" in printed
+
+
+def test_reading_runs_imports_no_torch(storage: Path) -> None:
+    code = (
+        "import sys; from assay.cli.console import main; main(['runs', '--storage', sys.argv[1]]); "
+        "assert not {'torch', 'ray'} & set(sys.modules), 'slow'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(storage)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+COMMANDS = re.findall(r"^uv run assay (.*)$", README, re.MULTILINE)
+SERVING = ("promote", "registry", "rollback", "serve", "predict")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[0] in SERVING])
+def test_the_readmes_commands_of_serving_exist(
+    capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    assert f"assay {line.split()[0]}" in said(capsys, line.split()[0], "--help")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[0] not in SERVING])
+def test_the_readmes_commands_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "report.html"
+    page.touch()
+    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: page)
+    for name, right in (("fingerprint-3f2a", 0.95), ("fingerprint-77b1", 0.6)):
+        folder = make_run(tmp_path / "runs", name, right)
+        (folder / "task.py").write_bytes(TASK)
+        judged(folder)
+    words = line.split()
+    expected = {
+        "runs": "77b1",
+        "compare": "is better than",
+        "judge": "scoring 2",
+        "report": "MB",
+        "show": "finished",
+    }
+    assert expected[words[0]] in said(capsys, *words)

@@ -1,0 +1,308 @@
+"""Tiled TIFFs with overviews, against files that tifffile and imagecodecs wrote."""
+
+import io
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.data.images import decode, tiff
+from assay.data.images.pyramid import Entry, pyramid
+from assay.data.images.store import Store
+from assay.errors import ImageError
+
+HEIGHT, WIDTH, TILE = 704, 928, 64
+FEW = {"compression": "deflate", "predictor": 2}
+
+
+def picture(height=HEIGHT, width=WIDTH, seed=0):
+    """Smooth shapes and grain, as a camera's."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((height // 8 + 2, width // 8 + 2, 3)).astype(np.float32)
+    shapes = cv2.resize(cv2.GaussianBlur(noise, (0, 0), 2), (width, height))
+    grain = rng.normal(0, 4, (height, width, 3))
+    return (cv2.normalize(shapes, None, 20, 235, cv2.NORM_MINMAX) + grain).clip(0, 255).astype("u1")
+
+
+def halved(pixels):
+    """Means of 2 x 2 pixels, rounded, by plain numpy; what is odd at the end is left out."""
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+    fours = pixels[: 2 * height, : 2 * width].reshape(height, 2, width, 2, *pixels.shape[2:])
+    return np.rint(fours.mean((1, 3))).astype(pixels.dtype)
+
+
+def levels_of(pixels, num=3):
+    found = [pixels]
+    while len(found) < num:
+        found.append(halved(found[-1]))
+    return found
+
+
+def written(levels, below=False, tile=(TILE, TILE), order="<", photometric="rgb", **options):
+    """A TIFF of these levels; `below`: overviews as SubIFDs."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, byteorder=order) as out:
+        common = {"tile": tile, "photometric": photometric, "metadata": None, **options}
+        out.write(levels[0], subifds=len(levels) - 1 if below else 0, **common)
+        for level in levels[1:]:
+            out.write(level, subfiletype=1, **common)
+    return file.getvalue()
+
+
+PIXELS = picture()
+LEVELS = levels_of(PIXELS)
+FILE = written(LEVELS, **FEW)
+
+
+def deep(pixels):
+    return pixels.astype("u2") * 256 + np.random.default_rng(1).integers(0, 256, pixels.shape, "u2")
+
+
+KINDS = {
+    "rgb": (PIXELS, {}),
+    "grey": (PIXELS[..., 0], {"photometric": "minisblack"}),
+    "inverted grey": (PIXELS[..., 0], {"photometric": "miniswhite"}),
+    "rgb 16": (deep(PIXELS), {}),
+    "grey 16": (deep(PIXELS[..., 0]), {"photometric": "minisblack"}),
+    "cmyk": (np.dstack([255 - PIXELS, PIXELS[..., :1] // 4]), {"photometric": "separated"}),
+    "alpha": (np.dstack([PIXELS, 255 - PIXELS[..., :1]]), {"extrasamples": ["unassalpha"]}),
+}
+CODECS = [{}, {"compression": "lzw"}, FEW, {"compression": "zstd"}, {"compression": "packbits"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "below", "order"),
+    [
+        *product(KINDS, [FEW], [False, True], "<>"),
+        *product(["rgb"], CODECS, [False], "<"),
+    ],
+)
+def test_whatever_it_holds_its_parts_are_those_of_the_whole(kind, codec, below, order):
+    pixels, options = KINDS[kind]
+    content = written(levels_of(pixels), below, order=order, **codec, **options)
+    pages = tiff.pyramid(content, 128)
+    assert [page.shape[:2] for page in pages] == [(704, 928), (352, 464), (176, 232)]
+    whole = decode.read(content)
+    assert pages[0].dtype == whole.dtype
+    for top, left, below_, right in ((3, 5, 130, 200), (640, 860, 704, 928), (9, 9, 10, 10)):
+        np.testing.assert_array_equal(
+            pages[0][top:below_, left:right], whole[top:below_, left:right]
+        )
+    np.testing.assert_array_equal(np.asarray(pages[0]), whole)
+    overview = decode.read(written(levels_of(pixels)[1:2], order=order, **codec, **options))
+    np.testing.assert_array_equal(np.asarray(pages[1]), overview)
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 2)])
+def test_of_lossy_tiles_too_the_parts_are_those_of_the_whole(subsampling):
+    """Colours are upsampled within a tile; smooth enough, overviews are still means."""
+    smooth = cv2.GaussianBlur(picture(), (0, 0), 6)
+    lossy = {"compression": "jpeg", "compressionargs": {"level": 98, "subsampling": subsampling}}
+    content = written(levels_of(smooth), **lossy)
+    pages = tiff.pyramid(content, 128)
+    assert len(pages) == 2  # that of an overview is less smooth
+    whole = decode.read(content)
+    np.testing.assert_array_equal(pages[0][100:300, 50:333], whole[100:300, 50:333])
+    np.testing.assert_array_equal(np.asarray(pages[0]), whole)
+
+
+def test_large_tiles_are_decoded_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(tiff, "PIXELS_PER_DECODE", 3 * TILE * TILE)
+    most = []
+    own = tiff.TiledPage._decoded
+    monkeypatch.setattr(
+        tiff.TiledPage, "_decoded", lambda self, tiles: most.append(len(tiles)) or own(self, tiles)
+    )
+    np.testing.assert_array_equal(Entry.read(FILE).pixels, PIXELS)
+    assert max(most) == 3
+
+
+def test_a_file_that_is_gone_is_an_image_error(tmp_path):
+    path = tmp_path / "part.tif"
+    path.write_bytes(FILE)
+    entry = Entry.read(path)
+    path.unlink()
+    with pytest.raises(ImageError, match=r"part\.tif cannot be read: No such file"):
+        _ = entry.pixels
+
+
+def test_tiles_of_no_size_are_left():
+    with tifffile.TiffFile(io.BytesIO(FILE)) as file:
+        place = file.pages[0].tags["TileWidth"].valueoffset
+    content = bytearray(FILE)
+    content[place : place + 2] = bytes(2)
+    assert tiff.pyramid(bytes(content), 128) == []
+    with pytest.raises(ImageError, match="cannot be read"):
+        Entry.read(bytes(content))
+
+
+def test_tiles_are_decoded_where_they_are_looked_at_and_once(monkeypatch):
+    entry = Entry.read(FILE)
+    page = entry.levels[0]
+    before = set(page.held)
+    assert len(before) < 0.12 * 11 * 15  # samples that were compared with the overview
+    decoded = []
+    own = tiff.TiledPage._decoded
+    monkeypatch.setattr(
+        tiff.TiledPage, "_decoded", lambda self, tiles: decoded.extend(tiles) or own(self, tiles)
+    )
+    cut = entry.cut((400, 500, 500, 560))
+    np.testing.assert_array_equal(cut, PIXELS[500:560, 400:500])
+    columns, rows = range(400 // TILE, 499 // TILE + 1), range(500 // TILE, 559 // TILE + 1)
+    touched = {15 * row + column for row in rows for column in columns}
+    assert set(page.held) == touched | before
+    assert sorted(decoded) == sorted(touched - before)
+    entry.cut((400, 500, 500, 560))
+    np.testing.assert_array_equal(entry.pixels, PIXELS)
+    entry.cut((400, 500, 500, 560))
+    assert sorted([*decoded, *before]) == list(range(11 * 15))
+
+
+def test_of_a_file_only_what_is_looked_at_is_read(tmp_path):
+    path = tmp_path / "part.tif"
+    path.write_bytes(FILE)
+    entry = Entry.read(path)
+    with tifffile.TiffFile(path) as file:
+        offsets, counts = file.pages[0].dataoffsets, file.pages[0].databytecounts
+    content = bytearray(FILE)
+    tile = min(set(range(11 * 15)) - set(entry.levels[0].held))
+    content[offsets[tile] : offsets[tile] + counts[tile]] = b"\xff" * counts[tile]
+    path.write_bytes(content)
+    row, column = (TILE * own for own in divmod(tile, 15))
+    far = entry.cut((column + TILE, row, column + 2 * TILE, row + TILE))
+    np.testing.assert_array_equal(far, PIXELS[row : row + TILE, column + TILE : column + 2 * TILE])
+    with pytest.raises(ImageError, match=r"part\.tif cannot be read"):
+        entry.cut((column, row, column + 9, row + 9))
+
+
+def test_the_store_holds_what_is_read_from_the_file(tmp_path):
+    """So a file that is served gives what training saw."""
+    path, store = tmp_path / "part.tif", Store(str(tmp_path / "store"))
+    path.write_bytes(FILE)
+    assert store.build("ab12", path) == HEIGHT * WIDTH
+    stored, direct = store.open("ab12"), Entry.read(FILE)
+    assert isinstance(direct.levels[1], tiff.TiledPage)
+    assert len(stored.levels) == len(direct.levels) == len(pyramid(PIXELS))
+    for one, other in zip(stored.levels, direct.levels, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(stored.mean, direct.mean)
+    np.testing.assert_array_equal(stored.std, direct.std)
+    assert stored.signature == direct.signature
+
+
+def test_overviews_stand_for_those_of_the_store():
+    """A grey level at most, so that what was learnt on other files holds."""
+    found, plain = Entry.read(FILE), Entry.of(PIXELS)
+    for one, other in zip(found.levels, plain.levels, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - other).max() <= 2
+    np.testing.assert_allclose(found.mean, plain.mean, atol=0.3 / 255)
+
+
+def nearest(pixels):
+    return pixels[::2, ::2]
+
+
+OTHERWISE = {
+    "nearest neighbours": [PIXELS, nearest(PIXELS)],
+    "of another image": [PIXELS, halved(picture(seed=1))],
+    "a third": [PIXELS, cv2.resize(PIXELS, (309, 234), interpolation=cv2.INTER_AREA)],
+    "none": [PIXELS],
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_other_overviews_are_not_taken(name):
+    content = written(OTHERWISE[name])
+    assert tiff.pyramid(content, 128) == []
+    found = Entry.read(content)
+    for one, other in zip(found.levels, Entry.of(PIXELS).levels, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_of_several_overviews_the_good_ones_before_the_first_bad_are_taken():
+    content = written([*LEVELS[:2], nearest(LEVELS[1])])
+    assert [page.shape[0] for page in tiff.pyramid(content, 128)] == [704, 352]
+    np.testing.assert_array_equal(Entry.read(content).levels[2], pyramid(LEVELS[1])[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": None, "rowsperstrip": 64},
+        {"planarconfig": "separate"},
+        {"extratags": [(274, "H", 1, 6)]},
+    ],
+)
+def test_files_of_another_layout_are_decoded_whole(options):
+    tall = options.get("planarconfig") == "separate"
+    levels = [level.transpose(2, 0, 1) if tall else level for level in LEVELS]
+    content = written(levels, **options)
+    assert tiff.pyramid(content, 128) == []
+    turned = "extratags" in options
+    expected = np.rot90(PIXELS, -1) if turned else PIXELS
+    np.testing.assert_array_equal(Entry.read(content).pixels, expected)
+
+
+@pytest.mark.parametrize("size", [(703, 929), (640, 127), (129, 2000)])
+def test_odd_sizes(size):
+    pixels = picture(*size)
+    content = written(levels_of(pixels, 2), tile=(128, 112))
+    pages = tiff.pyramid(content, 128)
+    assert len(pages) == 2
+    np.testing.assert_array_equal(np.asarray(pages[0]), pixels)
+    np.testing.assert_array_equal(np.asarray(pages[1]), halved(pixels))
+
+
+def test_a_damaged_tile_is_not_stored(tmp_path):
+    with tifffile.TiffFile(io.BytesIO(FILE)) as file:
+        start, num = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
+    path, store = tmp_path / "part.tif", Store(str(tmp_path / "store"))
+    path.write_bytes(FILE[:start] + b"\xff" * num + FILE[start + num :])
+    assert tiff.pyramid(path, 128)
+    with pytest.raises(ImageError, match=r"part\.tif cannot be read"):
+        store.build("ab12", path)
+    assert store.missing(["ab12"]) == ["ab12"]
+    assert not [own for own in Path(store.place).rglob("*") if own.is_file()]
+
+
+def test_a_chain_of_directories_that_ends_in_itself_is_left():
+    content = bytearray(FILE)
+    with tifffile.TiffFile(io.BytesIO(FILE)) as file:
+        last = file.pages[2]
+        after = last.offset + 2 + 12 * len(last.tags)
+        content[after : after + 4] = int(file.pages[1].offset).to_bytes(4, "little")
+    assert len(tiff.pyramid(bytes(content), 128)) == 3
+
+
+def test_an_image_beyond_the_limit_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    assert tiff.pyramid(FILE, 128) == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's of damaged tags
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_damage_is_an_image_error_or_is_not_looked_at(data):
+    content = bytearray(SMALL)
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    else:
+        tables = st.one_of(*(st.integers(start, stop - 1) for start, stop in TABLES))
+        for place in data.draw(st.lists(tables, min_size=1, max_size=6)):
+            content[place] = data.draw(st.integers(0, 255))
+    try:
+        entry = Entry.read(bytes(content))
+        assert entry.cut((0, 0, 50, 50)).shape == (50, 50, 3)
+        assert entry.pixels.shape == (*entry.size, 3)
+    except ImageError:
+        pass
+
+
+SMALL = written(levels_of(picture(200, 260), 2))
+with tifffile.TiffFile(io.BytesIO(SMALL)) as _file:
+    TABLES = [(0, 8), *((page.offset, page.offset + 2 + 12 * 20) for page in _file.pages)]

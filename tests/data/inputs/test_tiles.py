@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from assay.data.images.pyramid import Entry
+from assay.data.inputs.tiles import TileConfig, _starts, cut_inside, level_map
+from assay.errors import ConfigError
+from assay.levels import LEVELS, level_probs, outlined, threshold_prob, to_levels, to_mask
+
+CONFIG = TileConfig(tile_px=64, overlap_px=16)
+
+
+def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def pointwise(tiles: np.ndarray) -> np.ndarray:
+    """A network that looks at one pixel: its answers cannot depend on how tiles are cut."""
+    return np.stack([tiles[:, 0] * 2, tiles.mean(1) - 1], axis=1)
+
+
+SIDES = st.integers(1, 200)
+
+
+@given(SIDES, SIDES, st.sampled_from([0, 8, 16, 32]))
+def test_a_pointwise_network_gives_what_it_gives_on_the_whole_image(height, width, overlap):
+    entry = Entry.of(image_of(height, width))
+    config = TileConfig(tile_px=64, overlap_px=overlap)
+    found = level_map(entry, pointwise, 2, config)
+    scaled = (entry.levels[0] / 255 - entry.mean) / (np.maximum(entry.std, 1 / 255) + 1e-6)
+    expected = pointwise(scaled.transpose(2, 0, 1)[None].astype(np.float32))[0]
+    assert found.shape == (2, height, width)
+    # blending rounds in float32, which may cross the edge of a level
+    assert np.abs(found.astype(int) - to_levels(expected)).max() <= 1
+    assert (found == to_levels(expected)).mean() > 0.99
+
+
+def test_tiles_are_blended_by_weights_that_fall_towards_their_edges():
+    """Each tile says a constant of its own; between two of them the answer crosses over linearly."""
+    entry = Entry.of(image_of(64, 112))  # two tiles that share 16 columns
+    answers = iter([-4.0, 4.0])
+
+    def constant(tiles: np.ndarray) -> np.ndarray:
+        return np.stack([np.full((1, 64, 64), next(answers), np.float32) for _ in tiles])
+
+    found = level_map(entry, constant, 1, CONFIG)[0].astype(float)
+    assert (found[:, :48] == to_levels(np.array([-4.0]))).all()
+    assert (found[:, 64:] == to_levels(np.array([4.0]))).all()
+    share = (np.arange(16) + 0.5) / 16
+    assert np.array_equal(found[0, 48:64], to_levels(-4.0 * (1 - share) + 4.0 * share))
+
+
+@given(st.integers(1, 5000), st.sampled_from([32, 64, 512]), st.floats(0, 0.5))
+def test_tiles_cover_an_edge_and_share_what_was_asked_at_least(length, side, share):
+    config = TileConfig(tile_px=side, overlap_px=int(side * share))
+    starts = _starts(length, config)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - side)
+    gaps = np.diff(starts)
+    assert (gaps <= side - config.overlap_px).all()
+    # as few as that allows
+    if len(starts) > 1:
+        assert (len(starts) - 2) * (side - config.overlap_px) + side < length
+
+
+def test_a_small_image_is_mirrored_to_a_tile():
+    pixels = image_of(20, 30)
+    cut = cut_inside(pixels, 0, 0, 64)
+    assert np.array_equal(cut[:20, :30], pixels)
+    assert np.array_equal(cut[20:40, :30], pixels[::-1])
+    assert np.array_equal(cut[:20, 30:60], pixels[:, ::-1])
+
+
+@given(st.floats(-20, 20))
+def test_levels_are_logits_in_steps(logit):
+    level = int(to_levels(np.array([logit]))[0])
+    assert 0 <= level < LEVELS
+    if -8 <= logit < 8:
+        prob = 1 / (1 + np.exp(-logit))
+        assert threshold_prob(level) <= prob + 1e-9
+        assert prob < threshold_prob(level + 1) + 1e-9
+        assert threshold_prob(level) < level_probs()[level] < threshold_prob(level + 1)
+
+
+def test_a_mask_takes_the_class_furthest_above_its_threshold():
+    levels = np.array([[[10, 40, 50, 30]], [[10, 45, 52, 60]]], dtype=np.uint8)
+    assert to_mask(levels, [32, 48]).tolist() == [[0, 1, 1, 2]]
+    assert to_mask(levels[:1], [63]).tolist() == [[0, 0, 0, 0]]
+
+
+@given(st.integers(0, 10_000))
+def test_components_are_those_of_scipy(seed):
+    rng = np.random.default_rng(seed)
+    mask = (rng.random((24, 24)) < 0.3).astype(np.uint8) * rng.integers(
+        1, 3, (24, 24), dtype=np.uint8
+    )
+    found = outlined(mask)
+    expected = []
+    for value in (1, 2):
+        labels, num = ndimage.label(mask == value, np.ones((3, 3)))
+        for i, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+            area = int((labels == i).sum())
+            expected.append((value, area, columns.start, rows.start, columns.stop, rows.stop))
+        assert num == sum(v == value for v, _, _ in found)
+    assert sorted((v, a, *b.tolist()) for v, a, b in found) == sorted(expected)
+    assert [a for _, a, _ in found] == sorted((a for _, a, _ in found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tile_px": 100}, {"tile_px": 0}, {"tile_px": 64, "overlap_px": 40}, {"overlap_px": -1}]
+)  # fmt: skip
+def test_sizes_that_cannot_be_are_refused(settings):
+    with pytest.raises(ConfigError, match="tiles"):
+        TileConfig(**settings)

@@ -1,0 +1,373 @@
+import os
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pyarrow.csv
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from assay.data.images.decode import read, write_png
+from assay.data.masks.contact import NUM_TILES, choose
+from assay.data.masks.prepare import file_name, merge, open_mask, prepare, read_mask
+from assay.data.masks.rules import MaskConfig, make
+from assay.errors import ConfigError, MaskError
+
+MAKERS = ("fixed", "otsu", "adaptive", "vote")
+CONFIG = MaskConfig()
+PLAIN = MaskConfig(open_px=0, close_px=0, min_area_px=0)
+GREYS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+PICTURES = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3)))
+
+
+def grey(plane):
+    return np.repeat(plane[:, :, None], 3, axis=2)
+
+
+def discs(seed=0, size=160):
+    """Dark discs on a noisy background, whose range reaches from 0 to 255."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    truth = np.zeros((size, size), dtype=bool)
+    for cy in range(25, size, 50):
+        for cx in range(25, size, 50):
+            truth |= (y - cy) ** 2 + (x - cx) ** 2 <= rng.integers(6, 13) ** 2
+    plane = np.where(truth, 20, 170) + rng.normal(0, 8, truth.shape)
+    plane[0, :2] = 0, 255
+    return np.clip(plane, 0, 255).astype(np.uint8), truth
+
+
+def iou(one, other):
+    return (one & other).sum() / (one | other).sum()
+
+
+# Makers
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_discs_are_found(maker, seed):
+    plane, truth = discs(seed)
+    mask, agreement = make(grey(plane), replace(CONFIG, maker=maker))
+    assert iou(mask, truth) > 0.9
+    assert 0.8 < agreement <= 1
+
+
+def test_vote_outvotes_a_lighting_that_sees_something_else():
+    plane, truth = discs()
+    shadow = plane.copy()
+    shadow[:, :60] //= 12
+    mask, agreement = make(np.dstack([plane, shadow, plane]), CONFIG)
+    assert iou(mask, truth) > 0.9
+    assert agreement < 0.5
+
+
+def test_voters_of_lightings_by_hand():
+    channels = [[0, 0, 0, 9, 255], [0, 0, 9, 9, 255], [0, 9, 9, 200, 255]]
+    pixels = np.array(channels, dtype=np.uint8).T[None]
+    mask, agreement = make(pixels, replace(PLAIN, threshold=5))
+    assert mask.tolist() == [[True, True, False, False, False]]
+    assert agreement == pytest.approx(1 / 3)
+
+
+@given(PICTURES, st.sampled_from(MAKERS))
+def test_bright_is_dark_inverted(pixels, maker):
+    for config in (PLAIN, replace(CONFIG, min_area_px=3)):
+        config = replace(config, maker=maker)
+        dark = make(pixels, config)
+        bright = make(255 - pixels, replace(config, dark=False))
+        assert np.array_equal(bright[0], dark[0])
+        assert bright[1] == dark[1]
+
+
+@given(GREYS, st.sampled_from(MAKERS), st.integers(0, 9))
+def test_no_small_component_is_left(plane, maker, least):
+    config = replace(CONFIG, maker=maker, open_px=0, min_area_px=least)
+    mask, agreement = make(grey(plane), config)
+    assert 0 <= agreement <= 1
+    assert all(size >= least for size in components(mask))
+
+
+def components(mask):
+    """Sizes of 8-connected marks, by flood filling."""
+    left, sizes = set(map(tuple, np.argwhere(mask))), []
+    while left:
+        stack, size = [left.pop()], 0
+        while stack:
+            y, x = stack.pop()
+            size += 1
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            stack += near
+        sizes.append(size)
+    return sizes
+
+
+@given(GREYS, st.sampled_from(MAKERS))
+def test_16_bits_of_the_same_picture_give_the_same_mask(plane, maker):
+    config = replace(CONFIG, maker=maker)
+    wide = make(grey(plane.astype(np.uint16) * 257), config)
+    assert np.array_equal(wide[0], make(grey(plane), config)[0])
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_finer_levels_change_little(maker):
+    plane, _ = discs()
+    fine = plane.astype(np.uint16) * 16 + np.random.default_rng(1).integers(0, 16, plane.shape)
+    config = replace(CONFIG, maker=maker)
+    wide = make(grey(fine.astype(np.uint16)), config)[0]
+    assert iou(wide, make(grey(plane), config)[0]) > 0.97
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("value", [0, 77, 255])
+@pytest.mark.parametrize("dark", [True, False])
+def test_a_constant_image_marks_nothing(maker, value, dark):
+    pixels = np.full((30, 20, 3), value, dtype=np.uint8)
+    mask, agreement = make(pixels, replace(PLAIN, maker=maker, dark=dark))
+    assert not mask.any()
+    assert agreement == 1
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_voters_that_are_equal_agree(maker):
+    plane = np.full((60, 60), 255, dtype=np.uint8)
+    plane[20:30, 20:30] = 0
+    mask, agreement = make(grey(plane), replace(PLAIN, maker=maker))
+    assert agreement == 1
+    assert np.array_equal(mask, plane == 0)
+
+
+def test_opening_removes_what_is_thin_and_closing_fills():
+    plane = np.full((40, 40), 255, dtype=np.uint8)
+    plane[5:25, 5:25] = 0
+    plane[15, 15] = 255
+    plane[30:32, 5:35] = 0
+    mask, _ = make(grey(plane), replace(CONFIG, maker="fixed", min_area_px=0))
+    expected = np.zeros_like(mask)
+    expected[5:25, 5:25] = True
+    assert np.array_equal(mask, expected)
+
+
+# Given masks
+
+
+def png(plane):
+    return cv2.imencode(".png", plane)[1].tobytes()
+
+
+@given(GREYS)
+def test_binary_and_alpha_masks(plane):
+    mask = read_mask(png(plane), CONFIG)
+    assert np.array_equal(mask, plane > 127)
+    assert np.array_equal(read_mask(png(plane.astype(np.uint16) * 257), CONFIG), mask)
+    cut_out = png(np.dstack([plane[::-1]] * 3 + [plane]))
+    assert np.array_equal(read_mask(cut_out, replace(CONFIG, values="alpha")), plane > 128)
+
+
+@given(GREYS, st.integers(1, 5))
+def test_index_masks_are_taken_exactly_or_refused(plane, num):
+    config = MaskConfig(classes=tuple("abcde"[:num]), files="{name}.png", values="index")
+    small = plane % (num + 1)
+    assert np.array_equal(read_mask(png(small), config), small)
+    small[0, 0] = 200
+    with pytest.raises(MaskError, match="<bytes> has the value 200 among 1 pixels"):
+        read_mask(png(small), config)
+
+
+def test_255_is_the_only_class_and_soft_edges_are_refused(tmp_path):
+    path = tmp_path / "m.png"
+    write_png(path, np.array([[0, 1, 255]], dtype=np.uint8))
+    assert open_mask(path, ("defect",)).tolist() == [[0, 1, 1]]
+    with pytest.raises(MaskError, match="value 255"):
+        open_mask(path, ("pore", "streak"))
+    write_png(path, np.array([[0, 130, 255]], dtype=np.uint8))
+    with pytest.raises(MaskError, match=r"m.png has the value 130 .*1 defect \(or 255\)"):
+        open_mask(path, ("defect",))
+
+
+def test_unreadable_masks_are_refused(tmp_path):
+    (tmp_path / "m.png").write_bytes(png(discs()[0])[:100])
+    with pytest.raises(MaskError, match=r"m\.png"):
+        open_mask(tmp_path / "m.png", ("defect",))
+
+
+@given(st.lists(hnp.arrays(np.uint8, (4, 5), elements=st.integers(0, 3)), min_size=1, max_size=4))
+def test_merging_is_drawing_the_classes_in_order(parts):
+    expected = np.zeros((4, 5), dtype=np.uint8)
+    for number in (1, 2, 3):
+        for part in parts:
+            expected[part == number] = number
+    assert np.array_equal(merge(parts), expected)
+    assert np.array_equal(merge(parts[::-1]), expected)
+
+
+# Preparing
+
+
+def pictures(root, num=3, size=64):
+    """Images in folders of one name each, as (id, path)."""
+    found = []
+    for i in range(num):
+        path = root / f"b{i % 2}" / f"{i // 2}.png"
+        write_png(path, grey(discs(i, size)[0]))
+        found.append((path.relative_to(root).as_posix(), path))
+    return found
+
+
+def test_made_masks_their_table_and_sheet(tmp_path):
+    images = pictures(tmp_path / "in", 3)
+    places = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+    for (_, path), place in zip(images, places, strict=True):
+        mask, _ = make(read(path), CONFIG)
+        assert np.array_equal(cv2.imread(str(place), cv2.IMREAD_UNCHANGED), mask * np.uint8(255))
+    table = pyarrow.csv.read_csv(tmp_path / "out" / "agreement.csv").to_pydict()
+    made = [make(read(path), CONFIG) for _, path in images]
+    assert table["id"] == [name for name, _ in images]
+    assert table["share"] == pytest.approx([mask.mean() for mask, _ in made])
+    assert table["agreement"] == pytest.approx([agreement for _, agreement in made])
+    sheet = read(tmp_path / "out" / "contact.png")
+    assert (sheet == (255, 32, 32)).all(2).any(), "outlines"
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_a_corrected_mask_is_kept_and_the_rest_is_made(tmp_path):
+    images = pictures(tmp_path / "in", 4)
+    places = prepare(images[:3], tmp_path / "in", CONFIG, tmp_path / "out")
+    corrected = np.zeros((64, 64), dtype=np.uint8)
+    corrected[10:20, 10:20] = 1
+    write_png(places[1], corrected)
+    before = [place.read_bytes() for place in places]
+    again = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+    assert again[:3] == places
+    assert [place.read_bytes() for place in places] == before
+    assert again[3].exists()
+    table = pyarrow.csv.read_csv(tmp_path / "out" / "agreement.csv").to_pydict()
+    assert table["share"][1] == 100 / 64**2
+    assert table["agreement"] == pytest.approx([make(read(path), CONFIG)[1] for _, path in images])
+
+
+def test_complete_masks_are_not_made_again(tmp_path, monkeypatch):
+    images = pictures(tmp_path / "in")
+    places = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+    monkeypatch.setattr("assay.data.masks.prepare.make", None)
+    assert prepare(images, tmp_path / "in", CONFIG, tmp_path / "out") == places
+
+
+def test_kinds_are_merged_and_images_without_are_clean(tmp_path):
+    images = pictures(tmp_path / "in", 3)
+    for kind, rows in (
+        ("pore_1", slice(0, 9)),
+        ("pore_2", slice(20, 29)),
+        ("Streak_1", slice(5, 22)),
+    ):
+        plane = np.zeros((64, 64), dtype=np.uint8)
+        plane[rows] = 255
+        write_png(tmp_path / "in" / "m" / "b0" / f"0_{kind}.png", plane)
+    pattern = "m/{folder}/{name}_{kind}_*.png"
+    config = MaskConfig(classes=("pore", "streak"), files=pattern, missing="empty")
+    first, *others = prepare(images, tmp_path / "in", config, tmp_path / "out")
+    column = cv2.imread(str(first), cv2.IMREAD_UNCHANGED)[:, 0].tolist()
+    assert column == [1] * 5 + [2] * 17 + [1] * 7 + [0] * 35
+    assert not any(open_mask(place, config.classes).any() for place in others)
+    with pytest.raises(MaskError, match=r"2 of 3 images have no mask .* first .*b1/0\.png"):
+        prepare(images, tmp_path / "in", replace(config, missing="refuse"), tmp_path / "new")
+
+
+def test_coco_masks(tmp_path):
+    images = pictures(tmp_path, 1)
+    (tmp_path / "a.json").write_text(
+        '{"images": [{"id": 1, "file_name": "b0/0.png", "height": 64, "width": 64}],'
+        ' "categories": [{"id": 1, "name": "defect"}], "annotations": [{"id": 1, "image_id": 1,'
+        ' "category_id": 1, "segmentation": [[10, 0, 20, 0, 20, 64, 10, 64]]}]}'
+    )
+    (place,) = prepare(images, tmp_path, MaskConfig(files="a.json"), tmp_path / "out")
+    assert np.flatnonzero(open_mask(place, ("defect",)).all(0)).tolist() == list(range(10, 20))
+
+
+def test_another_size_is_refused_whether_given_or_corrected(tmp_path):
+    images = pictures(tmp_path / "in", 1)
+    write_png(tmp_path / "in" / "m.png", np.full((64, 60), 255, dtype=np.uint8))
+    with pytest.raises(MaskError, match=r"m\.png has 60 x 64 pixels .*0\.png 64 x 64"):
+        prepare(images, tmp_path / "in", MaskConfig(files="m.png"), tmp_path / "out")
+    (place,) = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+    write_png(place, np.zeros((10, 64), dtype=np.uint8))
+    with pytest.raises(MaskError, match="64 x 10 pixels"):
+        prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+
+
+def test_a_given_mask_that_changed_is_not_passed_over(tmp_path):
+    images = pictures(tmp_path / "in", 1)
+    config = MaskConfig(files="masks/{name}.png")
+    source = tmp_path / "in" / "masks" / "0.png"
+    write_png(source, np.eye(64, dtype=np.uint8) * 255)
+    (place,) = prepare(images, tmp_path / "in", config, tmp_path / "out")
+    assert prepare(images, tmp_path / "in", config, tmp_path / "out") == [place]
+    later = place.stat().st_mtime + 5
+    os.utime(source, (later, later))
+    with pytest.raises(MaskError, match="changed after"):
+        prepare(images, tmp_path / "in", config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (replace(PLAIN, maker="fixed", threshold=255), r"cover 100\.0% of all .*--masks\.dark"),
+        (replace(CONFIG, min_area_px=10**6), r"all 3 images are empty.*--masks\.min-area-px"),
+    ],
+)
+def test_masks_that_teach_nothing_are_refused_and_removed(tmp_path, config, said):
+    images = pictures(tmp_path / "in")
+    with pytest.raises(MaskError, match=said):
+        prepare(images, tmp_path / "in", config, tmp_path / "out")
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["agreement.csv", "contact.png"]
+
+
+def test_given_masks_that_are_empty_ask_for_their_values(tmp_path):
+    images = pictures(tmp_path / "in", 1)
+    write_png(tmp_path / "in" / "m.png", np.eye(64, dtype=np.uint8))
+    config = MaskConfig(files="m.png")
+    with pytest.raises(MaskError, match=r"--masks\.values"):
+        prepare(images, tmp_path / "in", config, tmp_path / "out")
+    prepare(images, tmp_path / "in", replace(config, values="index"), tmp_path / "out")
+
+
+@given(st.lists(st.text(st.sampled_from("ab/_. é"), min_size=1), unique=True, max_size=9))
+def test_names_of_files_do_not_collide(ids):
+    names = [file_name(name) for name in ids]
+    assert len(set(names)) == len(ids)
+    assert not any("/" in name or name.startswith(".") for name in names)
+
+
+def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
+    agreements = np.random.default_rng(3).permutation(100) / 100
+    chosen = choose(agreements.tolist())
+    assert len(set(chosen)) == len(chosen) == NUM_TILES
+    half = NUM_TILES // 2
+    assert [agreements[i] for i in chosen[:half]] == [i / 100 for i in range(half)]
+    assert chosen[half:] == sorted(chosen[half:])
+    assert np.diff(chosen[half:]).max() <= 12
+    assert sorted(choose([0.5] * 7)) == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"classes": ("a", "A")}, "masks.classes"),
+        ({"classes": ()}, "masks.classes"),
+        ({"classes": ("a", "b")}, "only one class"),
+        ({"classes": ("a", "b"), "files": "{name}.png"}, "only one class"),
+        ({"files": "{stem}.png"}, "{stem}"),
+        ({"files": "{kind}/{name}.png", "values": "index"}, "twice"),
+        ({"block_px": 50}, "block-px 50"),
+        ({"threshold": 0}, "threshold is 0"),
+        ({"offset": 0}, "offset is 0"),
+        ({"open_px": -1}, "open-px -1"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        MaskConfig(**settings)

@@ -1,0 +1,532 @@
+"""decide.py against scikit-learn, scipy, brute force, planted populations and simulation."""
+
+import json
+import math
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import f1_score, log_loss, precision_recall_curve, recall_score
+
+from assay.config import from_dict, to_dict
+from assay.errors import ConfigError, PredictionsError
+from assay.metrics.decide import DecideConfig, Decision, ece, fit_temperature, worth
+from assay.metrics.estimate import interval
+from assay.metrics.scores.classes import row_nll, softmax
+
+CLASSES = ["good", "crack", "pore"]
+
+
+def random_scores(seed: int, num: int = 300, num_classes: int = 3) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(num_classes, size=num).astype(np.int32)
+    logits = rng.normal(scale=1.5, size=(num, num_classes)).astype(np.float32)
+    logits[np.arange(num), truth] += 1.0
+    return logits, truth
+
+
+@st.composite
+def predictions(draw: Any, min_groups: int = 1) -> tuple[Any, Any, Any]:
+    """Logits with many ties, truths and groups of a small set."""
+    num = draw(st.integers(max(1, min_groups), 24))
+    halves = st.lists(st.integers(-4, 4), min_size=3, max_size=3)
+    logits = np.array(draw(st.lists(halves, min_size=num, max_size=num)), dtype=np.float32) / 2
+    truth = np.array(draw(st.lists(st.integers(0, 2), min_size=num, max_size=num)))
+    group = np.array(draw(st.lists(st.integers(min_groups, 24), min_size=num, max_size=num)))
+    group[:min_groups] = np.arange(min_groups)
+    return logits, truth, np.array([f"g{name}" for name in group])
+
+
+def fit(logits: Any, truth: Any, group: Any = None, **chosen: Any) -> Decision:
+    group = np.arange(len(truth)) if group is None else group
+    return Decision.fit(logits, truth, group, CLASSES, DecideConfig(**chosen))
+
+
+def decide_with(**changes: Any) -> Decision:
+    """A decision of which the named parts were planted."""
+    values = {
+        "temperature": 1.0, "coverage": 0.9, "quantile": 0.5, "costs": None,
+        "positive": None, "threshold": None, "num": 100, "num_groups": 50,
+    }  # fmt: skip
+    return Decision(**values | changes)
+
+
+# Temperature
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
+def test_temperature_is_scipys_optimum(scale: float) -> None:
+    logits, truth = random_scores(1)
+    logits = logits * np.float32(scale)
+
+    def loss(log_temperature: float) -> float:
+        return float(log_loss(truth, softmax(logits / np.exp(log_temperature)), labels=range(3)))
+
+    best = minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-7})
+    assert fit_temperature(logits, truth) == pytest.approx(np.exp(best.x), rel=1e-4)
+
+
+def test_temperature_recovers_a_planted_one() -> None:
+    rng = np.random.default_rng(0)
+    calibrated = rng.normal(scale=2.0, size=(40_000, 4))
+    truth = (calibrated + rng.gumbel(size=calibrated.shape)).argmax(axis=1)  # ~ softmax(logits)
+    assert fit_temperature(3.0 * calibrated, truth) == pytest.approx(3.0, rel=0.03)
+
+
+def test_temperature_has_limits_and_a_neutral_value() -> None:
+    right, truth = np.eye(3) * 0.01, np.arange(3)
+    assert fit_temperature(right, truth) == pytest.approx(0.01)
+    assert fit_temperature(right, (truth + 1) % 3) == pytest.approx(100.0)
+    assert fit_temperature(np.zeros((3, 3)), truth) == 1.0
+
+
+def test_nll_and_softmax_survive_huge_logits() -> None:
+    logits = np.array([[1e4, 0.0], [0.0, 1e4]], dtype=np.float32)
+    np.testing.assert_array_equal(row_nll(logits, np.array([0, 0])), [0.0, 1e4])
+    np.testing.assert_array_equal(softmax(logits), np.eye(2))
+
+
+def test_nll_is_sklearns() -> None:
+    logits, truth = random_scores(2)
+    expected = log_loss(truth, softmax(logits), labels=range(3))
+    assert row_nll(logits, truth).mean() == pytest.approx(expected)
+
+
+def test_probabilities_are_calibrated() -> None:
+    logits, truth = random_scores(3)
+    decision = fit(4 * logits, truth)
+    np.testing.assert_allclose(
+        decision.probs(4 * logits), softmax(4 * logits.astype(float) / decision.temperature)
+    )
+    expected = log_loss(truth, decision.probs(4 * logits), labels=range(3))
+    assert expected < log_loss(truth, softmax(4 * logits), labels=range(3)) - 0.1
+
+
+# Calibration error
+
+
+def test_ece_by_hand() -> None:
+    probs = np.array([[0.62, 0.38], [0.65, 0.35], [0.69, 0.31], [0.05, 0.95], [0.98, 0.02]])
+    truth = np.array([0, 1, 0, 1, 0])
+    # bin (9/15, 10/15]: confidences .62 and .65, one hit of two: |1 - 1.27| = .27
+    # bin (10/15, 11/15]: confidence .69, a hit: |1 - .69| = .31
+    # bin (14/15, 1]: confidences .95 and .98, two hits of two: |2 - 1.93| = .07
+    found = ece(probs, truth, np.array(["a", "a", "b", "b", "c"]))
+    assert found.value == pytest.approx((0.27 + 0.31 + 0.07) / 5)
+    assert (found.num, found.num_groups) == (5, 3)
+
+
+def test_ece_does_not_cancel_between_bins() -> None:
+    probs = np.array([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1]])
+    truth = np.array([0, 0, 0, 1])  # under-confident by .4 in one bin, over-confident in another
+    assert ece(probs, truth, np.arange(4)).value == pytest.approx((0.8 + 0.8) / 4)
+
+
+def test_ece_of_sure_and_right_is_zero_and_of_one_group_unknown() -> None:
+    assert ece(np.array([[1.0, 0.0]] * 3), np.zeros(3, dtype=int), np.arange(3)).value == 0.0
+    found = ece(np.array([[0.7, 0.3]] * 3), np.zeros(3, dtype=int), np.zeros(3, dtype=int))
+    assert (found.value, found.low, found.high) == (pytest.approx(0.3), 0.0, 1.0)
+
+
+def test_ece_that_all_groups_share_is_as_unsure_as_a_share() -> None:
+    group = np.repeat(np.arange(20), np.arange(20) % 5 + 1)  # of any size
+    found = ece(np.full((group.size, 2), [0.7, 0.3]), np.zeros(group.size, dtype=int), group)
+    share = interval(np.full(20, found.value), np.arange(20))
+    assert (found.low, found.high) == pytest.approx((share.low, share.high))
+    assert found.low < 0.2 < 0.3 < 0.4 < found.high
+
+
+def scaled(rng: Any, num_groups: int, scale: float) -> tuple[Any, Any, Any]:
+    """Probabilities that are right at scale 1, and too sure above; alike within a group."""
+    group = np.repeat(np.arange(num_groups), rng.integers(3, 10, num_groups))
+    logits = rng.normal(scale=1.5, size=(num_groups, 3))[group] + rng.normal(size=(group.size, 3))
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    return softmax(scale * logits), truth, group
+
+
+@pytest.mark.parametrize("num_groups", [20, 200])
+@pytest.mark.parametrize("scale", [1.0, 1.5, 3.0])
+def test_the_interval_of_ece_covers_the_truth(num_groups: int, scale: float) -> None:
+    """Measured in 300 simulations: 90 to 96 %; the percentiles of a bootstrap hold 0 never."""
+    rng = np.random.default_rng(num_groups)
+    expected = 0.0 if scale == 1 else ece(*scaled(rng, 50_000, scale)).value
+    covered = 0
+    for _ in range(150):
+        found = ece(*scaled(rng, num_groups, scale))
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        covered += found.low <= expected <= found.high
+    assert 0.84 <= covered / 150 <= 0.99
+
+
+# Conformal sets
+
+
+@given(predictions(), st.sampled_from(["0.5", "0.75", "0.8", "0.9"]))
+def test_the_quantile_is_what_exact_fractions_say(found: Any, coverage: str) -> None:
+    logits, truth, group = found
+    decision = fit(logits, truth, group, coverage=float(coverage))
+    scores = 1 - decision.probs(logits)[np.arange(len(truth)), truth]
+    names = sorted(set(group))
+    needed = Fraction(coverage) * (len(names) + 1)
+
+    def mass(limit: float) -> Fraction:
+        """Groups' shares of rows that do not exceed the limit; the group to come exceeds it."""
+        rows = [scores[group == name] for name in names]
+        return sum((Fraction(int((r <= limit).sum()), len(r)) for r in rows), Fraction(0))
+
+    enough = [score for score in sorted(scores) if mass(score) >= needed]
+    assert decision.quantile == (enough[0] if enough else 1.0)
+    assert bool(enough) == (len(names) >= decision.groups_needed)
+
+
+@pytest.mark.parametrize(("coverage", "needed"), [(0.5, 1), (0.8, 4), (0.9, 9), (0.95, 19)])
+def test_with_too_few_groups_every_class_is_possible(coverage: float, needed: int) -> None:
+    logits, truth = random_scores(4, num=400)
+    logits[np.arange(400), truth] += 20  # sure and right: one class would do
+    for num_groups in (needed - 1, needed):
+        decision = fit(logits, truth, np.arange(400) % max(1, num_groups), coverage=coverage)
+        assert decision.groups_needed == needed
+        if num_groups == needed:
+            assert decision.sets(decision.probs(logits)).sum() == 400
+            assert decision.quantile < 1
+        elif num_groups:
+            assert decision.quantile == 1
+            assert decision.sets(decision.probs(logits)).all()
+            assert decision.rejected(decision.probs(logits)).all()
+
+
+def population(rng: Any, num_groups: int) -> tuple[Any, Any, Any]:
+    """Groups that differ in size and difficulty: two of three have 1 hard image, the rest 30 easy."""
+    is_hard = rng.random(num_groups) < 2 / 3
+    group = np.repeat(np.arange(num_groups), np.where(is_hard, 1, 30))
+    margin = np.where(is_hard, 0.3, 4.0) + rng.normal(size=num_groups)  # shared by a group's images
+    truth = rng.integers(3, size=group.size)
+    logits = rng.normal(size=(group.size, 3))
+    logits[np.arange(group.size), truth] += margin[group]
+    return logits, truth, group
+
+
+def simulated_coverage(num_groups: int, by_group: bool, num: int = 300) -> tuple[float, float]:
+    """Mean and standard error of the coverage on new groups, each of which counts once."""
+    rng, found = np.random.default_rng(num_groups), []
+    for _ in range(num):
+        logits, truth, group = population(rng, num_groups)
+        decision = fit(logits, truth, group if by_group else None)
+        logits, truth, group = population(rng, 200)
+        inside = decision.sets(decision.probs(logits))[np.arange(truth.size), truth]
+        found.append((inside / np.bincount(group)[group]).sum() / 200)
+    return float(np.mean(found)), float(np.std(found) / math.sqrt(num))
+
+
+@pytest.mark.parametrize("num_groups", [15, 60])
+def test_sets_hold_the_truth_of_new_groups_as_often_as_stated(num_groups: int) -> None:
+    mean, error = simulated_coverage(num_groups, by_group=True)
+    assert mean > 0.9 - 3 * error
+    assert mean < 0.9 + 2 / (num_groups + 1) + 3 * error  # and are not larger than they must be
+
+
+def test_sets_that_ignore_groups_miss_the_truth() -> None:
+    """The easy images of large groups outvote the hard ones, which are most of what is to come."""
+    mean, error = simulated_coverage(60, by_group=False, num=100)
+    assert mean < 0.8 - 3 * error
+
+
+def test_single_images_are_covered_exactly_as_split_conformal_says() -> None:
+    """Of 21 exchangeable images the new one is among the 19 best in 19 of 21 cases."""
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(800):
+        truth = rng.integers(3, size=220)
+        logits = rng.normal(size=(220, 3)) + np.eye(3)[truth]
+        decision = fit(logits[:20], truth[:20])
+        sets = decision.sets(decision.probs(logits[20:]))
+        covered.append(sets[np.arange(200), truth[20:]].mean())
+    assert np.mean(covered) == pytest.approx(19 / 21, abs=4 * np.std(covered) / math.sqrt(800))
+
+
+def test_a_set_holds_every_class_that_is_likely_enough_and_always_the_likeliest() -> None:
+    decision = decide_with(quantile=0.6)
+    probs = np.array([[0.7, 0.2, 0.1], [0.5, 0.45, 0.05], [0.39, 0.31, 0.3]])
+    assert decision.sets(probs).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, False, False],
+    ]
+    assert decision.rejected(probs).tolist() == [False, True, False]
+
+
+def test_a_val_without_an_error_sharpens_nothing() -> None:
+    """Ever smaller temperatures would have less NLL: sure answers that nothing vouches for."""
+    truth = np.arange(60) % 3
+    logits = 2.0 * np.eye(3)[truth]
+    decision = fit(logits, truth)
+    assert fit_temperature(logits, truth) == pytest.approx(0.01)
+    assert decision.temperature == 1.0
+    assert decision.probs(logits).max() < 0.8
+    logits[0] = logits[1]  # one error, and the best temperature is finite
+    assert 0.02 < fit(logits, truth).temperature < 50
+
+
+# Thresholds
+
+
+@settings(max_examples=40)
+@given(predictions(), st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.9, 1.0]))
+def test_the_threshold_is_the_best_of_all(found: Any, recall: float) -> None:
+    logits, truth, group = found
+    truth[0] = 1
+    decision = fit(logits, truth, group, positive="crack", recall=recall)
+    prob, is_positive = decision.probs(logits)[:, 1], truth == 1
+    values = np.unique(prob)
+    # every answer that any threshold can give: at the values, and beyond and between them
+    between = [(low + high) / 2 for low, high in pairwise(values)]
+    every = [*values, *between, 0.0, float(np.nextafter(values[-1], 2))]
+    if recall:
+        enough = [t for t in every if recall_score(is_positive, prob >= t) >= recall]
+        assert decision.threshold in enough
+        # a larger one that is enough would say the same of every image
+        larger = [t for t in enough if t > decision.threshold]
+        assert not larger
+    else:
+        scores = {t: f1_score(is_positive, prob >= t, zero_division=0.0) for t in every}
+        assert scores[decision.threshold] == max(scores.values())
+        assert decision.threshold == max(t for t in values if scores[t] == max(scores.values()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_is_sklearns(seed: int) -> None:
+    logits, truth = random_scores(seed)
+    prob = softmax(logits / fit_temperature(logits, truth))[:, 2]
+    precision, recall, thresholds = precision_recall_curve(truth == 2, prob)
+    f1 = 2 * precision * recall / (precision + recall)
+    best = fit(logits.astype(float), truth, positive="pore")
+    assert best.threshold == pytest.approx(thresholds[f1[:-1].argmax()], rel=1e-6)
+    floor = fit(logits.astype(float), truth, positive="pore", recall=0.95)
+    assert floor.threshold == pytest.approx(thresholds[recall[:-1] >= 0.95].max(), rel=1e-6)
+
+
+def test_a_threshold_gives_the_class_its_due_and_leaves_the_rest_to_the_likeliest() -> None:
+    probs = np.array([[0.6, 0.3, 0.1], [0.6, 0.29, 0.11], [0.05, 0.5, 0.45], [0.2, 0.2, 0.6]])
+    low = decide_with(positive=1, threshold=0.3)
+    assert low.answers(probs).tolist() == [1, 0, 1, 2]
+    high = decide_with(positive=1, threshold=0.55)
+    assert high.answers(probs).tolist() == [0, 0, 2, 2]  # row 2: the likeliest is not enough
+    assert decide_with().answers(probs).tolist() == [0, 0, 1, 2]
+
+
+def test_a_class_absent_from_val_has_no_threshold() -> None:
+    logits, truth = random_scores(0)
+    with pytest.raises(PredictionsError, match=r"None of the 300 val images is 'pore'.*; draw val"):
+        fit(logits, truth % 2, positive="pore")
+
+
+# Costs
+
+
+@given(
+    predictions(),
+    st.lists(
+        st.tuples(st.sampled_from(CLASSES), st.sampled_from(CLASSES), st.integers(0, 50)),
+        min_size=1,
+        unique_by=lambda cost: cost[:2],
+    ),
+)
+def test_answers_have_the_least_expected_cost(found: Any, stated: Any) -> None:
+    logits, truth, group = found
+    texts = tuple(f"{t}>{answer}={cost}" for t, answer, cost in stated)
+    decision = fit(logits, truth, group, costs=texts)
+    prices = {(t, a): float(t != a) for t in CLASSES for a in CLASSES}
+    prices |= {(t, a): float(cost) for t, a, cost in stated}
+    probs = decision.probs(logits)
+    for row, answer in zip(probs, decision.answers(probs), strict=True):
+        expected = [
+            sum(p * prices[t, a] for p, t in zip(row, CLASSES, strict=True)) for a in CLASSES
+        ]
+        assert expected[answer] == pytest.approx(min(expected), abs=1e-12)
+
+
+def test_costs_move_the_answer_where_the_odds_say_so() -> None:
+    """At 20 to 1 a part is called good only if a crack is less likely than 1 in 21."""
+    logits, truth = random_scores(0)
+    decision = fit(logits, truth, costs=("crack>good=20", "pore>pore=0.5"))
+    assert decision.costs == [[0.0, 1.0, 1.0], [20.0, 0.0, 1.0], [1.0, 1.0, 0.5]]
+    below, above = 1 / 21 - 1e-6, 1 / 21 + 1e-6
+    probs = np.array([[1 - below, below, 0.0], [1 - above, above, 0.0]])
+    assert decision.answers(probs).tolist() == [0, 1]
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"coverage": 1.0}, r"coverage is 1\.0 .* above 0 and below 1"),
+        ({"coverage": 0.0}, r"coverage is 0\.0"),
+        ({"coverage": math.nan}, "coverage is nan"),
+        ({"positive": "crack", "recall": 1.1}, r"recall 1\.1; .* from 0 to 1"),
+        ({"recall": 0.9}, r"recall is 0\.9, but no class is named"),
+        ({"costs": ("crack>good=2",), "positive": "crack"}, "one rule"),
+        ({"costs": ("crack>good=2", "crack>good=3")}, "crack>good=3, which names a pair .* twice"),
+        ({"costs": ("crack>good",)}, "'crack>good'; write truth>answer=cost"),
+        ({"costs": ("crack=2",)}, "'crack=2'"),
+        ({"costs": ("crack>good>pore=2",)}, "crack>good>pore"),
+        ({"costs": ("crack>good=2=3",)}, "crack>good=2=3"),
+        ({"costs": ("a=b>good=2",)}, "a=b>good"),
+        ({"costs": ("crack>good=-1",)}, "finite number from 0"),
+        ({"costs": ("crack>good=inf",)}, "finite number from 0"),
+        ({"costs": ("crack>good=nan",)}, "finite number from 0"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(chosen: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DecideConfig(**chosen)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"positive": "dent"}, {"costs": ("dent>good=2",)}, {"costs": ("good>dent=2",)}]
+)
+def test_an_unknown_class_is_answered_with_those_there_are(chosen: Any) -> None:
+    logits, truth = random_scores(0)
+    with pytest.raises(ConfigError, match=r"'dent'.*the classes are: good, crack, pore\."):
+        fit(logits, truth, **chosen)
+
+
+def test_settings_survive_json() -> None:
+    config = DecideConfig(coverage=0.8, costs=("line 1: a-b>good (ok)=2.5",))
+    assert from_dict(DecideConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"costs": ("crack>good=20",)}, {"positive": "crack", "recall": 0.9}, {"coverage": 0.999}],
+)
+def test_a_decision_survives_json(chosen: Any) -> None:
+    logits, truth = random_scores(5)
+    decision = fit(logits, truth, np.arange(300) % 40, **chosen)
+    assert (decision.num, decision.num_groups) == (300, 40)
+    again = Decision.from_dict(json.loads(json.dumps(decision.to_dict(), allow_nan=False)))
+    assert again == decision
+    probs = decision.probs(logits)
+    np.testing.assert_array_equal(again.sets(again.probs(logits)), decision.sets(probs))
+    np.testing.assert_array_equal(again.answers(probs), decision.answers(probs))
+
+
+# What a decision is worth on test
+
+
+def test_worth_counted_by_hand() -> None:
+    probs = np.array(
+        [
+            [0.8, 0.15, 0.05],  # good: set {good}, right
+            [0.6, 0.35, 0.05],  # crack, group a: set {good}, accepted and wrong unless threshold
+            [0.5, 0.45, 0.05],  # crack: set {good, crack}, rejected
+            [0.1, 0.2, 0.7],  # pore: set {pore}, right
+            [0.1, 0.2, 0.7],  # good: set {pore}, wrong
+        ]
+    )
+    truth, group = np.array([0, 1, 1, 2, 0]), np.array(["a", "a", "a", "b", "c"])
+    logits = 3 * np.log(probs)
+    plain = worth(decide_with(quantile=0.6, temperature=3.0), logits, truth, group)
+    values = {name: estimate.value for name, estimate in plain.items()}
+    assert values == pytest.approx(
+        {
+            "set_coverage": (2 / 3 + 1 + 0) / 3,  # by group
+            "set_size": 6 / 5,
+            "rejected": 1 / 5,
+            "accepted_accuracy": 2 / 4,
+            "calibrated_nll": -np.log([0.8, 0.35, 0.45, 0.7, 0.1]).mean(),
+            # bins of fifteenths: .8 in (.73, .8], .6 in (.53, .6], .5 in (.47, .53], .7 twice
+            "calibrated_ece": (0.2 + 0.6 + 0.5 + 0.4) / 5,
+        }
+    )
+    assert (plain["accepted_accuracy"].num, plain["accepted_accuracy"].num_groups) == (4, 3)
+    assert (plain["set_size"].num, plain["set_size"].num_groups) == (5, 3)
+
+    watchful = decide_with(quantile=0.6, temperature=3.0, positive=1, threshold=0.19)
+    values = {
+        name: estimate.value for name, estimate in worth(watchful, logits, truth, group).items()
+    }
+    assert values.keys() - plain.keys() == {
+        "decided_accuracy", "recall", "precision", "false_alarms",
+    }  # fmt: skip
+    assert values["decided_accuracy"] == 3 / 5
+    assert values["recall"] == 1.0
+    assert values["precision"] == 2 / 4
+    assert values["false_alarms"] == pytest.approx(2 / 3)
+    assert values["accepted_accuracy"] == 2 / 4
+
+    thrifty = decide_with(
+        temperature=3.0, costs=[[0.0, 1.0, 1.0], [9.0, 0.0, 9.0], [1.0, 1.0, 0.0]]
+    )
+    values = {
+        name: estimate.value for name, estimate in worth(thrifty, logits, truth, group).items()
+    }
+    assert values.keys() - plain.keys() == {"decided_accuracy", "cost", "cost_of_argmax"}
+    # crack is answered from a tenth on: all five rows
+    assert values["decided_accuracy"] == 2 / 5
+    assert values["cost"] == pytest.approx(3 / 5)
+    assert values["cost_of_argmax"] == pytest.approx((9 + 9 + 1) / 5)
+
+
+def test_of_one_group_nothing_but_the_range_is_known() -> None:
+    logits = np.log(np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]))
+    decision = decide_with(costs=[[0.0, 1.0, 1.0], [20.0, 0.5, 1.0], [1.0, 1.0, 0.0]])
+    found = worth(decision, logits, np.array([0, 0]), np.array(["a", "a"]))
+    ranges = {name: (estimate.low, estimate.high) for name, estimate in found.items()}
+    assert ranges.pop("set_size") == (0.0, 3.0)
+    assert ranges.pop("cost") == ranges.pop("cost_of_argmax") == (0.0, 20.0)
+    assert ranges.pop("calibrated_nll") == pytest.approx((0.0, -math.log(0.2)))
+    assert set(ranges.values()) == {(0.0, 1.0)}
+    right = worth(decision, logits, np.array([0, 1]), np.array(["a", "a"]))
+    assert right["calibrated_nll"].high == pytest.approx(math.log(3))
+
+
+def test_what_was_promised_on_val_holds_on_new_groups() -> None:
+    rng = np.random.default_rng(1)
+    decision = fit(*population(rng, 400), positive="crack", recall=0.95)
+    found = worth(decision, *population(rng, 400))
+    assert found["set_coverage"].low < 0.9 < found["set_coverage"].high
+    assert found["set_coverage"].num_groups == 400
+    assert found["recall"].value > 0.9
+    assert found["accepted_accuracy"].low > 0.9
+
+
+def test_what_has_no_image_is_left_out() -> None:
+    logits = np.log(np.array([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]))
+    truth, group = np.array([0, 2]), np.array(["a", "b"])
+    none_said = decide_with(quantile=1.0, positive=1, threshold=0.5)
+    found = worth(none_said, logits, truth, group)
+    assert found["rejected"].value == 1.0
+    assert found["set_size"].value == 3.0
+    assert found["false_alarms"].value == 0.0
+    assert not found.keys() & {"accepted_accuracy", "recall", "precision"}
+    only_positive = worth(none_said, logits, np.array([1, 1]), group)
+    assert "false_alarms" not in only_positive
+    assert only_positive["recall"].value == 0.0
+
+
+@settings(max_examples=50)
+@given(
+    predictions(),
+    predictions(),
+    st.sampled_from(["", "costs", "positive", "equal costs", "no costs"]),
+)
+def test_worth_is_finite_and_within_range(val: Any, test: Any, rule: str) -> None:
+    val[1][0] = 1
+    chosen = {
+        "": {},
+        "costs": {"costs": ("crack>good=20", "good>good=0")},
+        "positive": {"positive": "crack"},
+        "equal costs": {"costs": ("good>good=1", "crack>crack=1", "pore>pore=1")},
+        "no costs": {"costs": tuple(f"{t}>{a}=0" for t in CLASSES for a in CLASSES if t != a)},
+    }[rule]
+    decision = fit(*val, coverage=0.5, **chosen)
+    for name, estimate in worth(decision, *test).items():
+        numbers = [estimate.value, estimate.low, estimate.high]
+        assert np.isfinite(numbers).all(), name
+        assert 0 <= estimate.low <= estimate.high, name

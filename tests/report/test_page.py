@@ -1,0 +1,510 @@
+"""report.html: what it says, that it needs nothing else, and what it refuses."""
+
+import copy
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assay.errors import RunError
+from assay.metrics.figure import Figure, Series
+from assay.report import charts
+from assay.report import page as report
+from assay.runs import results
+
+HOSTILE = '<script>alert("x")</script>'
+CLASSES = ["mill", HOSTILE, "lathe & saw"]
+VOID = {"meta", "br", "img", "link", "input", "hr", "rect"}
+SECTIONS = ["numbers", "training", "errors", "domains", "trust", "own", "images", "data", "settings", "lineage"]  # fmt: skip
+
+
+def estimate(value: float, spread: float = 0.1, num: int = 40) -> dict[str, Any]:
+    low, high = max(0.0, value - spread), min(1.0, value + spread)
+    return {"value": value, "low": low, "high": high, "num": num, "num_groups": num // 2}
+
+
+def summary(accuracy: float) -> dict[str, Any]:
+    shares = ("accuracy", "group_accuracy", "set_coverage", "rejected", "patches_on_signal")
+    return {
+        "num": 40,
+        "num_groups": 20,
+        "metrics": {name: estimate(accuracy) for name in shares} | {"vote_accuracy": None, "nll": estimate(0.5)},
+        "classes": {
+            name: {"num": 10, "recall": estimate(accuracy), "precision": None if name == HOSTILE else estimate(0.5)}
+            for name in CLASSES
+        },
+        "confusion": [[9, 1, 0], [0, 10, 0], [2, 0, 18]],
+        "families": {"model": {"accuracy": estimate(0.9), "within": None}},
+        "domains": {"design": {"Clip": estimate(0.9), HOSTILE: estimate(0.25)}},
+        "worst_domain": ["design", HOSTILE],
+        "reliability": [{"low": 0.6, "high": 0.7, "num": 40, "confidence": 0.65, "accuracy": estimate(0.7)}],
+        "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.0, 0.25], "aurc": estimate(0.1)},
+        "views": [{"views": 1, "accuracy": estimate(0.7)}, {"views": 2, "accuracy": estimate(0.8)}],
+    }  # fmt: skip
+
+
+def result() -> dict[str, Any]:
+    figure = Figure(title=f"Own {HOSTILE}", kind="bar", series={"a": Series(x=[HOSTILE], y=[0.5])})
+    return {
+        "schema": 1,
+        "rule": "training-domain validation",
+        "oracle": False,
+        "seed": 3,
+        "classes": CLASSES,
+        "decision": {
+            "temperature": 1.25, "coverage": 0.9, "quantile": 0.5, "costs": None, "positive": None,
+            "threshold": None, "num": 40, "num_groups": 20,
+        },
+        "sets": {"val": summary(0.9), "test_seen": summary(0.812), "test_unseen": summary(0.7)},
+        "figures": [figure.to_dict()],
+        "tried": 1,
+        "scorings": [{"time": 0.0, "rule": "training-domain validation", "assay": "0.1.0", "code": "abc", "host": "secret-host", "tried": 1, "decide": {}}],
+    }  # fmt: skip
+
+
+def comparison(p_holm: float = 0.002, difference: float = 0.4) -> dict[str, Any]:
+    compared = [
+        {
+            "set": name, "metric": metric, "name": "random", "first": estimate(0.812), "second": estimate(0.412),
+            "difference": estimate(0.4) | {"value": difference, "low": difference - 0.1, "high": difference + 0.1},
+            "p": p_holm / 2, "p_holm": p_holm, "verdict": "some words",
+            "mcnemar": {"unit": "groups", "only_first": 9, "only_second": 1, "p": 0.02},
+        }
+        for name in ("test_seen", "test_unseen") for metric in ("accuracy", "group_accuracy")
+    ]  # fmt: skip
+    sets = {"test_seen": {"metrics": summary(0.4)["metrics"]}}
+    return {
+        "method": "fingerprint",
+        "comparisons": compared,
+        "runs": {"random": {"folder": "r", "seed": 3, "sets": sets}},
+    }
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    (folder / name).write_text(json.dumps(value))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run's directory, small and hostile."""
+    folder = tmp_path / "fingerprint-0123456789ab"
+    (folder / "samples").mkdir(parents=True)
+    write(folder, "run.json", {
+        "schema": 1, "state": "finished", "task": "fingerprint", "seconds": 3725.0,
+        "launches": [{"time": 0.0, "workers": 2, "strategy": "ddp", "device": "cpu", "assay": "0.1.0", "host": "secret-host"}],
+        "recipe": "aaaabbbbcccc", "data": "ddddeeeeffff",
+        "split": {"groups": 20, "dropped": 2, "near_duplicates_test_seen": 7},
+        "quarantined": [{"row": 3, "reason": "/home/alice/parts/a.png is truncated"}],
+    })  # fmt: skip
+    write(folder, "config.json", {
+        "data": {"root": "/home/alice/parts"}, "split": {"unseen_domain": "design", "seed": 0},
+        "train": {"select": "accuracy", "epochs": 2}, "model": {"name": HOSTILE, "gates": True},
+    })  # fmt: skip
+    write(folder, "result.json", result())
+    write(folder, "comparison.json", comparison())
+    lines = [{"kind": "start", "step": 0, "epoch": 0, "total": 4}]
+    for step in (1, 2, 2, 3, 4):  # step 2 twice: a resumed run
+        lines.append({"kind": "step", "step": step, "epoch": 0, "loss": 1.0 / step, "lr": 0.1, "data_wait": 0.5})  # fmt: skip
+    lines.append({"kind": "val", "step": 2, "epoch": 0, "accuracy": 0.75, "nll": 0.9, "val_s": 1})
+    lines.append({"kind": "val", "step": 4, "epoch": 1, "accuracy": 0.75, "nll": 0.5, "val_s": 1})
+    lines.append({"kind": "epoch", "step": 4, "epoch": 1, "samples_per_s": 12.0, "memory_mb": 1000})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = ["train"] * 6 + ["val"] * 3 + ["test_seen"] * 2 + ["test_unseen"]
+    pq.write_table(
+        pa.table({
+            "id": [str(i) for i in range(12)], "split": rows, "group": [f"g{i // 2}" for i in range(12)],
+            "label": [CLASSES[i % 3] for i in range(12)], "domain.design": ["Clip"] * 11 + [HOSTILE],
+        }),
+        folder / "split.parquet",
+    )  # fmt: skip
+    cv2.imwrite(str(folder / "samples" / "0.jpg"), np.zeros((40, 60, 3), np.uint8))
+    sample = {
+        "id": HOSTILE, "split": "test_seen", "kind": "error", "group": "g", "domains": {"design": HOSTILE},
+        "boxes": [[0.0, 0.0, 30.0, 20.0], [30.0, 20.0, 60.0, 40.0]], "attn": [0.2, 0.8], "width": 60, "height": 40,
+        "image": "0.jpg", "truth": CLASSES[0], "answer": HOSTILE, "prob": 0.987, "right": False, "rejected": True,
+    }  # fmt: skip
+    right = sample | {"kind": "example", "right": True, "answer": CLASSES[0], "prob": 0.655}
+    pair = {"split": "test_seen", "bits": 5, "id": "one", "twin": "two", "image": "0.jpg", "twin_image": "0.jpg"}  # fmt: skip
+    write(folder / "samples", "samples.json", {"samples": [sample, right], "near": [pair]})
+    return folder
+
+
+class Page(HTMLParser):
+    """Elements of a page in order, its text, and whether every element is closed where it belongs."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_every_section_is_there_in_order(run):
+    path = report.write_report(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text())
+    ids = [a["id"] for a in page.named("section") if "id" in a]
+    assert ids == SECTIONS
+    links = [a["href"] for a in page.named("a")]
+    assert links == [f"#{name}" for name in SECTIONS]
+
+
+def test_the_answer_leads(run):
+    text = Page(report.render(run)).text
+    start = text.index("fingerprint is better than random on known designs and unseen designs.")
+    assert start < text.index("Numbers")
+    head = text[: text.index("Numbers", start + 1)]
+    for words in (
+        "+0.400 in accuracy over random [+0.300, +0.500], p = 0.002", "40 images of 20 groups", "0.812 [0.712, 0.912]",
+        "0.412 [0.312, 0.512]", "training-domain validation", "seed 3", "1 configuration tried", "test scored once",
+        "Holm over 4 comparisons",
+    ):  # fmt: skip
+        assert words in head
+    assert "ORACLE" not in text
+    assert "Scoring 2" not in text
+
+
+def test_no_difference_is_said_in_words(run):
+    write(run, "comparison.json", comparison(p_holm=0.4, difference=0.01))
+    text = Page(report.render(run)).text
+    assert "fingerprint is not significantly different from random on known designs and unseen designs." in text  # fmt: skip
+    assert "p = 0.400 not significantly different" in text
+    assert "better than" not in text
+
+
+def test_a_worse_method_is_said_to_be_worse(run):
+    write(run, "comparison.json", comparison(difference=-0.2))
+    text = Page(report.render(run)).text
+    assert "fingerprint is worse than random" in text
+    assert "\N{MINUS SIGN}0.200 in accuracy against random" in text
+
+
+def test_each_set_and_baseline_gets_its_own_verdict(run):
+    made = comparison()
+    unseen = [c for c in made["comparisons"] if c["set"] == "test_unseen"]
+    for c in unseen:
+        c["p_holm"] = 0.05
+    made["comparisons"] += [
+        copy.deepcopy(c) | {"name": n} for n in ("erm", "{probe}") for c in unseen
+    ]
+    write(run, "comparison.json", made)
+    text = Page(report.render(run)).text
+    assert (
+        "fingerprint is better than random on known designs, not significantly different from it on unseen designs; "
+        "it is not significantly different from erm and {probe} on unseen designs."
+    ) in text
+
+
+def test_oracle_scorings_tries_and_warnings_are_marked(run):
+    values = result() | {"oracle": True, "rule": "oracle", "tried": 24}
+    values["scorings"] *= 2
+    write(run, "result.json", values)
+    record = json.loads((run / "run.json").read_text())
+    write(run, "run.json", record | {"warnings": [f"Constant {HOSTILE} answers."]})
+    text = Page(report.render(run)).text
+    numbers = text.index("Numbers")
+    for words in ("ORACLE.", "Scoring 2 of test.", "24 configurations tried", f"Constant {HOSTILE} answers.", "test scored 2 times"):  # fmt: skip
+        assert text.index(words) < numbers
+
+
+def test_tables_say_what_the_files_say(run):
+    text = Page(report.render(run)).text
+    assert "Accuracy images answered rightly 0.812 [0.712, 0.912] 0.700 [0.600, 0.800] 0.900 [0.800, 1.000]" in text  # fmt: skip
+    assert re.search(r"Vote accuracy [a-z ]+ none none none", text)
+    assert "Patches on signal 0.812" in text  # a task's own measure
+    assert f"{HOSTILE} worst 40 20 0.250 [0.150, 0.350]" in text
+    assert "lathe & saw taken for mill (2 of 20); mill taken for" in text.replace("&amp;", "&")
+    assert "Families by model: the right family is named on 0.900" in text
+    assert "there are no errors" in text
+    assert "at least 90 %" in text
+    assert "logits divided by 1.250" in text
+    assert "said <script>" in text
+    assert "left to a person" in text
+    assert "1 h 2 min in all" in text
+    assert "5 of 256 bits differ" in text
+    assert "2 copies dropped" in text
+    assert "epochs 2" in text
+    assert "gates yes" in text
+    assert "1970-01-01 00:00 UTC" in text
+    assert "Recipe aaaabbbbcccc" in text
+    assert "Data ddddeeeeffff" in text
+
+
+def test_the_data_card_counts_the_split(run):
+    text = Page(report.render(run)).text
+    rows = pq.read_table(run / "split.parquet").to_pylist()
+    for name, shown, near in (
+        ("train", "Train", ""),
+        ("test_seen", "Known designs test_seen", " 7"),
+    ):
+        own = [r for r in rows if r["split"] == name]
+        distinct = [len({r[c] for r in own}) for c in ("group", "label", "domain.design")]
+        assert f"{shown} {len(own)} {' '.join(map(str, distinct))}{near}" in text
+    by_class = Counter((r["label"], r["split"]) for r in rows)
+    order = ["train", "val", "test_seen", "test_unseen"]
+    assert f"mill {' '.join(str(by_class['mill', s]) for s in order)}" in text
+
+
+def test_hostile_names_are_only_ever_text(run):
+    page = Page(report.render(run))
+    assert not page.named("script")
+    assert page.text.count(HOSTILE) > 8
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        assert "javascript:" not in " ".join(str(v) for v in attributes.values())
+
+
+def test_nothing_is_loaded_and_nothing_runs(run):
+    text = report.render(run)
+    page = Page(text)
+    assert not [tag for tag, _ in page.elements if tag in ("script", "link", "iframe", "object", "embed", "base")]  # fmt: skip
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "data", "xlink:href", "poster", "action"):
+            assert str(attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
+    css = text[text.index("<style>") : text.index("</style>")]
+    assert not re.search(r"@import|url\(|@font-face|https?:", css)
+
+
+def test_no_path_and_no_host_of_the_machine_is_told(run):
+    text = report.render(run)
+    for secret in ("/home/alice", "alice", "secret-host", str(run.parent)):
+        assert secret not in text
+    assert "a.png is truncated" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("/home/alice/parts/a.png is cut", "\N{HORIZONTAL ELLIPSIS}/a.png is cut"),
+        ("C:\\Users\\alice\\a.png", "\N{HORIZONTAL ELLIPSIS}/a.png"),
+        ("~/runs/x", "\N{HORIZONTAL ELLIPSIS}/x"),
+        ("cannot read '/a/b/c'.", "cannot read '\N{HORIZONTAL ELLIPSIS}/c'."),
+        ("{label}/{design}/x", "{label}/{design}/x"),
+        ("3/4 of 5", "3/4 of 5"),
+    ],
+)
+def test_paths_lose_their_folders_and_other_text_stays(text, kept):
+    assert report._without_paths({"k": [text]}) == {"k": [kept]}
+
+
+def test_the_page_is_built_as_pages_should_be(run):
+    text = report.render(run)
+    page = Page(text)  # every element closed where it belongs
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    assert all(a.get("scope") in ("row", "col") for a in page.named("th"))
+    assert all(a.get("alt") for a in page.named("img"))
+    assert all(a.get("aria-label") or a.get("aria-hidden") for a in page.named("svg"))
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(drawing)
+
+
+def test_equal_runs_make_equal_pages(run, tmp_path):
+    first = report.render(run)
+    assert report.render(run) == first
+    elsewhere = tmp_path / "other" / run.name
+    shutil.copytree(run, elsewhere)
+    assert report.render(elsewhere) == first
+
+
+def test_what_is_missing_is_said(run):
+    (run / "comparison.json").unlink()
+    shutil.rmtree(run / "samples")
+    (run / "metrics.jsonl").unlink()
+    text = Page(report.render(run)).text
+    assert "fingerprint: accuracy 0.812 on known designs and 0.700 on unseen designs." in text
+    assert "No other run was compared" in text
+    assert "No images were kept" in text
+    assert "kept no metrics" in text
+
+
+def test_a_run_without_baselines_leads_with_its_own_numbers(run):
+    write(run, "comparison.json", comparison() | {"comparisons": []})
+    text = Page(report.render(run)).text
+    assert "fingerprint: accuracy 0.812" in text
+    assert "No other run was compared" in text
+
+
+def test_scores_without_classes_make_a_page(run):
+    values = result() | {"classes": [], "decision": None, "figures": []}
+    for name in values["sets"]:
+        values["sets"][name] |= {
+            "metrics": {"IoU": estimate(0.6)}, "classes": {}, "confusion": [], "families": {}, "reliability": [],
+            "risk_coverage": None, "views": [],
+        }  # fmt: skip
+    write(run, "result.json", values)
+    (run / "comparison.json").unlink()
+    samples = json.loads((run / "samples" / "samples.json").read_text())
+    for sample in samples["samples"]:
+        for key in ("truth", "answer", "prob", "right", "rejected"):
+            del sample[key]
+        sample["score"] = 0.125
+    write(run / "samples", "samples.json", samples)
+    text = Page(report.render(run)).text
+    assert "fingerprint: IoU 0.600 on known designs" in text
+    assert "The worst first, known designs 0.125" in text
+    assert "no confusion" in text
+    assert "no class to an image" in text
+
+
+def test_a_report_stays_below_five_megabytes(run):
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    cv2.imwrite(str(run / "samples" / "big.jpg"), noise, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    samples = json.loads((run / "samples" / "samples.json").read_text())
+    samples["samples"] = [samples["samples"][0] | {"image": "big.jpg"} for _ in range(30)]
+    write(run / "samples", "samples.json", samples)
+    path = report.write_report(run)
+    assert path.stat().st_size < 5_000_000
+    assert re.search(r"2\d images are left out", Page(path.read_text()).text)
+
+
+def test_images_come_from_the_folder_of_samples_only(run):
+    (run.parent / "secret.jpg").write_bytes((run / "samples" / "0.jpg").read_bytes())
+    samples = json.loads((run / "samples" / "samples.json").read_text())
+    samples["samples"][0]["image"] = "../../secret.jpg"
+    write(run / "samples", "samples.json", samples)
+    assert "1 images are left out" in Page(report.render(run)).text
+
+
+@pytest.mark.parametrize("state", ["new", "running", "stopped", "failed"])
+def test_an_unfinished_run_has_no_report(run, state):
+    write(run, "run.json", {"schema": 1, "state": state, "task": "fingerprint"})
+    with pytest.raises(RunError, match=state):
+        report.write_report(run)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("result.json", {"rule": "x", "sets": {}}, "judge the run again"),
+        ("result.json", {"schema": 2}, "update Assay"),
+        ("run.json", {"schema": 9, "state": "finished"}, "update Assay"),
+        ("result.json", None, "has no result.json"),
+        ("split.parquet", None, "has no split.parquet"),
+        ("config.json", None, "has no config.json"),
+    ],
+)
+def test_files_of_another_schema_or_missing_are_refused(run, name, value, words):
+    if value is None:
+        (run / name).unlink()
+    else:
+        write(run, name, value)
+    with pytest.raises(RunError, match=words):
+        report.write_report(run)
+
+
+def test_a_damaged_file_is_refused(run):
+    (run / "result.json").write_text('{"schema": 1, "se')
+    with pytest.raises(RunError, match="damaged"):
+        report.write_report(run)
+
+
+def test_a_failed_rebuild_keeps_the_old_page(run):
+    before = report.write_report(run).read_text()
+    (run / "result.json").unlink()
+    with pytest.raises(RunError):
+        report.write_report(run)
+    assert (run / "report.html").read_text() == before
+    assert not list(run.glob(".report*"))
+
+
+def test_repeated_lines_of_a_resumed_run_count_once(run):
+    metrics = results.read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in metrics["step"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("select", "vals", "chosen"),
+    [
+        ("accuracy", [(0.5, 0.1), (0.75, 0.9), (0.75, 0.5), (0.7, 0.1)], [3.0, 0.75]),
+        ("nll", [(0.5, 0.3), (0.9, 0.2), (0.95, 0.2), (1.0, 0.4)], [3.0, 0.2]),
+        ("accuracy", [(0.5, None), (0.75, None)], [2.0, 0.75]),
+        ("iou", [(0.5, 0.3), (0.9, 0.2)], None),
+    ],
+)
+def test_the_ring_is_where_the_rule_chose(select, vals, chosen):
+    lines = [{"step": i + 1, "accuracy": a, "nll": n} for i, (a, n) in enumerate(vals)]
+    figures = charts.curves({"step": [], "val": lines, "epoch": []}, select)
+    assert [figure.chosen for figure in figures] == [chosen]
+
+
+def test_curves_leave_out_what_was_not_finite_and_pool_what_is_long():
+    steps = [{"step": i + 1, "loss": None if i == 5 else float(i)} for i in range(1200)]
+    figure = charts.curves({"step": steps, "val": [], "epoch": []}, "accuracy")[0]
+    series = figure.series["loss"]
+    assert len(series.y) == 120
+    assert series.low is not None
+    assert series.high is not None
+    assert series.low[0] == 0.0
+    assert series.high[-1] == 1199.0
+    assert all(a <= b <= c for a, b, c in zip(series.low, series.y, series.high, strict=True))
+
+
+def luminance(colour: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """WCAG 2.1, success criterion 1.4.3."""
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_text_can_be_read_in_light_and_dark(theme):
+    css = (report.PAGES / "report.css").read_text()
+    found = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
+    colours = {
+        name: [int(value[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        for name, value in re.findall(r"--(\w+): #([0-9a-f]{6})", found)
+    }
+    for ground in ("paper", "tint"):
+        for text in ("ink", "muted", "s0", "good", "bad"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for cell in ("right", "wrong"):  # the strongest shade that a matrix draws
+        shaded = [0.75 * c + 0.25 * p for c, p in zip(colours[cell], colours["paper"], strict=True)]
+        assert contrast(colours["ink"], shaded) >= 4.5, cell
+    for line in ("s0", "s1", "s2", "s3", "s4", "s5"):
+        assert contrast(colours[line], colours["paper"]) >= 3, line

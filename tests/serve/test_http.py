@@ -1,0 +1,258 @@
+"""The contract: answers are the bundle's own, and what is refused is refused before decoding."""
+
+import asyncio
+import base64
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+
+from assay.bundle.bundle import Bundle
+from assay.serve.http import make_app
+from assay.serve.limits import Limits
+
+
+def bundle_of(registry, task: str, alias: str = "champion") -> Bundle:
+    return Bundle(registry.fetch(registry.holder(task, alias)))
+
+
+def is_refused(reply: httpx.Response, status: int, text: str) -> bool:
+    body = reply.json()
+    said = body["error"]
+    assert (reply.status_code, set(body)) == (status, {"error", "request"}), body
+    assert body["request"] == reply.headers["x-request-id"]
+    assert "/" not in said.replace("/v1/models", "")
+    assert "Traceback" not in said
+    return text in said
+
+
+def test_an_answer_is_the_bundles(ask, registry, pictures):
+    for alias in ("champion", "challenger"):
+        opened = bundle_of(registry, "parts", alias)
+        for path in pictures:
+            reply = ask("POST", f"/v1/parts?model={alias}", content=path.read_bytes())
+            assert reply.status_code == 200, reply.text
+            body, expected = reply.json(), opened.predict(path)
+            assert body["answer"] == body["views"][0]["answer"] == {
+                "label": expected.label, "probs": expected.probs, "set": list(expected.set),
+                "rejected": expected.rejected,
+            }  # fmt: skip
+            assert body["classes"] == opened.classes
+            patches = body["views"][0]["patches"]
+            assert [patch["box"] for patch in patches] == expected.boxes.tolist()
+            assert [patch["score"] for patch in patches] == expected.attn.tolist()
+            assert body["model"]["version"] == registry.holder("parts", alias).version
+            assert body["model"]["alias"] == alias
+            assert body["request"] == reply.headers["x-request-id"]
+
+
+def test_views_of_one_part_come_as_a_form_and_are_judged_together(ask, registry, pictures):
+    opened = bundle_of(registry, "parts")
+    files = [("image", (path.name, path.read_bytes(), "image/png")) for path in pictures]
+    body = ask("POST", "/v1/parts", files=files).json()
+    views = [opened.predict(path) for path in pictures]
+    together = opened.together(views)
+    assert body["answer"]["probs"] == together.probs
+    assert body["answer"]["set"] == list(together.set)
+    assert [view["answer"]["probs"] for view in body["views"]] == [view.probs for view in views]
+
+
+def test_a_mask_comes_as_png_as_runs_or_not_at_all(ask, registry, pictures):
+    expected = bundle_of(registry, "layers").predict(pictures[1])
+    assert 0 < (expected.mask > 0).mean() < 1
+    bodies = {
+        form: ask("POST", f"/v1/layers?mask={form}", content=pictures[1].read_bytes()).json()
+        for form in ("png", "rle", "none")
+    }
+    views = {form: body["views"][0] for form, body in bodies.items()}
+    png = np.frombuffer(base64.b64decode(views["png"]["mask"]["png"]), np.uint8)
+    assert np.array_equal(cv2.imdecode(png, cv2.IMREAD_UNCHANGED), expected.mask)
+    counts = views["rle"]["mask"]["rle"]["pore"]
+    inside = np.repeat(np.arange(len(counts)) % 2, counts)
+    height, width = expected.mask.shape
+    assert np.array_equal(inside.reshape(width, height).T, expected.mask)
+    assert views["none"]["mask"] is None
+    for form, view in views.items():
+        assert bodies[form]["answer"] is None
+        assert (view["height"], view["width"]) == (height, width)
+        assert [(d["label"], d["area_px"], d["box"]) for d in view["defects"]] == [
+            (d.label, d.area_px, d.box.tolist()) for d in expected.defects
+        ]
+
+
+def test_without_the_token_nobody_gets_anything(ask, here, pictures):
+    picture = pictures[0].read_bytes()
+    wrong = ["", "Bearer", "Bearer wrong", "Basic a-long-secret", "bearer a-long-secre"]
+    for given in wrong:
+        for method, path in (("POST", "/v1/parts"), ("GET", "/v1/models"), ("GET", "/openapi.json"), ("GET", "/none")):  # fmt: skip
+            reply = ask(method, path, content=picture, headers={"authorization": given})
+            assert is_refused(reply, 401, "Bearer")
+            assert reply.headers["www-authenticate"] == "Bearer"
+    assert here.counted == []
+    for path in ("/health", "/ready"):
+        assert ask("GET", path, headers={"authorization": ""}).status_code == 200
+
+
+def test_a_body_is_refused_while_it_arrives(ask, here, pictures):
+    limits = Limits(body_mb=0.01)
+    assert is_refused(ask("POST", "/v1/parts", content=b"x" * 10_001, limits=limits), 413, "0.01")
+    taken = 0
+
+    async def endless() -> Any:
+        nonlocal taken
+        while True:
+            taken += 1000
+            yield b"x" * 1000
+
+    assert is_refused(ask("POST", "/v1/parts", content=endless(), limits=limits), 413, "larger")
+    assert taken <= 12_000
+
+    async def slow() -> Any:
+        yield b"x"
+        await asyncio.sleep(60)
+
+    reply = ask("POST", "/v1/parts", content=slow(), limits=Limits(body_s=0.05))
+    assert is_refused(reply, 408, "longer")
+    assert [status for _, status in here.counted] == [413, 413, 408]
+
+
+def header_alone(width: int, height: int) -> bytes:
+    """A PNG of this size that has no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        whole = kind + content
+        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_what_is_no_image_is_refused_by_its_first_bytes_and_a_large_one_by_its_header(
+    ask, pictures, monkeypatch
+):
+    whole = pictures[0].read_bytes()
+    for content in (b"%PDF-1.7 ...", b"GIF89a", b"\x00" * 64, b"<svg/>", b"PK\x03\x04"):
+        assert is_refused(ask("POST", "/v1/parts", content=content), 415, "Image 1 is none of")
+    decoded = []
+    monkeypatch.setattr("assay.data.images.decode.read", lambda *_, **__: decoded.append(1))
+    bomb = header_alone(60_000, 60_000)
+    assert is_refused(ask("POST", "/v1/parts", content=bomb), 422, "60000 x 60000")
+    assert is_refused(ask("POST", "/v1/parts", content=b"\xff\xd8\xff" + b"0" * 50), 422, "header")
+    files = [("image", ("a", whole)), ("image", ("b", b"no image"))]
+    assert is_refused(ask("POST", "/v1/parts", files=files), 415, "Image 2")
+    assert not decoded
+
+
+def test_what_cannot_be_decoded_says_which(ask, pictures):
+    whole = pictures[0].read_bytes()
+    files = [("image", ("a", whole)), ("image", ("b", whole[:-30]))]
+    assert is_refused(ask("POST", "/v1/parts", files=files), 422, "Image 2 is truncated or damaged")
+
+
+def test_counts_of_images_and_parameters_are_checked(ask, pictures):
+    whole = pictures[0].read_bytes()
+    assert is_refused(ask("POST", "/v1/parts", content=b""), 422, "0 images")
+    files = [("image", ("a", whole))] * 3
+    reply = ask("POST", "/v1/parts", files=files, limits=Limits(views=2))
+    assert is_refused(reply, 422, "3 images were sent; send 1 to 2")
+    for query in ("model=best", "mask=gif"):
+        assert is_refused(ask("POST", f"/v1/parts?{query}", content=whole), 422, query[:4])
+    form = {"content-type": "multipart/form-data"}
+    assert is_refused(ask("POST", "/v1/parts", content=whole, headers=form), 422, "boundary")
+    assert is_refused(ask("POST", "/v1/none", content=whole), 404, "no such task")
+    assert is_refused(ask("POST", "/v1/layers?model=challenger", content=whole), 404, "challenger")
+    assert is_refused(ask("GET", "/elsewhere"), 404, "Not Found")
+    assert is_refused(ask("DELETE", "/v1/models"), 405, "Not Allowed")
+
+
+class Failing:
+    """A service in which something goes wrong."""
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+    def tasks(self) -> list[str]:
+        return ["parts"]
+
+    async def answer(self, *_: Any) -> dict[str, Any]:
+        if isinstance(self.what, Exception):
+            raise self.what
+        await asyncio.sleep(self.what)
+        return {}
+
+    async def models(self) -> dict[str, Any]:
+        return {"parts": {}}
+
+    async def sample(self, task: str) -> None:
+        return None
+
+    def uncertain(self) -> None:
+        return None
+
+    def count(self, *_: Any) -> None:
+        pass
+
+
+def test_a_fault_of_the_server_leaves_no_trace_outside(ask, pictures, caplog):
+    whole = pictures[0].read_bytes()
+    reply = ask("POST", "/v1/parts", Failing(ValueError("/secret/path")), content=whole)
+    assert is_refused(reply, 500, "its log has more")
+    assert "secret" not in reply.text
+    reply = ask("POST", "/v1/parts", Failing(30), Limits(answer_s=0.05), content=whole)
+    assert is_refused(reply, 504, "no answer within")
+    reply = ask("GET", "/ready", Failing(0))
+    assert is_refused(reply, 503, "Not every task")
+    assert reply.headers["retry-after"] == "2"
+
+
+def test_a_request_keeps_its_own_id_if_it_is_plain(ask):
+    assert ask("GET", "/health", headers={"x-request-id": "line-4.17"}).headers["x-request-id"] == "line-4.17"  # fmt: skip
+    for odd in ("a b", "x" * 65, "a\tb", "<script>"):
+        given = ask("GET", "/health", headers={"x-request-id": odd}).headers["x-request-id"]
+        assert given != odd
+        assert len(given) == 32
+
+
+def test_models_say_what_answers_and_how_good_it_is(ask, registry):
+    body = ask("GET", "/v1/models").json()
+    assert set(body) == {"parts", "layers"}
+    assert set(body["parts"]) == {"champion", "challenger"}
+    champion = registry.holder("parts", "champion")
+    said = body["parts"]["champion"]
+    assert (said["version"], said["run"], said["data"]) == (champion.version, champion.run, champion.data)  # fmt: skip
+    assert said["metrics"] == json.loads(json.dumps(champion.metrics))
+
+
+def test_one_swap_does_not_mix_two_models_in_one_answer(here, registry, pictures):
+    """The bundle that began an answer ends it, whatever is promoted meanwhile."""
+    inspector = here.inspectors["parts"]
+    before = inspector.opened["champion"].model.version
+    swapped = False
+
+    async def swapping(item: Any) -> Any:
+        nonlocal swapped
+        if not swapped:
+            swapped = True
+            other = registry.holder("parts", "challenger").id
+            inspector.configure({"champion": other, "variant": "fp32"})
+        return (item[0].bundle.predict(item[1]), (60, 80), None)
+
+    images = [path.read_bytes() for path in pictures[:2]]
+    found = asyncio.run(inspector.answer(images, "champion", "none", swapping))
+    assert found["model"]["version"] == before
+    expected = [bundle_of(registry, "parts").predict(path).probs for path in pictures[:2]]
+    assert [view["answer"]["probs"] for view in found["views"]] == expected
+    assert inspector.opened["champion"].model.version != before
+
+
+def test_the_document_names_every_status(here):
+    schema = make_app(here, Limits(), None).app.openapi()
+    named = set(schema["paths"]["/v1/{task}"]["post"]["responses"])
+    assert {"200", "401", "404", "408", "413", "415", "422", "429", "503", "504"} <= named
+    assert set(schema["paths"]) == {"/v1/{task}", "/v1/models", "/health", "/ready"}
+    assert str(Path(__file__).parents[2]) not in json.dumps(schema)

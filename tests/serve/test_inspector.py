@@ -1,0 +1,103 @@
+"""What is opened answers; what does not verify leaves the present in its place."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from assay.bundle.bundle import Bundle
+from assay.bundle.promotion import promote
+from assay.bundle.registry import Registry
+from assay.errors import BundleError, ImageError, RegistryError
+from assay.metrics.drift import LEAST
+from assay.serve.inspector import Inspector, inspect
+
+
+@pytest.fixture
+def place(tmp_path, make_bundle, judged_rows) -> Registry:
+    found = Registry(str(tmp_path / "registry"))
+    promote(found, make_bundle(tmp_path / "a"), judged_rows(0.9), "champion")
+    promote(found, make_bundle(tmp_path / "b", bias=1.0), judged_rows(0.9), "challenger")
+    return found
+
+
+def told(place: Registry, *aliases: str) -> dict[str, str]:
+    return {alias: place.holder("parts", alias).id for alias in aliases} | {"variant": "int8"}
+
+
+def test_a_champion_that_does_not_verify_is_no_start(place):
+    record = place.holder("parts", "champion")
+    (place.fetch(record) / "classify.onnx").write_bytes(b"other")
+    inspector = Inspector(place, "parts")
+    with pytest.raises(BundleError, match="changed"):
+        inspector.configure(told(place, "champion"))
+    assert inspector.opened == {}
+    card = place.fetch(record) / "bundle.json"
+    card.write_text(card.read_text() + " ")
+    with pytest.raises(RegistryError, match="changed"):
+        inspector.configure(told(place, "champion"))
+
+
+def test_a_next_one_that_does_not_verify_leaves_the_present(place):
+    inspector = Inspector(place, "parts")
+    inspector.configure(told(place, "champion", "challenger"))
+    present = inspector.opened["champion"]
+    assert present.model.variant == "fp32"  # it has no int8 graphs
+    other = place.holder("parts", "challenger")
+    (place.fetch(other) / "classify.onnx").write_bytes(b"other")
+    inspector.configure({"champion": other.id, "challenger": "", "variant": "fp32"})
+    assert inspector.opened == {"champion": present}
+    assert inspector.refused == {"champion": "BundleError"}
+    inspector.configure(told(place, "champion"))
+    assert inspector.opened["champion"] is present  # the same is not opened again
+    assert inspector.refused == {}
+
+
+class Breaking(Bundle):
+    """A bundle whose graphs cannot take one of the images."""
+
+    def __init__(self):
+        pass
+
+    def predict_each(self, entries):
+        if any(entry.size == (40, 48) for entry in entries):
+            raise RuntimeError("a graph broke")
+        return [entry.size for entry in entries]
+
+
+def test_what_breaks_a_graph_or_a_decoder_reaches_its_own_request_alone(
+    place, pictures, make_bundle, tmp_path
+):
+    inspector = Inspector(place, "parts")
+    inspector.configure(told(place, "champion", "challenger"))
+    first, second = inspector.opened["champion"], inspector.opened["challenger"]
+    whole = pictures[0].read_bytes()
+    found = inspect([(first, whole), (second, whole), (first, whole[:-30]), (first, whole)])
+    assert isinstance(found[2], ImageError)
+    assert found[0][0].probs == found[3][0].probs == first.bundle.predict(whole).probs
+    assert found[1][0].probs == second.bundle.predict(whole).probs
+    breaking = type(first)(Breaking(), first.model, first.record, None)
+    odd = (place.fetch(first.record) / "golden.png").read_bytes()
+    good, broken, also = inspect([(breaking, whole), (breaking, odd), (breaking, whole)])
+    assert good[0] == also[0] == (60, 80)
+    assert isinstance(broken, RuntimeError)
+
+
+def test_each_bundle_has_the_drift_of_what_it_answered(here, pictures):
+    parts, layers = here.inspectors["parts"], here.inspectors["layers"]
+
+    def ask(inspector, alias):
+        images = [pictures[0].read_bytes()]
+        asyncio.run(here.answer(inspector.task, images, alias, "none"))
+
+    for _ in range(LEAST):
+        ask(parts, "champion")
+        ask(layers, "champion")
+    ask(parts, "challenger")
+    champion, challenger = parts.opened["champion"], parts.opened["challenger"]
+    embedding = champion.bundle.predict(pictures[0]).embedding
+    # the card's mean is 0 and its scatter 1
+    assert champion.drift.value == pytest.approx(np.linalg.norm(embedding), rel=1e-5)
+    assert len(challenger.drift.recent) == 1
+    assert challenger.drift.value is None
+    assert layers.opened["champion"].drift is None  # its graph gives no embedding

@@ -1,0 +1,218 @@
+"""Sweeps end to end, on the README's task and one local Ray: what runs, what is chosen, what is left.
+
+Starting Ray and importing torch in two trial processes is most of the time.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from assay.cli import console
+from assay.errors import ResourceError
+from assay.experiment.resources import Where
+from assay.runs.folder import Run
+from assay.sweep import generalize, search
+from assay.sweep.generalize import FoldLaunch
+from assay.sweep.search import SearchLaunch
+from assay.sweep.tune import fit_in
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+CODE = next(c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Linear" in c)
+DYING = """
+import os, signal
+from pathlib import Path
+
+
+def _dying(forward):
+    def once(self, *args, **kwargs):
+        mark = Path(os.environ["ASSAY_TEST_MARK"])
+        if self.config.train.seed == 7 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(self, *args, **kwargs)
+
+    return once
+
+
+Linear.forward = _dying(Linear.forward)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(place: Path) -> Iterator[None]:
+    os.environ["ASSAY_TEST_MARK"] = str(place / "died")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def task(place: Path) -> Path:
+    script = place / "linear.py"
+    script.write_text(CODE.replace('if __name__ == "__main__"', DYING + '\n\nif __name__ == "__main__"'))  # fmt: skip
+    return script
+
+
+@pytest.fixture(scope="module")
+def parts(place: Path) -> Path:
+    """A dark or a light spot; on the design "odd" they change places."""
+    rng = np.random.default_rng(0)
+    for design in ("cube", "ring", "odd"):
+        for label, level in (("dark", 60), ("light", 190)):
+            for i in range(8):
+                path = place / "parts" / label / design / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture = rng.integers(110, 140, (64, 64, 3), dtype=np.uint8)
+                picture[16:32, 16:32] = 250 - level if design == "odd" else level
+                cv2.imwrite(str(path), picture)
+    return place / "parts"
+
+
+def arguments(task: Path, parts: Path, storage: Path, *more: str) -> list[str]:
+    return [
+        "--task", str(task), "--storage", str(storage), "--data.root", str(parts), "--data.patterns",
+        "{label}/{design}/{name}", "--data.domains", "design", "--data.group", "label", "design", "name",
+        "--optim.schedule", "constant", "--train.batch-size", "4", "--retries", "1", *more,
+    ]  # fmt: skip
+
+
+def code_of(main: object, defaults: object, given: list[str]) -> int:
+    try:
+        main(defaults, given)  # type: ignore[operator]
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def looked_at(storage: Path) -> dict[str, int]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in storage.glob("linear-*/metrics.jsonl")}
+
+
+def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
+    task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(task, parts, tmp_path, "--train.epochs", "6", "--fold-column", "design")
+    given += ["--optim.lr", "0.003", "--train-on", "1", "2"]
+    assert code_of(generalize.main, FoldLaunch(), given) == 0
+    printed = capsys.readouterr()
+    assert "6 trainings (3 on 1, 3 on 2), 0 of them there already" in printed.err
+    folder = next((tmp_path / "sweeps").iterdir())
+    found = json.loads((folder / "sweep.json").read_text())
+    best = found["standings"][0]
+    # trained on the others it answers odd just the other way
+    assert found["by_value"]["linear"]["odd"]["value"] == best["lowest"]["value"] == 0.0
+    # from one design: cube and ring answer each other, odd answers neither and neither answers odd
+    assert found["by_size"]["linear"]["1"]["value"] == pytest.approx(2 / 6)
+    page = (folder / "report.html").read_text()
+    assert "worst design never seen" in page
+    assert "linear, on val" in page
+    assert not re.search(r'(src|href)="(?!#|data:)', page)
+    table = pq.read_table(folder / "trials.parquet")
+    assert table["state"].to_pylist() == ["finished"] * 6
+    before = looked_at(tmp_path)
+    assert len(before) == 6
+    lost = next(tmp_path.glob("linear-*"))
+    shutil.rmtree(lost)
+    assert code_of(generalize.main, FoldLaunch(), given) == 0
+    assert "5 of them there already" in capsys.readouterr().err
+    after = looked_at(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {lost.name}
+
+
+def test_val_selects_test_is_scored_once_and_more_trials_go_on(
+    task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(
+        task, parts, tmp_path, "--train.epochs", "4", "--eta", "2", "--sampling", "grid"
+    )
+    given += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e37", "optim.weight_decay=0.0"]
+    assert code_of(search.main, SearchLaunch(), [*given, "--trials", "2"]) == 0
+    assert len(before := looked_at(tmp_path)) == 2
+    assert code_of(search.main, SearchLaunch(), [*given, "--trials", "9"]) == 1  # one failed
+    capsys.readouterr()
+    after = looked_at(tmp_path)
+    assert len(after) == 4
+    assert {name: after[name] for name in before} == before
+    runs = {f.name: Run(f) for f in tmp_path.glob("linear-*")}
+    rates = {n: json.loads((r.folder / "config.json").read_text())["optim"]["lr"] for n, r in runs.items()}  # fmt: skip
+    by_rate = {rate: runs[name] for name, rate in rates.items()}
+    failed = by_rate[1e37]
+    assert failed.state == "failed"
+    assert "not finite" in failed.record["reason"]
+    folder = next((tmp_path / "sweeps").iterdir())
+    found = json.loads((folder / "sweep.json").read_text())
+    assert runs[found["selected"]] == by_rate[1e-2]
+    assert found["tried"] == 4
+    line = next(one for one in found["trials"] if one["state"] == "failed")
+    assert line["score"] is None
+    for run in runs.values():
+        path = run.folder / "result.json"
+        sets = json.loads(path.read_text())["sets"] if path.exists() else {}
+        assert any(name.startswith("test") for name in sets) == (run == by_rate[1e-2])
+    result = json.loads((by_rate[1e-2].folder / "result.json").read_text())
+    assert result["tried"] == 4
+    assert (by_rate[1e-2].folder / "bundle" / "bundle.json").exists()
+    assert (folder / "optuna.log").exists()
+    console.runs(tmp_path)
+    assert "not finite" in capsys.readouterr().out
+
+
+def test_early_stopping_stops_and_a_killed_trial_goes_on(
+    task: Path, parts: Path, tmp_path: Path, place: Path
+) -> None:
+    given = arguments(task, parts, tmp_path, "--train.epochs", "8", "--train.seed", "7")
+    given += ["--eta", "2", "--trials", "6", "--space", "optim.lr=1e-7..1e-2,log", "optim.weight_decay=0.0"]  # fmt: skip
+    assert code_of(search.main, SearchLaunch(), given) == 0
+    assert (place / "died").exists()
+    states = [Run(f).state for f in tmp_path.glob("linear-*")]
+    assert set(states) == {"finished", "stopped"}
+    found = json.loads(next((tmp_path / "sweeps").glob("*/sweep.json")).read_text())
+    assert found["tried"] == 6
+    assert found["budget"]["spent"] < found["budget"]["full"] == 48
+    stopped = next(one for one in found["trials"] if one["state"] == "stopped")
+    assert not (tmp_path / stopped["run"] / "predictions.parquet").exists()
+
+
+def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
+    assert fit_in(Where(), 1.0, 0) == ({"cpu": 1.0}, 2)
+    with pytest.raises(ResourceError, match=r"3 CPUs.*has 2 .*--parallel 2"):
+        fit_in(Where(), 1.0, 3)
+    with pytest.raises(ResourceError, match=r"3\.1 CPUs.*has 2 .*lower --workers"):
+        fit_in(Where(workers=2), 1.0, 1)
+    with pytest.raises(ResourceError, match=r"0\.5 GPUs.*has 2 and 0"):
+        fit_in(Where(gpus=True), 0.5, 1)
+
+
+@pytest.mark.parametrize(("main", "defaults", "wrong", "told"), [
+    (search.main, SearchLaunch(), ["--space", "split.seed=0..3"], "not searched"),
+    (search.main, SearchLaunch(), ["--space", "optim.lr=0.1", "optim.weight_decay=0"], "more than one value"),
+    (search.main, SearchLaunch(), ["--workers", "0"], "need Ray"),
+    (search.main, SearchLaunch(), ["--grace", "99"], "grace"),
+    (search.main, SearchLaunch(), ["--warm-start", "nowhere"], "nowhere"),
+    (generalize.main, FoldLaunch(), ["--fold-column", "printer"], "printer"),
+    (generalize.main, FoldLaunch(), ["--train-on", "3"], "1 to 2"),
+    (generalize.main, FoldLaunch(), ["--settings", "split.val=0.1|0.2"], "not searched"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_sentence(
+    main: object, defaults: object, wrong: list[str], told: str, task: Path, parts: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    given = arguments(task, parts, tmp_path, *wrong)
+    assert code_of(main, defaults, given) == 2
+    printed = capsys.readouterr().err
+    assert told in printed
+    assert "Traceback" not in printed

@@ -1,0 +1,309 @@
+"""What tasks/segment.py promises beyond the conformance suite."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+from assay.cli.task import main
+from assay.data.images.pixels import Pixels
+from assay.data.images.pyramid import Entry
+from assay.data.images.store import Store
+from assay.data.split import draw_split
+from assay.errors import ConfigError, MaskError, SplitError
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Samples, TaskConfig
+
+SCRIPT = Path(__file__).parents[2] / "tasks" / "segment.py"
+TASK = load_task(TaskSource.read(SCRIPT))
+SMOKE = TASK.presets()["smoke"]
+
+
+def user_files(folder: Path, builds: int = 4, layers: int = 2, size: int = 64) -> Path:
+    """Layers with a dark disc each, and its mask, as a user would bring them."""
+    rng = np.random.default_rng(0)
+    for build in range(builds):
+        for layer in range(layers):
+            mask = np.zeros((size, size), np.uint8)
+            x, y = (int(v) for v in rng.integers(16, size - 16, 2))
+            cv2.circle(mask, (x, y), 8, 255, -1)
+            image = rng.normal(150, 10, (size, size)) - 100 * (mask > 0)
+            for kind, drawn in (("images", image.clip(0, 255)), ("masks", mask)):
+                path = folder / kind / f"b{build}" / f"{layer}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(path), drawn.astype(np.uint8))
+    return folder / "images"
+
+
+def settings_of(root: Path, files: str = "../masks/{folder}/{name}.png") -> object:
+    base = TASK.presets()["files"]
+    return replace(
+        base, data=replace(base.data, root=root), masks=replace(base.masks, files=files),
+        crops=replace(base.crops, crop_px=64), tiles=replace(base.tiles, tile_px=64, overlap_px=0),
+    )  # fmt: skip
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    where = ["--workers", "0", "--storage", str(folder / "runs")]
+    return [
+        "--preset",
+        "files",
+        "--data.root",
+        str(folder / "images"),
+        "--masks.files",
+        "../masks/{folder}/{name}.png",
+        *where,
+        *more,
+    ]
+
+
+def model(classes: int = 1, pixels: Pixels | None = None) -> object:
+    torch.manual_seed(0)
+    config = replace(
+        SMOKE, masks=replace(SMOKE.masks, classes=tuple("abc"[:classes]), files="{name}_{kind}.png")
+    )
+    return TASK(config, list("abc"[:classes]), pixels or Pixels(Store(""), []))
+
+
+def crops(value: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8), "mask": np.full((2, 64, 64), value, np.uint8),
+        "mean": np.full((2, 3), 0.5, np.float32), "std": np.full((2, 3), 0.3, np.float32),
+    }  # fmt: skip
+
+
+def test_given_masks_are_learnt_from_and_a_build_stands_in_one_set(tmp_path):
+    config = settings_of(user_files(tmp_path))
+    manifest = TASK.manifest(config, tmp_path / "runs")
+    assert manifest.classes == ["defect"]
+    assert [*manifest.masks] == ["label"]
+    split = draw_split(manifest, config.split)
+    groups = {
+        name: {manifest.column("group")[r] for r in split.rows(name)}
+        for name in ("train", "val", "test")
+    }
+    assert (
+        not groups["train"] & groups["val"]
+        | groups["train"] & groups["test"]
+        | groups["val"] & groups["test"]
+    )
+    again = TASK.manifest(config, tmp_path / "runs")
+    assert again.fingerprint == manifest.fingerprint
+
+
+def test_a_corrected_mask_is_other_data(tmp_path):
+    config = settings_of(user_files(tmp_path), files="")
+    first = TASK.manifest(config, tmp_path / "runs")
+    path = Path(first.table["mask.label"][0].as_py())
+    drawn = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), 255 - drawn)
+    second = TASK.manifest(config, tmp_path / "runs")
+    assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), 255 - drawn)
+    assert second.fingerprint != first.fingerprint
+    assert second.masks["label"][1:] == first.masks["label"][1:]
+
+
+def test_the_heuristic_is_one_run_whatever_the_network(tmp_path):
+    config = settings_of(user_files(tmp_path))
+    other = replace(
+        config, model=replace(config.model, loss="dice"), train=replace(config.train, epochs=3)
+    )
+    assert TASK.baselines(config) == TASK.baselines(other)
+    [still] = TASK.baselines(config).values()
+    assert TASK.baselines(still) == {}
+    assert (still.model.mode, still.train.epochs) == ("heuristic", 0)
+
+
+@pytest.mark.parametrize(
+    ("planted", "expected"),
+    [
+        (lambda f: cv2.imwrite(str(f / "masks/b0/1.png"), np.zeros((64, 32), np.uint8)), r"32 x 64.*64 x 64|64 x 32.*64 x 64"),
+        (lambda f: (f / "masks/b1/0.png").unlink(), "1 of 8 images have no mask"),
+        (lambda f: [p.write_bytes(cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1]) for p in f.glob("masks/*/*.png")], "are empty"),
+        (lambda f: [p.write_bytes(cv2.imencode(".png", np.full((64, 64), 255, np.uint8))[1]) for p in f.glob("masks/*/*.png")], "cover 100"),
+    ],
+    ids=["size", "missing", "empty", "full"],
+)  # fmt: skip
+def test_masks_that_cannot_be_learnt_from_are_refused(tmp_path, planted, expected, capsys):
+    user_files(tmp_path)
+    planted(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(str(SCRIPT), arguments(tmp_path))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(MaskError.__name__)
+    assert len(said.splitlines()) == 1
+    assert not [*(tmp_path / "runs").glob("segment-*")]
+    import re
+
+    assert re.search(expected, said), said
+
+
+def test_values_that_are_no_class_are_refused(tmp_path, capsys):
+    user_files(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(
+            str(SCRIPT),
+            arguments(tmp_path, "--masks.values", "index", "--masks.classes", "pore", "streak"),
+        )
+    assert ended.value.code == 2
+    assert "255" in capsys.readouterr().err
+
+
+def test_builds_too_few_to_split_are_refused(tmp_path):
+    config = settings_of(user_files(tmp_path, builds=2))
+    with pytest.raises(SplitError, match="2 groups are too few"):
+        draw_split(TASK.manifest(config, tmp_path / "runs"), config.split)
+
+
+def test_what_is_marked_is_watched_against_collapse():
+    """Limits of what forward logs: nothing marked, everything marked; of a clean batch nothing is said."""
+    task = model()
+    limits = {limit.name: limit for limit in task.limits()}
+
+    class Constant(nn.Module):
+        def __init__(self, logit: float) -> None:
+            super().__init__()
+            self.logit = nn.Parameter(torch.tensor(logit))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.logit.expand(len(x), 1, *x.shape[2:])
+
+    task.net = Constant(-20.0)
+    assert float(task(crops(1), 0.0)["marked_ratio"]) < limits["marked_ratio"].low
+    assert "marked_ratio" not in task(crops(0), 0.0)
+    task.net = Constant(20.0)
+    assert float(task(crops(0), 0.0)["marked_share"]) > limits["marked_share"].high
+    assert limits["marked_share"].then == limits["marked_ratio"].then == "stop"
+
+
+def test_each_class_has_a_mask_of_its_own():
+    """A pixel of class 2 is inside for the second logit alone."""
+    task = model(classes=2)
+    found = {}
+    for value in (0, 1, 2):
+        batch = crops(value)
+        task.zero_grad()
+        torch.manual_seed(0)
+        task.train()(batch, 0.0)["loss"].backward()
+        found[value] = task.net.segmentation_head[0].bias.grad.clone()
+    assert (found[0] > 0).all()
+    assert found[1][0] < 0 < found[1][1]
+    assert found[2][1] < 0 < found[2][0]
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder"),
+    [("unet", "mobilenet_v3"), ("unettt", "mobilenet_v2"), ("unet", "tu-nothing")],
+)
+def test_a_network_that_does_not_exist_is_refused(arch, encoder):
+    config = replace(SMOKE.model, arch=arch, encoder=encoder, decoder_channels=())
+    with pytest.raises(ConfigError, match="There is no network"):
+        TASK(replace(SMOKE, model=config), ["a"], Pixels(Store(""), []))
+
+
+def of_arch(arch: str, encoder: str, side: int) -> TaskConfig:
+    """Settings with another network, crops and tiles of one side."""
+    model = replace(SMOKE.model, arch=arch, encoder=encoder, decoder_channels=(), norm="group")
+    crops, tiles = replace(SMOKE.crops, crop_px=side), replace(SMOKE.tiles, tile_px=side)
+    return replace(SMOKE, model=model, crops=crops, tiles=tiles)
+
+
+@pytest.mark.parametrize("arch", [*smp.MODEL_ARCHITECTURES_MAPPING])
+def test_every_architecture_is_taken_by_name(arch):
+    """Each starts at its prior of rare pixels, and describes a tile beside answering for it."""
+    side = {"dpt": 224, "pan": 256}.get(arch, 64)
+    encoder = "tu-vit_tiny_patch16_224" if arch == "dpt" else SMOKE.model.encoder
+    config = of_arch(arch, encoder, side)
+    if arch == "pan":  # pools to one pixel, of which groups of one channel have no deviation
+        config = replace(config, model=replace(config.model, norm="batch"))
+    task = TASK(config, ["a"], Pixels(Store(""), [])).eval()
+    tile = torch.zeros(1, 3, side, side)
+    logits, embedding = task._described(tile)
+    assert torch.equal(logits, task._run(tile))
+    assert logits.shape == (1, 1, side, side)
+    assert embedding.shape == (1, embedding.numel())
+    head = [m for m in task.net.segmentation_head.modules() if isinstance(m, nn.Conv2d)][-1]
+    assert head.bias.sigmoid().tolist() == pytest.approx([0.01])
+    assert arch == "pan" or not any(isinstance(m, nn.BatchNorm2d) for m in task.modules())
+
+
+def test_a_size_that_the_encoder_does_not_take_is_refused():
+    with pytest.raises(ConfigError, match=r"does not take crops\.crop-px 128"):
+        TASK(of_arch("dpt", "tu-vit_tiny_patch16_224", 128), ["a"], Pixels(Store(""), []))
+
+
+def test_the_heuristic_answers_by_its_rule(tmp_path):
+    """Levels of what the maker marks; it needs no weights."""
+    user_files(tmp_path)
+    config = TASK.baselines(settings_of(tmp_path / "images"))["heuristic"]
+    manifest = TASK.manifest(config, tmp_path / "runs")
+    store = Store(str(tmp_path / "store"))
+    for key, path in manifest.files.items():
+        store.build(key, Path(path))
+    pixels = Pixels(store, manifest.column("content"), manifest.masks)
+    task = TASK(config, manifest.classes, pixels)
+    columns = task.predict(
+        TASK.prepare(
+            config, pixels, Samples(np.arange(8), np.zeros(8, np.uint64), manifest.truth, False)
+        )
+    )
+    counts = columns["pixels_label"].numpy().reshape(8, 2, -1)
+    assert (counts[:, :, 1:-1] == 0).all()
+    iou = counts[:, 1, -1] / (counts[:, 1].sum(1) + counts[:, 0, -1])
+    assert (iou > 0.9).all()  # dark discs are what the rule is for
+    assert isinstance(pixels[0], Entry)
+
+
+def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, capsys):
+    """From files to a report, in one process: the whole of it, small."""
+    user_files(tmp_path, builds=5)
+    sizes = [
+        "--crops.crop-px",
+        "64",
+        "--tiles.tile-px",
+        "64",
+        "--tiles.overlap-px",
+        "0",
+        "--model.encoder",
+        "tu-mobilenetv3_small_050",
+    ]
+    net = [
+        *sizes,
+        "--model.decoder-channels",
+        "32",
+        "16",
+        "16",
+        "8",
+        "8",
+        "--train.epochs",
+        "6",
+        "--train.batch-size",
+        "4",
+        "--optim.lr",
+        "0.003",
+    ]
+    main(str(SCRIPT), arguments(tmp_path, *net, "--quantize.max-drop", "1.0", "--split.val", "0.3"))
+    shown = capsys.readouterr().out
+    assert "heuristic" in shown
+    [folder] = [
+        f
+        for f in (tmp_path / "runs").glob("segment-*")
+        if (f / "bundle" / "segment_int8.onnx").exists()
+    ]
+    card = json.loads((folder / "bundle" / "bundle.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    assert card["thresholds"] == result["thresholds"]
+    assert card["metrics"]["test"]["metrics"]["iou"] == result["sets"]["test"]["metrics"]["iou"]
+    assert card["int8"]["metrics"]["test"]["metrics"]["iou"]["num"] == result["sets"]["test"]["num"]
+    page = (folder / "report.html").read_text()
+    assert "In 8 bits" in page
+    assert "Precision over recall of pixels" in page
+    assert "falsely marked" in page

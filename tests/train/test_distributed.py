@@ -1,0 +1,313 @@
+"""Two workers over gloo do what one does; this file is also the program of each worker.
+
+`python test_distributed.py RANK FOLDER` is one worker; one start serves every check.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+
+from assay.data.order import steps_of
+from assay.data.split import Split
+from assay.errors import RunError
+from assay.train.loop import Loop, load_best
+from assay.train.monitor import Limit
+from assay.train.predict import Predictor
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Task
+from assay.train.worker import _wrap
+from assay.train.worker import work as train_to_the_end
+
+TASK = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py"))
+toy = sys.modules[TASK.__module__]
+CONFIG = replace(toy.ToyConfig(), train=replace(toy.ToyConfig().train, epochs=2))
+"""Batches of 5, 5, 5, 5 and 1: shares are unequal, and of the last the second worker has none.
+Val has 3 batches, an odd number. One layer rests at first."""
+STOPS = (2, 6)
+"""While that layer rests, and after."""
+TOLERANCE = 1e-5
+
+
+def work(folder: Path, strategy: str = "ddp", stop: int | None = None) -> None:
+    """One run of this worker, to its end or to a planted one after a step with a checkpoint."""
+    job = toy.make_job(folder, CONFIG, strategy, checkpoint_steps=stop or 0)
+    stream = job.stream() if stop is None else toy.stopping(job.stream(), stop)
+    try:
+        train_to_the_end(job, stream)
+    except toy.StoppedError:
+        assert stop is not None
+
+
+def served_rows(folder: Path) -> None:
+    """Write which rows this worker prepares in training."""
+    job = toy.make_job(folder, CONFIG)
+    rows: list[list[int]] = []
+
+    def note(index: int, batch: dict) -> dict:
+        rows.append(batch["row"].tolist())
+        return batch
+
+    train_to_the_end(job, toy.changed(job.stream(), note))
+    (folder / f"rows-{dist.get_rank()}.json").write_text(json.dumps(rows))
+
+
+def sharded_predict(folder: Path) -> None:
+    """Columns by a model that is itself sharded, from the weights of a finished run."""
+    job = toy.make_job(folder, CONFIG, "fsdp")
+    task = TASK(CONFIG, job.manifest.classes, job.pixels)
+    load_best(task, folder)
+    _wrap(task, "fsdp", torch.device("cpu"))
+    shares = [len(p.to_local()) / len(p) for p in task.parameters()]
+    columns = Predictor(task, job.stream(), job.split.rows("val")).predict()
+    np.savez(folder / f"columns-{dist.get_rank()}.npz", shares=shares, **columns)
+
+
+class Limited(TASK):
+    """Logs the mean row of each worker's share, of which only the global mean is bounded."""
+
+    def forward(self, batch, progress, phase="main"):
+        made = super().forward(batch, progress, phase)
+        return made | {"row": torch.from_numpy(batch["row"]).float().mean()}
+
+    def limits(self):
+        return (Limit("row", high=8.0, for_updates=4, then="warn", why="so."),)
+
+
+class Noisy(TASK):
+    """Draws at random in judging, on the second worker alone."""
+
+    def predict(self, batch):
+        made = super().predict(batch)
+        noise = torch.randn_like(made["logits"]) * (dist.get_rank() == 1)
+        return made | {"logits": made["logits"] + noise}
+
+
+class Resting(TASK):
+    """A layer that never joins, and a parameter of which only the first worker's shard does."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.partly = nn.Parameter(torch.ones(2, 3))
+
+    def _logits(self, batch, awake):
+        return super()._logits(batch, False) + self.partly[0]
+
+
+def told_by(task_class: type[Task], folder: Path, strategy: str = "ddp") -> list[str]:
+    """What the monitors say of a task, warnings and an end."""
+    job = toy.make_job(folder, CONFIG, strategy)
+    torch.manual_seed(CONFIG.train.seed)
+    task = task_class(CONFIG, job.manifest.classes, job.pixels)
+    wrapped = _wrap(task, strategy, torch.device("cpu"))
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    loop = Loop(task, wrapped, rows, job.manifest.truth, job.stream(), folder)
+    told: list[str] = []
+    loop.monitor.warn = told.append
+    try:
+        loop.fit()
+    except RunError as error:
+        told.append(str(error))
+    return told
+
+
+def told_to(rank: int, folder: Path) -> None:
+    """Write what this worker is told of planted bugs."""
+    told: dict[str, list[str]] = {}
+    for task_class in (Limited, Noisy, Resting):
+        for strategy in ("ddp", "fsdp"):
+            name = f"{task_class.__name__}-{strategy}"
+            told[name] = told_by(task_class, folder / name, strategy)
+    job = toy.make_job(folder / "diverging", CONFIG)
+    # 000: every rank drew its own designs and seeds
+    sets = np.random.default_rng(rank).permutation(job.split.sets).tolist()
+    config = job.config | {"head_lr": 0.5 + rank}
+    try:
+        train_to_the_end(replace(job, split=Split(sets, {}), config=config), job.stream())
+    except RunError as error:
+        told["diverging"] = [str(error)]
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    try:
+        served_rows(folder / "ddp")
+        work(folder / "fsdp", "fsdp")
+        work(folder / "judged")
+        sharded_predict(folder / "sharded")
+        told_to(rank, folder)
+        for strategy in ("ddp", "fsdp"):
+            for stop in STOPS:
+                work(folder / f"{strategy}-{stop}", strategy, stop)
+            work(folder / f"{strategy}-from-one", strategy)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Runs of one worker in this process, and of two workers in two others."""
+    folder = tmp_path_factory.mktemp("distributed")
+    work(folder / "one")
+    for copy in ("judged", "sharded"):
+        shutil.copytree(folder / "one", folder / copy)
+    for strategy in ("ddp", "fsdp"):
+        work(folder / f"{strategy}-from-one", stop=STOPS[0])
+    run_workers(folder)
+    for strategy in ("ddp", "fsdp"):
+        for stop in STOPS:
+            work(folder / f"{strategy}-{stop}")
+    return folder
+
+
+def run_workers(folder: Path) -> None:
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", __file__]
+    with ExitStack() as stack:
+        logs = [stack.enter_context((folder / f"log-{rank}").open("w")) for rank in (0, 1)]
+        processes = [
+            subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=log)
+            for rank, log in enumerate(logs)
+        ]
+        for process in processes:
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        failed = [rank for rank, process in enumerate(processes) if process.wait(timeout=240)]
+        assert not failed, (folder / f"log-{failed[0]}").read_text()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "best" / "weights.safetensors")
+
+
+def lines_of(folder: Path, kind: str) -> dict[int, dict]:
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if line["kind"] == kind}
+
+
+def predictions(folder: Path) -> pa.Table:
+    return pq.read_table(folder / "predictions.parquet")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, losses and logits within the tolerance; everything that is counted exactly."""
+    expected = weights(one)
+    found = weights(other)
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, atol=TOLERANCE), name
+    for kind, fields in (("step", ("loss", "lr", "grad_norm")), ("val", ("accuracy", "nll"))):
+        ours, theirs = lines_of(one, kind), lines_of(other, kind)
+        assert list(ours) == sorted(theirs)
+        for step, line in ours.items():
+            for field in fields:
+                assert theirs[step][field] == pytest.approx(line[field], abs=1e-4), (step, field)
+    a, b = predictions(one), predictions(other)
+    assert a.drop(["logits"]).equals(b.drop(["logits"]))
+    gap = np.array(a["logits"].to_pylist()) - np.array(b["logits"].to_pylist())
+    assert np.abs(gap).max() < 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_train_like_one(folder, strategy):
+    assert_same_run(folder / "one", folder / strategy)
+
+
+def test_two_workers_share_every_batch_and_pad_without_weight(folder):
+    shares = [json.loads((folder / "ddp" / f"rows-{rank}.json").read_text()) for rank in (0, 1)]
+    rows = toy.make_job(folder / "plan", CONFIG).split.rows("train")
+    plan = [step for e in range(2) for step in steps_of(TASK.order(CONFIG, rows, e), e)]
+    assert len(shares[0]) == len(shares[1]) == len(plan)
+    for first, second, step in zip(*shares, plan, strict=True):
+        own = first + second if len(step.rows) > 1 else first
+        assert sorted(own) == sorted(step.rows.tolist())
+        assert len(second) == max(1, len(step.rows) // 2)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("stop", STOPS)
+def test_one_worker_takes_up_what_two_left(folder, strategy, stop):
+    stopped = folder / f"{strategy}-{stop}"
+    starts = [json.loads(t) for t in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in starts if line["kind"] == "start"] == [0, stop]
+    assert_same_run(folder / "one", stopped)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_take_up_what_one_left(folder, strategy):
+    assert_same_run(folder / "one", folder / f"{strategy}-from-one")
+
+
+def test_predictions_are_the_same_to_the_bit_for_any_number_of_workers(folder):
+    assert predictions(folder / "judged").equals(predictions(folder / "one"))
+
+
+def test_a_sharded_model_predicts_the_same_on_every_rank(folder):
+    expected = predictions(folder / "one").slice(0, 7)
+    for rank in (0, 1):
+        columns = np.load(folder / "sharded" / f"columns-{rank}.npz")
+        assert (columns["shares"] < 1).all()
+        assert np.allclose(columns["logits"], expected["logits"].to_pylist(), atol=TOLERANCE)
+        assert columns["first"].tolist() == columns["row"].tolist() == list(range(21, 28))
+
+
+@pytest.fixture(scope="module")
+def told(folder) -> dict[str, list[str]]:
+    """What both workers were told, which must be the same."""
+    both = [json.loads((folder / f"told-{rank}.json").read_text()) for rank in (0, 1)]
+    assert both[0] == both[1]
+    return both[0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_limits_hold_for_the_global_batch(told, tmp_path, strategy):
+    (warning,) = told[f"Limited-{strategy}"]
+    assert "above 8 for 4 updates: so." in warning
+    assert told_by(Limited, tmp_path) == [warning]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_workers_stop_together_where_one_finds_its_predictions_noisy(told, strategy):
+    (stop,) = told[f"Noisy-{strategy}"]
+    assert "when the same batch is predicted again" in stop
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_parameters_without_gradient_are_named_over_all_shards(told, tmp_path, strategy):
+    assert told[f"Resting-{strategy}"] == told_by(Resting, tmp_path)
+    assert "late.weight, late.bias;" in told[f"Resting-{strategy}"][0]
+
+
+def test_workers_that_were_given_different_runs_stop_before_they_train(told, folder):
+    assert told["diverging"] == [
+        "Some of the 2 workers were not given the run of worker 0, different are: split (worker 1), settings (worker 1); "
+        "draw split and settings once, on the driver, and send them to the workers."
+    ]
+    assert not list((folder / "diverging").iterdir())
+
+
+@pytest.mark.parametrize("name", ["one", "ddp", "fsdp"])
+def test_a_sound_run_is_warned_of_nothing(folder, name):
+    assert not (folder / name / "run.json").exists()
+    assert not lines_of(folder / name, "warning")

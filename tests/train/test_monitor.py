@@ -1,0 +1,370 @@
+"""The monitors' thresholds, what they let pass, and that stopping and resuming changes nothing.
+
+What each bug meets in a whole loop stands in test_planted.py, two workers in test_distributed.py.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from assay.errors import ConfigError, RunError
+from assay.nn.optim import Multiplier, OptimConfig, build_optimizer, set_rates
+from assay.runs import telemetry
+from assay.runs.telemetry import Telemetry
+from assay.runs.watch import watch
+from assay.train.monitor import (
+    CONSTANT_LOOKS,
+    EXPLODED_FACTOR,
+    EXPLODED_UPDATES,
+    LEVEL_UPDATES,
+    MAX_NONFINITE,
+    MAX_WITHOUT_GRADIENT,
+    REPEAT_TOLERANCE,
+    Limit,
+    Monitor,
+    check_repeat,
+)
+from assay.train.predict import Predictor
+from assay.train.source import TaskSource, load_task
+
+TASK = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py"))
+toy = sys.modules[TASK.__module__]
+NAN, INF = math.nan, math.inf
+
+
+def monitor_of(*limits: Limit, optim: OptimConfig | None = None, total: int = 10**6):
+    """A monitor, and the list of its warnings."""
+    warnings: list[str] = []
+    return Monitor(optim or OptimConfig(), limits, total, "abc", warnings.append), warnings
+
+
+def updates_until_stop(
+    monitor: Monitor, losses=(), norms=(), values=(), scaled: bool = False
+) -> int:
+    """How many updates went by before the monitor stopped; -1: it did not."""
+    length = max(len(losses), len(norms), len(values))
+    losses, norms = losses or [1.0] * length, norms or [1.0] * length
+    for number, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        limited = {"x": float(values[number])} if values and values[number] is not None else {}
+        try:
+            monitor.check_update(number + 1, float(loss), float(norm), scaled, limited)
+        except RunError:
+            return number
+    return -1
+
+
+@pytest.mark.parametrize(
+    ("losses", "norms", "scaled", "stop"),
+    [
+        ([1, NAN, NAN, 1, NAN, INF, -INF, 1], [], False, 6),
+        ([], [1, NAN, INF, NAN], False, MAX_NONFINITE),
+        ([NAN, 1, 1, 1], [1, NAN, NAN, 1], False, 2),
+        ([], [INF] * 9, True, -1),
+        ([NAN] * 9, [], True, MAX_NONFINITE - 1),
+    ],
+)
+def test_what_is_not_finite_is_counted_in_a_row(losses, norms, scaled, stop):
+    """A scaled loss may overflow in its gradient, not in itself."""
+    assert updates_until_stop(monitor_of()[0], losses, norms, scaled=scaled) == stop
+
+
+def test_gradients_of_zero_are_counted_in_a_row():
+    one_less = [0.0] * (MAX_WITHOUT_GRADIENT - 1)
+    assert updates_until_stop(monitor_of()[0], [], [*one_less, 1e-30, *one_less]) == -1
+    assert updates_until_stop(monitor_of()[0], [], [1.0, *one_less, 0.0]) == MAX_WITHOUT_GRADIENT
+
+
+@pytest.mark.parametrize(
+    ("level", "bound"),
+    [(3.0, 3 + 3 * EXPLODED_FACTOR), (0.01, 0.01 + EXPLODED_FACTOR), (-5.0, 45.0)],
+)
+def test_a_loss_explodes_a_factor_above_where_it_began(level, bound):
+    """The level is a mean, at least 1 in size, that no loss which is not finite enters."""
+    first = [NAN, *[level - 1, level + 1] * (LEVEL_UPDATES // 2)]
+    above, at = [bound * 1.001] * EXPLODED_UPDATES, [bound * 0.999] * 300
+    stop = len(first) + EXPLODED_UPDATES - 1
+    assert updates_until_stop(monitor_of()[0], first + above) == stop
+    assert updates_until_stop(monitor_of()[0], first + at) == -1
+    assert updates_until_stop(monitor_of()[0], first + above[1:]) == -1
+
+
+def test_an_explosion_may_come_and_go_and_outliers_may_not_add_up():
+    first = [1.0] * LEVEL_UPDATES
+    mostly = [100.0, 100.0, 1.0] * EXPLODED_UPDATES
+    assert updates_until_stop(monitor_of()[0], first + mostly) == LEVEL_UPDATES + 3 * 48 + 1
+    assert updates_until_stop(monitor_of()[0], first + [1e9, 1.0, 1.0] * 500) == -1
+
+
+@given(
+    schedule=st.sampled_from(["onecycle", "cosine", "constant"]),
+    warmup=st.floats(0, 0.999),
+    start=st.floats(0, 1),
+    final=st.floats(0, 1),
+    total=st.integers(1, 300),
+    lr=st.floats(1e-8, 10),
+)
+def test_no_true_schedule_is_stopped(schedule, warmup, start, final, total, lr):
+    """Of any length and shape, with groups at their own rates and groups at rest."""
+    optim = OptimConfig(
+        schedule=schedule, warmup=warmup, start_factor=start, final_factor=final, lr=lr
+    )
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    prefixes = {"0.": Multiplier(lr=0.3), "1.": Multiplier(lr=0.0)}
+    optimizer = build_optimizer(module, optim, prefixes)
+    monitor, _ = monitor_of(optim=optim, total=total)
+    for step in range(total):
+        set_rates(optimizer, optim, prefixes, step / total)
+        monitor.check_rates(step, optimizer, prefixes)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "checked"), [(0.3, 7, False), (0.3, 8, True), (0.0, 5, True)]
+)
+def test_a_schedule_is_checked_where_it_is_long_enough(warmup, total, checked):
+    optim = OptimConfig(warmup=warmup, lr=1e-3)
+    optimizer = build_optimizer(nn.Linear(1, 1), optim, {})
+    monitor, _ = monitor_of(optim=optim, total=total)
+    steps = []
+    for step in range(total):
+        try:
+            monitor.check_rates(step, optimizer, {})
+        except RunError:
+            steps.append(step)
+    assert steps == ([total - 1] if checked else [])
+
+
+def test_one_group_left_behind_is_enough(tmp_path):
+    optim = OptimConfig(warmup=0.0)
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    prefixes = {"0.": Multiplier(lr=0.1)}
+    optimizer = build_optimizer(module, optim, prefixes)
+    monitor, _ = monitor_of(optim=optim, total=20)
+    set_rates(optimizer, optim, {}, 0.0)  # forgets the multiplier
+    monitor.check_rates(0, optimizer, prefixes)
+    set_rates(optimizer, optim, prefixes, 0.0)
+    optimizer.param_groups[0]["lr"] *= 0.5
+    with pytest.raises(RunError, match=r"0\.5 times --optim\.lr at update 1 of 20"):
+        monitor.check_rates(0, optimizer, prefixes)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "values", "stop"),
+    [
+        ({"high": 1.0}, [2, 2, 2], 2),
+        ({"high": 1.0}, [1, 1, 1, 1], -1),
+        ({"high": 1.0}, [2, 2, 0, 2, 0, 2, 0], -1),
+        ({"high": 1.0}, [2, 2, 0, 2, 2], 4),
+        ({"low": 0.5, "high": 1.0}, [0, 2, 0.4], 2),
+        ({"low": 0.5}, [0, None, 0, None, None, 0], 5),
+        ({"low": 0.5}, [NAN, NAN, NAN], 2),
+        ({"low": 0.5}, [INF, INF, INF], -1),
+    ],
+)
+def test_a_limit_counts_up_beyond_its_bounds_and_down_within(bounds, values, stop):
+    monitor, _ = monitor_of(Limit("x", **bounds, for_updates=3, why="so."))
+    assert updates_until_stop(monitor, values=values) == stop
+
+
+def test_a_limit_says_what_where_and_why():
+    limit = Limit("x", low=0.25, high=1.0, for_updates=1, why="lower --optim.lr.")
+    for value, bound in ((0.125, "below 0.25"), (1.5, "above 1")):
+        with pytest.raises(RunError) as stopped:
+            monitor_of(limit)[0].check_update(7, 1.0, 1.0, False, {"x": value})
+        expected = f"x is {value} at step 7, {bound} for 1 updates: lower --optim.lr."
+        assert str(stopped.value) == expected
+
+
+def test_a_limit_that_warns_does_so_once_and_others_go_on():
+    warns = Limit("x", high=1.0, for_updates=2, then="warn", why="first.")
+    stops = Limit("x", high=1.0, for_updates=5, why="then.")
+    monitor, warnings = monitor_of(warns, stops)
+    assert updates_until_stop(monitor, values=[2, 2, 0, 0, *[2] * 5]) == 8
+    assert warnings == ["x is 2 at step 2, above 1 for 2 updates: first."]
+
+
+@pytest.mark.parametrize("wrong", [{"low": 1.0, "high": 1.0}, {"low": NAN}, {"for_updates": 0}])
+def test_a_limit_that_nothing_meets_is_refused(wrong):
+    with pytest.raises(ConfigError, match="The limit on 'x' is"):
+        Limit("x", why="so.", **wrong)
+
+
+def look(monitor: Monitor, logits: np.ndarray, truth=(0, 1, 2, 0, 1)) -> None:
+    module = nn.Linear(1, 1).eval()
+    monitor.check_look(module, logits.astype(np.float32), np.array(truth)[: len(logits)])
+
+
+LOGITS = np.random.default_rng(0).normal(size=(5, 3))
+PROBS = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("logits", "stops"),
+    [
+        (LOGITS, False),
+        (PROBS, True),
+        (np.eye(3)[[0, 1, 2, 0, 1]], True),
+        (PROBS * 1.00005, True),
+        (PROBS * 1.001, False),
+        (np.log(PROBS), False),
+        (PROBS - 0.01, False),
+        (LOGITS - LOGITS.mean(1, keepdims=True) + 1 / 3, False),
+        (np.full((5, 3), NAN), False),
+        (np.vstack([PROBS[:4], 2 * PROBS[4:]]), False),
+    ],
+)
+def test_probabilities_are_told_from_logits(logits, stops):
+    if stops:
+        with pytest.raises(RunError, match="softmax twice"):
+            look(monitor_of()[0], logits)
+    else:
+        look(monitor_of()[0], logits)
+
+
+def test_logits_are_constant_only_if_all_are_and_looks_count_in_a_row():
+    same = np.tile([5.0, -1.0, 2.0], (5, 1))
+    little = same + 1e-6 * LOGITS
+    one_class = same + np.array([0, 0, 1.0]) * 1e-3 * LOGITS
+    monitor, _ = monitor_of()
+    for varied in (LOGITS, one_class, same[:1]):
+        for logits in [same] * (CONSTANT_LOOKS - 1) + [varied] + [little] * (CONSTANT_LOOKS - 1):
+            look(monitor, logits)
+        look(monitor, LOGITS)
+    for logits in [same] * (CONSTANT_LOOKS - 1):
+        look(monitor, logits)
+    with pytest.raises(RunError, match="same for all 5 rows"):
+        look(monitor, little)
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "warned"), [([1] * 5, [0, 1, 2, 0, 1], True), ([1] * 5, [1] * 5, False), ([1, 1, 1, 2, 1], [0, 1, 2, 0, 1], False)]
+)  # fmt: skip
+def test_one_class_said_to_all_is_worth_a_warning_where_val_has_several(said, truth, warned):
+    module = nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    monitor, warnings = monitor_of()
+    look(monitor, np.eye(3)[said] * 4 - LOGITS * 0.1, truth)
+    monitor.check_end(module, optimizer)
+    assert [text[:48] for text in warnings] == [
+        "At the last look every row of val was said to be"
+    ] * warned
+
+
+def test_names_are_counted_where_there_are_many():
+    module = nn.Sequential(*[nn.Linear(1, 1) for _ in range(5)])
+    optimizer = torch.optim.AdamW(module.parameters())
+    monitor, warnings = monitor_of()
+    monitor.check_end(module.requires_grad_(True), optimizer)
+    assert warnings == [
+        "10 of 10 trained parameters never had a gradient: 0.weight, 0.bias, 1.weight, 1.bias and 6 more; "
+        "connect them to the loss, or say requires_grad_(False)."
+    ]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), REPEAT_TOLERANCE.items())
+def test_rounding_may_move_a_column_and_more_may_not(precision, tolerance):
+    still = {"logits": 0.0, "attn": 0.99 * tolerance}
+    check_repeat(still, still, precision)
+    moved = still | {"attn": 1.01 * tolerance}
+    with pytest.raises(RunError, match=r"attn of val change by .* predicted again; draw nothing"):
+        check_repeat(moved, still, precision)
+    with pytest.raises(RunError, match=r"attn of val change by .* other rows .*; in predict use"):
+        check_repeat(still, moved, precision)
+
+
+class Odd(TASK):
+    """Columns that move in known ways."""
+
+    calls = 0
+
+    def predict(self, batch):
+        self.calls += 1
+        rows = torch.from_numpy(batch["row"]).float()
+        size = torch.tensor([100.0, -400.0, 50.0])[: len(rows)]
+        return {
+            "logits": rows[:, None].expand(-1, 3),
+            "again": size + (2.0 if self.calls > 3 else 0.0),
+            "among": rows.mean().expand(len(rows)),
+            "number": torch.full((len(rows),), int(self.calls > 3)),
+            "nan": torch.full((len(rows),), math.nan),
+            "born": torch.zeros(len(rows)) + (1.0 if self.calls > 3 else 0.0),
+        }
+
+
+def test_moves_are_measured_against_the_size_of_a_column(tmp_path):
+    job = toy.make_job(tmp_path, toy.ToyConfig())
+    task = Odd(toy.ToyConfig(), job.manifest.classes, job.pixels)
+    rows = job.split.rows("val")
+    predictor = Predictor(task, job.stream(), rows)
+    predictor.predict()
+    again, among = predictor.probe()
+    assert task.calls == 5  # three batches, and the first of them twice
+    assert again["logits"] == again["nan"] == again["among"] == among["logits"] == 0
+    assert again["again"] == pytest.approx(2 / 400)
+    assert again["number"] == 1
+    assert again["born"] > 1e30
+    assert among["among"] == pytest.approx(1 / (rows[0] + 1))
+
+
+class Limited(TASK):
+    """Meets two limits on its way."""
+
+    def forward(self, batch, progress, phase="main"):
+        return super().forward(batch, progress, phase) | {"progress": torch.tensor(progress)}
+
+    def limits(self):
+        return (
+            Limit("progress", high=0.22, for_updates=6, then="warn", why="so."),
+            Limit("progress", high=0.52, for_updates=7, why="so."),
+        )
+
+
+def test_a_run_killed_after_every_step_is_warned_and_stopped_like_one_never_killed(tmp_path):
+    told: dict[str, list] = {"straight": [], "killed": []}
+    for name, stop in (("straight", None), ("killed", 1)):
+        for _ in range(20):
+            config = toy.make_config(rests_until=2.0)
+            loop = toy.make_loop(tmp_path / name, config, Limited)
+            loop.checkpoint_steps = 1
+            loop.stream = toy.stopping(loop.stream, stop) if stop else loop.stream
+            loop.monitor.warn = lambda text, loop=loop, name=name: told[name].append(
+                (loop.position.step, text)
+            )
+            try:
+                loop.fit()
+            except toy.StoppedError:
+                continue
+            except RunError as error:
+                told[name].append((loop.position.step, str(error)))
+                break
+    assert told["killed"] == told["straight"]
+    assert told["straight"] == [
+        # progress is 0.25 at the sixth update, 0.55 at the twelfth
+        (10, "progress is 0.5 at step 11, above 0.22 for 6 updates: so."),
+        (17, "progress is 0.85 at step 18, above 0.52 for 7 updates: so."),
+    ]
+
+
+def test_a_warning_is_shown_on_the_terminal_once_however_late(tmp_path, capsys):
+    kept: list[str] = []
+    with watch(tmp_path, "toy"):
+        writer = Telemetry(tmp_path, keep=kept.append)
+        writer.log("start", step=0, epoch=0, total=3)
+        writer.warn("Something is odd.", step=2)
+        writer.warn("Something is odd.", step=3)
+        writer.close()
+    assert capsys.readouterr().err.count("Warning: Something is odd.") == 1
+    assert kept == ["Something is odd."] * 2
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last.pop("time") > 0
+    assert last == {"kind": "warning", "step": 3, "text": "Something is odd."}
+    assert set(last) <= set(telemetry.__doc__.replace('"', " ").split())

@@ -1,0 +1,186 @@
+"""Three tiers, the same batches: which one is chosen, and that none changes a byte."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.data.images.affine import compose
+from assay.data.images.pixels import Pixels
+from assay.data.images.pyramid import Entry
+from assay.data.images.store import Store
+from assay.data.inputs.augment import IDENTITY, PRESETS, Augment, AugmentConfig, draw
+from assay.data.inputs.patches import Canvas, PatchConfig
+from assay.errors import ResourceError
+from assay.train import tier as module
+from assay.train.source import TaskSource, load_task
+from assay.train.task import Samples
+from assay.train.tier import Resident, choose, settle
+
+SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(3)
+SHAPES = [(200, 200), (120, 200), (200, 90), (300, 260)]
+ENTRIES = [Entry.of(RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in SHAPES]
+DEEP = Entry.of(RNG.integers(0, 65536, (200, 200, 3), dtype=np.uint16))
+PADDED = PatchConfig(image_px=200, overview_px=50, patch_px=24, clahe_clip=0.0, fit="pad")
+
+
+def flipped(x: float, y: float, dx: float, dy: float) -> Augment:
+    """Flips about the centre of the canvas, then a shift."""
+    flips = np.array([[x, 0.0, 199 * (x < 0)], [0.0, y, 199 * (y < 0)]])
+    shift = np.array([[1.0, 0.0, dx], [0.0, 1.0, dy]])
+    return replace(IDENTITY, matrix=compose(flips, shift))
+
+
+SIGNS = st.sampled_from([-1.0, 1.0])
+SHIFTS = st.integers(-150, 150)
+
+
+@settings(max_examples=30)
+@given(SIGNS, SIGNS, SHIFTS, SHIFTS, st.integers(0, 2**32 - 1))
+def test_copies_on_the_device_are_the_hosts_to_the_byte(x, y, dx, dy, seed):
+    rng = np.random.default_rng(seed)
+    canvases = [Canvas(e, PADDED, flipped(x, y, dx, dy)) for e in (*ENTRIES, DEEP)]
+    corners = rng.integers(-60, 240, (len(canvases), 6, 2))
+    is_cell = rng.random((len(canvases), 6)) < 0.7
+    is_cell[:, 0] = True
+    resident = Resident(range(len(canvases)))
+    found = resident.cut(np.arange(len(canvases)), canvases, corners, is_cell, CPU).numpy()
+    assert sorted(resident.held) == list(range(len(canvases)))
+    for i, canvas in enumerate(canvases):
+        np.testing.assert_array_equal(found[i, is_cell[i]], canvas.patches(corners[i, is_cell[i]]))
+        assert not found[i, ~is_cell[i]].any()
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "flips"])
+@pytest.mark.parametrize("sizes", [
+    PADDED, replace(PADDED, fit="scale"), replace(PADDED, clahe_clip=3.0, clahe_grid=8),
+], ids=["pad", "scale", "equalised"])  # fmt: skip
+def test_whatever_is_drawn_tiers_agree(preset: str, sizes: PatchConfig) -> None:
+    config = PRESETS.get(preset, AugmentConfig(hflip=0.5, vflip=0.5))
+    rng = np.random.default_rng(0)
+    rows = np.arange(len(ENTRIES) * 8)
+    entries = [ENTRIES[row % len(ENTRIES)] for row in rows]
+    canvases = [Canvas(e, sizes, draw(config, 200, rng)) for e in entries]
+    corners = rng.integers(-12, 190, (len(rows), 5, 2))
+    is_cell = rng.random((len(rows), 5)) < 0.8
+    resident = Resident(rows.tolist())
+    found = resident.cut(rows, canvases, corners, is_cell, CPU)
+    assert torch.equal(found, Resident().cut(rows, canvases, corners, is_cell, CPU))
+    assert bool(resident.held) == (preset != "main" and not sizes.clahe_clip)
+
+
+def test_only_rows_to_be_trained_on_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = Resident([1])
+    canvases = [Canvas(ENTRIES[0], PADDED), Canvas(ENTRIES[3], PADDED)]
+    corners, is_cell = np.full((2, 2, 2), 10), np.ones((2, 2), bool)
+    first = resident.cut(np.arange(2), canvases, corners, is_cell, CPU)
+    assert list(resident.held) == [1]
+    # from now on row 1 needs neither store nor host
+    canvases[1].entry = replace(ENTRIES[3], levels=[np.zeros_like(v) for v in ENTRIES[3].levels])
+    assert torch.equal(resident.cut(np.arange(2), canvases, corners, is_cell, CPU), first)
+    assert first[1].any()
+
+
+@pytest.fixture
+def pixels(tmp_path: Path) -> Pixels:
+    contents = [f"{i:032x}" for i in range(4)]
+    for content in contents:
+        path = tmp_path / f"{content}.png"
+        cv2.imwrite(str(path), RNG.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+        Store(str(tmp_path / "store")).build(content, path)
+    return Pixels(Store((tmp_path / "store").as_uri(), str(tmp_path / "node")), contents)
+
+
+def test_a_training_step_is_the_same_from_every_tier(
+    pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
+    task = load_task(SOURCE)
+    demo: Any = task.presets()["demo"]
+    sizes = PatchConfig(image_px=96, overview_px=32, patch_px=16, clahe_clip=0.0)
+    config = replace(
+        demo, patches=sizes, model=replace(demo.model, estimator="masked_loo", num_noise=20)
+    )
+    found = {}
+    for tier in ("disk", "memory", "device"):
+        chosen, held = settle(tier, pixels, [0, 1, 2], CPU)
+        assert chosen == tier
+        torch.manual_seed(0)
+        made: Any = task(config, ["a", "b"], held)
+        made.resident = Resident([0, 1, 2] if tier == "device" else [])
+        samples = Samples(np.arange(4), np.arange(4, dtype=np.uint64), np.zeros(4, np.int32), True)
+        batch = task.prepare(config, held, samples)
+        made.forward(batch, 0.8)["loss"].backward()
+        gradients = [p.grad for p in made.parameters() if p.grad is not None]
+        found[tier] = (batch, torch.cat([g.flatten() for g in gradients]))
+        assert sorted(made.resident.held) == ([0, 1, 2] if tier == "device" else [])
+    copies = [p for p in (tmp_path / "assay-copies").rglob("*.pixels")]
+    assert len(copies) == 4
+    for tier in ("memory", "device"):
+        for name, values in found["disk"][0].items():
+            np.testing.assert_array_equal(found[tier][0][name], values)
+        assert torch.equal(found[tier][1], found["disk"][1])
+
+
+NEED = {"memory": 40, "device": 30}
+
+
+@pytest.mark.parametrize(
+    ("tier", "free", "expected"),
+    [
+        ("auto", {}, "disk"),
+        ("auto", {"memory": 80}, "memory"),
+        ("auto", {"memory": 79}, "disk"),
+        ("auto", {"memory": 80, "device": 60}, "device"),
+        ("auto", {"memory": 80, "device": 59}, "memory"),
+        ("auto", {"memory": 79, "device": 59}, "disk"),
+        ("disk", {"memory": 80, "device": 60}, "disk"),
+        ("memory", {"memory": 40, "device": 60}, "memory"),
+        ("memory", {"memory": 39}, "--tier disk"),
+        ("memory", {}, "--tier disk"),
+        ("device", {"device": 30}, "device"),
+        ("device", {"device": 29}, "--tier disk"),
+        ("device", {}, "device"),
+    ],
+)
+def test_the_tier_is_the_one_asked_for_or_the_fastest_that_half_would_do(
+    tier: Any, free: dict[str, int], expected: str
+) -> None:
+    if expected.startswith("--"):
+        with pytest.raises(ResourceError, match=expected):
+            choose(tier, NEED, free)
+    else:
+        assert choose(tier, NEED, free) == expected
+
+
+def test_auto_copies_to_memory_from_far_away_only(
+    pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path / "shared")
+    (tmp_path / "shared").mkdir()
+    far = replace(pixels, store=replace(pixels.store, cache=""))
+    near = replace(pixels, store=Store(str(tmp_path / "store")))
+    assert settle("auto", pixels, [0], CPU) == ("disk", pixels)  # a cache was named
+    assert settle("auto", near, [0], CPU) == ("disk", near)
+    chosen, held = settle("auto", far, [0], CPU)
+    assert (chosen, held.store.cache) == ("memory", str(tmp_path / "shared"))
+    np.testing.assert_array_equal(held[1].levels[0], near[1].levels[0])
+    # what is there already needs no room any more
+    monkeypatch.setattr(module, "_free", lambda device: {"memory": 0})
+    assert settle("auto", far, [0], CPU)[0] == "disk"
+    for row in range(4):
+        held[row]
+    assert settle("auto", far, [0], CPU)[0] == "memory"
+    usage = SimpleNamespace(free=0)
+    monkeypatch.undo()
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    assert settle("auto", far, [0], CPU) == ("disk", far)
