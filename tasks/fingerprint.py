@@ -60,7 +60,7 @@ from assay.nn.topk import (
 )
 from assay.space import Float, Space
 from assay.train.monitor import Limit
-from assay.train.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, TrainConfig
 
 PATTERNS = (
     "{label}/{design}/Device_{device}_Print_{print}_{view}",
@@ -158,8 +158,8 @@ class Fingerprint(Task):
 
     Config = FingerprintConfig
     config: FingerprintConfig
-    setting_names: ClassVar[Mapping[str, str]] = {
-        **Task.setting_names, "model_name": "model.backbone", "test_samples": "model.k", "sigma": "model.sigma",
+    aliases: ClassVar[Mapping[str, str]] = {
+        **Task.aliases, "model_name": "model.backbone", "test_samples": "model.k", "sigma": "model.sigma",
         "dropout": "model.dropout", "attn_dropout": "model.attn_dropout", "contrast_mod": "augment.exposure_p",
         "scale_mod": "augment.scale_p", "sensor_noise": "augment.noise_max", "clahe_grid": "patches.clahe_grid",
     }  # fmt: skip
@@ -288,7 +288,7 @@ class Fingerprint(Task):
         }
 
     @classmethod
-    def prepare(cls, config: FingerprintConfig, pixels: Pixels, samples: Samples) -> Batch:
+    def prepare(cls, config: FingerprintConfig, pixels: Pixels, samples: BatchRows) -> Batch:
         """Overviews, their statistics, what was drawn for each image, and random cells."""
         grid = grid_side(config.model.trunk, config.patches.overview_px)
         drawn: list[tuple[Any, ...]] = []
@@ -296,7 +296,7 @@ class Fingerprint(Task):
             rng = np.random.default_rng(int(key))
             change = augment.IDENTITY
             if samples.train:
-                change = augment.draw(config.augment, config.patches.image_px, rng)
+                change = augment.draw_augment(config.augment, config.patches.image_px, rng)
             overview, mean, std = Canvas(pixels[int(row)], config.patches, change).overview()
             if not samples.train:  # what is judged depends on no order, batch or seed
                 rng = np.random.default_rng(overview_seed(overview))
@@ -424,7 +424,7 @@ class Fingerprint(Task):
         corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
         corners = corners.reshape(*cells.shape, 2)
         canvases = [self._canvas(batch, i) for i in range(len(cells))]
-        pixels = self.resident.cut(batch["row"], canvases, corners, cells >= 0, self.device)
+        pixels = self.device_cache.cut(batch["row"], canvases, corners, cells >= 0, self.device)
         moved = pixels.permute(0, 1, 4, 2, 3)
         is_cell = torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
         return self._show(moved, batch, corners, 1.0) * is_cell
@@ -514,7 +514,7 @@ class Fingerprint(Task):
             "boxes": torch.from_numpy(boxes.astype(np.float32)).flatten(1),
         }
 
-    def examine(self, batch: Batch) -> dict[str, Tensor]:
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
         """Deletion test: logits where the chosen patches are blank, and where as many random ones are.
 
         The image is then chosen from and judged anew, so evidence elsewhere can still be found.
@@ -585,7 +585,7 @@ class Fingerprint(Task):
         return attn
 
     @classmethod
-    def judge(cls, config: FingerprintConfig, predictions: pa.Table, storage: Path) -> Findings:
+    def judge(cls, config: FingerprintConfig, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """The deletion test; on the embedded parts also the share of patches on planted signal."""
         found: dict[str, dict[str, Estimate]] = {}
         zones = None
@@ -600,7 +600,7 @@ class Fingerprint(Task):
                 pairs = zip(own["id"].to_pylist(), boxes, strict=True)
                 hits = [zone_hits(zones[i], b).mean() for i, b in pairs]
                 found[name]["patches_on_signal"] = interval(np.array(hits), group)
-        return Findings(metrics=found)
+        return TaskMetrics(metrics=found)
 
 
 def _deletion(predictions: pa.Table, group: np.ndarray) -> dict[str, Estimate]:

@@ -39,13 +39,13 @@ from assay.data.split import SplitConfig
 from assay.data.synthetic import powder_bed
 from assay.errors import ConfigError, QuantizeError
 from assay.metrics import masks
-from assay.metrics.scores.masks import component_columns, look, pixel_columns
+from assay.metrics.scores.masks import component_columns, pixel_columns, validate_masks
 from assay.nn.backbone import load_weights, normalise_layers
 from assay.nn.export import GraphModule, write_graph
 from assay.nn.mask_loss import MaskLoss, mask_loss
 from assay.nn.optim import OptimConfig
 from assay.train.monitor import Limit
-from assay.train.task import Batch, Findings, Samples, Task, TaskConfig, TrainConfig
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, TrainConfig
 
 INT8 = "segment_int8"
 PRIOR = 0.01
@@ -170,7 +170,7 @@ class Segment(Task):
         return {"heuristic": still}
 
     @classmethod
-    def prepare(cls, config: SegmentConfig, pixels: Pixels, samples: Samples) -> Batch:
+    def prepare(cls, config: SegmentConfig, pixels: Pixels, samples: BatchRows) -> Batch:
         """Crops and their masks to train on; of layers to be judged the rows alone, as tiles are cut later."""
         batch: Batch = {
             "row": samples.rows,
@@ -226,7 +226,7 @@ class Segment(Task):
         """Pixels inside and outside each mask, by their level."""
         return self._columns(batch, pixel_columns)
 
-    def examine(self, batch: Batch) -> dict[str, Tensor]:
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
         """Components found and false alarms, by threshold."""
         return self._columns(batch, component_columns)
 
@@ -243,9 +243,9 @@ class Segment(Task):
         return {name: torch.from_numpy(np.stack([own[name] for own in found])) for name in found[0]}
 
     @classmethod
-    def look(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
+    def validate(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
         """Micro IoU on val at the best threshold, by the masks that training learns from; NLL per pixel."""
-        return look(columns, len(config.masks.classes))
+        return validate_masks(columns, len(config.masks.classes))
 
     @classmethod
     def score(
@@ -258,13 +258,13 @@ class Segment(Task):
         return masks.score(predictions, masks.fit_thresholds(predictions, num, least))
 
     @classmethod
-    def judge(cls, config: SegmentConfig, predictions: pa.Table, storage: Path) -> Findings:
+    def judge(cls, config: SegmentConfig, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Pixels, layers, components, false alarms, calibration."""
         metrics, figures = masks.findings(predictions, config.masks.classes)
-        return Findings(metrics=metrics, figures=figures)
+        return TaskMetrics(metrics=metrics, figures=figures)
 
     @classmethod
-    def picture(
+    def draw(
         cls, config: SegmentConfig, pixels: Pixels, row: int, answer: Callable[[], Any]
     ) -> np.ndarray | None:
         """The layer; the answer and the heuristic over it, against the mask that is judged by."""
@@ -316,7 +316,7 @@ class Segment(Task):
         hook.remove()
         return logits, kept[0].mean((2, 3))
 
-    def quantized(self, folder: Path) -> "Segment | None":
+    def int8(self, folder: Path) -> "Segment | None":
         """This task with the int8 graph in the network's place."""
         path = folder / f"{INT8}.onnx"
         return self._with(path) if path.exists() else None
@@ -329,7 +329,7 @@ class Segment(Task):
     def _iou(self, rows: np.ndarray) -> float:
         columns = self.predict({"row": rows})
         arrays = {name: values.numpy() for name, values in columns.items()}
-        return look(arrays, len(self.classes))["iou"]
+        return validate_masks(arrays, len(self.classes))["iou"]
 
     def _calibration(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Tiles of training layers, evenly chosen."""

@@ -36,7 +36,7 @@ from assay.nn.optim import build_optimizer
 from assay.train import checkpoint
 from assay.train.loop import Loop, load_best
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Batch, Samples, Task, TaskConfig
+from assay.train.task import Batch, BatchRows, Task, TaskConfig
 from assay.train.worker import Job, work
 
 FILES = sorted((Path(__file__).parents[1] / "tasks").glob("*.py"))
@@ -69,7 +69,7 @@ class System:
     def batch(self, rows: np.ndarray, train: bool, first_entry: int = 0) -> Batch:
         entries = np.arange(first_entry, first_entry + len(rows))
         keys = entry_keys(self.config.train.seed, 0, entries)
-        samples = Samples(rows, keys, self.manifest.truth[rows], train)
+        samples = BatchRows(rows, keys, self.manifest.truth[rows], train)
         return self.task.prepare(self.config, self.pixels, samples)
 
     def loop(self, folder: Path) -> Loop:
@@ -189,7 +189,7 @@ def test_help_shows_every_setting(system, capsys, monkeypatch):
         main(str(script), ["--help"])
     assert not ended.value.code
     shown = capsys.readouterr().out
-    options = [*options_of(system.task.Config), *options_of(resources.Where)]
+    options = [*options_of(system.task.Config), *options_of(resources.Resources)]
     assert len(options) > 30
     for option in options:
         assert f"{option} " in shown or f"{option}," in shown, option

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.errors import ConfigError
-from assay.space import Choice, Float, Int, changed, draw, grid, value_of
+from assay.space import Choice, Float, Int, changed, grid, sample, value_of
 from assay.sweep import space_file
 from assay.sweep.space_text import check, merged, parse
 from assay.train.source import TaskSource, load_task
@@ -76,7 +76,7 @@ def test_what_is_drawn_lies_in_the_range_and_in_the_settings(
     low: float, factor: float, log: bool
 ) -> None:
     space = {"optim.lr": Float(low=low, high=low * factor, log=log)}
-    values = draw(space, CONFIG, ask())
+    values = sample(space, CONFIG, ask())
     assert low <= values["optim.lr"] <= low * factor
     assert changed(CONFIG, values).optim.lr == values["optim.lr"]
     levels = grid(space, CONFIG)
@@ -91,7 +91,7 @@ def test_a_condition_decides_what_is_drawn_next() -> None:
         "head_lr": Choice(values=(1.0, 2.0), when={"train.precision": ("bf16",)}),
     }
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [draw(space, CONFIG, study.ask()) for _ in range(20)]
+    drawn = [sample(space, CONFIG, study.ask()) for _ in range(20)]
     assert {len(values) for values in drawn} == {1, 2}
     assert all(("dropout" in v) == (v["optim.optimizer"] == "lamb") for v in drawn)
     # a grid counts a setting once where its condition fails: 1 + 3 levels

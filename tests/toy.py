@@ -23,7 +23,7 @@ from assay.nn.optim import Multiplier, OptimConfig
 from assay.train.batches import Stream
 from assay.train.loop import Loop
 from assay.train.source import TaskSource
-from assay.train.task import Batch, Samples, Task, TaskConfig, TrainConfig
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TrainConfig
 from assay.train.worker import Job
 
 SIZES = {"train": 21, "val": 7, "test": 5}
@@ -60,7 +60,7 @@ class Toy(Task):
         self.scale = nn.Parameter(torch.ones(16))
 
     @classmethod
-    def prepare(cls, config: Any, pixels: Pixels, samples: Samples) -> Batch:
+    def prepare(cls, config: Any, pixels: Pixels, samples: BatchRows) -> Batch:
         x = np.stack(
             [features(int(r), int(t)) for r, t in zip(samples.rows, samples.truth, strict=True)]
         )

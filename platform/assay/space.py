@@ -31,7 +31,7 @@ S = TypeVar("S", bound=Settings)
 
 
 @runtime_checkable
-class Trial(Protocol):
+class Suggest(Protocol):
     """What Optuna's trial can do, as far as it is needed here."""
 
     def suggest_float(
@@ -62,7 +62,7 @@ class Float:
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
-    def draw(self, name: str, trial: Trial) -> float:
+    def sample(self, name: str, trial: Suggest) -> float:
         """Draw a value."""
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
@@ -90,7 +90,7 @@ class Int:
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
-    def draw(self, name: str, trial: Trial) -> int:
+    def sample(self, name: str, trial: Suggest) -> int:
         """Draw a value."""
         return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
@@ -107,7 +107,7 @@ class Choice:
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
-    def draw(self, name: str, trial: Trial) -> Value:
+    def sample(self, name: str, trial: Suggest) -> Value:
         """Draw a value; a single one is no draw."""
         if len(self.values) == 1:
             return self.values[0]
@@ -125,12 +125,12 @@ Dimension = Float | Int | Choice
 Space = Mapping[str, Dimension]
 
 
-def draw(space: Space, config: Settings, trial: Trial) -> dict[str, Value]:
+def sample(space: Space, config: Settings, trial: Suggest) -> dict[str, Value]:
     """Draw one value for each setting whose condition holds, in the order of the space."""
     drawn: dict[str, Value] = {}
     for name, dimension in space.items():
         if _holds(dimension, drawn, config):
-            drawn[name] = dimension.draw(name, trial)
+            drawn[name] = dimension.sample(name, trial)
     return drawn
 
 

@@ -22,11 +22,11 @@ from assay.config import to_dict
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.split import draw_split
-from assay.experiment.resources import Where
+from assay.experiment.resources import Resources
 from assay.nn.topk import draw_noise, hard_topk, perturbed_topk, score_function_loss
 from assay.train.loop import load_best
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Samples, Task
+from assay.train.task import BatchRows, Task
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 NUM_IMAGES, NUM_DRAWS, NUM_NOISE, REFERENCE = 6, 8, 500, 100_000
@@ -62,7 +62,7 @@ def trained_task(storage: Path) -> tuple[Any, dict[str, np.ndarray]]:
     source = TaskSource.read(SCRIPT)
     task = load_task(source)
     config: Any = task.presets()["demo"]
-    run = experiment(source, config, Where(workers=0, storage=storage))
+    run = experiment(source, config, Resources(workers=0, storage=storage))
     manifest = task.manifest(config, storage)
     pixels = Pixels(Store(str(storage / "store")), manifest.column("content"))
     made: Task = task(config, manifest.classes, pixels)
@@ -70,7 +70,7 @@ def trained_task(storage: Path) -> tuple[Any, dict[str, np.ndarray]]:
     assert to_dict(config)
     rows = draw_split(manifest, config.split).rows("val")[:: max(1, 78 // NUM_IMAGES)][:NUM_IMAGES]
     keys = np.arange(len(rows), dtype=np.uint64)
-    samples = Samples(rows, keys, manifest.truth[rows], train=False)
+    samples = BatchRows(rows, keys, manifest.truth[rows], train=False)
     return made.eval(), task.prepare(config, pixels, samples)
 
 

@@ -21,7 +21,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.augment import AugmentConfig
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Samples
+from assay.train.task import BatchRows
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 SIDES = (1275, 2550, 5100, 10200)
@@ -43,7 +43,7 @@ def task_of(folder: str, side: int, clip: float, turn: bool) -> tuple[Any, Any]:
     torch.manual_seed(0)
     made = task(config, ["a", "b"], Pixels(Store(folder), contents)).train()
     keys = np.arange(BATCH, dtype=np.uint64)
-    return made, Samples(np.arange(BATCH), keys, np.array([0, 1, 0, 1], np.int32), train=True)
+    return made, BatchRows(np.arange(BATCH), keys, np.array([0, 1, 0, 1], np.int32), train=True)
 
 
 def step(task: Any, samples: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from bench import peak_mb, photo, seconds, table, write
 from torch import Tensor
 
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.patches import EPS, Canvas, PatchConfig, cell_corners
 from assay.nn.topk import draw_noise, hard_topk, mix, perturbed_topk
 
@@ -63,7 +63,9 @@ def dense(image: Tensor, scores: Tensor, sigma: float) -> Callable[[], tuple[Ten
     return step
 
 
-def sparse(entry: Entry, scores: Tensor, sigma: float) -> Callable[[], tuple[Tensor, Tensor]]:
+def sparse(
+    entry: ImagePyramid, scores: Tensor, sigma: float
+) -> Callable[[], tuple[Tensor, Tensor]]:
     """The step on an entry of the store."""
     canvas, upstream = Canvas(entry, SIZES), _upstream()
     mean, std = (torch.from_numpy(v).float().view(1, 3, 1, 1) for v in (entry.mean, entry.std))
@@ -89,9 +91,9 @@ def _upstream() -> Tensor:
     return torch.randn(K, 3, side, side, generator=torch.Generator().manual_seed(3)) / side
 
 
-def problem(sigma: float) -> tuple[Entry, Tensor, Tensor, float]:
+def problem(sigma: float) -> tuple[ImagePyramid, Tensor, Tensor, float]:
     """An image as an entry and as a tensor, scores, and sigma; flat scores where sigma is 0."""
-    entry = Entry.of(photo(SIZES.image_px))
+    entry = ImagePyramid.of(photo(SIZES.image_px))
     stride = SIZES.image_px // GRID
     margin = (SIZES.patch_px - stride) // 2
     end = stride * GRID + SIZES.patch_px - 1 - SIZES.image_px - margin

@@ -236,7 +236,7 @@ def rollover(
     ]
 
 
-def smoke_runs(storage: Path) -> tuple[list[listing.Listed], listing.Listed]:
+def smoke_runs(storage: Path) -> tuple[list[listing.RunSummary], listing.RunSummary]:
     """Two runs of fingerprint and one of segment, trained where they are missing."""
     for task in ("fingerprint", "segment"):
         command = [sys.executable, str(TASKS / f"{task}.py"), "--preset", "smoke", "--workers", "0"]
@@ -246,14 +246,14 @@ def smoke_runs(storage: Path) -> tuple[list[listing.Listed], listing.Listed]:
     return prints, next(run for run in runs if run.task == "segment" and run.result)
 
 
-def picture(run: listing.Listed, side: int) -> bytes:
+def picture(run: listing.RunSummary, side: int) -> bytes:
     """The golden image of a run's bundle, so many times larger, as PNG."""
     golden = cv2.imread(str(next((run.folder / "bundle").glob("golden.*"))))
     return cv2.imencode(".png", cv2.resize(golden, None, fx=side, fy=side))[1].tobytes()
 
 
 def all_rows(
-    config: ServeConfig, runs: dict[str, listing.Listed], images: dict[str, bytes]
+    config: ServeConfig, runs: dict[str, listing.RunSummary], images: dict[str, bytes]
 ) -> Iterator[Row]:
     """Every row but the rollover's; the service runs while the later ones are asked for."""
     for task, run in runs.items():

@@ -29,7 +29,7 @@ from assay.data.order import Step, entry_keys, steps_of
 from assay.experiment.stream import _recall, ray_stream
 from assay.train.batches import Stream, batches
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Batch, Samples
+from assay.train.task import Batch, BatchRows
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
 NUM_IMAGES, NUM_EPOCHS, BATCH = 240, 3, 14
@@ -75,7 +75,7 @@ def split_shards(
         task, config, pixels, truth = _recall(shared)
         rows = block["id"]
         return task.prepare(
-            config, pixels, Samples(rows, entry_keys(0, 0, rows), truth[rows], train=True)
+            config, pixels, BatchRows(rows, entry_keys(0, 0, rows), truth[rows], train=True)
         )
 
     dataset = ray.data.range(NUM_IMAGES, override_num_blocks=30).randomize_block_order(seed=1)

@@ -15,7 +15,7 @@ import tifffile
 from bench import peak_mb, photo, seconds, table, write
 
 from assay.data.images import decode
-from assay.data.images.pyramid import Entry, pyramid
+from assay.data.images.pyramid import ImagePyramid, pyramid
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.inputs.photometric import normalise
 
@@ -30,12 +30,12 @@ CODECS: dict[str, dict[str, Any]] = {
 }
 
 
-def whole(file: Path) -> Entry:
+def whole(file: Path) -> ImagePyramid:
     """Everything decoded."""
-    return Entry.of(decode.read(file))
+    return ImagePyramid.of(decode.read(file))
 
 
-WAYS: dict[str, Callable[[Path], Entry]] = {"whole": whole, "in part": Entry.read}
+WAYS: dict[str, Callable[[Path], ImagePyramid]] = {"whole": whole, "in part": ImagePyramid.read}
 
 
 def looked(way: str, file: Path) -> tuple[np.ndarray, np.ndarray, float]:

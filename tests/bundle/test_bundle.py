@@ -21,7 +21,7 @@ from torch import nn
 
 from assay.bundle.bundle import Bundle, read
 from assay.bundle.seal import quantized_share, seal
-from assay.data.images.pyramid import Entry, pyramid
+from assay.data.images.pyramid import ImagePyramid, pyramid
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.errors import BundleError, ImageError
 from assay.metrics.decide import Decision
@@ -128,7 +128,7 @@ def test_an_answer_is_what_its_parts_say(sealed, images):
     for image in images:
         answer = opened.predict(image)
         assert opened.predict(image.read_bytes()).probs == answer.probs
-        canvas = Canvas(Entry.of(cv2.imread(str(image))[..., ::-1]), SIZES)
+        canvas = Canvas(ImagePyramid.of(cv2.imread(str(image))[..., ::-1]), SIZES)
         overview, mean, std = canvas.overview()
         cells = overview[..., 0].reshape(GRID, 4, GRID, 4).mean((1, 3)).ravel()
         best = np.sort(np.argsort(-cells, kind="stable")[:K])
@@ -179,7 +179,7 @@ def test_random_patches_are_the_same_for_the_same_image(tmp_path, images):
     first, second, other = (opened.predict(images[i]) for i in (1, 1, 2))
     assert np.array_equal(first.boxes, second.boxes)
     assert not np.array_equal(first.boxes, other.boxes)
-    canvas = Canvas(Entry.of(cv2.imread(str(images[1]))[..., ::-1]), SIZES)
+    canvas = Canvas(ImagePyramid.of(cv2.imread(str(images[1]))[..., ::-1]), SIZES)
     everywhere = cell_corners(np.arange(GRID**2), GRID, SIZES)
     allowed = {tuple(box) for box in canvas.source_boxes(everywhere)}
     assert {tuple(box) for box in first.boxes} <= allowed
@@ -425,13 +425,13 @@ def test_a_tile_that_is_found_damaged_late_is_its_own_images_error(tmp_path, ima
             out.write(level, tile=(32, 32), photometric="rgb", compression="zlib", subfiletype=min(number, 1))  # fmt: skip
     content = file.getvalue()
     (answer,) = opened.predict_each([content])
-    assert np.array_equal(answer.boxes, opened.predict_each([Entry.of(pixels)])[0].boxes)
-    assert answer.probs == opened.predict_each([Entry.of(pixels)])[0].probs
-    damaged, opening = bytearray(content), Entry.read(content).levels[0]
+    assert np.array_equal(answer.boxes, opened.predict_each([ImagePyramid.of(pixels)])[0].boxes)
+    assert answer.probs == opened.predict_each([ImagePyramid.of(pixels)])[0].probs
+    damaged, opening = bytearray(content), ImagePyramid.read(content).levels[0]
     for tile in set(range(256)) - set(opening.held):
         start, num = opening.offsets[tile], opening.counts[tile]
         damaged[start : start + num] = b"\xff" * num
-    assert isinstance(read(bytes(damaged)), Entry)
+    assert isinstance(read(bytes(damaged)), ImagePyramid)
     first, none, last = opened.predict_each([content, bytes(damaged), images[1]])
     assert isinstance(none, ImageError)
     assert first.probs == answer.probs

@@ -19,7 +19,7 @@ from assay.data.split import SplitConfig
 from assay.errors import RunError
 from assay.experiment import judge
 from assay.metrics.decide import DecideConfig
-from assay.train.task import Findings, Task, TaskConfig
+from assay.train.task import Task, TaskConfig, TaskMetrics
 
 CLASSES = ["m1", "m2"]
 
@@ -323,12 +323,12 @@ def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
 
     class Own(Task):
         @classmethod
-        def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> Findings:
+        def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
             mine = interval(np.array([0.5, 1.0]), np.array([0, 1]))
             figure = Figure(
                 title="Mine", kind="line", series={"a": Series(x=[0.0, 1.0], y=[1.0, 2.0])}
             )
-            return Findings(metrics={"test": {"sharpness": mine}}, figures=[figure])
+            return TaskMetrics(metrics={"test": {"sharpness": mine}}, figures=[figure])
 
     folder = make_run(tmp_path, "toy-own", 0.9)
     result = judge.judge(folder, Own, TaskConfig(), tmp_path)

@@ -19,7 +19,7 @@ from assay.cli.task import main
 from assay.errors import ConfigError, ResourceError, RunError
 from assay.experiment.identity import identity
 from assay.experiment.options import parse
-from assay.experiment.resources import Where, worker_resources
+from assay.experiment.resources import Resources, worker_resources
 from assay.experiment.run import storage_of
 from assay.runs.folder import SCHEMA, Run
 from assay.train.source import TaskSource, load_task
@@ -383,28 +383,28 @@ def test_relative_storage_is_refused_in_an_uploaded_job(
     monkeypatch.chdir(job)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(ConfigError, match="outlives the job"):
-        storage_of(Where(storage=Path("runs")))
-    assert storage_of(Where()) == tmp_path / "home" / "assay" / "runs"
+        storage_of(Resources(storage=Path("runs")))
+    assert storage_of(Resources()) == tmp_path / "home" / "assay" / "runs"
     monkeypatch.chdir(tmp_path)
-    assert storage_of(Where()) == tmp_path / "runs"
+    assert storage_of(Resources()) == tmp_path / "runs"
 
 
 @pytest.mark.parametrize(
     ("where", "cpus", "gpus", "expected"),
     [
-        (Where(workers=1), 2, 0, {"CPU": 1.0}),
-        (Where(workers=2), 2, 0, {"CPU": 0.5}),
-        (Where(workers=4), 64, 4, {"CPU": 1.0}),
-        (Where(workers=4, gpus=True), 64, 4, {"CPU": 1.0, "GPU": 1.0}),
-        (Where(workers=3), 2, 0, None),
-        (Where(workers=1), 1, 0, None),
-        (Where(workers=2, gpus=True), 8, 1, None),
-        (Where(workers=2, cpus_per_worker=1.0), 2, 0, None),
+        (Resources(workers=1), 2, 0, {"CPU": 1.0}),
+        (Resources(workers=2), 2, 0, {"CPU": 0.5}),
+        (Resources(workers=4), 64, 4, {"CPU": 1.0}),
+        (Resources(workers=4, gpus=True), 64, 4, {"CPU": 1.0, "GPU": 1.0}),
+        (Resources(workers=3), 2, 0, None),
+        (Resources(workers=1), 1, 0, None),
+        (Resources(workers=2, gpus=True), 8, 1, None),
+        (Resources(workers=2, cpus_per_worker=1.0), 2, 0, None),
     ],
 )
 def test_workers_leave_a_cpu_for_ray_data_or_are_refused(
     monkeypatch: pytest.MonkeyPatch,
-    where: Where,
+    where: Resources,
     cpus: int,
     gpus: int,
     expected: dict[str, float] | None,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.duplicates import NEAR_BITS, NearDuplicate, counts, joined, near_duplicates
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 
 
 def scenes(num, seed, height=180, width=240):
@@ -20,7 +20,7 @@ def scenes(num, seed, height=180, width=240):
 
 
 def signatures(images):
-    return np.stack([np.frombuffer(Entry.of(image).signature, np.uint8) for image in images])
+    return np.stack([np.frombuffer(ImagePyramid.of(image).signature, np.uint8) for image in images])
 
 
 def recompressed(image, quality=60):

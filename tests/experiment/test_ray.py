@@ -23,7 +23,7 @@ from assay.data.order import steps_of, uniform_order
 from assay.data.split import Split, draw_split
 from assay.errors import ImageError
 from assay.experiment.fill import fill
-from assay.experiment.resources import Where
+from assay.experiment.resources import Resources
 from assay.experiment.stream import ray_stream
 from assay.experiment.workers import train
 from assay.train.batches import batches
@@ -202,7 +202,7 @@ def test_two_workers_one_of_which_is_killed_end_where_one_worker_does(
 ) -> None:
     killed = TaskSource("killed", source.code + KILLER)
     two = _job(killed, config, manifest, split, pixels, tmp_path / "two")
-    train(two, Where(workers=2, retries=1))
+    train(two, Resources(workers=2, retries=1))
     assert mark.exists()
     one = _job(source, config, manifest, split, pixels, tmp_path / "one")
     work(one, one.stream())
@@ -225,7 +225,7 @@ def test_two_workers_judge_a_checkpoint_exactly_as_one(
     work(job, job.stream())
     first = pq.read_table(job.folder / "predictions.parquet")
     (job.folder / "predictions.parquet").unlink()
-    train(job, Where(workers=2))  # finished: only predicts
+    train(job, Resources(workers=2))  # finished: only predicts
     assert pq.read_table(job.folder / "predictions.parquet").equals(first)
 
 
@@ -241,7 +241,7 @@ def test_what_learns_nothing_predicts_without_workers(
     monkeypatch.setattr("ray.train.torch.TorchTrainer", None)
     still = replace(config, train=replace(config.train, epochs=0))
     job = _job(source, still, manifest, split, pixels, tmp_path / "still")
-    train(job, Where(workers=1))
+    train(job, Resources(workers=1))
     predicted = pq.read_table(job.folder / "predictions.parquet")
     judged = {name: len(split.rows(name)) for name in ("val", *split.tests)}
     assert {name: predicted["split"].to_pylist().count(name) for name in judged} == judged

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, log_loss, precision_recall_curve, recall_s
 
 from assay.config import from_dict, to_dict
 from assay.errors import ConfigError, PredictionsError
-from assay.metrics.decide import DecideConfig, Decision, ece, fit_temperature, worth
+from assay.metrics.decide import DecideConfig, Decision, ece, fit_temperature, measure_decision
 from assay.metrics.estimate import interval
 from assay.metrics.scores.classes import row_nll, softmax
 
@@ -431,7 +431,7 @@ def test_worth_counted_by_hand() -> None:
     )
     truth, group = np.array([0, 1, 1, 2, 0]), np.array(["a", "a", "a", "b", "c"])
     logits = 3 * np.log(probs)
-    plain = worth(decide_with(quantile=0.6, temperature=3.0), logits, truth, group)
+    plain = measure_decision(decide_with(quantile=0.6, temperature=3.0), logits, truth, group)
     values = {name: estimate.value for name, estimate in plain.items()}
     assert values == pytest.approx(
         {
@@ -449,7 +449,8 @@ def test_worth_counted_by_hand() -> None:
 
     watchful = decide_with(quantile=0.6, temperature=3.0, positive=1, threshold=0.19)
     values = {
-        name: estimate.value for name, estimate in worth(watchful, logits, truth, group).items()
+        name: estimate.value
+        for name, estimate in measure_decision(watchful, logits, truth, group).items()
     }
     assert values.keys() - plain.keys() == {
         "decided_accuracy", "recall", "precision", "false_alarms",
@@ -464,7 +465,8 @@ def test_worth_counted_by_hand() -> None:
         temperature=3.0, costs=[[0.0, 1.0, 1.0], [9.0, 0.0, 9.0], [1.0, 1.0, 0.0]]
     )
     values = {
-        name: estimate.value for name, estimate in worth(thrifty, logits, truth, group).items()
+        name: estimate.value
+        for name, estimate in measure_decision(thrifty, logits, truth, group).items()
     }
     assert values.keys() - plain.keys() == {"decided_accuracy", "cost", "cost_of_argmax"}
     # crack is answered from a tenth on: all five rows
@@ -476,20 +478,20 @@ def test_worth_counted_by_hand() -> None:
 def test_of_one_group_nothing_but_the_range_is_known() -> None:
     logits = np.log(np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]))
     decision = decide_with(costs=[[0.0, 1.0, 1.0], [20.0, 0.5, 1.0], [1.0, 1.0, 0.0]])
-    found = worth(decision, logits, np.array([0, 0]), np.array(["a", "a"]))
+    found = measure_decision(decision, logits, np.array([0, 0]), np.array(["a", "a"]))
     ranges = {name: (estimate.low, estimate.high) for name, estimate in found.items()}
     assert ranges.pop("set_size") == (0.0, 3.0)
     assert ranges.pop("cost") == ranges.pop("cost_of_argmax") == (0.0, 20.0)
     assert ranges.pop("calibrated_nll") == pytest.approx((0.0, -math.log(0.2)))
     assert set(ranges.values()) == {(0.0, 1.0)}
-    right = worth(decision, logits, np.array([0, 1]), np.array(["a", "a"]))
+    right = measure_decision(decision, logits, np.array([0, 1]), np.array(["a", "a"]))
     assert right["calibrated_nll"].high == pytest.approx(math.log(3))
 
 
 def test_what_was_promised_on_val_holds_on_new_groups() -> None:
     rng = np.random.default_rng(1)
     decision = fit(*population(rng, 400), positive="crack", recall=0.95)
-    found = worth(decision, *population(rng, 400))
+    found = measure_decision(decision, *population(rng, 400))
     assert found["set_coverage"].low < 0.9 < found["set_coverage"].high
     assert found["set_coverage"].num_groups == 400
     assert found["recall"].value > 0.9
@@ -500,12 +502,12 @@ def test_what_has_no_image_is_left_out() -> None:
     logits = np.log(np.array([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]))
     truth, group = np.array([0, 2]), np.array(["a", "b"])
     none_said = decide_with(quantile=1.0, positive=1, threshold=0.5)
-    found = worth(none_said, logits, truth, group)
+    found = measure_decision(none_said, logits, truth, group)
     assert found["rejected"].value == 1.0
     assert found["set_size"].value == 3.0
     assert found["false_alarms"].value == 0.0
     assert not found.keys() & {"accepted_accuracy", "recall", "precision"}
-    only_positive = worth(none_said, logits, np.array([1, 1]), group)
+    only_positive = measure_decision(none_said, logits, np.array([1, 1]), group)
     assert "false_alarms" not in only_positive
     assert only_positive["recall"].value == 0.0
 
@@ -526,7 +528,7 @@ def test_worth_is_finite_and_within_range(val: Any, test: Any, rule: str) -> Non
         "no costs": {"costs": tuple(f"{t}>{a}=0" for t in CLASSES for a in CLASSES if t != a)},
     }[rule]
     decision = fit(*val, coverage=0.5, **chosen)
-    for name, estimate in worth(decision, *test).items():
+    for name, estimate in measure_decision(decision, *test).items():
         numbers = [estimate.value, estimate.low, estimate.high]
         assert np.isfinite(numbers).all(), name
         assert 0 <= estimate.low <= estimate.high, name

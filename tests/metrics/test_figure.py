@@ -29,7 +29,7 @@ def line(**changes: Any) -> Figure:
 
 
 def parsed(figure: Figure) -> ElementTree.Element:
-    return ElementTree.fromstring(svg.draw(figure))
+    return ElementTree.fromstring(svg.render_svg(figure))
 
 
 def of_class(root: ElementTree.Element, name: str) -> list[ElementTree.Element]:
@@ -50,14 +50,16 @@ def test_any_figure_is_well_formed_and_returns_from_json(kind, values, title, na
     root = parsed(figure)
     assert root.get("role") == "img"
     assert root.get("aria-label") is not None
-    shapes = re.sub(r"<text.*?</text>|<title>.*?</title>|aria-label=.*?>", "", svg.draw(figure))
+    shapes = re.sub(
+        r"<text.*?</text>|<title>.*?</title>|aria-label=.*?>", "", svg.render_svg(figure)
+    )
     assert not re.search("nan|inf", shapes)
     assert Figure.from_dict(json.loads(json.dumps(figure.to_dict()))) == figure
 
 
 def test_hostile_text_stays_text():
     name = '<script>alert("1")</script>\x00\x1b'
-    drawn = svg.draw(
+    drawn = svg.render_svg(
         Figure(title=name, kind="bar", series={name: Series(x=[name], y=[0.5])}, caption=name)
     )
     assert "<script" not in drawn
@@ -170,13 +172,13 @@ def test_a_large_figure_stays_small():
         n: Series(x=x, y=[math.sin(v) for v in x], low=[-1.0] * 500, high=[1.0] * 500)
         for n in "abc"
     }
-    assert len(svg.draw(line(series=series))) < 60_000
+    assert len(svg.render_svg(line(series=series))) < 60_000
     classes = [f"machine {i}" for i in range(40)]
     rows = {
         c: Series(x=classes, y=[1.0 if (i * j) % 4 == 0 else 0.0 for j in range(40)])
         for i, c in enumerate(classes)
     }
-    assert len(svg.draw(Figure(title="t", kind="matrix", series=rows))) < 60_000
+    assert len(svg.render_svg(Figure(title="t", kind="matrix", series=rows))) < 60_000
 
 
 @pytest.mark.parametrize(("num", "shown"), [(4, {"1.00", "0.25"}), (13, {"1", ".25"})])

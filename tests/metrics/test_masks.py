@@ -11,7 +11,7 @@ from sklearn.metrics import jaccard_score, precision_recall_fscore_support
 from assay.errors import PredictionsError
 from assay.levels import LEVELS, level_probs
 from assay.metrics import evaluate, masks
-from assay.metrics.scores.masks import SIZES, component_columns, look, pixel_columns
+from assay.metrics.scores.masks import SIZES, component_columns, pixel_columns, validate_masks
 
 SIDE = 24
 SEEDS = st.integers(0, 10_000)
@@ -170,7 +170,7 @@ def test_calibrated_levels_have_no_calibration_error():
 def test_a_look_finds_the_best_iou_and_the_nll_of_the_levels():
     layers = [layer(i, 2) for i in range(3)]
     columns = [pixel_columns(levels, mask, "label") for levels, mask in layers]
-    found = look({"pixels_label": np.stack([c["pixels_label"] for c in columns])}, 2)
+    found = validate_masks({"pixels_label": np.stack([c["pixels_label"] for c in columns])}, 2)
     hits = union = 0
     for i in range(2):
         truth = np.concatenate([(m == i + 1).ravel() for _, m in layers])

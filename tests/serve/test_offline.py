@@ -13,7 +13,7 @@ import pytest
 
 from assay.bundle.bundle import Bundle, read
 from assay.data.images import decode
-from assay.data.images.pyramid import MASK, Entry, write_entry
+from assay.data.images.pyramid import MASK, ImagePyramid, write_pyramid
 from assay.data.images.store import Store
 from assay.errors import BundleError, ManifestError
 from assay.serve import offline
@@ -115,9 +115,9 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
 ):
     place = Store(str(tmp_path / "store"))
     for i, path in enumerate(pictures):
-        write_entry(place.path(f"{i:032x}"), Entry.of(decode.read(path)))
-    mask = Entry.of_mask(np.zeros((8, 8), np.uint8))
-    write_entry(place.path(f"{0:032x}{MASK}"), mask)
+        write_pyramid(place.path(f"{i:032x}"), ImagePyramid.of(decode.read(path)))
+    mask = ImagePyramid.of_mask(np.zeros((8, 8), np.uint8))
+    write_pyramid(place.path(f"{0:032x}{MASK}"), mask)
     stored, _ = offline.images_in([tmp_path / "store"])
     assert len(stored) == len(pictures)
     folder = registry.fetch(registry.holder("parts", "champion"))

@@ -50,7 +50,7 @@ def test_a_page_names_no_other_host():
 
 
 def test_the_least_certain_are_shown_first_and_the_oldest_forgotten():
-    kept = page.Uncertain()
+    kept = page.UncertainRequests()
     for i in range(page.NUM_RECENT + 5):
         kept.add("parts", {"label": "a", "probs": {"a": (i % 700) / 700, "b": 0.0}}, str(i))
     assert [one["thumb"] for one in kept.shown()] == [str(5 + i) for i in range(page.NUM_KEPT)]
@@ -58,7 +58,7 @@ def test_the_least_certain_are_shown_first_and_the_oldest_forgotten():
 
 @pytest.fixture
 def address(here) -> Iterator[str]:
-    here.kept = page.Uncertain()
+    here.kept = page.UncertainRequests()
     for inspector in here.inspectors.values():
         inspector.keep = True
     with socket.socket() as probe:

@@ -9,16 +9,16 @@ from assay.config import fingerprint, to_dict
 from assay.space import Choice, Float, Space, value_of
 from assay.sweep import study
 from assay.sweep.figures import budget_of
-from assay.sweep.study import Made, Search, importances, open_study
+from assay.sweep.study import Search, StudySettings, importances, open_study
 from assay.sweep.trial import Outcome, Trial
-from assay.train.loop import Position
+from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 from assay.train.worker import reached
 
 BASE = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py")).Config()
 SPACE: Space = {"dropout": Float(low=0.0, high=1.0), "head_lr": Float(low=0.0, high=1.0)}
-RANDOM = Made(sampling="random", objectives=("score",), seed=0)
+RANDOM = StudySettings(sampling="random", objectives=("score",), seed=0)
 Score = Callable[[TaskConfig], Outcome]
 
 
@@ -38,7 +38,9 @@ class World:
     def find(self, config: TaskConfig) -> Path:
         return self.root / f"toy-{fingerprint(to_dict(config))}"
 
-    def open(self, num: int, made: Made = RANDOM, space: Space = SPACE, epochs: int = 0) -> Search:
+    def open(
+        self, num: int, made: StudySettings = RANDOM, space: Space = SPACE, epochs: int = 0
+    ) -> Search:
         return Search(open_study(self.root, made), made, space, BASE, self.find, num, epochs)
 
     def run(self, own: Search, score: Score = good_in_the_middle) -> list[Trial]:
@@ -81,7 +83,7 @@ def test_what_ran_when_the_driver_died_is_proposed_again_and_counted_once(world:
 
 
 def test_a_finished_run_is_taken_as_it_is(world: World) -> None:
-    made = Made(sampling="grid", objectives=("score",), seed=0)
+    made = StudySettings(sampling="grid", objectives=("score",), seed=0)
     space = {"dropout": Choice(values=(0.1, 0.5, 0.9))}
     config = BASE.__class__(dropout=0.5)
     world.known[world.find(config)] = good_in_the_middle(config)
@@ -114,7 +116,7 @@ def test_a_budget_of_epochs_ends_the_search(world: World) -> None:
 
 
 def test_tpe_comes_closer_than_chance_and_names_the_setting_that_matters(world: World) -> None:
-    own = world.open(48, Made(sampling="tpe", objectives=("score",), seed=0))
+    own = world.open(48, StudySettings(sampling="tpe", objectives=("score",), seed=0))
     world.run(own)
     late = [t.params["dropout"] for t in own.trials[24:]]
     # chance: 9.6 of 24, 14 or more in one of 20; four seeds gave 16 to 20
@@ -129,7 +131,7 @@ def test_several_objectives_make_a_front(world: World) -> None:
         share = value_of(config, "dropout")
         return Outcome("finished", score=share, measured={"latency_ms": share * 10})
 
-    own = world.open(6, Made(sampling="nsga2", objectives=("score", "latency_ms"), seed=0))
+    own = world.open(6, StudySettings(sampling="nsga2", objectives=("score", "latency_ms"), seed=0))
     world.run(own, score)
     front = own.best()
     assert len(front) == 6  # each is faster than the better ones
@@ -152,8 +154,8 @@ def test_a_warm_start_tries_the_best_of_before_first(
 
 def test_early_stopping_ranks_by_score_and_among_equals_by_nll() -> None:
     looks = [(0.2, 1.9), (0.3, 9.0), (0.2, 1.5), (0.2001, 8.0)]  # score, nll
-    told = [reached(Position(epoch=2, best=(score, -nll)), "score") for score, nll in looks]
-    other = [reached(Position(epoch=2, best=(-nll, score)), "nll") for score, nll in looks]
+    told = [reached(TrainState(epoch=2, best=(score, -nll)), "score") for score, nll in looks]
+    other = [reached(TrainState(epoch=2, best=(-nll, score)), "nll") for score, nll in looks]
     assert told == other  # however a run chooses its best epoch
     assert [(one["score"], one["nll"]) for one in told] == looks
     order = sorted(looks, key=lambda look: -told[looks.index(look)]["rank"])

@@ -18,7 +18,7 @@ import ray
 
 from assay.cli import console
 from assay.errors import ResourceError
-from assay.experiment.resources import Where
+from assay.experiment.resources import Resources
 from assay.runs.folder import Run
 from assay.sweep import generalize, search
 from assay.sweep.generalize import FoldLaunch
@@ -188,13 +188,13 @@ def test_early_stopping_stops_and_a_killed_trial_goes_on(
 
 
 def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
-    assert fit_in(Where(), 1.0, 0) == ({"cpu": 1.0}, 2)
+    assert fit_in(Resources(), 1.0, 0) == ({"cpu": 1.0}, 2)
     with pytest.raises(ResourceError, match=r"3 CPUs.*has 2 .*--parallel 2"):
-        fit_in(Where(), 1.0, 3)
+        fit_in(Resources(), 1.0, 3)
     with pytest.raises(ResourceError, match=r"3\.1 CPUs.*has 2 .*lower --workers"):
-        fit_in(Where(workers=2), 1.0, 1)
+        fit_in(Resources(workers=2), 1.0, 1)
     with pytest.raises(ResourceError, match=r"0\.5 GPUs.*has 2 and 0"):
-        fit_in(Where(gpus=True), 0.5, 1)
+        fit_in(Resources(gpus=True), 0.5, 1)
 
 
 @pytest.mark.parametrize(("main", "defaults", "wrong", "told"), [

@@ -22,7 +22,7 @@ from assay.errors import ConfigError
 from assay.metrics.decide import Decision
 from assay.nn.topk import draw_noise, perturbed_topk
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Samples, Task
+from assay.train.task import BatchRows, Task
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
 SIZES = PatchConfig(image_px=64, overview_px=32, patch_px=16, clahe_clip=0.0)
@@ -51,7 +51,7 @@ def make(pixels: Pixels, changes: dict[str, Any] | None = None, **fields: Any) -
 def batch_of(task: Task, train: bool = True) -> Any:
     rows = np.arange(4)
     keys = np.arange(4, dtype=np.uint64) + np.uint64(7)
-    samples = Samples(rows, keys, np.array([0, 1, 0, 1], dtype=np.int32), train)
+    samples = BatchRows(rows, keys, np.array([0, 1, 0, 1], dtype=np.int32), train)
     return type(task).prepare(task.config, task.pixels, samples)
 
 
@@ -252,12 +252,12 @@ def test_the_deletion_test_looks_for_evidence_elsewhere(pixels: Pixels) -> None:
     task = make(pixels).eval()
     batch = batch_of(task, train=False)
     chosen = task.predict(batch)["cells"].numpy()
-    found = task.examine(batch)
+    found = task.predict_once(batch)
     expected = {"chosen": chosen, "random": batch["random_cells"][:, :4]}
     for name, blank in expected.items():
         again = task.predict({**batch, "blank": blank})
         assert torch.equal(found[f"logits_without_{name}"], again["logits"])
-    assert make(pixels, {"mode": "random"}).eval().examine(batch) == {}
+    assert make(pixels, {"mode": "random"}).eval().predict_once(batch) == {}
 
 
 def test_evidence_is_what_deletion_costs_beyond_random_deletion(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from torch import nn
 
 from assay.cli.task import main
 from assay.data.images.pixels import Pixels
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.data.split import draw_split
 from assay.errors import ConfigError, MaskError, SplitError
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Samples, TaskConfig
+from assay.train.task import BatchRows, TaskConfig
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "segment.py"
 TASK = load_task(TaskSource.read(SCRIPT))
@@ -252,14 +252,14 @@ def test_the_heuristic_answers_by_its_rule(tmp_path):
     task = TASK(config, manifest.classes, pixels)
     columns = task.predict(
         TASK.prepare(
-            config, pixels, Samples(np.arange(8), np.zeros(8, np.uint64), manifest.truth, False)
+            config, pixels, BatchRows(np.arange(8), np.zeros(8, np.uint64), manifest.truth, False)
         )
     )
     counts = columns["pixels_label"].numpy().reshape(8, 2, -1)
     assert (counts[:, :, 1:-1] == 0).all()
     iou = counts[:, 1, -1] / (counts[:, 1].sum(1) + counts[:, 0, -1])
     assert (iou > 0.9).all()  # dark discs are what the rule is for
-    assert isinstance(pixels[0], Entry)
+    assert isinstance(pixels[0], ImagePyramid)
 
 
 def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, capsys):

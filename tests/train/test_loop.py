@@ -214,7 +214,7 @@ def test_patience_survives_a_resume(tmp_path, monkeypatch):
     assert work(tmp_path, config).epoch == 3
 
 
-class Watched(TASK):
+class MonitorState(TASK):
     """Notes its weights after each step and the mode of each call."""
 
     def __init__(self, *arguments: object) -> None:
@@ -242,7 +242,7 @@ def poison(*indices: int):
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_said(tmp_path, config):
-    loop = loop_of(tmp_path, config, Watched)
+    loop = loop_of(tmp_path, config, MonitorState)
     loop.telemetry = Telemetry(tmp_path)
     loop.stream = toy.changed(loop.stream, poison(4, 9, 10))
     loop.fit()
@@ -368,7 +368,7 @@ def test_a_rate_counts_only_what_this_launch_served(tmp_path):
 
 
 def test_judging_is_deterministic_in_eval_mode_and_training_goes_back_to_train_mode(tmp_path):
-    loop = loop_of(tmp_path, config_of(dropout=0.5), Watched)
+    loop = loop_of(tmp_path, config_of(dropout=0.5), MonitorState)
     loop.fit()
     assert set(loop.task.modes) == {("train", True), ("predict", False)}
     called = "".join(name[0] for name, _ in loop.task.modes)

@@ -14,22 +14,22 @@ from hypothesis import strategies as st
 
 from assay.data.images.affine import compose
 from assay.data.images.pixels import Pixels
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
-from assay.data.inputs.augment import IDENTITY, PRESETS, Augment, AugmentConfig, draw
+from assay.data.inputs.augment import IDENTITY, PRESETS, Augment, AugmentConfig, draw_augment
 from assay.data.inputs.patches import Canvas, PatchConfig
 from assay.errors import ResourceError
 from assay.train import tier as module
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Samples
-from assay.train.tier import Resident, choose, settle
+from assay.train.task import BatchRows
+from assay.train.tier import DeviceCache, choose, choose_tier
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(3)
 SHAPES = [(200, 200), (120, 200), (200, 90), (300, 260)]
-ENTRIES = [Entry.of(RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in SHAPES]
-DEEP = Entry.of(RNG.integers(0, 65536, (200, 200, 3), dtype=np.uint16))
+ENTRIES = [ImagePyramid.of(RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in SHAPES]
+DEEP = ImagePyramid.of(RNG.integers(0, 65536, (200, 200, 3), dtype=np.uint16))
 PADDED = PatchConfig(image_px=200, overview_px=50, patch_px=24, clahe_clip=0.0, fit="pad")
 
 
@@ -52,9 +52,9 @@ def test_copies_on_the_device_are_the_hosts_to_the_byte(x, y, dx, dy, seed):
     corners = rng.integers(-60, 240, (len(canvases), 6, 2))
     is_cell = rng.random((len(canvases), 6)) < 0.7
     is_cell[:, 0] = True
-    resident = Resident(range(len(canvases)))
-    found = resident.cut(np.arange(len(canvases)), canvases, corners, is_cell, CPU).numpy()
-    assert sorted(resident.held) == list(range(len(canvases)))
+    device_cache = DeviceCache(range(len(canvases)))
+    found = device_cache.cut(np.arange(len(canvases)), canvases, corners, is_cell, CPU).numpy()
+    assert sorted(device_cache.held) == list(range(len(canvases)))
     for i, canvas in enumerate(canvases):
         np.testing.assert_array_equal(found[i, is_cell[i]], canvas.patches(corners[i, is_cell[i]]))
         assert not found[i, ~is_cell[i]].any()
@@ -69,24 +69,24 @@ def test_whatever_is_drawn_tiers_agree(preset: str, sizes: PatchConfig) -> None:
     rng = np.random.default_rng(0)
     rows = np.arange(len(ENTRIES) * 8)
     entries = [ENTRIES[row % len(ENTRIES)] for row in rows]
-    canvases = [Canvas(e, sizes, draw(config, 200, rng)) for e in entries]
+    canvases = [Canvas(e, sizes, draw_augment(config, 200, rng)) for e in entries]
     corners = rng.integers(-12, 190, (len(rows), 5, 2))
     is_cell = rng.random((len(rows), 5)) < 0.8
-    resident = Resident(rows.tolist())
-    found = resident.cut(rows, canvases, corners, is_cell, CPU)
-    assert torch.equal(found, Resident().cut(rows, canvases, corners, is_cell, CPU))
-    assert bool(resident.held) == (preset != "main" and not sizes.clahe_clip)
+    device_cache = DeviceCache(rows.tolist())
+    found = device_cache.cut(rows, canvases, corners, is_cell, CPU)
+    assert torch.equal(found, DeviceCache().cut(rows, canvases, corners, is_cell, CPU))
+    assert bool(device_cache.held) == (preset != "main" and not sizes.clahe_clip)
 
 
 def test_only_rows_to_be_trained_on_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    resident = Resident([1])
+    device_cache = DeviceCache([1])
     canvases = [Canvas(ENTRIES[0], PADDED), Canvas(ENTRIES[3], PADDED)]
     corners, is_cell = np.full((2, 2, 2), 10), np.ones((2, 2), bool)
-    first = resident.cut(np.arange(2), canvases, corners, is_cell, CPU)
-    assert list(resident.held) == [1]
+    first = device_cache.cut(np.arange(2), canvases, corners, is_cell, CPU)
+    assert list(device_cache.held) == [1]
     # from now on row 1 needs neither store nor host
     canvases[1].entry = replace(ENTRIES[3], levels=[np.zeros_like(v) for v in ENTRIES[3].levels])
-    assert torch.equal(resident.cut(np.arange(2), canvases, corners, is_cell, CPU), first)
+    assert torch.equal(device_cache.cut(np.arange(2), canvases, corners, is_cell, CPU), first)
     assert first[1].any()
 
 
@@ -112,17 +112,19 @@ def test_a_training_step_is_the_same_from_every_tier(
     )
     found = {}
     for tier in ("disk", "memory", "device"):
-        chosen, held = settle(tier, pixels, [0, 1, 2], CPU)
+        chosen, held = choose_tier(tier, pixels, [0, 1, 2], CPU)
         assert chosen == tier
         torch.manual_seed(0)
         made: Any = task(config, ["a", "b"], held)
-        made.resident = Resident([0, 1, 2] if tier == "device" else [])
-        samples = Samples(np.arange(4), np.arange(4, dtype=np.uint64), np.zeros(4, np.int32), True)
+        made.device_cache = DeviceCache([0, 1, 2] if tier == "device" else [])
+        samples = BatchRows(
+            np.arange(4), np.arange(4, dtype=np.uint64), np.zeros(4, np.int32), True
+        )
         batch = task.prepare(config, held, samples)
         made.forward(batch, 0.8)["loss"].backward()
         gradients = [p.grad for p in made.parameters() if p.grad is not None]
         found[tier] = (batch, torch.cat([g.flatten() for g in gradients]))
-        assert sorted(made.resident.held) == ([0, 1, 2] if tier == "device" else [])
+        assert sorted(made.device_cache.held) == ([0, 1, 2] if tier == "device" else [])
     copies = [p for p in (tmp_path / "assay-copies").rglob("*.pixels")]
     assert len(copies) == 4
     for tier in ("memory", "device"):
@@ -169,18 +171,18 @@ def test_auto_copies_to_memory_from_far_away_only(
     (tmp_path / "shared").mkdir()
     far = replace(pixels, store=replace(pixels.store, cache=""))
     near = replace(pixels, store=Store(str(tmp_path / "store")))
-    assert settle("auto", pixels, [0], CPU) == ("disk", pixels)  # a cache was named
-    assert settle("auto", near, [0], CPU) == ("disk", near)
-    chosen, held = settle("auto", far, [0], CPU)
+    assert choose_tier("auto", pixels, [0], CPU) == ("disk", pixels)  # a cache was named
+    assert choose_tier("auto", near, [0], CPU) == ("disk", near)
+    chosen, held = choose_tier("auto", far, [0], CPU)
     assert (chosen, held.store.cache) == ("memory", str(tmp_path / "shared"))
     np.testing.assert_array_equal(held[1].levels[0], near[1].levels[0])
     # what is there already needs no room any more
     monkeypatch.setattr(module, "_free", lambda device: {"memory": 0})
-    assert settle("auto", far, [0], CPU)[0] == "disk"
+    assert choose_tier("auto", far, [0], CPU)[0] == "disk"
     for row in range(4):
         held[row]
-    assert settle("auto", far, [0], CPU)[0] == "memory"
+    assert choose_tier("auto", far, [0], CPU)[0] == "memory"
     usage = SimpleNamespace(free=0)
     monkeypatch.undo()
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
-    assert settle("auto", far, [0], CPU) == ("disk", far)
+    assert choose_tier("auto", far, [0], CPU) == ("disk", far)

@@ -19,7 +19,7 @@ import onnxruntime
 from assay.bundle.answer import Answer, MaskAnswer, Verdict
 from assay.bundle.classify import Classifier
 from assay.bundle.segment import Segmenter
-from assay.data.images.pyramid import SUFFIX, Entry, open_entry
+from assay.data.images.pyramid import SUFFIX, ImagePyramid, open_pyramid
 from assay.errors import BundleError, ImageError, StoreError
 from assay.files import sha256_of
 
@@ -135,13 +135,17 @@ class Bundle:
             raise found
         return found
 
-    def predict_each(self, sources: Sequence[Path | bytes | Entry | ImageError]) -> list[Any]:
+    def predict_each(
+        self, sources: Sequence[Path | bytes | ImagePyramid | ImageError]
+    ) -> list[Any]:
         """Answer for several images at once; in the place of an answer stands why there is none."""
         entries = [read(source) for source in sources]
-        answers = iter(self._answers([entry for entry in entries if isinstance(entry, Entry)]))
-        return [next(answers) if isinstance(entry, Entry) else entry for entry in entries]
+        answers = iter(
+            self._answers([entry for entry in entries if isinstance(entry, ImagePyramid)])
+        )
+        return [next(answers) if isinstance(entry, ImagePyramid) else entry for entry in entries]
 
-    def _answers(self, entries: Sequence[Entry]) -> list[Any]:
+    def _answers(self, entries: Sequence[ImagePyramid]) -> list[Any]:
         try:
             return list(self._answerer.predict(entries)) if entries else []
         except ImageError as error:  # a tile that was looked at is damaged
@@ -153,17 +157,17 @@ class Bundle:
         return found
 
 
-def read(source: Path | bytes | Entry | ImageError) -> Entry | ImageError:
+def read(source: Path | bytes | ImagePyramid | ImageError) -> ImagePyramid | ImageError:
     """Decode an image, unless that was done or tried before; returns why it cannot be read.
 
     Of a file of the store (.pixels) only what is looked at is read.
     """
-    if isinstance(source, Entry | ImageError):
+    if isinstance(source, ImagePyramid | ImageError):
         return source
     try:
         if isinstance(source, Path) and source.suffix == SUFFIX:
-            return open_entry(source)
-        return Entry.read(source)
+            return open_pyramid(source)
+        return ImagePyramid.read(source)
     except (ImageError, StoreError) as error:
         return ImageError(str(error))
 

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from assay.bundle.answer import Answer, Verdict, _run
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.cells import best_cells, informative_cells, iterative_cells, overview_seed
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.inputs.photometric import normalise
@@ -29,7 +29,7 @@ class Classifier:
         self.sizes = PatchConfig(**self.pipeline["patches"])
         self.decision = Decision.from_dict(card["decision"])
 
-    def predict(self, entries: Sequence[Entry]) -> list[Answer]:
+    def predict(self, entries: Sequence[ImagePyramid]) -> list[Answer]:
         """Answer for each image."""
         canvases = [Canvas(entry, self.sizes) for entry in entries]
         look = self._from_patches if self.pipeline["kind"] == "patches" else self._from_overview

@@ -74,7 +74,7 @@ class QuantizeConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Variant:
+class GraphReport:
     """One of the two graphs."""
 
     score: float
@@ -87,8 +87,8 @@ class Variant:
 class Quantized:
     """What was made of a graph."""
 
-    fp32: Variant
-    int8: Variant
+    fp32: GraphReport
+    int8: GraphReport
     share: float
     """Of the weights, in 8 bits."""
     kept: tuple[str, ...]
@@ -147,8 +147,8 @@ def quantize(
     kept = tuple(sensitivity)[:num_kept]
     onnx.save(maker.make(keep=kept), target)
     took = measure({"fp32": graph, "int8": target}, calibration[0])
-    fp32 = Variant(before, _bare(onnx.load(graph)).ByteSize(), **took["fp32"])
-    int8 = Variant(scores[num_kept], target.stat().st_size, **took["int8"])
+    fp32 = GraphReport(before, _bare(onnx.load(graph)).ByteSize(), **took["fp32"])
+    int8 = GraphReport(scores[num_kept], target.stat().st_size, **took["int8"])
     return Quantized(fp32, int8, quantized_share(target), kept, sensitivity)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from assay.bundle.answer import MaskAnswer, _run
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs import tiles
 from assay.data.masks.rules import MaskConfig, rule_levels
 from assay.levels import to_mask
@@ -27,14 +27,14 @@ class Segmenter:
         self.tiles = tiles.TileConfig(**pipeline["tiles"])
         self.masks = MaskConfig(**pipeline["masks"] | {"classes": self.classes})
 
-    def predict(self, entries: Sequence[Entry]) -> list[MaskAnswer]:
+    def predict(self, entries: Sequence[ImagePyramid]) -> list[MaskAnswer]:
         """Answer for each image."""
         return [self._predict(entry) for entry in entries]
 
     def together(self, views: Sequence[MaskAnswer]) -> None:
         """Masks of several views stay apart."""
 
-    def _predict(self, entry: Entry) -> MaskAnswer:
+    def _predict(self, entry: ImagePyramid) -> MaskAnswer:
         described: list[Any] = []
 
         def network(normalised: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ from assay.report import text
 from assay.report.page import write_report
 from assay.report.text import _print_beside, _print_scorings, _print_set
 from assay.runs import listing
-from assay.runs.listing import Listed, bracket
+from assay.runs.listing import RunSummary, bracket
 
 Name = Annotated[str, tyro.conf.Positional]
 
@@ -127,7 +127,7 @@ def compare_runs(
         _write(json, [c.to_dict() for c in comparisons])
 
 
-def _print_comparisons(own: Sequence[Comparison], runs: Mapping[str, Listed]) -> None:
+def _print_comparisons(own: Sequence[Comparison], runs: Mapping[str, RunSummary]) -> None:
     first, width = own[0], max(map(len, runs))
     print(f"{first.set}, {first.metric}: {first.first.num} rows in {first.first.num_groups} groups")
     for name, score in ({first.first_name: first.first} | {c.name: c.second for c in own}).items():

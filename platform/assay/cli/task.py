@@ -11,14 +11,14 @@ from pathlib import Path
 
 from assay.config import to_dict
 from assay.errors import one_sentence
-from assay.experiment.judge import is_decided, judge, set_beside
+from assay.experiment.judge import is_decided, judge, write_comparison
 from assay.experiment.options import parse
-from assay.experiment.resources import Where
+from assay.experiment.resources import Resources
 from assay.experiment.run import absolute, complete, find, is_whole, prepare, read_data, storage_of
 from assay.experiment.workers import cluster
 from assay.files import write_json
 from assay.report.page import write_report
-from assay.report.text import show
+from assay.report.text import print_run
 from assay.runs.folder import Run
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
@@ -34,7 +34,11 @@ def main(path: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def experiment(
-    source: TaskSource, config: TaskConfig, where: Where, again: bool = False, reuse: bool = False
+    source: TaskSource,
+    config: TaskConfig,
+    where: Resources,
+    again: bool = False,
+    reuse: bool = False,
 ) -> Run:
     """Train, judge and show a run and its baselines; what is finished is only shown.
 
@@ -61,7 +65,7 @@ def experiment(
                 judge(run.folder, task, named[name], storage)
                 write_json(run.folder / "config.json", to_dict(named[name]))
     _write_reports(folders)
-    show(folders)
+    print_run(folders)
     print(f"report: {runs[''].folder / 'report.html'}")
     return runs[""]
 
@@ -73,5 +77,5 @@ def _write_reports(folders: Mapping[str, Path]) -> None:
         page = folder / "report.html"
         if not page.exists() or page.stat().st_mtime < newest:
             if folder == next(iter(folders.values())):
-                set_beside(folders)
+                write_comparison(folders)
             write_report(folder)

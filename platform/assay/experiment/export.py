@@ -66,13 +66,13 @@ def _embeddings(bundle: Bundle, job: Job, rows: np.ndarray) -> list[np.ndarray]:
 
 def _judge_int8(job: Job, task: Task, storage: Path) -> dict[str, Any] | None:
     """The numbers of the int8 graph on the rows that the run was judged on, and its difference to it."""
-    variant = task.quantized(job.folder / "bundle")
+    variant = task.int8(job.folder / "bundle")
     if variant is None:
         return None
     judged = read_predictions(job.folder)
     tables = []
     for name in judged["split"].unique().to_pylist():
-        predictor = Predictor(variant, job.stream(), job.split.rows(name), examine=True)
+        predictor = Predictor(variant, job.stream(), job.split.rows(name), once=True)
         tables.append(predictions_table(job.manifest, name, predictor.predict()))
     table = task.score(task.config, pa.concat_tables(tables), judged)
     sets, _ = measure(table, type(task), task.config, storage, None)

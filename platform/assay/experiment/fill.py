@@ -17,7 +17,7 @@ import numpy as np
 import ray.data
 
 from assay.data.images.decode import probe
-from assay.data.images.pyramid import entry_bytes
+from assay.data.images.pyramid import pyramid_bytes
 from assay.data.images.store import SPARE_DISK, Store, decode_into
 from assay.data.manifest import Manifest
 from assay.errors import ImageError, StoreError
@@ -30,14 +30,14 @@ blocks, so that none waits long for the last."""
 
 
 @dataclass(frozen=True)
-class Quarantined:
+class UnreadableImage:
     """A row whose image cannot be read, and why."""
 
     row: int
     reason: str
 
 
-def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> list[Quarantined]:
+def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> list[UnreadableImage]:
     """Decode every image and mask that the store lacks; with Ray Data if `parallel`, else in this process.
 
     Says how fast it was.
@@ -59,7 +59,7 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
     bad = _follow(outcomes, len(work))
     keys = zip(manifest.column("content"), *manifest.masks.values(), strict=True)
     reasons = [[bad[content] for content in own if content in bad] for own in keys]
-    found = [Quarantined(row, why[0]) for row, why in enumerate(reasons) if why]
+    found = [UnreadableImage(row, why[0]) for row, why in enumerate(reasons) if why]
     if found and on_error == "stop":
         raise ImageError(
             f"{found[0].reason} ({len(found)} of {len(manifest)} images cannot be read; "
@@ -92,7 +92,7 @@ def _refuse_full_disk(paths: list[Path], folder: Path) -> None:
     sizes = []
     for path in sampled:
         try:
-            sizes.append(entry_bytes(*probe(path)))
+            sizes.append(pyramid_bytes(*probe(path)))
         except ImageError:
             continue  # named when it is decoded
     need = int(np.mean(sizes) * len(paths)) if sizes else 0

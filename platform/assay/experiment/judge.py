@@ -22,7 +22,7 @@ from assay.data.split import RULES
 from assay.files import write_json
 from assay.metrics import evaluate
 from assay.metrics.compare import compare
-from assay.metrics.decide import Decision, worth
+from assay.metrics.decide import Decision, measure_decision
 from assay.metrics.predictions import class_names, is_classification, logits_of, refuse_strangers
 from assay.runs.results import (
     SCHEMA,
@@ -32,7 +32,7 @@ from assay.runs.results import (
     rows_of,
     write_predictions,
 )
-from assay.train.task import Findings, Task, TaskConfig
+from assay.train.task import Task, TaskConfig, TaskMetrics
 
 
 def judge(
@@ -89,7 +89,7 @@ def measure(
     config: TaskConfig,
     storage: Path,
     decision: Decision | None,
-) -> tuple[dict[str, Any], Findings]:
+) -> tuple[dict[str, Any], TaskMetrics]:
     """The numbers of every set of a table that can be judged, and what the task found besides."""
     findings = task.judge(config, predictions, storage)
     sets = {}
@@ -99,7 +99,7 @@ def measure(
         own = dict(findings.metrics.get(name, {}))
         if decision:
             rows = rows_of(predictions, name)
-            own |= worth(
+            own |= measure_decision(
                 decision, logits_of(rows), rows["truth"].to_numpy(), rows["group"].to_numpy()
             )
         summary["metrics"] |= {key: asdict(estimate) for key, estimate in own.items()}
@@ -148,7 +148,7 @@ def is_decided(folder: Path, config: TaskConfig) -> bool:
     return bool(scorings) and scorings[-1].get("decide") == to_dict(config.decide)
 
 
-def set_beside(folders: Mapping[str, Path]) -> None:
+def write_comparison(folders: Mapping[str, Path]) -> None:
     """Write comparison.json into the first run: itself against each other on the same test rows."""
     results = {name: read_result(folder) for name, folder in folders.items()}
     tables = {name: read_predictions(folder) for name, folder in folders.items()}

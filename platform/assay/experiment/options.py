@@ -13,7 +13,7 @@ import tyro
 
 from assay.config import from_dict
 from assay.errors import ConfigError
-from assay.experiment.resources import Where
+from assay.experiment.resources import Resources
 from assay.train.task import Task, TaskConfig
 
 
@@ -34,7 +34,7 @@ class Launch:
 L = TypeVar("L", bound=Launch)
 
 
-def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Where, Launch]:
+def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Resources, Launch]:
     """Settings from the command line, on top of a preset or a saved config.
 
     Raises:
@@ -45,7 +45,7 @@ def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Where
 
 def parse_with(
     task: type[Task], arguments: Sequence[str], launch: L
-) -> tuple[TaskConfig, Where, L]:
+) -> tuple[TaskConfig, Resources, L]:
     """The same where the command has options of its own, whose defaults are `launch`."""
     presets = task.presets()
     first = launch.preset or next(iter(presets))
@@ -59,7 +59,11 @@ def parse_with(
             Annotated[task.Config, tyro.conf.arg(name="")],
             dataclasses.field(default=default),
         ),
-        ("where", Annotated[Where, tyro.conf.arg(name="")], dataclasses.field(default=Where())),
+        (
+            "where",
+            Annotated[Resources, tyro.conf.arg(name="")],
+            dataclasses.field(default=Resources()),
+        ),
         (
             "launch",
             Annotated[type(launch), tyro.conf.arg(name="")],

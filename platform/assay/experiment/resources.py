@@ -12,7 +12,7 @@ from assay.train.tier import Tier
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where(Settings):
+class Resources(Settings):
     """Where a run is computed; none of this changes what is computed."""
 
     workers: int = 1
@@ -41,7 +41,7 @@ class Where(Settings):
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 
 
-def worker_resources(where: Where) -> dict[str, float]:
+def worker_resources(where: Resources) -> dict[str, float]:
     """CPUs and GPUs of one worker.
 
     Raises:
@@ -66,7 +66,7 @@ def worker_resources(where: Where) -> dict[str, float]:
     return {"CPU": each} | ({"GPU": 1.0} if where.gpus else {})
 
 
-def pick_device(where: Where) -> str:
+def pick_device(where: Resources) -> str:
     """The device of the workers.
 
     Raises:

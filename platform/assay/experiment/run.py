@@ -25,10 +25,10 @@ from assay.data.manifest import Manifest
 from assay.data.split import Split, draw_split
 from assay.errors import AssayError, ConfigError, RunError
 from assay.experiment.export import ship
-from assay.experiment.fill import Quarantined, fill
+from assay.experiment.fill import UnreadableImage, fill
 from assay.experiment.identity import code_of, content, identity, recipe, stamp
 from assay.experiment.judge import judge
-from assay.experiment.resources import Where, pick_device
+from assay.experiment.resources import Resources, pick_device
 from assay.experiment.workers import train
 from assay.files import write_json
 from assay.metrics.decide import Decision
@@ -36,7 +36,7 @@ from assay.report import samples
 from assay.runs.folder import Run
 from assay.runs.results import read_predictions, read_result
 from assay.runs.watch import watch
-from assay.train.loop import Position
+from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 from assay.train.worker import Job
@@ -44,55 +44,55 @@ from assay.train.worker import Job
 Stage = Literal["val", "test", "bundle"]
 
 
-Heartbeat = Callable[[Position], None]
+Heartbeat = Callable[[TrainState], None]
 
 
 @dataclass(frozen=True)
-class Data:
+class StoredImages:
     """What all runs on the same images share."""
 
     source: TaskSource
     manifest: Manifest
     """Without what could not be read."""
     pixels: Pixels
-    quarantined: list[Quarantined]
+    quarantined: list[UnreadableImage]
     storage: Path
 
 
 def read_data(
-    source: TaskSource, manifest: Manifest, config: TaskConfig, where: Where, storage: Path
-) -> Data:
+    source: TaskSource, manifest: Manifest, config: TaskConfig, where: Resources, storage: Path
+) -> StoredImages:
     """Decode what the store lacks, and leave out what cannot be read."""
     store = _store_of(where, storage)
     bad = fill(manifest, store, config.data.on_error, parallel=where.workers > 0)
     kept = _without(manifest, bad)
     pixels = Pixels(store, kept.column("content"), kept.masks)
-    return Data(source, kept, pixels, bad, storage)
+    return StoredImages(source, kept, pixels, bad, storage)
 
 
-def _store_of(where: Where, storage: Path) -> Store:
+def _store_of(where: Resources, storage: Path) -> Store:
     place = where.store or str(storage / "store")
     return Store(place if "://" in place else str(Path(place).absolute()), where.cache)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunPlan:
     """What a run starts from."""
 
     name: str
     config: TaskConfig
-    data: Data
+    data: StoredImages
     split: Split
     near: list[NearDuplicate]
 
 
-def prepare(data: Data, config: TaskConfig, name: str) -> Prepared:
+def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
     """Draw a run's split and look for near duplicates across it."""
     split = draw_split(data.manifest, config.split)
     near = near_duplicates(data.pixels.signatures(), split.sets)
     found = counts(near, split.sets)
     split.report.update({f"near_duplicates_{k}": v for k, v in found.items()})
-    return Prepared(name, config, data, split, near)
+    return RunPlan(name, config, data, split, near)
 
 
 def is_whole(run: Run) -> bool:
@@ -101,9 +101,9 @@ def is_whole(run: Run) -> bool:
 
 
 def complete(
-    prepared: Prepared,
+    prepared: RunPlan,
     run: Run,
-    where: Where,
+    where: Resources,
     stage: Stage = "bundle",
     heartbeat: Heartbeat | None = None,
     callbacks: Sequence[Any] = (),
@@ -150,7 +150,9 @@ def complete(
     run.note(state="finished", stage=stage, seconds=spent + time.time() - began)
 
 
-def _begin(prepared: Prepared, run: Run, where: Where, judged: tuple[str, ...], sweep: str) -> Job:
+def _begin(
+    prepared: RunPlan, run: Run, where: Resources, judged: tuple[str, ...], sweep: str
+) -> Job:
     """Write down what is about to run."""
     data, config, device = prepared.data, prepared.config, pick_device(where)
     launch = {
@@ -171,7 +173,7 @@ def _begin(prepared: Prepared, run: Run, where: Where, judged: tuple[str, ...], 
     )  # fmt: skip
 
 
-def _refuse_other_split(prepared: Prepared, run: Run) -> None:
+def _refuse_other_split(prepared: RunPlan, run: Run) -> None:
     """A launch that finds other sets than the one before would test on what was trained on."""
     path = run.folder / "split.parquet"
     if not path.exists() or not (run.folder / "checkpoints").exists():
@@ -188,7 +190,7 @@ def _refuse_other_split(prepared: Prepared, run: Run) -> None:
         )
 
 
-def _illustrate(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None:
+def _illustrate(prepared: RunPlan, run: Run, result: Mapping[str, Any]) -> None:
     """Keep what the report shows of the images, while their pixels are at hand."""
     decision = Decision.from_dict(result["decision"]) if result["decision"] else None
     data = prepared.data
@@ -199,7 +201,7 @@ def _illustrate(prepared: Prepared, run: Run, result: Mapping[str, Any]) -> None
         def answer() -> Any:
             return opened.predict(Path(images[row]))
 
-        return task.picture(prepared.config, data.pixels, row, answer)
+        return task.draw(prepared.config, data.pixels, row, answer)
 
     samples.collect(
         run.folder, read_predictions(run.folder), data.manifest, data.pixels, decision,
@@ -261,7 +263,7 @@ def _say_what_changed(name: str, files: tuple[str, ...]) -> None:
     )
 
 
-def storage_of(where: Where) -> Path:
+def storage_of(where: Resources) -> Path:
     """The absolute folder of the runs.
 
     Raises:
@@ -290,7 +292,7 @@ def absolute(config: TaskConfig) -> TaskConfig:
     )
 
 
-def _without(manifest: Manifest, bad: Sequence[Quarantined]) -> Manifest:
+def _without(manifest: Manifest, bad: Sequence[UnreadableImage]) -> Manifest:
     if not bad:
         return manifest
     rows = {q.row for q in bad}

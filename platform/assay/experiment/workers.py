@@ -15,24 +15,24 @@ from typing import Any
 import torch
 
 from assay.errors import AssayError
-from assay.experiment.resources import Where, worker_resources
+from assay.experiment.resources import Resources, worker_resources
 from assay.session import ray_session
-from assay.train.loop import Position
-from assay.train.tier import Tier, settle
+from assay.train.loop import TrainState
+from assay.train.tier import Tier, choose_tier
 from assay.train.worker import Job, reached, work
 
 START_TIMEOUT_S = 300
 
 
-def cluster(where: Where) -> AbstractContextManager[Any]:
+def cluster(where: Resources) -> AbstractContextManager[Any]:
     """Enter a Ray to train on; nothing at all without workers."""
     return ray_session() if where.workers else nullcontext()
 
 
 def train(
     job: Job,
-    where: Where,
-    heartbeat: Callable[[Position], None] | None = None,
+    where: Resources,
+    heartbeat: Callable[[TrainState], None] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> None:
     """Train a run and predict the sets to be judged, on the workers asked for.
@@ -94,7 +94,7 @@ def train(
 def _settled(job: Job, tier: Tier) -> Job:
     """The job with its pixels in the tier that this node has room for."""
     rows, device = job.split.rows("train").tolist(), torch.device(job.device)
-    chosen, pixels = settle(tier, job.pixels, rows, device)
+    chosen, pixels = choose_tier(tier, job.pixels, rows, device)
     return replace(job, tier=chosen, pixels=pixels)
 
 

@@ -193,7 +193,7 @@ class Decision:
         return cls(**values)
 
 
-def worth(
+def measure_decision(
     decision: Decision,
     logits: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],

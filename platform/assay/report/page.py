@@ -23,7 +23,7 @@ from assay.files import write_whole
 from assay.metrics.compare import SIGNIFICANT
 from assay.metrics.figure import Figure
 from assay.report import charts
-from assay.report.svg import Number, draw, number
+from assay.report.svg import Number, number, render_svg
 from assay.runs import results
 
 SCHEMA = 1
@@ -135,7 +135,7 @@ def fill_page(template: str, **values: Any) -> str:
     environment.filters |= {
         "number": number, "signed": _signed, "percent": _percent, "p": _p, "time": _time,
         "duration": _duration, "setting": _setting, "lowered": _lower, "capitalize": _capital,
-        "svg": lambda figure: Markup(draw(figure)),
+        "svg": lambda figure: Markup(render_svg(figure)),
     }  # fmt: skip
     environment.globals["strip"] = _strip
     css = Markup((PAGES / "report.css").read_text())

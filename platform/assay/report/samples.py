@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from assay.data.duplicates import NearDuplicate
 from assay.data.images.pixels import Pixels
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.manifest import Manifest
 from assay.files import write_json, write_whole
 from assay.metrics.decide import Decision
@@ -162,7 +162,7 @@ def _spread(places: list[int], names: list[str], columns: list[list[Any]]) -> li
 
 
 def _shown(
-    samples: Path, entry: Entry, boxes: Sequence[Sequence[float]], picture: np.ndarray | None
+    samples: Path, entry: ImagePyramid, boxes: Sequence[Sequence[float]], picture: np.ndarray | None
 ) -> dict[str, Any]:
     """The image with its boxes, or the picture that the task made of it."""
     if picture is None:
@@ -172,7 +172,9 @@ def _shown(
     return {"image": name, "width": width, "height": height, "boxes": [], "is_picture": True}
 
 
-def _keep(samples: Path, entry: Entry, boxes: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
+def _keep(
+    samples: Path, entry: ImagePyramid, boxes: Sequence[Sequence[float]] = ()
+) -> dict[str, Any]:
     small = entry.small(SIDE_PX)
     height, width = small.shape[:2]
     name = _write(samples, small, MAX_BYTES)

@@ -30,7 +30,7 @@ _CHAR = 6.1
 Number = float | int
 
 
-def draw(figure: Figure) -> str:
+def render_svg(figure: Figure) -> str:
     """Return the figure as one SVG element; equal figures give equal text."""
     kinds = {"line": _chart, "points": _chart, "bar": _bars, "matrix": _matrix}
     height, parts = kinds[figure.kind](figure)

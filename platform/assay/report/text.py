@@ -10,16 +10,16 @@ from assay.files import read_json
 from assay.metrics.compare import SIGNIFICANT, compare
 from assay.metrics.estimate import Estimate, _signed
 from assay.runs import listing
-from assay.runs.listing import Listed, bracket
+from assay.runs.listing import RunSummary, bracket
 from assay.runs.results import read_result
 
 
-def print_ranked(runs: Sequence[Listed], by: str) -> None:
+def print_ranked(runs: Sequence[RunSummary], by: str) -> None:
     """Print the runs, the best on the set `by` first; then those that have no result, and why.
 
     Only runs of one task and rule, with the same rows in every set, share a table.
     """
-    tables: dict[Any, list[Listed]] = {}
+    tables: dict[Any, list[RunSummary]] = {}
     for run in runs:
         if run.score(by):
             tables.setdefault((run.task, run.rule, *sorted(run.rows.items())), []).append(run)
@@ -41,7 +41,7 @@ def print_ranked(runs: Sequence[Listed], by: str) -> None:
         print(f"    {reason}\n" if reason else "", end="")
 
 
-def _print_table(ranked: Sequence[Listed], by: str) -> None:
+def _print_table(ranked: Sequence[RunSummary], by: str) -> None:
     first = ranked[0]
     sets = first.result["sets"]
     tests = [name for name in sets if name.startswith("test")]
@@ -63,7 +63,7 @@ def _print_table(ranked: Sequence[Listed], by: str) -> None:
         print("  ".join(f"{row[key]:{widths[key]}s}" for key in widths).rstrip())
 
 
-def _print_tries(runs: Sequence[Listed]) -> None:
+def _print_tries(runs: Sequence[RunSummary]) -> None:
     """How often the same test rows were looked at: the more, the less the best of them means."""
     num = sum(len(run.result["scorings"]) for run in runs)
     tried = sum(run.result["tried"] for run in runs)
@@ -72,19 +72,19 @@ def _print_tries(runs: Sequence[Listed]) -> None:
     )
 
 
-def _inseparable(ranked: Sequence[Listed], by: str) -> set[Path]:
+def _inseparable(ranked: Sequence[RunSummary], by: str) -> set[Path]:
     if len(ranked) < 2:
         return set()
     tables = {str(run.folder): run.predictions() for run in ranked}
     return {Path(c.name) for c in compare(tables, [by]) if c.p_holm >= SIGNIFICANT}
 
 
-def _value(run: Listed, name: str) -> float:
+def _value(run: RunSummary, name: str) -> float:
     score = run.score(name)
     return score.value if score else -1.0
 
 
-def _print_scorings(run: Listed) -> None:
+def _print_scorings(run: RunSummary) -> None:
     result, scorings = run.result, run.result["scorings"]
     upper = " (an upper bound: val is of the test domain)" if result["oracle"] else ""
     print(f"\nrule: {run.rule}{upper}; seed {result['seed']}; tried {result['tried']}")
@@ -120,7 +120,7 @@ def _print_beside(folder: Path) -> None:
         print(f"  {c['set']}, {c['name']}: {gain}, p = {c['p_holm']:.2g}: {c['verdict']}")
 
 
-def show(folders: Mapping[str, Path]) -> None:
+def print_run(folders: Mapping[str, Path]) -> None:
     """Print the numbers of a run and its baselines, and the differences between them."""
     results = {name: read_result(folder) for name, folder in folders.items()}
     method, first = next(iter(results.items()))

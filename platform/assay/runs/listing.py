@@ -31,7 +31,7 @@ _JUDGED = ("id", "split", "group", "truth", "logits", "probs", "score", "weight"
 
 
 @dataclass(frozen=True)
-class Listed:
+class RunSummary:
     """What a run's directory says of itself."""
 
     folder: Path
@@ -108,22 +108,22 @@ class Listed:
         return {name: digest for name, digest in self.rows.items() if name.startswith("test")}
 
 
-def read(folder: Path) -> Listed:
+def read(folder: Path) -> RunSummary:
     """Read one run; what is wrong with it is its `reason`, never an exception."""
     try:
         record = read_json(folder / "run.json")
     except RunError as error:
-        return Listed(folder, "damaged", str(error))
+        return RunSummary(folder, "damaged", str(error))
     state = str(record.get("state", "new"))
     if state == "running" and not is_held(folder / "lease.json"):
         state = "interrupted"
-    run = Listed(folder, state, str(record.get("reason", "")), record)
+    run = RunSummary(folder, state, str(record.get("reason", "")), record)
     if record.get("schema", 0) > SCHEMA:
         return replace(run, reason="It was written by a newer Assay; update Assay.")
     return _with_result(run) if state == "finished" else run
 
 
-def _with_result(run: Listed) -> Listed:
+def _with_result(run: RunSummary) -> RunSummary:
     again = f"judge it again: assay judge {run.folder}."
     path = run.folder / "result.json"
     if not path.exists():
@@ -143,7 +143,7 @@ def _with_result(run: Listed) -> Listed:
     return replace(run, result=result)
 
 
-def read_all(storage: Path) -> list[Listed]:
+def read_all(storage: Path) -> list[RunSummary]:
     """Read every run below a folder, in the order of their names.
 
     Raises:
@@ -154,7 +154,7 @@ def read_all(storage: Path) -> list[Listed]:
     return [read(path.parent) for path in sorted(storage.glob("*/run.json"))]
 
 
-def find(name: str, storage: Path) -> Listed:
+def find(name: str, storage: Path) -> RunSummary:
     """Find a run by its folder, its name below `storage`, or a part of it that no other run has.
 
     Raises:
@@ -174,7 +174,7 @@ def find(name: str, storage: Path) -> Listed:
     )
 
 
-def judged(name: str, storage: Path) -> Listed:
+def judged(name: str, storage: Path) -> RunSummary:
     """Find a run that has a result of this schema.
 
     Raises:
@@ -188,7 +188,7 @@ def judged(name: str, storage: Path) -> Listed:
     return run
 
 
-def write_csv(path: Path, runs: Sequence[Listed]) -> None:
+def write_csv(path: Path, runs: Sequence[RunSummary]) -> None:
     """Write a line per run, with each set's score, its interval, and numbers of rows and groups.
 
     Raises:

@@ -31,7 +31,7 @@ from assay.serve.contract import MaskFormat
 from assay.serve.http import Guard, make_app
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.meters import FrontMeters, ReplicaMeters
-from assay.serve.page import Uncertain
+from assay.serve.page import UncertainRequests
 from assay.session import ray_session
 
 ATTEMPTS = 2
@@ -85,7 +85,7 @@ class Front:
         self.following: asyncio.Task[None] | None = None
         self.handles: dict[str, DeploymentHandle[Any]] = {}
         self.meters = FrontMeters()
-        self.kept = Uncertain() if self.config.keep_uncertain else None
+        self.kept = UncertainRequests() if self.config.keep_uncertain else None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Take note of the tasks, and begin to follow the registry."""

@@ -27,7 +27,7 @@ logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenBundle:
     """A verified bundle, and what it is known by."""
 
     bundle: Bundle
@@ -37,7 +37,7 @@ class Opened:
     """Of what it answered; None where its graphs give no embedding."""
 
 
-Item = tuple[Opened, bytes]
+Item = tuple[OpenBundle, bytes]
 """An image, and the bundle that is to look at it."""
 
 
@@ -60,7 +60,7 @@ class Inspector:
     ) -> None:
         self.registry, self.task = registry, task
         self.threads, self.provider = threads, provider
-        self.opened: dict[str, Opened] = {}
+        self.opened: dict[str, OpenBundle] = {}
         self.refused: dict[str, str] = {}
         self.keep = False
 
@@ -91,7 +91,7 @@ class Inspector:
                     raise
         self.opened = opened
 
-    def _open(self, alias: Alias, name: str, variant: Variant) -> Opened:
+    def _open(self, alias: Alias, name: str, variant: Variant) -> OpenBundle:
         record = self.registry.record(self.task, name)
         folder = self.registry.fetch(record)
         has_int8 = Bundle(folder, verify=False).card["pipeline"].get("int8")
@@ -101,7 +101,7 @@ class Inspector:
         if present is not None and present.model == model:
             return present
         bundle = Bundle(folder, True, chosen, self.threads, self.provider)
-        return Opened(bundle, model, record, Drift.from_card(bundle.card))
+        return OpenBundle(bundle, model, record, Drift.from_card(bundle.card))
 
     async def answer(
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, batch: Batch

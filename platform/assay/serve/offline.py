@@ -30,7 +30,7 @@ import ray.data
 from assay.bundle.answer import Answer
 from assay.bundle.bundle import Bundle, Variant, read
 from assay.data.images import decode
-from assay.data.images.pyramid import MASK, SUFFIX, Entry
+from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid
 from assay.data.masks.overlay import FALSE, STRENGTH
 from assay.errors import BundleError, ImageError, ManifestError
 from assay.files import write_whole
@@ -183,7 +183,7 @@ def _judge_one(
     return row
 
 
-def drawn(entry: Entry, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
+def drawn(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
     """An image with its patches outlined, the more attention the thicker, or its mask in colour."""
     small = entry.small(OVERLAY_PX)
     if hasattr(answer, "mask"):

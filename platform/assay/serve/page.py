@@ -107,7 +107,7 @@ def _page(name: str, status: int = 200) -> Response:
     )
 
 
-class Uncertain:
+class UncertainRequests:
     """The least certain of the recent requests, in memory."""
 
     def __init__(self) -> None:

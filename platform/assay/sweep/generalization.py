@@ -73,7 +73,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class Ranking:
     """A setting trained on the most values."""
 
     setting: str
@@ -141,14 +141,14 @@ def largest(rows: Rows) -> Rows:
     return rows.at(rows.size == rows.size.max())
 
 
-def standings(rows: Rows) -> list[Standing]:
+def standings(rows: Rows) -> list[Ranking]:
     """The settings by their worst unseen value, the best first."""
     found = []
     for name, values in by_value(rows).items():
         worst = min(values, key=lambda value: values[value].value)
         own = rows.at(rows.setting == name)
         found.append(
-            Standing(setting=name, mean=own.over(own.value), worst=worst, lowest=values[worst])
+            Ranking(setting=name, mean=own.over(own.value), worst=worst, lowest=values[worst])
         )
     return sorted(found, key=lambda s: (-s.lowest.value, -s.mean.value))
 

@@ -20,7 +20,7 @@ from assay import space
 from assay.config import fingerprint
 from assay.errors import ConfigError, one_sentence
 from assay.experiment.options import Launch, option, parse_with
-from assay.experiment.resources import Where
+from assay.experiment.resources import Resources
 from assay.experiment.run import absolute, find, read_data, storage_of
 from assay.experiment.workers import cluster
 from assay.files import write_json
@@ -28,8 +28,8 @@ from assay.report.page import fill_page, write_page
 from assay.runs.folder import Run
 from assay.sweep import generalization, space_text
 from assay.sweep.folds import Fold, plan
-from assay.sweep.trial import Outcome, Trial, outcome, said, write_trials
-from assay.sweep.tune import Shared, fit_in, run_trials
+from assay.sweep.trial import Outcome, Trial, describe_outcome, outcome, write_trials
+from assay.sweep.tune import SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -72,7 +72,7 @@ def main(defaults: FoldLaunch, arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def sweep(source: TaskSource, config: TaskConfig, where: Where, launch: FoldLaunch) -> int:
+def sweep(source: TaskSource, config: TaskConfig, where: Resources, launch: FoldLaunch) -> int:
     """Run what is missing, and write and print what all of it says; returns how many failed."""
     if where.workers == 0:
         raise ConfigError("--workers is 0, and trials need Ray; give 1 or more.")
@@ -98,7 +98,9 @@ def sweep(source: TaskSource, config: TaskConfig, where: Where, launch: FoldLaun
         with cluster(where):
             resources, parallel = fit_in(where, launch.gpus_per_worker, launch.parallel)
             data = read_data(source, manifest, config, where, storage)
-            run_trials(Shared(data, where, "test", name), Given(missing), resources, parallel)
+            run_trials(
+                SweepContext(data, where, "test", name), FixedTrials(missing), resources, parallel
+            )
     folder = storage / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
     found = [outcome(trial.folder) for trial in trials]
@@ -149,7 +151,7 @@ def _count(folds: Sequence[Fold]) -> str:
     return ", ".join(parts)
 
 
-class Given:
+class FixedTrials:
     """Trials that are known before, in order."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
@@ -165,7 +167,9 @@ class Given:
     def tell(self, trial: Trial, found: Outcome) -> None:
         """Say so on the terminal."""
         self.ended += 1
-        print(f"{self.ended} of {self.num}: {trial.name}: {said(found)}", file=sys.stderr)
+        print(
+            f"{self.ended} of {self.num}: {trial.name}: {describe_outcome(found)}", file=sys.stderr
+        )
 
 
 def _line(fold: Fold, trial: Trial, found: Outcome) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from assay import space
 from assay.config import fingerprint, from_dict
 from assay.errors import ConfigError, RunError, one_sentence
 from assay.experiment.identity import identity
-from assay.experiment.judge import judge, set_beside
+from assay.experiment.judge import judge, write_comparison
 from assay.experiment.options import Launch, option, parse_with
-from assay.experiment.resources import Where
+from assay.experiment.resources import Resources
 from assay.experiment.run import (
-    Data,
+    StoredImages,
     absolute,
     complete,
     find,
@@ -42,15 +42,23 @@ from assay.experiment.run import (
 from assay.experiment.workers import cluster
 from assay.files import read_json, write_json
 from assay.report.page import fill_page, write_page, write_report
-from assay.report.text import show
+from assay.report.text import print_run
 from assay.runs.folder import Run
 from assay.runs.results import read_result
 from assay.space import Space
 from assay.sweep import coordinates, figures, space_file, space_text
 from assay.sweep.figures import Budget, budget_of
-from assay.sweep.study import JOURNAL, Made, Objective, Sampling, Search, importances, open_study
-from assay.sweep.trial import Outcome, said, write_trials
-from assay.sweep.tune import Halving, Shared, fit_in, run_trials
+from assay.sweep.study import (
+    JOURNAL,
+    Objective,
+    Sampling,
+    Search,
+    StudySettings,
+    importances,
+    open_study,
+)
+from assay.sweep.trial import Outcome, describe_outcome, write_trials
+from assay.sweep.tune import Halving, SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -99,7 +107,7 @@ def main(defaults: SearchLaunch, arguments: Sequence[str] | None = None) -> None
         raise SystemExit(1)
 
 
-def sweep(source: TaskSource, config: TaskConfig, where: Where, launch: SearchLaunch) -> int:
+def sweep(source: TaskSource, config: TaskConfig, where: Resources, launch: SearchLaunch) -> int:
     """Search, select on val, score the selected once; returns how many trials failed."""
     if where.workers == 0:
         raise ConfigError("--workers is 0, and trials need Ray; give 1 or more.")
@@ -108,7 +116,9 @@ def sweep(source: TaskSource, config: TaskConfig, where: Where, launch: SearchLa
     searched, launch = _declared(task, config, launch)
     manifest = task.manifest(config, storage)
     _refuse_other_data(task, config, searched, storage, manifest.fingerprint)
-    made = Made(sampling=launch.sampling, objectives=launch.objectives, seed=launch.sweep_seed)
+    made = StudySettings(
+        sampling=launch.sampling, objectives=launch.objectives, seed=launch.sweep_seed
+    )
     halving = _halving(config, launch)
     what = [identity(source, config, manifest), repr(searched), repr(made), repr(halving)]
     folder = storage / "sweeps" / f"{source.name}-{made.sampling}-{fingerprint(what)}"
@@ -120,17 +130,17 @@ def sweep(source: TaskSource, config: TaskConfig, where: Where, launch: SearchLa
     )  # fmt: skip
     search.warm([_earlier(path) for path in launch.warm_start])
     search.told = lambda trial, found: print(
-        f"{len(search.trials)} of {search.num}: {_short(trial.values)}: {said(found)}",
+        f"{len(search.trials)} of {search.num}: {_short(trial.values)}: {describe_outcome(found)}",
         file=sys.stderr,
     )
-    data: Data | None = None
+    data: StoredImages | None = None
     with cluster(where):
         if len(search.trials) < search.num:
             resources, parallel = fit_in(where, launch.gpus_per_worker, launch.parallel)
             data = read_data(source, manifest, config, where, storage)
             measured = bool({"latency_ms", "num_params"} & {*made.objectives})
             select = made.objectives[0] if made.objectives[0] in ("score", "nll") else "score"
-            shared = Shared(data, where, "val", folder.name, measured, select)
+            shared = SweepContext(data, where, "val", folder.name, measured, select)
             run_trials(shared, search, resources, parallel, halving)
         best = search.best()
         if not best:
@@ -147,7 +157,7 @@ def _declared(
     """The space, and the options with what a file says; what the command line says counts more."""
     searched: Space = task.space(config)
     if launch.space_file is not None:
-        declared = space_file.read(launch.space_file, config, task.setting_names)
+        declared = space_file.read(launch.space_file, config, task.aliases)
         searched, default = declared.space, SearchLaunch()
         said_there: dict[str, Any] = {
             "sampling": declared.method, "trials": declared.trials, "grace": declared.grace, "eta": declared.eta,
@@ -209,7 +219,7 @@ def _earlier(path: Path) -> optuna.Study:
     return optuna.load_study(study_name=None, storage=storage)
 
 
-def _score_once(run: Run, name: str, data: Data, where: Where, tried: int) -> None:
+def _score_once(run: Run, name: str, data: StoredImages, where: Resources, tried: int) -> None:
     """Run the selected trial to its end; the only one that is scored on test."""
     task = load_task(data.source)
     config = from_dict(task.Config, read_json(run.folder / "config.json"))
@@ -219,7 +229,7 @@ def _score_once(run: Run, name: str, data: Data, where: Where, tried: int) -> No
             complete(prepare(data, config, name), run, alone, tried=tried)
         elif read_result(run.folder)["tried"] != tried:
             judge(run.folder, task, config, data.storage, tried)
-    set_beside({name: run.folder})
+    write_comparison({name: run.folder})
     write_report(run.folder)
 
 
@@ -266,7 +276,7 @@ def _print(
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(trials)} trials: {counts}; {budget}")
     print(f"selected on val: {_short(best.params)}")
-    show({chosen.folder.name: chosen.folder})
+    print_run({chosen.folder.name: chosen.folder})
     print(f"{len(trials)} configurations were tried; test was scored for the selected one alone.")
     print(f"study: {path.parent / JOURNAL}\nreport: {path}")
 

@@ -32,7 +32,7 @@ IGNORED = {"program", "command", "name", "project", "entity", "description"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class SpaceFile:
     """What a file says; None: nothing."""
 
     space: Space
@@ -45,7 +45,7 @@ class Declared:
     """Of as many trials one is kept at each rung of early stopping."""
 
 
-def read(path: Path, config: Settings, names: Mapping[str, str]) -> Declared:
+def read(path: Path, config: Settings, names: Mapping[str, str]) -> SpaceFile:
     """Read a file.
 
     Args:
@@ -68,7 +68,7 @@ def read(path: Path, config: Settings, names: Mapping[str, str]) -> Declared:
             f"{path} holds no mapping; write one setting per line, such as model.k: {{values: [2, 4]}}."
         )
     if "parameters" not in held:
-        return Declared(space=_space(held, config, names))
+        return SpaceFile(space=_space(held, config, names))
     unknown = held.keys() - IGNORED - {"parameters", "method", "metric", "early_terminate", "run_cap"}  # fmt: skip
     if unknown:
         raise ConfigError(
@@ -78,7 +78,7 @@ def read(path: Path, config: Settings, names: Mapping[str, str]) -> Declared:
     if method not in METHODS:
         raise ConfigError(f"{path} has the method {method!r}; allowed: {', '.join(METHODS)}.")
     grace, eta = _early(held.get("early_terminate"), path)
-    return Declared(
+    return SpaceFile(
         space=_space(held["parameters"], config, names),
         method=METHODS[method],
         objective=_objective(held.get("metric"), path),

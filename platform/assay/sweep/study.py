@@ -51,7 +51,7 @@ Sampling = Literal["tpe", "random", "grid", "nsga2"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class StudySettings:
     """How a study is made; what differs makes another study."""
 
     sampling: Sampling
@@ -59,7 +59,7 @@ class Made:
     seed: int
 
 
-def open_study(folder: Path, made: Made) -> optuna.Study:
+def open_study(folder: Path, made: StudySettings) -> optuna.Study:
     """The study of a sweep's folder, new or as it was left."""
     optuna.logging.set_verbosity(logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
@@ -72,7 +72,7 @@ def open_study(folder: Path, made: Made) -> optuna.Study:
     return study
 
 
-def _sampler(made: Made, seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(made: StudySettings, seed: int) -> optuna.samplers.BaseSampler:
     if made.sampling == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
     if made.sampling in ("random", "grid"):
@@ -101,7 +101,7 @@ class Search:
     def __init__(
         self,
         study: optuna.Study,
-        made: Made,
+        made: StudySettings,
         space: Space,
         base: TaskConfig,
         find: Callable[[TaskConfig], Path],
@@ -172,7 +172,7 @@ class Search:
             if len(self.trials) >= self.num or self._is_used_up() or self._is_spent():
                 return None
             asked = self.study.ask()
-            values = space.draw(self.space, self.base, asked)
+            values = space.sample(self.space, self.base, asked)
             try:
                 config = space.changed(self.base, values)
             except ConfigError as error:

@@ -82,7 +82,7 @@ def outcome(folder: Path) -> Outcome:
     )
 
 
-def said(found: Outcome) -> str:
+def describe_outcome(found: Outcome) -> str:
     """An outcome in a few words."""
     score = "" if found.score is None else f", val {found.score:.3f}"
     reason = f" ({found.reason})" if found.reason else ""

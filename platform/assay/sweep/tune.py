@@ -32,12 +32,12 @@ from ray.tune.search import Searcher
 from assay.config import from_dict, to_dict
 from assay.data.order import steps_of
 from assay.errors import AssayError, ResourceError
-from assay.experiment.resources import Where
-from assay.experiment.run import Data, Stage, complete, prepare
+from assay.experiment.resources import Resources
+from assay.experiment.run import Stage, StoredImages, complete, prepare
 from assay.runs.folder import Run
 from assay.sweep.trial import Outcome, Trial, outcome
 from assay.train.batches import batches
-from assay.train.loop import Position, load_best
+from assay.train.loop import TrainState, load_best
 from assay.train.source import load_task
 from assay.train.task import TaskConfig
 from assay.train.worker import reached
@@ -50,11 +50,11 @@ NUM_TIMED = 20
 
 
 @dataclass(frozen=True)
-class Shared:
+class SweepContext:
     """What all trials of a sweep are given, once."""
 
-    data: Data
-    where: Where
+    data: StoredImages
+    where: Resources
     stage: Stage
     sweep: str
     measure: bool = False
@@ -73,7 +73,7 @@ class Halving:
 
 
 @runtime_checkable
-class Source(Protocol):
+class TrialSource(Protocol):
     """Where trials come from, and who hears of them."""
 
     def propose(self) -> Trial | None:
@@ -89,7 +89,7 @@ class Source(Protocol):
         ...
 
 
-def fit_in(where: Where, gpus_each: float, parallel: int) -> tuple[dict[str, float], int]:
+def fit_in(where: Resources, gpus_each: float, parallel: int) -> tuple[dict[str, float], int]:
     """CPUs and GPUs that Tune reserves for a trial, and how many trials run at once.
 
     Args:
@@ -118,7 +118,7 @@ def fit_in(where: Where, gpus_each: float, parallel: int) -> tuple[dict[str, flo
             f" and {gpus_each:g} GPUs" if need_gpus else ""
         )
         raise ResourceError(
-            f"{asked} trial{'s' if asked > 1 else ''} at once of {parts}{', their driver and 1 CPU for Ray Data' if several else ''} need "
+            f"{asked} trial{'s' if asked > 1 else ''} at once of {parts}{', their driver and 1 CPU for Ray StoredImages' if several else ''} need "
             f"{asked * need_cpus:g} CPUs and {asked * need_gpus:g} GPUs, the cluster has {cpus:g} and {gpus:g}; "
             + (f"take --parallel {most} or fewer." if most else "lower --workers, --cpus-per-worker or --gpus-per-worker, or take a larger cluster.")
         )  # fmt: skip
@@ -127,8 +127,8 @@ def fit_in(where: Where, gpus_each: float, parallel: int) -> tuple[dict[str, flo
 
 
 def run_trials(
-    shared: Shared,
-    source: Source,
+    shared: SweepContext,
+    source: TrialSource,
     resources: dict[str, float],
     parallel: int,
     halving: Halving | None = None,
@@ -165,7 +165,7 @@ def run_trials(
 class _Search(Searcher):
     """A source of trials as Tune knows it."""
 
-    def __init__(self, source: Source, select: str) -> None:
+    def __init__(self, source: TrialSource, select: str) -> None:
         super().__init__()
         self.source, self.select = source, select
         self.running: dict[str, Trial] = {}
@@ -201,7 +201,7 @@ class _Search(Searcher):
         """See `save`."""
 
 
-def _trial(settings: dict[str, Any], shared: Shared) -> None:
+def _trial(settings: dict[str, Any], shared: SweepContext) -> None:
     """One trial, in a process of its own."""
     data, run = shared.data, Run(Path(settings["folder"]))
     config = from_dict(load_task(data.source).Config, settings["config"])
@@ -213,7 +213,7 @@ def _trial(settings: dict[str, Any], shared: Shared) -> None:
     )
     callbacks = [] if alone else [TuneReportCallback()]  # type: ignore[no-untyped-call]
 
-    def report(position: Position) -> None:
+    def report(position: TrainState) -> None:
         tune.report(reached(position, config.train.select))
 
     try:
@@ -230,7 +230,7 @@ def _trial(settings: dict[str, Any], shared: Shared) -> None:
         print(f"{settings['name']}: {error}", file=sys.stderr)
 
 
-def _measure(shared: Shared, config: TaskConfig, run: Run) -> dict[str, float]:
+def _measure(shared: SweepContext, config: TaskConfig, run: Run) -> dict[str, float]:
     """Median latency of one image through the model in this process, and the model's parameters."""
     data = shared.data
     task_class = load_task(data.source)

@@ -7,7 +7,7 @@ import numpy as np
 
 from assay.data.images.pixels import Pixels
 from assay.data.order import Step, entry_keys
-from assay.train.task import Batch, Samples, Task, TaskConfig
+from assay.train.task import Batch, BatchRows, Task, TaskConfig
 
 
 @runtime_checkable
@@ -30,5 +30,5 @@ def batches(
     """Prepare steps one after the other in this process; the reference that every stream equals."""
     for step in steps:
         keys = entry_keys(config.train.seed, step.epoch, step.entries)
-        samples = Samples(step.rows, keys, truth[step.rows], train)
+        samples = BatchRows(step.rows, keys, truth[step.rows], train)
         yield task.prepare(config, pixels, samples)

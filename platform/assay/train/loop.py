@@ -28,7 +28,7 @@ from assay.nn.optim import Multiplier, build_optimizer, set_rates
 from assay.runs.telemetry import Telemetry
 from assay.train import checkpoint
 from assay.train.batches import Stream
-from assay.train.monitor import Monitor, Watched, check_repeat
+from assay.train.monitor import Monitor, MonitorState, check_repeat
 from assay.train.predict import Predictor, autocast, world
 from assay.train.task import Batch, Task
 
@@ -37,7 +37,7 @@ VAL_CACHE_BYTES = 1 << 29
 
 
 @dataclass
-class Position:
+class TrainState:
     """Where a run is: everything a checkpoint holds besides tensors."""
 
     epoch: int = 0
@@ -50,7 +50,7 @@ class Position:
     scaler: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, list[float]] = field(default_factory=dict)
     """Sum and number of each scalar in the epoch so far."""
-    watched: Watched = field(default_factory=Watched)
+    watched: MonitorState = field(default_factory=MonitorState)
 
 
 class Loop:
@@ -79,7 +79,7 @@ class Loop:
         stream: Stream,
         folder: Path,
         telemetry: Telemetry | None = None,
-        heartbeat: Callable[[Position], None] = lambda position: None,
+        heartbeat: Callable[[TrainState], None] = lambda position: None,
         checkpoint_steps: int = 0,
     ) -> None:
         self.task, self.wrapped, self.rows, self.truth = task, wrapped, rows, truth
@@ -102,14 +102,14 @@ class Loop:
         self.monitor = Monitor(
             task.config.optim, task.limits(), self.total, task.classes, self._warn
         )
-        self.position = Position(watched=self.monitor.watched)
+        self.position = TrainState(watched=self.monitor.watched)
         self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
         self.probed = False
 
     def _epoch_steps(self, epoch: int) -> list[Step]:
         return steps_of(self.task.order(self.task.config, self.rows["train"], epoch), epoch)
 
-    def fit(self) -> Position:
+    def fit(self) -> TrainState:
         """Train from the newest good checkpoint, or from the start, to the end."""
         found = checkpoint.latest(self.folder / "checkpoints")
         if found is not None:
@@ -123,8 +123,8 @@ class Loop:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         saved["best"] = tuple(saved["best"]) if saved["best"] else None
-        self.monitor.watched = Watched(**saved.pop("watched"))
-        self.position = Position(**saved, watched=self.monitor.watched)
+        self.monitor.watched = MonitorState(**saved.pop("watched"))
+        self.position = TrainState(**saved, watched=self.monitor.watched)
         if self.position.scaler:
             self.scaler.load_state_dict(self.position.scaler)
 
@@ -275,7 +275,7 @@ class Loop:
         if not self.probed:
             check_repeat(*self.val.probe(), self.config.precision)
             self.probed = True
-        found = self.task.look(self.task.config, columns, truth)
+        found = self.task.validate(self.task.config, columns, truth)
         score = next(iter(found.values()))
         fit = -found["nll"] if math.isfinite(found["nll"]) else -math.inf
         value = (score, fit) if self.config.select == "score" else (fit, score)

@@ -106,7 +106,7 @@ class Limit:
 
 
 @dataclass
-class Watched:
+class MonitorState:
     """What the monitors remember; part of every checkpoint, so that a resumed run stops where another would."""
 
     nonfinite: int = 0
@@ -142,7 +142,7 @@ class Monitor:
     ) -> None:
         self.optim, self.limits, self.total = optim, limits, total
         self.classes, self.warn = classes, warn
-        self.watched = Watched(beyond=[0] * len(limits))
+        self.watched = MonitorState(beyond=[0] * len(limits))
         self.limited = sorted({limit.name for limit in limits})
         self.said: set[int] = set()
 

@@ -28,7 +28,7 @@ class Predictor:
         stream: where batches come from.
         rows: row numbers of the set, at least one.
         cache_bytes: prepared batches are kept for the next time up to this size per worker.
-        examine: add the columns of the task's `examine`.
+        examine: add the columns of the task's `predict_once`.
     """
 
     def __init__(
@@ -37,9 +37,14 @@ class Predictor:
         stream: Stream,
         rows: np.ndarray,
         cache_bytes: int = 0,
-        examine: bool = False,
+        once: bool = False,
     ) -> None:
-        self.task, self.stream, self.cache_bytes, self.examine = task, stream, cache_bytes, examine
+        self.task, self.stream, self.cache_bytes, self.predict_once = (
+            task,
+            stream,
+            cache_bytes,
+            once,
+        )
         self.rank, self.world_size = world()
         self.steps = steps_of(fixed_order(rows, task.config.train.eval_batch_size), 0)
         self.kept: list[Batch] | None = None
@@ -94,7 +99,9 @@ class Predictor:
     def _columns(self, batch: Batch) -> dict[str, np.ndarray]:
         # not inference_mode: FSDP would train on with buffers that it made in here
         with torch.no_grad(), autocast(self.task.config.train.precision, self.task.device):
-            made = self.task.predict(batch) | (self.task.examine(batch) if self.examine else {})
+            made = self.task.predict(batch) | (
+                self.task.predict_once(batch) if self.predict_once else {}
+            )
             return {name: _array(v) for name, v in made.items()}
 
 

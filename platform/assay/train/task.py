@@ -29,7 +29,7 @@ from assay.nn.optim import Multiplier, OptimConfig
 from assay.shapes import Int32, Int64, UInt64
 from assay.space import Float, Space
 from assay.train.monitor import Limit
-from assay.train.tier import Resident
+from assay.train.tier import DeviceCache
 
 Batch = dict[str, np.ndarray]
 
@@ -78,7 +78,7 @@ class TaskConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class TaskMetrics:
     """What a task judges beyond the standard set."""
 
     metrics: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Samples:
+class BatchRows:
     """Rows to prepare together, and the random key of each."""
 
     rows: Int64[np.ndarray, " n"]
@@ -108,7 +108,7 @@ class Task(nn.Module):
 
     Config: ClassVar[type[TaskConfig]] = TaskConfig
     phases: ClassVar[tuple[str, ...]] = ("main",)
-    setting_names: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "lr": "optim.lr", "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay",
         "batch_size": "train.batch_size", "epochs": "train.epochs", "num_epochs": "train.epochs",
     }  # fmt: skip
@@ -119,7 +119,7 @@ class Task(nn.Module):
         self.config = config
         self.classes = list(classes)
         self.pixels = pixels
-        self.resident = Resident()
+        self.device_cache = DeviceCache()
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
@@ -151,7 +151,7 @@ class Task(nn.Module):
         return uniform_order(rows, config.train.batch_size, config.train.seed, epoch)
 
     @classmethod
-    def prepare(cls, config: Any, pixels: Pixels, samples: Samples) -> Batch:
+    def prepare(cls, config: Any, pixels: Pixels, samples: BatchRows) -> Batch:
         """Arrays of one batch, leading dimension n; runs where there is no model."""
         raise NotImplementedError
 
@@ -163,7 +163,7 @@ class Task(nn.Module):
         """Columns of the predictions table, `logits` among them; deterministic."""
         raise NotImplementedError
 
-    def examine(self, batch: Batch) -> dict[str, Tensor]:
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
         """Further columns, computed once, by the best weights, for what `judge` wants to know."""
         return {}
 
@@ -175,12 +175,12 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
-    def quantized(self, folder: Path) -> "Task | None":
+    def int8(self, folder: Path) -> "Task | None":
         """This task as it answers by the int8 graph that `export` wrote, if it wrote one."""
         return None
 
     @classmethod
-    def look(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
+    def validate(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
         """What one look at val says: the main score first, `nll` among the rest."""
         logits = columns["logits"]
         return {"accuracy": accuracy(logits, truth), "nll": nll(logits, truth)}
@@ -194,12 +194,12 @@ class Task(nn.Module):
         return predictions
 
     @classmethod
-    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> Findings:
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """What this system is judged by beyond the standard set, from the predictions table."""
-        return Findings()
+        return TaskMetrics()
 
     @classmethod
-    def picture(
+    def draw(
         cls, config: Any, pixels: Pixels, row: int, answer: Callable[[], Any]
     ) -> np.ndarray | None:
         """What the report shows of a row in the place of its image (RGB); `answer` gives the bundle's."""

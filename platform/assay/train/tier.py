@@ -32,7 +32,7 @@ Tier = Literal["auto", "disk", "memory", "device"]
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def settle(
+def choose_tier(
     tier: Tier, pixels: Pixels, rows: Sequence[int], device: torch.device
 ) -> tuple[Tier, Pixels]:
     """The tier on this node, and the handle that reads from it.
@@ -103,7 +103,7 @@ def _free(device: torch.device) -> dict[str, int]:
     return free
 
 
-class Resident:
+class DeviceCache:
     """Images whose pixels stay on the accelerator from the first time that patches are copied there.
 
     Args:

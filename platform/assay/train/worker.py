@@ -18,11 +18,11 @@ from assay.runs.folder import Run
 from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
 from assay.train.batches import Stream, batches
-from assay.train.loop import Loop, Position, load_best
+from assay.train.loop import Loop, TrainState, load_best
 from assay.train.predict import Predictor
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
-from assay.train.tier import Resident, Tier
+from assay.train.tier import DeviceCache, Tier
 
 TIE = 1e-6
 """Weight of nll where scores are equal; no two scores of fewer than 10000 images are as close."""
@@ -58,7 +58,7 @@ class Job:
         )
 
 
-def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Position:
+def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> TrainState:
     """Train to the end and predict the sets to be judged; the same on every worker and without Ray.
 
     Raises:
@@ -75,7 +75,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
     telemetry = Telemetry(job.folder, job.track, job.config, keep) if rank == 0 else None
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     if job.tier == "device":
-        task.resident = Resident(rows["train"].tolist())
+        task.device_cache = DeviceCache(rows["train"].tolist())
     try:
         loop = Loop(
             task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat,
@@ -89,7 +89,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Po
     return position
 
 
-def reached(position: Position, select: str) -> dict[str, int | float]:
+def reached(position: TrainState, select: str) -> dict[str, int | float]:
     """What a run says to whoever may stop it: epochs done, and the best of val until then.
 
     `rank` orders by score, and by nll where scores are equal: early on many runs guess one class, and
@@ -162,7 +162,7 @@ def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     load_best(task, job.folder)
     tables = []
     for name in ("val", *job.judged):
-        predictor = Predictor(task, stream, job.split.rows(name), examine=True)
+        predictor = Predictor(task, stream, job.split.rows(name), once=True)
         tables.append(predictions_table(job.manifest, name, predictor.predict()))
     if predictor.rank == 0:
         write_predictions(job.folder, pa.concat_tables(tables))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from assay.data.images.pixels import Pixels
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 
 
@@ -55,7 +55,7 @@ def test_signatures_of_all_rows(pixels):
     found = pixels.signatures()
     assert found.shape == (4, 32)
     for row in range(3):
-        expected = Entry.of(smooth(90, 120, seed=row)).signature
+        expected = ImagePyramid.of(smooth(90, 120, seed=row)).signature
         assert found[row].tobytes() == expected
     np.testing.assert_array_equal(found[0], found[3])
     assert len(np.unique(found, axis=0)) == 3

@@ -15,13 +15,13 @@ from assay.data.images.pyramid import (
     MAGIC,
     SMALLEST_LEVEL,
     Clahe,
-    Entry,
-    entry_bytes,
-    open_entry,
+    ImagePyramid,
+    open_pyramid,
     pyramid,
+    pyramid_bytes,
     signature,
     statistics,
-    write_entry,
+    write_pyramid,
 )
 from assay.errors import StoreError
 
@@ -39,7 +39,7 @@ def smooth(height, width, sigma=12.0, seed=0):
 
 def stored(folder, pixels):
     path = folder / f"{CONTENT}.pixels"
-    write_entry(path, Entry.of(pixels))
+    write_pyramid(path, ImagePyramid.of(pixels))
     return path
 
 
@@ -48,11 +48,11 @@ def stored(folder, pixels):
 
 @pytest.mark.parametrize("pixels", [NOISE, NOISE16, NOISE[:3, :5], NOISE16[:1, :1]])
 def test_an_entry_holds_every_pixel(tmp_path, pixels):
-    entry = open_entry(stored(tmp_path, pixels))
+    entry = open_pyramid(stored(tmp_path, pixels))
     assert entry.levels[0].dtype == pixels.dtype
     assert entry.size == pixels.shape[:2]
     np.testing.assert_array_equal(entry.levels[0], pixels)
-    fresh = Entry.of(pixels)
+    fresh = ImagePyramid.of(pixels)
     assert len(entry.levels) == len(fresh.levels)
     for level, expected in zip(entry.levels, fresh.levels, strict=True):
         np.testing.assert_array_equal(level, expected)
@@ -63,8 +63,8 @@ def test_an_entry_holds_every_pixel(tmp_path, pixels):
 
 def test_an_entry_is_mapped_read_only(tmp_path):
     path = stored(tmp_path, NOISE)
-    assert path.stat().st_size <= entry_bytes(*NOISE.shape[:2])
-    level = open_entry(path).levels[0]
+    assert path.stat().st_size <= pyramid_bytes(*NOISE.shape[:2])
+    level = open_pyramid(path).levels[0]
     assert isinstance(level, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         level[0] = 0
@@ -72,7 +72,7 @@ def test_an_entry_is_mapped_read_only(tmp_path):
 
 def test_a_missing_entry_is_refused(tmp_path):
     with pytest.raises(StoreError, match=CONTENT):
-        open_entry(tmp_path / f"{CONTENT}.pixels")
+        open_pyramid(tmp_path / f"{CONTENT}.pixels")
 
 
 @pytest.mark.parametrize("pixels", [NOISE, NOISE16])
@@ -83,7 +83,7 @@ def test_an_entry_cut_short_anywhere_is_refused(tmp_path, pixels):
     for length in (0, 3, 8, 10, 12, begin // 2, begin, begin + 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(StoreError, match=CONTENT):
-            open_entry(path)
+            open_pyramid(path)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_damaged_header_is_refused(tmp_path, header):
     path = tmp_path / f"{CONTENT}.pixels"
     path.write_bytes(MAGIC + struct.pack("<I", len(header)) + header + bytes(100))
     with pytest.raises(StoreError, match=CONTENT):
-        open_entry(path)
+        open_pyramid(path)
 
 
 @pytest.mark.parametrize("field", ["mean", "std", "signature", "levels", "dtype"])
@@ -114,7 +114,7 @@ def test_a_header_without_a_field_is_refused(tmp_path, field):
     head = json.dumps(header).encode()
     path.write_bytes(MAGIC + struct.pack("<I", len(head)) + head + whole[begin:])
     with pytest.raises(StoreError, match="delete it and run again"):
-        open_entry(path)
+        open_pyramid(path)
 
 
 @pytest.mark.parametrize("start", [b"ASSAYPX9", b"\x89PNG\r\n\x1a\n"])
@@ -122,7 +122,7 @@ def test_a_foreign_entry_is_refused(tmp_path, start):
     path = stored(tmp_path, NOISE)
     path.write_bytes(start + path.read_bytes()[8:])
     with pytest.raises(StoreError, match="not an entry of this store's version"):
-        open_entry(path)
+        open_pyramid(path)
 
 
 # Cutting
@@ -142,20 +142,20 @@ def sliced(pixels, box):
 def test_a_cut_is_a_slice_with_zeros_outside(box, level):
     x, y, width, height = box
     box = (x, y, x + width, y + height)
-    entry = Entry.of(NOISE)
+    entry = ImagePyramid.of(NOISE)
     cut = entry.cut(box, level)
     np.testing.assert_array_equal(cut, sliced(entry.levels[level], box))
 
 
 def test_a_cut_of_16_bits_has_8():
-    entry = Entry.of(NOISE16)
+    entry = ImagePyramid.of(NOISE16)
     cut = entry.cut((10, 20, 60, 50))
     np.testing.assert_array_equal(cut, np.rint(NOISE16[20:50, 10:60] / 257))
     assert to_uint8(NOISE16[20:50, 10:60]).dtype == cut.dtype == np.uint8
 
 
 def test_a_cut_can_be_written_to(tmp_path):
-    entry = open_entry(stored(tmp_path, NOISE))
+    entry = open_pyramid(stored(tmp_path, NOISE))
     entry.cut((0, 0, 20, 20))[:] = 0
     np.testing.assert_array_equal(entry.levels[0], NOISE)
 
@@ -166,7 +166,7 @@ def test_a_cut_can_be_written_to(tmp_path):
 def test_a_cut_is_equalised_as_the_whole_image_is(box):
     image = smooth(150, 210, sigma=4)
     whole = sliced(clahe.clahe(image, 3.0, 8), box)
-    cut = Entry.of(image).cut(box, clahe=Clahe(3.0, 8))
+    cut = ImagePyramid.of(image).cut(box, clahe=Clahe(3.0, 8))
     assert np.abs(cut.astype(int) - whole).max() <= 3
     assert np.abs(whole.astype(int) - sliced(image, box)).max() > 20  # it does something
 
@@ -209,7 +209,7 @@ def test_a_view_shows_what_a_warp_of_the_whole_image_shows(
 ):
     image = smooth(150, 210, sigma=3)
     matrix = np.column_stack([linear(turn, scale, mirror), [x, y]])
-    view = Entry.of(image).view(matrix, height, width)
+    view = ImagePyramid.of(image).view(matrix, height, width)
     expected = bilinear(image, matrix, height, width)
     # OpenCV rounds positions to 1/32 pixel; the step to zero at the image's edge is the steepest
     assert np.abs(view - expected).max() <= 1 + 245 / 32 * 2
@@ -222,7 +222,7 @@ def test_a_view_shows_what_a_warp_of_the_whole_image_shows(
 def test_whole_pixels_and_flips_are_copied(x, y, hflip, vflip):
     a, b = (-1.0 if hflip else 1.0), (-1.0 if vflip else 1.0)
     matrix = np.array([[a, 0.0, x + 39 * hflip], [0.0, b, y + 29 * vflip]])
-    view = Entry.of(NOISE).view(matrix, 30, 40)
+    view = ImagePyramid.of(NOISE).view(matrix, 30, 40)
     expected = sliced(NOISE, (x, y, x + 40, y + 30))
     np.testing.assert_array_equal(view, expected[:: int(b), :: int(a)])
 
@@ -234,7 +234,7 @@ def test_an_overview_is_the_area_mean(shape, step):
     height, width = (round(side / step) for side in shape)
     x, y = shape[1] / width, shape[0] / height
     matrix = np.array([[x, 0.0, (x - 1) / 2], [0.0, y, (y - 1) / 2]])
-    view = Entry.of(image).view(matrix, height, width)
+    view = ImagePyramid.of(image).view(matrix, height, width)
     expected = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     error = np.abs(view.astype(int) - expected)[1:-1, 1:-1]
     assert error.max() <= 5
@@ -260,7 +260,7 @@ def test_a_ramp_stays_the_same_ramp_on_every_level(shape, step):
 
     image = np.rint(ramp(*np.meshgrid(np.arange(shape[1]), np.arange(shape[0])))).astype(np.uint8)
     x, y, matrix = seen_at(step, shape)
-    view = Entry.of(image).view(matrix, *x.shape)
+    view = ImagePyramid.of(image).view(matrix, *x.shape)
     # one rounding on each level and one of the view
     assert np.abs(view - ramp(x, y)).max() <= 1 + 0.25 * np.log2(step)
 
@@ -278,7 +278,7 @@ def test_levels_are_not_shifted(shape, step):
     full = waves(*np.meshgrid(np.arange(shape[1]), np.arange(shape[0])))
     image = np.rint(128 + 100 * full[..., [0, 1, 1]]).astype(np.uint8)
     x, y, matrix = seen_at(step, shape)
-    error = (Entry.of(image).view(matrix, *x.shape)[..., :2] - 128.0) / 100 - waves(x, y)
+    error = (ImagePyramid.of(image).view(matrix, *x.shape)[..., :2] - 128.0) / 100 - waves(x, y)
     # least squares: how far along x and y the view would have to move
     shift = (error * slopes(x, y)).sum((0, 1)) / (slopes(x, y) ** 2).sum((0, 1))
     # levels aligned at corners instead of edges would be off by (step - 1) / 2
@@ -289,7 +289,7 @@ def test_fine_textures_do_not_alias_in_an_overview():
     x, y = np.meshgrid(np.arange(1024), np.arange(1024))
     image = np.stack([((x + y) % 2 * 200).astype(np.uint8)] * 3, -1)
     for step in (2.0, 4.0, 8.0):
-        view = Entry.of(image).view(crop_matrix(np.eye(2, 3), 0, 0, step), 100, 100)
+        view = ImagePyramid.of(image).view(crop_matrix(np.eye(2, 3), 0, 0, step), 100, 100)
         assert np.abs(view.astype(int) - 100).max() <= 1
 
 
@@ -297,7 +297,9 @@ def test_fine_textures_do_not_alias_in_an_overview():
 def test_a_thin_image_does_not_alias_either(shape):
     x, y = np.meshgrid(np.arange(shape[1]), np.arange(shape[0]))
     image = np.stack([((x + y) % 2 * 200).astype(np.uint8)] * 3, -1)
-    view = Entry.of(image).view(crop_matrix(np.eye(2, 3), 0, 0, 20.0), *(s // 20 for s in shape))
+    view = ImagePyramid.of(image).view(
+        crop_matrix(np.eye(2, 3), 0, 0, 20.0), *(s // 20 for s in shape)
+    )
     assert np.abs(view.astype(int) - 100).max() <= 20
 
 
@@ -306,10 +308,10 @@ def test_a_view_reads_little_of_a_huge_entry(tmp_path):
     path = stored(tmp_path, smooth(512, 512, sigma=20))
     whole = bytearray(path.read_bytes())
     begin = 12 + struct.unpack("<I", whole[8:12])[0]
-    clean = open_entry(path).view(crop_matrix(np.eye(2, 3), 0, 0, 4.0), 128, 128)
+    clean = open_pyramid(path).view(crop_matrix(np.eye(2, 3), 0, 0, 4.0), 128, 128)
     whole[begin : begin + 512 * 512 * 3] = bytes(512 * 512 * 3)
     path.write_bytes(whole)
-    found = open_entry(path).view(crop_matrix(np.eye(2, 3), 0, 0, 4.0), 128, 128)
+    found = open_pyramid(path).view(crop_matrix(np.eye(2, 3), 0, 0, 4.0), 128, 128)
     np.testing.assert_array_equal(found, clean)
 
 
@@ -317,7 +319,7 @@ def test_a_view_reads_little_of_a_huge_entry(tmp_path):
 def test_a_view_beside_the_image_is_zero(far):
     for x, y in ((far, 0.0), (0.0, far), (far, far)):
         matrix = np.array([[1.0, 0.0, x], [0.0, 1.0, y]])
-        view = Entry.of(NOISE).view(matrix, 20, 30)
+        view = ImagePyramid.of(NOISE).view(matrix, 20, 30)
         assert view.shape == (20, 30, 3)
         assert not view.any()
 
@@ -332,7 +334,7 @@ def test_a_pyramid_halves_until_it_is_small(shape):
         assert coarse.shape[:2] == tuple(max(side // 2, 1) for side in fine.shape[:2])
         assert max(fine.shape[:2]) >= 2 * SMALLEST_LEVEL
     assert max(levels[-1].shape[:2]) < 2 * SMALLEST_LEVEL
-    assert sum(level.nbytes for level in levels) <= entry_bytes(*shape)
+    assert sum(level.nbytes for level in levels) <= pyramid_bytes(*shape)
 
 
 def test_levels_of_16_bits_keep_them():
@@ -377,11 +379,11 @@ def test_a_signature_turns_with_the_image(number):
 def test_in_small_an_image_is_a_mean_in_its_colours():
     image = np.zeros((1000, 2000, 3), dtype=np.uint8)
     image[:, :1000] = (200, 100, 50)
-    small = Entry.of(image).small(480)
+    small = ImagePyramid.of(image).small(480)
     assert small.shape == (240, 480, 3)
     assert small[:, :230].reshape(-1, 3).mean(0) == pytest.approx([200, 100, 50], abs=1)
     assert small[:, 250:].max() == 0
 
 
 def test_a_small_image_is_not_enlarged():
-    assert Entry.of(np.zeros((30, 50, 3), dtype=np.uint8)).small(480).shape == (30, 50, 3)
+    assert ImagePyramid.of(np.zeros((30, 50, 3), dtype=np.uint8)).small(480).shape == (30, 50, 3)

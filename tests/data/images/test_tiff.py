@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.images import decode, tiff
-from assay.data.images.pyramid import Entry, pyramid
+from assay.data.images.pyramid import ImagePyramid, pyramid
 from assay.data.images.store import Store
 from assay.errors import ImageError
 
@@ -118,14 +118,14 @@ def test_large_tiles_are_decoded_few_at_a_time(monkeypatch):
     monkeypatch.setattr(
         tiff.TiledPage, "_decoded", lambda self, tiles: most.append(len(tiles)) or own(self, tiles)
     )
-    np.testing.assert_array_equal(Entry.read(FILE).pixels, PIXELS)
+    np.testing.assert_array_equal(ImagePyramid.read(FILE).pixels, PIXELS)
     assert max(most) == 3
 
 
 def test_a_file_that_is_gone_is_an_image_error(tmp_path):
     path = tmp_path / "part.tif"
     path.write_bytes(FILE)
-    entry = Entry.read(path)
+    entry = ImagePyramid.read(path)
     path.unlink()
     with pytest.raises(ImageError, match=r"part\.tif cannot be read: No such file"):
         _ = entry.pixels
@@ -138,11 +138,11 @@ def test_tiles_of_no_size_are_left():
     content[place : place + 2] = bytes(2)
     assert tiff.pyramid(bytes(content), 128) == []
     with pytest.raises(ImageError, match="cannot be read"):
-        Entry.read(bytes(content))
+        ImagePyramid.read(bytes(content))
 
 
 def test_tiles_are_decoded_where_they_are_looked_at_and_once(monkeypatch):
-    entry = Entry.read(FILE)
+    entry = ImagePyramid.read(FILE)
     page = entry.levels[0]
     before = set(page.held)
     assert len(before) < 0.12 * 11 * 15  # samples that were compared with the overview
@@ -166,7 +166,7 @@ def test_tiles_are_decoded_where_they_are_looked_at_and_once(monkeypatch):
 def test_of_a_file_only_what_is_looked_at_is_read(tmp_path):
     path = tmp_path / "part.tif"
     path.write_bytes(FILE)
-    entry = Entry.read(path)
+    entry = ImagePyramid.read(path)
     with tifffile.TiffFile(path) as file:
         offsets, counts = file.pages[0].dataoffsets, file.pages[0].databytecounts
     content = bytearray(FILE)
@@ -185,7 +185,7 @@ def test_the_store_holds_what_is_read_from_the_file(tmp_path):
     path, store = tmp_path / "part.tif", Store(str(tmp_path / "store"))
     path.write_bytes(FILE)
     assert store.build("ab12", path) == HEIGHT * WIDTH
-    stored, direct = store.open("ab12"), Entry.read(FILE)
+    stored, direct = store.open("ab12"), ImagePyramid.read(FILE)
     assert isinstance(direct.levels[1], tiff.TiledPage)
     assert len(stored.levels) == len(direct.levels) == len(pyramid(PIXELS))
     for one, other in zip(stored.levels, direct.levels, strict=True):
@@ -197,7 +197,7 @@ def test_the_store_holds_what_is_read_from_the_file(tmp_path):
 
 def test_overviews_stand_for_those_of_the_store():
     """A grey level at most, so that what was learnt on other files holds."""
-    found, plain = Entry.read(FILE), Entry.of(PIXELS)
+    found, plain = ImagePyramid.read(FILE), ImagePyramid.of(PIXELS)
     for one, other in zip(found.levels, plain.levels, strict=True):
         assert np.abs(np.asarray(one).astype(int) - other).max() <= 2
     np.testing.assert_allclose(found.mean, plain.mean, atol=0.3 / 255)
@@ -219,15 +219,15 @@ OTHERWISE = {
 def test_other_overviews_are_not_taken(name):
     content = written(OTHERWISE[name])
     assert tiff.pyramid(content, 128) == []
-    found = Entry.read(content)
-    for one, other in zip(found.levels, Entry.of(PIXELS).levels, strict=True):
+    found = ImagePyramid.read(content)
+    for one, other in zip(found.levels, ImagePyramid.of(PIXELS).levels, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_of_several_overviews_the_good_ones_before_the_first_bad_are_taken():
     content = written([*LEVELS[:2], nearest(LEVELS[1])])
     assert [page.shape[0] for page in tiff.pyramid(content, 128)] == [704, 352]
-    np.testing.assert_array_equal(Entry.read(content).levels[2], pyramid(LEVELS[1])[1])
+    np.testing.assert_array_equal(ImagePyramid.read(content).levels[2], pyramid(LEVELS[1])[1])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_files_of_another_layout_are_decoded_whole(options):
     assert tiff.pyramid(content, 128) == []
     turned = "extratags" in options
     expected = np.rot90(PIXELS, -1) if turned else PIXELS
-    np.testing.assert_array_equal(Entry.read(content).pixels, expected)
+    np.testing.assert_array_equal(ImagePyramid.read(content).pixels, expected)
 
 
 @pytest.mark.parametrize("size", [(703, 929), (640, 127), (129, 2000)])
@@ -296,7 +296,7 @@ def test_damage_is_an_image_error_or_is_not_looked_at(data):
         for place in data.draw(st.lists(tables, min_size=1, max_size=6)):
             content[place] = data.draw(st.integers(0, 255))
     try:
-        entry = Entry.read(bytes(content))
+        entry = ImagePyramid.read(bytes(content))
         assert entry.cut((0, 0, 50, 50)).shape == (50, 50, 3)
         assert entry.pixels.shape == (*entry.size, 3)
     except ImageError:

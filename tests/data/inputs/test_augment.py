@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.images.affine import compose, crop_matrix, fit, warp
-from assay.data.inputs.augment import IDENTITY, PRESETS, Augment, AugmentConfig, draw
+from assay.data.inputs.augment import IDENTITY, PRESETS, Augment, AugmentConfig, draw_augment
 from assay.data.inputs.photometric import photometric
 from assay.errors import ConfigError
 
@@ -68,15 +68,15 @@ def affines(draw_):
 @pytest.mark.parametrize("side", [60, 61])
 def test_flips_copy_pixels(side):
     image = NOISY[:side, :side]
-    left_right = draw(AugmentConfig(hflip=1.0), side, rng())
-    top_bottom = draw(AugmentConfig(vflip=1.0), side, rng())
+    left_right = draw_augment(AugmentConfig(hflip=1.0), side, rng())
+    top_bottom = draw_augment(AugmentConfig(vflip=1.0), side, rng())
     np.testing.assert_array_equal(whole(image, left_right), image[:, ::-1])
     np.testing.assert_array_equal(whole(image, top_bottom), image[::-1])
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_translation_copies_pixels_and_pads_with_zeros(seed):
-    augment = draw(AugmentConfig(translate=0.25), 61, rng(seed))
+    augment = draw_augment(AugmentConfig(translate=0.25), 61, rng(seed))
     x, y = (-augment.matrix[:, 2]).astype(int)
     expected = np.zeros_like(NOISY)
     expected[max(y, 0) : 61 + min(y, 0), max(x, 0) : 61 + min(x, 0)] = NOISY[
@@ -96,7 +96,7 @@ def test_rotation_and_scale_agree_with_torchvision(seed):
         scale_p=1.0,
         translate=0.2,
     )
-    augment = draw(config, 61, rng(seed))
+    augment = draw_augment(config, 61, rng(seed))
     linear = augment.matrix[:, :2]
     scale = 1 / sqrt(np.linalg.det(linear))
     # torchvision's forward map: rotate by the angle and zoom about the centre, then shift.
@@ -117,7 +117,9 @@ def test_rotation_and_scale_agree_with_torchvision(seed):
 
 def test_resampling_above_1_is_enlarging_and_cutting_the_centre():
     image = SMOOTH[:60, :60]
-    augment = draw(AugmentConfig(resample_p=1.0, resample_low=1.2, resample_high=1.2), 60, rng())
+    augment = draw_augment(
+        AugmentConfig(resample_p=1.0, resample_low=1.2, resample_high=1.2), 60, rng()
+    )
     tensor = torch.from_numpy(image).permute(2, 0, 1).float()[None]
     larger = torch.nn.functional.interpolate(tensor, size=(72, 72), mode="bilinear")
     expected = tvf.center_crop(larger, [60, 60])[0].permute(1, 2, 0).numpy()
@@ -205,7 +207,7 @@ def test_warp_far_outside_is_zero():
 
 def test_nothing_is_drawn_by_default():
     for seed in range(20):
-        augment = draw(AugmentConfig(), 100, rng(seed))
+        augment = draw_augment(AugmentConfig(), 100, rng(seed))
         np.testing.assert_array_equal(replace(augment, noise_seed=0).to_row(), IDENTITY.to_row())
         assert photometric(PATCHES, augment, 0.5, seed) is not None
         np.testing.assert_array_equal(photometric(PATCHES, augment, 0.5, seed), PATCHES)
@@ -214,7 +216,7 @@ def test_nothing_is_drawn_by_default():
 @pytest.mark.parametrize("name", PRESETS)
 def test_draw_is_decided_by_the_seed(name):
     config = replace(PRESETS[name], noise_max=0.1)
-    first, second, other = (draw(config, 100, rng(seed)).to_row() for seed in (3, 3, 4))
+    first, second, other = (draw_augment(config, 100, rng(seed)).to_row() for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
 
@@ -223,7 +225,7 @@ def test_draw_is_decided_by_the_seed(name):
 def test_factors_fill_their_ranges(name):
     config = replace(PRESETS[name], noise_max=0.1)
     generator = rng(5)
-    drawn = [draw(config, 1000, generator) for _ in range(1500)]
+    drawn = [draw_augment(config, 1000, generator) for _ in range(1500)]
     for factor in ("brightness", "contrast", "gamma", "saturation"):
         low, high = config.range(factor)
         values = np.array([getattr(augment, factor) for augment in drawn])
@@ -245,7 +247,7 @@ def test_factors_fill_their_ranges(name):
 def test_main_preset_moves_by_the_sum_of_two_shifts():
     generator = rng(6)
     config = replace(PRESETS["main"], rotation_p=0.0, scale_p=0.0, hflip=0.0, vflip=0.0)
-    shifts = np.array([draw(config, 1000, generator).matrix[:, 2] for _ in range(2000)])
+    shifts = np.array([draw_augment(config, 1000, generator).matrix[:, 2] for _ in range(2000)])
     assert 130 < np.abs(shifts).max() <= 150
     # Variance of a sum of uniforms on +-a and +-b: (a^2 + b^2) / 3.
     assert shifts.std() == pytest.approx(sqrt((100**2 + 50**2) / 3), rel=0.05)
@@ -253,14 +255,16 @@ def test_main_preset_moves_by_the_sum_of_two_shifts():
 
 def test_flips_come_at_their_probability():
     generator = rng(7)
-    drawn = [draw(AugmentConfig(hflip=0.5, vflip=0.2), 9, generator).matrix for _ in range(2000)]
+    drawn = [
+        draw_augment(AugmentConfig(hflip=0.5, vflip=0.2), 9, generator).matrix for _ in range(2000)
+    ]
     assert np.mean([matrix[0, 0] < 0 for matrix in drawn]) == pytest.approx(0.5, abs=0.05)
     assert np.mean([matrix[1, 1] < 0 for matrix in drawn]) == pytest.approx(0.2, abs=0.05)
 
 
 def test_an_augment_survives_packing_and_pickling():
     for seed in range(20):
-        augment = draw(replace(PRESETS["readme"], noise_max=0.2), 333, rng(seed))
+        augment = draw_augment(replace(PRESETS["readme"], noise_max=0.2), 333, rng(seed))
         for copy in (Augment.from_row(augment.to_row()), pickle.loads(pickle.dumps(augment))):
             for field in fields(Augment):
                 np.testing.assert_array_equal(

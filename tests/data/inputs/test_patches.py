@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from assay.config import from_dict, to_dict
 from assay.data.images import clahe
-from assay.data.images.pyramid import Clahe, Entry
+from assay.data.images.pyramid import Clahe, ImagePyramid
 from assay.data.inputs import augment
 from assay.data.inputs.augment import Augment, AugmentConfig
 from assay.data.inputs.cells import (
@@ -112,7 +112,7 @@ def test_a_dot_appears_in_the_patch_that_covers_it(dot):
     if (np.abs(place - (cell + 0.5) * stride) > stride / 2 + 4).any():
         return  # moved off the canvas
     corner = cell_corners(np.array([cell[1] * GRID + cell[0]]), GRID, SMALL)
-    canvas = Canvas(Entry.of(image), SMALL, Augment(matrix=matrix))
+    canvas = Canvas(ImagePyramid.of(image), SMALL, Augment(matrix=matrix))
     patch = canvas.patches(corner)[0]
     assert np.abs(centroid(patch) + corner[0] - place).max() < 0.5
     x0, y0, x1, y1 = canvas.source_boxes(corner)[0]
@@ -125,7 +125,7 @@ def test_a_dot_appears_in_the_patch_that_covers_it(dot):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_source_boxes_in_closed_form(shape):
-    canvas = Canvas(Entry.of(np.zeros((*shape, 3), np.uint8)), SMALL)
+    canvas = Canvas(ImagePyramid.of(np.zeros((*shape, 3), np.uint8)), SMALL)
     step = max(shape) / 240
     offset = (np.array(shape[::-1]) - max(shape)) / 2  # the centred image's own origin
     corners = np.array([[0, 0], [-20, 40], [192, 192]])
@@ -135,7 +135,7 @@ def test_source_boxes_in_closed_form(shape):
 
 def test_source_boxes_of_a_turned_image():
     canvas = Canvas(
-        Entry.of(np.zeros((240, 240, 3), np.uint8)),
+        ImagePyramid.of(np.zeros((240, 240, 3), np.uint8)),
         SMALL,
         Augment(matrix=about_centre(turn=np.pi / 2)),
     )
@@ -148,7 +148,7 @@ def test_source_boxes_of_a_turned_image():
 def test_a_patch_of_an_image_that_fills_the_canvas_is_a_slice():
     image = np.random.default_rng(1).integers(0, 256, (240, 240, 3), dtype=np.uint8)
     padded = np.pad(image, ((60, 60), (60, 60), (0, 0)))
-    patches = Canvas(Entry.of(image), SMALL).patches(CORNERS)
+    patches = Canvas(ImagePyramid.of(image), SMALL).patches(CORNERS)
     for patch, (x, y) in zip(patches, CORNERS, strict=True):
         np.testing.assert_array_equal(patch, padded[y + 60 : y + 108, x + 60 : x + 108])
 
@@ -156,7 +156,7 @@ def test_a_patch_of_an_image_that_fills_the_canvas_is_a_slice():
 def test_padding_keeps_pixels_and_cuts_what_does_not_fit():
     sizes = PatchConfig(image_px=240, overview_px=80, patch_px=48, clahe_clip=0.0, fit="pad")
     image = np.random.default_rng(1).integers(0, 256, (300, 100, 3), dtype=np.uint8)
-    whole = Canvas(Entry.of(image), sizes)
+    whole = Canvas(ImagePyramid.of(image), sizes)
     expected = np.pad(image[30:270], ((0, 0), (70, 70), (0, 0)))
     for x, y in ((0, 0), (60, 100), (150, 192)):
         patch = whole.patches(np.array([[x, y]]))[0]
@@ -172,7 +172,7 @@ def test_dense_and_sparse_cuts_are_the_same(shape, clahe):
         brightness=1.2, contrast=0.8, gamma=1.3, saturation=0.7, resample=0.8,
     )  # fmt: skip
     for augmented in (augment.IDENTITY, change):
-        canvas = Canvas(Entry.of(smooth(*shape)), sizes, augmented)
+        canvas = Canvas(ImagePyramid.of(smooth(*shape)), sizes, augmented)
         dense = canvas.patches(CORNERS)
         sparse = np.concatenate([canvas.patches(corner[None]) for corner in CORNERS])
         error = np.abs(dense.astype(int) - sparse)
@@ -185,7 +185,7 @@ def test_dense_and_sparse_cuts_are_the_same(shape, clahe):
 def test_images_of_any_aspect(shape):
     image = np.full((*shape, 3), 200, np.uint8)
     for sizes in (SMALL, PatchConfig(image_px=240, overview_px=80, patch_px=48, fit="pad")):
-        canvas = Canvas(Entry.of(image), sizes)
+        canvas = Canvas(ImagePyramid.of(image), sizes)
         patches = canvas.patches(CORNERS)
         overview, mean, std = canvas.overview()
         assert patches.shape == (144, 48, 48, 3)
@@ -198,7 +198,7 @@ def test_images_of_any_aspect(shape):
 
 @pytest.mark.parametrize("far", [-(10**6), -5000, 241, 5000, 10**6])
 def test_a_patch_far_outside_is_black(far):
-    canvas = Canvas(Entry.of(np.full((300, 200, 3), 255, np.uint8)), SMALL)
+    canvas = Canvas(ImagePyramid.of(np.full((300, 200, 3), 255, np.uint8)), SMALL)
     corners = np.array([[far, 0], [0, far], [far, far]])
     assert not canvas.patches(corners).any()
     # beside one that is not
@@ -206,7 +206,7 @@ def test_a_patch_far_outside_is_black(far):
 
 
 def test_no_corners_make_no_patches():
-    canvas = Canvas(Entry.of(smooth(50, 60)), SMALL)
+    canvas = Canvas(ImagePyramid.of(smooth(50, 60)), SMALL)
     assert canvas.patches(np.zeros((0, 2), np.int64)).shape == (0, 48, 48, 3)
 
 
@@ -218,7 +218,7 @@ def test_patches_are_equalised_as_the_whole_image_is(shape):
     sizes = PatchConfig(image_px=260, overview_px=65, patch_px=48, clahe_grid=8, fit="pad")
     image = smooth(*shape, sigma=3)
     corners = cell_corners(np.arange(100), 10, sizes)
-    patches = Canvas(Entry.of(image), sizes).patches(corners)
+    patches = Canvas(ImagePyramid.of(image), sizes).patches(corners)
     top, left = ((260 - side) // 2 for side in shape)
     whole = np.zeros((460, 460, 3), np.uint8)
     whole[100 + top : 100 + top + shape[0], 100 + left : 100 + left + shape[1]] = clahe.clahe(
@@ -226,7 +226,7 @@ def test_patches_are_equalised_as_the_whole_image_is(shape):
     )
     for cut in (
         patches,
-        np.stack([Canvas(Entry.of(image), sizes).patches(c[None])[0] for c in corners]),
+        np.stack([Canvas(ImagePyramid.of(image), sizes).patches(c[None])[0] for c in corners]),
     ):
         for patch, (x, y) in zip(cut, corners, strict=True):
             expected = whole[y + 100 : y + 148, x + 100 : x + 148]
@@ -243,7 +243,7 @@ def test_equalisation_is_that_of_the_config():
 
 def test_an_overview_is_the_area_mean_of_the_canvas():
     image = smooth(720, 480, sigma=20)
-    overview, _, _ = Canvas(Entry.of(image), SMALL).overview()
+    overview, _, _ = Canvas(ImagePyramid.of(image), SMALL).overview()
     fitted = np.pad(image, ((0, 0), (120, 120), (0, 0)))
     expected = cv2.resize(fitted, (80, 80), interpolation=cv2.INTER_AREA)
     inside = np.zeros((80, 80), bool)
@@ -259,7 +259,7 @@ def test_an_overview_is_the_area_mean_of_the_canvas():
 def test_statistics_ignore_padding(fit, shape, turn):
     sizes = PatchConfig(image_px=240, overview_px=80, patch_px=48, clahe_clip=0.0, fit=fit)
     canvas = Canvas(
-        Entry.of(np.full((*shape, 3), (40, 120, 220), np.uint8)),
+        ImagePyramid.of(np.full((*shape, 3), (40, 120, 220), np.uint8)),
         sizes,
         Augment(matrix=about_centre(turn, zoom=0.6)),
     )
@@ -273,13 +273,13 @@ def test_statistics_ignore_padding(fit, shape, turn):
 def test_statistics_are_those_of_the_image(shape):
     image = smooth(*shape, sigma=15)
     values = image.reshape(-1, 3) / 255
-    _, mean, std = Canvas(Entry.of(image), SMALL).overview()
+    _, mean, std = Canvas(ImagePyramid.of(image), SMALL).overview()
     np.testing.assert_allclose(mean, values.mean(0), atol=0.01)
     np.testing.assert_allclose(std, values.std(0), atol=0.01)
 
 
 def test_an_image_moved_off_the_canvas_keeps_its_own_statistics():
-    entry = Entry.of(smooth(300, 300))
+    entry = ImagePyramid.of(smooth(300, 300))
     canvas = Canvas(entry, SMALL, Augment(matrix=about_centre(shift=(10_000, 0))))
     overview, mean, std = canvas.overview()
     assert not overview.any()
@@ -289,7 +289,7 @@ def test_an_image_moved_off_the_canvas_keeps_its_own_statistics():
 
 def test_photometric_changes_reach_overview_patches_and_statistics():
     image = np.full((240, 240, 3), 100, np.uint8)
-    canvas = Canvas(Entry.of(image), SMALL, Augment(matrix=np.eye(2, 3), brightness=1.5))
+    canvas = Canvas(ImagePyramid.of(image), SMALL, Augment(matrix=np.eye(2, 3), brightness=1.5))
     overview, mean, _ = canvas.overview()
     assert set(np.unique(overview)) == {150}
     assert set(np.unique(canvas.patches(np.array([[96, 96]])))) == {150}
@@ -299,18 +299,18 @@ def test_photometric_changes_reach_overview_patches_and_statistics():
 def test_contrast_turns_about_the_mean_of_the_whole_image():
     image = np.full((240, 240, 3), 100, np.uint8)
     image[:, 120:] = 200
-    canvas = Canvas(Entry.of(image), SMALL, Augment(matrix=np.eye(2, 3), contrast=0.5))
+    canvas = Canvas(ImagePyramid.of(image), SMALL, Augment(matrix=np.eye(2, 3), contrast=0.5))
     dark, bright = canvas.patches(np.array([[10, 96], [180, 96]]))
     assert set(np.unique(dark)) == {125}
     assert set(np.unique(bright)) == {175}
 
 
 def test_a_drawn_augmentation_is_repeatable():
-    entry = Entry.of(smooth(300, 200))
+    entry = ImagePyramid.of(smooth(300, 200))
     config = AugmentConfig(
         hflip=0.5, rotation_deg=180.0, rotation_p=1.0, noise_p=1.0, noise_max=0.1
     )
-    change = augment.draw(config, 240, np.random.default_rng(4))
+    change = augment.draw_augment(config, 240, np.random.default_rng(4))
     for _ in range(2):
         one, other = Canvas(entry, SMALL, change), Canvas(entry, SMALL, change)
         np.testing.assert_array_equal(one.overview()[0], other.overview()[0])
@@ -320,7 +320,7 @@ def test_a_drawn_augmentation_is_repeatable():
 def test_overview_and_patches_get_different_noise():
     sizes = PatchConfig(image_px=48, overview_px=48, patch_px=48, clahe_clip=0.0)
     change = Augment(matrix=np.eye(2, 3), noise="gaussian", noise_strength=0.1, noise_seed=7)
-    canvas = Canvas(Entry.of(np.full((48, 48, 3), 128, np.uint8)), sizes, change)
+    canvas = Canvas(ImagePyramid.of(np.full((48, 48, 3), 128, np.uint8)), sizes, change)
     seen, patch = canvas.overview()[0].astype(float), canvas.patches(np.array([[0, 0]]))[0]
     assert abs(np.corrcoef(seen.ravel(), patch.ravel())[0, 1]) < 0.05
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.tiles import TileConfig, _starts, cut_inside, level_map
 from assay.errors import ConfigError
 from assay.levels import LEVELS, level_probs, outlined, threshold_prob, to_levels, to_mask
@@ -26,7 +26,7 @@ SIDES = st.integers(1, 200)
 
 @given(SIDES, SIDES, st.sampled_from([0, 8, 16, 32]))
 def test_a_pointwise_network_gives_what_it_gives_on_the_whole_image(height, width, overlap):
-    entry = Entry.of(image_of(height, width))
+    entry = ImagePyramid.of(image_of(height, width))
     config = TileConfig(tile_px=64, overlap_px=overlap)
     found = level_map(entry, pointwise, 2, config)
     scaled = (entry.levels[0] / 255 - entry.mean) / (np.maximum(entry.std, 1 / 255) + 1e-6)
@@ -39,7 +39,7 @@ def test_a_pointwise_network_gives_what_it_gives_on_the_whole_image(height, widt
 
 def test_tiles_are_blended_by_weights_that_fall_towards_their_edges():
     """Each tile says a constant of its own; between two of them the answer crosses over linearly."""
-    entry = Entry.of(image_of(64, 112))  # two tiles that share 16 columns
+    entry = ImagePyramid.of(image_of(64, 112))  # two tiles that share 16 columns
     answers = iter([-4.0, 4.0])
 
     def constant(tiles: np.ndarray) -> np.ndarray:

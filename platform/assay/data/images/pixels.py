@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.shapes import UInt8
 
@@ -21,13 +21,15 @@ class Pixels:
     store: Store
     contents: list[str]
     masks: dict[str, list[str]] = field(default_factory=dict)
-    _open: "OrderedDict[str, Entry]" = field(default_factory=OrderedDict, repr=False, compare=False)
+    _open: "OrderedDict[str, ImagePyramid]" = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind."""
         return self.__dict__ | {"_open": OrderedDict()}
 
-    def __getitem__(self, row: int) -> Entry:
+    def __getitem__(self, row: int) -> ImagePyramid:
         """The stored image of a row."""
         return self._entry(self.contents[row])
 
@@ -35,7 +37,7 @@ class Pixels:
         """A row's mask of one kind: 0, or the number of a class, for every pixel."""
         return self._entry(self.masks[kind][row]).pixels[..., 0]
 
-    def _entry(self, content: str) -> Entry:
+    def _entry(self, content: str) -> ImagePyramid:
         found = self._open.get(content)
         if found is None:
             found = self.store.open(content)

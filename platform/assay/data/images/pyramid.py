@@ -56,7 +56,7 @@ class Clahe:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImagePyramid:
     """One image: pyramid levels (memory-mapped, in memory, or read on demand) and statistics in [0, 1]."""
 
     levels: list[Level]
@@ -65,12 +65,12 @@ class Entry:
     signature: bytes
 
     @classmethod
-    def of(cls, pixels: np.ndarray) -> "Entry":
+    def of(cls, pixels: np.ndarray) -> "ImagePyramid":
         """The entry of decoded pixels."""
         return cls._of_levels([*pyramid(pixels)])
 
     @classmethod
-    def read(cls, source: decode.Source) -> "Entry":
+    def read(cls, source: decode.Source) -> "ImagePyramid":
         """The entry of an image file, as the store would hold it.
 
         Of a tiled TIFF that has overviews these are its levels, and a tile is decoded when it is
@@ -85,12 +85,12 @@ class Entry:
         return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))])
 
     @classmethod
-    def _of_levels(cls, levels: list[Level]) -> "Entry":
+    def _of_levels(cls, levels: list[Level]) -> "ImagePyramid":
         mean, std = statistics(levels)
         return cls(levels, mean, std, signature(decode.to_uint8(np.asarray(levels[-1]))))
 
     @classmethod
-    def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "Entry":
+    def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "ImagePyramid":
         """The entry of a mask; 255 says class 1 (see `masks`)."""
         values = np.where(mask == 255, 1, mask).astype(np.uint8)
         return cls([values[..., None]], np.zeros(3), np.zeros(3), bytes(32))
@@ -192,12 +192,12 @@ def whole_pixels(
     return (int(start[0]), int(start[1])), (int(flips[0]), int(flips[1]))
 
 
-def entry_bytes(height: int, width: int) -> int:
+def pyramid_bytes(height: int, width: int) -> int:
     """Upper bound of an 8-bit entry's size: the image and a third for the pyramid."""
     return height * width * 4 + 65536
 
 
-def write_entry(path: Path, entry: Entry) -> None:
+def write_pyramid(path: Path, entry: ImagePyramid) -> None:
     """Write an entry's file, whole or not at all; an OSError comes through."""
     header: dict[str, Any] = {
         "dtype": str(entry.levels[0].dtype),
@@ -247,7 +247,7 @@ def statistics(levels: Sequence[Level]) -> tuple[np.ndarray, np.ndarray]:
     return mean[:, 0] / 255, std[:, 0] / 255
 
 
-def open_entry(path: Path) -> Entry:
+def open_pyramid(path: Path) -> ImagePyramid:
     """Memory-map one entry.
 
     Raises:
@@ -263,7 +263,7 @@ def open_entry(path: Path) -> Entry:
             header = json.loads(file.read(struct.unpack("<I", start[8:])[0]))
             begin = file.tell()
         flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
-        return Entry(
+        return ImagePyramid(
             [_level(flat, spec) for spec in header["levels"]],
             np.array(header["mean"], dtype=np.float64),
             np.array(header["std"], dtype=np.float64),

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from assay.data.images import decode
-from assay.data.images.pyramid import MASK, SUFFIX, Entry, open_entry, write_entry
+from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid, open_pyramid, write_pyramid
 from assay.errors import ImageError, StoreError
 from assay.files import reach, replacing, whole
 
@@ -89,20 +89,20 @@ class Store:
         if path.exists() and self.is_folder:
             return 0
         if content.endswith(MASK):
-            entry = Entry.of_mask(decode.read_plane(source, "index"))
+            entry = ImagePyramid.of_mask(decode.read_plane(source, "index"))
         else:
-            entry = Entry.read(source)
+            entry = ImagePyramid.read(source)
         try:
             if not self.is_folder:
                 self._make_room(sum(level.nbytes for level in entry.levels))
-            write_entry(path, entry)
+            write_pyramid(path, entry)
             if not self.is_folder:
                 self._send(path, content)
         except OSError as error:
             raise self._refused(error) from None
         return entry.size[0] * entry.size[1]
 
-    def open(self, content: str) -> Entry:
+    def open(self, content: str) -> ImagePyramid:
         """Map an entry, after copying it to this node where that is due.
 
         Raises:
@@ -116,7 +116,7 @@ class Store:
                 os.utime(path)  # the order in which copies make room
             except OSError as error:
                 raise self._refused(error) from None
-        return open_entry(path)
+        return open_pyramid(path)
 
     def _sizes(self) -> dict[str, int]:
         """Bytes of every entry in the place, by content."""

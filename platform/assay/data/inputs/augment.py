@@ -36,7 +36,7 @@ _RANGES = ("scale", "brightness", "contrast", "gamma", "saturation", "resample")
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Ranges that `draw` samples from; the defaults change nothing.
+    """Ranges that `draw_augment` samples from; the defaults change nothing.
 
     A name ending in _p is the probability that its group of changes is applied to an image.
     """
@@ -223,7 +223,7 @@ IDENTITY = Augment(matrix=np.eye(2, 3))
 IDENTITY.matrix.flags.writeable = False
 
 
-def draw(config: AugmentConfig, canvas: int, rng: np.random.Generator) -> Augment:
+def draw_augment(config: AugmentConfig, canvas: int, rng: np.random.Generator) -> Augment:
     """Draw the augmentation of one image on a square canvas of `canvas` pixels a side.
 
     The image is flipped, rotated and zoomed about the centre, then shifted. The generator advances

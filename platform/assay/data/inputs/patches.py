@@ -14,7 +14,7 @@ import numpy as np
 
 from assay.config import Settings
 from assay.data.images.affine import compose, crop_matrix, fit
-from assay.data.images.pyramid import Clahe, Entry
+from assay.data.images.pyramid import Clahe, ImagePyramid
 from assay.data.inputs.augment import IDENTITY, Augment
 from assay.data.inputs.photometric import EPS, photometric
 from assay.errors import ConfigError
@@ -98,7 +98,9 @@ class Canvas:
         augment: what to change; nothing by default.
     """
 
-    def __init__(self, entry: Entry, config: PatchConfig, augment: Augment = IDENTITY) -> None:
+    def __init__(
+        self, entry: ImagePyramid, config: PatchConfig, augment: Augment = IDENTITY
+    ) -> None:
         self.entry, self.config, self.augment = entry, config, augment
         placed = fit(*entry.size, config.image_px, config.fit)
         self.matrix = compose(placed, augment.matrix)

@@ -15,7 +15,7 @@ import numpy as np
 
 from assay.config import Settings
 from assay.data.images.decode import to_uint8
-from assay.data.images.pyramid import Entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.photometric import normalise
 from assay.errors import ConfigError
 from assay.levels import to_levels
@@ -49,7 +49,7 @@ class TileConfig(Settings):
 
 
 def level_map(
-    entry: Entry, network: Network, num_classes: int, config: TileConfig
+    entry: ImagePyramid, network: Network, num_classes: int, config: TileConfig
 ) -> UInt8[np.ndarray, "classes h w"]:
     """Levels of every pixel of an image."""
     side, (height, width) = config.tile_px, entry.size
@@ -77,7 +77,7 @@ def level_map(
 
 
 def _logits(
-    entry: Entry, network: Network, top: int, lefts: Sequence[int], side: int
+    entry: ImagePyramid, network: Network, top: int, lefts: Sequence[int], side: int
 ) -> Float[np.ndarray, "n classes side side"]:
     tiles = np.stack([to_uint8(cut_inside(entry.pixels, left, top, side)) for left in lefts])
     return network(normalise(tiles, entry.mean, np.maximum(entry.std, 1 / 255)))

@@ -67,7 +67,7 @@ def _components(
     return num, found, alarms
 
 
-def look(columns: Mapping[str, np.ndarray], num_classes: int) -> dict[str, float]:
+def validate_masks(columns: Mapping[str, np.ndarray], num_classes: int) -> dict[str, float]:
     """What one look at val says: micro IoU at the best threshold of each class, and NLL per pixel (nats)."""
     pixels = columns["pixels_label"].reshape(-1, num_classes, 2, LEVELS).astype(np.float64).sum(0)
     marked = pixels[..., ::-1].cumsum(-1)[..., ::-1]
