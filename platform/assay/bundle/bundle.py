@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeAlias
 
 import onnxruntime
 
-from assay.bundle.answer import Answer, MaskAnswer, Verdict
-from assay.bundle.classify import Classifier
+from assay.bundle.answer import Answerer, AnyAnswer
+from assay.bundle.classify import ImageClassifier, PatchClassifier, Verdict
+from assay.bundle.embed import Embedder
 from assay.bundle.segment import Segmenter
 from assay.data.images.pyramid import SUFFIX, ImagePyramid, open_pyramid
 from assay.errors import BundleError, ImageError, StoreError
@@ -37,11 +38,20 @@ PROVIDERS = {
 """What onnxruntime calls them; auto takes the first that it has."""
 
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 TOLERANCE = 1e-3
 """Largest difference of a probability between the golden output and its repetition."""
+
+
+KINDS: dict[str, type[Answerer]] = {
+    "image": ImageClassifier,
+    "patches": PatchClassifier,
+    "tiles": Segmenter,
+    "embedding": Embedder,
+}
+"""Answerers by the kind of what a pipeline is shown."""
 
 
 class Bundle:
@@ -112,49 +122,47 @@ class Bundle:
             )
             for name, file in names.items()
         }
-        self._answerer: Any = KINDS[pipeline["kind"]](self.card, self.graphs)
+        self._answerer = KINDS[pipeline["kind"]](self.card, self.graphs)
 
-    def _compare(
-        self, answer: Answer | MaskAnswer, expected: dict[str, float], folder: Path
-    ) -> None:
-        found = answer.golden()
-        worst = max(abs(found[name] - value) for name, value in expected.items())
+    def _compare(self, answer: AnyAnswer, expected: dict[str, float], folder: Path) -> None:
+        golden = answer.golden()
+        worst = max(abs(golden[name] - value) for name, value in expected.items())
         if not worst <= TOLERANCE:
             raise BundleError(
                 f"{folder} does not repeat its golden output (off by {worst:.2g}, allowed {TOLERANCE}); export it again on this machine's onnxruntime."
             )
 
     def predict(self, source: Path | bytes) -> Any:
-        """Answer for one image file: an `Answer`, or a `MaskAnswer` where the task draws masks.
+        """Answer for one image file: an `Answer`, a `MaskAnswer` or an `EmbeddingAnswer`, by the task.
 
         Raises:
             ImageError: the image cannot be read.
         """
-        (found,) = self.predict_each([source])
-        if isinstance(found, ImageError):
-            raise found
-        return found
+        (answer,) = self.predict_each([source])
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
 
     def predict_each(
         self, sources: Sequence[Path | bytes | ImagePyramid | ImageError]
     ) -> list[Any]:
         """Answer for several images at once; in the place of an answer stands why there is none."""
-        entries = [read(source) for source in sources]
-        answers = iter(
-            self._answers([entry for entry in entries if isinstance(entry, ImagePyramid)])
-        )
-        return [next(answers) if isinstance(entry, ImagePyramid) else entry for entry in entries]
+        images = [read(source) for source in sources]
+        answers = iter(self._answers([im for im in images if isinstance(im, ImagePyramid)]))
+        return [next(answers) if isinstance(im, ImagePyramid) else im for im in images]
 
-    def _answers(self, entries: Sequence[ImagePyramid]) -> list[Any]:
+    def _answers(self, pyramids: Sequence[ImagePyramid]) -> list[Any]:
         try:
-            return list(self._answerer.predict(entries)) if entries else []
+            return list(self._answerer.predict(pyramids)) if pyramids else []
         except ImageError as error:  # a tile that was looked at is damaged
-            return [error] if len(entries) == 1 else [self._answers([one])[0] for one in entries]
+            if len(pyramids) == 1:
+                return [error]
+            return [self._answers([pyramid])[0] for pyramid in pyramids]
 
     def together(self, views: Sequence[Any]) -> Verdict | None:
-        """What answers for several views of one part say together; nothing where they are masks."""
-        found: Verdict | None = self._answerer.together(views)
-        return found
+        """Answer for one part by the answers for several views of it; nothing where those are no classes."""
+        verdict: Verdict | None = self._answerer.together(views)
+        return verdict
 
 
 def read(source: Path | bytes | ImagePyramid | ImageError) -> ImagePyramid | ImageError:
@@ -178,18 +186,10 @@ def _providers(provider: Provider) -> list[str]:
     Raises:
         BundleError: it lacks the one that is asked for.
     """
-    known = onnxruntime.get_available_providers()
-    if provider != "auto" and PROVIDERS[provider] not in known:
+    present = onnxruntime.get_available_providers()
+    if provider != "auto" and PROVIDERS[provider] not in present:
         raise BundleError(
-            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(known)}; install its build for {provider}, or leave the provider to auto."
+            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(present)}; install its build for {provider}, or leave the provider to auto."
         )
     wanted = PROVIDERS if provider == "auto" else dict.fromkeys((provider, "cpu"))
-    return [PROVIDERS[name] for name in wanted if PROVIDERS[name] in known]
-
-
-KINDS: dict[str, type[Classifier] | type[Segmenter]] = {
-    "patches": Classifier,
-    "overview": Classifier,
-    "tiles": Segmenter,
-}
-"""Input pipelines."""
+    return [PROVIDERS[name] for name in wanted if PROVIDERS[name] in present]

@@ -1,48 +1,119 @@
-"""The end of a bundle's graphs that answers with a class."""
+"""Answers with a class, from a whole image or from selected patches of it."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
+import cv2
 import numpy as np
 
-from assay.bundle.answer import Answer, Verdict, _run
+from assay.bundle.answer import run_graph, settings_of
 from assay.data.images.pyramid import ImagePyramid
-from assay.data.inputs.cells import best_cells, informative_cells, iterative_cells, overview_seed
+from assay.data.inputs.cells import (
+    best_cells,
+    informative_cells,
+    iterative_cells,
+    overview_seed,
+)
+from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.inputs.photometric import normalise
+from assay.data.masks.overlay import FALSE
 from assay.metrics.decide import Decision
+from assay.shapes import Float, UInt8
 
-Seen: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+Overview = tuple[np.ndarray, np.ndarray, np.ndarray]
 """An overview, and mean and deviation of the image in it."""
+WARMTH = 0.5
+"""Most of a pixel's colour that is the map of evidence."""
 
 
-class Classifier:
-    """Answers with a class, from patches or from the overview.
+@dataclass(frozen=True)
+class Verdict:
+    """What a bundle says of one image, or of one part by several views."""
 
-    Args:
-        card: the bundle's card.
-        graphs: its sessions by name.
-    """
+    label: str
+    """The class to act on; the likeliest, unless the decision weighs costs or a threshold."""
+    probs: dict[str, float]
+    """Calibrated."""
+    set: tuple[str, ...]
+    """The classes it may be at the stated coverage, in the order of the classes; its label
+    among them unless the decision weighs costs or a threshold."""
+    rejected: bool
+    """The set is several classes: a person should look."""
+
+    def verdict(self) -> dict[str, Any]:
+        """Return plain values that go over the wire."""
+        return {
+            "label": self.label,
+            "probs": self.probs,
+            "set": list(self.set),
+            "rejected": self.rejected,
+        }
+
+
+@dataclass(frozen=True)
+class Answer(Verdict):
+    """What a bundle says of one image, and what it looked at."""
+
+    boxes: Float[np.ndarray, "k 4"]
+    """Parts of the image looked at: x0, y0, x1, y1 in its pixels."""
+    attn: Float[np.ndarray, "k"]
+    """Share of attention that each of them had."""
+    logits: Float[np.ndarray, " classes"] = field(repr=False)
+    """Before the temperature."""
+    embedding: Float[np.ndarray, " d"] | None = field(default=None, repr=False)
+    """What the last layer decided from; None where the graph does not say."""
+    evidence: Float[np.ndarray, "rows columns"] | None = field(default=None, repr=False)
+    """What speaks for the label at each place of its box; None where the graph does not say."""
+
+    def golden(self) -> dict[str, float]:
+        """Return numbers that every opening of the bundle must repeat."""
+        return self.probs
+
+    def form(self, mask: str) -> dict[str, Any]:
+        """Return plain values that go over the wire."""
+        pairs = zip(self.boxes.tolist(), self.attn.tolist(), strict=True)
+        patches = [{"box": box, "score": score} for box, score in pairs]
+        return {"answer": self.verdict(), "patches": patches}
+
+    def cells(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return one row of a table."""
+        probs = {f"prob.{name}": self.probs[name] for name in classes}
+        patches = json.dumps(self.form("none")["patches"])
+        verdict = {"label": self.label, "rejected": self.rejected}
+        return verdict | probs | {"set": json.dumps(list(self.set)), "patches": patches}
+
+    def draw(self, image: UInt8[np.ndarray, "h w 3"], scale: np.ndarray) -> None:
+        """Outline patches, the more attention the thicker; warm what speaks for the label."""
+        boxes = np.rint(self.boxes * np.tile(scale, 2)).astype(int).tolist()
+        if self.evidence is not None:
+            self._warm(image, *boxes[0])
+            return
+        for (x0, y0, x1, y1), share in zip(boxes, self.attn, strict=True):
+            thick = 1 + round(4 * float(share / self.attn.max()))
+            cv2.rectangle(image, (x0, y0), (x1, y1), FALSE, thick)
+
+    def _warm(self, image: np.ndarray, x0: int, y0: int, x1: int, y1: int) -> None:
+        assert self.evidence is not None
+        window = image[y0:y1, x0:x1]
+        if not window.size:
+            return
+        for_label = np.maximum(self.evidence, 0) / max(float(self.evidence.max()), 1e-12)
+        size = (window.shape[1], window.shape[0])
+        share = WARMTH * cv2.resize(for_label.astype(np.float32), size)[..., None]
+        window[:] = np.rint((1 - share) * window + share * np.array(FALSE))
+
+
+class _Classifier:
+    """What the classifiers share: from logits to a verdict."""
+
+    decides = True
 
     def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
         self.pipeline, self.classes, self.graphs = card["pipeline"], card["classes"], graphs
-        self.sizes = PatchConfig(**self.pipeline["patches"])
         self.decision = Decision.from_dict(card["decision"])
-
-    def predict(self, entries: Sequence[ImagePyramid]) -> list[Answer]:
-        """Answer for each image."""
-        canvases = [Canvas(entry, self.sizes) for entry in entries]
-        look = self._from_patches if self.pipeline["kind"] == "patches" else self._from_overview
-        return [
-            Answer(
-                **vars(self._verdict(logits, None)),
-                boxes=boxes,
-                attn=attn,
-                logits=logits,
-                embedding=embedding,
-            )
-            for logits, embedding, boxes, attn in zip(*look(canvases), strict=True)
-        ]
 
     def together(self, views: Sequence[Answer]) -> Verdict:
         """Answer for a part by its views, from their mean logits, as judging does for a group.
@@ -50,80 +121,134 @@ class Classifier:
         Its set holds each view's own: what holds the truth of one view with a probability holds
         that of the part with no less.
         """
-        held = {name for view in views for name in view.set}
-        return self._verdict(np.mean([view.logits for view in views], axis=0), held)
+        names = {name for view in views for name in view.set}
+        return self._verdict(np.mean([view.logits for view in views], axis=0), names)
 
-    def _verdict(self, logits: np.ndarray, held: set[str] | None) -> Verdict:
+    def _verdict(self, logits: np.ndarray, names: set[str] | None = None) -> Verdict:
+        """Decide by logits; `names` must be in the set besides the likeliest class."""
         probs = self.decision.probs(logits[None])
         label = self.classes[self.decision.answers(probs)[0]]
-        if held is None:
+        if names is None:
             inside = self.decision.sets(probs)[0]
-            held = {name for name, own in zip(self.classes, inside, strict=True) if own}
+            names = {name for name, is_in in zip(self.classes, inside, strict=True) if is_in}
         else:
-            held = held | {self.classes[probs[0].argmax()]}
+            names = names | {self.classes[probs[0].argmax()]}
         return Verdict(
             label=label,
             probs=dict(zip(self.classes, probs[0].tolist(), strict=True)),
-            set=tuple(name for name in self.classes if name in held),
-            rejected=len(held) > 1,
+            set=tuple(name for name in self.classes if name in names),
+            rejected=len(names) > 1,
         )
 
-    def _from_patches(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any, Any]:
-        seen = [canvas.overview() for canvas in canvases]
-        chosen = self._cells(canvases, seen)
-        corners = [cell_corners(cells, self.pipeline["grid"], self.sizes) for cells in chosen]
-        patches = np.stack([
-            normalise(canvas.patches(own), mean, std)
-            for canvas, own, (_, mean, std) in zip(canvases, corners, seen, strict=True)
-        ])  # fmt: skip
-        feed = {"patches": patches}
-        logits, attn, embeddings = _run(self.graphs["classify"], ["logits", "attn"], feed)
-        boxes = [canvas.source_boxes(own) for canvas, own in zip(canvases, corners, strict=True)]
-        return logits, embeddings, boxes, attn
 
-    def _from_overview(self, canvases: Sequence[Canvas]) -> tuple[Any, Any, Any, Any]:
-        feed = {"overview": _overviews([canvas.overview() for canvas in canvases])}
-        logits, embeddings = _run(self.graphs["classify"], ["logits"], feed)
-        sizes = [canvas.entry.size for canvas in canvases]
-        boxes = [np.array([[0.0, 0.0, width, height]]) for height, width in sizes]
-        return logits, embeddings, boxes, np.ones((len(canvases), 1))
+class ImageClassifier(_Classifier):
+    """Answers with a class, from the whole image in its frame.
 
-    def _cells(self, canvases: Sequence[Canvas], seen: Sequence[Seen]) -> list[np.ndarray]:
-        """The cells to look at in each image, in ascending order, as the card says."""
-        k, grid = self.pipeline["k"], self.pipeline["grid"]
-        if self.pipeline["select"] == "random":
-            return [self._drawn(overview) for overview, _, _ in seen]
-        if self.pipeline["select"] == "dps":
-            scores = self.graphs["scorer"].run(["scores"], {"overview": _overviews(seen)})[0]
-            return [best_cells(own, k, grid, self.pipeline["apart"]) for own in scores]
+    Args:
+        card: the bundle's card.
+        graphs: its sessions by name.
+    """
+
+    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
+        super().__init__(card, graphs)
+        self.input = ImageInput(settings_of(ImageConfig, self.pipeline["image"]))
+
+    def predict(self, pyramids: Sequence[ImagePyramid]) -> list[Answer]:
+        """Answer for each image."""
+        feed = {"image": np.stack([self.input.array(pyramid) for pyramid in pyramids])}
+        outputs = run_graph(self.graphs["classify"], ["logits", "embedding", "evidence"], feed)
+        return [
+            self._answer(pyramid, *rows) for pyramid, *rows in zip(pyramids, *outputs, strict=True)
+        ]
+
+    def _answer(
+        self,
+        pyramid: ImagePyramid,
+        logits: np.ndarray,
+        embedding: np.ndarray | None,
+        evidence: np.ndarray | None,
+    ) -> Answer:
+        verdict = self._verdict(logits)
+        of_label = None if evidence is None else evidence[self.classes.index(verdict.label)]
+        return Answer(
+            **vars(verdict),
+            boxes=self.input.source_box(pyramid)[None],
+            attn=np.ones(1),
+            logits=logits,
+            embedding=embedding,
+            evidence=of_label,
+        )
+
+
+class PatchClassifier(_Classifier):
+    """Answers with a class, from patches that are selected at full resolution.
+
+    Args:
+        card: the bundle's card.
+        graphs: its sessions by name.
+    """
+
+    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
+        super().__init__(card, graphs)
+        self.sizes = settings_of(PatchConfig, self.pipeline["patches"])
+        self.grid, self.k = self.pipeline["grid"], self.pipeline["k"]
+
+    def predict(self, pyramids: Sequence[ImagePyramid]) -> list[Answer]:
+        """Answer for each image."""
+        canvases = [Canvas(pyramid, self.sizes) for pyramid in pyramids]
+        overviews = [canvas.overview() for canvas in canvases]
+        corners = [
+            cell_corners(cells, self.grid, self.sizes) for cells in self._cells(canvases, overviews)
+        ]
+        patches = [
+            normalise(canvas.patches(at), mean, std)
+            for canvas, at, (_, mean, std) in zip(canvases, corners, overviews, strict=True)
+        ]
+        names = ["logits", "attn", "embedding"]
+        outputs = run_graph(self.graphs["classify"], names, {"patches": np.stack(patches)})
+        return [
+            Answer(
+                **vars(self._verdict(logits)),
+                boxes=canvas.source_boxes(at),
+                attn=attn,
+                logits=logits,
+                embedding=embedding,
+            )
+            for canvas, at, logits, attn, embedding in zip(canvases, corners, *outputs, strict=True)
+        ]
+
+    def _cells(self, canvases: Sequence[Canvas], overviews: Sequence[Overview]) -> list[np.ndarray]:
+        """Choose the cells to look at in each image, in ascending order, as the card says."""
+        select = self.pipeline["select"]
+        if select == "random":
+            return [self._drawn(overview) for overview, _, _ in overviews]
+        if select == "dps":
+            views = [normalise(image[None], mean, std) for image, mean, std in overviews]
+            feed = {"overview": np.concatenate(views)}
+            scores = self.graphs["scorer"].run(["scores"], feed)[0]
+            return [best_cells(row, self.k, self.grid, self.pipeline["apart"]) for row in scores]
         cells = np.array(self.pipeline["cells"])
-        if self.pipeline["select"] != "ips":
+        if select != "ips":
             return [cells] * len(canvases)
         return [
             self._iterated(canvas, cells, mean, std)
-            for canvas, (_, mean, std) in zip(canvases, seen, strict=True)
+            for canvas, (_, mean, std) in zip(canvases, overviews, strict=True)
         ]
 
     def _drawn(self, overview: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(overview_seed(overview))
-        draws, grid = self.pipeline["draws"], self.pipeline["grid"]
-        drawn = informative_cells(overview, grid, self.sizes, draws, rng)
-        return np.sort(rng.permutation(drawn)[: self.pipeline["k"]])
+        cells = informative_cells(overview, self.grid, self.sizes, self.pipeline["draws"], rng)
+        return np.sort(rng.permutation(cells)[: self.k])
 
     def _iterated(
         self, canvas: Canvas, cells: np.ndarray, mean: np.ndarray, std: np.ndarray
     ) -> np.ndarray:
         def embed(chosen: np.ndarray) -> np.ndarray:
-            patches = canvas.patches(cell_corners(chosen[0], self.pipeline["grid"], self.sizes))
+            patches = canvas.patches(cell_corners(chosen[0], self.grid, self.sizes))
             feed = {"patches": normalise(patches, mean, std)}
             return np.asarray(self.graphs["embed"].run(["features"], feed)[0])[None]
 
         def attend(features: np.ndarray) -> np.ndarray:
             return np.asarray(self.graphs["attend"].run(["attn"], {"features": features})[0])
 
-        k, chunk = self.pipeline["k"], self.pipeline["chunk"]
-        return iterative_cells(cells, 1, k, chunk, embed, attend)[0]
-
-
-def _overviews(seen: Sequence[Seen]) -> np.ndarray:
-    return np.concatenate([normalise(image[None], mean, std) for image, mean, std in seen])
+        return iterative_cells(cells, 1, self.k, self.pipeline["chunk"], embed, attend)[0]

@@ -50,6 +50,8 @@ class DataConfig(Settings):
     """Fields or columns that together name the physical part; none: every image is its own part."""
     domains: tuple[str, ...] = ()
     """Fields or columns to report by, and to hold out (design, printer, exposure...)."""
+    keep: tuple[str, ...] = ()
+    """Further fields or columns that a task asks for (a second label, a time, a batch number)."""
     split: str = "split"
     """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one."""
     where: tuple[str, ...] = ()
@@ -70,17 +72,19 @@ class Manifest:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names: those of the masks, in the order of their values, where there are masks;
-        else the labels in sorted order, in which a label's index is its truth.
-        """
-        named = (self.table.schema.metadata or {}).get(b"classes")
-        return list(json.loads(named)) if named else sorted(set(self.column("label")))
+        """Labels in sorted order, in which a label's index is its truth; none where images bear none."""
+        return sorted(set(self.column("label")) - {""})
+
+    @cached_property
+    def mask_classes(self) -> list[str]:
+        """Names of what masks mark, in the order of their values; none where there are no masks."""
+        names = (self.table.schema.metadata or {}).get(b"classes")
+        return list(json.loads(names)) if names else []
 
     @property
     def masks(self) -> dict[str, list[str]]:
         """Keys of the masks in the store, by kind: `label` is trained on, `truth` judged by besides."""
-        names = [c for c in self.table.column_names if c.startswith("mask_content.")]
-        return {name.removeprefix("mask_content."): self.column(name) for name in names}
+        return {kind: self.column(f"mask_content.{kind}") for kind in self._names("mask_content.")}
 
     @property
     def files(self) -> dict[str, str]:
@@ -96,9 +100,16 @@ class Manifest:
     @property
     def domains(self) -> list[str]:
         """Names of the domain columns, without their prefix."""
-        return [
-            c.removeprefix("domain.") for c in self.table.column_names if c.startswith("domain.")
-        ]
+        return self._names("domain.")
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the further columns that `data.keep` asked for, without their prefix."""
+        return self._names("column.")
+
+    def _names(self, prefix: str) -> list[str]:
+        names = self.table.column_names
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
     def column(self, name: str) -> list[str]:
         """Return one column as a list; for `split`, which may lack values, see `given`."""
@@ -113,11 +124,9 @@ class Manifest:
 
     @cached_property
     def truth(self) -> np.ndarray:
-        """Class index of each row (int32); 0 where masks hold the classes."""
-        if self.masks:
-            return np.zeros(len(self), dtype=np.int32)
+        """Class index of each row (int32); 0 where images bear no label."""
         index = {name: i for i, name in enumerate(self.classes)}
-        return np.array([index[label] for label in self.column("label")], dtype=np.int32)
+        return np.array([index.get(label, 0) for label in self.column("label")], dtype=np.int32)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Manifest":
         """Return a manifest of these rows."""
@@ -145,7 +154,7 @@ class Manifest:
             c for c in self.table.column_names if c not in ("image", "id") and c[:5] != "mask."
         ]
         what = {"schema": SCHEMA_VERSION, "columns": {n: self.table[n].to_pylist() for n in names}}
-        return fingerprint(what | ({"classes": self.classes} if self.masks else {}))
+        return fingerprint(what | ({"classes": self.mask_classes} if self.masks else {}))
 
 
 def read_manifest(config: DataConfig, cache: Path) -> Manifest:
@@ -245,7 +254,7 @@ def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, s
 def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
     conditions = [_condition(text) for text in config.where]
     labels = [config.label] if config.label else []
-    needed = (config.image, *labels, *config.group, *config.domains)
+    needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
     table = _open_table(path)
     given = [config.split] if config.split in table.column_names else []
     columns = {
@@ -317,7 +326,7 @@ def _texts(path: Path, table: pa.Table, column: str) -> list[str | None]:
 
 def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[str | None]]:
     labels = [config.label] if config.label else []
-    wanted = (*labels, *config.group, *config.domains)
+    wanted = (*labels, *config.group, *config.domains, *config.keep)
     known = set.intersection(*(set(row) for row in rows))
     for name in wanted:
         if name not in known:
@@ -331,7 +340,8 @@ def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[s
         "group": ["/".join(row[g] for g in config.group) or row["id"] for row in rows],
         "split": [row.get(config.split) for row in rows],
     }
-    return columns | {f"domain.{d}": [row[d] for row in rows] for d in config.domains}
+    columns |= {f"domain.{name}": [row[name] for row in rows] for name in config.domains}
+    return columns | {f"column.{name}": [row[name] for row in rows] for name in config.keep}
 
 
 def _check(manifest: Manifest) -> None:

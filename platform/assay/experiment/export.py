@@ -30,7 +30,7 @@ def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
         BundleError: the graphs do not repeat what training computed.
     """
     task_class, config = job.load()
-    task = task_class(config, job.manifest.classes, job.pixels)
+    task = task_class(config, job.dataset)
     load_best(task, job.folder)
     folder = job.folder / "bundle"
     folder.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
     if "refused" in pipeline:
         Run(job.folder).warn(f"No int8 graph ships: {pipeline['refused']}")
     card = {
-        "task": job.source.name, "run": job.folder.name, "classes": job.manifest.classes, "pipeline": pipeline,
+        "task": job.source.name, "run": job.folder.name, "classes": task.classes, "pipeline": pipeline,
         "decision": result["decision"], "thresholds": result["thresholds"], "metrics": result["sets"],
         "int8": _judge_int8(job, task, storage), "data": job.manifest.fingerprint, "code": stamp(),
     }  # fmt: skip
@@ -50,7 +50,7 @@ def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
             0, 1
         )  # the same image: val comes first, in order
         probs = Decision.from_dict(result["decision"]).probs(logits_of(first))[0].tolist()
-        expected = dict(zip(job.manifest.classes, probs, strict=True))
+        expected = dict(zip(task.classes, probs, strict=True))
     bundle = seal(folder, card, Path(golden), expected)
     seen = {name: _embeddings(bundle, job, rows[name]) for name in rows}
     if seen["train"] and seen["val"]:
@@ -73,7 +73,7 @@ def _judge_int8(job: Job, task: Task, storage: Path) -> dict[str, Any] | None:
     tables = []
     for name in judged["split"].unique().to_pylist():
         predictor = Predictor(variant, job.stream(), job.split.rows(name), once=True)
-        tables.append(predictions_table(job.manifest, name, predictor.predict()))
+        tables.append(predictions_table(job.manifest, task.classes, name, predictor.predict()))
     table = task.score(task.config, pa.concat_tables(tables), judged)
     sets, _ = measure(table, type(task), task.config, storage, None)
     differences = compare({"int8": table, "fp32": judged})

@@ -10,7 +10,7 @@ import numpy as np
 import ray.data
 
 from assay.config import from_dict, to_dict
-from assay.data.images.pixels import Pixels
+from assay.data.dataset import Dataset
 from assay.data.order import Step
 from assay.errors import AssayError
 from assay.train.batches import Stream, batches
@@ -28,9 +28,9 @@ def _quiet() -> None:
     context.execution_options.preserve_order = True
 
 
-def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np.ndarray) -> Stream:
+def ray_stream(source: TaskSource, config: TaskConfig, dataset: Dataset) -> Stream:
     """A stream whose batches are prepared by Ray Data tasks on CPUs that training left free."""
-    shared = ray.put((source, to_dict(config), pixels, truth))
+    shared = ray.put((source, to_dict(config), dataset))
 
     def stream(steps: Sequence[Step], train: bool) -> Iterator[Batch]:
         if not steps:
@@ -51,17 +51,17 @@ def ray_stream(source: TaskSource, config: TaskConfig, pixels: Pixels, truth: np
 
 def _prepare(shared: Any, plan: Any, train: bool, block: Batch) -> Batch:
     """The steps of one block, prepared one after the other, in a Ray Data task."""
-    task, config, pixels, truth = _recall(shared)
+    task, config, dataset = _recall(shared)
     mine = [_plan(plan)[int(i)] for i in block["id"]]
-    made = list(batches(task, config, pixels, truth, mine, train))
+    made = list(batches(task, config, dataset, mine, train))
     return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
 
 
 @lru_cache(maxsize=4)
-def _recall(shared: Any) -> tuple[Any, TaskConfig, Pixels, np.ndarray]:
-    source, values, pixels, truth = ray.get(shared)
+def _recall(shared: Any) -> tuple[Any, TaskConfig, Dataset]:
+    source, values, dataset = ray.get(shared)
     task = load_task(source)
-    return task, from_dict(task.Config, values), pixels, truth
+    return task, from_dict(task.Config, values), dataset
 
 
 @lru_cache(maxsize=4)

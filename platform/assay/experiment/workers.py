@@ -117,7 +117,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if job.device == "cpu":
         torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()
-    stream = ray_stream(job.source, config, job.pixels, job.manifest.truth)
+    stream = ray_stream(job.source, config, job.dataset)
     work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)))
 
 

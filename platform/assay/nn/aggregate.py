@@ -1,10 +1,46 @@
 """One answer from many patches."""
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from assay.config import Settings, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorConfig(Settings, section="model"):
+    """What makes one answer of several patches."""
+
+    embed_dim: Annotated[int, Ge(1)] = 1024
+    """Width of the transformer."""
+    num_layers: Annotated[int, Ge(1)] = 2
+    """Cross-attention layers."""
+    num_heads: Annotated[int, Ge(1)] = 16
+    """Attention heads."""
+    d_inner: Annotated[int, Ge(1)] = 4096
+    """Hidden width of the feed-forward layers."""
+    dropout: Share = 0.1
+    """Dropout after attention and feed-forward layers (probability)."""
+    attn_dropout: Share = 0.1
+    """Dropout of attention weights (probability)."""
+
+    def aggregator(self, in_dim: int, num_classes: int) -> "TransformerAggregator":
+        """Build the aggregator of patches with so many features."""
+        return TransformerAggregator(
+            in_dim,
+            num_classes,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            embed_dim=self.embed_dim,
+            d_inner=self.d_inner,
+            dropout=self.dropout,
+            attn_dropout=self.attn_dropout,
+        )
 
 
 class TransformerAggregator(nn.Module):

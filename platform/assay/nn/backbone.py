@@ -5,12 +5,14 @@ import inspect
 import math
 import pickle
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import huggingface_hub
 import timm
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from safetensors import SafetensorError
 from timm.layers.norm_act import (
@@ -23,12 +25,40 @@ from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from assay.config import Settings
 from assay.errors import ConfigError
 
 Norm = Literal["group", "frozen", "sync", "batch"]
 
 
 Head = Literal["linear", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(Settings, section="model"):
+    """What embeds a patch."""
+
+    backbone: str = "efficientnetv2_rw_s"
+    """Any timm model, or texture_small (a tiny net for textures, trained from scratch)."""
+    weights: str = "none"
+    """Backbone weights: none, hub (fetched by timm), or a .safetensors file."""
+    norm: Norm = "frozen"
+    """Batch normalisation: replaced by group norm, frozen, synced over GPUs, or per worker's batch."""
+    trainable_blocks: Annotated[int, Ge(-1)] = -1
+    """Blocks of the backbone that are trained, from the end; -1: all of it."""
+    head: Literal["none", "linear", "mlp"] = "linear"
+    """Projection from the backbone's features to the transformer's width, before the transformer's own."""
+
+    def build(self, img_size: int) -> nn.Module:
+        """Build the backbone for patches of this side (see `create_backbone`)."""
+        return create_backbone(
+            self.backbone,
+            pretrained=self.weights == "hub",
+            weights=None if self.weights in ("hub", "none") else Path(self.weights),
+            norm=self.norm,
+            trainable_blocks=None if self.trainable_blocks < 0 else self.trainable_blocks,
+            img_size=img_size,
+        )
 
 
 class TextureNet(nn.Module):

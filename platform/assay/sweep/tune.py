@@ -30,6 +30,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from assay.config import from_dict, to_dict
+from assay.data.dataset import Dataset
 from assay.data.order import steps_of
 from assay.errors import AssayError, ResourceError
 from assay.experiment.resources import Resources
@@ -234,10 +235,11 @@ def _measure(shared: SweepContext, config: TaskConfig, run: Run) -> dict[str, fl
     """Median latency of one image through the model in this process, and the model's parameters."""
     data = shared.data
     task_class = load_task(data.source)
-    task = task_class(config, data.manifest.classes, data.pixels).eval()
+    dataset = Dataset.of(data.manifest, data.pixels)
+    task = task_class(config, dataset).eval()
     load_best(task, run.folder)
     steps = steps_of([np.zeros(1, np.int64)], 0)
-    batch = next(batches(task_class, config, data.pixels, data.manifest.truth, steps, False))
+    batch = next(batches(task_class, config, dataset, steps, False))
     seconds = []
     with torch.inference_mode():
         for _ in range(NUM_TIMED):

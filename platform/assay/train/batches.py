@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
-from assay.data.images.pixels import Pixels
+from assay.data.dataset import Dataset
 from assay.data.order import Step, entry_keys
 from assay.train.task import Batch, BatchRows, Task, TaskConfig
 
@@ -22,13 +20,11 @@ class Stream(Protocol):
 def batches(
     task: type[Task],
     config: TaskConfig,
-    pixels: Pixels,
-    truth: np.ndarray,
+    dataset: Dataset,
     steps: Sequence[Step],
     train: bool,
 ) -> Iterator[Batch]:
     """Prepare steps one after the other in this process; the reference that every stream equals."""
     for step in steps:
         keys = entry_keys(config.train.seed, step.epoch, step.entries)
-        samples = BatchRows(step.rows, keys, truth[step.rows], train)
-        yield task.prepare(config, pixels, samples)
+        yield task.prepare(config, dataset, BatchRows(step.rows, keys, train))

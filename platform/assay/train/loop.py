@@ -59,7 +59,6 @@ class Loop:
     Args:
         task: the module; `wrapped` is what DDP or FSDP made of it, or the task itself.
         rows: row numbers of "train" and "val".
-        truth: class index per row.
         stream: where batches come from.
         folder: the run's directory, on storage that all workers share.
         telemetry: rank 0's metrics, None on other ranks.
@@ -75,14 +74,13 @@ class Loop:
         task: Task,
         wrapped: nn.Module,
         rows: dict[str, np.ndarray],
-        truth: np.ndarray,
         stream: Stream,
         folder: Path,
         telemetry: Telemetry | None = None,
         heartbeat: Callable[[TrainState], None] = lambda position: None,
         checkpoint_steps: int = 0,
     ) -> None:
-        self.task, self.wrapped, self.rows, self.truth = task, wrapped, rows, truth
+        self.task, self.wrapped, self.rows = task, wrapped, rows
         self.stream, self.folder, self.telemetry = stream, folder, telemetry
         self.heartbeat, self.checkpoint_steps = heartbeat, checkpoint_steps
         for name in ("train", "val"):
@@ -107,7 +105,9 @@ class Loop:
         self.probed = False
 
     def _epoch_steps(self, epoch: int) -> list[Step]:
-        return steps_of(self.task.order(self.task.config, self.rows["train"], epoch), epoch)
+        return steps_of(
+            self.task.order(self.task.config, self.task.dataset, self.rows["train"], epoch), epoch
+        )
 
     def fit(self) -> TrainState:
         """Train from the newest good checkpoint, or from the start, to the end."""
@@ -270,12 +270,12 @@ class Loop:
     def _look_at_val(self) -> None:
         began = time.perf_counter()
         columns = self.val.predict()
-        truth = self.truth[columns["row"]]
+        truth = self.task.dataset.truth[columns["row"]]
         self.monitor.check_look(self.task, columns.get("logits"), truth)
         if not self.probed:
             check_repeat(*self.val.probe(), self.config.precision)
             self.probed = True
-        found = self.task.validate(self.task.config, columns, truth)
+        found = self.task.validate(columns)
         score = next(iter(found.values()))
         fit = -found["nll"] if math.isfinite(found["nll"]) else -math.inf
         value = (score, fit) if self.config.select == "score" else (fit, score)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.config import Settings
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
@@ -26,7 +27,7 @@ from assay.metrics.estimate import Estimate
 from assay.metrics.figure import Figure
 from assay.metrics.scores.classes import accuracy, nll
 from assay.nn.optim import Multiplier, OptimConfig
-from assay.shapes import Int32, Int64, UInt64
+from assay.shapes import Int64, UInt64
 from assay.space import Float, Space
 from assay.train.monitor import Limit
 from assay.train.tier import DeviceCache
@@ -93,7 +94,6 @@ class BatchRows:
 
     rows: Int64[np.ndarray, " n"]
     keys: UInt64[np.ndarray, " n"]
-    truth: Int32[np.ndarray, " n"]
     train: bool
 
 
@@ -102,23 +102,26 @@ class Task(nn.Module):
 
     Args:
         config: the task's settings.
-        classes: class names; a truth is an index into them.
-        pixels: the images of the manifest's rows.
+        dataset: the rows that it learns from and answers for.
+        classes: names of what it answers with; those of the dataset's labels if not given.
     """
 
     Config: ClassVar[type[TaskConfig]] = TaskConfig
-    phases: ClassVar[tuple[str, ...]] = ("main",)
     aliases: ClassVar[Mapping[str, str]] = {
         "lr": "optim.lr", "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay",
         "batch_size": "train.batch_size", "epochs": "train.epochs", "num_epochs": "train.epochs",
     }  # fmt: skip
     """Settings by the names that sweeps of other programs have for them."""
+    reference: ClassVar[tuple[str, ...]] = ()
+    """Sets that are predicted besides those to be judged, for `score` to compare with."""
 
-    def __init__(self, config: TaskConfig, classes: Sequence[str], pixels: Pixels) -> None:
+    def __init__(
+        self, config: TaskConfig, dataset: Dataset, classes: Sequence[str] | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.classes = list(classes)
-        self.pixels = pixels
+        self.config, self.dataset, self.pixels = config, dataset, dataset.pixels
+        self.classes = list(dataset.classes if classes is None else classes)
+        self.phases: tuple[str, ...] = ("main",)
         self.device_cache = DeviceCache()
 
     @classmethod
@@ -146,12 +149,12 @@ class Task(nn.Module):
         }
 
     @classmethod
-    def order(cls, config: Any, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
+    def order(cls, config: Any, dataset: Dataset, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
         """One epoch as global batches of row numbers."""
         return uniform_order(rows, config.train.batch_size, config.train.seed, epoch)
 
     @classmethod
-    def prepare(cls, config: Any, pixels: Pixels, samples: BatchRows) -> Batch:
+    def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
         """Arrays of one batch, leading dimension n; runs where there is no model."""
         raise NotImplementedError
 
@@ -167,6 +170,10 @@ class Task(nn.Module):
         """Further columns, computed once, by the best weights, for what `judge` wants to know."""
         return {}
 
+    def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
+        """Return the predicted columns of a row that follow from a bundle's answer for its image."""
+        raise NotImplementedError
+
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the graphs to ship into `folder`; returns the bundle's input pipeline.
 
@@ -179,10 +186,9 @@ class Task(nn.Module):
         """This task as it answers by the int8 graph that `export` wrote, if it wrote one."""
         return None
 
-    @classmethod
-    def validate(cls, config: Any, columns: Batch, truth: np.ndarray) -> dict[str, float]:
-        """What one look at val says: the main score first, `nll` among the rest."""
-        logits = columns["logits"]
+    def validate(self, columns: Batch) -> dict[str, float]:
+        """Score the predicted columns of val, `row` among them: the main score first, `nll` among the rest."""
+        logits, truth = columns["logits"], self.dataset.truth[columns["row"]]
         return {"accuracy": accuracy(logits, truth), "nll": nll(logits, truth)}
 
     @classmethod

@@ -1,7 +1,9 @@
 """What every worker of a run does: train to the end, then predict the sets to be judged."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from assay.config import fingerprint, from_dict
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.manifest import Manifest
 from assay.data.split import Split
@@ -50,12 +53,15 @@ class Job:
         task = load_task(self.source)
         return task, from_dict(task.Config, self.config)
 
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What the task is given of the data."""
+        return Dataset.of(self.manifest, self.pixels, self.split.rows("train"))
+
     def stream(self) -> Stream:
         """Batches prepared in this process."""
-        task, config = self.load()
-        return lambda steps, train: batches(
-            task, config, self.pixels, self.manifest.truth, steps, train
-        )
+        (task, config), dataset = self.load(), self.dataset
+        return lambda steps, train: batches(task, config, dataset, steps, train)
 
 
 def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> TrainState:
@@ -68,7 +74,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     task_class, config = job.load()
     device = torch.device(job.device)
     torch.manual_seed(config.train.seed)
-    task = task_class(config, job.manifest.classes, job.pixels).to(device)
+    task = task_class(config, job.dataset).to(device)
     wrapped = _wrap(task, job.strategy, device)
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     keep = Run(job.folder).warn
@@ -78,7 +84,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
         task.device_cache = DeviceCache(rows["train"].tolist())
     try:
         loop = Loop(
-            task, wrapped, rows, job.manifest.truth, stream, job.folder, telemetry, heartbeat,
+            task, wrapped, rows, stream, job.folder, telemetry, heartbeat,
             job.checkpoint_steps,
         )  # fmt: skip
         position = loop.fit()
@@ -114,7 +120,7 @@ def refuse_divergence(job: Job) -> None:
         "split": fingerprint(job.split.sets),
         "settings": fingerprint(job.config),
         "images": fingerprint([job.manifest.column("id"), job.manifest.truth.tolist()]),
-        "classes": fingerprint(job.manifest.classes),
+        "classes": fingerprint([job.manifest.classes, job.manifest.mask_classes]),
         "task file": fingerprint(job.source.code.decode()),
     }
     everyone: list[Any] = [None] * group.get_world_size()
@@ -158,17 +164,19 @@ def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
 def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
     task_class, config = job.load()
-    task = task_class(config, job.manifest.classes, job.pixels).to(device)
+    task = task_class(config, job.dataset).to(device)
     load_best(task, job.folder)
     tables = []
-    for name in ("val", *job.judged):
+    for name in (*task.reference, "val", *job.judged):
         predictor = Predictor(task, stream, job.split.rows(name), once=True)
-        tables.append(predictions_table(job.manifest, name, predictor.predict()))
+        tables.append(predictions_table(job.manifest, task.classes, name, predictor.predict()))
     if predictor.rank == 0:
         write_predictions(job.folder, pa.concat_tables(tables))
 
 
-def predictions_table(manifest: Manifest, name: str, columns: dict[str, np.ndarray]) -> pa.Table:
+def predictions_table(
+    manifest: Manifest, classes: Sequence[str], name: str, columns: dict[str, np.ndarray]
+) -> pa.Table:
     """One set's predictions as a table; see `predictions` for its columns."""
     chosen = manifest.take(columns["row"]).table
     domains = {c: chosen[c] for c in chosen.column_names if c.startswith("domain.")}
@@ -180,4 +188,4 @@ def predictions_table(manifest: Manifest, name: str, columns: dict[str, np.ndarr
         {"id": chosen["id"], "split": pa.array([name] * len(chosen)), "group": chosen["group"]}
         | domains | {"truth": pa.array(manifest.truth[columns["row"]])} | arrays
     )  # fmt: skip
-    return table.replace_schema_metadata({b"classes": json.dumps(manifest.classes).encode()})
+    return table.replace_schema_metadata({b"classes": json.dumps(list(classes)).encode()})

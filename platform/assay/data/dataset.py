@@ -1,0 +1,77 @@
+"""What a task is given of the data: classes, truth, group, domains and kept columns by row; pixels and masks.
+
+One object goes to a task's `__init__`, `order` and `prepare`, so that a domain, a group or a second
+label is at hand wherever something is computed from rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from assay.data.images.pixels import Pixels
+from assay.data.manifest import Manifest
+from assay.shapes import Int32, Int64
+
+
+@dataclass(frozen=True)
+class Column:
+    """A text for every row, as the number of its value."""
+
+    values: tuple[str, ...]
+    """Distinct texts, sorted."""
+    codes: Int32[np.ndarray, " rows"]
+    """Index into `values` of each row."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Column":
+        """Number the distinct texts in sorted order."""
+        values = tuple(sorted(set(texts)))
+        index = {value: code for code, value in enumerate(values)}
+        return cls(values, np.array([index[text] for text in texts], dtype=np.int32))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The rows of a manifest as a task sees them; small to pickle."""
+
+    classes: tuple[str, ...]
+    """Names of the labels; empty where images bear none."""
+    truth: Int32[np.ndarray, " rows"]
+    """Index into `classes` of each row; 0 where images bear no label."""
+    mask_classes: tuple[str, ...]
+    """Names of what masks mark; class i has value i + 1 in them. Empty where there are no masks."""
+    group: Column
+    """The physical part of each row."""
+    domains: Mapping[str, Column]
+    """Design, printer, exposure and the like, by name."""
+    columns: Mapping[str, Column]
+    """What `data.keep` names: a second label, a time, a batch number."""
+    train: Int64[np.ndarray, " train"]
+    """Row numbers of train, for what is fitted to them: weights of classes, constants."""
+    pixels: Pixels
+    """Images and masks by row."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.truth)
+
+    @classmethod
+    def of(
+        cls, manifest: Manifest, pixels: Pixels, train: Int64[np.ndarray, " train"] | None = None
+    ) -> "Dataset":
+        """Number the columns of a manifest; without `train` nothing can be fitted."""
+        return cls(
+            classes=tuple(manifest.classes),
+            truth=manifest.truth,
+            mask_classes=tuple(manifest.mask_classes),
+            group=Column.of(manifest.column("group")),
+            domains={
+                name: Column.of(manifest.column(f"domain.{name}")) for name in manifest.domains
+            },
+            columns={
+                name: Column.of(manifest.column(f"column.{name}")) for name in manifest.columns
+            },
+            train=np.zeros(0, np.int64) if train is None else train,
+            pixels=pixels,
+        )

@@ -1,0 +1,126 @@
+"""The input of whole images: fitted into a frame of any height and width, and normalised.
+
+One object, made from its settings, serves training, judging and the bundle.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+from annotated_types import Ge
+
+from assay.config import Settings
+from assay.data.images.pyramid import Clahe, ImagePyramid
+from assay.data.inputs.photometric import normalise
+from assay.errors import ConfigError
+from assay.shapes import Float32, Float64, UInt8
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Constants that most published weights were trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(Settings):
+    """How a whole image becomes an array; part of a bundle's input contract."""
+
+    height_px: Annotated[int, Ge(1)] = 224
+    """Height of the frame (pixels)."""
+    width_px: Annotated[int, Ge(1)] = 224
+    """Width of the frame (pixels)."""
+    fit: Literal["scale", "crop", "stretch", "pad"] = "scale"
+    """Scale the image until it lies in the frame and pad the rest, until it fills the frame and cut the rest, each side apart, or keep its pixels and pad or cut."""
+    normalise: Literal["image", "imagenet", "constants"] = "image"
+    """Less the mean and over the deviation of the image as it is shown, of ImageNet, or of `mean` and `std`."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Means of red, green and blue (0 to 1), for constants."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Deviations of red, green and blue (above 0), for constants."""
+    clahe_clip: Annotated[float, Ge(0)] = 0.0
+    """Clip limit of local histogram equalisation, before everything else; 0: none."""
+    clahe_grid: Annotated[int, Ge(1)] = 64
+    """Tiles of that equalisation along each side of the image."""
+
+    def __post_init__(self) -> None:
+        """Refuse deviations that cannot divide."""
+        super().__post_init__()
+        if not min(self.std) > 0:
+            raise ConfigError(f"image.std is {self.std}; give three numbers above 0.")
+
+    @property
+    def clahe(self) -> Clahe | None:
+        """The equalisation, if there is one."""
+        return Clahe(self.clahe_clip, self.clahe_grid) if self.clahe_clip else None
+
+
+class ImageInput:
+    """What a network is shown of a whole image.
+
+    Args:
+        config: frame, fit and normalisation.
+    """
+
+    def __init__(self, config: ImageConfig) -> None:
+        self.config = config
+
+    def show(self, pyramid: ImagePyramid) -> UInt8[np.ndarray, "h w 3"]:
+        """Cut the frame from the image's pyramid; zero where the image does not reach."""
+        config = self.config
+        matrix = self._matrix(pyramid)
+        return pyramid.view(matrix, config.height_px, config.width_px, config.clahe)
+
+    def covered(self, pyramid: ImagePyramid) -> UInt8[np.ndarray, "h w"]:
+        """Mark with 1 the pixels of the frame that the image covers."""
+        config = self.config
+        (step_x, _, x), (_, step_y, y) = self._matrix(pyramid)
+        height, width = pyramid.size
+        across = x + step_x * np.arange(config.width_px)
+        down = y + step_y * np.arange(config.height_px)
+        inside_x = (across >= -0.5) & (across <= width - 0.5)
+        inside_y = (down >= -0.5) & (down <= height - 0.5)
+        return (inside_y[:, None] & inside_x).astype(np.uint8)
+
+    def statistics(
+        self, shown: UInt8[np.ndarray, "h w 3"], covered: UInt8[np.ndarray, "h w"]
+    ) -> tuple[Float32[np.ndarray, "3"], Float32[np.ndarray, "3"]]:
+        """Return the mean and deviation (0 to 1) that the frame is normalised by.
+
+        Those of the image are taken where it covers the frame; the deviation is at least one grey
+        level, so that a blank image stays finite.
+        """
+        config = self.config
+        if config.normalise == "imagenet":
+            return np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
+        if config.normalise == "constants":
+            return np.float32(config.mean), np.float32(config.std)
+        mean, std = cv2.meanStdDev(shown, mask=covered)
+        return np.float32(mean[:, 0] / 255), np.float32(np.maximum(std[:, 0], 1) / 255)
+
+    def array(self, pyramid: ImagePyramid) -> Float32[np.ndarray, "3 h w"]:
+        """Show and normalise an image, as judging and serving do."""
+        shown = self.show(pyramid)
+        return normalise(shown[None], *self.statistics(shown, self.covered(pyramid)))[0]
+
+    def source_box(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "4"]:
+        """Return the part of the image that the frame shows: x0, y0, x1, y1 in its pixels."""
+        config = self.config
+        matrix = self._matrix(pyramid)
+        height, width = pyramid.size
+        low = matrix @ np.array([-0.5, -0.5, 1]) + 0.5
+        high = matrix @ np.array([config.width_px - 0.5, config.height_px - 0.5, 1]) + 0.5
+        edge = np.array([width, height])
+        return np.concatenate([np.clip(low, 0, edge), np.clip(high, 0, edge)])
+
+    def _matrix(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "2 3"]:
+        """Return the matrix from a pixel of the frame to the pixel of the image, both about their centres."""
+        image = np.array(pyramid.size[::-1], dtype=np.float64)
+        frame = np.array([self.config.width_px, self.config.height_px], dtype=np.float64)
+        if self.config.fit == "pad":  # whole pixels, the smaller half before the image when odd
+            start = np.where(frame >= image, -((frame - image) // 2), (image - frame) // 2)
+            return np.column_stack([np.eye(2), start])
+        steps = image / frame
+        if self.config.fit == "scale":
+            steps = np.full(2, steps.max())
+        elif self.config.fit == "crop":
+            steps = np.full(2, steps.min())
+        return np.column_stack([np.diag(steps), (image - 1) / 2 - steps * (frame - 1) / 2])

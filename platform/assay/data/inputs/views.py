@@ -1,0 +1,109 @@
+"""The input of self-supervision: several crops of one image, each changed in its own way.
+
+Crops are cut from the image's pyramid at the resolution that they need, so that a small crop of a
+huge image shows its finest structure. Area, ratio and changes are those of DINOv2 (Oquab et al.
+2023) by default.
+"""
+
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Interval
+
+from assay.config import Settings
+from assay.data.images.pyramid import ImagePyramid
+from assay.data.inputs.transforms import change_colours
+from assay.errors import ConfigError
+from assay.shapes import UInt8
+
+Share = Annotated[float, Interval(gt=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig(Settings):
+    """How many crops an image gives, how large, and how much they are changed."""
+
+    num_global: Annotated[int, Ge(1)] = 2
+    """Crops that show much of the image."""
+    num_local: Annotated[int, Ge(0)] = 8
+    """Crops that show little of it."""
+    global_px: Annotated[int, Ge(8)] = 224
+    """Side of the first (pixels)."""
+    local_px: Annotated[int, Ge(8)] = 98
+    """Side of the others (pixels)."""
+    global_area: tuple[Share, Share] = (0.32, 1.0)
+    """Least and largest share of the image's area in the first."""
+    local_area: tuple[Share, Share] = (0.05, 0.32)
+    """The same in the others."""
+    ratio: Annotated[float, Ge(1)] = 4 / 3
+    """Largest ratio of a crop's sides in the image, either way."""
+    hflip: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Probability of a vertical flip."""
+    jitter: Annotated[float, Interval(ge=0, le=1)] = 0.8
+    """Probability of changed brightness, contrast, saturation and hue."""
+    grey: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    """Probability of a crop without colour."""
+    blur: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """Probability of a blurred crop."""
+
+    def __post_init__(self) -> None:
+        """Refuse areas that are empty."""
+        super().__post_init__()
+        for name in ("global_area", "local_area"):
+            low, high = getattr(self, name)
+            if low > high:
+                option = f"views.{name.replace('_', '-')}"
+                raise ConfigError(f"{option} goes from {low} to {high}; give the smaller first.")
+
+
+class ViewInput:
+    """Draws the crops of an image.
+
+    Args:
+        config: their numbers, sizes and changes.
+    """
+
+    def __init__(self, config: ViewConfig) -> None:
+        self.config = config
+
+    def draw(
+        self, pyramid: ImagePyramid, key: int
+    ) -> tuple[UInt8[np.ndarray, "g s s 3"], UInt8[np.ndarray, "l t t 3"]]:
+        """Draw the large and the small crops of an image, a function of image and key alone."""
+        config, rng = self.config, np.random.default_rng(key)
+        large = [
+            self._crop(pyramid, config.global_px, config.global_area, rng)
+            for _ in range(config.num_global)
+        ]
+        small = [
+            self._crop(pyramid, config.local_px, config.local_area, rng)
+            for _ in range(config.num_local)
+        ]
+        empty = np.zeros((0, config.local_px, config.local_px, 3), np.uint8)
+        return np.stack(large), np.stack(small) if small else empty
+
+    def _crop(
+        self,
+        pyramid: ImagePyramid,
+        side: int,
+        area: tuple[float, float],
+        rng: np.random.Generator,
+    ) -> UInt8[np.ndarray, "s s 3"]:
+        """Cut a box of random area, ratio and place, flip it, and change its colours."""
+        config, (height, width) = self.config, pyramid.size
+        share, turn = rng.uniform(*area), exp(rng.uniform(-1, 1) * log(config.ratio))
+        box = np.array([sqrt(share * turn), sqrt(share / turn)])
+        box = np.minimum(box, 1) * (width, height)
+        start = rng.random(2) * ((width, height) - box)
+        steps = box / side
+        flips = np.where(rng.random(2) < (config.hflip, config.vflip), -1, 1)
+        # crop pixel 0 stands at the box's near edge, or at its far one if flipped
+        first = np.where(flips > 0, start, start + box) + flips * steps / 2 - 0.5
+        matrix = np.column_stack([np.diag(flips * steps), first])
+        crop = np.ascontiguousarray(pyramid.view(matrix, side, side))
+        seed = int(rng.integers(1 << 31))
+        return change_colours(crop, config.jitter, config.grey, config.blur, seed)

@@ -1,0 +1,104 @@
+"""What embeddings are worth: who stands near whom, and how many directions are used.
+
+Neighbours of a row's own group are left out everywhere: another photo of the same part says nothing
+about other parts.
+"""
+
+import numpy as np
+from scipy.optimize import minimize
+
+from assay.shapes import Float, Int
+
+TEMPERATURE = 0.07
+"""Of the similarities by which neighbours vote (Wu et al. 2018; DINOv2)."""
+NUM_NEIGHBOURS = 20
+
+
+def neighbour_logits(
+    queries: Float[np.ndarray, "num d"],
+    bank: Float[np.ndarray, "rows d"],
+    truth: Int[np.ndarray, " rows"],
+    num_classes: int,
+    same_group: np.ndarray,
+    k: int = NUM_NEIGHBOURS,
+) -> Float[np.ndarray, "num classes"]:
+    """Let the k most similar rows of a bank vote for their classes.
+
+    Each neighbour of cosine s has weight exp(s / temperature); a class without a vote is given a
+    thousandth of the weakest neighbour's.
+
+    Args:
+        queries: Embeddings to be classified.
+        bank: Embeddings whose classes are known.
+        truth: Their classes.
+        num_classes: All classes.
+        same_group: num x rows, where query and row are of one part.
+        k: Neighbours, at most.
+
+    Returns:
+        Logarithms of the shares of the vote.
+    """
+    similarity = _normalised(queries) @ _normalised(bank).T
+    similarity[same_group] = -np.inf
+    k = min(k, bank.shape[0])
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    scores = np.take_along_axis(similarity, nearest, axis=1)
+    # a row whose every neighbour is of its own part has none
+    weights = np.exp((np.where(np.isfinite(scores), scores, -1.0) - 1.0) / TEMPERATURE)
+    votes = np.zeros((len(queries), num_classes))
+    for rank in range(k):
+        votes[np.arange(len(queries)), truth[nearest[:, rank]]] += weights[:, rank]
+    votes += 1e-3 * weights[:, -1:]
+    shares: np.ndarray = np.log(votes / votes.sum(axis=1, keepdims=True))
+    return shares
+
+
+def logistic_logits(
+    queries: Float[np.ndarray, "num d"],
+    bank: Float[np.ndarray, "rows d"],
+    truth: Int[np.ndarray, " rows"],
+    num_classes: int,
+    decay: float = 1.0,
+) -> Float[np.ndarray, "num classes"]:
+    """Classify by a multinomial logistic regression that is fitted to the bank.
+
+    Features are scaled to unit deviation of the bank; `decay` is scikit-learn's 1/C.
+    """
+    mean, std = bank.mean(0), np.maximum(bank.std(0), 1e-6)
+    design = np.column_stack([(bank - mean) / std, np.ones(len(bank))])
+    target = np.eye(num_classes)[truth]
+    shape = (design.shape[1], num_classes)
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(shape)
+        logits = design @ weights
+        logits -= logits.max(axis=1, keepdims=True)
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        penalised = weights * (np.arange(shape[0]) < shape[0] - 1)[:, None]
+        gradient = design.T @ (np.exp(log_probs) - target) + decay * penalised
+        value = -(target * log_probs).sum() + decay / 2 * (penalised**2).sum()
+        return float(value), gradient.ravel()
+
+    fitted = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B")
+    logits: np.ndarray = np.column_stack(
+        [(queries - mean) / std, np.ones(len(queries))]
+    ) @ fitted.x.reshape(shape)
+    return logits
+
+
+def effective_rank(embeddings: Float[np.ndarray, "num d"]) -> float:
+    """Return the exponential of the entropy of the singular values' shares (Roy and Vetterli 2007; RankMe).
+
+    1 where all embeddings lie on one line through the origin, min(num, d) where all directions
+    count alike.
+    """
+    values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
+    share = values / max(values.sum(), np.finfo(np.float64).tiny)
+    return float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
+
+
+def _normalised(embeddings: np.ndarray) -> np.ndarray:
+    embeddings = embeddings.astype(np.float64)
+    norm = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    scaled: np.ndarray = embeddings / np.maximum(norm, 1e-12)
+    return scaled

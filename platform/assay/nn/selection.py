@@ -1,0 +1,79 @@
+"""Where to look: settings of patch selection, how its noise falls, and what shows that it works."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from assay.config import Settings, Share
+from assay.nn.scorer import Trunk
+from assay.nn.topk import hard_topk
+
+LEARNING = (
+    "estimator",
+    "num_noise",
+    "sigma",
+    "sigma_final",
+    "warmup",
+    "guide",
+    "guide_temperature",
+    "scorer_lr",
+)
+"""Settings of the scorer's learning, without effect where patches are drawn at random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig(Settings, section="model"):
+    """Which patches are looked at, and what the scorer learns by."""
+
+    mode: Literal["dps", "ips", "random", "grid", "all"] = "dps"
+    """Patches chosen by the scorer (differentiable patch selection), by the aggregator's own attention (iterative patch selection), at random on the part, evenly spread, or all that tile the canvas."""
+    k: Annotated[int, Ge(1)] = 8
+    """Patches per image (all: as many as tile the canvas)."""
+    spacing: Annotated[float, Ge(0)] = 0.0
+    """Least distance of two chosen patches along x or y (patch sides; dps only); 0: they may repeat each other."""
+    ips_chunk: Annotated[int, Ge(1)] = 32
+    """Patches that ips looks at together."""
+    trunk: Trunk = "resnet18"
+    """Scorer: resnet18 up to layer2 (grid 1/16 of the overview), or small (grid 1/4)."""
+    estimator: Literal["score_function", "masked_loo", "plain", "diagonal"] = "score_function"
+    """Gradient of the selection: score function over hard draws, or perturbed top-k in three forms."""
+    num_noise: Annotated[int, Ge(1)] = 4
+    """Noise samples per image (score_function: hard draws, each k patches; perturbed top-k: 500)."""
+    sigma: Annotated[float, Gt(0)] = 0.1
+    """Standard deviation of the noise on scores in [0, 1], at the end of the warm-up."""
+    sigma_final: Annotated[float, Ge(0)] = 0.005
+    """Standard deviation of the noise at the end of the run; falls by a half cosine."""
+    warmup: Share = 0.5
+    """Share of the run that learns from random patches before the scorer decides."""
+    warmup_k: Annotated[int, Ge(1)] = 16
+    """Random patches per image in the warm-up and for the baseline; a multiple of k."""
+    alone: Annotated[float, Ge(0)] = 1.0
+    """Weight of the loss of each patch's own answer; 0: patches answer only together."""
+    guide: Annotated[float, Ge(0)] = 1.0
+    """Weight, in that, of the guide: scores rise where a patch alone answers well; 0: none."""
+    guide_temperature: Annotated[float, Gt(0)] = 0.3
+    """Temperature of the guide's softmax over scores (units of the scores)."""
+    scorer_lr: Annotated[float, Ge(0)] = 1.0
+    """Learning rate of the scorer as a multiple of optim.lr."""
+
+    def sigma_at(self, progress: float) -> float:
+        """Return the noise's deviation at this share (0 to 1) of what follows the warm-up."""
+        share = 0.5 * (1 + float(np.cos(np.pi * progress)))
+        return self.sigma * share + self.sigma_final * (1 - share)
+
+
+def selection_entropy(scores: Tensor, k: int) -> Tensor:
+    """Entropy of which cells a batch selects, without noise: 0 where all images have the same k, 1 where no two share one.
+
+    1 for a single image, of which nothing can be said.
+    """
+    counts = torch.bincount(hard_topk(scores.detach(), k).flatten()).float()
+    most = min(scores.shape[1], k * len(scores))
+    if most <= k:
+        return torch.ones(())
+    share = counts / counts.sum()
+    return (-torch.xlogy(share, share).sum() - np.log(k)) / (np.log(most) - np.log(k))

@@ -1,0 +1,231 @@
+"""The base of tasks that answer with a class: one image, one label.
+
+A task gives `features`; the base owns input, loss, head, embedding, maps of evidence, export and int8.
+Any method may be overridden.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+
+from assay.bundle.quantize import QuantizeConfig
+from assay.config import Settings, to_dict
+from assay.data.dataset import Dataset
+from assay.data.inputs.image import ImageConfig, ImageInput
+from assay.data.inputs.photometric import EPS
+from assay.data.inputs.transforms import TransformConfig, change
+from assay.metrics.scores.classes import accuracy
+from assay.nn.export import GraphModule, write_graph
+from assay.train.int8 import add_int8
+from assay.train.task import Batch, BatchRows, Task, TaskConfig
+
+GRAPH = "classify"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassLossConfig(Settings):
+    """How wrong an answer is."""
+
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Probability mass spread over the other classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class of train weighs as much as any other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(TaskConfig):
+    """What every classification of whole images holds; a task adds its own fields."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    loss: ClassLossConfig = field(default_factory=ClassLossConfig)
+    quantize: QuantizeConfig = field(default_factory=lambda: QuantizeConfig(variant="none"))
+
+
+class Classification(Task):
+    """Whole images to classes.
+
+    A subclass gives `features` and, with their number, calls `add_head` in its `__init__`.
+    """
+
+    Config = ClassificationConfig
+    config: Any
+    head: nn.Module
+    graph: GraphModule | None = None
+    """An exported graph in the network's place."""
+
+    def add_head(self, num_features: int) -> None:
+        """Put a linear classifier on the features."""
+        self.head = nn.Linear(num_features, len(self.classes))
+
+    @classmethod
+    def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
+        """Frames (n h w 3), their mean and deviation, truth; changed at random in training."""
+        view = ImageInput(config.image)
+        frames, means, stds = [], [], []
+        for row, key in zip(samples.rows.tolist(), samples.keys.tolist(), strict=True):
+            pyramid = dataset.pixels[row]
+            frame, covered = view.show(pyramid), view.covered(pyramid)
+            if samples.train:
+                frame, covered = change(config.transform, frame, covered, key & 0x7FFFFFFF)
+            mean, std = view.statistics(frame, covered)
+            frames.append(frame)
+            means.append(mean)
+            stds.append(std)
+        arrays = {"image": np.stack(frames), "mean": np.stack(means), "std": np.stack(stds)}
+        return arrays | batch_rows(dataset, samples)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of normalised images (n 3 h w): vectors (n d), or maps (n d h' w')."""
+        raise NotImplementedError
+
+    def penalties(
+        self, features: Tensor, logits: Tensor, batch: Batch, progress: float, phase: str
+    ) -> dict[str, Tensor]:
+        """Further terms of the loss, by name."""
+        return {}
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        """Cross-entropy, and what the task adds to it."""
+        features = self.features(self.normalised(batch))
+        logits = self.head(pooled(features))
+        truth = self.truth(batch)
+        terms = self.penalties(features, logits, batch, progress, phase)
+        loss = self.row_losses(logits, truth).mean()
+        for term in terms.values():
+            loss = loss + term
+        scalars = {f"{name}_loss": term for name, term in terms.items()}
+        return {"loss": loss, "train_accuracy": share_right(logits, truth), **scalars}
+
+    def normalised(self, batch: Batch) -> Tensor:
+        """Images (n 3 h w) less their mean, over their deviation, on the model's device."""
+        image, mean, std = (
+            torch.from_numpy(batch[name]).to(self.device) for name in ("image", "mean", "std")
+        )
+        scaled = image.float() / 255 - mean[:, None, None]
+        normalised: Tensor = (scaled / (std[:, None, None] + EPS)).permute(0, 3, 1, 2)
+        return normalised
+
+    def truth(self, batch: Batch) -> Tensor:
+        """Classes of a batch, on the model's device."""
+        return torch.from_numpy(batch["truth"]).to(self.device)
+
+    @property
+    def label_smoothing(self) -> float:
+        """Probability mass that the loss spreads over the other classes."""
+        return float(self.config.loss.label_smoothing)
+
+    def row_losses(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Cross-entropy of each row, weighted by its class."""
+        return nn.functional.cross_entropy(
+            logits.float(),
+            truth,
+            reduction="none",
+            weight=self._class_weights(),
+            label_smoothing=self.label_smoothing,
+        )
+
+    def _class_weights(self) -> Tensor | None:
+        """Weights whose mean over train is 1, each class having the same sum; none unless balanced."""
+        if self.config.loss.class_weights == "none":
+            return None
+        truth = self.dataset.truth[self.dataset.train]
+        counts = np.maximum(np.bincount(truth, minlength=len(self.classes)), 1)
+        weights = len(truth) / (len(self.classes) * counts)
+        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits."""
+        images = self.normalised(batch)
+        if self.graph is not None:
+            return {"logits": self.graph(images)}
+        return {"logits": self.head(pooled(self.features(images)))}
+
+    def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
+        """The logits that a bundle's answer was made from."""
+        return {"logits": answer.logits}
+
+    def describe(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits, embedding and, of maps, the evidence for each class at each place.
+
+        The last are class activation maps (Zhou et al. 2016): the head applied at each place, whose
+        mean over places is the logit less the bias.
+        """
+        features = self.features(images)
+        embedding = pooled(features)
+        outputs = self.head(embedding), embedding
+        if features.dim() < 4 or not isinstance(self.head, nn.Linear):
+            return outputs
+        return *outputs, torch.einsum("ndhw,cd->nchw", features, self.head.weight)
+
+    def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Write graph `classify` (image to logits, embedding and maps of evidence), and its int8 form."""
+        config, graph = self.config, folder / f"{GRAPH}.onnx"
+        shape = (3, config.image.height_px, config.image.width_px)
+        with torch.no_grad():
+            num_outputs = len(self.describe(torch.zeros(1, *shape, device=self.device)))
+        names = ["logits", "embedding", "evidence"][:num_outputs]
+        write_graph(graph, self, self.describe, ("image", shape), names)
+        pipeline = {"kind": "image", "image": to_dict(config.image), "graphs": [GRAPH]}
+        return add_int8(
+            pipeline,
+            graph,
+            lambda: self._calibration(rows["train"]),
+            lambda path: self._accuracy_with(path, rows["val"]),
+            config.quantize,
+        )
+
+    def int8(self, folder: Path) -> Self | None:
+        """This task with the int8 graph in the network's place."""
+        path = folder / f"{GRAPH}_int8.onnx"
+        return self._with(path) if path.exists() else None
+
+    def _with(self, graph: Path) -> Self:
+        other = type(self)(self.config, self.dataset)
+        other.graph = GraphModule(graph)
+        return other.eval()
+
+    def _judged(self, rows: np.ndarray) -> Batch:
+        keys = np.zeros(len(rows), np.uint64)
+        return type(self).prepare(self.config, self.dataset, BatchRows(rows, keys, False))
+
+    def _accuracy_with(self, graph: Path, rows: np.ndarray) -> float:
+        other, size = self._with(graph), self.config.train.eval_batch_size
+        with torch.no_grad():
+            logits = [
+                other.predict(self._judged(rows[i : i + size]))["logits"].numpy()
+                for i in range(0, len(rows), size)
+            ]
+        return accuracy(np.concatenate(logits), self.dataset.truth[rows])
+
+    def _calibration(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Images of train, evenly chosen."""
+        num = min(self.config.quantize.num_calibration, len(rows))
+        chosen = rows[np.linspace(0, len(rows) - 1, num).astype(int)]
+        view = ImageInput(self.config.image)
+        return [{"image": view.array(self.pixels[row])[None]} for row in chosen.tolist()]
+
+
+def batch_rows(dataset: Dataset, samples: BatchRows) -> Batch:
+    """Row, key (a signed 47-bit number) and truth of each sample."""
+    return {
+        "row": samples.rows,
+        "key": samples.keys.astype(np.int64) & 0x7FFFFFFFFFFF,
+        "truth": dataset.truth[samples.rows].astype(np.int64),
+    }
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Vectors (n d) of features, the mean over places where they are maps."""
+    return features.mean((2, 3)) if features.dim() == 4 else features
+
+
+def share_right(logits: Tensor, truth: Tensor) -> Tensor:
+    """Share of right answers; several answers to an image stand next to each other."""
+    return (logits.argmax(1) == truth.repeat_interleave(len(logits) // len(truth))).float().mean()

@@ -1,0 +1,167 @@
+"""The base of tasks that answer with a vector, learnt from unlabelled views of each image.
+
+A task gives the network (`embed`) and the loss over views (`losses`). The base owns views, judging by
+neighbours and by logistic regression, guards against collapse, and export.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from assay.config import to_dict
+from assay.data.dataset import Dataset
+from assay.data.inputs.image import ImageConfig, ImageInput
+from assay.data.inputs.photometric import normalise
+from assay.data.inputs.views import ViewConfig, ViewInput
+from assay.metrics.estimate import Estimate, interval
+from assay.metrics.neighbours import effective_rank, logistic_logits, neighbour_logits
+from assay.metrics.predictions import class_names
+from assay.metrics.scores.classes import accuracy, nll
+from assay.nn.export import write_graph
+from assay.train.classification import batch_rows
+from assay.train.monitor import Limit
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
+
+GRAPH = "embed"
+MIN_STD = 1e-3
+"""Mean deviation of unit vectors' entries over a batch below which all embeddings are one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig(TaskConfig):
+    """What every embedding holds; a task adds its own fields."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+
+
+class Embedding(Task):
+    """Whole images to vectors."""
+
+    Config = EmbeddingConfig
+    config: Any
+    reference: ClassVar[tuple[str, ...]] = ("train",)
+    """Sets that are predicted besides, for what is judged to be compared with."""
+
+    @classmethod
+    def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
+        """Normalised views (n g 3 s s, n l 3 t t) to train on, frames (n 3 h w) to judge by."""
+        rows, keys = samples.rows.tolist(), samples.keys.tolist()
+        frame = ImageInput(config.image)
+        if not samples.train:
+            images = [frame.array(dataset.pixels[row]) for row in rows]
+            return {"image": np.stack(images)} | batch_rows(dataset, samples)
+        drawn = [
+            ViewInput(config.views).draw(dataset.pixels[row], key)
+            for row, key in zip(rows, keys, strict=True)
+        ]
+        names = ("global", "local")
+        batch = {
+            name: np.stack([_normalised(views, frame) for views in crops])
+            for name, crops in zip(names, zip(*drawn, strict=True), strict=True)
+        }
+        return batch | batch_rows(dataset, samples)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings (n d) of normalised images (n 3 h w)."""
+        raise NotImplementedError
+
+    def losses(self, batch: Batch, progress: float, phase: str) -> dict[str, Tensor]:
+        """Terms of the loss by name, whose sum is minimised."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        """Sum the task's losses; watch the spread of what is embedded."""
+        terms = self.losses(batch, progress, phase)
+        with torch.no_grad():
+            images = torch.from_numpy(batch["global"][:, 0]).to(self.device)
+            units = torch.nn.functional.normalize(self.embed(images).float(), dim=1)
+        spread = units.std(0).mean() if len(units) > 1 else units.new_ones(())
+        named = {f"{name}_loss": term for name, term in terms.items()}
+        return {"loss": torch.stack(list(terms.values())).sum(), "embedding_std": spread, **named}
+
+    def limits(self) -> Sequence[Limit]:
+        """Stop where all images have one embedding."""
+        why = "all images are embedded alike, so nothing is learnt: lower the learning rate, or see whether the loss keeps views of different images apart"
+        return [Limit("embedding_std", low=MIN_STD, for_updates=50, why=why)]
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings."""
+        return {"embedding": self.embed(torch.from_numpy(batch["image"]).to(self.device))}
+
+    def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
+        """The embedding, as a bundle's answer has it."""
+        return {"embedding": answer.embedding}
+
+    def validate(self, columns: Batch) -> dict[str, float]:
+        """Score val by its neighbours in other groups; without labels by the share of directions used."""
+        embeddings = columns["embedding"].astype(np.float64)
+        rank = effective_rank(embeddings)
+        if len(self.classes) < 2:
+            share = rank / min(embeddings.shape)
+            return {"rank_share": share, "nll": 1 - share}
+        group = self.dataset.group.codes[columns["row"]]
+        truth = self.dataset.truth[columns["row"]]
+        same = group[:, None] == group
+        logits = neighbour_logits(embeddings, embeddings, truth, len(self.classes), same)
+        return {
+            "neighbour_accuracy": accuracy(logits, truth),
+            "nll": nll(logits, truth),
+            "effective_rank": rank,
+        }
+
+    @classmethod
+    def score(cls, config: Any, predictions: pa.Table, fitted: pa.Table | None = None) -> pa.Table:
+        """Add logits by the neighbours in train, and by a logistic regression on it; train's rows go."""
+        names = class_names(predictions)
+        if "logits" in predictions.column_names:
+            return predictions  # judged before
+        bank = predictions.filter(pc.equal(predictions["split"], "train"))
+        rows = predictions.filter(pc.not_equal(predictions["split"], "train"))
+        queries, known = _vectors(rows), _vectors(bank)
+        truth, num = bank["truth"].to_numpy(), len(names)
+        groups = np.array(rows["group"].to_pylist())[:, None], np.array(bank["group"].to_pylist())
+        near = neighbour_logits(queries, known, truth, num, groups[0] == groups[1])
+        linear = logistic_logits(queries, known, truth, num)
+        table = rows.append_column("logits", pa.array(list(near)))
+        return table.append_column("logits_logistic", pa.array(list(linear)))
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Judge the logistic regression beside the neighbours, and the rank of each set."""
+        metrics: dict[str, dict[str, Estimate]] = {}
+        for name in sorted(set(predictions["split"].to_pylist())):
+            rows = predictions.filter(pc.equal(predictions["split"], name))
+            logits = np.array(rows["logits_logistic"].to_pylist())
+            right = (logits.argmax(1) == rows["truth"].to_numpy()) * 1.0
+            group = np.array(rows["group"].to_pylist())
+            metrics[name] = {"logistic_accuracy": interval(right, group)}
+        return TaskMetrics(metrics=metrics)
+
+    def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Write graph `embed` (image to embedding)."""
+        image = self.config.image
+        shape = (3, image.height_px, image.width_px)
+        write_graph(folder / f"{GRAPH}.onnx", self, self.embed, ("image", shape), ["embedding"])
+        return {"kind": "embedding", "image": to_dict(image), "graphs": [GRAPH]}
+
+
+def _normalised(views: np.ndarray, frame: ImageInput) -> np.ndarray:
+    """Views (n s s 3) normalised as the frame is (n 3 s s)."""
+    arrays = []
+    for view in views:
+        whole = np.ones(view.shape[:2], np.uint8)
+        arrays.append(normalise(view[None], *frame.statistics(view, whole))[0])
+    empty = np.zeros((0, 3, *views.shape[1:3]), np.float32)
+    return np.stack(arrays) if arrays else empty
+
+
+def _vectors(rows: pa.Table) -> np.ndarray:
+    return np.array(rows["embedding"].to_pylist(), dtype=np.float64)

@@ -1,0 +1,425 @@
+"""The base of tasks that answer with a class from a few patches, selected at full resolution.
+
+A scorer looks at a small overview and says which cells of a grid are worth a look; a backbone embeds
+the patches cut there; an aggregator makes one answer of them. A task gives presets and data.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from assay.config import Share, to_dict
+from assay.data.dataset import Dataset
+from assay.data.inputs import augment
+from assay.data.inputs.augment import AugmentConfig
+from assay.data.inputs.cells import (
+    informative_cells,
+    iterative_cells,
+    lattice_cells,
+    overview_seed,
+    tile_cells,
+)
+from assay.data.inputs.patches import Canvas, PatchConfig, blank_mask, cell_corners
+from assay.data.inputs.photometric import EPS
+from assay.errors import ConfigError
+from assay.metrics.estimate import Estimate, interval
+from assay.nn.aggregate import AggregatorConfig
+from assay.nn.backbone import BackboneConfig, create_head
+from assay.nn.export import write_graph
+from assay.nn.optim import Multiplier
+from assay.nn.scorer import Scorer, grid_side
+from assay.nn.selection import SelectionConfig, selection_entropy
+from assay.nn.topk import (
+    draw_noise,
+    expected_loss,
+    hard_topk,
+    mix,
+    perturbed_topk,
+    score_function_loss,
+)
+from assay.train.classification import Classification, batch_rows, share_right
+from assay.train.monitor import Limit
+from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics
+
+MIN_ENTROPY = 0.02
+"""Selection entropy (0 to 1) below which a scorer has collapsed; a sound one kept above .8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, section="model"):
+    """What looks where, and what makes an answer of it."""
+
+    label_smoothing: Share = 0.1
+    """Probability mass spread over the other classes."""
+    backbone_lr: Annotated[float, Ge(0)] = 1.0
+    """Learning rate of the backbone as a multiple of optim.lr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchClassificationConfig(TaskConfig):
+    """What every classification by patches holds; a task adds its own fields."""
+
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: PatchModelConfig = field(default_factory=PatchModelConfig)
+
+
+class PatchClassification(Classification):
+    """Scorer, selection, backbone, aggregator."""
+
+    Config: Any = PatchClassificationConfig
+
+    def __init__(self, config: PatchClassificationConfig, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        model = config.model
+        self.scorer = Scorer(model.trunk, model.norm)
+        self.grid = self.scorer.grid(config.patches.overview_px)
+        if model.mode != "dps":
+            self.scorer.requires_grad_(False)
+        self.tiles = tile_cells(self.grid, config.patches)
+        self.k = len(self.tiles) if model.mode == "all" else model.k
+        stride = config.patches.image_px // self.grid  # canvas pixels from one cell to the next
+        self.apart = math.ceil(model.spacing * config.patches.patch_px / stride)
+        self._check(model)
+        self.backbone = model.build(config.patches.patch_px)
+        width: Any = self.backbone.num_features
+        self.project: nn.Module = nn.Identity()
+        if model.head != "none":
+            self.project, width = create_head(model.head, width, model.embed_dim), model.embed_dim
+        self.aggregator = model.aggregator(width, len(self.classes))
+
+    def _check(self, model: PatchModelConfig) -> None:
+        num = len(self.tiles) if model.mode == "ips" else self.grid**2
+        if model.k > num:
+            raise ConfigError(
+                f"model.k is {model.k} and the {self.grid}x{self.grid} grid has {num} cells to choose from; give 1 to {num}."
+            )
+        if not model.k <= model.warmup_k <= self.grid**2 or model.warmup_k % model.k:
+            raise ConfigError(
+                f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: "
+                f"warmup-k must be a multiple of k of at most {self.grid**2}."
+            )
+
+    @classmethod
+    def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
+        """Overviews, their statistics, what was drawn for each image, and random cells."""
+        grid = grid_side(config.model.trunk, config.patches.overview_px)
+        names = ("overview", "mean", "std", "augment", "random_cells")
+        rows: list[tuple[np.ndarray, ...]] = []
+        for row, key in zip(samples.rows.tolist(), samples.keys.tolist(), strict=True):
+            rng = np.random.default_rng(key)
+            change = augment.IDENTITY
+            if samples.train:
+                change = augment.draw_augment(config.augment, config.patches.image_px, rng)
+            overview, mean, std = Canvas(dataset.pixels[row], config.patches, change).overview()
+            if not samples.train:  # what is judged depends on no order, batch or seed
+                rng = np.random.default_rng(overview_seed(overview))
+            cells = informative_cells(overview, grid, config.patches, config.model.warmup_k, rng)
+            statistics = mean.astype(np.float32), std.astype(np.float32)
+            rows.append((overview, *statistics, change.to_row(), rng.permutation(cells)))
+        columns = zip(names, zip(*rows, strict=True), strict=True)
+        return {name: np.stack(arrays) for name, arrays in columns} | batch_rows(dataset, samples)
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        """Cross-entropy of the answers made from given (warm-up, baselines) or selected patches."""
+        model, truth = self.config.model, self.truth(batch)
+        if model.mode in ("ips", "grid", "all"):
+            return self._learn_from_cells(batch, self.choose(batch), truth)
+        if model.mode == "random" or progress < model.warmup:
+            return self._learn_from_cells(batch, batch["random_cells"], truth)
+        sigma = model.sigma_at((progress - model.warmup) / (1 - model.warmup))
+        select = self._select_hard if model.estimator == "score_function" else self._select_mixed
+        return select(batch, self.scores(batch), sigma, truth) | {"sigma": torch.tensor(sigma)}
+
+    def _learn_from_cells(
+        self, batch: Batch, cells: np.ndarray, truth: Tensor
+    ) -> dict[str, Tensor]:
+        """Given patches: each must answer alone, and sets of k together; the scorer watches."""
+        features = self.embed(self.cut(batch, cells))
+        sets = features.reshape(-1, self.k, features.shape[-1])
+        logits, _ = self.aggregator(sets)
+        together = self.row_losses(logits, truth.repeat_interleave(len(sets) // len(truth)))
+        scores = self.scores(batch) if self.config.model.mode == "dps" else None
+        alone = self._alone(features, torch.from_numpy(cells).to(self.device), scores, truth)
+        return {"loss": together.mean() + alone, "train_accuracy": share_right(logits, truth)}
+
+    def _select_mixed(
+        self, batch: Batch, scores: Tensor, sigma: float, truth: Tensor
+    ) -> dict[str, Tensor]:
+        """Perturbed top-k: k mixtures of the cells that some noise sample selected."""
+        model, side = self.config.model, self.config.patches.patch_px
+        keys = batch["key"].tolist()
+        selection = perturbed_topk(
+            scores, self.k, sigma, keys, model.num_noise, model.estimator, self.apart
+        )
+        cells = selection.cells.cpu().numpy()
+        mixed = mix(
+            selection.weights, lambda part: self.cut(batch, cells[:, part]), (3, side, side)
+        )
+        logits, _ = self.aggregator(self.embed(mixed))
+        return {
+            "loss": self.row_losses(logits, truth).mean(),
+            "active_cells": (selection.cells >= 0).sum(1).float().mean(),
+            "selection_entropy": selection_entropy(scores, self.k),
+            "train_accuracy": share_right(logits, truth),
+        }
+
+    def _select_hard(
+        self, batch: Batch, scores: Tensor, sigma: float, truth: Tensor
+    ) -> dict[str, Tensor]:
+        """Score function over a few hard draws of k whole patches each."""
+        num_draws = self.config.model.num_noise
+        noise = draw_noise(batch["key"].tolist(), num_draws, scores.shape[1]).to(self.device)
+        cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.k, self.apart)
+        features = self.embed(self.cut(batch, cells.flatten(1).cpu().numpy()))
+        logits, _ = self.aggregator(features.view(*cells.shape, -1).flatten(0, 1))
+        losses = self.row_losses(logits, truth.repeat_interleave(num_draws)).view(-1, num_draws)
+        surrogate = score_function_loss(scores, noise, sigma, cells, losses)
+        alone = self._alone(features, cells.flatten(1), scores, truth)
+        return {
+            "loss": losses.mean() + surrogate.mean() + alone,
+            "selection_entropy": selection_entropy(scores, self.k),
+            "train_accuracy": share_right(logits, truth),
+        }
+
+    def _alone(
+        self, features: Tensor, cells: Tensor, scores: Tensor | None, truth: Tensor
+    ) -> Tensor:
+        """Each patch's own answer, and the guide that lets the scorer learn from it.
+
+        The guide is the expected loss of one patch drawn among those looked at, by the softmax of
+        their scores: it moves scores towards cells that answer well, and lets those teach most.
+        """
+        model = self.config.model
+        if not model.alone:
+            return features.new_zeros(())
+        logits, _ = self.aggregator(features.reshape(-1, 1, features.shape[-1]))
+        losses = self.row_losses(logits, truth.repeat_interleave(cells.shape[1])).view(cells.shape)
+        total = losses.mean()
+        if scores is not None and model.guide:
+            guide = expected_loss(scores, cells, losses, model.guide_temperature)
+            total = total + model.guide * guide.mean()
+        alone: Tensor = model.alone * total
+        return alone
+
+    @property
+    def label_smoothing(self) -> float:
+        """Probability mass that the loss spreads over the other classes."""
+        return float(self.config.model.label_smoothing)
+
+    def _class_weights(self) -> Tensor | None:
+        return None
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Score the cells (b d) of each image's grid."""
+        overviews = torch.from_numpy(batch["overview"]).to(self.device).permute(0, 3, 1, 2)
+        ratio = self.config.patches.overview_px / self.config.patches.image_px
+        images = self._shown(overviews[:, None], batch, np.zeros((len(overviews), 1, 2)), ratio)
+        scores: Tensor = self.scorer(images[:, 0]).flatten(1).float()
+        return scores
+
+    def cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
+        """Normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
+        corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
+        corners = corners.reshape(*cells.shape, 2)
+        canvases = [self._canvas(batch, i) for i in range(len(cells))]
+        pixels = self.device_cache.cut(batch["row"], canvases, corners, cells >= 0, self.device)
+        moved = pixels.permute(0, 1, 4, 2, 3)
+        is_cell = torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+        return self._shown(moved, batch, corners, 1.0) * is_cell
+
+    def _shown(self, pixels: Tensor, batch: Batch, corners: np.ndarray, ratio: float) -> Tensor:
+        """Per-image normalisation of (b n 3 h w), the last thing done to pixels; blanks are 0 then.
+
+        Args:
+            pixels: What is looked at.
+            batch: With the cells to blank of each image, if any.
+            corners: Canvas pixel where each begins (b n 2).
+            ratio: Its pixels per canvas pixel.
+        """
+        shape = (-1, 1, 3, 1, 1)
+        mean, std = (
+            torch.from_numpy(batch[name]).to(self.device).view(shape) for name in ("mean", "std")
+        )
+        shown = torch.addcmul(-mean / (std + EPS), pixels.float(), 1 / (255 * (std + EPS)))
+        if "blank" not in batch:
+            return shown
+        sizes, blank = self.config.patches, batch["blank"]
+        boxes = cell_corners(blank.ravel(), self.grid, sizes).reshape(len(blank), 1, -1, 2)
+        mask = blank_mask(boxes - corners[:, :, None], sizes.patch_px, ratio, pixels.shape[-1])
+        return shown * torch.from_numpy(~mask).to(self.device)[:, :, None]
+
+    def _canvas(self, batch: Batch, i: int) -> Canvas:
+        change = augment.IDENTITY
+        if self.training:
+            change = augment.Augment.from_row(batch["augment"][i])
+        return Canvas(self.pixels[int(batch["row"][i])], self.config.patches, change)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Features (b n f) of patches (b n 3 p p)."""
+        features: Tensor = self.project(self.backbone(patches.flatten(0, 1)))
+        return features.view(*patches.shape[:2], -1)
+
+    def classify(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, attention and embedding of images by their patches (b k 3 p p)."""
+        embedding, attn = self.aggregator.pool(self.embed(patches))
+        return self.aggregator.head(embedding), attn, embedding
+
+    def choose(self, batch: Batch) -> np.ndarray:
+        """The cells (b k) to look at, in ascending order; no gradient."""
+        mode, num = self.config.model.mode, len(batch["row"])
+        if mode == "random":
+            return np.sort(batch["random_cells"][:, : self.k], axis=1)
+        if mode == "ips":
+            return self._iterate(batch)
+        if mode != "dps":
+            fixed = self.tiles if mode == "all" else lattice_cells(self.grid, self.k)
+            return np.tile(fixed, (num, 1))
+        chosen: np.ndarray = hard_topk(self.scores(batch), self.k, self.apart).cpu().numpy()
+        return chosen
+
+    @torch.no_grad()
+    def _iterate(self, batch: Batch) -> np.ndarray:
+        """Iterative patch selection by the aggregator as it judges."""
+
+        def embed(cells: np.ndarray) -> np.ndarray:
+            features: np.ndarray = self.embed(self.cut(batch, cells)).float().cpu().numpy()
+            return features
+
+        def attend(features: np.ndarray) -> np.ndarray:
+            tensor = torch.from_numpy(features).to(self.device)
+            attn: np.ndarray = self._attend(tensor).cpu().numpy()
+            return attn
+
+        parts = (self.backbone, self.project, self.aggregator)
+        modes = [part.training for part in parts]
+        for part in parts:
+            part.eval()
+        chunk, num = self.config.model.ips_chunk, len(batch["row"])
+        cells = iterative_cells(self.tiles, num, self.k, chunk, embed, attend)
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
+        return cells
+
+    def _attend(self, features: Tensor) -> Tensor:
+        attn: Tensor = self.aggregator(features)[1]
+        return attn
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits; chosen cells, their attention, and their boxes in the image's own pixels."""
+        chosen = self.choose(batch)
+        logits, attn, _ = self.classify(self.cut(batch, chosen))
+        corners = [cell_corners(cells, self.grid, self.config.patches) for cells in chosen]
+        boxes = [self._canvas(batch, i).source_boxes(at) for i, at in enumerate(corners)]
+        return {
+            "logits": logits,
+            "cells": torch.from_numpy(chosen),
+            "attn": attn,
+            "boxes": torch.from_numpy(np.stack(boxes).astype(np.float32)).flatten(1),
+        }
+
+    def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
+        """Logits, attention and boxes, as a bundle's answer has them."""
+        return {"logits": answer.logits, "attn": answer.attn, "boxes": answer.boxes.ravel()}
+
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Deletion test: logits where the chosen patches are blank, and where as many random ones are.
+
+        The image is then chosen from and judged anew, so evidence elsewhere can still be found.
+        Nothing where the choice is random already or as large as the image.
+        """
+        if self.config.model.mode in ("random", "all"):
+            return {}
+        blanks = {"chosen": self.choose(batch), "random": batch["random_cells"][:, : self.k]}
+        return {
+            f"logits_without_{name}": self.predict({**batch, "blank": cells})["logits"]
+            for name, cells in blanks.items()
+        }
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Judge the evidence by the deletion test."""
+        metrics = {}
+        for name in sorted(set(predictions["split"].to_pylist())):
+            metrics[name] = deletion(predictions.filter(pc.field("split") == name))
+        return TaskMetrics(metrics=metrics)
+
+    def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
+        """Train the scorer and the backbone at their own rates."""
+        model = self.config.model
+        return {
+            "scorer.": Multiplier(lr=model.scorer_lr),
+            "backbone.": Multiplier(lr=model.backbone_lr),
+        }
+
+    def limits(self) -> Sequence[Limit]:
+        """Warn of a scorer that looks at the same cells of every image: it has learnt a place, not a pattern."""
+        why = "every image is looked at in the same cells: raise model.sigma or model.warmup, unless all parts lie alike in one jig"
+        return [Limit("selection_entropy", low=MIN_ENTROPY, for_updates=50, then="warn", why=why)]
+
+    def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Write graphs `classify` (patches to logits, attention, embedding) and those that choose the patches.
+
+        dps: `scorer` (overview to scores). ips: `embed` (patches to features) and `attend`
+        (features to attention).
+        """
+        sizes, model = self.config.patches, self.config.model
+        side, overview = (3, sizes.patch_px, sizes.patch_px), (3, *[sizes.overview_px] * 2)
+        width = self.aggregator.project.in_features
+        ends: dict[str, tuple[Any, tuple[str, Any], list[str]]] = {
+            "classify": (
+                self.classify,
+                ("patches", (self.k, *side)),
+                ["logits", "attn", "embedding"],
+            ),
+            "scorer": (
+                nn.Sequential(self.scorer, nn.Flatten()),
+                ("overview", overview),
+                ["scores"],
+            ),
+            "embed": (nn.Sequential(self.backbone, self.project), ("patches", side), ["features"]),
+            "attend": (self._attend, ("features", (None, width)), ["attn"]),
+        }
+        choosing = {"dps": ["scorer"], "ips": ["embed", "attend"]}
+        graphs = ["classify", *choosing.get(model.mode, [])]
+        for name in graphs:
+            function, feed, outputs = ends[name]
+            write_graph(folder / f"{name}.onnx", self, function, feed, outputs)
+        cells = {"all": self.tiles, "grid": lattice_cells(self.grid, self.k), "ips": self.tiles}
+        return {
+            "kind": "patches",
+            "select": model.mode,
+            "k": self.k,
+            "draws": model.warmup_k,
+            "apart": self.apart,
+            "chunk": model.ips_chunk,
+            "cells": cells[model.mode].tolist() if model.mode in cells else [],
+            "grid": self.grid,
+            "patches": to_dict(sizes),
+            "graphs": graphs,
+        }
+
+    def int8(self, folder: Path) -> None:
+        """Ship no int8 graph: what chooses would choose otherwise."""
+
+
+def deletion(rows: pa.Table) -> dict[str, Estimate]:
+    """Measure accuracy with the chosen patches blank, with random ones blank, and what more the first costs."""
+    if "logits_without_chosen" not in rows.column_names:
+        return {}
+    truth, group = rows["truth"].to_numpy(), np.array(rows["group"].to_pylist())
+    right = {}
+    for name in ("chosen", "random"):
+        logits = np.array(rows[f"logits_without_{name}"].to_pylist())
+        right[name] = (logits.argmax(1) == truth) * 1.0
+    without = {f"accuracy_without_{name}": interval(hits, group) for name, hits in right.items()}
+    return without | {"evidence": interval(right["random"] - right["chosen"], group, lowest=-1.0)}
