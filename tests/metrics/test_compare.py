@@ -19,19 +19,23 @@ def table(hits: Any, views: int = 2, names: Any = None, sets: str = "test") -> p
     hits = np.asarray(hits, dtype=bool)
     num = len(hits)
     truth = np.arange(num) // views % 2
-    said = np.where(hits, truth, 1 - truth)
+    answers = np.where(hits, truth, 1 - truth)
     ids = [f"s{i:04d}" for i in range(num)] if names is None else names
-    return pa.table({
-        "id": ids, "split": [sets] * num, "group": [f"g{i // views:04d}" for i in range(num)],
-        "truth": pa.array(truth, pa.int32()), "logits": pa.array(np.eye(2)[said].tolist()),
-    }).replace_schema_metadata({"classes": json.dumps(["a", "b"])})  # fmt: skip
+    columns = {
+        "id": ids,
+        "split": [sets] * num,
+        "group": [f"g{i // views:04d}" for i in range(num)],
+        "truth": pa.array(truth, pa.int32()),
+        "logits": pa.array(np.eye(2)[answers].tolist()),
+    }
+    return pa.table(columns).replace_schema_metadata({"classes": json.dumps(["a", "b"])})
 
 
 def scores(values: Any, weights: Any) -> pa.Table:
     num = len(values)
     ids = [f"s{i}" for i in range(num)]
-    made = {"id": ids, "split": ["test"] * num, "group": ids, "score": values, "weight": weights}
-    return pa.table(made).replace_schema_metadata({"score": "IoU"})
+    columns = {"id": ids, "split": ["test"] * num, "group": ids, "score": values, "weight": weights}
+    return pa.table(columns).replace_schema_metadata({"score": "IoU"})
 
 
 @given(num=st.integers(0, 80), data=st.data())
@@ -51,24 +55,24 @@ def test_holm_by_hand() -> None:
 def test_a_planted_difference_is_found_and_named() -> None:
     rng = np.random.default_rng(0)
     better, worse = rng.random(120) < 0.95, rng.random(120) < 0.5
-    (found,) = compare({"new": table(better), "old": table(worse)})
-    assert found.difference.value == pytest.approx(better.mean() - worse.mean())
-    assert found.difference.low > 0
-    assert found.p_holm < 0.05
-    assert found.verdict == "new is better than old"
+    (comparison,) = compare({"new": table(better), "old": table(worse)})
+    assert comparison.difference.value == pytest.approx(better.mean() - worse.mean())
+    assert comparison.difference.low > 0
+    assert comparison.p_holm < 0.05
+    assert comparison.verdict == "new is better than old"
     (back,) = compare({"old": table(worse), "new": table(better)})
     assert back.verdict == "old is worse than new"
-    assert back.difference.value == -found.difference.value
-    assert found.mcnemar is not None
-    assert found.mcnemar.unit == "groups"
+    assert back.difference.value == -comparison.difference.value
+    assert comparison.mcnemar is not None
+    assert comparison.mcnemar.unit == "groups"
 
 
 def test_equal_runs_are_not_significantly_different() -> None:
     hits = np.arange(60) % 3 > 0
-    (found,) = compare({"a": table(hits), "b": table(hits)})
-    assert (found.difference.value, found.p, found.p_holm) == (0.0, 1.0, 1.0)
-    assert found.verdict == "not significantly different"
-    assert found.to_dict()["verdict"] == found.verdict
+    (comparison,) = compare({"a": table(hits), "b": table(hits)})
+    assert (comparison.difference.value, comparison.p, comparison.p_holm) == (0.0, 1.0, 1.0)
+    assert comparison.verdict == "not significantly different"
+    assert comparison.to_dict()["verdict"] == comparison.verdict
 
 
 def test_of_two_runs_alike_few_are_called_different() -> None:
@@ -76,8 +80,8 @@ def test_of_two_runs_alike_few_are_called_different() -> None:
     called = 0
     for _ in range(150):
         chance = np.repeat(rng.random(40), 2)
-        (found,) = compare({k: table(rng.random(80) < chance) for k in ("a", "b")})
-        called += found.verdict != "not significantly different"
+        (comparison,) = compare({k: table(rng.random(80) < chance) for k in ("a", "b")})
+        called += comparison.verdict != "not significantly different"
     assert called / 150 < 0.1
 
 
@@ -106,25 +110,25 @@ def test_groups_of_several_truths_are_compared_by_image() -> None:
     mixed = table(np.arange(40) % 2 == 0, views=1)
     group = pa.array([f"g{i // 2}" for i in range(40)])
     mixed = mixed.set_column(2, "group", group)
-    (found,) = compare({"a": mixed, "b": mixed})
-    assert found.mcnemar is not None
-    assert found.mcnemar.unit == "images"
+    (comparison,) = compare({"a": mixed, "b": mixed})
+    assert comparison.mcnemar is not None
+    assert comparison.mcnemar.unit == "images"
 
 
 def test_scores_are_compared_as_ratios_of_sums() -> None:
     unions = [100.0, 300.0] * 20
     a, b = scores([0.9, 0.8] * 20, unions), scores([0.5, 0.6] * 20, unions)
-    (found,) = compare({"a": a, "b": b})
-    assert (found.metric, found.mcnemar) == ("IoU", None)
-    assert found.first.value == pytest.approx((90 + 240) / 400)
-    assert found.difference.value == pytest.approx((330 - 230) / 400)
-    assert found.verdict == "a is better than b"
+    (comparison,) = compare({"a": a, "b": b})
+    assert (comparison.metric, comparison.mcnemar) == ("IoU", None)
+    assert comparison.first.value == pytest.approx((90 + 240) / 400)
+    assert comparison.difference.value == pytest.approx((330 - 230) / 400)
+    assert comparison.verdict == "a is better than b"
 
 
 def test_one_group_shows_no_difference() -> None:
     a, b = table([True] * 4, views=4), table([False] * 4, views=4)
-    (found,) = compare({"a": a, "b": b})
-    assert (found.p, found.verdict) == (1.0, "not significantly different")
+    (comparison,) = compare({"a": a, "b": b})
+    assert (comparison.p, comparison.verdict) == (1.0, "not significantly different")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""decide.py against scikit-learn, scipy, brute force, planted populations and simulation."""
+"""decide.py against scikit-learn, brute force, planted populations and simulation."""
 
 import json
 import math
@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import f1_score, log_loss, precision_recall_curve, recall_score
 
 from assay.config import from_dict, to_dict
 from assay.errors import ConfigError, PredictionsError
-from assay.metrics.decide import DecideConfig, Decision, ece, fit_temperature, measure_decision
-from assay.metrics.estimate import interval
-from assay.metrics.scores.classes import row_nll, softmax
+from assay.metrics.calibration import fit_temperature
+from assay.metrics.decide import DecideConfig, Decision, measure_decision
+from assay.metrics.scores.classes import softmax
 
 CLASSES = ["good", "crack", "pore"]
 
@@ -32,7 +31,7 @@ def random_scores(seed: int, num: int = 300, num_classes: int = 3) -> tuple[Any,
 
 @st.composite
 def predictions(draw: Any, min_groups: int = 1) -> tuple[Any, Any, Any]:
-    """Logits with many ties, truths and groups of a small set."""
+    """Draw logits with many ties, truths and groups of a small set."""
     num = draw(st.integers(max(1, min_groups), 24))
     halves = st.lists(st.integers(-4, 4), min_size=3, max_size=3)
     logits = np.array(draw(st.lists(halves, min_size=num, max_size=num)), dtype=np.float32) / 2
@@ -48,53 +47,21 @@ def fit(logits: Any, truth: Any, group: Any = None, **chosen: Any) -> Decision:
 
 
 def decide_with(**changes: Any) -> Decision:
-    """A decision of which the named parts were planted."""
+    """Plant the named parts of a decision."""
     values = {
-        "temperature": 1.0, "coverage": 0.9, "quantile": 0.5, "costs": None,
-        "positive": None, "threshold": None, "num": 100, "num_groups": 50,
-    }  # fmt: skip
+        "temperature": 1.0,
+        "coverage": 0.9,
+        "quantile": 0.5,
+        "costs": None,
+        "positive": None,
+        "threshold": None,
+        "num": 100,
+        "num_groups": 50,
+    }
     return Decision(**values | changes)
 
 
-# Temperature
-
-
-@pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
-def test_temperature_is_scipys_optimum(scale: float) -> None:
-    logits, truth = random_scores(1)
-    logits = logits * np.float32(scale)
-
-    def loss(log_temperature: float) -> float:
-        return float(log_loss(truth, softmax(logits / np.exp(log_temperature)), labels=range(3)))
-
-    best = minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-7})
-    assert fit_temperature(logits, truth) == pytest.approx(np.exp(best.x), rel=1e-4)
-
-
-def test_temperature_recovers_a_planted_one() -> None:
-    rng = np.random.default_rng(0)
-    calibrated = rng.normal(scale=2.0, size=(40_000, 4))
-    truth = (calibrated + rng.gumbel(size=calibrated.shape)).argmax(axis=1)  # ~ softmax(logits)
-    assert fit_temperature(3.0 * calibrated, truth) == pytest.approx(3.0, rel=0.03)
-
-
-def test_temperature_has_limits_and_a_neutral_value() -> None:
-    right, truth = np.eye(3) * 0.01, np.arange(3)
-    assert fit_temperature(right, truth) == pytest.approx(0.01)
-    assert fit_temperature(right, (truth + 1) % 3) == pytest.approx(100.0)
-    assert fit_temperature(np.zeros((3, 3)), truth) == 1.0
-
-
-def test_nll_and_softmax_survive_huge_logits() -> None:
-    logits = np.array([[1e4, 0.0], [0.0, 1e4]], dtype=np.float32)
-    np.testing.assert_array_equal(row_nll(logits, np.array([0, 0])), [0.0, 1e4])
-    np.testing.assert_array_equal(softmax(logits), np.eye(2))
-
-
-def test_nll_is_sklearns() -> None:
-    logits, truth = random_scores(2)
-    expected = log_loss(truth, softmax(logits), labels=range(3))
-    assert row_nll(logits, truth).mean() == pytest.approx(expected)
+# Probabilities
 
 
 def test_probabilities_are_calibrated() -> None:
@@ -107,75 +74,19 @@ def test_probabilities_are_calibrated() -> None:
     assert expected < log_loss(truth, softmax(4 * logits), labels=range(3)) - 0.1
 
 
-# Calibration error
-
-
-def test_ece_by_hand() -> None:
-    probs = np.array([[0.62, 0.38], [0.65, 0.35], [0.69, 0.31], [0.05, 0.95], [0.98, 0.02]])
-    truth = np.array([0, 1, 0, 1, 0])
-    # bin (9/15, 10/15]: confidences .62 and .65, one hit of two: |1 - 1.27| = .27
-    # bin (10/15, 11/15]: confidence .69, a hit: |1 - .69| = .31
-    # bin (14/15, 1]: confidences .95 and .98, two hits of two: |2 - 1.93| = .07
-    found = ece(probs, truth, np.array(["a", "a", "b", "b", "c"]))
-    assert found.value == pytest.approx((0.27 + 0.31 + 0.07) / 5)
-    assert (found.num, found.num_groups) == (5, 3)
-
-
-def test_ece_does_not_cancel_between_bins() -> None:
-    probs = np.array([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1]])
-    truth = np.array([0, 0, 0, 1])  # under-confident by .4 in one bin, over-confident in another
-    assert ece(probs, truth, np.arange(4)).value == pytest.approx((0.8 + 0.8) / 4)
-
-
-def test_ece_of_sure_and_right_is_zero_and_of_one_group_unknown() -> None:
-    assert ece(np.array([[1.0, 0.0]] * 3), np.zeros(3, dtype=int), np.arange(3)).value == 0.0
-    found = ece(np.array([[0.7, 0.3]] * 3), np.zeros(3, dtype=int), np.zeros(3, dtype=int))
-    assert (found.value, found.low, found.high) == (pytest.approx(0.3), 0.0, 1.0)
-
-
-def test_ece_that_all_groups_share_is_as_unsure_as_a_share() -> None:
-    group = np.repeat(np.arange(20), np.arange(20) % 5 + 1)  # of any size
-    found = ece(np.full((group.size, 2), [0.7, 0.3]), np.zeros(group.size, dtype=int), group)
-    share = interval(np.full(20, found.value), np.arange(20))
-    assert (found.low, found.high) == pytest.approx((share.low, share.high))
-    assert found.low < 0.2 < 0.3 < 0.4 < found.high
-
-
-def scaled(rng: Any, num_groups: int, scale: float) -> tuple[Any, Any, Any]:
-    """Probabilities that are right at scale 1, and too sure above; alike within a group."""
-    group = np.repeat(np.arange(num_groups), rng.integers(3, 10, num_groups))
-    logits = rng.normal(scale=1.5, size=(num_groups, 3))[group] + rng.normal(size=(group.size, 3))
-    truth = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
-    return softmax(scale * logits), truth, group
-
-
-@pytest.mark.parametrize("num_groups", [20, 200])
-@pytest.mark.parametrize("scale", [1.0, 1.5, 3.0])
-def test_the_interval_of_ece_covers_the_truth(num_groups: int, scale: float) -> None:
-    """Measured in 300 simulations: 90 to 96 %; the percentiles of a bootstrap hold 0 never."""
-    rng = np.random.default_rng(num_groups)
-    expected = 0.0 if scale == 1 else ece(*scaled(rng, 50_000, scale)).value
-    covered = 0
-    for _ in range(150):
-        found = ece(*scaled(rng, num_groups, scale))
-        assert 0 <= found.low <= found.value <= found.high <= 1
-        covered += found.low <= expected <= found.high
-    assert 0.84 <= covered / 150 <= 0.99
-
-
 # Conformal sets
 
 
 @given(predictions(), st.sampled_from(["0.5", "0.75", "0.8", "0.9"]))
-def test_the_quantile_is_what_exact_fractions_say(found: Any, coverage: str) -> None:
-    logits, truth, group = found
+def test_the_quantile_is_what_exact_fractions_say(val: Any, coverage: str) -> None:
+    logits, truth, group = val
     decision = fit(logits, truth, group, coverage=float(coverage))
     scores = 1 - decision.probs(logits)[np.arange(len(truth)), truth]
     names = sorted(set(group))
     needed = Fraction(coverage) * (len(names) + 1)
 
     def mass(limit: float) -> Fraction:
-        """Groups' shares of rows that do not exceed the limit; the group to come exceeds it."""
+        """Sum groups' shares of rows that do not exceed the limit; the group to come exceeds it."""
         rows = [scores[group == name] for name in names]
         return sum((Fraction(int((r <= limit).sum()), len(r)) for r in rows), Fraction(0))
 
@@ -201,7 +112,7 @@ def test_with_too_few_groups_every_class_is_possible(coverage: float, needed: in
 
 
 def population(rng: Any, num_groups: int) -> tuple[Any, Any, Any]:
-    """Groups that differ in size and difficulty: two of three have 1 hard image, the rest 30 easy."""
+    """Draw groups of unlike size and difficulty: two of three have 1 hard image, the rest 30 easy."""
     is_hard = rng.random(num_groups) < 2 / 3
     group = np.repeat(np.arange(num_groups), np.where(is_hard, 1, 30))
     margin = np.where(is_hard, 0.3, 4.0) + rng.normal(size=num_groups)  # shared by a group's images
@@ -212,15 +123,15 @@ def population(rng: Any, num_groups: int) -> tuple[Any, Any, Any]:
 
 
 def simulated_coverage(num_groups: int, by_group: bool, num: int = 300) -> tuple[float, float]:
-    """Mean and standard error of the coverage on new groups, each of which counts once."""
-    rng, found = np.random.default_rng(num_groups), []
+    """Return mean and standard error of the coverage on new groups, each of which counts once."""
+    rng, shares = np.random.default_rng(num_groups), []
     for _ in range(num):
         logits, truth, group = population(rng, num_groups)
         decision = fit(logits, truth, group if by_group else None)
         logits, truth, group = population(rng, 200)
         inside = decision.sets(decision.probs(logits))[np.arange(truth.size), truth]
-        found.append((inside / np.bincount(group)[group]).sum() / 200)
-    return float(np.mean(found)), float(np.std(found) / math.sqrt(num))
+        shares.append((inside / np.bincount(group)[group]).sum() / 200)
+    return float(np.mean(shares)), float(np.std(shares) / math.sqrt(num))
 
 
 @pytest.mark.parametrize("num_groups", [15, 60])
@@ -276,8 +187,8 @@ def test_a_val_without_an_error_sharpens_nothing() -> None:
 
 @settings(max_examples=40)
 @given(predictions(), st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.9, 1.0]))
-def test_the_threshold_is_the_best_of_all(found: Any, recall: float) -> None:
-    logits, truth, group = found
+def test_the_threshold_is_the_best_of_all(val: Any, recall: float) -> None:
+    logits, truth, group = val
     truth[0] = 1
     decision = fit(logits, truth, group, positive="crack", recall=recall)
     prob, is_positive = decision.probs(logits)[:, 1], truth == 1
@@ -335,8 +246,8 @@ def test_a_class_absent_from_val_has_no_threshold() -> None:
         unique_by=lambda cost: cost[:2],
     ),
 )
-def test_answers_have_the_least_expected_cost(found: Any, stated: Any) -> None:
-    logits, truth, group = found
+def test_answers_have_the_least_expected_cost(val: Any, stated: Any) -> None:
+    logits, truth, group = val
     texts = tuple(f"{t}>{answer}={cost}" for t, answer, cost in stated)
     decision = fit(logits, truth, group, costs=texts)
     prices = {(t, a): float(t != a) for t in CLASSES for a in CLASSES}
@@ -452,9 +363,8 @@ def test_worth_counted_by_hand() -> None:
         name: estimate.value
         for name, estimate in measure_decision(watchful, logits, truth, group).items()
     }
-    assert values.keys() - plain.keys() == {
-        "decided_accuracy", "recall", "precision", "false_alarms",
-    }  # fmt: skip
+    more = {"decided_accuracy", "recall", "precision", "false_alarms"}
+    assert values.keys() - plain.keys() == more
     assert values["decided_accuracy"] == 3 / 5
     assert values["recall"] == 1.0
     assert values["precision"] == 2 / 4
@@ -478,8 +388,8 @@ def test_worth_counted_by_hand() -> None:
 def test_of_one_group_nothing_but_the_range_is_known() -> None:
     logits = np.log(np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]))
     decision = decide_with(costs=[[0.0, 1.0, 1.0], [20.0, 0.5, 1.0], [1.0, 1.0, 0.0]])
-    found = measure_decision(decision, logits, np.array([0, 0]), np.array(["a", "a"]))
-    ranges = {name: (estimate.low, estimate.high) for name, estimate in found.items()}
+    estimates = measure_decision(decision, logits, np.array([0, 0]), np.array(["a", "a"]))
+    ranges = {name: (estimate.low, estimate.high) for name, estimate in estimates.items()}
     assert ranges.pop("set_size") == (0.0, 3.0)
     assert ranges.pop("cost") == ranges.pop("cost_of_argmax") == (0.0, 20.0)
     assert ranges.pop("calibrated_nll") == pytest.approx((0.0, -math.log(0.2)))
@@ -491,22 +401,22 @@ def test_of_one_group_nothing_but_the_range_is_known() -> None:
 def test_what_was_promised_on_val_holds_on_new_groups() -> None:
     rng = np.random.default_rng(1)
     decision = fit(*population(rng, 400), positive="crack", recall=0.95)
-    found = measure_decision(decision, *population(rng, 400))
-    assert found["set_coverage"].low < 0.9 < found["set_coverage"].high
-    assert found["set_coverage"].num_groups == 400
-    assert found["recall"].value > 0.9
-    assert found["accepted_accuracy"].low > 0.9
+    estimates = measure_decision(decision, *population(rng, 400))
+    assert estimates["set_coverage"].low < 0.9 < estimates["set_coverage"].high
+    assert estimates["set_coverage"].num_groups == 400
+    assert estimates["recall"].value > 0.9
+    assert estimates["accepted_accuracy"].low > 0.9
 
 
 def test_what_has_no_image_is_left_out() -> None:
     logits = np.log(np.array([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]))
     truth, group = np.array([0, 2]), np.array(["a", "b"])
     none_said = decide_with(quantile=1.0, positive=1, threshold=0.5)
-    found = measure_decision(none_said, logits, truth, group)
-    assert found["rejected"].value == 1.0
-    assert found["set_size"].value == 3.0
-    assert found["false_alarms"].value == 0.0
-    assert not found.keys() & {"accepted_accuracy", "recall", "precision"}
+    estimates = measure_decision(none_said, logits, truth, group)
+    assert estimates["rejected"].value == 1.0
+    assert estimates["set_size"].value == 3.0
+    assert estimates["false_alarms"].value == 0.0
+    assert not estimates.keys() & {"accepted_accuracy", "recall", "precision"}
     only_positive = measure_decision(none_said, logits, np.array([1, 1]), group)
     assert "false_alarms" not in only_positive
     assert only_positive["recall"].value == 0.0

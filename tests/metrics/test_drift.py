@@ -16,11 +16,11 @@ def draw(num: int, moved: float = 0.0) -> np.ndarray:
 
 @pytest.mark.parametrize("moved", [0.0, 1.5])
 def test_a_planted_move_is_found_in_the_unit_of_scatter(moved):
-    said = describe(draw(4000), draw(2000, moved * SCATTER))
-    drift = Drift.from_card({"embedding": said})
+    fields = describe(draw(4000), draw(2000, moved * SCATTER))
+    drift = Drift.from_card({"embedding": fields})
     for embedding in draw(WINDOW, moved * SCATTER):
         drift.add(embedding)
-    assert said["num"] == 4000
+    assert fields["num"] == 4000
     assert drift.scatter == pytest.approx(SCATTER, rel=0.03)
     assert drift.value == pytest.approx(moved, abs=0.15)
     assert drift.val == pytest.approx(moved, abs=0.08)
@@ -28,8 +28,8 @@ def test_a_planted_move_is_found_in_the_unit_of_scatter(moved):
 
 def test_of_images_like_those_of_training_it_is_one_by_the_root_of_their_number():
     drift = Drift(3 * SPREAD, SCATTER)
-    found = [drift.of(batch) for batch in np.split(draw(200 * IMAGES), 200)]
-    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(1 / np.sqrt(IMAGES), rel=0.1)
+    drifts = [drift.of(batch) for batch in np.split(draw(200 * IMAGES), 200)]
+    assert np.sqrt(np.mean(np.square(drifts))) == pytest.approx(1 / np.sqrt(IMAGES), rel=0.1)
 
 
 def test_old_answers_are_forgotten_and_few_say_nothing():

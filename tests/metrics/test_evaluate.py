@@ -21,6 +21,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from assay.errors import PredictionsError
 from assay.metrics.estimate import Estimate
 from assay.metrics.evaluate import by_group, summarise
+from assay.metrics.predictions import logits_of, rows_of
 from assay.metrics.scores.classes import accuracy, nll, softmax
 
 CLASSES = ["m1", "m2", "m3"]
@@ -35,9 +36,9 @@ def random_scores(seed: int, num: int = 300, num_classes: int = 3) -> tuple[Any,
 
 
 def make_table(num: int = 12, seed: int = 0, **columns: Any) -> pa.Table:
-    """A table of `num` rows, two per group; columns given replace or join those made."""
+    """Make a table of `num` rows, two per group; `columns` replace or join its own."""
     rng = np.random.default_rng(seed)
-    made = {
+    values = {
         "id": [f"s{i:05d}" for i in range(num)],
         "split": ["val" if i % 6 < 2 else "test_seen" for i in range(num)],
         "group": [f"g{i // 2:05d}" for i in range(num)],
@@ -45,11 +46,11 @@ def make_table(num: int = 12, seed: int = 0, **columns: Any) -> pa.Table:
         "truth": pa.array([i // 2 % 3 for i in range(num)], pa.int32()),
         "logits": pa.array(rng.normal(size=(num, 3)).tolist(), pa.list_(pa.float32())),
     } | columns
-    return pa.table(made).replace_schema_metadata({"classes": json.dumps(CLASSES)})
+    return pa.table(values).replace_schema_metadata({"classes": json.dumps(CLASSES)})
 
 
 def hit_logits(truth: Any, hits: Any) -> pa.Array:
-    """Logits whose argmax is the truth where `hits` and the next class elsewhere."""
+    """Make logits whose argmax is the truth where `hits` and the next class elsewhere."""
     picked = np.where(hits, truth, (np.asarray(truth) + 1) % 3)
     return pa.array(np.eye(3)[picked].tolist(), pa.list_(pa.float32()))
 
@@ -63,23 +64,28 @@ def value(estimate: Estimate | None) -> float:
 
 
 def scored(num_classes: int, num: int = 300) -> tuple[Any, Any, Any]:
-    """Logits, truth and the summary of a table of single images."""
+    """Draw logits and truth of single images, and summarise them."""
     logits, truth = random_scores(num_classes, num, num_classes)
     ids = [f"s{i}" for i in range(num)]
-    table = pa.table({
-        "id": ids, "split": ["test"] * num, "group": ids, "truth": pa.array(truth, pa.int32()),
+    columns = {
+        "id": ids,
+        "split": ["test"] * num,
+        "group": ids,
+        "truth": pa.array(truth, pa.int32()),
         "logits": pa.array(logits.tolist(), pa.list_(pa.float32())),
-    }).replace_schema_metadata({"classes": json.dumps([f"c{i}" for i in range(num_classes)])})  # fmt: skip
+    }
+    names = json.dumps([f"c{i}" for i in range(num_classes)])
+    table = pa.table(columns).replace_schema_metadata({"classes": names})
     return logits, truth, summarise(table, "test")
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 21])
 def test_metrics_agree_with_sklearn_and_torchmetrics(num_classes: int) -> None:
     logits, truth, summary = scored(num_classes)
-    said = logits.argmax(axis=1)
-    assert accuracy(logits, truth) == pytest.approx(accuracy_score(truth, said))
-    assert value(summary.metrics["accuracy"]) == pytest.approx(accuracy_score(truth, said))
-    expected = f1_score(truth, said, average="macro")
+    answers = logits.argmax(axis=1)
+    assert accuracy(logits, truth) == pytest.approx(accuracy_score(truth, answers))
+    assert value(summary.metrics["accuracy"]) == pytest.approx(accuracy_score(truth, answers))
+    expected = f1_score(truth, answers, average="macro")
     assert value(summary.metrics["macro_f1"]) == pytest.approx(expected)
     expected = log_loss(truth, softmax(logits), labels=np.arange(num_classes))
     assert nll(logits, truth) == pytest.approx(expected)
@@ -87,14 +93,14 @@ def test_metrics_agree_with_sklearn_and_torchmetrics(num_classes: int) -> None:
     probs = torch.from_numpy(softmax(logits))
     error = multiclass_calibration_error(probs, torch.from_numpy(truth), num_classes, n_bins=15)
     assert value(summary.metrics["ece"]) == pytest.approx(float(error), abs=1e-6)
-    assert summary.confusion == confusion_matrix(truth, said, labels=range(num_classes)).tolist()
-    recalls = recall_score(truth, said, average=None, zero_division=0)
-    precisions = precision_score(truth, said, average=None, zero_division=0)
-    for i, found in enumerate(summary.classes.values()):
-        assert found["num"] == (truth == i).sum()
-        assert value(found["recall"]) == pytest.approx(recalls[i])
-        if found["precision"] is not None:
-            assert value(found["precision"]) == pytest.approx(precisions[i])
+    assert summary.confusion == confusion_matrix(truth, answers, labels=range(num_classes)).tolist()
+    recalls = recall_score(truth, answers, average=None, zero_division=0)
+    precisions = precision_score(truth, answers, average=None, zero_division=0)
+    for i, shares in enumerate(summary.classes.values()):
+        assert shares["num"] == (truth == i).sum()
+        assert value(shares["recall"]) == pytest.approx(recalls[i])
+        if shares["precision"] is not None:
+            assert value(shares["precision"]) == pytest.approx(precisions[i])
 
 
 def test_nll_survives_huge_logits() -> None:
@@ -104,9 +110,9 @@ def test_nll_survives_huge_logits() -> None:
 
 def test_every_number_bears_an_interval_around_it() -> None:
     _, _, summary = scored(3)
-    made = [e for e in summary.metrics.values() if e is not None]
-    made += [summary.risk_coverage["aurc"], *(b["accuracy"] for b in summary.reliability)]
-    for estimate in made:
+    estimates = [e for e in summary.metrics.values() if e is not None]
+    estimates += [summary.risk_coverage["aurc"], *(b["accuracy"] for b in summary.reliability)]
+    for estimate in estimates:
         assert estimate.low <= estimate.value <= estimate.high
         assert estimate.low < estimate.high
 
@@ -116,9 +122,9 @@ def test_reliability_bins_hold_all_rows_and_their_confidence() -> None:
     confidence = softmax(logits).max(axis=1)
     assert sum(b["num"] for b in summary.reliability) == len(truth)
     for b in summary.reliability:
-        own = (confidence > b["low"]) & (confidence <= b["high"])
-        assert b["confidence"] == pytest.approx(confidence[own].mean())
-        hits = (logits.argmax(axis=1) == truth)[own]
+        in_bin = (confidence > b["low"]) & (confidence <= b["high"])
+        assert b["confidence"] == pytest.approx(confidence[in_bin].mean())
+        hits = (logits.argmax(axis=1) == truth)[in_bin]
         assert value(b["accuracy"]) == pytest.approx(hits.mean())
 
 
@@ -130,16 +136,16 @@ def test_risk_coverage_by_brute_force_with_ties() -> None:
         "logits",
         pa.array(logits.tolist(), pa.list_(pa.float32())),
     )
-    keep = np.array(table["split"].to_pylist()) == "test_seen"
-    truth = table["truth"].to_numpy()[keep]
-    confidence = softmax(logits[keep]).max(axis=1)
-    missed = logits[keep].argmax(axis=1) != truth
+    rows = rows_of(table, "test_seen")
+    truth, logits = rows["truth"].to_numpy(), logits_of(rows)
+    confidence = softmax(logits).max(axis=1)
+    missed = logits.argmax(axis=1) != truth
     expected = np.mean([missed[confidence >= c].mean() for c in confidence])
-    found = summarise(table, "test_seen").risk_coverage
-    assert found["aurc"].value == pytest.approx(expected)
-    assert found["coverage"][-1] == 1.0
-    assert found["risk"][-1] == pytest.approx(missed.mean())
-    for share, risk in zip(found["coverage"], found["risk"], strict=True):
+    curve = summarise(table, "test_seen").risk_coverage
+    assert curve["aurc"].value == pytest.approx(expected)
+    assert curve["coverage"][-1] == 1.0
+    assert curve["risk"][-1] == pytest.approx(missed.mean())
+    for share, risk in zip(curve["coverage"], curve["risk"], strict=True):
         least = np.sort(confidence)[::-1][round(share * len(truth)) - 1]
         assert risk == pytest.approx(missed[confidence >= least].mean())
 
@@ -149,13 +155,16 @@ def test_views_by_brute_force() -> None:
     rng = np.random.default_rng(5)
     truth = np.repeat(np.arange(12) % 3, 5)
     logits = rng.normal(size=(60, 3)) + np.eye(3)[truth]
-    table = pa.table({
-        "id": [f"s{i}" for i in range(60)], "split": ["test"] * 60, "group": [f"g{i // 5}" for i in range(60)],
-        "truth": pa.array(truth, pa.int32()), "logits": pa.array(logits.tolist()),
-    }).replace_schema_metadata({"classes": json.dumps(CLASSES)})  # fmt: skip
-    found = summarise(table, "test").views
-    assert [v["views"] for v in found] == [1, 2, 3, 4, 5]
-    for v in found:
+    table = make_table(
+        60,
+        split=["test"] * 60,
+        group=[f"g{i // 5:02d}" for i in range(60)],
+        truth=pa.array(truth, pa.int32()),
+        logits=pa.array(logits.tolist()),
+    )
+    views = summarise(table, "test").views
+    assert [v["views"] for v in views] == [1, 2, 3, 4, 5]
+    for v in views:
         hits = [
             logits[list(rows)].mean(axis=0).argmax() == truth[rows[0]]
             for part in range(12)
@@ -167,26 +176,33 @@ def test_views_by_brute_force() -> None:
 
 def test_machines_of_one_model_are_told_from_a_column() -> None:
     truth = np.arange(30) % 3
-    said = truth.copy()
-    said[[0, 3]] = 1  # of m1 to m2, its sister
-    said[[6]] = 2  # and to m3, another model
+    answers = truth.copy()
+    answers[[0, 3]] = 1  # of m1 to m2, its sister
+    answers[[6]] = 2  # and to m3, another model
     table = make_table(
-        30, truth=pa.array(truth, pa.int32()), split=["test"] * 30, group=[f"g{i}" for i in range(30)],
-        logits=pa.array(np.eye(3)[said].tolist(), pa.list_(pa.float32())),
+        30,
+        truth=pa.array(truth, pa.int32()),
+        split=["test"] * 30,
+        group=[f"g{i}" for i in range(30)],
+        logits=pa.array(np.eye(3)[answers].tolist(), pa.list_(pa.float32())),
         **{"domain.model": [("A", "A", "B")[i % 3] for i in range(30)]},
-    )  # fmt: skip
-    found = summarise(table, "test").families
-    assert set(found) == {"model"}  # the column machine changes within a class
-    assert value(found["model"]["accuracy"]) == pytest.approx(29 / 30)
-    assert value(found["model"]["within"]) == pytest.approx(2 / 3)
+    )
+    families = summarise(table, "test").families
+    assert set(families) == {"model"}  # the column machine changes within a class
+    assert value(families["model"]["accuracy"]) == pytest.approx(29 / 30)
+    assert value(families["model"]["within"]) == pytest.approx(2 / 3)
 
 
 def test_a_table_of_scores_has_its_score_and_domains_alone() -> None:
-    table = pa.table({
-        "id": list("abcd"), "split": ["test"] * 4, "group": list("wxyz"), "domain.build": list("ppqq"),
-        "score": [0.5, 1.0, 0.0, 0.25], "weight": [10.0, 30.0, 0.0, 60.0],
-    }).replace_schema_metadata({"score": "IoU"})  # fmt: skip
-    summary = summarise(table, "test")
+    columns = {
+        "id": list("abcd"),
+        "split": ["test"] * 4,
+        "group": list("wxyz"),
+        "domain.build": list("ppqq"),
+        "score": [0.5, 1.0, 0.0, 0.25],
+        "weight": [10.0, 30.0, 0.0, 60.0],
+    }
+    summary = summarise(pa.table(columns).replace_schema_metadata({"score": "IoU"}), "test")
     assert list(summary.metrics) == ["IoU"]
     assert value(summary.metrics["IoU"]) == pytest.approx(0.5)
     assert summary.domains["build"]["p"].value == pytest.approx(35 / 40)
@@ -273,12 +289,12 @@ def test_summary_of_a_table_counted_by_hand() -> None:
         ("design", "y"): (1.0, 4, 2),
     }
     assert summary.worst_domain == ("design", "x")
-    kept = [2, 3, 4, 5, 8, 9, 10, 11]
-    predicted = logits[kept].argmax(axis=1)
+    rows = [2, 3, 4, 5, 8, 9, 10, 11]
+    predicted = logits[rows].argmax(axis=1)
     assert value(summary.metrics["macro_f1"]) == pytest.approx(
-        f1_score(truth[kept], predicted, average="macro")
+        f1_score(truth[rows], predicted, average="macro")
     )
-    expected = log_loss(truth[kept], softmax(logits[kept]), labels=range(3))
+    expected = log_loss(truth[rows], softmax(logits[rows]), labels=range(3))
     assert value(summary.metrics["nll"]) == pytest.approx(expected)
 
 

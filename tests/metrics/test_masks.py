@@ -1,3 +1,5 @@
+"""Masks: counts against scipy and scikit-learn, thresholds, layers without a pixel, figures."""
+
 import json
 
 import numpy as np
@@ -18,7 +20,7 @@ SEEDS = st.integers(0, 10_000)
 
 
 def layer(seed: int, num_classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Levels and a mask that they follow loosely."""
+    """Draw levels and a mask that they follow loosely."""
     rng = np.random.default_rng(seed)
     blobs = ndimage.gaussian_filter(rng.normal(size=(num_classes, SIDE, SIDE)), (0, 2, 2))
     mask = np.zeros((SIDE, SIDE), np.uint8)
@@ -34,13 +36,13 @@ def table_of(
     sets: list[str],
     truths: list[np.ndarray] | None = None,
 ) -> pa.Table:
-    """A predictions table; two layers to a group."""
+    """Count layers into a predictions table; two layers to a group."""
     columns: dict[str, list] = {}
     for i, (levels, mask) in enumerate(layers):
         kinds = {"label": mask} | ({"truth": truths[i]} if truths else {})
-        for kind, own in kinds.items():
+        for kind, target in kinds.items():
             for count in (pixel_columns, component_columns):
-                for name, values in count(levels, own, kind).items():
+                for name, values in count(levels, target, kind).items():
                     columns.setdefault(name, []).append(values)
     ids = [f"{i:03}" for i in range(len(layers))]
     groups = [f"g{i // 2}-{name}" for i, name in enumerate(sets)]
@@ -61,43 +63,43 @@ def test_pixel_measures_are_those_of_scikit_learn(seed, num_classes):
     metrics, _ = masks.findings(scored, [f"c{i}" for i in range(num_classes)])
     classes = np.arange(1, num_classes + 1)[:, None, None]
     truth = np.concatenate([(mask == classes).ravel() for _, mask in layers[2:]])
-    said = np.concatenate([marked(levels, thresholds).ravel() for levels, _ in layers[2:]])
+    answer = np.concatenate([marked(levels, thresholds).ravel() for levels, _ in layers[2:]])
     precision, recall, f1, _ = precision_recall_fscore_support(
-        truth, said, average="binary", zero_division=1
+        truth, answer, average="binary", zero_division=1
     )
-    found = metrics["test"]
-    assert found["pixel_precision"].value == pytest.approx(precision)
-    assert found["pixel_recall"].value == pytest.approx(recall)
-    assert found["pixel_f1"].value == pytest.approx(f1)
+    test = metrics["test"]
+    assert test["pixel_precision"].value == pytest.approx(precision)
+    assert test["pixel_recall"].value == pytest.approx(recall)
+    assert test["pixel_f1"].value == pytest.approx(f1)
     main = evaluate.summarise(scored, "test").metrics["iou"]
-    assert main.value == pytest.approx(jaccard_score(truth, said))
+    assert main.value == pytest.approx(jaccard_score(truth, answer))
     each = [
         jaccard_score((mask == classes).ravel(), marked(levels, thresholds).ravel())
         for levels, mask in layers[2:]
     ]
-    assert found["layer_iou"].value == pytest.approx(np.mean(each))
+    assert test["layer_iou"].value == pytest.approx(np.mean(each))
 
 
 @given(SEEDS, st.integers(1, LEVELS - 1))
 def test_components_are_counted_as_written(seed, threshold):
     """Against scipy, component by component."""
     levels, mask = layer(seed)
-    made = component_columns(levels, mask, "label")
-    num = made["components_label"]
-    found = made["found_label"].reshape(-1, LEVELS)
+    columns = component_columns(levels, mask, "label")
+    num = columns["components_label"]
+    hits = columns["found_label"].reshape(-1, LEVELS)
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     expected_num, expected_found = np.zeros(5), np.zeros(5)
-    said = levels[0] >= threshold
+    answer = levels[0] >= threshold
     for i in range(1, count + 1):
-        own = labels == i
-        size = int(np.searchsorted(SIZES, own.sum(), side="right"))
+        component = labels == i
+        size = int(np.searchsorted(SIZES, component.sum(), side="right"))
         expected_num[size] += 1
-        expected_found[size] += said[own].mean() >= 0.5
+        expected_found[size] += answer[component].mean() >= 0.5
     assert num.tolist() == expected_num.tolist()
-    assert found[:, threshold].tolist() == expected_found.tolist()
-    parts, num_parts = ndimage.label(said, np.ones((3, 3)))
+    assert hits[:, threshold].tolist() == expected_found.tolist()
+    parts, num_parts = ndimage.label(answer, np.ones((3, 3)))
     false = sum(not mask[parts == i].any() for i in range(1, num_parts + 1))
-    assert made["alarms_label"][threshold] == false
+    assert columns["alarms_label"][threshold] == false
 
 
 def test_the_threshold_is_vals_alone_and_keeps_a_recall_that_is_asked():
@@ -105,15 +107,15 @@ def test_the_threshold_is_vals_alone_and_keeps_a_recall_that_is_asked():
     table = table_of(layers, ["val", "val", "val", "val", "test", "test"])
     [best] = masks.fit_thresholds(table, 1, 0.0)
     truth = np.concatenate([m.ravel() for _, m in layers[:4]]) == 1
-    said = np.concatenate([lv.ravel() for lv, _ in layers[:4]])
+    levels = np.concatenate([lv.ravel() for lv, _ in layers[:4]])
     f1 = [
-        precision_recall_fscore_support(truth, said >= t, average="binary", zero_division=0)[2]
+        precision_recall_fscore_support(truth, levels >= t, average="binary", zero_division=0)[2]
         for t in range(1, LEVELS)
     ]
     assert best == 1 + int(np.argmax(f1))
-    [kept] = masks.fit_thresholds(table, 1, 0.95)
-    assert ((said >= kept) & truth).sum() / truth.sum() >= 0.95
-    assert ((said >= kept + 1) & truth).sum() / truth.sum() < 0.95
+    [sure] = masks.fit_thresholds(table, 1, 0.95)
+    assert ((levels >= sure) & truth).sum() / truth.sum() >= 0.95
+    assert ((levels >= sure + 1) & truth).sum() / truth.sum() < 0.95
     other = table_of(
         [*layers[:4], *[(lv, 1 - m) for lv, m in layers[4:]]], table["split"].to_pylist()
     )
@@ -138,11 +140,11 @@ def test_layers_without_a_pixel_are_right_when_nothing_is_marked():
 
 def test_truth_is_judged_by_and_the_label_only_learnt_from():
     """Marking what the true mask holds is right, whatever the mask that was learnt from says."""
-    made = [layer(i) for i in range(4)]
-    truths = [np.roll(mask, 5, axis=1) for _, mask in made]
+    layers = [layer(i) for i in range(4)]
+    truths = [np.roll(mask, 5, axis=1) for _, mask in layers]
     perfect = [
         (np.where(t, 63, 0).astype(np.uint8)[None], m)
-        for (_, m), t in zip(made, truths, strict=True)
+        for (_, m), t in zip(layers, truths, strict=True)
     ]
     scored = masks.score(table_of(perfect, ["val", "val", "test", "test"], truths), [32])
     assert scored["score"].to_pylist() == [1.0] * 4
@@ -155,12 +157,15 @@ def test_calibrated_levels_have_no_calibration_error():
     """Of the pixels at each level as many lie inside as it says, to a pixel."""
     inside = np.rint(10_000 * level_probs())
     pixels = np.stack([10_000 - inside, inside])[None].astype(np.float32)
-    made = {"pixels_label": [pixels.ravel()] * 2, "components_label": [np.zeros(5, np.float32)] * 2}
-    made |= {
+    columns = {
+        "pixels_label": [pixels.ravel()] * 2,
+        "components_label": [np.zeros(5, np.float32)] * 2,
+    }
+    columns |= {
         "found_label": [np.zeros(5 * LEVELS, np.float32)] * 2,
         "alarms_label": [np.zeros(LEVELS, np.float32)] * 2,
     }
-    table = pa.table({"id": ["a", "b"], "split": ["test"] * 2, "group": ["a", "b"]} | made)
+    table = pa.table({"id": ["a", "b"], "split": ["test"] * 2, "group": ["a", "b"]} | columns)
     metrics = masks.findings(masks.score(table, [32]), ["c"])[0]["test"]
     assert metrics["pixel_ece"].value < 1e-4
     turned = table.set_column(3, "pixels_label", [[pixels[:, ::-1].ravel()] * 2])
@@ -170,24 +175,24 @@ def test_calibrated_levels_have_no_calibration_error():
 def test_a_look_finds_the_best_iou_and_the_nll_of_the_levels():
     layers = [layer(i, 2) for i in range(3)]
     columns = [pixel_columns(levels, mask, "label") for levels, mask in layers]
-    found = validate_masks({"pixels_label": np.stack([c["pixels_label"] for c in columns])}, 2)
+    measures = validate_masks({"pixels_label": np.stack([c["pixels_label"] for c in columns])}, 2)
     hits = union = 0
     for i in range(2):
         truth = np.concatenate([(m == i + 1).ravel() for _, m in layers])
-        said = np.concatenate([lv[i].ravel() for lv, _ in layers])
+        answer = np.concatenate([lv[i].ravel() for lv, _ in layers])
         pairs = [
-            ((truth & (said >= t)).sum(), (truth | (said >= t)).sum()) for t in range(1, LEVELS)
+            ((truth & (answer >= t)).sum(), (truth | (answer >= t)).sum()) for t in range(1, LEVELS)
         ]
         best = max(pairs, key=lambda pair: pair[0] / pair[1])
         hits, union = hits + best[0], union + best[1]
-    assert found["iou"] == pytest.approx(hits / union)
+    assert measures["iou"] == pytest.approx(hits / union)
     probs = level_probs()
     lost = [
         -np.log(np.where(mask == i + 1, probs[lv[i]], 1 - probs[lv[i]]))
         for lv, mask in layers
         for i in range(2)
     ]
-    assert found["nll"] == pytest.approx(np.mean(lost), rel=1e-6)
+    assert measures["nll"] == pytest.approx(np.mean(lost), rel=1e-6)
 
 
 def test_a_class_without_a_pixel_in_val_has_no_threshold():

@@ -15,15 +15,17 @@ from assay.metrics.predictions import (
     logits_of,
     paired,
     refuse_strangers,
+    rows_of,
+    sets_of,
 )
 
 CLASSES = ["m1", "m2", "m3"]
 
 
 def make_table(num: int = 12, **columns: Any) -> pa.Table:
-    """A table of `num` rows, two per group; columns given replace or join those made."""
+    """Make a table of `num` rows, two per group; `columns` replace or join its own."""
     logits = np.random.default_rng(0).normal(size=(num, 3))
-    made = {
+    values = {
         "id": [f"s{i:05d}" for i in range(num)],
         "split": ["val" if i % 6 < 2 else "test_seen" for i in range(num)],
         "group": [f"g{i // 2:05d}" for i in range(num)],
@@ -31,7 +33,7 @@ def make_table(num: int = 12, **columns: Any) -> pa.Table:
         "truth": pa.array([i // 2 % 3 for i in range(num)], pa.int32()),
         "logits": pa.array(logits.tolist(), pa.list_(pa.float32())),
     } | columns
-    return pa.table(made).replace_schema_metadata({"classes": json.dumps(CLASSES)})
+    return pa.table(values).replace_schema_metadata({"classes": json.dumps(CLASSES)})
 
 
 def with_logits(rows: list[list[float | None]]) -> pa.Table:
@@ -78,13 +80,20 @@ def test_a_sound_table_is_read() -> None:
     assert class_names(table) == CLASSES
     assert domain_columns(table) == ["domain.machine", "domain.design"]
     np.testing.assert_array_equal(logits_of(table.slice(1, 3)), logits[1:4])
+    assert sets_of(make_table(12)) == ["test_seen", "val"]
+    assert rows_of(make_table(12), "val")["id"].to_pylist() == [
+        "s00000",
+        "s00001",
+        "s00006",
+        "s00007",
+    ]
 
 
 def test_pairing_brings_both_into_the_order_of_their_ids() -> None:
     table = make_table(12)
     rng = np.random.default_rng(1)
-    for one in paired(table.take(rng.permutation(12)), table.take(rng.permutation(12))):
-        assert one.equals(table)
+    for ordered in paired(table.take(rng.permutation(12)), table.take(rng.permutation(12))):
+        assert ordered.equals(table)
 
 
 def test_pairing_refuses_other_rows() -> None:
@@ -133,14 +142,14 @@ def test_probs_that_are_none_are_refused(row: list[float]) -> None:
 def score_table(scores: list[float], weights: list[float]) -> pa.Table:
     num = len(scores)
     names = [f"s{i}" for i in range(num)]
-    made = {
+    columns = {
         "id": names,
         "split": ["test"] * num,
         "group": names,
         "score": scores,
         "weight": weights,
     }
-    return pa.table(made).replace_schema_metadata({"score": "IoU"})
+    return pa.table(columns).replace_schema_metadata({"score": "IoU"})
 
 
 @pytest.mark.parametrize(
@@ -163,9 +172,11 @@ def test_scores_that_are_none_are_refused(
 
 
 SPLIT = {
-    "id": ["t1", "t2", "v1", "e1", "e2"], "group": ["A", "A", "B", "C", "C"],
-    "split": ["train", "train", "val", "test", "test"], "content": ["1", "2", "3", "4", "5"],
-}  # fmt: skip
+    "id": ["t1", "t2", "v1", "e1", "e2"],
+    "group": ["A", "A", "B", "C", "C"],
+    "split": ["train", "train", "val", "test", "test"],
+    "content": ["1", "2", "3", "4", "5"],
+}
 
 
 def predicted(rows: list[tuple[str, str, str]]) -> pa.Table:

@@ -19,17 +19,23 @@ from assay.report import samples
 
 CLASSES = ["a", "b", "c"]
 DECISION = Decision(
-    temperature=2.0, coverage=0.9, quantile=0.5, costs=None, positive=None, threshold=None,
-    num=10, num_groups=5,
-)  # fmt: skip
+    temperature=2.0,
+    coverage=0.9,
+    quantile=0.5,
+    costs=None,
+    positive=None,
+    threshold=None,
+    num=10,
+    num_groups=5,
+)
 
 
 def table(num: int, seed: int = 0, split: str = "test", **columns: Any) -> pa.Table:
-    """Predictions of a poor model."""
+    """Draw predictions of a poor model."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=2, size=(num, 3)).astype(np.float32)
     truth = rng.integers(0, 3, num).astype(np.int32)
-    made = {
+    values = {
         "id": [f"{split}/{i:03d}.png" for i in range(num)],
         "split": [split] * num,
         "group": [f"{split}{i // 2}" for i in range(num)],
@@ -37,14 +43,14 @@ def table(num: int, seed: int = 0, split: str = "test", **columns: Any) -> pa.Ta
         "truth": pa.array(truth),
         "logits": pa.array(list(logits)),
     }
-    return pa.table(made | columns).replace_schema_metadata({b"classes": json.dumps(CLASSES)})
+    return pa.table(values | columns).replace_schema_metadata({b"classes": json.dumps(CLASSES)})
 
 
 def scores(num: int) -> pa.Table:
-    """A table of scores, the id's number giving the score."""
-    made = table(num).drop_columns(["truth", "logits"])
-    values = np.arange(num) / num
-    return made.append_column("score", pa.array(values)).replace_schema_metadata({b"score": b"IoU"})
+    """Make a table of scores; the id's number is the score."""
+    predictions = table(num).drop_columns(["truth", "logits"])
+    predictions = predictions.append_column("score", pa.array(np.arange(num) / num))
+    return predictions.replace_schema_metadata({b"score": b"IoU"})
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -105,7 +111,7 @@ def test_of_scores_the_lowest_come_first_and_examples_from_the_rest():
 def stored(
     folder: Path, predictions: pa.Table, size: tuple[int, int] = (40, 60)
 ) -> tuple[Manifest, Pixels]:
-    """Noise images of a table's rows in a store; the manifest has a row of train in front."""
+    """Store noise images of a table's rows; the manifest has a row of train in front."""
     ids = ["train/0.png", *predictions["id"].to_pylist()]
     for i, name in enumerate(ids):
         path = folder / "images" / name
@@ -120,15 +126,15 @@ def stored(
 
 def collected(folder: Path, predictions: pa.Table, **more: Any) -> dict[str, Any]:
     samples.collect(folder, predictions, *stored(folder, predictions), DECISION, **more)
-    found: dict[str, Any] = json.loads((folder / "samples" / "samples.json").read_text())
-    return found
+    index: dict[str, Any] = json.loads((folder / "samples" / "samples.json").read_text())
+    return index
 
 
 def test_every_test_set_is_shown_and_val_is_not(tmp_path):
     both = pa.concat_tables([table(12, split=s) for s in ("val", "test_seen", "test_unseen")])
-    found = collected(tmp_path, both)
-    assert {s["split"] for s in found["samples"]} == {"test_seen", "test_unseen"}
-    images = {s["image"] for s in found["samples"]}
+    index = collected(tmp_path, both)
+    assert {s["split"] for s in index["samples"]} == {"test_seen", "test_unseen"}
+    images = {s["image"] for s in index["samples"]}
     assert {p.name for p in (tmp_path / "samples").iterdir()} == images | {"samples.json"}
 
 
@@ -144,8 +150,8 @@ def test_boxes_are_scaled_with_the_image(tmp_path):
     assert (sample["width"], sample["height"]) == (480, 320)
     assert sample["boxes"] == [[0, 0, 480, 320], [120, 80, 240, 160]]
     assert sample["attn"] == [0.25, 0.75]
-    kept = cv2.imread(str(tmp_path / "samples" / sample["image"]))
-    assert kept.shape == (320, 480, 3)
+    image = cv2.imread(str(tmp_path / "samples" / sample["image"]))
+    assert image.shape == (320, 480, 3)
 
 
 def test_boxes_fit_a_thumbnail_of_rounded_sides(tmp_path):
@@ -160,9 +166,9 @@ def test_judging_again_replaces_the_images(tmp_path):
     before = {p.name for p in (tmp_path / "samples").glob("*.jpg")}
     (tmp_path / "samples" / "0123.jpg").write_bytes(b"of an older judging")
     again = table(40, truth=pa.array(np.zeros(40, dtype=np.int32)))
-    found = collected(tmp_path, again)
+    index = collected(tmp_path, again)
     after = {p.name for p in (tmp_path / "samples").glob("*.jpg")}
-    assert after == {s["image"] for s in found["samples"]}
+    assert after == {s["image"] for s in index["samples"]}
     assert after != before
 
 
@@ -175,23 +181,22 @@ def test_the_same_judging_keeps_the_same_files(tmp_path):
 
 def test_near_duplicates_are_kept_as_pairs_the_nearest_first(tmp_path):
     near = [NearDuplicate(bits, 1 + bits, "test", 0) for bits in range(9)]
-    found = collected(tmp_path, table(12), near=near)["near"]
-    assert [(p["bits"], p["id"], p["twin"]) for p in found] == [
+    pairs = collected(tmp_path, table(12), near=near)["near"]
+    assert [(p["bits"], p["id"], p["twin"]) for p in pairs] == [
         (bits, f"test/{bits:03d}.png", "train/0.png") for bits in range(6)
     ]
     assert all(
-        (tmp_path / "samples" / p[key]).exists() for p in found for key in ("image", "twin_image")
+        (tmp_path / "samples" / p[key]).exists() for p in pairs for key in ("image", "twin_image")
     )
 
 
 def test_a_kept_image_has_its_colours():
     image = np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)
-    kept = cv2.imdecode(
-        np.frombuffer(samples._jpeg(image, samples.MAX_BYTES), np.uint8), cv2.IMREAD_COLOR_RGB
-    )
-    assert kept.reshape(-1, 3).mean(0) == pytest.approx([200, 100, 50], abs=2)
+    jpeg = np.frombuffer(samples._encode(image, samples.MAX_BYTES), np.uint8)
+    decoded = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
+    assert decoded.reshape(-1, 3).mean(0) == pytest.approx([200, 100, 50], abs=2)
 
 
 def test_noise_is_compressed_until_it_is_small():
     noise = np.random.default_rng(0).integers(0, 256, (480, 480, 3), dtype=np.uint8)
-    assert len(samples._jpeg(noise, samples.MAX_BYTES)) <= samples.MAX_BYTES
+    assert len(samples._encode(noise, samples.MAX_BYTES)) <= samples.MAX_BYTES

@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assay.errors import PredictionsError
 from assay.metrics.estimate import Estimate, interval, p_value
 from assay.metrics.evaluate import by_group, is_mixed
-from assay.metrics.predictions import is_classification, logits_of, paired, scores_of
+from assay.metrics.predictions import (
+    is_classification,
+    logits_of,
+    paired,
+    rows_of,
+    scores_of,
+    sets_of,
+)
 from assay.shapes import Bool
 
 SIGNIFICANT = 0.05
@@ -59,7 +65,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What can be said, in words."""
+        """The better run, or that it cannot be told, in words."""
         if self.p_holm >= SIGNIFICANT:
             return "not significantly different"
         side = "better" if self.difference.value > 0 else "worse"
@@ -84,29 +90,34 @@ def compare(tables: Mapping[str, pa.Table], sets: Sequence[str] | None = None) -
     if len(tables) < 2:
         raise PredictionsError(f"{len(tables)} run was given; compare at least two.")
     (first_name, first), *others = tables.items()
-    found = []
+    differences = []
     for name, second in others:
-        theirs = set(second["split"].unique().to_pylist())
-        wanted = [
-            s for s in sorted(first["split"].unique().to_pylist())
-            if s in theirs and (s.startswith("test") if sets is None else s in sets)
-        ]  # fmt: skip
-        if not wanted:
+        ours, theirs = sets_of(first), sets_of(second)
+        common = [
+            test
+            for test in ours
+            if test in theirs and (test.startswith("test") if sets is None else test in sets)
+        ]
+        if not common:
             raise PredictionsError(
-                f"{first_name} and {name} have no test set in common ({', '.join(sorted(theirs))} and "
-                f"{', '.join(sorted(first['split'].unique().to_pylist()))}); compare runs judged on the same sets."
+                f"{first_name} and {name} have no test set in common ({', '.join(theirs)} and "
+                f"{', '.join(ours)}); compare runs judged on the same sets."
             )
-        for test in wanted:
-            a, b = (t.filter(pc.equal(t["split"], test)) for t in (first, second))
+        for test in common:
             try:
-                found.append(_compare(first_name, name, test, *paired(a, b)))
+                pair = paired(rows_of(first, test), rows_of(second, test))
+                differences.append(_compare(first_name, name, test, *pair))
             except PredictionsError as error:
                 raise PredictionsError(f"{first_name} and {name} on {test}: {error}") from None
-    corrected = holm([one["p"] for one in found])
-    return [Comparison(**one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+    corrected = holm([fields["p"] for fields in differences])
+    return [
+        Comparison(**fields, p_holm=p_holm)
+        for fields, p_holm in zip(differences, corrected, strict=True)
+    ]
 
 
 def _compare(first_name: str, name: str, test: str, a: pa.Table, b: pa.Table) -> dict[str, Any]:
+    """Return the fields of a comparison of paired rows, less the p that is corrected later."""
     metric, values_a, weights_a = scores_of(a)
     other, values_b, weights_b = scores_of(b)
     if other != metric:
@@ -116,31 +127,35 @@ def _compare(first_name: str, name: str, test: str, a: pa.Table, b: pa.Table) ->
     group = a["group"].to_numpy()
     gain = influences(values_a, weights_a) - influences(values_b, weights_b)
     return {
-        "set": test, "metric": metric, "first_name": first_name, "name": name,
+        "set": test,
+        "metric": metric,
+        "first_name": first_name,
+        "name": name,
         "first": interval(values_a, group, weights=weights_a),
         "second": interval(values_b, group, weights=weights_b),
         "difference": interval(gain, group, lowest=-1.0),
         "p": p_value(gain, group),
         "mcnemar": _mcnemar(a, b) if is_classification(a) else None,
-    }  # fmt: skip
+    }
 
 
 def influences(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Numbers whose plain mean is the weighted mean, and varies over groups as that does."""
+    """Return numbers whose plain mean is the weighted mean, and varies over groups as that does."""
     mean = (values * weights).sum() / weights.sum()
-    found: np.ndarray = (values - mean) * weights / weights.mean() + mean
-    return found
+    weighted: np.ndarray = (values - mean) * weights / weights.mean() + mean
+    return weighted
 
 
 def _mcnemar(a: pa.Table, b: pa.Table) -> McNemar:
     unit = "images" if is_mixed(a["truth"].to_numpy(), a["group"].to_numpy()) else "groups"
-    first, second = (_right(table, unit) for table in (a, b))
+    first, second = _right(a, unit), _right(b, unit)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     p = binomial_p(only_first, only_first + only_second)
     return McNemar(unit=unit, only_first=only_first, only_second=only_second, p=p)
 
 
 def _right(table: pa.Table, unit: str) -> Bool[np.ndarray, " units"]:
+    """Return which images, or which groups by their mean logits, are answered rightly."""
     logits, truth = logits_of(table), table["truth"].to_numpy()
     if unit == "groups":
         logits, _, truth = by_group(logits, truth, table["group"].to_numpy())
@@ -156,13 +171,13 @@ def binomial_p(hits: int, num: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for having been looked at together.
+    """Return p-values corrected for being read together.
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
     """
     corrected = [0.0] * len(p_values)
     largest = 0.0
-    for place, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         corrected[i] = largest
     return corrected

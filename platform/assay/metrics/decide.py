@@ -11,7 +11,7 @@
 What the coverage promises: an image, drawn at random, of a new group of the population val is from
 has its truth in its set with at least this probability, over the drawing of val and of the group.
 It promises nothing for a domain that val has not seen, nor class by class. Temperature and best
-epoch are chosen on the same val, so the promise is not exact: `worth` checks it on test.
+epoch are chosen on the same val, so the promise is not exact: `measure_decision` checks it on test.
 """
 
 import math
@@ -23,17 +23,10 @@ import numpy as np
 
 from assay.config import Settings
 from assay.errors import ConfigError, PredictionsError
-from assay.metrics.estimate import Estimate, interval
-from assay.metrics.scores.classes import _margins, row_nll, softmax
+from assay.metrics.calibration import ece, estimate_nll, fit_temperature
+from assay.metrics.estimate import Estimate, interval, share_of
+from assay.metrics.scores.classes import softmax
 from assay.shapes import Bool, Float, Int, Shaped
-
-_MAX_TEMPERATURE = 100.0
-
-
-_NUM_BINS = 15
-
-
-_NUM_DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +34,7 @@ class DecideConfig(Settings):
     """How answers are drawn from probabilities."""
 
     coverage: float = 0.9
-    """Least share of images whose conformal set holds the truth, of new groups like val's (1)."""
+    """Least share of images whose conformal set holds the truth, of new groups like val's."""
 
     costs: tuple[str, ...] = ()
     """What answers cost, each "truth>answer=cost"; a right one costs 0 and a wrong one 1 unless
@@ -51,10 +44,10 @@ class DecideConfig(Settings):
     """Class that must not be missed; the threshold of its probability is chosen on val."""
 
     recall: float = 0.0
-    """Least recall of that class on val; 0 takes the threshold of the best F1 (1)."""
+    """Least recall of that class on val; 0 takes the threshold of the best F1."""
 
     pixel_recall: float = 0.0
-    """For masks: least recall of the pixels of each class on val; 0 takes the threshold of the best F1 (1)."""
+    """For masks: least recall of the pixels of each class on val; 0 takes the threshold of the best F1."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges, and rules that exclude each other."""
@@ -132,11 +125,7 @@ class Decision:
         probs = softmax(logits.astype(np.float64) / temperature)
         threshold = None
         if positive is not None:
-            if not (truth == positive).any():
-                raise PredictionsError(
-                    f"None of the {truth.size} val images is {config.positive!r}, so no threshold can be chosen for it; draw val with images of every class, or leave decide.positive out."
-                )
-            threshold = _threshold(probs[:, positive], truth == positive, config.recall)
+            threshold = _fit_threshold(probs[:, positive], truth == positive, config)
         return cls(
             temperature=temperature,
             coverage=config.coverage,
@@ -163,14 +152,14 @@ class Decision:
         Source: Sadinle, Lei and Wasserman, Least Ambiguous Set-Valued Classifiers, 2019, whose sets
         can be empty; with the likeliest class added they cover no less.
         """
-        found: np.ndarray = 1 - probs <= self.quantile
-        found[np.arange(len(probs)), probs.argmax(axis=1)] = True
-        return found
+        sets: np.ndarray = 1 - probs <= self.quantile
+        sets[np.arange(len(probs)), probs.argmax(axis=1)] = True
+        return sets
 
     def rejected(self, probs: Float[np.ndarray, "num classes"]) -> Bool[np.ndarray, " num"]:
         """Return which images have a set of several classes."""
-        found: np.ndarray = self.sets(probs).sum(axis=1) > 1
-        return found
+        is_rejected: np.ndarray = self.sets(probs).sum(axis=1) > 1
+        return is_rejected
 
     def answers(self, probs: Float[np.ndarray, "num classes"]) -> Int[np.ndarray, " num"]:
         """Return the class to act on; of equals the first."""
@@ -215,105 +204,52 @@ def measure_decision(
         cost               mean cost of the answers
         cost_of_argmax     mean cost if the likeliest class were answered
 
-        What has no image to be measured on (the precision of a class never said) is left out.
+        What has no image to be measured on (the precision of a class never answered) is left out.
     """
     probs = decision.probs(logits)
-    sets, answers = decision.sets(probs), decision.answers(probs)
-    num_classes, rows = probs.shape[1], np.arange(truth.size)
-    every, right = np.ones(truth.size, dtype=bool), answers == truth
-    rejected = decision.rejected(probs)
-    lost = row_nll(logits.astype(np.float64) / decision.temperature, truth)
-    found = {
-        "set_coverage": interval(
-            sets[rows, truth].astype(float), group, weights=_group_weights(group)
-        ),
+    sets, num_classes = decision.sets(probs), probs.shape[1]
+    covered = sets[np.arange(truth.size), truth].astype(float)
+    scaled = logits.astype(np.float64) / decision.temperature
+    estimates = {
+        "set_coverage": interval(covered, group, weights=_group_weights(group)),
         "set_size": interval(sets.sum(axis=1).astype(float), group, highest=float(num_classes)),
-        "calibrated_nll": interval(
-            lost, group, highest=float(max(lost.max(), math.log(num_classes)))
-        ),
+        "calibrated_nll": estimate_nll(scaled, truth, group),
         "calibrated_ece": ece(probs, truth, group),
     }
-    shares = {"rejected": (rejected, every), "accepted_accuracy": (right, ~rejected)}
-    if decision.positive is not None:
-        said, is_positive = answers == decision.positive, truth == decision.positive
-        shares |= {"decided_accuracy": (right, every), "recall": (said, is_positive)}
-        shares |= {"precision": (is_positive, said), "false_alarms": (said, ~is_positive)}
     if decision.costs is not None:
         costs = np.array(decision.costs)
+        highest = float(costs.max()) or 1.0
+        by_cost, likeliest = decision.answers(probs), probs.argmax(axis=1)
+        estimates["cost"] = interval(costs[truth, by_cost], group, highest=highest)
+        estimates["cost_of_argmax"] = interval(costs[truth, likeliest], group, highest=highest)
+    for name, (hits, among) in _shares(decision, probs, truth).items():
+        estimate = share_of(hits, among, group)
+        if estimate is not None:
+            estimates[name] = estimate
+    return estimates
+
+
+def _shares(
+    decision: Decision, probs: Float[np.ndarray, "num classes"], truth: Int[np.ndarray, " num"]
+) -> dict[str, tuple[Bool[np.ndarray, " num"], Bool[np.ndarray, " num"]]]:
+    """Return the hits of each measure that is a share, and the images that it is a share of."""
+    answers, rejected = decision.answers(probs), decision.rejected(probs)
+    right, every = answers == truth, np.ones(truth.size, dtype=bool)
+    shares = {"rejected": (rejected, every), "accepted_accuracy": (right, ~rejected)}
+    if decision.costs is not None or decision.positive is not None:
         shares["decided_accuracy"] = (right, every)
-        for name, said in (("cost", answers), ("cost_of_argmax", probs.argmax(axis=1))):
-            found[name] = interval(costs[truth, said], group, highest=float(costs.max()) or 1.0)
-    return found | {
-        name: interval(hits[among].astype(float), group[among])
-        for name, (hits, among) in shares.items()
-        if among.any()
-    }
-
-
-def ece(
-    probs: Float[np.ndarray, "num classes"],
-    truth: Int[np.ndarray, " num"],
-    group: Shaped[np.ndarray, " num"],
-) -> Estimate:
-    """Estimate the expected calibration error over 15 equal-width bins of the largest probability.
-
-    The sum over bins of |hits - sum of confidences| / rows; a bin holds (low, high].
-
-    Chance adds to it, since a gap counts whatever its sign: a calibrated model has some, and its
-    bootstrap has more. So the interval is reflected about the value (basic bootstrap), of gaps with
-    the covariance that they have between groups, and begins at 0 where chance alone has as much.
-
-    Sources: Guo et al., On Calibration of Modern Neural Networks, 2017, eq. 3; Davison and
-    Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.
-    """
-    confidence = probs.max(axis=1)
-    bins = np.ceil(confidence * _NUM_BINS).astype(int).clip(1, _NUM_BINS) - 1
-    codes, sizes = np.unique(group, return_inverse=True, return_counts=True)[1:]
-    sums = np.zeros((sizes.size, _NUM_BINS))
-    np.add.at(sums, (codes, bins), (probs.argmax(axis=1) == truth) - confidence)
-    gaps = sums.sum(axis=0) / truth.size
-    value = float(np.abs(gaps).sum())
-    # the covariance of the gaps, as sums over groups of given sizes, is root.T @ root
-    root = np.linalg.qr(sums - np.outer(sizes, gaps)).R / truth.size
-    if np.allclose(root, 0.0, atol=1e-12):  # one group, or all alike: as any share then is
-        return interval(np.full(truth.size, value), group)
-    root *= math.sqrt(sizes.size / (sizes.size - 1))
-    noise = np.random.default_rng(0).normal(size=(_NUM_DRAWS, len(root))) @ root
-    least, most = np.quantile(np.abs(gaps + noise).sum(axis=1), [0.025, 0.975])
-    by_chance = value <= np.quantile(np.abs(noise).sum(axis=1), 0.95)
-    return Estimate(
-        value=value,
-        low=0.0 if by_chance else max(0.0, min(value, float(2 * value - most))),
-        high=min(1.0, max(value, float(2 * value - least))),
-        num=truth.size,
-        num_groups=sizes.size,
-    )
-
-
-def fit_temperature(
-    logits: Float[np.ndarray, "num classes"], truth: Int[np.ndarray, " num"]
-) -> float:
-    """Return the T between 0.01 and 100 for which logits / T have the least NLL.
-
-    The NLL is convex in 1 / T, so the sign of its slope is bisected. Logits that separate the
-    classes perfectly have no finite optimum and meet a limit; logits that say nothing give 1.
-    Fit it on val. Source: Guo et al., 2017, section 4.2.
-    """
-    margins = _margins(logits, truth)
-    low, high = -math.log(_MAX_TEMPERATURE), math.log(_MAX_TEMPERATURE)
-    for _ in range(40):
-        middle = (low + high) / 2
-        slope = (softmax(margins / math.exp(middle)) * margins).sum()
-        if slope == 0:
-            break
-        low, high = (middle, high) if slope > 0 else (low, middle)
-    return math.exp((low + high) / 2)
+    if decision.positive is not None:
+        is_flagged, is_positive = answers == decision.positive, truth == decision.positive
+        shares["recall"] = (is_flagged, is_positive)
+        shares["precision"] = (is_positive, is_flagged)
+        shares["false_alarms"] = (is_flagged, ~is_positive)
+    return shares
 
 
 def _quantile(
     scores: Float[np.ndarray, " num"], group: Shaped[np.ndarray, " num"], coverage: float
 ) -> float:
-    """The score that `coverage` of all mass does not exceed; 1 if there are too few groups.
+    """Return the score that `coverage` of all mass does not exceed; 1 if groups are too few.
 
     Rows of a group are not exchangeable with those of another, groups are: each has mass 1, shared
     equally by its rows, and the group to come has mass 1 at infinity.
@@ -330,25 +266,30 @@ def _quantile(
 
 
 def _group_weights(group: Shaped[np.ndarray, " num"]) -> Float[np.ndarray, " num"]:
-    """Weights of rows that sum to 1 in each group."""
+    """Return weights of rows that sum to 1 in each group."""
     codes, sizes = np.unique(group, return_inverse=True, return_counts=True)[1:]
     weights: np.ndarray = 1 / sizes[codes]
     return weights
 
 
-def _threshold(
-    prob: Float[np.ndarray, " num"], is_positive: Bool[np.ndarray, " num"], recall: float
+def _fit_threshold(
+    prob: Float[np.ndarray, " num"], is_positive: Bool[np.ndarray, " num"], config: DecideConfig
 ) -> float:
-    """The largest value of `prob` with that recall; without one, with the best F1.
+    """Return the largest value of `prob` with the recall asked for; without one, with the best F1.
 
     Only at these values do the answers on val change, so no better threshold exists.
     """
-    values, num_positive = np.unique(prob), is_positive.sum()
-    found = num_positive - np.searchsorted(np.sort(prob[is_positive]), values)
-    if recall > 0:
-        return float(values[found / num_positive >= recall][-1])
-    said = prob.size - np.searchsorted(np.sort(prob), values)
-    f1 = 2 * found / (said + num_positive)
+    num_positive = is_positive.sum()
+    if not num_positive:
+        raise PredictionsError(
+            f"None of the {prob.size} val images is {config.positive!r}, so no threshold can be chosen for it; draw val with images of every class, or leave decide.positive out."
+        )
+    values = np.unique(prob)
+    hits = num_positive - np.searchsorted(np.sort(prob[is_positive]), values)
+    if config.recall > 0:
+        return float(values[hits / num_positive >= config.recall][-1])
+    num_flagged = prob.size - np.searchsorted(np.sort(prob), values)
+    f1 = 2 * hits / (num_flagged + num_positive)
     return float(values[f1 == f1.max()][-1])
 
 

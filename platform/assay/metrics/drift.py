@@ -44,9 +44,9 @@ class Drift:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "Drift | None":
-        """As a bundle's card has it; None where its graphs give no embedding."""
-        said = card.get("embedding")
-        return cls(np.array(said["mean"]), said["scatter"], said["val"]) if said else None
+        """Take the embeddings as a bundle's card describes them; None where its graphs give none."""
+        fields = card.get("embedding")
+        return cls(np.array(fields["mean"]), fields["scatter"], fields["val"]) if fields else None
 
     def add(self, embedding: Float[np.ndarray, " d"]) -> None:
         """Take note of one answer."""
@@ -58,12 +58,12 @@ class Drift:
         return self.of(np.stack(self.recent)) if len(self.recent) >= LEAST else None
 
     def of(self, embeddings: Float[np.ndarray, "n d"]) -> float:
-        """The drift of some embeddings."""
+        """Return the drift of some embeddings."""
         return float(np.linalg.norm(np.mean(embeddings, axis=0) - self.mean)) / self.scatter
 
 
 def describe(train: Float[np.ndarray, "n d"], val: Float[np.ndarray, "m d"]) -> dict[str, Any]:
-    """What a card says of the embeddings of some training images, and of val's beside them."""
+    """Describe, for a card, the embeddings of some training images, and val's beside them."""
     mean, scatter = np.mean(train, axis=0), float(np.sqrt(np.var(train, axis=0).sum()))
-    said = {"mean": mean.tolist(), "scatter": scatter, "num": len(train)}
-    return said | {"val": Drift(mean, scatter).of(val)}
+    drift = Drift(mean, scatter).of(val)
+    return {"mean": mean.tolist(), "scatter": scatter, "num": len(train), "val": drift}

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.errors import PredictionsError
-from assay.shapes import Float, Shaped
+from assay.shapes import Bool, Float, Shaped
 
 _NUM_RESAMPLES = 2000
 
@@ -56,10 +56,19 @@ class Estimate:
     """Number of groups the samples belong to, which is what the interval is drawn over."""
 
     def __str__(self) -> str:
-        """Returns a text such as "0.912 [0.873, 0.944] (n=120 in 60 groups)"."""
+        """Return a text such as "0.912 [0.873, 0.944] (n=120 in 60 groups)"."""
         groups = "group" if self.num_groups == 1 else "groups"
-        interval = f"[{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.value:.3f} {interval} (n={self.num} in {self.num_groups} {groups})"
+        return f"{bracket(self)} (n={self.num} in {self.num_groups} {groups})"
+
+
+def bracket(estimate: Estimate) -> str:
+    """Return an estimate with its interval, such as "0.871 [0.812, 0.911]"."""
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def signed(difference: Estimate) -> str:
+    """Return a difference with its interval, such as "+0.031 [-0.012, +0.074]"."""
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def interval_of(
@@ -118,11 +127,13 @@ def interval_by(
         seed: Of the bootstrap, of 200 draws.
     """
     rng, chances = np.random.default_rng(seed), np.full(num_groups, 1 / num_groups)
-    drawn = [
-        statistic(rng.multinomial(num_groups, chances).astype(float))
-        for _ in range(_NUM_RANKED if num_groups > 1 else 0)
-    ]
-    spread = float(np.std(drawn)) * math.sqrt(num_groups / (num_groups - 1)) if drawn else 0.0
+    spread = 0.0
+    if num_groups > 1:
+        resampled = [
+            statistic(rng.multinomial(num_groups, chances).astype(float))
+            for _ in range(_NUM_RANKED)
+        ]
+        spread = float(np.std(resampled)) * math.sqrt(num_groups / (num_groups - 1))
     value = statistic(np.ones(num_groups))
     return _estimate(value, spread, lowest, highest, num, num_groups)
 
@@ -130,7 +141,7 @@ def interval_by(
 def _estimate(
     value: float, spread: float, lowest: float, highest: float, num: int, num_groups: int
 ) -> Estimate:
-    """The interval of a value with this standard error."""
+    """Put the interval around a value with this standard error."""
     value = min(max(value, lowest), highest)
     low, high = lowest, highest
     if num_groups > 1:
@@ -174,6 +185,15 @@ def interval(
     )
 
 
+def share_of(
+    hits: Bool[np.ndarray, " num"],
+    among: Bool[np.ndarray, " num"],
+    group: Shaped[np.ndarray, " num"],
+) -> Estimate | None:
+    """Estimate the share of hits among some of the rows; None where these are none."""
+    return interval(hits[among].astype(float), group[among]) if among.any() else None
+
+
 def p_value(
     values: Float[np.ndarray, " num"], group: Shaped[np.ndarray, " num"], *, seed: int = 0
 ) -> float:
@@ -194,28 +214,29 @@ def p_value(
 
 
 def _standard_error(sums: Float[np.ndarray, "groups d"], statistic: Statistic, seed: int) -> float:
+    """Return the statistic's standard error over groups; draws that leave it undefined do not count."""
     num = len(sums)
     if num > _MOST_BOOTSTRAPPED:
-        left_out = statistic(sums.sum(axis=0) - sums)
-        return math.sqrt((num - 1) * np.nanvar(left_out))
+        jackknifed = statistic(sums.sum(axis=0) - sums)
+        return math.sqrt((num - 1) * np.nanvar(jackknifed))
     # sorted: what is drawn must not depend on the names of the groups
     sums = sums[np.lexsort(sums.T)]
     rng = np.random.default_rng(seed)
-    batch = max(1, _BATCH // num)
-    found = []
-    for start in range(0, _NUM_RESAMPLES, batch):
-        size = min(batch, _NUM_RESAMPLES - start)
-        drawn = rng.multinomial(num, np.full(num, 1 / num), size=size)
-        found.append(statistic(drawn @ sums))
-    resampled = np.concatenate(found)
+    batch_size = max(1, _BATCH // num)
+    batches = []
+    for start in range(0, _NUM_RESAMPLES, batch_size):
+        size = min(batch_size, _NUM_RESAMPLES - start)
+        draws = rng.multinomial(num, np.full(num, 1 / num), size=size)
+        batches.append(statistic(draws @ sums))
+    resampled = np.concatenate(batches)
     if np.isfinite(resampled).sum() < 2:
         return 0.0
-    # the bootstrap's variance is that of num groups known, num - 1 are free
+    # the bootstrap's variance is that of num groups, of which num - 1 are free
     return float(np.nanstd(resampled)) * math.sqrt(num / (num - 1))
 
 
 def _effective(share: float, spread: float, num_groups: int) -> float:
-    """Number of independent samples whose share would have this standard error."""
+    """Return how many independent samples would give their share this standard error."""
     variance = share * (1 - share)
     if spread**2 <= 1e-12 * max(variance, 1e-12) or variance == 0:
         return float(num_groups)
@@ -223,7 +244,7 @@ def _effective(share: float, spread: float, num_groups: int) -> float:
 
 
 def _score_interval(share: float, num: float, quantile: float) -> tuple[float, float]:
-    """Wilson's interval of a share."""
+    """Return Wilson's interval of a share."""
     ratio = quantile**2 / num
     centre = (share + ratio / 2) / (1 + ratio)
     half = math.sqrt(share * (1 - share) * ratio + ratio**2 / 4) / (1 + ratio)
@@ -236,5 +257,5 @@ def _t_quantile(level: float, freedom: int) -> float:
     return float(stdtrit(freedom, level))
 
 
-def _signed(score: Estimate) -> str:
-    return f"{score.value:+.3f} [{score.low:+.3f}, {score.high:+.3f}]"
+_signed = signed
+"""The name that report/text.py and cli/console.py still import."""

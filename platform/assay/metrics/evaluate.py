@@ -2,7 +2,7 @@
 
 Every number has an interval over groups and its n (`estimate`). Conventions where data are thin:
 
-    absent class   a class never true has no recall, one never said no precision (None); a class
+    absent class   a class never true has no recall, one never answered no precision (None); a class
                    that is neither is left out of macro F1.
     mixed group    a group with several truths (a tile shot under every exposure, where exposure is
                    the class) has no answer as a whole: group and vote accuracy are None, views [].
@@ -19,26 +19,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assay.errors import PredictionsError
-from assay.metrics.decide import ece
-from assay.metrics.estimate import Estimate, interval, interval_by, interval_of
+from assay.metrics.calibration import ece, estimate_nll, reliability, risk_coverage
+from assay.metrics.estimate import Estimate, interval, interval_of, share_of
 from assay.metrics.predictions import (
     check,
     class_names,
     domain_columns,
     is_classification,
     logits_of,
+    rows_of,
     scores_of,
+    sets_of,
 )
-from assay.metrics.scores.classes import row_nll, softmax
+from assay.metrics.scores.classes import softmax
 from assay.shapes import Float, Int, Shaped
 
 _NUM_SUBSETS = 32
-
-
-_NUM_POINTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +118,10 @@ def summarise(predictions: pa.Table, split: str, temperature: float = 1.0) -> Su
         PredictionsError: The table fails `check`, or has no row of that set.
     """
     check(predictions)
-    rows = predictions.filter(pc.equal(predictions["split"], split))
+    rows = rows_of(predictions, split)
     if not rows.num_rows:
-        present = ", ".join(sorted(predictions["split"].unique().to_pylist()))
         raise PredictionsError(
-            f"No prediction belongs to split {split!r}; the table holds: {present}."
+            f"No prediction belongs to split {split!r}; the table holds: {', '.join(sets_of(predictions))}."
         )
     name, scores, weights = scores_of(rows)
     group = np.unique(rows["group"].to_numpy(), return_inverse=True)[1]
@@ -132,15 +129,17 @@ def summarise(predictions: pa.Table, split: str, temperature: float = 1.0) -> Su
         column.removeprefix("domain."): _by_value(scores, weights, group, rows[column].to_numpy())
         for column in domain_columns(rows)
     }
-    found = [(column, value) for column, estimates in domains.items() for value in estimates]
-    own = _classification(rows, group, temperature) if is_classification(rows) else {}
+    columns_and_values = [(column, value) for column in domains for value in domains[column]]
+    by_class = _by_class(rows, group, temperature) if is_classification(rows) else {}
     return Summary(
         num=rows.num_rows,
         num_groups=int(group.max()) + 1,
-        metrics={name: interval(scores, group, weights=weights)} | own.pop("metrics", {}),
+        metrics={name: interval(scores, group, weights=weights)} | by_class.pop("metrics", {}),
         domains=domains,
-        worst_domain=min(found, key=lambda key: domains[key[0]][key[1]].value, default=None),
-        **own,
+        worst_domain=min(
+            columns_and_values, key=lambda pair: domains[pair[0]][pair[1]].value, default=None
+        ),
+        **by_class,
     )
 
 
@@ -150,41 +149,37 @@ def _by_value(
     group: Int[np.ndarray, " num"],
     column: Shaped[np.ndarray, " num"],
 ) -> dict[str, Estimate]:
-    """The main score of each value of a column; values without weight are left out."""
-    return {
-        str(value): interval(scores[own], group[own], weights=weights[own])
-        for value in np.unique(column)
-        if weights[own := column == value].any()
-    }
+    """Estimate the main score of each value of a column that has weight."""
+    estimates = {}
+    for value in np.unique(column):
+        rows = column == value
+        if weights[rows].any():
+            estimates[str(value)] = interval(scores[rows], group[rows], weights=weights[rows])
+    return estimates
 
 
-def _classification(
-    rows: pa.Table, group: Int[np.ndarray, " num"], temperature: float
-) -> dict[str, Any]:
-    """The fields of a summary that only classes have."""
+def _by_class(rows: pa.Table, group: Int[np.ndarray, " num"], temperature: float) -> dict[str, Any]:
+    """Return the fields of a summary that only classes have, and the metrics that only they have."""
     logits, truth, names = logits_of(rows), rows["truth"].to_numpy(), class_names(rows)
-    said, num_classes = logits.argmax(axis=1), len(names)
-    probs = softmax(logits.astype(np.float64) / temperature)
-    confusion = np.zeros((num_classes, num_classes), dtype=int)
-    np.add.at(confusion, (truth, said), 1)
+    answers = logits.argmax(axis=1)
+    confidence = softmax(logits.astype(np.float64) / temperature).max(axis=1)
+    confusion = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(confusion, (truth, answers), 1)
+    classes = {
+        name: {
+            "num": int((truth == i).sum()),
+            "recall": share_of(answers == i, truth == i, group),
+            "precision": share_of(truth == i, answers == i, group),
+        }
+        for i, name in enumerate(names)
+    }
     return {
-        "metrics": _metrics(logits, truth, said, group),
-        "classes": {
-            name: {
-                "num": int((truth == i).sum()),
-                "recall": _share(said == i, truth == i, group),
-                "precision": _share(truth == i, said == i, group),
-            }
-            for i, name in enumerate(names)
-        },
+        "metrics": _metrics(logits, truth, answers, group),
+        "classes": classes,
         "confusion": confusion.tolist(),
-        "families": {
-            column.removeprefix("domain."): _family(family, truth, said, group)
-            for column in domain_columns(rows)
-            if (family := _families(rows[column].to_numpy(), truth, num_classes)) is not None
-        },
-        "reliability": _reliability(probs.max(axis=1), said == truth, group),
-        "risk_coverage": _risk_coverage(probs.max(axis=1), said != truth, group),
+        "families": _families(rows, truth, answers, group),
+        "reliability": reliability(confidence, answers == truth, group),
+        "risk_coverage": risk_coverage(confidence, answers != truth, group),
         "views": _views(logits, truth, group),
     }
 
@@ -192,37 +187,33 @@ def _classification(
 def _metrics(
     logits: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],
-    said: Int[np.ndarray, " num"],
+    answers: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
 ) -> dict[str, Estimate | None]:
-    pooled: dict[str, Estimate | None] = {"group_accuracy": None, "vote_accuracy": None}
+    metrics: dict[str, Estimate | None] = {"group_accuracy": None, "vote_accuracy": None}
     if not is_mixed(truth, group):
         mean, vote, group_truth = by_group(logits, truth, group)
         units = np.arange(len(group_truth))
-        for key, answers in zip(pooled, (mean.argmax(axis=1), vote), strict=True):
-            pooled[key] = interval((answers == group_truth).astype(float), units)
-    lost = row_nll(logits, truth)
-    # there is no worst loss, but an interval needs a range: that of what was seen
-    most = float(max(lost.max(), math.log(logits.shape[1])))
-    eye = np.eye(logits.shape[1])
-    counts = np.concatenate([eye[truth] * (said == truth)[:, None], eye[truth] + eye[said]], axis=1)
-    return pooled | {
+        for key, pooled in zip(metrics, (mean.argmax(axis=1), vote), strict=True):
+            metrics[key] = interval((pooled == group_truth).astype(float), units)
+    true, answered = np.eye(logits.shape[1])[truth], np.eye(logits.shape[1])[answers]
+    counts = np.concatenate([true * (answers == truth)[:, None], true + answered], axis=1)
+    return metrics | {
         "macro_f1": interval_of(counts, group, _macro_f1),
-        "nll": interval(lost, group, highest=most),
+        "nll": estimate_nll(logits, truth, group),
         "ece": ece(softmax(logits), truth, group),
     }
 
 
 def _macro_f1(sums: Float[np.ndarray, "draws parts"]) -> Float[np.ndarray, " draws"]:
-    """From right answers by class, and true plus said by class; classes without either left out."""
+    """Average F1 over classes, from right answers by class, and true plus answered by class.
+
+    Classes without either are left out.
+    """
     right, either = np.split(sums, 2, axis=1)
     with np.errstate(invalid="ignore"):
         f1: np.ndarray = np.nanmean(2 * right / either, axis=1)
     return f1
-
-
-def _share(hits: np.ndarray, among: np.ndarray, group: Int[np.ndarray, " num"]) -> Estimate | None:
-    return interval(hits[among].astype(float), group[among]) if among.any() else None
 
 
 def is_mixed(truth: Int[np.ndarray, " num"], group: Shaped[np.ndarray, " num"]) -> bool:
@@ -233,9 +224,29 @@ def is_mixed(truth: Int[np.ndarray, " num"], group: Shaped[np.ndarray, " num"]) 
 
 
 def _families(
+    rows: pa.Table,
+    truth: Int[np.ndarray, " num"],
+    answers: Int[np.ndarray, " num"],
+    group: Int[np.ndarray, " num"],
+) -> dict[str, dict[str, Estimate | None]]:
+    """Estimate, by column that names families, their accuracy and the share of errors within them."""
+    num_classes = len(class_names(rows))
+    estimates = {}
+    for column in domain_columns(rows):
+        family = _family_of_class(rows[column].to_numpy(), truth, num_classes)
+        if family is not None:
+            same = family[truth] == family[answers]
+            estimates[column.removeprefix("domain.")] = {
+                "accuracy": interval(same.astype(float), group),
+                "within": share_of(same, answers != truth, group),
+            }
+    return estimates
+
+
+def _family_of_class(
     column: Shaped[np.ndarray, " num"], truth: Int[np.ndarray, " num"], num_classes: int
 ) -> Int[np.ndarray, " classes"] | None:
-    """The family of each class (-1: of a class that is absent), if the column says families.
+    """Return the family of each class (-1: of a class that is absent), if the column names families.
 
     It does if all rows of a class have one value, some classes share theirs, and not all do.
     """
@@ -249,82 +260,24 @@ def _families(
     return family
 
 
-def _family(
-    family: Int[np.ndarray, " classes"],
-    truth: Int[np.ndarray, " num"],
-    said: Int[np.ndarray, " num"],
-    group: Int[np.ndarray, " num"],
-) -> dict[str, Estimate | None]:
-    same = family[truth] == family[said]
-    return {
-        "accuracy": interval(same.astype(float), group),
-        "within": _share(same, said != truth, group),
-    }
-
-
-def _reliability(
-    confidence: Float[np.ndarray, " num"], hits: np.ndarray, group: Int[np.ndarray, " num"]
-) -> list[dict[str, Any]]:
-    edges = np.linspace(0, 1, 11)
-    bins = np.ceil(confidence * 10).astype(int).clip(1, 10) - 1
-    return [
-        {
-            "low": float(edges[i]), "high": float(edges[i + 1]), "num": int(own.sum()),
-            "confidence": float(confidence[own].mean()), "accuracy": _share(hits, own, group),
-        }
-        for i in range(10) if (own := bins == i).any()
-    ]  # fmt: skip
-
-
-def _risk_coverage(
-    confidence: Float[np.ndarray, " num"], missed: np.ndarray, group: Int[np.ndarray, " num"]
-) -> dict[str, Any]:
-    """The share of errors among the most confident rows, for each share of rows.
-
-    Source: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, 2017.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    missed, group = missed[order].astype(float), group[order]
-    ends = np.append(np.flatnonzero(np.diff(confidence[order])), len(order) - 1)
-    risk = np.cumsum(missed)[ends] / (ends + 1)
-
-    def area(drawn: Float[np.ndarray, " groups"]) -> float:
-        """The mean over rows of the risk of all rows at least as confident."""
-        weights = drawn[group]
-        rows, errors = np.cumsum(weights)[ends], np.cumsum(weights * missed)[ends]
-        own = np.diff(rows, prepend=0.0)
-        return float((own * errors / np.maximum(rows, 1e-12)).sum() / rows[-1])
-
-    kept = np.unique(np.linspace(0, len(ends) - 1, _NUM_POINTS).round().astype(int))
-    return {
-        "coverage": ((ends + 1) / len(order))[kept].tolist(),
-        "risk": risk[kept].tolist(),
-        "aurc": interval_by(area, len(order), int(group.max()) + 1),
-    }
-
-
 def _views(
     logits: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
 ) -> list[dict[str, Any]]:
-    """Accuracy by number of views; the same groups at each: those with the median number or more."""
+    """Estimate accuracy by number of views, of the groups that have the median number or more."""
     if is_mixed(truth, group):
         return []
     sizes = np.bincount(group)
     most = int(np.median(sizes))
-    kept = np.flatnonzero(sizes >= most)
+    large = np.flatnonzero(sizes >= most)
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
     rng = np.random.default_rng(0)
-    return [
-        {
-            "views": num,
-            "accuracy": interval(
-                np.array([_hits_of_views(logits, truth, members[g], num, rng) for g in kept]), kept
-            ),
-        }
-        for num in range(1, most + 1)
-    ]
+    views = []
+    for num in range(1, most + 1):
+        shares = [_hits_of_views(logits, truth, members[i], num, rng) for i in large]
+        views.append({"views": num, "accuracy": interval(np.array(shares), large)})
+    return views
 
 
 def _hits_of_views(
@@ -334,7 +287,7 @@ def _hits_of_views(
     num: int,
     rng: np.random.Generator,
 ) -> float:
-    """Share of right answers of the mean logits of all, or of 32 random, subsets of some views."""
+    """Return the share of right answers of the mean logits of all, or 32 random, subsets of views."""
     if math.comb(len(rows), num) <= _NUM_SUBSETS:
         subsets = np.array(list(combinations(rows, num)))
     else:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from assay.errors import PredictionsError
+from assay.metrics.estimate import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,20 @@ class Series:
     high: list[float] | None = None
     """Upper ends of their intervals."""
 
+    @classmethod
+    def from_estimates(cls, x: list[float] | list[str], estimates: Sequence[Estimate]) -> "Series":
+        """Take the values and their intervals from estimates."""
+        return cls(
+            x=x,
+            y=[estimate.value for estimate in estimates],
+            low=[estimate.low for estimate in estimates],
+            high=[estimate.high for estimate in estimates],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What is drawn.
+    """What is drawn, as numbers and words.
 
     Raises:
         PredictionsError: there is nothing to draw, lengths differ, or a value is not finite.
@@ -84,5 +95,5 @@ class Figure:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Figure":
         """Rebuild a figure from `to_dict`'s values."""
-        series = {name: Series(**own) for name, own in values["series"].items()}
+        series = {name: Series(**fields) for name, fields in values["series"].items()}
         return cls(**{**values, "series": series})

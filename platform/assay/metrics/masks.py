@@ -30,24 +30,25 @@ from assay.errors import PredictionsError
 from assay.levels import LEVELS, level_probs, threshold_prob
 from assay.metrics.estimate import Estimate, interval, interval_of
 from assay.metrics.figure import Figure, Series
+from assay.metrics.predictions import rows_of, sets_of
 from assay.metrics.scores.masks import SIZE_NAMES
 from assay.shapes import Float, Int
 
 
 def judged_kind(predictions: pa.Table) -> str:
-    """The kind of mask that is judged by: truth where it is known, else label."""
+    """Return the kind of mask that is judged by: truth where there is one, else label."""
     return "truth" if "pixels_truth" in predictions.column_names else "label"
 
 
 def kinds_of(predictions: pa.Table) -> list[str]:
-    """The kinds of masks that were counted against."""
+    """Return the kinds of masks that were counted against."""
     return [kind for kind in ("label", "truth") if f"pixels_{kind}" in predictions.column_names]
 
 
 def counts_of(
     predictions: pa.Table, kind: str, thresholds: Sequence[int]
 ) -> Float[np.ndarray, "layers classes 3"]:
-    """Pixels by layer and class: marked rightly, marked wrongly, missed."""
+    """Count pixels by layer and class: marked rightly, marked wrongly, missed."""
     pixels = _column(predictions, f"pixels_{kind}", (len(thresholds), 2, LEVELS))
     reaches = np.arange(LEVELS) >= np.array(thresholds)[:, None]
     outside, inside = pixels[:, :, 0], pixels[:, :, 1]
@@ -58,7 +59,7 @@ def counts_of(
 def curve_of(
     predictions: pa.Table, kind: str, num_classes: int
 ) -> tuple[Float[np.ndarray, "classes levels"], Float[np.ndarray, "classes levels"]]:
-    """Precision and recall of each class at every threshold; precision is 1 where nothing is marked."""
+    """Return precision (1 where nothing is marked) and recall of each class at every threshold."""
     pixels = _column(predictions, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(0)
     outside, inside = np.moveaxis(pixels[..., ::-1].cumsum(-1)[..., ::-1], 1, 0)
     marked, total = outside + inside, inside[:, :1]
@@ -68,12 +69,12 @@ def curve_of(
 
 
 def fit_thresholds(predictions: pa.Table, num_classes: int, least_recall: float) -> list[int]:
-    """The threshold of each class by val, from level 1 up; see the module's docstring.
+    """Choose the threshold of each class on val, from level 1 up; see the module's docstring.
 
     Raises:
         PredictionsError: the masks of val hold no pixel of a class.
     """
-    val = predictions.filter(pc.equal(predictions["split"], "val"))
+    val = rows_of(predictions, "val")
     pixels = _column(val, "pixels_label", (num_classes, 2, LEVELS)).sum((0, 3))
     empty = np.flatnonzero(pixels[:, 1] == 0)
     if len(empty):
@@ -85,8 +86,8 @@ def fit_thresholds(predictions: pa.Table, num_classes: int, least_recall: float)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     chosen = []
     for i in range(num_classes):
-        kept = np.flatnonzero(recall[i, 1:] >= least_recall) + 1
-        best = kept[-1] if least_recall and len(kept) else 1 + f1[i, 1:].argmax()
+        enough = np.flatnonzero(recall[i, 1:] >= least_recall) + 1
+        best = enough[-1] if least_recall and len(enough) else 1 + f1[i, 1:].argmax()
         chosen.append(int(best))
     return chosen
 
@@ -96,36 +97,33 @@ def score(predictions: pa.Table, thresholds: Sequence[int]) -> pa.Table:
     counts = counts_of(predictions, judged_kind(predictions), thresholds).sum(1)
     union = counts.sum(-1)
     iou = np.divide(counts[:, 0], union, out=np.ones_like(union), where=union > 0)
-    kept = [n for n in predictions.column_names if n not in ("score", "weight")]
-    table = predictions.select(kept).append_column("score", pa.array(iou))
+    names = [name for name in predictions.column_names if name not in ("score", "weight")]
+    table = predictions.select(names).append_column("score", pa.array(iou))
     table = table.append_column("weight", pa.array(union))
     notes = {b"score": b"iou", b"thresholds": json.dumps(list(thresholds)).encode()}
     return table.replace_schema_metadata((predictions.schema.metadata or {}) | notes)
 
 
 def thresholds_of(predictions: pa.Table) -> list[int]:
-    """The thresholds that a scored table names."""
+    """Return the thresholds that a scored table names."""
     return list(json.loads(predictions.schema.metadata[b"thresholds"]))
 
 
 def findings(
     predictions: pa.Table, classes: Sequence[str]
 ) -> tuple[dict[str, dict[str, Estimate]], list[Figure]]:
-    """Measures by set beyond the micro IoU, and figures of the test sets, of a scored table."""
+    """Measure each set of a scored table beyond the micro IoU, and draw the figures of the test sets."""
     thresholds = thresholds_of(predictions)
-    sets = sorted(predictions["split"].unique().to_pylist())
-    of = {name: predictions.filter(pc.equal(predictions["split"], name)) for name in sets}
-    metrics = {name: _measures(rows, classes, thresholds) for name, rows in of.items()}
-    figures = [
-        figure
-        for name, rows in of.items()
-        if name.startswith("test")
-        for figure in (
-            _curve_figure(rows, name, classes, thresholds), _size_figure(rows, name, thresholds),
-            _calibration_figure(rows, name, len(classes)),
-        )
-        if figure is not None
-    ]  # fmt: skip
+    metrics: dict[str, dict[str, Estimate]] = {}
+    figures: list[Figure] = []
+    for name in sets_of(predictions):
+        rows = rows_of(predictions, name)
+        metrics[name] = _measures(rows, classes, thresholds)
+        if name.startswith("test"):
+            sizes = _size_figure(rows, name, thresholds)
+            figures.append(_curve_figure(rows, name, classes, thresholds))
+            figures += [sizes] if sizes else []
+            figures.append(_calibration_figure(rows, name, len(classes)))
     return metrics, figures
 
 
@@ -135,45 +133,42 @@ def _measures(
     kind, group = judged_kind(rows), rows["group"].to_numpy()
     counts = counts_of(rows, kind, thresholds)
     sums = counts.sum(1)
-    found = {
-        "pixel_precision": interval_of(sums, group, lambda s: _ratio(s[:, 0], s[:, 0] + s[:, 1])),
-        "pixel_recall": interval_of(sums, group, lambda s: _ratio(s[:, 0], s[:, 0] + s[:, 2])),
-        "pixel_f1": interval_of(sums, group, lambda s: _ratio(2 * s[:, 0], 2 * s[:, 0] + s[:, 1] + s[:, 2])),
+    estimates = {
+        "pixel_precision": interval_of(sums, group, _precision),
+        "pixel_recall": interval_of(sums, group, _recall),
+        "pixel_f1": interval_of(sums, group, _f1),
         "layer_iou": interval(rows["score"].to_numpy(), group),
-    }  # fmt: skip
+    }
     for other in kinds_of(rows):
         if other != kind:
-            theirs = counts_of(rows, other, thresholds).sum(1)
-            found[f"iou_with_{other}"] = interval_of(theirs, group, _iou)
+            other_sums = counts_of(rows, other, thresholds).sum(1)
+            estimates[f"iou_with_{other}"] = interval_of(other_sums, group, _iou)
     if len(classes) > 1:
         for i, name in enumerate(classes):
             if counts[:, i].any():
-                found[f"iou_{name}"] = interval_of(counts[:, i], group, _iou)
-    return found | _component_measures(rows, group, kind, thresholds) | {
-        "pixel_ece": interval_of(_by_level(rows, kind, len(classes)), group, _ece)
-    }  # fmt: skip
+                estimates[f"iou_{name}"] = interval_of(counts[:, i], group, _iou)
+    estimates |= _component_measures(rows, group, kind, thresholds)
+    by_level = _by_level(rows, kind, len(classes))
+    return estimates | {"pixel_ece": interval_of(by_level, group, _ece)}
 
 
 def _component_measures(
     rows: pa.Table, group: np.ndarray, kind: str, thresholds: Sequence[int]
 ) -> dict[str, Estimate]:
-    num, found, alarms = _component_counts(rows, kind, thresholds)
-    measures = {}
-    for name, own in [
-        ("", slice(None)),
-        *((f"_{n}", slice(i, i + 1)) for i, n in enumerate(SIZE_NAMES)),
-    ]:
-        parts = np.stack([found[:, own].sum(1), num[:, own].sum(1)], axis=1)
-        if parts[:, 1].any():
-            key = f"component_recall{name.replace(' ', '_')}"
-            measures[key] = interval_of(parts, group, lambda s: _ratio(s[:, 0], s[:, 1]))
+    num, hits, alarms = _component_counts(rows, kind, thresholds)
+    estimates = {}
+    if num.any():
+        estimates["component_recall"] = _share_of_sums(hits.sum(1), num.sum(1), group)
+    for i, name in enumerate(SIZE_NAMES):
+        if num[:, i].any():
+            key = f"component_recall_{name.replace(' ', '_')}"
+            estimates[key] = _share_of_sums(hits[:, i], num[:, i], group)
     clean = num.sum(1) == 0
     if clean.any():
-        most = float(max(alarms[clean].max(), 1))
-        measures["false_alarms_per_clean_layer"] = interval(
-            alarms[clean], group[clean], highest=most
+        estimates["false_alarms_per_clean_layer"] = interval(
+            alarms[clean], group[clean], highest=float(max(alarms[clean].max(), 1))
         )
-    return measures
+    return estimates
 
 
 def _component_counts(
@@ -183,18 +178,33 @@ def _component_counts(
     Float[np.ndarray, "layers sizes"],
     Float[np.ndarray, " layers"],
 ]:
-    """Components, those found, and false alarms of each layer, summed over classes."""
-    sizes, each = len(SIZE_NAMES), np.arange(len(thresholds))
-    num = _column(rows, f"components_{kind}", (len(thresholds), sizes))
-    found = _column(rows, f"found_{kind}", (len(thresholds), sizes, LEVELS))
+    """Count components, those found, and false alarms of each layer, summed over classes."""
+    num_sizes, each, at = len(SIZE_NAMES), np.arange(len(thresholds)), np.array(thresholds)
+    num = _column(rows, f"components_{kind}", (len(thresholds), num_sizes))
+    hits = _column(rows, f"found_{kind}", (len(thresholds), num_sizes, LEVELS))
     alarms = _column(rows, f"alarms_{kind}", (len(thresholds), LEVELS))
-    at = np.array(thresholds)
-    return num.sum(1), found[:, each, :, at].sum(0), alarms[:, each, at].sum(1)
+    return num.sum(1), hits[:, each, :, at].sum(0), alarms[:, each, at].sum(1)
+
+
+def _share_of_sums(part: np.ndarray, whole: np.ndarray, group: np.ndarray) -> Estimate:
+    return interval_of(np.stack([part, whole], axis=1), group, lambda s: _ratio(s[:, 0], s[:, 1]))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Shares of sums; 1 where there is nothing to share, as where nothing was marked or is to be found."""
+    """Return shares of sums; 1 where there is nothing to share: nothing marked, or nothing to find."""
     return np.divide(part, whole, out=np.ones_like(part, dtype=float), where=whole > 0)
+
+
+def _precision(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
+    return _ratio(sums[:, 0], sums[:, 0] + sums[:, 1])
+
+
+def _recall(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
+    return _ratio(sums[:, 0], sums[:, 0] + sums[:, 2])
+
+
+def _f1(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
+    return _ratio(2 * sums[:, 0], 2 * sums[:, 0] + sums[:, 1] + sums[:, 2])
 
 
 def _iou(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
@@ -204,13 +214,13 @@ def _iou(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
 def _by_level(
     rows: pa.Table, kind: str, num_classes: int
 ) -> Float[np.ndarray, "layers two_levels"]:
-    """Pixels inside, then all, by level, summed over classes."""
+    """Count pixels inside the masks, then all, by level, summed over classes."""
     pixels = _column(rows, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(1)
     return np.concatenate([pixels[:, 1], pixels.sum(1)], axis=1)
 
 
 def _ece(sums: Float[np.ndarray, "draws two_levels"]) -> Float[np.ndarray, " draws"]:
-    """Expected calibration error over the levels."""
+    """Return the expected calibration error over the levels."""
     inside, every = np.split(sums, 2, axis=1)
     gaps = np.abs(inside - every * level_probs())
     error: np.ndarray = gaps.sum(1) / every.sum(1)
@@ -229,46 +239,57 @@ def _curve_figure(
 ) -> Figure:
     precision, recall = curve_of(rows, judged_kind(rows), len(classes))
     series = {
-        own: Series(x=recall[i, ::-1].tolist(), y=precision[i, ::-1].tolist())
-        for i, own in enumerate(classes)
+        class_name: Series(x=recall[i, ::-1].tolist(), y=precision[i, ::-1].tolist())
+        for i, class_name in enumerate(classes)
     }
     at = thresholds[0]
     probs = ", ".join(f"{threshold_prob(level):.2f}" for level in thresholds)
+    of_class = f" for {classes[0]}" if len(classes) > 1 else ""
     return Figure(
-        title=f"Precision over recall of pixels, {name}", kind="line", x="recall", y="precision",
-        x_range=[0.0, 1.0], y_range=[0.0, 1.0], series=series,
+        title=f"Precision over recall of pixels, {name}",
+        kind="line",
+        x="recall",
+        y="precision",
+        x_range=[0.0, 1.0],
+        y_range=[0.0, 1.0],
+        series=series,
         chosen=[float(recall[0, at]), float(precision[0, at])],
-        caption=f"n = {rows.num_rows} layers. Ring: the threshold that val chose{'' if len(classes) == 1 else f' for {classes[0]}'} (probability {probs}).",
-    )  # fmt: skip
+        caption=f"n = {rows.num_rows} layers. Ring: the threshold that val chose{of_class} (probability {probs}).",
+    )
 
 
 def _size_figure(rows: pa.Table, name: str, thresholds: Sequence[int]) -> Figure | None:
-    kind, group = judged_kind(rows), rows["group"].to_numpy()
-    num, found, _ = _component_counts(rows, kind, thresholds)
+    num, hits, _ = _component_counts(rows, judged_kind(rows), thresholds)
     present = np.flatnonzero(num.sum(0))
     if not len(present):
         return None
-    each = [
-        interval_of(np.stack([found[:, i], num[:, i]], axis=1), group, lambda s: _ratio(s[:, 0], s[:, 1]))
-        for i in present
-    ]  # fmt: skip
-    shown = ", ".join(f"{int(num[:, i].sum())} of {SIZE_NAMES[i]}" for i in present)
+    group = rows["group"].to_numpy()
+    estimates = [_share_of_sums(hits[:, i], num[:, i], group) for i in present]
+    sizes = ", ".join(f"{int(num[:, i].sum())} of {SIZE_NAMES[i]}" for i in present)
     return Figure(
-        title=f"Defects found by size, {name}", kind="bar", x="share found", y="area (pixels)", x_range=[0.0, 1.0],
-        series={"found": Series(
-            x=[SIZE_NAMES[i] for i in present], y=[e.value for e in each], low=[e.low for e in each], high=[e.high for e in each],
-        )},
-        caption=f"Found: at least half of its pixels are marked. n = {shown}; whiskers: 95 % over groups.",
-    )  # fmt: skip
+        title=f"Defects found by size, {name}",
+        kind="bar",
+        x="share found",
+        y="area (pixels)",
+        x_range=[0.0, 1.0],
+        series={"found": Series.from_estimates([SIZE_NAMES[i] for i in present], estimates)},
+        caption=f"Found: at least half of its pixels are marked. n = {sizes}; whiskers: 95 % over groups.",
+    )
 
 
 def _calibration_figure(rows: pa.Table, name: str, num_classes: int) -> Figure:
     sums = _by_level(rows, judged_kind(rows), num_classes).sum(0)
     inside, every = np.split(sums, 2)
-    kept: Int[np.ndarray, " levels"] = np.flatnonzero(every)
+    present: Int[np.ndarray, " levels"] = np.flatnonzero(every)
+    shares = inside[present] / every[present]
     return Figure(
-        title=f"Reliability of pixels, {name}", kind="points", x="predicted probability", y="share inside the mask",
-        x_range=[0.0, 1.0], y_range=[0.0, 1.0], diagonal=True,
-        series={"level": Series(x=level_probs()[kept].tolist(), y=(inside[kept] / every[kept]).tolist())},
+        title=f"Reliability of pixels, {name}",
+        kind="points",
+        x="predicted probability",
+        y="share inside the mask",
+        x_range=[0.0, 1.0],
+        y_range=[0.0, 1.0],
+        diagonal=True,
+        series={"level": Series(x=level_probs()[present].tolist(), y=shares.tolist())},
         caption=f"n = {int(every.sum())} pixels of {rows.num_rows} layers, by level of the logit.",
-    )  # fmt: skip
+    )

@@ -24,7 +24,7 @@ _SUM_TOLERANCE = 1e-3
 
 
 def check(predictions: pa.Table) -> None:
-    """Makes sure that a predictions table can be judged.
+    """Make sure that a predictions table can be judged.
 
     Raises:
         PredictionsError: A column is missing, of another type or holds nulls; there is no row; an
@@ -48,26 +48,27 @@ def check(predictions: pa.Table) -> None:
 
 
 def is_classification(predictions: pa.Table) -> bool:
-    """Returns whether rows bear classes; else they bear scores."""
+    """Return whether rows bear classes; else they bear scores."""
     return "score" not in predictions.column_names
 
 
 def _check_columns(predictions: pa.Table) -> None:
+    names = set(predictions.column_names)
     strings = ["id", "split", "group", *domain_columns(predictions)]
-    wanted = {name: "string" for name in strings}
+    kinds = dict.fromkeys(strings, "string")
     if is_classification(predictions):
-        wanted |= {"truth": "signed integer", _answers(predictions): "list of floats"}
+        kinds |= {"truth": "signed integer", _answer_column(predictions): "list of floats"}
     else:
-        wanted |= {name: "float" for name in ("score", "weight") if name in _names(predictions)}
-    missing = sorted(wanted.keys() - _names(predictions))
+        kinds |= {name: "float" for name in ("score", "weight") if name in names}
+    missing = sorted(kinds.keys() - names)
     if missing:
         raise PredictionsError(
             f"The predictions table lacks {', '.join(missing)}; it needs id, split, group, and "
             f"truth and logits, or score."
         )
-    types = {name: predictions.schema.field(name).type for name in wanted}
+    types = {name: predictions.schema.field(name).type for name in kinds}
     wrong = [
-        f"{name} is {found}" for name, found in types.items() if not _KINDS[wanted[name]](found)
+        f"{name} is {type_}" for name, type_ in types.items() if not _KINDS[kinds[name]](type_)
     ]
     if wrong:
         raise PredictionsError(
@@ -87,19 +88,17 @@ def _is_floats(kind: pa.DataType) -> bool:
 
 
 _KINDS = {
-    "string": pa.types.is_string, "signed integer": pa.types.is_signed_integer,
-    "float": pa.types.is_floating, "list of floats": _is_floats,
-}  # fmt: skip
+    "string": pa.types.is_string,
+    "signed integer": pa.types.is_signed_integer,
+    "float": pa.types.is_floating,
+    "list of floats": _is_floats,
+}
 
 
-def _names(predictions: pa.Table) -> set[str]:
-    return set(predictions.column_names)
-
-
-def _answers(predictions: pa.Table) -> str:
-    """The column that answers stand in."""
-    has_probs = "probs" in _names(predictions) and "logits" not in _names(predictions)
-    return "probs" if has_probs else "logits"
+def _answer_column(predictions: pa.Table) -> str:
+    """Return the column that answers stand in."""
+    names = predictions.column_names
+    return "probs" if "probs" in names and "logits" not in names else "logits"
 
 
 def _check_scores(predictions: pa.Table) -> None:
@@ -129,7 +128,7 @@ def _check_values(predictions: pa.Table) -> None:
             f"The column truth runs from {truth.min()} to {truth.max()}, but {num_classes} classes "
             f"are named: allowed are 0 to {num_classes - 1}."
         )
-    answers = _answers(predictions)
+    answers = _answer_column(predictions)
     if not pc.all(pc.equal(pc.list_value_length(predictions[answers]), num_classes)).as_py():
         raise PredictionsError(
             f"Some rows do not have one of the {answers} for each of the {num_classes} classes; "
@@ -156,7 +155,7 @@ def _check_probs(probs: Float[np.ndarray, "num classes"]) -> None:
 
 
 def refuse_strangers(predictions: pa.Table, split: pa.Table) -> None:
-    """Makes sure that what is judged is what the run's split holds, each set whole.
+    """Make sure that what is judged is what the run's split holds, each set whole.
 
     Args:
         predictions: A table that passes `check`.
@@ -167,45 +166,49 @@ def refuse_strangers(predictions: pa.Table, split: pa.Table) -> None:
             file's content in two sets; or predictions of a set lack rows, have strangers (rows of
             train, say), or other groups.
     """
-    rows = [row for row in split.select(["id", "group", "split", "content"]).to_pylist()]
+    rows = split.select(["id", "group", "split", "content"]).to_pylist()
+    _refuse_leaks(rows)
+    drawn = {row["id"]: (row["split"], row["group"]) for row in rows}
+    predicted = {
+        row["id"]: (row["split"], row["group"])
+        for row in predictions.select(["id", "split", "group"]).to_pylist()
+    }
+    strangers = sorted(name for name, pair in predicted.items() if drawn.get(name) != pair)
+    if strangers:
+        first = strangers[0]
+        expected = drawn[first][0] if first in drawn else "no set"
+        raise PredictionsError(
+            f"{len(strangers)} of {len(predicted)} predicted rows are not those of their set, first "
+            f"{first!r}: predicted as {predicted[first][0]}, it is of {expected} in the run's split (or of "
+            f"another group); predict the sets as they were drawn."
+        )
+    sets = {name for name, _ in predicted.values()}
+    missing = sorted(id_ for id_, pair in drawn.items() if pair[0] in sets and id_ not in predicted)
+    if missing:
+        raise PredictionsError(
+            f"{len(missing)} rows have no prediction, first {missing[0]!r} of "
+            f"{drawn[missing[0]][0]}; a set is judged whole: predict it again."
+        )
+
+
+def _refuse_leaks(rows: list[dict[str, str]]) -> None:
+    """Refuse a group on two sides of the split, or a file's content in two sets."""
     for key in ("group", "content"):
         sides: dict[str, str] = {}
         for row in rows:
             side = row["split"]
+            # a part seen under several values may be in test_seen and test_unseen
             if key == "group" and side.startswith("test"):
-                side = (
-                    "test"  # a part seen under several values may be in test_seen and test_unseen
-                )
+                side = "test"
             if side != "dropped" and sides.setdefault(row[key], side) != side:
                 raise PredictionsError(
                     f"The {key} {row[key]!r} is in {sides[row[key]]} and in {row['split']}, so no "
                     f"number on them would be true; draw the split again."
                 )
-    expected = {row["id"]: (row["split"], row["group"]) for row in rows}
-    found = {
-        row["id"]: (row["split"], row["group"])
-        for row in predictions.select(["id", "split", "group"]).to_pylist()
-    }
-    strangers = sorted(name for name, place in found.items() if expected.get(name) != place)
-    if strangers:
-        first = strangers[0]
-        place = expected[first][0] if first in expected else "no set"
-        raise PredictionsError(
-            f"{len(strangers)} of {len(found)} predicted rows are not those of their set, first "
-            f"{first!r}: predicted as {found[first][0]}, it is of {place} in the run's split (or of "
-            f"another group); predict the sets as they were drawn."
-        )
-    sets = {place[0] for place in found.values()}
-    missing = sorted(n for n, place in expected.items() if place[0] in sets and n not in found)
-    if missing:
-        raise PredictionsError(
-            f"{len(missing)} rows have no prediction, first {missing[0]!r} of "
-            f"{expected[missing[0]][0]}; a set is judged whole: predict it again."
-        )
 
 
 def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Returns two tables of the same rows, both in the order of their ids.
+    """Return two tables of the same rows, both in the order of their ids.
 
     Raises:
         PredictionsError: Either table fails `check`, or their rows or classes are not the same.
@@ -240,8 +243,18 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
     return a, b
 
 
+def sets_of(predictions: pa.Table) -> list[str]:
+    """Return the names of the sets that have rows, sorted."""
+    return sorted(predictions["split"].unique().to_pylist())
+
+
+def rows_of(predictions: pa.Table, name: str) -> pa.Table:
+    """Return the rows of one set."""
+    return predictions.filter(pc.equal(predictions["split"], name))
+
+
 def class_names(predictions: pa.Table) -> list[str]:
-    """Returns the names of the classes, in the order of the logits.
+    """Return the names of the classes, in the order of the logits.
 
     Raises:
         PredictionsError: The metadata does not name them.
@@ -256,13 +269,13 @@ def class_names(predictions: pa.Table) -> list[str]:
 
 
 def domain_columns(predictions: pa.Table) -> list[str]:
-    """Returns the names of the domain columns, with their prefix."""
+    """Return the names of the domain columns, with their prefix."""
     return [name for name in predictions.column_names if name.startswith("domain.")]
 
 
 def logits_of(predictions: pa.Table) -> Float[np.ndarray, "num classes"]:
-    """Returns the logits of all rows, or the logarithms of their probs (at least 1e-12)."""
-    if _answers(predictions) == "probs":
+    """Return the logits of all rows, or the logarithms of their probs (at least 1e-12)."""
+    if _answer_column(predictions) == "probs":
         log_probs: np.ndarray = np.log(np.maximum(_lists(predictions, "probs"), 1e-12))
         return log_probs
     return _lists(predictions, "logits")
@@ -271,13 +284,13 @@ def logits_of(predictions: pa.Table) -> Float[np.ndarray, "num classes"]:
 def scores_of(
     predictions: pa.Table,
 ) -> tuple[str, Float[np.ndarray, " num"], Float[np.ndarray, " num"]]:
-    """Returns the main score: its name, each row's, and each row's weight; hits for classes."""
+    """Return the main score: its name, each row's, and each row's weight; hits for classes."""
     if is_classification(predictions):
         truth: np.ndarray = predictions["truth"].to_numpy()
         hits = (logits_of(predictions).argmax(axis=1) == truth).astype(np.float64)
         return "accuracy", hits, np.ones(len(hits))
     scores = predictions["score"].to_numpy().astype(np.float64)
-    has_weights = "weight" in _names(predictions)
+    has_weights = "weight" in predictions.column_names
     weights = predictions["weight"].to_numpy() if has_weights else np.ones(len(scores))
     return predictions.schema.metadata[b"score"].decode(), scores, weights.astype(np.float64)
 

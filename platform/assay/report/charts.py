@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from assay.metrics.estimate import Estimate, bracket, signed
 from assay.metrics.figure import Figure, Series
-from assay.report.svg import Number, number
+from assay.report.svg import Number
 from assay.runs.results import NAMED, Line
 
 NUM_POINTS = 120
@@ -18,15 +19,15 @@ MAX_CLASSES = 40
 
 
 def curves(metrics: Mapping[str, list[Line]], select: str) -> list[Figure]:
-    """Loss, the measure of val that `select` names, learning rate and data wait over the updates."""
+    """Draw loss, the measure of val that `select` names, learning rate and data wait over updates."""
     steps = metrics["step"]
-    found = [
+    figures = [
         _pooled("Training loss", "loss", steps),
         _val_curve(metrics["val"], select),
         _pooled("Learning rate", "lr", steps),
         _pooled("Share of time waiting for data", "data_wait", steps, [0.0, 1.0]),
     ]
-    return [figure for figure in found if figure is not None]
+    return [figure for figure in figures if figure is not None]
 
 
 def _pooled(
@@ -45,148 +46,189 @@ def _pooled(
     )
     about = f" Line: mean of {len(points) / len(parts):.0f}; band: their range." if pooled else ""
     return Figure(
-        title=title, kind="line", x="update", y_range=y_range, series={key: series},
+        title=title,
+        kind="line",
+        x="update",
+        y_range=y_range,
+        series={key: series},
         caption=f"n = {len(points)} updates.{about}",
-    )  # fmt: skip
+    )
 
 
 def _val_curve(lines: list[Line], select: str) -> Figure | None:
-    """The measure that the weights were chosen by, or the first that val has."""
+    """Draw the measure that the weights were chosen by, or the first that val has."""
     keys = [k for line in lines for k, v in line.items() if v is not None and k not in NAMED]
     main = next((k for k in keys if k != "nll"), "")
     select = main if select == "score" else select
     key = select if select in keys else next(iter(keys), "")
-    own = [line for line in lines if line.get(key) is not None]
-    if not own:
+    measured = [line for line in lines if line.get(key) is not None]
+    if not measured:
         return None
     best = None
     if key == select:
         sign, tie = (-1, main) if key == "nll" else (1, "nll")
-        best = max(own, key=lambda line: (sign * line[key], -sign * (line.get(tie) or 0.0)))
+        best = max(measured, key=lambda line: (sign * line[key], -sign * (line.get(tie) or 0.0)))
+    steps = [float(line["step"]) for line in measured]
     return Figure(
-        title=f"Validation {key.replace('_', ' ')}", kind="line", x="update",
+        title=f"Validation {key.replace('_', ' ')}",
+        kind="line",
+        x="update",
         y_range=[0.0, 1.0] if key == main else None,
-        series={key: Series(x=[float(v["step"]) for v in own], y=[float(v[key]) for v in own])},
+        series={key: Series(x=steps, y=[float(line[key]) for line in measured])},
         chosen=[float(best["step"]), float(best[key])] if best else None,
-        caption=f"{len(own)} looks at validation." + (" Ring: the weights kept." if best else ""),
-    )  # fmt: skip
+        caption=f"{len(measured)} looks at validation."
+        + (" Ring: the weights kept." if best else ""),
+    )
 
 
 def confusion(summary: Mapping[str, Any], classes: Sequence[str]) -> Figure | None:
-    """Truth against answer of one set; None without classes, or with too many to draw."""
+    """Draw truth against answer of one set; None without classes, or with too many to draw."""
     counts = summary["confusion"]
     if not counts or len(classes) > MAX_CLASSES:
         return None
-    wrong = sorted(
-        (-num, i, j) for i, row in enumerate(counts) for j, num in enumerate(row) if num and i != j
-    )
-    often = "; ".join(
-        f"{classes[i]} taken for {classes[j]} ({-num} of {sum(counts[i])})"
-        for num, i, j in wrong[:3]
-    )
     series = {
         truth: Series(x=list(classes), y=[float(num) for num in row])
         for truth, row in zip(classes, counts, strict=True)
     }
-    about = f"Most often: {often}." if often else "No errors."
     return Figure(
-        title="Confusion", kind="matrix", x="answer", y="truth", series=series,
-        caption=f"n = {summary['num']} images; shade: share of the row. {about}",
-    )  # fmt: skip
+        title="Confusion",
+        kind="matrix",
+        x="answer",
+        y="truth",
+        series=series,
+        caption=f"n = {summary['num']} images; shade: share of the row. {_most_often(counts, classes)}",
+    )
+
+
+def _most_often(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """Name the three commonest errors."""
+    errors = []
+    for i, row in enumerate(counts):
+        errors += [(-num, i, j) for j, num in enumerate(row) if num and i != j]
+    texts = [
+        f"{classes[i]} taken for {classes[j]} ({-num} of {sum(counts[i])})"
+        for num, i, j in sorted(errors)[:3]
+    ]
+    return f"Most often: {'; '.join(texts)}." if texts else "No errors."
 
 
 def trust(sets: Mapping[str, Any], tests: Iterable[str], names: Mapping[str, str]) -> list[Figure]:
-    """Reliability of each test set; risk against coverage, and accuracy by views, of all in one."""
-    own = {names[test]: sets[test] for test in tests}
-    found = [_reliability(name, summary) for name, summary in own.items()]
-    found += [_risk_coverage(own), _views(own)]
-    return [figure for figure in found if figure is not None]
+    """Draw reliability of each test set; risk by coverage, and accuracy by views, of all in one."""
+    summaries = {names[test]: sets[test] for test in tests}
+    figures = [_reliability(name, summary) for name, summary in summaries.items()]
+    figures += [_risk_coverage(summaries), _views(summaries)]
+    return [figure for figure in figures if figure is not None]
 
 
 def _reliability(name: str, summary: Mapping[str, Any]) -> Figure | None:
     bins = summary["reliability"]
     if not bins:
         return None
-    hits = _estimates([b["confidence"] for b in bins], [b["accuracy"] for b in bins])
+    series = _with_intervals([b["confidence"] for b in bins], [b["accuracy"] for b in bins])
     return Figure(
-        title=f"Reliability, {name}", kind="points", x="calibrated probability of the answer",
-        y="accuracy", x_range=[0.0, 1.0], y_range=[0.0, 1.0], diagonal=True, series={"bin": hits},
+        title=f"Reliability, {name}",
+        kind="points",
+        x="calibrated probability of the answer",
+        y="accuracy",
+        x_range=[0.0, 1.0],
+        y_range=[0.0, 1.0],
+        diagonal=True,
+        series={"bin": series},
         caption=f"n = {summary['num']} images in {len(bins)} bin{'s' if len(bins) > 1 else ''}. On the diagonal, 0.8 means right 8 times in 10.",
-    )  # fmt: skip
+    )
 
 
-def _risk_coverage(own: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    found = {name: s["risk_coverage"] for name, s in own.items() if s["risk_coverage"]}
-    if not found:
+def _risk_coverage(summaries: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    curves = {name: s["risk_coverage"] for name, s in summaries.items() if s["risk_coverage"]}
+    if not curves:
         return None
-    areas = [
-        f"{number(r['aurc']['value'])} [{number(r['aurc']['low'])}, {number(r['aurc']['high'])}] {name}"
-        for name, r in found.items()
-    ]
+    series, areas = {}, []
+    for name, curve in curves.items():
+        x, y = ([float(v) for v in curve[key]] for key in ("coverage", "risk"))
+        series[name] = Series(x=x, y=y)
+        areas.append(f"{bracket(Estimate(**curve['aurc']))} {name}")
     return Figure(
-        title="Risk against coverage", kind="line", x="share answered, surest first",
-        y="errors among them", x_range=[0.0, 1.0],
-        series={
-            name: Series(x=[float(v) for v in r["coverage"]], y=[float(v) for v in r["risk"]])
-            for name, r in found.items()
-        },
+        title="Risk against coverage",
+        kind="line",
+        x="share answered, surest first",
+        y="errors among them",
+        x_range=[0.0, 1.0],
+        series=series,
         caption=f"Area under the curve, lower is better: {'; '.join(areas)}.",
-    )  # fmt: skip
+    )
 
 
-def _views(own: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    found = {name: s["views"] for name, s in own.items() if len(s["views"]) > 1}
-    if not found:
+def _views(summaries: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    views_of = {name: s["views"] for name, s in summaries.items() if len(s["views"]) > 1}
+    if not views_of:
         return None
-    most = max(view["views"] for views in found.values() for view in views)
+    most = max(view["views"] for views in views_of.values() for view in views)
+    series = {
+        name: _with_intervals([v["views"] for v in views], [v["accuracy"] for v in views])
+        for name, views in views_of.items()
+    }
     return Figure(
-        title="Accuracy by views of a part", kind="line", x="views pooled (mean logits)",
-        y="accuracy", x_range=[1.0, float(most)], y_range=[0.0, 1.0],
-        series={
-            name: _estimates([v["views"] for v in views], [v["accuracy"] for v in views])
-            for name, views in found.items()
-        },
+        title="Accuracy by views of a part",
+        kind="line",
+        x="views pooled (mean logits)",
+        y="accuracy",
+        x_range=[1.0, float(most)],
+        y_range=[0.0, 1.0],
+        series=series,
         caption="Views drawn at random from each part; bands: 95 % intervals over parts.",
-    )  # fmt: skip
+    )
 
 
-def _estimates(x: Iterable[Number], estimates: Sequence[Mapping[str, Any]]) -> Series:
-    ends = {key: [float(e[key]) for e in estimates] for key in ("value", "low", "high")}
-    return Series(x=[float(v) for v in x], y=ends["value"], low=ends["low"], high=ends["high"])
+def _with_intervals(x: Iterable[Number], estimates: Iterable[Mapping[str, Any]]) -> Series:
+    return Series.from_estimates([float(v) for v in x], [Estimate(**e) for e in estimates])
 
 
-def int8(card: Mapping[str, Any] | None, tests: Iterable[str]) -> dict[str, Any] | None:
-    """The graph in 8 bits beside the one in 32: size, latency, score; None where there is none."""
+def int8(card: Mapping[str, Any] | None, tests: Sequence[str]) -> dict[str, Any] | None:
+    """Set the graph in 8 bits beside the one in 32: size, latency, score; None where there is none."""
     if not card or not card.get("int8"):
         return None
-    made, measured = card["pipeline"]["quantized"], card["int8"]["metrics"]
-    sides = {"fp32": card["metrics"], "int8": measured}
-    rows = []
-    for name, sets in sides.items():
-        own = made[name]
-        rows.append({
-            "name": name, "size": f"{own['bytes'] / 1e6:.2f} MB", "p50": f"{own['p50_ms']:.0f} ms",
-            "p95": f"{own['p95_ms']:.0f} ms", "val": own["score"],
-            "tests": [next(iter(sets[test]["metrics"].values())) for test in tests],
-        })  # fmt: skip
-    smaller = made["fp32"]["bytes"] / made["int8"]["bytes"]
-    faster = made["fp32"]["p50_ms"] / made["int8"]["p50_ms"]
-    verdicts = [
-        f"{one['difference']['value']:+.3f} [{one['difference']['low']:+.3f}, {one['difference']['high']:+.3f}] on {one['set']}"
-        for one in card["int8"]["comparisons"]
+    report = card["pipeline"]["quantized"]
+    rows = [
+        _graph_row("fp32", report["fp32"], card["metrics"], tests),
+        _graph_row("int8", report["int8"], card["int8"]["metrics"], tests),
     ]
-    bars = Figure(
-        title="Latency of one tile", kind="bar", x="ms, one thread, one tile at a time", y="graph",
-        series={
-            name: Series(x=sorted(sides), y=[made[side][key] for side in sorted(sides)])
-            for name, key in (("median", "p50_ms"), ("95th percentile", "p95_ms"))
-        },
-        caption="onnxruntime on the machine that trained, after warm-up.",
-    )  # fmt: skip
-    kept = made["kept"]
+    smaller = report["fp32"]["bytes"] / report["int8"]["bytes"]
+    faster = report["fp32"]["p50_ms"] / report["int8"]["p50_ms"]
+    verdicts = [
+        f"{signed(Estimate(**comparison['difference']))} on {comparison['set']}"
+        for comparison in card["int8"]["comparisons"]
+    ]
     return {
         "headline": f"The int8 graph is {smaller:.1f} times smaller and {faster:.1f} times faster; difference in score: {'; '.join(verdicts)}.",
         "rows": rows,
-        "bars": bars,
-        "kept": f"{made['share']:.0%} of the weights are in 8 bits. Layers left in 32 bits: {', '.join(kept) or 'none'}.",
+        "bars": _latency_bars(report),
+        "kept": f"{report['share']:.0%} of the weights are in 8 bits. Layers left in 32 bits: {', '.join(report['kept']) or 'none'}.",
     }
+
+
+def _graph_row(
+    name: str, graph: Mapping[str, Any], sets: Mapping[str, Any], tests: Iterable[str]
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "size": f"{graph['bytes'] / 1e6:.2f} MB",
+        "p50": f"{graph['p50_ms']:.0f} ms",
+        "p95": f"{graph['p95_ms']:.0f} ms",
+        "val": graph["score"],
+        "tests": [next(iter(sets[test]["metrics"].values())) for test in tests],
+    }
+
+
+def _latency_bars(report: Mapping[str, Any]) -> Figure:
+    graphs = ["fp32", "int8"]
+    return Figure(
+        title="Latency of one tile",
+        kind="bar",
+        x="ms, one thread, one tile at a time",
+        y="graph",
+        series={
+            "median": Series(x=graphs, y=[report[graph]["p50_ms"] for graph in graphs]),
+            "95th percentile": Series(x=graphs, y=[report[graph]["p95_ms"] for graph in graphs]),
+        },
+        caption="onnxruntime on the machine that trained, after warm-up.",
+    )

@@ -16,16 +16,16 @@ def row_nll(
     logits: Float[np.ndarray, "num classes"], truth: Int[np.ndarray, " num"]
 ) -> Float[np.ndarray, " num"]:
     """Return the negative log-likelihood of each row's truth, in nats; finite for finite logits."""
-    margins = _margins(logits, truth)
+    margins = margins_of(logits, truth)
     highest = margins.max(axis=1)
-    lost: np.ndarray = highest + np.log(np.exp(margins - highest[:, None]).sum(axis=1))
-    return lost
+    losses: np.ndarray = highest + np.log(np.exp(margins - highest[:, None]).sum(axis=1))
+    return losses
 
 
-def _margins(
+def margins_of(
     logits: Float[np.ndarray, "num classes"], truth: Int[np.ndarray, " num"]
 ) -> Float[np.ndarray, "num classes"]:
-    """Each logit less that of the truth, in float64."""
+    """Return each logit less that of the truth, in float64."""
     margins: np.ndarray = logits.astype(np.float64)
     margins -= margins[np.arange(truth.size), truth][:, None]
     return margins
