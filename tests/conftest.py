@@ -100,15 +100,15 @@ def make_bundle() -> Callable[..., Path]:
             classes, thresholds, decision = ["pore"], [36], None
         else:
             nodes = [
-                helper.make_node("ReduceMax", ["overview", "inner"], ["seen"], keepdims=0),
+                helper.make_node("ReduceMax", ["image", "inner"], ["seen"], keepdims=0),
                 helper.make_node("Add", ["seen", "bias"], ["logits"]),
                 helper.make_node("Identity", ["seen"], ["embedding"]),
             ]
             constants = {"inner": np.array([2, 3], np.int64), "bias": np.array([bias, 0, 0], np.float32)}  # fmt: skip
             ends = {"logits": [3], "embedding": [3]}
-            _save(folder / "classify.onnx", nodes, "overview", ends, constants)
-            sizes = {"image_px": 64, "overview_px": SIDE, "patch_px": 16, "clahe_clip": 0.0}
-            pipeline = {"kind": "overview", "graphs": ["classify"], "patches": sizes}
+            _save(folder / "classify.onnx", nodes, "image", ends, constants)
+            sizes = {"height_px": SIDE, "width_px": SIDE}
+            pipeline = {"kind": "image", "graphs": ["classify"], "image": sizes}
         card = {
             "task": task, "run": f"{task}-{bias:g}", "data": "d" * 12, "code": {"assay": "0.1.0"},
             "classes": classes, "pipeline": pipeline, "decision": decision, "thresholds": thresholds,

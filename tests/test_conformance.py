@@ -2,44 +2,48 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from assay.bundle import seal
-from assay.bundle.bundle import Bundle
-from assay.cli.task import main
+from assay.bundle.bundle import KINDS, Bundle
 from assay.config import fingerprint, from_dict, to_dict
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
-from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
-from assay.data.inputs.photometric import normalise
 from assay.data.manifest import Manifest
 from assay.data.order import Step, entry_keys
 from assay.data.split import Split, draw_split
 from assay.experiment import resources
-from assay.levels import to_levels, to_mask
+from assay.experiment.options import parse
 from assay.metrics.decide import Decision
-from assay.metrics.scores.masks import pixel_columns
 from assay.nn.optim import build_optimizer
+from assay.serve.contract import View
 from assay.train import checkpoint
 from assay.train.loop import Loop, load_best
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Batch, BatchRows, Task, TaskConfig
 from assay.train.worker import Job, work
 
-FILES = sorted((Path(__file__).parents[1] / "tasks").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "tasks").glob("*.py"))
+SYSTEMS = sorted((ROOT / "tests" / "systems").glob("*.py"))
+"""A toy of each kind of input: with domains, a second label, masks beside labels, alternating phases."""
 SIZES = {"train": 8, "val": 5}
 """Images taken of each set; of every test set 3."""
 
@@ -55,6 +59,10 @@ class System:
     split: Split
     pixels: Pixels
 
+    @cached_property
+    def dataset(self) -> Dataset:
+        return Dataset.of(self.manifest, self.pixels, self.split.rows("train"))
+
     def job(self, folder: Path) -> Job:
         folder.mkdir(exist_ok=True)
         return Job(
@@ -64,24 +72,36 @@ class System:
 
     def model(self, seed: int = 0) -> Task:
         torch.manual_seed(seed)
-        return self.task(self.config, self.manifest.classes, self.pixels)
+        return self.task(self.config, self.dataset)
 
     def batch(self, rows: np.ndarray, train: bool, first_entry: int = 0) -> Batch:
         entries = np.arange(first_entry, first_entry + len(rows))
         keys = entry_keys(self.config.train.seed, 0, entries)
-        samples = BatchRows(rows, keys, self.manifest.truth[rows], train)
-        return self.task.prepare(self.config, self.pixels, samples)
+        return self.task.prepare(self.config, self.dataset, BatchRows(rows, keys, train))
 
     def loop(self, folder: Path) -> Loop:
         job, task = self.job(folder), self.model()
         rows = {name: self.split.rows(name) for name in SIZES}
-        return Loop(task, task, rows, self.manifest.truth, job.stream(), folder)
+        return Loop(task, task, rows, job.stream(), folder)
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def read_source(name: str) -> TaskSource:
+    """A file's source, or that of the README's own task."""
+    if name != "README":
+        return TaskSource.read(ROOT / name)
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*class \w+\(Classification\)[^`]*)```", text)
+    assert len(code.splitlines()) < 70
+    return TaskSource("linear", code.encode())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*(str(path.relative_to(ROOT)) for path in (*FILES, *SYSTEMS)), "README"],
+)
 def system(request, tmp_path_factory) -> System:
-    storage = tmp_path_factory.mktemp(request.param.stem)
-    source = TaskSource.read(request.param)
+    source = read_source(request.param)
+    storage = tmp_path_factory.mktemp(source.name)
     task = load_task(source)
     smoke = task.presets()["smoke"]
     brief = replace(smoke.train, epochs=2, batch_size=4, eval_batch_size=3)
@@ -116,13 +136,17 @@ def best(system, trained) -> Task:
     return task.eval()
 
 
-DECIDED: dict[str, dict[str, Any]] = {
-    "patches": {"decision": Decision(
-        temperature=1.5, coverage=0.9, quantile=0.8, costs=None, positive=None, threshold=None, num=9, num_groups=9
-    ).to_dict()},
-    "tiles": {"decision": None, "thresholds": [30]},
-}  # fmt: skip
-"""By pipeline: how a bundle that was never judged comes to its answers."""
+DECISION = Decision(
+    temperature=1.5,
+    coverage=0.9,
+    quantile=0.8,
+    costs=None,
+    positive=None,
+    threshold=None,
+    num=9,
+    num_groups=9,
+).to_dict()
+"""How a bundle that was never judged decides."""
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +154,13 @@ def shipped(system, best, tmp_path_factory) -> Path:
     """The run's bundle; its golden image is the first of val."""
     folder = tmp_path_factory.mktemp("bundle")
     pipeline = best.export(folder, {name: system.split.rows(name) for name in ("train", "val")})
-    card = {"classes": system.manifest.classes, "pipeline": pipeline} | DECIDED[pipeline["kind"]]
+    decides = KINDS[pipeline["kind"]].decides
+    card = {
+        "classes": best.classes,
+        "pipeline": pipeline,
+        "decision": DECISION if decides else None,
+        "thresholds": None if decides else [30] * len(best.classes),
+    }
     seal.seal(folder, card, Path(golden_image(system)))
     return folder
 
@@ -169,7 +199,7 @@ def test_settings_are_named_documented_and_survive_json(system):
         assert to_dict(again) == to_dict(config)
         prints.add(fingerprint(values))
     assert len(prints) == len(presets)
-    assert system.manifest.classes
+    assert system.model().classes
 
 
 def options_of(kind: Any, prefix: str = "--") -> Iterator[str]:
@@ -184,13 +214,12 @@ def options_of(kind: Any, prefix: str = "--") -> Iterator[str]:
 
 def test_help_shows_every_setting(system, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    script = next(path for path in FILES if path.stem == system.source.name)
     with pytest.raises(SystemExit) as ended:
-        main(str(script), ["--help"])
+        parse(system.task, ["--help"])
     assert not ended.value.code
     shown = capsys.readouterr().out
     options = [*options_of(system.task.Config), *options_of(resources.Resources)]
-    assert len(options) > 30
+    assert len(options) > 25
     for option in options:
         assert f"{option} " in shown or f"{option}," in shown, option
     for preset in system.task.presets():
@@ -270,7 +299,7 @@ def test_predicting_is_deterministic_and_leaves_the_mode_alone(system, best):
 
 def test_the_table_holds_what_the_best_weights_say(system, trained, best):
     table = pq.read_table(trained / "predictions.parquet")
-    names = ("val", *system.split.tests)
+    names = (*system.task.reference, "val", *system.split.tests)
     assert table["split"].to_pylist() == [n for n in names for _ in system.split.rows(n)]
     rows = np.concatenate([system.split.rows(name) for name in names])
     assert table["id"].to_pylist() == [system.manifest.column("id")[row] for row in rows]
@@ -319,57 +348,27 @@ def test_a_resumed_run_equals_one_never_stopped(system, trained, tmp_path, stop)
     assert tables[0].equals(tables[1])
 
 
-def patch_answers(opened: Bundle, system: System, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns computed from a bundle's graphs alone, for several images at once."""
-    pipeline = opened.pipeline
-    sizes = PatchConfig(**pipeline["patches"])
-    canvases = [Canvas(system.pixels[int(row)], sizes) for row in rows]
-    views = [canvas.overview() for canvas in canvases]
-    overviews = np.concatenate([normalise(o[None], m, s) for o, m, s in views])
-    scores = opened.graphs["scorer"].run(["scores"], {"overview": overviews})[0]
-    cells = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : pipeline["k"]], axis=1)
-    corners = [cell_corners(chosen, pipeline["grid"], sizes) for chosen in cells]
-    patches = np.stack([
-        normalise(canvas.patches(at), mean, std)
-        for canvas, at, (_, mean, std) in zip(canvases, corners, views, strict=True)
-    ])  # fmt: skip
-    logits, attn = opened.graphs["classify"].run(["logits", "attn"], {"patches": patches})
-    return {"logits": logits, "cells": cells, "attn": attn}
-
-
-def tile_answers(opened: Bundle, system: System, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of tiles, where an image is one tile: sorted logits of its pixels, by level."""
-    entries = [system.pixels[int(row)] for row in rows]
-    side = opened.pipeline["tiles"]["tile_px"]
-    assert {entry.size for entry in entries} == {(side, side)}
-    tiles = np.concatenate([
-        normalise(np.asarray(e.levels[0])[None], e.mean, np.maximum(e.std, 1 / 255)) for e in entries
-    ])  # fmt: skip
-    levels = to_levels(opened.graphs["segment"].run(["logits"], {"tiles": tiles})[0])
-    masks = [system.pixels.mask(int(row), "label") for row in rows]
-    counted = [pixel_columns(*pair, "label") for pair in zip(levels, masks, strict=True)]
-    return {"pixels_label": np.stack([own["pixels_label"] for own in counted])}
-
-
-ANSWERS = {"patches": patch_answers, "tiles": tile_answers}
-"""By pipeline: how its graphs answer."""
-
-
 def comparable(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Counts of pixels as cumulative shares: rounding moves single pixels over the edge of a level."""
-    return {
-        name: np.cumsum(v, axis=1) / v.sum(1, keepdims=True) / 20 if name.startswith("pixels_") else v
-        for name, v in columns.items()
-    }  # fmt: skip
+    shares = {}
+    for name, values in columns.items():
+        if name.startswith("pixels_"):
+            values = np.cumsum(values, axis=1) / values.sum(1, keepdims=True) / 20
+        shares[name] = values
+    return shares
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_exported_graphs_answer_like_the_task(system, best, shipped, batch_size):
-    rows = system.split.rows("val")[:batch_size]
-    expected = predicted(best, system.batch(rows, train=False))
+    """One and several images at a time, each against the columns that judging is made of."""
+    rows = system.split.rows("val")[:batch_size].tolist()
+    columns = predicted(best, system.batch(np.array(rows), train=False))
     opened = Bundle(shipped)
-    found = ANSWERS[opened.pipeline["kind"]](opened, system, rows)
-    assert_close(comparable(found), comparable({name: expected[name] for name in found}))
+    answers = opened.predict_each([system.pixels[row] for row in rows])
+    implied = [best.answer_columns(answer, row) for answer, row in zip(answers, rows, strict=True)]
+    stacked = {name: np.stack([answer[name] for answer in implied]) for name in implied[0]}
+    assert stacked
+    assert_close(comparable(stacked), comparable({name: columns[name] for name in stacked}))
 
 
 def test_exported_graphs_are_valid_and_free_of_the_machines_paths(shipped):
@@ -395,49 +394,54 @@ opened = Bundle(Path(sys.argv[1]))
 answers = [opened.predict(Path(image)) for image in sys.argv[2:]]
 strangers = {m.partition(".")[0] for m in sys.modules} & {"torch", "ray", "timm", "jaxtyping"}
 assert not strangers, strangers
-kept = ("label", "boxes", "attn", "mask")
-found = [{n: getattr(a, n) for n in kept if hasattr(a, n)} | {"golden": a.golden()} for a in answers]
-print(json.dumps(found, default=lambda array: array.tolist()))
+print(json.dumps([{"golden": a.golden(), "form": a.form("rle")} for a in answers]))
 """
 
 
 def test_a_bundle_opens_and_answers_where_there_is_no_torch(
     system, trained, best, shipped, tmp_path
 ):
-    """With numpy, an image decoder and onnxruntime alone it says what the predictions table says."""
+    """With numpy, an image decoder and onnxruntime alone it says what it says here, and what was predicted."""
     copied = tmp_path / "elsewhere"
     shutil.copytree(shipped, copied)
-    rows = system.split.rows("val")
-    images = [system.manifest.column("image")[row] for row in rows]
+    images = [system.manifest.column("image")[row] for row in system.split.rows("val")]
     command = [sys.executable, "-W", "error", "-c", LINE_SIDE, str(copied), *images]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     card = json.loads((copied / "bundle.json").read_text())
     assert card["golden"]["probs"] == pytest.approx(answers[0]["golden"], abs=1e-6)
-    CHECKS[card["pipeline"]["kind"]](system, trained, best, card, answers)
+    here = [Bundle(shipped).predict(Path(image)) for image in images]
+    for answer, expected in zip(answers, here, strict=True):
+        assert answer["golden"] == pytest.approx(expected.golden(), abs=1e-6)
+        assert answer["form"].keys() == expected.form("rle").keys()
+    if KINDS[card["pipeline"]["kind"]].decides:
+        check_classes(system, trained, card, answers)
 
 
 def check_classes(
-    system: System, trained: Path, best: Task, card: dict[str, Any], answers: list[dict[str, Any]]
+    system: System, trained: Path, card: dict[str, Any], answers: list[dict[str, Any]]
 ) -> None:
-    table = pq.read_table(trained / "predictions.parquet").slice(0, len(answers)).to_pylist()
-    for record, answer in zip(table, answers, strict=True):
+    """Softmax of the table's logits over the card's temperature, computed here."""
+    table = pq.read_table(trained / "predictions.parquet")
+    rows = table.filter(pc.equal(table["split"], "val")).to_pylist()
+    for record, answer in zip(rows, answers, strict=True):
         scaled = np.exp(np.array(record["logits"]) / card["decision"]["temperature"])
         expected = dict(zip(system.manifest.classes, scaled / scaled.sum(), strict=True))
         assert answer["golden"] == pytest.approx(expected, abs=1e-4)
-        assert answer["label"] == max(expected, key=expected.__getitem__)
-        assert np.allclose(np.ravel(answer["boxes"]), record["boxes"], atol=1e-3)
-        assert np.allclose(answer["attn"], record["attn"], atol=1e-4)
+        assert answer["form"]["answer"]["label"] == max(expected, key=expected.__getitem__)
 
 
-def check_masks(
-    system: System, trained: Path, best: Any, card: dict[str, Any], answers: list[dict[str, Any]]
-) -> None:
-    for row, answer in zip(system.split.rows("val").tolist(), answers, strict=True):
-        with torch.no_grad():
-            expected = to_mask(best.levels(row), card["thresholds"])
-        assert (np.array(answer["mask"]) != expected).mean() < 1e-3
-
-
-CHECKS = {"patches": check_classes, "tiles": check_masks}
+def test_an_answer_has_a_form_over_http_a_row_and_a_picture(system, shipped):
+    opened = Bundle(shipped)
+    pyramid = system.pixels[int(system.split.rows("val")[0])]
+    (answer,) = opened.predict_each([pyramid])
+    height, width = pyramid.size
+    assert View(height=height, width=width, **answer.form("png")).model_dump()
+    cells = answer.cells(opened.classes)
+    assert cells
+    assert all(isinstance(value, str | int | float | bool) for value in cells.values())
+    small = pyramid.small(64)
+    before = small.copy()
+    answer.draw(small, np.divide(small.shape[1::-1], pyramid.size[::-1]))
+    assert small.shape == before.shape
