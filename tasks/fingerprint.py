@@ -12,16 +12,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from assay.cli.task import main
-from assay.config import fingerprint, to_dict
+from assay.config import Settings, Share, fingerprint, to_dict
 from assay.data.images.pixels import Pixels
 from assay.data.inputs import augment
 from assay.data.inputs.augment import AugmentConfig
@@ -75,36 +76,36 @@ MIN_ENTROPY = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings, section="model"):
     """What looks where, and what makes an answer of it."""
 
     mode: Literal["dps", "ips", "random", "grid", "all"] = "dps"
     """Patches chosen by the scorer (differentiable patch selection), by the aggregator's own attention (iterative patch selection), at random on the part, evenly spread, or all that tile the canvas."""
-    k: int = 8
+    k: Annotated[int, Ge(1)] = 8
     """Patches per image (all: as many as tile the canvas)."""
-    spacing: float = 0.0
+    spacing: Annotated[float, Ge(0)] = 0.0
     """Least distance of two chosen patches along x or y (patch sides; dps only); 0: they may repeat each other."""
-    ips_chunk: int = 32
+    ips_chunk: Annotated[int, Ge(1)] = 32
     """Patches that ips looks at together."""
     trunk: Trunk = "resnet18"
     """Scorer: resnet18 up to layer2 (grid 1/16 of the overview), or small (grid 1/4)."""
     estimator: Literal["score_function", "masked_loo", "plain", "diagonal"] = "score_function"
     """Gradient of the selection: score function over hard draws, or perturbed top-k in three forms."""
-    num_noise: int = 4
+    num_noise: Annotated[int, Ge(1)] = 4
     """Noise samples per image (score_function: hard draws, each k patches; perturbed top-k: 500)."""
-    sigma: float = 0.1
+    sigma: Annotated[float, Gt(0)] = 0.1
     """Standard deviation of the noise on scores in [0, 1], at the end of the warm-up."""
-    sigma_final: float = 0.005
+    sigma_final: Annotated[float, Ge(0)] = 0.005
     """Standard deviation of the noise at the end of the run; falls by a half cosine."""
-    warmup: float = 0.5
+    warmup: Share = 0.5
     """Share of the run that learns from random patches before the scorer decides (1)."""
-    warmup_k: int = 16
+    warmup_k: Annotated[int, Ge(1)] = 16
     """Random patches per image in the warm-up and for the baseline; a multiple of k."""
-    alone: float = 1.0
+    alone: Annotated[float, Ge(0)] = 1.0
     """Weight of the loss of each patch's own answer; 0: patches answer only together."""
-    guide: float = 1.0
+    guide: Annotated[float, Ge(0)] = 1.0
     """Weight, in that, of the guide: scores rise where a patch alone answers well; 0: none."""
-    guide_temperature: float = 0.3
+    guide_temperature: Annotated[float, Gt(0)] = 0.3
     """Temperature of the guide's softmax over scores (units of the scores)."""
     backbone: str = "efficientnetv2_rw_s"
     """Any timm model, or texture_small (a tiny net for textures, trained from scratch)."""
@@ -112,27 +113,27 @@ class ModelConfig:
     """Backbone weights: none, hub (fetched by timm), or a .safetensors file."""
     norm: Literal["group", "frozen", "sync", "batch"] = "frozen"
     """Batch normalisation: replaced by group norm, frozen, synced over GPUs, or per worker's batch."""
-    trainable_blocks: int = -1
+    trainable_blocks: Annotated[int, Ge(-1)] = -1
     """Blocks of the backbone that are trained, from the end; -1: all of it."""
     head: Literal["none", "linear", "mlp"] = "linear"
     """Projection from the backbone's features to the transformer's width, before the transformer's own."""
-    embed_dim: int = 1024
+    embed_dim: Annotated[int, Ge(1)] = 1024
     """Width of the transformer."""
-    num_layers: int = 2
+    num_layers: Annotated[int, Ge(1)] = 2
     """Cross-attention layers."""
-    num_heads: int = 16
+    num_heads: Annotated[int, Ge(1)] = 16
     """Attention heads."""
-    d_inner: int = 4096
+    d_inner: Annotated[int, Ge(1)] = 4096
     """Hidden width of the feed-forward layers."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout after attention and feed-forward layers (probability)."""
-    attn_dropout: float = 0.1
+    attn_dropout: Share = 0.1
     """Dropout of attention weights (probability)."""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     """Probability mass spread over the other classes."""
-    scorer_lr: float = 1.0
+    scorer_lr: Annotated[float, Ge(0)] = 1.0
     """Learning rate of the scorer as a multiple of optim.lr."""
-    backbone_lr: float = 1.0
+    backbone_lr: Annotated[float, Ge(0)] = 1.0
     """Learning rate of the backbone as a multiple of optim.lr."""
 
 
@@ -201,7 +202,7 @@ class Fingerprint(Task):
 
     def _check(self, model: ModelConfig) -> None:
         num = len(self.tiles) if model.mode == "ips" else self.grid**2
-        if not 0 < model.k <= num:
+        if model.k > num:
             raise ConfigError(
                 f"model.k is {model.k} and the {self.grid}x{self.grid} grid has {num} cells to choose from; give 1 to {num}."
             )
@@ -209,10 +210,6 @@ class Fingerprint(Task):
             raise ConfigError(
                 f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: "
                 f"warmup-k must be a multiple of k of at most {self.grid**2}."
-            )
-        if model.spacing < 0 or model.ips_chunk < 1:
-            raise ConfigError(
-                f"model.spacing is {model.spacing} and model.ips-chunk {model.ips_chunk}; give a spacing from 0 and a chunk from 1."
             )
 
     @classmethod

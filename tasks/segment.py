@@ -12,18 +12,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import segmentation_models_pytorch as smp
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from assay.bundle import quantize
 from assay.bundle.quantize import QuantizeConfig
 from assay.cli.task import main
-from assay.config import fingerprint, to_dict
+from assay.config import Settings, Share, fingerprint, to_dict
 from assay.data import layers
 from assay.data.images.pixels import Pixels
 from assay.data.inputs import tiles
@@ -53,7 +54,7 @@ PRIOR = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentModelConfig:
+class SegmentModelConfig(Settings, section="model"):
     """What draws the mask, and what it learns by."""
 
     mode: Literal["net", "heuristic"] = "net"
@@ -70,9 +71,9 @@ class SegmentModelConfig:
     """Normalisation: per worker's batch (so workers change the numbers a little), over all GPUs, or by groups of channels."""
     loss: MaskLoss = "combined"
     """dice, bce, focal, tversky, or dice and bce combined."""
-    pos_weight: float = 1.0
+    pos_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of pixels inside the mask in bce and combined."""
-    tversky_beta: float = 0.7
+    tversky_beta: Share = 0.7
     """Weight of missed pixels in tversky; falsely marked ones have the rest (1)."""
 
 

@@ -6,18 +6,19 @@ This file alone imports albumentations.
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Interval, MultipleOf
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it asks no network
 import albumentations
 
-from assay.config import Settings
+from assay.config import Settings, Share
 from assay.data.images.decode import to_uint8
 from assay.data.images.pixels import Pixels
 from assay.data.inputs.tiles import cut_inside
-from assay.errors import ConfigError
 from assay.shapes import Int, UInt8
 
 KNOWN_PIXELS = 4096
@@ -25,39 +26,29 @@ KNOWN_PIXELS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropConfig(Settings):
+class CropConfig(Settings, section="crops"):
     """How crops are drawn from an image; everything is drawn anew for each sample."""
 
-    crop_px: int = 256
+    crop_px: Annotated[int, Ge(32), MultipleOf(32)] = 256
     """Side of a crop (pixels), a multiple of 32."""
-    around: float = 0.5
+    around: Share = 0.5
     """Share of crops cut around a pixel of the mask, where it has any; others fall anywhere (1)."""
-    hflip: float = 0.5
+    hflip: Share = 0.5
     """Probability of a horizontal flip."""
-    vflip: float = 0.5
+    vflip: Share = 0.5
     """Probability of a vertical flip."""
-    degrees: float = 15.0
+    degrees: Annotated[float, Ge(0)] = 15.0
     """Rotation by up to this either way (degrees)."""
-    scale: float = 0.1
+    scale: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     """Scaling by up to this either way (1)."""
-    affine: float = 0.5
+    affine: Share = 0.5
     """Probability of rotation and scaling."""
-    brightness: float = 0.2
+    brightness: Share = 0.2
     """Change of brightness by up to this either way, of full scale (1)."""
-    contrast: float = 0.2
+    contrast: Share = 0.2
     """Change of contrast by up to this either way (1)."""
-    noise: float = 0.0
+    noise: Share = 0.0
     """Largest standard deviation of added noise, of full scale (1)."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be cut."""
-        if self.crop_px < 32 or self.crop_px % 32:
-            raise ConfigError(f"crops.crop-px is {self.crop_px}; give a multiple of 32 from 32 on.")
-        for name in ("around", "hflip", "vflip", "affine"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"crops.{name} is {getattr(self, name)}; give a probability from 0 to 1."
-                )
 
 
 def draw_crop(
