@@ -1,17 +1,25 @@
+import copy
+import importlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import pytest
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.config import Settings, fingerprint, from_dict, to_dict
+from assay.config import Settings, fingerprint, from_dict, read_ranges, to_dict
 from assay.errors import ConfigError
+from assay.train.source import TaskSource, load_task
+
+ROOT = Path(__file__).parents[1]
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -37,15 +45,11 @@ class Inner(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Outer(Settings):
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     rate: float = 1e-3
     amp: bool = False
     inner: Inner = field(default_factory=Inner)
     plain: Plain = field(default_factory=Plain)
-
-    def __post_init__(self):
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; give a number from 0.")
 
 
 inners = st.builds(
@@ -109,7 +113,7 @@ def test_a_setting_that_does_not_fit_is_refused_by_name(values, named):
 
 
 def test_a_setting_that_its_own_class_refuses_is_refused_when_read():
-    with pytest.raises(ConfigError, match="seed is -1"):
+    with pytest.raises(ConfigError, match=r"^seed is -1; it must be at least 0\.$"):
         from_dict(Outer, {"seed": -1})
 
 
@@ -157,3 +161,121 @@ def test_fingerprint_is_the_same_in_another_process(hash_seed):
         check=True,
     )
     assert answer.stdout.strip() == fingerprint(values)
+
+
+# Ranges, of every class of settings in the package and the tasks
+
+
+def subclasses(kind: type[Settings]) -> list[type[Settings]]:
+    below = [other for direct in kind.__subclasses__() for other in [direct, *subclasses(direct)]]
+    return list(dict.fromkeys(below))
+
+
+def settings_classes() -> list[type[Settings]]:
+    modules = {
+        load_task(TaskSource.read(path)).__module__ for path in (ROOT / "tasks").glob("*.py")
+    }
+    for path in sorted((ROOT / "platform" / "assay").rglob("*.py")):
+        if re.search(r"^class \w+\(Settings", path.read_text(), re.MULTILINE):
+            parts = path.relative_to(ROOT / "platform").with_suffix("").parts
+            modules.add(importlib.import_module(".".join(parts)).__name__)
+    return sorted(
+        (kind for kind in subclasses(Settings) if kind.__module__ in modules),
+        key=lambda kind: (kind.__module__, kind.__name__),
+    )
+
+
+KINDS = settings_classes()
+RANGED = [(kind, name) for kind in KINDS for name in read_ranges(kind)]
+
+
+def is_inside(value: Any, bounds: tuple[Any, ...]) -> bool:
+    if not isinstance(value, tuple) and not (isinstance(value, int) or math.isfinite(value)):
+        return False
+    for bound in bounds:
+        match bound:
+            case Ge(end):
+                inside = value >= end
+            case Gt(end):
+                inside = value > end
+            case Le(end):
+                inside = value <= end
+            case Lt(end):
+                inside = value < end
+            case MultipleOf(step):
+                inside = value % step == 0
+            case MinLen(least):
+                inside = len(value) >= least
+            case MaxLen(most):
+                inside = len(value) <= most
+        if not inside:
+            return False
+    return True
+
+
+def values_of(kind: type[Settings], name: str) -> st.SearchStrategy[Any]:
+    hint = get_type_hints(kind)[name]
+    if hint is float:
+        return st.floats(0, 1) | st.floats(-2, 2) | st.floats()
+    if hint is int:
+        return st.integers(-2, 300) | st.integers(1, 9).map(lambda n: 32 * n) | st.integers()
+    assert get_origin(hint) is tuple, (kind, name)
+    entry = getattr(kind(), name)[0]
+    return (st.integers(0, 3) | st.integers(253, 256)).map(lambda num: (entry,) * num)
+
+
+def test_every_number_with_a_range_is_seen():
+    names = {f"{kind.__name__}.{name}" for kind, name in RANGED}
+    assert len(names) > 100
+    assert {"TrainConfig.epochs", "ModelConfig.k", "SegmentModelConfig.pos_weight"} <= names
+
+
+def test_a_section_is_called_as_in_the_configuration_that_holds_it():
+    for kind in KINDS:
+        for name, hint in get_type_hints(kind).items():
+            if isinstance(hint, type) and issubclass(hint, Settings) and read_ranges(hint):
+                assert hint._section == name, (kind, hint)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), RANGED, ids=[f"{kind.__name__}.{name}" for kind, name in RANGED]
+)
+@settings(max_examples=8)
+@given(st.data())
+def test_a_range_lets_in_what_is_inside_it_and_nothing_else(kind, name, data):
+    bounds, values = read_ranges(kind)[name], values_of(kind, name)
+    option = f"{kind._section}.{name}".lstrip(".").replace("_", "-")
+    inside = copy.copy(kind())
+    object.__setattr__(inside, name, data.draw(values.filter(lambda v: is_inside(v, bounds))))
+    Settings.__post_init__(inside)  # what fields ask of each other is another matter
+    outside = data.draw(values.filter(lambda v: not is_inside(v, bounds)))
+    sentence = rf"^{re.escape(option)} (is|has) [^;]*; it must (be|have) [^;]*\.$"
+    with pytest.raises(ConfigError, match=sentence):
+        kind(**{name: outside})
+    with pytest.raises(ConfigError, match=sentence):
+        from_dict(kind, {name: outside})
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"train": {"epochs": -1}}, "train.epochs is -1; it must be at least 0."),
+        ({"train": {"batch_size": 0}}, "train.batch-size is 0; it must be at least 1."),
+        ({"optim": {"warmup": 1.0}}, "optim.warmup is 1.0; it must be at least 0 and below 1."),
+        ({"optim": {"lr": math.nan}}, "optim.lr is nan; it must be a finite number."),
+        ({"optim": {"lr": math.inf}}, "optim.lr is inf; it must be a finite number."),
+        (
+            {"tiles": {"tile_px": 100}},
+            "tiles.tile-px is 100; it must be at least 32 and a multiple of 32.",
+        ),
+        (
+            {"masks": {"classes": ()}},
+            "masks.classes has 0 entries; it must have at least 1 and at most 254.",
+        ),
+    ],
+)
+def test_the_sentence_says_option_value_and_range(values, sentence):
+    config = load_task(TaskSource.read(ROOT / "tasks" / "segment.py")).Config
+    with pytest.raises(ConfigError) as caught:
+        from_dict(config, values)
+    assert str(caught.value) == sentence

@@ -6,17 +6,86 @@ A configuration says *what* is computed and is part of a run's identity. *Where*
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from functools import cache
+from numbers import Real
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MaxLen, MinLen, MultipleOf
 
 from assay.errors import ConfigError
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+"""A probability, or a part of a whole."""
+
+
+_MET: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    Ge: ("at least", operator.ge),
+    MinLen: ("at least", operator.ge),
+    Gt: ("above", operator.gt),
+    Le: ("at most", operator.le),
+    MaxLen: ("at most", operator.le),
+    Lt: ("below", operator.lt),
+    MultipleOf: ("a multiple of", lambda number, step: number % step == 0),
+}
+"""What an annotation asks for, in words and as a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of every configuration: fields are documented in place, unknown keys are refused."""
+    """Base of every configuration: fields are documented in place, unknown keys are refused.
+
+    A field's range stands in its annotation. A class that has a section of its own in a task's
+    configuration names it, so that options are called as on the command line.
+
+    Raises:
+        ConfigError: a value is outside its field's range.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    _section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        """Name the section; a class that names none takes its parent's."""
+        super().__init_subclass__()
+        if section is not None:
+            cls._section = section
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the ranges of their fields."""
+        for name in read_ranges(type(self)):
+            _check(type(self), name, getattr(self, name))
+
+
+@cache
+def read_ranges(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the bounds of each field that has any, as they are annotated."""
+    bounds: dict[str, tuple[Any, ...]] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        notes: list[Any] = []
+        for note in getattr(hint, "__metadata__", ()):
+            notes += note if isinstance(note, GroupedMetadata) else [note]
+        bounds[name] = tuple(note for note in notes if type(note) in _MET)
+    return {name: notes for name, notes in bounds.items() if notes}
+
+
+def _check(kind: type[Settings], name: str, value: Any) -> None:
+    bounds = read_ranges(kind).get(name, ())
+    if not bounds:
+        return
+    option = f"{kind._section}.{name}".lstrip(".").replace("_", "-")
+    number, shown, must = value, f"is {value!r}", "be"
+    if isinstance(bounds[0], MinLen | MaxLen):
+        number, shown, must = len(value), f"has {len(value)} entries", "have"
+    if not isinstance(number, Real) or (isinstance(number, float) and not math.isfinite(number)):
+        raise ConfigError(f"{option} {shown}; it must be a finite number.")
+    asked = [(*_MET[type(bound)], *astuple(bound)) for bound in bounds]
+    if not all(met(number, end) for _, met, end in asked):
+        words = " and ".join(f"{phrase} {end}" for phrase, _, end in asked)
+        raise ConfigError(f"{option} {shown}; it must {must} {words}.")
 
 
 S = TypeVar("S", bound=Settings)
@@ -42,11 +111,22 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as invalid:
         first = invalid.errors()[0]
+        if first["type"].startswith(("greater_than", "less_than", "multiple_of", "too_")):
+            _check_at(kind, first["loc"], first["input"])
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
             f"The saved setting {key!r} is {first['input']!r}: {first['msg']}. "
             "Correct it, or remove it to take the default."
         ) from None
+
+
+def _check_at(kind: Any, path: tuple[int | str, ...], value: Any) -> None:
+    """Refuse a value outside its range by the sentence that its own class has for it."""
+    *groups, name = path
+    for group in groups:
+        kind = get_type_hints(kind).get(str(group)) if isinstance(kind, type) else None
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        _check(kind, str(name), value)
 
 
 def fingerprint(value: Any) -> str:

@@ -685,7 +685,7 @@ def test_a_group_of_seen_and_unseen_designs_is_refused():
     [{"val": -0.1}, {"test": -0.1}, {"val": 20}, {"val": 0.5, "test": 0.5}, {"num_unseen": 0}],
 )
 def test_shares_that_are_none_are_refused(values):
-    with pytest.raises(ConfigError, match="shares from 0"):
+    with pytest.raises(ConfigError, match=r"^split\.(val|test|num-unseen) is"):
         from_dict(SplitConfig, values)
 
 

@@ -147,5 +147,5 @@ def test_adamw_is_torchs():
 
 @pytest.mark.parametrize("fields", [{"lr": 0.0}, {"lr": -1.0}, {"warmup": 1.0}, {"warmup": -0.1}])
 def test_values_outside_their_range_are_refused(fields):
-    with pytest.raises(ConfigError, match="allowed"):
+    with pytest.raises(ConfigError, match=r"optim\.(lr|warmup) is .*; it must be"):
         OptimConfig(**fields)

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
 import onnxruntime
+from annotated_types import Ge
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -26,7 +27,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from assay.bundle.seal import INT8_SHARE, quantized_share
 from assay.config import Settings
-from assay.errors import ConfigError, QuantizeError
+from assay.errors import QuantizeError
 
 Feed = Mapping[str, np.ndarray]
 
@@ -50,27 +51,19 @@ EXACT_DB = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(Settings):
+class QuantizeConfig(Settings, section="quantize"):
     """Whether a graph of 8-bit integers ships beside the float one, and how it is made."""
 
     variant: Literal["none", "int8"] = "int8"
     """int8: quantized after training; none: the float graph alone."""
-    num_calibration: int = 64
+    num_calibration: Annotated[int, Ge(1)] = 64
     """Tiles of the training set that set the ranges."""
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
     """How ranges follow from what calibration saw."""
-    max_drop: float = 0.005
+    max_drop: Annotated[float, Ge(0)] = 0.005
     """Largest fall of the score on val that is accepted."""
-    max_kept: int = 8
+    max_kept: Annotated[int, Ge(0)] = 8
     """Most layers left in float to win the score back; 0: all in 8 bits or none."""
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their ranges."""
-        for name, low in (("num_calibration", 1), ("max_drop", 0), ("max_kept", 0)):
-            if not getattr(self, name) >= low:
-                raise ConfigError(
-                    f"quantize.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}."
-                )
 
 
 @dataclass(frozen=True)

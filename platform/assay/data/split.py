@@ -10,10 +10,11 @@ is the rule.
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+from annotated_types import Ge, Interval
 
 from assay.config import Settings
 from assay.data.duplicates import (
@@ -36,20 +37,20 @@ RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig(Settings):
+class SplitConfig(Settings, section="split"):
     """How the sets are drawn; sets that the data gives are kept as given."""
 
     seed: int = 0
     """Seed of the draw (1)."""
-    val: float = 0.2
+    val: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     """Share of the groups that goes to val; under the rule oracle, of those of test_unseen (1)."""
-    test: float = 0.2
+    test: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     """Share of the groups that goes to test, or to test_seen (1)."""
     unseen_domain: str = ""
     """Domain whose held-out values make test_unseen (design, printer...); empty: none."""
     unseen: tuple[str, ...] = ()
     """Held-out values of that domain; none named: those of a given test_unseen, else drawn."""
-    num_unseen: int = 3
+    num_unseen: Annotated[int, Ge(1)] = 3
     """Number of held-out values to draw by seed where none are named or given."""
     crossing: Literal["refuse", "drop"] = "refuse"
     """Groups with held-out and other values (a part under several lights): refuse, or draw the sets as if none were held out, then leave held-out values out of train and val; those of test groups are test_unseen."""
@@ -67,11 +68,11 @@ class SplitConfig(Settings):
     """For leave-one-domain-out: the value that is val; empty: drawn by seed."""
 
     def __post_init__(self) -> None:
-        """Refuse shares that are none, sets that leave nothing to train on, rules without a domain."""
-        if min(self.val, self.test) < 0 or self.val + self.test >= 1 or self.num_unseen < 1:
+        """Refuse sets that leave nothing to train on, and rules without a domain."""
+        super().__post_init__()
+        if self.val + self.test >= 1:
             raise ConfigError(
-                f"split.val is {self.val}, split.test {self.test} and split.num-unseen {self.num_unseen}; "
-                "give shares from 0 that sum to less than 1, and hold out at least 1 value."
+                f"split.val is {self.val} and split.test {self.test}; give shares from 0 that sum to less than 1."
             )
         if self.rule != "training-domain" and not self.unseen_domain:
             raise ConfigError(

@@ -17,11 +17,12 @@ epoch are chosen on the same val, so the promise is not exact: `measure_decision
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
-from assay.config import Settings
+from assay.config import Settings, Share
 from assay.errors import ConfigError, PredictionsError
 from assay.metrics.calibration import ece, estimate_nll, fit_temperature
 from assay.metrics.estimate import Estimate, interval, share_of
@@ -30,10 +31,10 @@ from assay.shapes import Bool, Float, Int, Shaped
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecideConfig(Settings):
+class DecideConfig(Settings, section="decide"):
     """How answers are drawn from probabilities."""
 
-    coverage: float = 0.9
+    coverage: Annotated[float, Interval(gt=0, lt=1)] = 0.9
     """Least share of images whose conformal set holds the truth, of new groups like val's."""
 
     costs: tuple[str, ...] = ()
@@ -43,22 +44,15 @@ class DecideConfig(Settings):
     positive: str = ""
     """Class that must not be missed; the threshold of its probability is chosen on val."""
 
-    recall: float = 0.0
+    recall: Share = 0.0
     """Least recall of that class on val; 0 takes the threshold of the best F1."""
 
-    pixel_recall: float = 0.0
+    pixel_recall: Share = 0.0
     """For masks: least recall of the pixels of each class on val; 0 takes the threshold of the best F1."""
 
     def __post_init__(self) -> None:
-        """Refuse values outside their ranges, and rules that exclude each other."""
-        if not 0 < self.coverage < 1 or not 0 <= self.recall <= 1:
-            raise ConfigError(
-                f"decide.coverage is {self.coverage} and decide.recall {self.recall}; give a coverage above 0 and below 1, and a recall from 0 to 1."
-            )
-        if not 0 <= self.pixel_recall <= 1:
-            raise ConfigError(
-                f"decide.pixel-recall is {self.pixel_recall}; give a share from 0 to 1."
-            )
+        """Refuse rules that exclude each other."""
+        super().__post_init__()
         if self.costs and self.positive:
             raise ConfigError(
                 f"decide.costs and decide.positive {self.positive!r} are both given, but an answer follows one rule; state what missing the class costs, or leave the costs out."

@@ -3,43 +3,37 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from timm.optim import Lamb
 from torch import nn
 
-from assay.config import Settings
+from assay.config import Settings, Share
 from assay.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig(Settings):
+class OptimConfig(Settings, section="optim"):
     """How parameters are updated."""
 
     optimizer: Literal["adamw", "lamb"] = "adamw"
     """Update rule: AdamW, or LAMB (You et al. 2020) for very large batches."""
-    lr: float = 5e-4
+    lr: Annotated[float, Gt(0)] = 5e-4
     """Highest learning rate (per update)."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Ge(0)] = 0.01
     """Decoupled weight decay; norms and biases are left out (per update, times lr)."""
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """Learning rate over the run: cosine up and down, linear up and cosine down, or flat."""
-    warmup: float = 0.3
+    warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.3
     """Share of the run in which the learning rate rises (1)."""
-    start_factor: float = 0.04
+    start_factor: Share = 0.04
     """First learning rate as a share of the highest (1)."""
-    final_factor: float = 4e-5
+    final_factor: Share = 4e-5
     """Learning rate at the very end as a share of the highest (1)."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Ge(0)] = 1.0
     """Largest gradient norm; 0: no clipping (1)."""
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their ranges."""
-        if self.lr <= 0 or not 0 <= self.warmup < 1:
-            raise ConfigError(
-                f"optim.lr is {self.lr}, optim.warmup {self.warmup}; allowed: lr > 0 and 0 <= warmup < 1."
-            )
 
 
 class Multiplier(NamedTuple):

@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Interval
 
 from assay.bundle.bundle import Provider, Variant
 from assay.bundle.registry import ALIASES, Registry
@@ -25,35 +27,33 @@ FOLLOW_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApplicationConfig(Settings):
+class ApplicationConfig(Settings, section="app"):
     """How each task's application runs; the generated file may say otherwise of one."""
 
     variant: Variant = "fp32"
     """int8 where a bundle has such graphs."""
     provider: Provider = "auto"
     """What runs the graphs."""
-    cpus: float = 1.0
+    cpus: Annotated[float, Ge(0)] = 1.0
     """CPUs of a replica."""
-    gpus: float = 0.0
+    gpus: Annotated[float, Ge(0)] = 0.0
     """GPUs of a replica."""
-    min_replicas: int = 1
+    min_replicas: Annotated[int, Ge(1)] = 1
     """Replicas at rest."""
-    max_replicas: int = 2
+    max_replicas: Annotated[int, Ge(1)] = 2
     """Replicas under load."""
-    batch: int = 4
+    batch: Annotated[int, Ge(1)] = 4
     """Most images that go through the graphs together; 1 switches batching off, a GPU takes more."""
-    queue: int = 64
+    queue: Annotated[int, Ge(1)] = 64
     """Most waiting requests; more are answered 429."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that nothing can run with."""
-        if not 1 <= self.min_replicas <= self.max_replicas:
+        """Refuse fewer replicas under load than at rest."""
+        super().__post_init__()
+        if self.min_replicas > self.max_replicas:
             raise ConfigError(
-                f"app.min-replicas is {self.min_replicas} and app.max-replicas {self.max_replicas}; give 1 or more, and no fewer for the second."
+                f"app.min-replicas is {self.min_replicas} and app.max-replicas {self.max_replicas}; give no fewer for the second."
             )
-        for name in ("batch", "queue"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"app.{name} is {getattr(self, name)}; give 1 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ServeConfig(Settings):
     """Folder or URI of the registry."""
     host: str = "127.0.0.1"
     """Address to listen on; any other than this machine's own needs a token."""
-    port: int = 8000
+    port: Annotated[int, Interval(ge=0, le=65535)] = 8000
     """Port to listen on."""
     token_file: Path = Path("~/.assay/token")
     """File with the token, written where there is none; ASSAY_TOKEN goes before it."""
@@ -79,6 +79,7 @@ class ServeConfig(Settings):
 
     def __post_init__(self) -> None:
         """Refuse to stand open to the network."""
+        super().__post_init__()
         if self.open and self.host not in LOOPBACK:
             raise ConfigError(
                 f"open is set and host is {self.host}, so that whoever reaches this machine would be let in; leave open out, or listen on {LOOPBACK[0]}."

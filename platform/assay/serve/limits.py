@@ -8,11 +8,13 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
 
 from assay.config import Settings
 from assay.data.images import decode
-from assay.errors import AssayError, ConfigError, ImageError
+from assay.errors import AssayError, ImageError
 
 MAGIC = {
     "jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "bmp": b"BM", "tiff": b"II*\0",
@@ -28,31 +30,23 @@ _BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?', re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits(Settings):
+class Limits(Settings, section="limits"):
     """What is refused, and when."""
 
-    body_mb: float = 64.0
+    body_mb: Annotated[float, Gt(0)] = 64.0
     """Largest body (MB); more is answered 413."""
 
-    image_mp: float = 120.0
+    image_mp: Annotated[float, Gt(0)] = 120.0
     """Largest image (megapixels), by its header; more is answered 422."""
 
-    views: int = 16
+    views: Annotated[int, Ge(1)] = 16
     """Most images of one request."""
 
-    body_s: float = 30.0
+    body_s: Annotated[float, Gt(0)] = 30.0
     """Longest time that a body may take to arrive (s); else 408."""
 
-    answer_s: float = 60.0
+    answer_s: Annotated[float, Gt(0)] = 60.0
     """Longest time until an answer (s); else 504."""
-
-    def __post_init__(self) -> None:
-        """Refuse limits that let nothing through."""
-        for name in ("body_mb", "image_mp", "views", "body_s", "answer_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"limits.{name.replace('_', '-')} is {getattr(self, name)}; give a number above 0."
-                )
 
 
 class RefusedError(AssayError):

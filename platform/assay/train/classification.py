@@ -29,7 +29,7 @@ GRAPH = "classify"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassLossConfig(Settings):
+class ClassLossConfig(Settings, section="loss"):
     """How wrong an answer is."""
 
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0

@@ -8,11 +8,12 @@ workers, sweeps and tests: it executes the file's bytes under one canonical modu
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from assay.config import Settings
@@ -21,7 +22,6 @@ from assay.data.images.pixels import Pixels
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
 from assay.data.split import SplitConfig
-from assay.errors import ConfigError
 from assay.metrics.decide import DecideConfig
 from assay.metrics.estimate import Estimate
 from assay.metrics.figure import Figure
@@ -36,14 +36,14 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
+class TrainConfig(Settings, section="train"):
     """How long and in what portions a task is trained."""
 
-    epochs: int = 30
+    epochs: Annotated[int, Ge(0)] = 30
     """Passes over the training set."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Ge(1)] = 32
     """Images per update over all workers."""
-    eval_batch_size: int = 32
+    eval_batch_size: Annotated[int, Ge(1)] = 32
     """Images per batch when judging."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and noise."""
@@ -51,19 +51,10 @@ class TrainConfig(Settings):
     """Arithmetic of the forward pass; fp16 scales its loss and needs a CUDA device."""
     select: Literal["score", "nll"] = "score"
     """What val chooses the best epoch by: the main score (accuracy, IoU of masks), ties going to the lower nll, or the nll."""
-    val_every: int = 1
+    val_every: Annotated[int, Ge(1)] = 1
     """Epochs between two looks at val; the last epoch is always looked at."""
-    patience: int = 0
+    patience: Annotated[int, Ge(0)] = 0
     """Stop after this many looks at val without improvement; 0: never."""
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their ranges."""
-        for name in ("epochs", "batch_size", "eval_batch_size", "val_every"):
-            low = 0 if name == "epochs" else 1
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"train.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}."
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -283,5 +283,5 @@ def test_an_augment_survives_packing_and_pickling():
     ],
 )
 def test_impossible_ranges_are_refused(wrong):
-    with pytest.raises(ConfigError, match=r"give|name a kind"):
+    with pytest.raises(ConfigError, match=r"augment\..*(give low|it must)"):
         AugmentConfig(**wrong)

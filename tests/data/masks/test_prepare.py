@@ -362,10 +362,10 @@ def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
         ({"classes": ("a", "b"), "files": "{name}.png"}, "only one class"),
         ({"files": "{stem}.png"}, "{stem}"),
         ({"files": "{kind}/{name}.png", "values": "index"}, "twice"),
-        ({"block_px": 50}, "block-px 50"),
+        ({"block_px": 50}, "block-px is 50"),
         ({"threshold": 0}, "threshold is 0"),
         ({"offset": 0}, "offset is 0"),
-        ({"open_px": -1}, "open-px -1"),
+        ({"open_px": -1}, "open-px is -1"),
     ],
 )
 def test_settings_that_cannot_be_met_are_refused(settings, said):

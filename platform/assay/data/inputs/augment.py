@@ -14,10 +14,12 @@ image is fitted into.
 from dataclasses import dataclass
 from math import cos, radians, sin
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from annotated_types import Ge, Gt, Len
 
+from assay.config import Settings, Share
 from assay.data.images.affine import _about_centre, compose
 from assay.errors import ConfigError
 from assay.shapes import Float64
@@ -35,73 +37,70 @@ _RANGES = ("scale", "brightness", "contrast", "gamma", "saturation", "resample")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Settings, section="augment"):
     """Ranges that `draw_augment` samples from; the defaults change nothing.
 
     A name ending in _p is the probability that its group of changes is applied to an image.
     """
 
-    hflip: float = 0.0
+    hflip: Share = 0.0
     """Probability of a left-right flip."""
-    vflip: float = 0.0
+    vflip: Share = 0.0
     """Probability of a top-bottom flip."""
-    rotation_deg: float = 0.0
+    rotation_deg: Annotated[float, Ge(0)] = 0.0
     """Largest rotation to either side, degrees."""
-    rotation_p: float = 0.0
+    rotation_p: Share = 0.0
     """Probability of a rotation."""
-    translate: float = 0.0
+    translate: Share = 0.0
     """Largest shift along x and along y, fraction of the canvas side."""
-    affine_translate: float = 0.0
+    affine_translate: Share = 0.0
     """Largest second, independent shift (that of a random affine), fraction of the canvas side."""
-    scale_low: float = 1.0
+    scale_low: Annotated[float, Gt(0)] = 1.0
     """Smallest zoom about the centre; below 1 the image gets smaller."""
-    scale_high: float = 1.0
+    scale_high: Annotated[float, Gt(0)] = 1.0
     """Largest zoom about the centre."""
-    scale_p: float = 0.0
+    scale_p: Share = 0.0
     """Probability of a zoom."""
-    exposure_p: float = 0.0
+    exposure_p: Share = 0.0
     """Probability of brightness, contrast, gamma and saturation changing together."""
-    brightness_low: float = 1.0
+    brightness_low: Annotated[float, Gt(0)] = 1.0
     """Smallest factor on the pixel values."""
-    brightness_high: float = 1.0
+    brightness_high: Annotated[float, Gt(0)] = 1.0
     """Largest factor on the pixel values."""
-    contrast_low: float = 1.0
+    contrast_low: Annotated[float, Gt(0)] = 1.0
     """Smallest factor on the distance from the image's grey mean."""
-    contrast_high: float = 1.0
+    contrast_high: Annotated[float, Gt(0)] = 1.0
     """Largest factor on the distance from the image's grey mean."""
-    gamma_low: float = 1.0
+    gamma_low: Annotated[float, Gt(0)] = 1.0
     """Smallest exponent on pixel values in [0, 1]; below 1 brightens."""
-    gamma_high: float = 1.0
+    gamma_high: Annotated[float, Gt(0)] = 1.0
     """Largest exponent on pixel values in [0, 1]."""
-    saturation_low: float = 1.0
+    saturation_low: Annotated[float, Gt(0)] = 1.0
     """Smallest factor on the distance from each pixel's own grey."""
-    saturation_high: float = 1.0
+    saturation_high: Annotated[float, Gt(0)] = 1.0
     """Largest factor on the distance from each pixel's own grey."""
-    resample_p: float = 0.0
+    resample_p: Share = 0.0
     """Probability of resampling: below 1 down and up again, above 1 up and cut at the centre."""
-    resample_low: float = 1.0
+    resample_low: Annotated[float, Gt(0)] = 1.0
     """Smallest resampling factor."""
-    resample_high: float = 1.0
+    resample_high: Annotated[float, Gt(0)] = 1.0
     """Largest resampling factor."""
-    noise_p: float = 0.0
+    noise_p: Share = 0.0
     """Probability of noise."""
-    noise_max: float = 0.0
+    noise_max: Share = 0.0
     """Gaussian: largest standard deviation, in [0, 1]; salt and pepper: share of pixels hit."""
-    noise_kinds: tuple[NoiseKind, ...] = ("gaussian", "salt_pepper")
+    noise_kinds: Annotated[tuple[NoiseKind, ...], Len(1)] = ("gaussian", "salt_pepper")
     """Kinds of noise, one of which is drawn per image."""
 
     def __post_init__(self) -> None:
-        """Refuse probabilities outside [0, 1] and ranges that are empty or not positive."""
-        for name in ("hflip", "vflip", "rotation_p", "scale_p", "exposure_p", "resample_p",
-                     "noise_p", "noise_max", "translate", "affine_translate"):  # fmt: skip
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
+        """Refuse ranges that are empty."""
+        super().__post_init__()
         for name in _RANGES:
             low, high = self.range(name)
-            if not 0 < low <= high:
-                raise ConfigError(f"{name} goes from {low} to {high}; give 0 < low <= high.")
-        if not self.noise_kinds:
-            raise ConfigError("noise_kinds is empty; name a kind, or set noise_p to 0.")
+            if low > high:
+                raise ConfigError(
+                    f"augment.{name}-low is {low} and augment.{name}-high {high}; give low <= high."
+                )
 
     def range(self, name: str) -> tuple[float, float]:
         """Lowest and highest value of one of the drawn factors."""

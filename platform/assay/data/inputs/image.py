@@ -21,7 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig(Settings):
+class ImageConfig(Settings, section="image"):
     """How a whole image becomes an array; part of a bundle's input contract."""
 
     height_px: Annotated[int, Ge(1)] = 224

@@ -7,12 +7,13 @@ the cost does not depend on the image's size. Training, judging and serving all 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+from annotated_types import Ge
 
-from assay.config import Settings
+from assay.config import Settings, Share
 from assay.data.images.affine import compose, crop_matrix, fit
 from assay.data.images.pyramid import Clahe, ImagePyramid
 from assay.data.inputs.augment import IDENTITY, Augment
@@ -22,34 +23,31 @@ from assay.shapes import Bool, Float64, Int, Real, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchConfig(Settings):
+class PatchConfig(Settings, section="patches"):
     """How an image becomes an overview and patches; part of a bundle's input contract."""
 
-    image_px: int = 2550
+    image_px: Annotated[int, Ge(8)] = 2550
     """Side of the square canvas (pixels)."""
     fit: Literal["scale", "pad"] = "scale"
     """Scale an image's longer side to the canvas, or keep its pixels and pad (or cut) to it."""
-    overview_px: int = 850
+    overview_px: Annotated[int, Ge(8)] = 850
     """Side of the overview that the scorer sees (pixels)."""
-    patch_px: int = 448
+    patch_px: Annotated[int, Ge(8)] = 448
     """Side of a patch (canvas pixels)."""
-    clahe_clip: float = 3.0
+    clahe_clip: Annotated[float, Ge(0)] = 3.0
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
-    clahe_grid: int = 64
+    clahe_grid: Annotated[int, Ge(1)] = 64
     """Tiles of that equalisation along each side of the image."""
 
-    bright: float = 0.1
+    bright: Share = 0.1
     """Least mean brightness of a random patch, so that it shows the part and not the table (1)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that contradict each other."""
-        if not 8 <= self.patch_px <= self.image_px or not 8 <= self.overview_px <= self.image_px:
+        super().__post_init__()
+        if max(self.patch_px, self.overview_px) > self.image_px:
             raise ConfigError(
-                f"patch-px {self.patch_px} and overview-px {self.overview_px} must lie between 8 and image-px {self.image_px}."
-            )
-        if self.clahe_clip < 0 or self.clahe_grid < 1:
-            raise ConfigError(
-                f"clahe-clip is {self.clahe_clip} and clahe-grid {self.clahe_grid}; give a clip limit from 0 and at least 1 tile."
+                f"patches.patch-px is {self.patch_px} and patches.overview-px {self.overview_px}; give at most patches.image-px, which is {self.image_px}."
             )
 
     @property

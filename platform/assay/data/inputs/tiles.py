@@ -9,9 +9,11 @@ height of the image.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
+from annotated_types import Ge, MultipleOf
 
 from assay.config import Settings
 from assay.data.images.decode import to_uint8
@@ -30,19 +32,18 @@ Network = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig(Settings):
+class TileConfig(Settings, section="tiles"):
     """How an image is cut into tiles; part of a bundle's input contract."""
 
-    tile_px: int = 512
+    tile_px: Annotated[int, Ge(32), MultipleOf(32)] = 512
     """Side of a tile (pixels), a multiple of 32."""
-    overlap_px: int = 64
+    overlap_px: Annotated[int, Ge(0)] = 64
     """Pixels that neighbouring tiles share, and over which their logits are blended."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that the network or the overlap cannot take."""
-        if self.tile_px < 32 or self.tile_px % 32:
-            raise ConfigError(f"tiles.tile-px is {self.tile_px}; give a multiple of 32 from 32 on.")
-        if not 0 <= self.overlap_px <= self.tile_px // 2:
+        """Refuse an overlap of more than half a tile."""
+        super().__post_init__()
+        if self.overlap_px > self.tile_px // 2:
             raise ConfigError(
                 f"tiles.overlap-px is {self.overlap_px}; give 0 to half of tile-px, which is {self.tile_px // 2}."
             )

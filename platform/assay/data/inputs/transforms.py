@@ -22,7 +22,7 @@ Probability = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformConfig(Settings):
+class TransformConfig(Settings, section="transform"):
     """How an image and its mask are changed; everything is drawn anew for each sample."""
 
     hflip: Probability = 0.5

@@ -22,7 +22,7 @@ Share = Annotated[float, Interval(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewConfig(Settings):
+class ViewConfig(Settings, section="views"):
     """How many crops an image gives, how large, and how much they are changed."""
 
     num_global: Annotated[int, Ge(1)] = 2

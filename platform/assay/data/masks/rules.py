@@ -4,10 +4,11 @@ Also the settings of masks in general, which ship with a bundle: numpy and OpenC
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Interval, Len
 
 from assay.config import Settings
 from assay.data.images.decode import Plane, Rgb
@@ -18,10 +19,10 @@ from assay.shapes import Bool, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskConfig(Settings):
+class MaskConfig(Settings, section="masks"):
     """Where masks come from: files of the user's, or a heuristic."""
 
-    classes: tuple[str, ...] = ("defect",)
+    classes: Annotated[tuple[str, ...], Len(1, 254)] = ("defect",)
     """Names of the classes; a mask's value is a class's place in this list, from 1."""
     files: str = ""
     """Given masks: pattern of their paths below the data's root with {folder} and {name} of the image, {parent} (last
@@ -34,38 +35,29 @@ class MaskConfig(Settings):
     """The heuristic; vote: at least 2 of 3 (the channels where they differ, else the three makers)."""
     dark: bool = True
     """Defects are dark; no-dark: they are bright, and the image is inverted first."""
-    threshold: int = 40
+    threshold: Annotated[int, Interval(ge=1, le=255)] = 40
     """fixed: marked below this grey level of 255, after the image's range was stretched to 0..255."""
-    block_px: int = 101
+    block_px: Annotated[int, Ge(3)] = 101
     """adaptive: side of the square whose mean a pixel is compared with, odd (pixels)."""
-    offset: int = 25
+    offset: Annotated[int, Ge(1)] = 25
     """adaptive: grey levels below that mean from which a pixel is marked."""
-    open_px: int = 3
+    open_px: Annotated[int, Ge(0)] = 3
     """Marks thinner than this are removed (pixels; 0: none)."""
-    close_px: int = 3
+    close_px: Annotated[int, Ge(0)] = 3
     """Gaps thinner than this are closed (pixels; 0: none)."""
-    min_area_px: int = 25
+    min_area_px: Annotated[int, Ge(0)] = 25
     """Connected marks of fewer pixels are removed."""
 
     def __post_init__(self) -> None:
-        """Refuse classes that no mask could hold and settings that mark nothing or everything."""
+        """Refuse classes that no mask could hold and a block without a middle."""
+        super().__post_init__()
         if len({name.casefold() for name in self.classes}) != len(self.classes):
             raise ConfigError(
                 f"masks.classes is {self.classes}; give each class a name of its own."
             )
-        if not 1 <= len(self.classes) <= 254:
-            raise ConfigError(f"masks.classes has {len(self.classes)} names; give 1 to 254.")
         self._check_files()
-        if not 1 <= self.threshold <= 255 or self.block_px < 3 or self.block_px % 2 == 0:
-            raise ConfigError(
-                f"masks.threshold is {self.threshold} and masks.block-px {self.block_px}; give a threshold from 1 to 255 "
-                "and an odd block of at least 3 pixels."
-            )
-        if self.offset < 1 or min(self.open_px, self.close_px, self.min_area_px) < 0:
-            raise ConfigError(
-                f"masks.offset is {self.offset}, open-px {self.open_px}, close-px {self.close_px} and min-area-px "
-                f"{self.min_area_px}; give an offset from 1 and the others from 0."
-            )
+        if self.block_px % 2 == 0:
+            raise ConfigError(f"masks.block-px is {self.block_px}; give an odd number of pixels.")
 
     def _check_files(self) -> None:
         unknown, num_kinds = unknown_fields(self.files), self.files.count("{kind}")

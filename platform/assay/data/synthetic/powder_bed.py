@@ -15,11 +15,13 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
+from annotated_types import Ge
 
+from assay.config import Settings, Share
 from assay.data.synthetic.draw_once import draw_once
 from assay.shapes import Bool, Float, Float32, UInt8
 
@@ -33,20 +35,20 @@ _HATCH_TURN = 67.0  # degrees from layer to layer, so that no direction comes ba
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayersConfig:
+class LayersConfig(Settings, section="bed"):
     """Layers of several builds; about a quarter of them are free of defects."""
 
     seed: int = 0
     """Key of everything that is drawn."""
-    size_px: int = 256
+    size_px: Annotated[int, Ge(1)] = 256
     """Side of an image in pixels; defects and grain keep their sizes, parts grow with it."""
-    num_builds: int = 30
+    num_builds: Annotated[int, Ge(1)] = 30
     """Builds, each with parts, light and wear of its own."""
-    layers_per_build: int = 6
+    layers_per_build: Annotated[int, Ge(1)] = 6
     """Consecutive layers of a build."""
-    clean_share: float = 0.25
+    clean_share: Share = 0.25
     """Share of layers without defects."""
-    contrast: float = 1.0
+    contrast: Annotated[float, Ge(0)] = 1.0
     """Factor on the depth of all defects, 0: the truth marks them but nothing is to be seen."""
 
 
