@@ -20,29 +20,29 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 @lru_cache(maxsize=8)
-def reach(place: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a place, and the place in it.
+def reach(address: str) -> tuple[pafs.FileSystem, str]:
+    """Return the file system of an address, and the path in it.
 
     Args:
-        place: a folder, or the URI of one (s3://, gs://, abfs://, file://); credentials come from
+        address: a folder, or the URI of one (s3://, gs://, abfs://, file://); credentials come from
             the environment as for pyarrow.fs.
 
     Raises:
         ConfigError: it is no address that can be used.
     """
-    address = place if "://" in place else Path(place).absolute().as_uri()
+    uri = address if "://" in address else Path(address).absolute().as_uri()
     try:
-        files, root = pafs.FileSystem.from_uri(address)
+        files, root = pafs.FileSystem.from_uri(uri)
     except (ValueError, OSError, NotImplementedError) as error:
         raise ConfigError(
-            f"{place} is no address that can be used ({str(error).splitlines()[0]}); give a folder, or an URI such as s3://bucket/folder."
+            f"{address} is no address that can be used ({str(error).splitlines()[0]}); give a folder, or an URI such as s3://bucket/folder."
         ) from None
     return files, root.rstrip("/")
 
 
 @contextmanager
 def whole(files: pafs.FileSystem, target: str) -> Iterator[str]:
-    """Where to write what is to appear as `target` at the end of the block."""
+    """Yield where to write what is to appear as `target` at the end of the block."""
     if files.type_name in OBJECT_STORES:
         yield target
         return

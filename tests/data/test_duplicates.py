@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.data.duplicates import NEAR_BITS, NearDuplicate, counts, joined, near_duplicates
+from assay.data.duplicates import NEAR_BITS, NearDuplicate, counts, join_rows, near_duplicates
 from assay.data.images.pyramid import ImagePyramid
 
 
 def scenes(num, seed, height=180, width=240):
-    """Unrelated images: smooth noise of full contrast."""
+    """Draw unrelated images: smooth noise of full contrast."""
     rng = np.random.default_rng(seed)
     for _ in range(num):
         noise = rng.standard_normal((height, width, 3)).astype(np.float32)
@@ -43,10 +43,10 @@ def with_bits_changed(signature, places):
 
 
 def by_hand(signature, other):
-    """Different bits at the best of the eight turns, bit by bit."""
-    one, two = (np.unpackbits(s).reshape(16, 16) for s in (signature, other))
+    """Count different bits at the best of the eight turns, bit by bit."""
+    bits, others = (np.unpackbits(s).reshape(16, 16) for s in (signature, other))
     return min(
-        int((turned(one, number) != two).sum())  # bits are equal or not: no products
+        int((turned(bits, number) != others).sum())  # bits are equal or not: no products
         for number in range(8)
     )
 
@@ -70,10 +70,10 @@ def test_planted_copies_are_found_beside_their_originals_and_unrelated_images_ar
     train, others = list(scenes(40, seed=1)), list(scenes(60, seed=2))
     copies = [COPIES[kind](turned(image, i % 8)) for i, image in enumerate(train[::2])]
     sets = ["train"] * 40 + ["val"] * 20 + ["val"] * 30 + ["test"] * 30
-    found = near_duplicates(signatures([*train, *copies, *others]), sets)
-    assert counts(found, sets) == {"val": 20, "test": 0}
-    assert {d.row: d.twin for d in found} == {40 + i: 2 * i for i in range(20)}
-    assert all(d.set == "val" for d in found)
+    pairs = near_duplicates(signatures([*train, *copies, *others]), sets)
+    assert counts(pairs, sets) == {"val": 20, "test": 0}
+    assert {d.row: d.twin for d in pairs} == {40 + i: 2 * i for i in range(20)}
+    assert all(d.set == "val" for d in pairs)
 
 
 @pytest.mark.parametrize("size", [(180, 240), (193, 331), (61, 40)])
@@ -81,9 +81,9 @@ def test_every_flip_and_quarter_turn_is_found_at_few_bits(size):
     image, *_ = scenes(1, 3, *size)
     views = [turned(image, number) for number in range(8)]
     sets = ["train"] + ["test_seen"] * 8
-    found = near_duplicates(signatures([image, *views]), sets)
-    assert sorted(d.row for d in found) == [*range(1, 9)]
-    assert all(d.bits <= 4 for d in found)  # rounding at the thumbnail's threshold
+    pairs = near_duplicates(signatures([image, *views]), sets)
+    assert sorted(d.row for d in pairs) == [*range(1, 9)]
+    assert all(d.bits <= 4 for d in pairs)  # rounding at the thumbnail's threshold
 
 
 def test_two_thousand_unrelated_images_are_not_flagged():
@@ -111,11 +111,11 @@ def test_it_finds_what_a_bit_by_bit_comparison_finds(seed, against):
         if min(distances) <= NEAR_BITS:
             first = twins[int(np.argmin(distances))]
             expected.append(NearDuplicate(min(distances), row, sets[row], first))
-    found = near_duplicates(table, sets, against)
-    assert found == sorted(expected)
-    assert [d.bits for d in found] == sorted(d.bits for d in found)
+    pairs = near_duplicates(table, sets, against)
+    assert pairs == sorted(expected)
+    assert [d.bits for d in pairs] == sorted(d.bits for d in pairs)
     drawn = Counter(d.set for d in expected)
-    assert counts(found, sets, against) == {
+    assert counts(pairs, sets, against) == {
         name: drawn[name] for name in names if name in later & set(sets)
     }
 
@@ -126,8 +126,8 @@ def test_rows_beyond_one_block_are_found_and_the_first_of_equal_twins_is_named()
         test[row] = with_bits_changed(train[twin], range(0, 2 * num, 2))
     train[4500] = train[2048]
     sets = ["test"] * 600 + ["train"] * 5000
-    found = near_duplicates(np.concatenate([test, train]), sets)
-    assert found == [
+    pairs = near_duplicates(np.concatenate([test, train]), sets)
+    assert pairs == [
         NearDuplicate(0, 0, "test", 600 + 4999),
         NearDuplicate(3, 256, "test", 600 + 2048),
         NearDuplicate(16, 255, "test", 600 + 2047),
@@ -137,19 +137,19 @@ def test_rows_beyond_one_block_are_found_and_the_first_of_equal_twins_is_named()
 def test_the_nearest_row_is_named_not_the_first_near_one():
     image = random_signatures(1, 3)[0]
     table = np.stack([with_bits_changed(image, range(n)) for n in (9, 2, 5, 0)])
-    found = near_duplicates(table, ["train", "train", "train", "test"])
-    assert found == [NearDuplicate(2, 3, "test", 1)]
+    pairs = near_duplicates(table, ["train", "train", "train", "test"])
+    assert pairs == [NearDuplicate(2, 3, "test", 1)]
 
 
 def test_only_the_named_set_is_compared_with_and_dropped_copies_do_not_count():
     same = np.repeat(random_signatures(1, 4), 5, axis=0)
     sets = ["train", "val", "test_seen", "test_unseen", "dropped"]
-    found = near_duplicates(same, sets)
-    assert counts(found, sets) == {"val": 1, "test_seen": 1, "test_unseen": 1}
-    assert {d.twin for d in found} == {0}
-    found = near_duplicates(same, sets, "val")
-    assert counts(found, sets, "val") == {"test_seen": 1, "test_unseen": 1}
-    assert {d.twin for d in found} == {1}
+    pairs = near_duplicates(same, sets)
+    assert counts(pairs, sets) == {"val": 1, "test_seen": 1, "test_unseen": 1}
+    assert {d.twin for d in pairs} == {0}
+    pairs = near_duplicates(same, sets, "val")
+    assert counts(pairs, sets, "val") == {"test_seen": 1, "test_unseen": 1}
+    assert {d.twin for d in pairs} == {1}
 
 
 def test_without_rows_to_compare_nothing_is_found():
@@ -174,4 +174,4 @@ def test_joined_rows_are_those_a_chain_of_keys_leads_to(keys):
     for _ in keys:
         reached = (reached.astype(int) @ reached) > 0
     expected = {tuple(np.flatnonzero(reached[i]).tolist()) for i in rows}
-    assert {tuple(unit.tolist()) for unit in joined(columns, rows)} == expected
+    assert {tuple(unit.tolist()) for unit in join_rows(columns, rows)} == expected

@@ -14,7 +14,7 @@ def cache(tmp_path):
 
 
 def put(root, *names):
-    """Files of different contents."""
+    """Write files of different contents."""
     for name in names:
         (root / name).write_bytes(f"bytes of {name}".encode())
 
@@ -23,10 +23,10 @@ def test_equal_bytes_have_equal_hashes_under_any_name(tmp_path, cache):
     paths = [tmp_path / name for name in ("a.png", "b.jpg", "c.png")]
     for path, content in zip(paths, (b"same", b"same", b"other"), strict=True):
         path.write_bytes(content)
-    one, two, three = content_hashes(paths, cache)
-    assert one == two != three
-    assert len(one) == 32
-    assert int(one, 16) >= 0
+    png, jpg, other = content_hashes(paths, cache)
+    assert png == jpg != other
+    assert len(png) == 32
+    assert int(png, 16) >= 0
 
 
 def test_unchanged_files_are_not_read_again(tmp_path, cache):
@@ -53,10 +53,10 @@ def test_unchanged_files_are_not_read_again(tmp_path, cache):
 
 def test_a_later_run_adds_only_what_is_new(tmp_path, cache):
     put(tmp_path, "a.png", "b.png")
-    one = content_hashes([tmp_path / "a.png"], cache)
+    first = content_hashes([tmp_path / "a.png"], cache)
     both = content_hashes([tmp_path / "b.png", tmp_path / "a.png"], cache)
-    assert both[1:] == one
-    assert both[0] != one[0]
+    assert both[1:] == first
+    assert both[0] != first[0]
     with sqlite3.connect(cache) as database:
         assert database.execute("SELECT count(*) FROM files").fetchone() == (2,)
     database.close()

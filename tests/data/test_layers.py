@@ -59,15 +59,15 @@ def test_triplets_keep_their_order_and_bits(tmp_path):
 def test_a_stacked_image_is_made_again_only_when_a_picture_changed(tmp_path):
     root = build(tmp_path / "in", "m/1")
     table = collect(root, LayerConfig(channels="triplet"), tmp_path / "out")
-    place = tmp_path / "out" / rows(table)["image"][0]
-    first = place.stat()
+    stacked = tmp_path / "out" / rows(table)["image"][0]
+    first = stacked.stat()
     collect(root, LayerConfig(channels="triplet"), tmp_path / "out")
-    assert place.stat().st_ino == first.st_ino
+    assert stacked.stat().st_ino == first.st_ino
     write_png(root / "m" / "1b.PNG", PLANES["a"])
     later = first.st_mtime + 5
     os.utime(root / "m" / "1b.PNG", (later, later))
     collect(root, LayerConfig(channels="triplet"), tmp_path / "out")
-    assert np.array_equal(read(place)[:, :, 1], PLANES["a"])
+    assert np.array_equal(read(stacked)[:, :, 1], PLANES["a"])
 
 
 def test_8_bits_stay_8_and_are_stretched_beside_16(tmp_path):

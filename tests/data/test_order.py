@@ -13,7 +13,7 @@ WORKERS = (1, 2, 3, 5)
 
 
 def splitmix64(state):
-    """One output of the published generator (Steele, Lea, Flood 2014), in Python integers."""
+    """Compute one output of the published generator (Steele, Lea, Flood 2014), in Python integers."""
     bits = 2**64 - 1
     z = (state + 0x9E3779B97F4A7C15) & bits
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & bits
@@ -22,7 +22,7 @@ def splitmix64(state):
 
 
 def scattered_rows(num):
-    """Row numbers as a set of a split has them: ascending with gaps."""
+    """Return row numbers as a set of a split has them: ascending with gaps."""
     return np.arange(num) * 3 + 7
 
 
@@ -114,8 +114,8 @@ def test_a_key_does_not_depend_on_who_serves_it(world_size, batch_size):
     alone = dict(zip(range(23), entry_keys(5, 2, np.arange(23)), strict=True))
     for step in steps:
         for rank in range(world_size):
-            own = step.share(rank, world_size).entries
-            assert entry_keys(5, 2, own).tolist() == [alone[entry] for entry in own]
+            entries = step.share(rank, world_size).entries
+            assert entry_keys(5, 2, entries).tolist() == [alone[entry] for entry in entries]
 
 
 def test_keys_of_epochs_and_seeds_differ():
@@ -132,7 +132,7 @@ def test_bits_of_keys_are_balanced():
 def test_a_share_is_a_step_of_its_own():
     step = steps_of([np.array([5, 3, 8])], 1)[0]
     same = step.share(0, 1)
-    for one, other in zip(astuple(step), astuple(same), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for whole, shared in zip(astuple(step), astuple(same), strict=True):
+        np.testing.assert_array_equal(whole, shared)
     with pytest.raises(AttributeError):
         same.index = 3

@@ -19,7 +19,7 @@ LEFT_OUT, ORACLE = "leave-one-domain-out", "oracle"
 
 
 def manifest_of(rows):
-    """A manifest of dicts; what a row leaves out is its own group, its own file, of no set."""
+    """Make a manifest of dicts; what a row leaves out is its own group, its own file, of no set."""
     defaults = [
         {"id": f"{i}", "group": f"{i}", "content": f"{i}", "split": None, "domain.design": "x"}
         | row
@@ -32,7 +32,7 @@ def manifest_of(rows):
 
 
 def parts(num=3, num_views=2, machines=MACHINES, designs=DESIGNS):
-    """Parts as the seed has them: machine x design x part, several views each."""
+    """List parts as the seed has them: machine x design x part, several views each."""
     return [
         {
             "label": machine,
@@ -49,15 +49,15 @@ def parts(num=3, num_views=2, machines=MACHINES, designs=DESIGNS):
 
 
 def sets_by(manifest, split, column):
-    found = defaultdict(set)
+    names_of = defaultdict(set)
     for key, name in zip(manifest.column(column), split.sets, strict=True):
         if name != "dropped":
-            found[key].add(name)
-    return found
+            names_of[key].add(name)
+    return names_of
 
 
 def assert_no_leak(manifest, split):
-    """What a split must be, whatever it was drawn from."""
+    """Check what a split must be, whatever it was drawn from."""
     assert len(split.sets) == len(manifest)
     assert set(split.sets) <= {*SPLITS, "dropped"}
     for column in ("group", "content"):
@@ -68,7 +68,7 @@ def assert_no_leak(manifest, split):
 
 
 def assert_rule(manifest, split, config):
-    """Which sets a value of the held-out domain may be in."""
+    """Check which sets a value of the held-out domain is in."""
     together = {
         "training-domain": [{"test_unseen"}, {"train", "val", "test", "test_seen"}],
         LEFT_OUT: [{"test_unseen"}, {"val"}, {"train", "test", "test_seen"}],
@@ -80,9 +80,8 @@ def assert_rule(manifest, split, config):
         assert len({manifest.column("domain.design")[i] for i in split.rows("val")}) == 1
     if config.rule == ORACLE:
         groups = np.array(manifest.column("group"))
-        kept, val = (len(set(groups[split.rows(name)])) for name in ("test_unseen", "val"))
-        assert kept
-        assert val
+        for name in ("test_unseen", "val"):
+            assert set(groups[split.rows(name)])
 
 
 def assert_every_class(manifest, split):
@@ -117,12 +116,12 @@ by_rule = st.sampled_from(
 
 @st.composite
 def many_parts(draw):
-    """Enough parts for every set, in any order, a few files of which occur twice."""
+    """Draw enough parts for every set, in any order, a few files of which occur twice."""
     rows = parts(num=draw(st.integers(3, 5)), num_views=draw(st.integers(1, 2)))
     for _ in range(draw(st.integers(0, 3))):
-        one, other = draw(st.integers(0, len(rows) - 1)), draw(st.integers(0, len(rows) - 1))
-        if rows[one]["domain.design"] == rows[other]["domain.design"]:
-            rows[one]["content"] = rows[other]["content"]
+        copy, twin = draw(st.integers(0, len(rows) - 1)), draw(st.integers(0, len(rows) - 1))
+        if rows[copy]["domain.design"] == rows[twin]["domain.design"]:
+            rows[copy]["content"] = rows[twin]["content"]
     return draw(st.permutations(rows))
 
 
@@ -138,15 +137,15 @@ def test_a_drawn_split_leaks_nothing(rows, values, rule):
     assert {*split.sets} == {"train", "val", *tests}
     assert_rule(manifest, split, config)
     if config.unseen_domain:
-        held = {rows[i]["domain.design"] for i in split.rows("test_unseen")}
+        unseen = designs_of(rows, split, "test_unseen")
         if config.rule == ORACLE:
-            held |= {rows[i]["domain.design"] for i in split.rows("val")}
-        assert len(held) == config.num_unseen
+            unseen |= designs_of(rows, split, "val")
+        assert len(unseen) == config.num_unseen
 
 
 @st.composite
 def anything(draw):
-    """Groups of any class, design and given set; a few rows that are tied to another group."""
+    """Draw groups of any class, design and given set, and tie a few rows to another group."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     given_sets = draw(st.sampled_from([[None], [None, "train"], [None] * 8 + [*SPLITS]]))
     groups = [
@@ -162,8 +161,8 @@ def anything(draw):
     for i, row in enumerate(rows):
         row["content"] = f"{i}"
     for column in draw(st.lists(st.sampled_from(["group", "content", "split"]), max_size=3)):
-        one, other = rng.integers(len(rows), size=2)
-        rows[one][column] = rows[other][column]
+        copy, twin = rng.integers(len(rows), size=2)
+        rows[copy][column] = rows[twin][column]
     return rows
 
 
@@ -188,11 +187,11 @@ def test_whatever_is_given_is_split_without_a_leak_or_refused(rows, duplicates, 
     assert_rule(manifest, split, config)
     allowed = {"dropped", "test_unseen"} if config.unseen_domain else {"dropped"}
     for row, name in zip(rows, split.sets, strict=True):
-        kept = name == row["split"] or name in allowed or row["split"] is None
+        is_allowed = name == row["split"] or name in allowed or row["split"] is None
         # the oracle draws val from whatever is held out
-        kept |= config.rule == ORACLE and name == "val"
+        is_allowed |= config.rule == ORACLE and name == "val"
         # of what is given as train, missing sets are drawn
-        assert kept or (row["split"] == "train" and name in ("val", "test", "test_seen"))
+        assert is_allowed or (row["split"] == "train" and name in ("val", "test", "test_seen"))
     assert split.report["dropped"] == split.sets.count("dropped")
     if duplicates == "refuse":
         assert "dropped" not in split.sets
@@ -203,11 +202,11 @@ def test_whatever_is_given_is_split_without_a_leak_or_refused(rows, duplicates, 
 def test_the_draw_depends_on_seed_and_names_not_on_the_order_of_rows(rows, values, rule, order):
     config = SplitConfig(**values, **rule)
     turned = [rows[i] for i in np.random.default_rng(order).permutation(len(rows))]
-    one, other = (draw_split(manifest_of(r), config) for r in (rows, turned))
-    of_row = {row["id"]: name for row, name in zip(rows, one.sets, strict=True)}
+    split, other = (draw_split(manifest_of(r), config) for r in (rows, turned))
+    of_row = {row["id"]: name for row, name in zip(rows, split.sets, strict=True)}
     assert of_row == {row["id"]: name for row, name in zip(turned, other.sets, strict=True)}
-    assert one.report == other.report
-    assert draw_split(manifest_of(rows), config).sets == one.sets
+    assert split.report == other.report
+    assert draw_split(manifest_of(rows), config).sets == split.sets
 
 
 def test_seeds_draw_differently():
@@ -276,8 +275,8 @@ def test_sets_follow_the_proportions_of_the_designs():
 
 def test_groups_that_share_a_file_move_together():
     rows = parts()
-    for one, other in ((0, 2), (2, 4)):
-        rows[one]["content"] = rows[other]["content"] = "twin"
+    for first, second in ((0, 2), (2, 4)):
+        rows[first]["content"] = rows[second]["content"] = "twin"
     for seed in range(10):
         split = draw_split(manifest_of(rows), SplitConfig(seed=seed))
         assert len({split.sets[i] for i in range(6)}) == 1
@@ -324,7 +323,7 @@ def test_no_share_draws_no_set():
 
 
 def given_parts(level, **change):
-    """The seed's folders: which part is in which set is up to `level(part)`."""
+    """List parts as the seed's folders give them: the set of a part is up to `level(part)`."""
     rows = [row | {"split": level(int(row["group"][-1]))} for row in parts(num=4)]
     for i, values in change.get("rows", {}).items():
         rows[i] |= values
@@ -458,9 +457,9 @@ def test_every_rule_holds_out_the_same_designs():
         plain, left_out, oracle = (
             draw_split(manifest_of(rows), by_design(rule, seed=seed)) for rule in ALL_RULES
         )
-        held = designs_of(rows, plain, "test_unseen")
-        assert len(held) == 2
-        assert designs_of(rows, left_out, "test_unseen") == held
+        unseen = designs_of(rows, plain, "test_unseen")
+        assert len(unseen) == 2
+        assert designs_of(rows, left_out, "test_unseen") == unseen
         # as many tested groups as the others have, less those that select
         assert groups_of(rows, plain, "test_unseen") == groups_of(
             rows, oracle, "test_unseen"
@@ -560,8 +559,8 @@ def test_an_oracle_without_two_groups_of_a_class_is_refused():
     two = [*parts(designs=("Clip",), num=4), *parts(designs=("Plug",), num=2)]
     split = draw_split(manifest_of(two), config)
     assert len(groups_of(two, split, "val")) == len(groups_of(two, split, "test_unseen")) == 3
-    one = [row for row in two if row["group"] != "m2/Plug/1"]
-    assert "class 'm2' has no image in val" in refusal(manifest_of(one), config)
+    fewer = [row for row in two if row["group"] != "m2/Plug/1"]
+    assert "class 'm2' has no image in val" in refusal(manifest_of(fewer), config)
     alone = [row for row in two if row["group"][:7] in ("m1/Clip", "m2/Clip")] + [
         row for row in two if row["group"] == "m1/Plug/0"
     ]
@@ -710,17 +709,19 @@ def test_a_set_without_rows_is_no_test():
 @given(st.integers(0, 20), st.integers(1, 3))
 def test_parts_under_every_light_are_on_one_side_and_the_held_out_light_in_test_alone(seed, num):
     lights = ("l1", "l2", "l3", "l4")
-    manifest = manifest_of([
-        {"label": machine, "domain.design": light, "group": f"{machine}/{part}", "content": f"{machine}/{part}/{light}"}
-        for machine in MACHINES for part in range(8) for light in lights
-    ])  # fmt: skip
-    held = lights[:num]
-    config = SplitConfig(unseen_domain="design", unseen=held, crossing="drop", seed=seed)
+    groups = [f"{machine}/{part}" for machine in MACHINES for part in range(8)]
+    rows = [
+        {"label": group[:2], "group": group, "domain.design": light, "content": f"{group}/{light}"}
+        for group in groups
+        for light in lights
+    ]
+    manifest, unseen = manifest_of(rows), lights[:num]
+    config = SplitConfig(unseen_domain="design", unseen=unseen, crossing="drop", seed=seed)
     split = draw_split(manifest, config)
     by_group = sets_by(manifest, split, "group")
     assert all(len({name.split("_")[0] for name in names}) == 1 for names in by_group.values())
     for value, names in sets_by(manifest, split, "domain.design").items():
-        assert names == ({"test_unseen"} if value in held else {"train", "val", "test_seen"})
+        assert names == ({"test_unseen"} if value in unseen else {"train", "val", "test_seen"})
     tested = [g for g, names in by_group.items() if "test_unseen" in names]
     assert split.sets.count("test_unseen") == len(tested) * num
     assert split.report["left_out"] == split.sets.count("dropped") == (24 - len(tested)) * num

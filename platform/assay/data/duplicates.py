@@ -22,7 +22,7 @@ NEAR_BITS = 16
 
 
 ROWS, TWINS = 256, 2048
-"""Rows compared at once (1): eight turns of the first with the second fill a processor's cache."""
+"""Rows compared at once: eight turns of the first with the second fill a processor's cache."""
 
 
 def refuse_crossing(
@@ -45,8 +45,8 @@ def refuse_crossing(
         )
 
 
-def folded(name: str) -> str:
-    """One spelling for names that differ in case, spaces or Unicode form alone ("P1", "p1 ")."""
+def fold_name(name: str) -> str:
+    """Return one spelling for names that differ in case, spaces or Unicode form alone ("P1", "p1 ")."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
@@ -56,9 +56,9 @@ def refuse_spellings(domain: str, values: list[str]) -> None:
     Raises:
         SplitError: there are such; the text names two.
     """
-    spelled = {folded(value): value for value in values}
+    spelled = {fold_name(value): value for value in values}
     for value in values:
-        if (other := spelled[folded(value)]) != value:
+        if (other := spelled[fold_name(value)]) != value:
             raise SplitError(
                 f"{domain!r} has the values {value!r} and {other!r}, which differ in case or spaces alone, so that holding "
                 "out one would train on the other; write each value in one way."
@@ -68,7 +68,7 @@ def refuse_spellings(domain: str, values: list[str]) -> None:
 def settle_copies(
     contents: list[str], sets: list[str | None], duplicates: Literal["refuse", "drop"]
 ) -> int:
-    """Refuse files given to two sets, or give the copies in earlier sets to "dropped"; their number.
+    """Refuse files given to two sets, or give the copies in earlier sets to "dropped" and count them.
 
     Raises:
         SplitError: a file is in two sets and copies are to be refused.
@@ -77,7 +77,7 @@ def settle_copies(
         remedy = "correct it, or pass --split.duplicates drop to leave out the earlier copies"
         refuse_crossing("file content", contents, sets, remedy)
         return 0
-    order = {name: place for place, name in enumerate(SPLITS)}
+    order = {name: position for position, name in enumerate(SPLITS)}
     last: dict[str, int] = defaultdict(int)
     for content, name in zip(contents, sets, strict=True):
         if name is not None:
@@ -88,7 +88,7 @@ def settle_copies(
     return len(dropped)
 
 
-def joined(columns: list[list[str]], rows: list[int]) -> list[np.ndarray]:
+def join_rows(columns: list[list[str]], rows: list[int]) -> list[np.ndarray]:
     """Divide rows into units that share no key in any column (union-find); each ascending."""
     parent = {i: i for i in rows}
 
@@ -108,22 +108,22 @@ def joined(columns: list[list[str]], rows: list[int]) -> list[np.ndarray]:
     return [np.array(unit) for unit in members.values()]
 
 
-def spread_given(groups: list[str], units: list[np.ndarray], sets: list[str | None]) -> None:
+def spread_sets(groups: list[str], units: list[np.ndarray], sets: list[str | None]) -> None:
     """Give rows without a set that of the rows they must stay with.
 
     Raises:
         SplitError: a unit has rows given to two sets.
     """
     for rows in units:
-        given = sorted({name for i in rows if (name := sets[i]) is not None})
-        if len(given) > 1:
+        names = sorted({name for i in rows if (name := sets[i]) is not None})
+        if len(names) > 1:
             raise SplitError(
                 f"The group {groups[rows[0]]!r} is tied, by another spelling of its name or by copies of its files, to "
-                f"groups given to {' and to '.join(given)}; a part and a file may be in one set only: correct the split "
+                f"groups given to {' and to '.join(names)}; a part and a file may be in one set only: correct the split "
                 "or the names, or remove the copies."
             )
-        for i in rows if given else ():
-            sets[i] = given[0]
+        for i in rows if names else ():
+            sets[i] = names[0]
 
 
 @dataclass(frozen=True, order=True)
@@ -143,7 +143,7 @@ def near_duplicates(
     sets: Sequence[str],
     against: Literal["train", "val"] = "train",
 ) -> list[NearDuplicate]:
-    """Rows of later sets that nearly equal some row of train, or of val; the nearest pairs first.
+    """Find rows of later sets that nearly equal some row of train, or of val; the nearest pairs first.
 
     Compared are 256-bit signatures (`pixels.signature`) under the eight flips and quarter turns.
     Against train stand val and the tests, against val the tests alone: what is chosen or fitted on
@@ -152,26 +152,26 @@ def near_duplicates(
     names = np.array(sets)
     twins = np.flatnonzero(names == against)
     rows = np.flatnonzero(np.isin(names, _later(sets, against)))
-    looks = _signs(signatures[twins])
-    found = []
+    twin_signs = _signs(signatures[twins])
+    pairs = []
     for start in range(0, len(rows), ROWS):
         block = rows[start : start + ROWS]
-        overlap, place = _nearest(_turns(_signs(signatures[block])), looks)
+        overlap, nearest = _nearest(_turns(_signs(signatures[block])), twin_signs)
         bits = (256 - overlap) / 2
-        found += [
-            NearDuplicate(int(bits[i]), int(block[i]), sets[block[i]], int(twins[place[i]]))
+        pairs += [
+            NearDuplicate(int(bits[i]), int(block[i]), sets[block[i]], int(twins[nearest[i]]))
             for i in np.flatnonzero(bits <= NEAR_BITS)
         ]
-    return sorted(found)
+    return sorted(pairs)
 
 
 def counts(
-    found: Sequence[NearDuplicate],
+    duplicates: Sequence[NearDuplicate],
     sets: Sequence[str],
     against: Literal["train", "val"] = "train",
 ) -> dict[str, int]:
-    """Near-duplicates per set that was compared, zeros included."""
-    of_set = Counter(duplicate.set for duplicate in found)
+    """Count near-duplicates per set that was compared, zeros included."""
+    of_set = Counter(duplicate.set for duplicate in duplicates)
     return {name: of_set[name] for name in _later(sets, against)}
 
 
@@ -180,7 +180,7 @@ def _later(sets: Sequence[str], against: str) -> list[str]:
 
 
 def _signs(signatures: UInt8[np.ndarray, "rows 32"]) -> Float32[np.ndarray, "rows 256"]:
-    """Bits as -1 and 1, so that a product counts equal bits less different ones."""
+    """Turn bits into -1 and 1, so that a product counts equal bits less different ones."""
     return np.unpackbits(signatures, axis=1).astype(np.float32) * 2 - 1
 
 
@@ -196,17 +196,17 @@ def _turns(signs: Float32[np.ndarray, "rows 256"]) -> Float32[np.ndarray, "8 row
 
 
 def _nearest(
-    turns: Float32[np.ndarray, "8 rows 256"], looks: Float32[np.ndarray, "twins 256"]
+    turns: Float32[np.ndarray, "8 rows 256"], twins: Float32[np.ndarray, "twins 256"]
 ) -> tuple[Float32[np.ndarray, " rows"], np.ndarray]:
-    """For each row the largest product with any of `looks` at any turn, and whose it is."""
+    """Find for each row its largest product with any of `twins` at any turn, and whose it is."""
     num = turns.shape[1]
     best = np.full(num, -np.inf, dtype=np.float32)
-    place = np.zeros(num, dtype=np.int64)
-    for start in range(0, len(looks), TWINS):
-        overlap = (turns.reshape(-1, 256) @ looks[start : start + TWINS].T).reshape(8, num, -1)
+    nearest = np.zeros(num, dtype=np.int64)
+    for start in range(0, len(twins), TWINS):
+        overlap = (turns.reshape(-1, 256) @ twins[start : start + TWINS].T).reshape(8, num, -1)
         largest = overlap.max(0)
         first = largest.argmax(1)
-        value = largest[np.arange(num), first]
-        better = value > best
-        best[better], place[better] = value[better], first[better] + start
-    return best, place
+        product = largest[np.arange(num), first]
+        better = product > best
+        best[better], nearest[better] = product[better], first[better] + start
+    return best, nearest

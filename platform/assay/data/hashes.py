@@ -18,37 +18,34 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     Raises:
         ManifestError: a file does not exist or its bytes cannot be read.
     """
-    keys: list[tuple[str, int, int, int]] = []
-    for path in paths:
-        if not path.is_file():
-            raise ManifestError(
-                f"The image {path} does not exist; correct the table or restore the file."
-            )
-        stat = path.stat()
-        times = stat.st_mtime_ns, stat.st_ctime_ns
-        keys.append((str(path.resolve()), stat.st_size, *times))
+    keys = [_cache_key(path) for path in paths]
     cache.parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(cache, timeout=60)
     try:
         database.execute(
             "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, content TEXT)"
         )
-        known = {
-            tuple(key): content
-            for *key, content in database.execute(
-                "SELECT path, size, mtime, ctime, content FROM files"
-            )
-        }
-        fresh = [i for i, key in enumerate(keys) if key not in known]
+        rows = database.execute("SELECT path, size, mtime, ctime, content FROM files")
+        contents = {tuple(key): content for *key, content in rows}
+        fresh = [i for i, key in enumerate(keys) if key not in contents]
         with ThreadPoolExecutor(8) as pool:
             digests = list(pool.map(_digest, [paths[i] for i in fresh]))
-        known |= {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
-        rows = [(*keys[i], known[keys[i]]) for i in fresh]
-        database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+        contents |= {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
+        added = [(*keys[i], contents[keys[i]]) for i in fresh]
+        database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", added)
         database.commit()
     finally:
         database.close()
-    return [known[key] for key in keys]
+    return [contents[key] for key in keys]
+
+
+def _cache_key(path: Path) -> tuple[str, int, int, int]:
+    if not path.is_file():
+        raise ManifestError(
+            f"The image {path} does not exist; correct the table or restore the file."
+        )
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _digest(path: Path) -> str:

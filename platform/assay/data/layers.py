@@ -49,17 +49,7 @@ def collect(root: Path, config: LayerConfig, folder: Path) -> Path:
         ImageError: a picture cannot be read.
     """
     root, folder = root.absolute(), folder.absolute()
-    walked = os.walk(root, followlinks=True)
-    paths = (Path(base, name) for base, _, names in walked for name in names)
-    pictures = sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in SUFFIXES and not path.is_relative_to(folder)
-    )
-    if config.channels != "all":
-        pictures = [path for path in pictures if path.stem.endswith(("a", "b", "c"))]
-    if config.channels == "b":
-        pictures = [path for path in pictures if path.stem.endswith("b")]
+    pictures = _find_pictures(root, config, folder)
     if not pictures:
         raise ManifestError(
             f"{root} has no picture for layers.channels {config.channels!r} ({', '.join(SUFFIXES)}, names ending in a, b, c "
@@ -72,46 +62,60 @@ def collect(root: Path, config: LayerConfig, folder: Path) -> Path:
     return _write_table(layers, root, folder / "layers.csv")
 
 
+def _find_pictures(root: Path, config: LayerConfig, folder: Path) -> list[Path]:
+    """List the pictures below root that the channels ask for, sorted, without those in `folder`."""
+    walk = os.walk(root, followlinks=True)
+    paths = (Path(base, name) for base, _, names in walk for name in names)
+    letters = {"all": ("",), "b": ("b",), "triplet": ("a", "b", "c")}[config.channels]
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in SUFFIXES
+        and path.stem.endswith(letters)
+        and not path.is_relative_to(folder)
+    )
+
+
 def _write_table(layers: dict[str, str], root: Path, table: Path) -> Path:
     """Write ids and the paths of their images, as they are to stand there."""
     builds = [PurePosixPath(name).parent.as_posix() for name in layers]
-    numbers = [re.findall(r"\d+", PurePosixPath(name).stem) for name in layers]
+    digits = [re.findall(r"\d+", PurePosixPath(name).stem) for name in layers]
     columns = {
         "image": list(layers.values()),
         "id": list(layers),
         "build": [root.resolve().name if build == "." else build for build in builds],
-        "layer": [int(found[-1]) if found else None for found in numbers],
+        "layer": [int(numbers[-1]) if numbers else None for numbers in digits],
     }
     write_table(table, pa.table(columns))
     return table
 
 
 def _stack(pictures: Sequence[Path], root: Path, folder: Path) -> dict[str, str]:
-    """Stack the pictures of each layer; ids and paths relative to folder."""
+    """Stack the pictures of each layer; return ids and paths relative to folder."""
     triplets: dict[str, list[Path]] = defaultdict(list)
     for path in pictures:
         triplets[path.relative_to(root).with_name(path.stem[:-1]).as_posix()].append(path)
     for name, paths in triplets.items():
         _check_letters(name, paths)
 
-    def stacked(layer: tuple[str, list[Path]]) -> str:
+    def write(layer: tuple[str, list[Path]]) -> str:
         name, paths = layer
-        place = folder / "stacked" / f"{name}.png"
+        image = folder / "stacked" / f"{name}.png"
         changed = max(path.stat().st_mtime for path in paths)
-        if not place.exists() or place.stat().st_mtime < changed:
-            write_png(place, stack(paths))
-        return place.relative_to(folder).as_posix()
+        if not image.exists() or image.stat().st_mtime < changed:
+            write_png(image, stack(paths))
+        return image.relative_to(folder).as_posix()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(triplets, pool.map(stacked, triplets.items()), strict=True))
+        return dict(zip(triplets, pool.map(write, triplets.items()), strict=True))
 
 
 def _check_letters(name: str, paths: Sequence[Path]) -> None:
     for letter in "abc":
-        found = [path for path in paths if path.stem.endswith(letter)]
-        if len(found) != 1:
+        num = sum(path.stem.endswith(letter) for path in paths)
+        if num != 1:
             raise ManifestError(
-                f"Layer {name!r} needs one picture of each letter a, b and c and has {len(found)} of {letter!r} "
+                f"Layer {name!r} needs one picture of each letter a, b and c and has {num} of {letter!r} "
                 f"({name}{letter}{paths[0].suffix}); restore it, remove the layer's pictures, or use --layers.channels b."
             )
 

@@ -24,13 +24,13 @@ class Step:
     num_global: int
 
     def share(self, rank: int, world_size: int) -> "Step":
-        """Every world_size-th entry from `rank` on; may be empty."""
-        own = slice(rank, None, world_size)
-        return Step(self.epoch, self.index, self.rows[own], self.entries[own], self.num_global)
+        """Take every world_size-th entry from `rank` on; may be empty."""
+        mine = slice(rank, None, world_size)
+        return Step(self.epoch, self.index, self.rows[mine], self.entries[mine], self.num_global)
 
 
 def steps_of(batches: Sequence[np.ndarray], epoch: int) -> list[Step]:
-    """Number the batches of one epoch and the entries in them."""
+    """Give the batches of one epoch, and the entries in them, their numbers."""
     steps, start = [], 0
     for index, batch in enumerate(batches):
         rows = np.asarray(batch, dtype=np.int64)
@@ -46,12 +46,12 @@ def uniform_order(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
 
 
 def fixed_order(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Rows as they stand, for judging: batches are the same for any number of workers."""
+    """Cut rows as they stand into batches, for judging: batches are the same for any number of workers."""
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
 
 def entry_keys(seed: int, epoch: int, entries: Int64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """A 64-bit random key for each entry (SplitMix64 over seed, epoch and entry)."""
+    """Draw a 64-bit random key for each entry (SplitMix64 over seed, epoch and entry)."""
     key = _mix(np.full(len(entries), seed, dtype=np.uint64))
     key = _mix(key ^ np.uint64(epoch & 0xFFFFFFFF))
     return _mix(key ^ entries.astype(np.uint64))

@@ -10,6 +10,7 @@ is the rule.
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -18,12 +19,12 @@ from annotated_types import Ge, Interval
 
 from assay.config import Settings
 from assay.data.duplicates import (
-    folded,
-    joined,
+    fold_name,
+    join_rows,
     refuse_crossing,
     refuse_spellings,
     settle_copies,
-    spread_given,
+    spread_sets,
 )
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError, SplitError
@@ -41,11 +42,11 @@ class SplitConfig(Settings, section="split"):
     """How the sets are drawn; sets that the data gives are kept as given."""
 
     seed: int = 0
-    """Seed of the draw (1)."""
+    """Seed of the draw."""
     val: Annotated[float, Interval(ge=0, lt=1)] = 0.2
-    """Share of the groups that goes to val; under the rule oracle, of those of test_unseen (1)."""
+    """Share of the groups that goes to val; under the rule oracle, of those of test_unseen."""
     test: Annotated[float, Interval(ge=0, lt=1)] = 0.2
-    """Share of the groups that goes to test, or to test_seen (1)."""
+    """Share of the groups that goes to test, or to test_seen."""
     unseen_domain: str = ""
     """Domain whose held-out values make test_unseen (design, printer...); empty: none."""
     unseen: tuple[str, ...] = ()
@@ -99,7 +100,7 @@ class Split:
     report: dict[str, int]
 
     def rows(self, name: str) -> np.ndarray:
-        """Row numbers of one set, ascending (int64)."""
+        """Return the row numbers of one set, ascending (int64)."""
         return np.flatnonzero(np.array(self.sets) == name)
 
     @property
@@ -108,7 +109,7 @@ class Split:
         return sorted({s for s in self.sets if s.startswith("test")})
 
     def table(self, manifest: Manifest) -> pa.Table:
-        """The manifest with the drawn sets in its `split` column."""
+        """Return the manifest with the drawn sets in its `split` column."""
         index = manifest.table.column_names.index("split")
         return manifest.table.set_column(index, "split", pa.array(self.sets, pa.string()))
 
@@ -136,68 +137,79 @@ def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
     report = {"groups": len(set(groups))}
     refuse_crossing("group", groups, sets)
     report["dropped"] = settle_copies(contents, sets, config.duplicates)
-    kept = [i for i, s in enumerate(sets) if s != "dropped"]
-    parts = [folded(g) for g in groups]
-    num_parts = len({parts[i] for i in kept})
-    units = joined([parts, contents], kept)
-    report["groups_joined_by_name"] = len({groups[i] for i in kept}) - num_parts
-    report["groups_joined_by_content"] = num_parts - len(units)
-    spread_given(groups, units, sets)
-    crossing = config.crossing == "drop"
-    if not crossing:
+    units = _join_units(groups, contents, sets, report)
+    spread_sets(groups, units, sets)
+    may_cross = config.crossing == "drop"
+    if not may_cross:
         report["moved_to_unseen"] = _hold_out(manifest, units, sets, config)
     if config.rule == "oracle":
         _draw_oracle(manifest, units, sets, config)
     _draw_missing(manifest, units, sets, config)
-    done = ["train" if s is None else s for s in sets]
-    if crossing:
-        report["left_out"] = _leave_out(manifest, done, config)
-    _check_classes(manifest, done)
-    return Split(done, report)
+    drawn = ["train" if s is None else s for s in sets]
+    if may_cross:
+        report["left_out"] = _leave_out(manifest, drawn, config)
+    _check_classes(manifest, drawn)
+    return Split(drawn, report)
 
 
-def _keyed(seed: int, text: str) -> str:
+def _join_units(
+    groups: list[str], contents: list[str], sets: list[str | None], report: dict[str, int]
+) -> list[np.ndarray]:
+    """Join the rows of one part or one file, but for dropped ones, and report how many groups that joins."""
+    rows = [i for i, s in enumerate(sets) if s != "dropped"]
+    parts = [fold_name(g) for g in groups]
+    num_parts = len({parts[i] for i in rows})
+    units = join_rows([parts, contents], rows)
+    report["groups_joined_by_name"] = len({groups[i] for i in rows}) - num_parts
+    report["groups_joined_by_content"] = num_parts - len(units)
+    return units
+
+
+def _random_key(seed: int, text: str) -> str:
     return hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).hexdigest()
 
 
 def _hold_out(
     manifest: Manifest, units: list[np.ndarray], sets: list[str | None], config: SplitConfig
 ) -> int:
-    """Put held-out values into test_unseen, and a left-out one into val; how many rows moved."""
+    """Put held-out values into test_unseen, and a left-out one into val; count the rows that moved."""
     if not config.unseen_domain:
         return 0
     values = _values(manifest, config)
-    given: dict[str, set[str | None]] = defaultdict(set)
+    sets_of: dict[str, set[str | None]] = defaultdict(set)
     for rows in units:
         for i in rows:
-            given[values[i]].add(sets[i])
-    side = dict.fromkeys(_held_values(given, config), "test_unseen")
+            sets_of[values[i]].add(sets[i])
+    side = dict.fromkeys(_unseen_values(sets_of, config), "test_unseen")
     if config.rule == "leave-one-domain-out":
-        side[_val_value(given, set(side), config)] = "val"
+        side[_val_value(sets_of, set(side), config)] = "val"
     moved = 0
     for rows in units:
-        inside = {side.get(values[i]) for i in rows}
-        if len(inside) > 1:
+        sides = {side.get(values[i]) for i in rows}
+        if len(sides) > 1:
             raise SplitError(
                 f"The group {manifest.column('group')[rows[0]]!r}, with what shares a file with it, has held-out and "
                 f"other values of {config.unseen_domain!r}; it must be on one side: add the domain to --data.group, "
                 "take --split.crossing drop for parts that have several values, or remove the copies."
             )
-        name = inside.pop()
-        for i in rows if name else ():
+        name = sides.pop()
+        if name is None:
+            continue
+        for i in rows:
             moved += name == "test_unseen" and sets[i] not in (None, name)
             sets[i] = name
     return moved
 
 
 def _leave_out(manifest: Manifest, sets: list[str], config: SplitConfig) -> int:
-    """Keep held-out values from train and val, in groups that have others too; how many rows that drops."""
-    values, given = _values(manifest, config), defaultdict[str, set[str | None]](set)
+    """Keep held-out values from train and val, in groups that have others too; count the rows that this drops."""
+    values = _values(manifest, config)
+    sets_of: dict[str, set[str | None]] = defaultdict(set)
     for value, name in zip(values, sets, strict=True):
-        given[value].add(name)
-    held, dropped = _held_values(given, config), 0
+        sets_of[value].add(name)
+    unseen, dropped = _unseen_values(sets_of, config), 0
     for i, value in enumerate(values):
-        if value in held and sets[i] != "dropped":
+        if value in unseen and sets[i] != "dropped":
             is_tested = sets[i].startswith("test")
             dropped += not is_tested
             sets[i] = "test_unseen" if is_tested else "dropped"
@@ -212,37 +224,38 @@ def _values(manifest: Manifest, config: SplitConfig) -> list[str]:
     return manifest.column(f"domain.{config.unseen_domain}")
 
 
-def _held_values(given: dict[str, set[str | None]], config: SplitConfig) -> set[str]:
-    known = sorted(given)
-    refuse_spellings(config.unseen_domain, known)
-    unknown = sorted(set(config.unseen) - set(known))
+def _unseen_values(sets_of: dict[str, set[str | None]], config: SplitConfig) -> set[str]:
+    """Return the values to hold out: those named, else those of a given test_unseen, else drawn ones."""
+    values = sorted(sets_of)
+    refuse_spellings(config.unseen_domain, values)
+    unknown = sorted(set(config.unseen) - set(values))
     if unknown:
         raise SplitError(
-            f"split.unseen names {unknown[0]!r}, which no image has; the data has: {', '.join(known)}."
+            f"split.unseen names {unknown[0]!r}, which no image has; the data has: {', '.join(values)}."
         )
-    unseen = {v for v, names in given.items() if "test_unseen" in names}
-    drawn = sorted(known, key=lambda v: _keyed(config.seed, v))[: config.num_unseen]
-    held = set(config.unseen) or unseen or set(drawn)
-    if len(held) >= len(known):
+    required = {v for v, names in sets_of.items() if "test_unseen" in names}
+    drawn = sorted(values, key=lambda v: _random_key(config.seed, v))[: config.num_unseen]
+    unseen = set(config.unseen) or required or set(drawn)
+    if len(unseen) >= len(values):
         raise SplitError(
-            f"{len(held)} of {len(known)} values of {config.unseen_domain!r} would be held out; "
+            f"{len(unseen)} of {len(values)} values of {config.unseen_domain!r} would be held out; "
             "at least one must stay to train on: lower --split.num-unseen."
         )
-    if not unseen <= held:
+    if not required <= unseen:
         raise SplitError(
-            f"The data gives images of {config.unseen_domain} {min(unseen - held)!r} to test_unseen, and split.unseen "
-            f"holds out {', '.join(sorted(held))}; name it there too, or leave split.unseen out."
+            f"The data gives images of {config.unseen_domain} {min(required - unseen)!r} to test_unseen, and split.unseen "
+            f"holds out {', '.join(sorted(unseen))}; name it there too, or leave split.unseen out."
         )
-    return held
+    return unseen
 
 
-def _val_value(given: dict[str, set[str | None]], held: set[str], config: SplitConfig) -> str:
-    """The value left out for val: one that no test set has, while another stays to train on."""
-    left = [v for v in set(given) - held if given[v] & {None, "train"}]
-    free = [v for v in left if given[v] <= {None, "train"}]
-    if len(left) < 2 or not free:
+def _val_value(sets_of: dict[str, set[str | None]], unseen: set[str], config: SplitConfig) -> str:
+    """Return the value left out for val: one that no test set has, while another stays to train on."""
+    trainable = [v for v in set(sets_of) - unseen if sets_of[v] & {None, "train"}]
+    free = [v for v in trainable if sets_of[v] <= {None, "train"}]
+    if len(trainable) < 2 or not free:
         raise SplitError(
-            f"Of {len(given)} values of {config.unseen_domain!r} {len(held)} are held out, {len(left)} of the others can "
+            f"Of {len(sets_of)} values of {config.unseen_domain!r} {len(unseen)} are held out, {len(trainable)} of the others can "
             f"be trained on and {len(free)} have no image in a given test; one must stay for val and another to train "
             "on: lower --split.num-unseen, or use another rule."
         )
@@ -251,7 +264,7 @@ def _val_value(given: dict[str, set[str | None]], held: set[str], config: SplitC
             f"split.val-domain is {config.val_domain!r}; values of {config.unseen_domain!r} that are neither held out "
             f"nor in a given test: {', '.join(sorted(free))}."
         )
-    return config.val_domain or min(free, key=lambda v: _keyed(config.seed, v))
+    return config.val_domain or min(free, key=lambda v: _random_key(config.seed, v))
 
 
 def _draw_oracle(
@@ -272,22 +285,23 @@ def _draw_oracle(
 def _draw_missing(
     manifest: Manifest, units: list[np.ndarray], sets: list[str | None], config: SplitConfig
 ) -> None:
-    given = {s for s in sets if s not in (None, "test_unseen", "dropped")}
-    tested = any(s.startswith("test") for s in given)
-    test_name = "test_seen" if config.unseen_domain else "test"
-    shares = {
-        test_name: 0.0 if tested else config.test,
-        "val": 0.0 if "val" in given else config.val,
-    }
+    """Draw test and val, unless the data gives them, from the rows without a set and those of train."""
+    names = {s for s in sets if s not in (None, "test_unseen", "dropped")}
+    shares: dict[str, float] = {}
+    if config.test and not any(name.startswith("test") for name in names):
+        shares["test_seen" if config.unseen_domain else "test"] = config.test
+    if config.val and "val" not in names:
+        shares["val"] = config.val
     free = [rows for rows in units if all(sets[i] in (None, "train") for i in rows)]
-    asked = {name: share for name, share in shares.items() if share}
     for stratum in _strata(manifest, free, config, least=3):
-        left = stratum
-        for place, (name, share) in enumerate(asked.items() if len(stratum) >= 3 else ()):
+        if len(stratum) < 3:
+            continue
+        rest = stratum
+        for position, (name, share) in enumerate(shares.items()):
             # one each at least, also for the sets that follow and for train
-            most = len(left) - (len(asked) - place)
-            left = _give(left, min(max(1, round(share * len(stratum))), most), name, sets)
-    for name in asked:
+            most = len(rest) - (len(shares) - position)
+            rest = _give(rest, min(max(1, round(share * len(stratum))), most), name, sets)
+    for name in shares:
         if name not in sets:
             raise SplitError(
                 f"{len(free)} groups are too few to draw {name} (at least 3 of a kind are needed); "
@@ -310,7 +324,7 @@ def _give(units: list[np.ndarray], num: int, name: str, sets: list[str | None]) 
 def _strata(
     manifest: Manifest, units: list[np.ndarray], config: SplitConfig, least: int
 ) -> list[list[np.ndarray]]:
-    """Units with the same classes; those of one value of the held-out domain stand together.
+    """Divide units by their classes; those of one value of the held-out domain stand together.
 
     Kinds of fewer than `least` units are pooled. The order of the values and of the units in them
     is drawn by seed.
@@ -325,14 +339,14 @@ def _strata(
         pooled += strata.pop(key)
     if pooled:
         strata[("",)] = pooled
+
+    def position(classes: tuple[str, ...], rows: np.ndarray) -> tuple[str, str]:
+        kind = "/".join([*classes, min(domain[i] for i in rows)])
+        group = min(groups[i] for i in rows)
+        return _random_key(config.seed, kind), _random_key(config.seed, group)
+
     return [
-        sorted(
-            members,
-            key=lambda rows: (
-                _keyed(config.seed, "/".join([*classes, min(domain[i] for i in rows)])),
-                _keyed(config.seed, min(groups[i] for i in rows)),
-            ),
-        )
+        sorted(members, key=partial(position, classes))
         for classes, members in sorted(strata.items())
     ]
 

@@ -70,13 +70,22 @@ def png(width, height, body, bits=8, colour=2):
 
 
 def tiff16(rgb, orientation):
-    """Uncompressed little-endian 16-bit RGB TIFF, which Pillow cannot write."""
+    """Write an uncompressed little-endian 16-bit RGB TIFF, which Pillow cannot write."""
     height, width, _ = rgb.shape
     content = rgb.astype("<u2").tobytes()
     bits_at = 8 + 2 + 12 * 10 + 4
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits_at), (259, 3, 1, 1),
-            (262, 3, 1, 2), (273, 4, 1, bits_at + 6), (274, 3, 1, orientation), (277, 3, 1, 3),
-            (278, 4, 1, height), (279, 4, 1, len(content))]  # fmt: skip
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, bits_at),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, bits_at + 6),
+        (274, 3, 1, orientation),
+        (277, 3, 1, 3),
+        (278, 4, 1, height),
+        (279, 4, 1, len(content)),
+    ]
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     head = b"II*\0" + struct.pack("<IH", 8, 10) + entries + struct.pack("<I", 0)
     return head + struct.pack("<3H", 16, 16, 16) + content

@@ -52,13 +52,13 @@ def test_only_so_many_maps_are_kept_open(pixels, monkeypatch):
 
 
 def test_signatures_of_all_rows(pixels):
-    found = pixels.signatures()
-    assert found.shape == (4, 32)
+    signatures = pixels.signatures()
+    assert signatures.shape == (4, 32)
     for row in range(3):
         expected = ImagePyramid.of(smooth(90, 120, seed=row)).signature
-        assert found[row].tobytes() == expected
-    np.testing.assert_array_equal(found[0], found[3])
-    assert len(np.unique(found, axis=0)) == 3
+        assert signatures[row].tobytes() == expected
+    np.testing.assert_array_equal(signatures[0], signatures[3])
+    assert len(np.unique(signatures, axis=0)) == 3
 
 
 def test_a_mask_is_kept_as_it_is_drawn(tmp_path):

@@ -133,7 +133,7 @@ BOXES = st.tuples(
 
 
 def sliced(pixels, box):
-    """The box by numpy alone: a frame of zeros wide enough, then a slice."""
+    """Cut the box by numpy alone: a frame of zeros wide enough, then a slice."""
     x0, y0, x1, y1 = (side + 400 for side in box)
     return np.pad(pixels, ((400, 700), (400, 700), (0, 0)))[y0:y1, x0:x1]
 
@@ -181,7 +181,7 @@ def linear(turn, scale, mirror):
 
 
 def bilinear(image, matrix, height, width):
-    """Float bilinear sampling with zeros outside, written apart from OpenCV."""
+    """Sample bilinearly in float with zeros outside, written apart from OpenCV."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     u, v = np.einsum("ij,jhw->ihw", matrix, np.stack([x, y, np.ones_like(x)]).astype(float))
     padded = np.pad(image.astype(float), ((1, 2), (1, 2), (0, 0)))
@@ -246,7 +246,7 @@ STEPS = pytest.mark.parametrize("step", [1.0, 2.0, 3.0, 4.0, 8.0])
 
 
 def seen_at(step, shape):
-    """Full-size positions of a view's pixels, and its matrix: the square of each begins at (50, 60)."""
+    """Return full-size positions of a view's pixels, and its matrix: the square of each begins at (50, 60)."""
     side = int((min(shape) - 100) / step)
     x, y = np.meshgrid(*(start + (np.arange(side) + 0.5) * step - 0.5 for start in (50, 60)))
     return x, y, crop_matrix(np.eye(2, 3), 50, 60, step)
@@ -311,8 +311,8 @@ def test_a_view_reads_little_of_a_huge_entry(tmp_path):
     clean = open_pyramid(path).view(crop_matrix(np.eye(2, 3), 0, 0, 4.0), 128, 128)
     whole[begin : begin + 512 * 512 * 3] = bytes(512 * 512 * 3)
     path.write_bytes(whole)
-    found = open_pyramid(path).view(crop_matrix(np.eye(2, 3), 0, 0, 4.0), 128, 128)
-    np.testing.assert_array_equal(found, clean)
+    view = open_pyramid(path).view(crop_matrix(np.eye(2, 3), 0, 0, 4.0), 128, 128)
+    np.testing.assert_array_equal(view, clean)
 
 
 @pytest.mark.parametrize("far", [-5000.0, 300.0, 1e5])

@@ -99,9 +99,10 @@ def test_a_killed_writer_leaves_no_entry(tmp_path):
 
 @pytest.fixture(params=["uri", "folder"])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A store that is copied from: by its URI, or a folder (of a slow disk) with a cache."""
-    place = tmp_path / "far away"
-    return Store(place.as_uri() if request.param == "uri" else str(place), str(tmp_path / "node"))
+    """Make a store that is copied from: by its URI, or a folder (of a slow disk) with a cache."""
+    folder = tmp_path / "far away"
+    address = folder.as_uri() if request.param == "uri" else str(folder)
+    return Store(address, str(tmp_path / "node"))
 
 
 def test_an_entry_travels_to_the_store_and_back(remote: Store, tmp_path: Path) -> None:
@@ -126,9 +127,9 @@ def test_an_entry_travels_to_the_store_and_back(remote: Store, tmp_path: Path) -
 OPEN = """
 import sys
 from assay.data.images.store import Store
-place, cache, content = sys.argv[1:]
+address, cache, content = sys.argv[1:]
 sys.stdin.readline()  # all at once
-print(Store(place, cache).open(content).levels[0].sum())
+print(Store(address, cache).open(content).levels[0].sum())
 """
 
 
@@ -141,15 +142,15 @@ def test_workers_of_a_node_fetch_the_same_entry_at_once(remote: Store, tmp_path:
     for worker in workers:
         worker.stdin.write("\n")
         worker.stdin.flush()
-    found = [worker.communicate(timeout=60)[0] for worker in workers]
-    assert found == [f"{NOISE.sum()}\n"] * 4
+    outputs = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert outputs == [f"{NOISE.sum()}\n"] * 4
     assert [p.name for p in remote.here.rglob("*") if p.is_file()] == [f"{CONTENT}.pixels"]
 
 
 def test_copies_not_used_for_longest_make_room(
     remote: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk of three entries; the store itself loses nothing."""
+    """Shrink the disk to three entries; the store itself loses nothing."""
     contents = [f"{i:02}" * 16 for i in range(5)]
     for content in contents:
         remote.build(content, written(tmp_path))
@@ -158,16 +159,16 @@ def test_copies_not_used_for_longest_make_room(
     real, spare = shutil.disk_usage, module.SPARE_DISK
 
     def usage(folder: Path) -> object:
-        held = sum(p.stat().st_size for p in remote.here.rglob("*.pixels"))
-        return real(folder)._replace(free=spare + 3 * size + size // 2 - held)
+        used = sum(p.stat().st_size for p in remote.here.rglob("*.pixels"))
+        return real(folder)._replace(free=spare + 3 * size + size // 2 - used)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     mapped = []
     for content in (*contents[:3], contents[0], *contents[3:]):  # the first is used again
         mapped.append(remote.open(content))
         time.sleep(0.02)  # file systems count time in ticks
-    kept = {p.stem for p in remote.here.rglob("*.pixels")}
-    assert kept == {contents[0], *contents[3:]}
+    copies = {p.stem for p in remote.here.rglob("*.pixels")}
+    assert copies == {contents[0], *contents[3:]}
     np.testing.assert_array_equal(mapped[1].levels[0], NOISE)  # held open, though deleted
     assert remote.missing(contents) == []
     monkeypatch.setattr(module, "SPARE_DISK", spare + 4 * size)
@@ -184,7 +185,7 @@ def test_a_copy_cut_short_in_the_store_is_refused(remote: Store, tmp_path: Path)
         remote.open(CONTENT)
 
 
-@pytest.mark.parametrize("place", ["ftp://host/x", "s3:/bucket://", "://"])
-def test_an_address_that_cannot_be_used_is_named(place: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"{place} is no address")):
-        Store(place, str(tmp_path)).missing([CONTENT])
+@pytest.mark.parametrize("address", ["ftp://host/x", "s3:/bucket://", "://"])
+def test_an_address_that_cannot_be_used_is_named(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{address} is no address")):
+        Store(address, str(tmp_path)).missing([CONTENT])

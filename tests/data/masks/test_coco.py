@@ -13,7 +13,7 @@ SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 def runs_of(mask):
-    """Lengths of runs down the columns, the first of zeros."""
+    """Measure the runs down the columns, the first of zeros."""
     lengths, value = [0], False
     for pixel in mask.T.ravel():
         if pixel != value:
@@ -24,7 +24,7 @@ def runs_of(mask):
 
 
 def text_of(lengths):
-    """COCO's text, written from its description: signed base 32, difference to two runs before."""
+    """Write COCO's text, made from its description: signed base 32, difference to two runs before."""
     text = ""
     for i, length in enumerate(lengths):
         rest = length - lengths[i - 2] if i > 2 else length
@@ -78,7 +78,7 @@ def test_polygon_is_its_pixels_centres(corners):
 
 
 def _crossings(contour, x, y):
-    """Edges right of a point; None where the point lies on one (opencv's distance)."""
+    """Count edges right of a point; None where the point lies on one (opencv's distance)."""
     if abs(cv2.pointPolygonTest(contour, (x, y), True)) < 1e-3:
         return None
     ends = np.roll(contour, -1, axis=0)
@@ -146,7 +146,7 @@ def test_unused_categories_do_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mark", "size", "said"),
+    ("mark", "size", "message"),
     [
         ((4, [BOX]), (6, 8), "'streak'; allowed: pore"),
         ((3, [BOX]), (6, 9), "8 x 6 pixels, the image has 9 x 6"),
@@ -157,9 +157,9 @@ def test_unused_categories_do_not_matter(tmp_path):
         ((9, [BOX]), (6, 8), "KeyError"),
     ],
 )
-def test_bad_annotations_are_refused(tmp_path, mark, size, said):
+def test_bad_annotations_are_refused(tmp_path, mark, size, message):
     path = coco(tmp_path, mark)
-    with pytest.raises(MaskError, match=said):
+    with pytest.raises(MaskError, match=message):
         read_coco(path, ("pore",)).mask("a/1.png", size)
 
 

@@ -13,47 +13,45 @@ def put(root, *names):
 
 
 def names(root, images, pattern, classes=("defect",)):
-    found = match_files([root / image for image in images], root, pattern, classes)
-    return [
-        [(Path(file).relative_to(root).as_posix(), number) for file, number in files]
-        for files in found
-    ]
+    def relative(files):
+        return [(Path(file).relative_to(root).as_posix(), number) for file, number in files]
+
+    matches = match_files([root / image for image in images], root, pattern, classes)
+    return [relative(files) for files in matches]
 
 
 def test_folder_and_name(tmp_path):
     put(tmp_path, "x/1.png", "y/1.png", "masks/x/1.png", "masks/1.png")
     images = ["x/1.jpg", "y/1.jpg", "1.jpg"]
-    assert names(tmp_path, images, "{folder}/{name}.png") == [
-        [("x/1.png", 1)], [("y/1.png", 1)], [],
-    ]  # fmt: skip
-    assert names(tmp_path, images, "masks/{folder}/{name}.png") == [
-        [("masks/x/1.png", 1)], [], [("masks/1.png", 1)],
-    ]  # fmt: skip
+    beside = names(tmp_path, images, "{folder}/{name}.png")
+    assert beside == [[("x/1.png", 1)], [("y/1.png", 1)], []]
+    below = names(tmp_path, images, "masks/{folder}/{name}.png")
+    assert below == [[("masks/x/1.png", 1)], [], [("masks/1.png", 1)]]
 
 
 def test_sibling_folders(tmp_path):
     put(tmp_path, "train/masks/1.png", "train/images/1.jpg")
-    found = names(tmp_path, ["train/images/1.jpg"], "{folder}/../masks/{name}.png")
-    assert found == [[("train/masks/1.png", 1)]]
+    files = names(tmp_path, ["train/images/1.jpg"], "{folder}/../masks/{name}.png")
+    assert files == [[("train/masks/1.png", 1)]]
 
 
 def test_kinds_are_classes_in_any_case_and_others_are_left_out(tmp_path):
     put(tmp_path, *(f"m/L1_{kind}.png" for kind in ("Hole_1", "Hole_2", "streak_1", "Part_1")))
     put(tmp_path, "m/L10_Hole_1.png", "m/L1_Hole_1.txt")
-    found = names(tmp_path, ["L1.jpg", "L2.jpg"], "m/{name}_{kind}_*.png", ("streak", "hole"))
-    assert found == [[("m/L1_Hole_1.png", 2), ("m/L1_Hole_2.png", 2), ("m/L1_streak_1.png", 1)], []]
+    files = names(tmp_path, ["L1.jpg", "L2.jpg"], "m/{name}_{kind}_*.png", ("streak", "hole"))
+    assert files == [[("m/L1_Hole_1.png", 2), ("m/L1_Hole_2.png", 2), ("m/L1_streak_1.png", 1)], []]
 
 
 def test_a_class_may_hold_a_separator_or_begin_as_another(tmp_path):
     put(tmp_path, "1_burn_a.png", "1_burn_mark_a.png", "1_burner_a.png")
-    found = names(tmp_path, ["1.jpg"], "{name}_{kind}_*.png", ("burn", "burn_mark"))
-    assert found == [[("1_burn_a.png", 1), ("1_burn_mark_a.png", 2)]]
+    files = names(tmp_path, ["1.jpg"], "{name}_{kind}_*.png", ("burn", "burn_mark"))
+    assert files == [[("1_burn_a.png", 1), ("1_burn_mark_a.png", 2)]]
 
 
 def test_a_folder_per_kind(tmp_path):
     put(tmp_path, "pore/1.png", "streak/1.png", "streak/2.png", "streak/deep/2.png")
-    found = names(tmp_path, ["i/1.jpg", "i/2.jpg"], "{kind}/{name}.png", ("pore", "streak"))
-    assert found == [[("pore/1.png", 1), ("streak/1.png", 2)], [("streak/2.png", 2)]]
+    files = names(tmp_path, ["i/1.jpg", "i/2.jpg"], "{kind}/{name}.png", ("pore", "streak"))
+    assert files == [[("pore/1.png", 1), ("streak/1.png", 2)], [("streak/2.png", 2)]]
 
 
 def test_characters_of_a_name_are_taken_as_they_are(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from assay.data.images.decode import read, write_png
-from assay.data.masks.contact import NUM_TILES, choose
+from assay.data.masks.contact import NUM_TILES, choose_layers
 from assay.data.masks.prepare import file_name, merge, open_mask, prepare, read_mask
 from assay.data.masks.rules import MaskConfig, make
 from assay.errors import ConfigError, MaskError
@@ -27,7 +27,7 @@ def grey(plane):
 
 
 def discs(seed=0, size=160):
-    """Dark discs on a noisy background, whose range reaches from 0 to 255."""
+    """Draw dark discs on a noisy background, whose range reaches from 0 to 255."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     truth = np.zeros((size, size), dtype=bool)
@@ -39,8 +39,8 @@ def discs(seed=0, size=160):
     return np.clip(plane, 0, 255).astype(np.uint8), truth
 
 
-def iou(one, other):
-    return (one & other).sum() / (one | other).sum()
+def iou(mask, truth):
+    return (mask & truth).sum() / (mask | truth).sum()
 
 
 # Makers
@@ -91,15 +91,15 @@ def test_no_small_component_is_left(plane, maker, least):
 
 
 def components(mask):
-    """Sizes of 8-connected marks, by flood filling."""
-    left, sizes = set(map(tuple, np.argwhere(mask))), []
-    while left:
-        stack, size = [left.pop()], 0
+    """Count the pixels of 8-connected marks, by flood filling."""
+    marked, sizes = set(map(tuple, np.argwhere(mask))), []
+    while marked:
+        stack, size = [marked.pop()], 0
         while stack:
             y, x = stack.pop()
             size += 1
-            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
-            left -= near
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & marked
+            marked -= near
             stack += near
         sizes.append(size)
     return sizes
@@ -208,26 +208,26 @@ def test_merging_is_drawing_the_classes_in_order(parts):
 
 
 def pictures(root, num=3, size=64):
-    """Images in folders of one name each, as (id, path)."""
-    found = []
+    """Write images in folders of one name each; return them as (id, path)."""
+    images = []
     for i in range(num):
         path = root / f"b{i % 2}" / f"{i // 2}.png"
         write_png(path, grey(discs(i, size)[0]))
-        found.append((path.relative_to(root).as_posix(), path))
-    return found
+        images.append((path.relative_to(root).as_posix(), path))
+    return images
 
 
 def test_made_masks_their_table_and_sheet(tmp_path):
     images = pictures(tmp_path / "in", 3)
-    places = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
-    for (_, path), place in zip(images, places, strict=True):
+    masks = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+    for (_, path), written in zip(images, masks, strict=True):
         mask, _ = make(read(path), CONFIG)
-        assert np.array_equal(cv2.imread(str(place), cv2.IMREAD_UNCHANGED), mask * np.uint8(255))
+        assert np.array_equal(cv2.imread(str(written), cv2.IMREAD_UNCHANGED), mask * np.uint8(255))
     table = pyarrow.csv.read_csv(tmp_path / "out" / "agreement.csv").to_pydict()
-    made = [make(read(path), CONFIG) for _, path in images]
+    expected = [make(read(path), CONFIG) for _, path in images]
     assert table["id"] == [name for name, _ in images]
-    assert table["share"] == pytest.approx([mask.mean() for mask, _ in made])
-    assert table["agreement"] == pytest.approx([agreement for _, agreement in made])
+    assert table["share"] == pytest.approx([mask.mean() for mask, _ in expected])
+    assert table["agreement"] == pytest.approx([agreement for _, agreement in expected])
     sheet = read(tmp_path / "out" / "contact.png")
     assert (sheet == (255, 32, 32)).all(2).any(), "outlines"
     assert len(list((tmp_path / "out").iterdir())) == 5
@@ -235,14 +235,14 @@ def test_made_masks_their_table_and_sheet(tmp_path):
 
 def test_a_corrected_mask_is_kept_and_the_rest_is_made(tmp_path):
     images = pictures(tmp_path / "in", 4)
-    places = prepare(images[:3], tmp_path / "in", CONFIG, tmp_path / "out")
+    masks = prepare(images[:3], tmp_path / "in", CONFIG, tmp_path / "out")
     corrected = np.zeros((64, 64), dtype=np.uint8)
     corrected[10:20, 10:20] = 1
-    write_png(places[1], corrected)
-    before = [place.read_bytes() for place in places]
+    write_png(masks[1], corrected)
+    before = [mask.read_bytes() for mask in masks]
     again = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
-    assert again[:3] == places
-    assert [place.read_bytes() for place in places] == before
+    assert again[:3] == masks
+    assert [mask.read_bytes() for mask in masks] == before
     assert again[3].exists()
     table = pyarrow.csv.read_csv(tmp_path / "out" / "agreement.csv").to_pydict()
     assert table["share"][1] == 100 / 64**2
@@ -251,9 +251,9 @@ def test_a_corrected_mask_is_kept_and_the_rest_is_made(tmp_path):
 
 def test_complete_masks_are_not_made_again(tmp_path, monkeypatch):
     images = pictures(tmp_path / "in")
-    places = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+    masks = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
     monkeypatch.setattr("assay.data.masks.prepare.make", None)
-    assert prepare(images, tmp_path / "in", CONFIG, tmp_path / "out") == places
+    assert prepare(images, tmp_path / "in", CONFIG, tmp_path / "out") == masks
 
 
 def test_kinds_are_merged_and_images_without_are_clean(tmp_path):
@@ -271,7 +271,7 @@ def test_kinds_are_merged_and_images_without_are_clean(tmp_path):
     first, *others = prepare(images, tmp_path / "in", config, tmp_path / "out")
     column = cv2.imread(str(first), cv2.IMREAD_UNCHANGED)[:, 0].tolist()
     assert column == [1] * 5 + [2] * 17 + [1] * 7 + [0] * 35
-    assert not any(open_mask(place, config.classes).any() for place in others)
+    assert not any(open_mask(mask, config.classes).any() for mask in others)
     with pytest.raises(MaskError, match=r"2 of 3 images have no mask .* first .*b1/0\.png"):
         prepare(images, tmp_path / "in", replace(config, missing="refuse"), tmp_path / "new")
 
@@ -283,8 +283,8 @@ def test_coco_masks(tmp_path):
         ' "categories": [{"id": 1, "name": "defect"}], "annotations": [{"id": 1, "image_id": 1,'
         ' "category_id": 1, "segmentation": [[10, 0, 20, 0, 20, 64, 10, 64]]}]}'
     )
-    (place,) = prepare(images, tmp_path, MaskConfig(files="a.json"), tmp_path / "out")
-    assert np.flatnonzero(open_mask(place, ("defect",)).all(0)).tolist() == list(range(10, 20))
+    (mask,) = prepare(images, tmp_path, MaskConfig(files="a.json"), tmp_path / "out")
+    assert np.flatnonzero(open_mask(mask, ("defect",)).all(0)).tolist() == list(range(10, 20))
 
 
 def test_another_size_is_refused_whether_given_or_corrected(tmp_path):
@@ -292,8 +292,8 @@ def test_another_size_is_refused_whether_given_or_corrected(tmp_path):
     write_png(tmp_path / "in" / "m.png", np.full((64, 60), 255, dtype=np.uint8))
     with pytest.raises(MaskError, match=r"m\.png has 60 x 64 pixels .*0\.png 64 x 64"):
         prepare(images, tmp_path / "in", MaskConfig(files="m.png"), tmp_path / "out")
-    (place,) = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
-    write_png(place, np.zeros((10, 64), dtype=np.uint8))
+    (mask,) = prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
+    write_png(mask, np.zeros((10, 64), dtype=np.uint8))
     with pytest.raises(MaskError, match="64 x 10 pixels"):
         prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
 
@@ -303,27 +303,27 @@ def test_a_given_mask_that_changed_is_not_passed_over(tmp_path):
     config = MaskConfig(files="masks/{name}.png")
     source = tmp_path / "in" / "masks" / "0.png"
     write_png(source, np.eye(64, dtype=np.uint8) * 255)
-    (place,) = prepare(images, tmp_path / "in", config, tmp_path / "out")
-    assert prepare(images, tmp_path / "in", config, tmp_path / "out") == [place]
-    later = place.stat().st_mtime + 5
+    (mask,) = prepare(images, tmp_path / "in", config, tmp_path / "out")
+    assert prepare(images, tmp_path / "in", config, tmp_path / "out") == [mask]
+    later = mask.stat().st_mtime + 5
     os.utime(source, (later, later))
     with pytest.raises(MaskError, match="changed after"):
         prepare(images, tmp_path / "in", config, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (replace(PLAIN, maker="fixed", threshold=255), r"cover 100\.0% of all .*--masks\.dark"),
         (replace(CONFIG, min_area_px=10**6), r"all 3 images are empty.*--masks\.min-area-px"),
     ],
 )
-def test_masks_that_teach_nothing_are_refused_and_removed(tmp_path, config, said):
+def test_masks_that_teach_nothing_are_refused_and_removed(tmp_path, config, message):
     images = pictures(tmp_path / "in")
-    with pytest.raises(MaskError, match=said):
+    with pytest.raises(MaskError, match=message):
         prepare(images, tmp_path / "in", config, tmp_path / "out")
-    left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == ["agreement.csv", "contact.png"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["agreement.csv", "contact.png"]
 
 
 def test_given_masks_that_are_empty_ask_for_their_values(tmp_path):
@@ -344,17 +344,17 @@ def test_names_of_files_do_not_collide(ids):
 
 def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
     agreements = np.random.default_rng(3).permutation(100) / 100
-    chosen = choose(agreements.tolist())
+    chosen = choose_layers(agreements.tolist())
     assert len(set(chosen)) == len(chosen) == NUM_TILES
     half = NUM_TILES // 2
     assert [agreements[i] for i in chosen[:half]] == [i / 100 for i in range(half)]
     assert chosen[half:] == sorted(chosen[half:])
     assert np.diff(chosen[half:]).max() <= 12
-    assert sorted(choose([0.5] * 7)) == list(range(7))
+    assert sorted(choose_layers([0.5] * 7)) == list(range(7))
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"classes": ("a", "A")}, "masks.classes"),
         ({"classes": ()}, "masks.classes"),
@@ -368,6 +368,6 @@ def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
         ({"open_px": -1}, "open-px is -1"),
     ],
 )
-def test_settings_that_cannot_be_met_are_refused(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_cannot_be_met_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         MaskConfig(**settings)

@@ -84,10 +84,10 @@ def test_zones_lie_inside_the_part_and_apart(design, size_px):
         assert boxes.max() <= size_px
         brightness = cv2.blur(image.pixels.mean(2), (5, 5))
         threshold = (brightness.min() + brightness.max()) / 2
-        for left, top, right, bottom in boxes:
-            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (right - left, bottom - top))
-            assert brightness[top:bottom, left:right][disc > 0].min() > threshold
-            assert right - left == pytest.approx(size_px * 54 / 512, rel=0.12)
+        for x0, y0, x1, y1 in boxes:
+            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (x1 - x0, y1 - y0))
+            assert brightness[y0:y1, x0:x1][disc > 0].min() > threshold
+            assert x1 - x0 == pytest.approx(size_px * 54 / 512, rel=0.12)
         inner = boxes + size_px // 100 * np.array([1, 1, -1, -1])
         for index, box in enumerate(inner):
             assert not zone_hits(np.delete(inner, index, 0), box[None]).any()
@@ -101,9 +101,9 @@ def test_the_truth_is_where_the_signal_is():
     assert np.array_equal(with_signal.zones, without.zones)
     difference = np.abs(with_signal.pixels.astype(int) - without.pixels).max(2)
     inside = np.zeros(difference.shape, bool)
-    for left, top, right, bottom in np.concatenate([with_signal.zones, with_signal.decoys]):
-        assert difference[top:bottom, left:right].mean() > 2
-        inside[top - 4 : bottom + 4, left - 4 : right + 4] = True
+    for x0, y0, x1, y1 in np.concatenate([with_signal.zones, with_signal.decoys]):
+        assert difference[y0:y1, x0:x1].mean() > 2
+        inside[y0 - 4 : y1 + 4, x0 - 4 : x1 + 4] = True
     assert difference[~inside].max() == 0
     small = [
         cv2.resize(image.pixels, (128, 128), interpolation=cv2.INTER_AREA).astype(int)
@@ -131,20 +131,22 @@ def test_machines_are_read_at_full_resolution_and_not_from_the_overview():
         labels += [machine] * 3
         groups += [index] * 3
     accuracy = {
-        name: cross_val_score(
-            LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
-            np.array(rows), labels, groups=groups, cv=GroupKFold(6, shuffle=True, random_state=0),
-        ).mean()
-        for name, rows in spectra.items()
-    }  # fmt: skip
+        name: probe_accuracy(np.array(rows), labels, groups) for name, rows in spectra.items()
+    }
     assert accuracy["full"] > 0.75, accuracy
     assert accuracy["overview"] < 0.25, accuracy  # 1/6 and four standard errors
     assert accuracy["decoy"] < 0.25, accuracy
 
 
+def probe_accuracy(spectra: np.ndarray, labels: list[int], groups: list[int]) -> float:
+    probe = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    folds = GroupKFold(6, shuffle=True, random_state=0)
+    return cross_val_score(probe, spectra, labels, groups=groups, cv=folds).mean()
+
+
 def spectrum(pixels: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
-    top, left = (box[1::2].sum() - side) // 2, (box[::2].sum() - side) // 2
-    patch = pixels[top : top + side, left : left + side].astype(float).mean(2)
+    y, x = (box[1::2].sum() - side) // 2, (box[::2].sum() - side) // 2
+    patch = pixels[y : y + side, x : x + side].astype(float).mean(2)
     return np.log1p(np.abs(np.fft.rfft2(patch - patch.mean()))).ravel()
 
 
@@ -152,15 +154,16 @@ def spectrum(pixels: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
 def test_the_shortcut_is_there_when_asked_and_in_seen_designs_only(shortcut):
     config = PartsConfig(size_px=128, shortcut=shortcut)
     colours: dict[str, list[np.ndarray]] = {"King": [], "Plug": []}
-    for design, found in colours.items():
+    for design, tables in colours.items():
         for machine in range(6):
             corners = [
                 draw_part(config, machine, design, part, 0).pixels[:4, :4].mean((0, 1))
                 for part in range(6)
             ]
-            found.append(np.array(corners) - np.mean(corners, axis=1, keepdims=True))
+            tables.append(np.array(corners) - np.mean(corners, axis=1, keepdims=True))
     spread = {
-        design: np.mean([c.std(0).mean() for c in found]) for design, found in colours.items()
+        design: np.mean([table.std(0).mean() for table in tables])
+        for design, tables in colours.items()
     }
     assert (spread["King"] < 3) == shortcut
     assert spread["Plug"] > 3

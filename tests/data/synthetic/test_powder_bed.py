@@ -65,14 +65,14 @@ def test_the_truth_is_where_the_defects_are(size_px):
     """With and without contrast, the same layer differs at the planted defects and nowhere else."""
     config = LayersConfig(size_px=size_px, clean_share=0.0)
     for build in range(4):
-        seen = draw_layer(config, build, 1)
-        unseen = draw_layer(dataclasses.replace(config, contrast=0.0), build, 1)
-        assert np.array_equal(seen.truth, unseen.truth)
-        assert seen.truth.any()
-        difference = np.abs(seen.pixels.astype(int) - unseen.pixels)
-        near = cv2.dilate(seen.truth.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+        layer = draw_layer(config, build, 1)
+        flat = draw_layer(dataclasses.replace(config, contrast=0.0), build, 1)
+        assert np.array_equal(layer.truth, flat.truth)
+        assert layer.truth.any()
+        difference = np.abs(layer.pixels.astype(int) - flat.pixels)
+        near = cv2.dilate(layer.truth.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
         assert difference[~near].max() == 0
-        components = cv2.connectedComponents(seen.truth.astype(np.uint8))[1]
+        components = cv2.connectedComponents(layer.truth.astype(np.uint8))[1]
         for component in range(1, components.max() + 1):
             assert difference[components == component].mean() > 6  # faint, but there
 
@@ -111,7 +111,7 @@ def test_layers_of_a_build_are_near_duplicates_and_those_of_two_builds_are_not(d
     }
 
     def likeness(pairs):
-        return np.array([np.corrcoef(smooth[one], smooth[two])[0, 1] for one, two in pairs])
+        return np.array([np.corrcoef(smooth[a], smooth[b])[0, 1] for a, b in pairs])
 
     adjacent = likeness([((b, i), (b, i + 1)) for b in range(6) for i in range(7)])
     between = likeness([((a, 3), (b, 3)) for a, b in combinations(range(6), 2)])
@@ -126,6 +126,6 @@ def test_some_defects_last_for_layers(drawn):
         for b, i in ALL
         if i < 7 and drawn[b, i].truth.any() and drawn[b, i + 1].truth.any()
     ]
-    both = sum((one & two).sum() for one, two in pairs)
-    chance = sum(one.mean() * two.sum() for one, two in pairs)
+    both = sum((truth & later).sum() for truth, later in pairs)
+    chance = sum(truth.mean() * later.sum() for truth, later in pairs)
     assert both > 5 * chance

@@ -11,7 +11,7 @@ from assay.shapes import Int, UInt8
 def clahe(
     image: UInt8[np.ndarray, "h w 3"], clip_limit: float, grid: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Contrast-limited adaptive histogram equalisation of the lightness (CIELAB L).
+    """Equalise the lightness (CIELAB L) by contrast-limited adaptive histograms.
 
     Args:
         image: RGB image.
@@ -29,11 +29,11 @@ def _equalise(
     num_y: int,
     part: tuple[slice, slice],
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A part (rows, columns) of an equalised image; only that part is made RGB again."""
+    """Equalise an image and make a part (rows, columns) of it RGB again."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     lightness = cv2.createCLAHE(clip_limit, (num_x, num_y)).apply(cv2.extractChannel(lab, 0))
-    wanted = np.ascontiguousarray(lab[part])
-    return cv2.cvtColor(cv2.insertChannel(lightness[part], wanted, 0), cv2.COLOR_LAB2RGB)
+    equalised = cv2.insertChannel(lightness[part], np.ascontiguousarray(lab[part]), 0)
+    return cv2.cvtColor(equalised, cv2.COLOR_LAB2RGB)
 
 
 def clahe_region(
@@ -47,7 +47,7 @@ def clahe_region(
     clip_limit: float,
     grid: int,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels [y0, y1) x [x0, x1) of the whole image's `clahe`, from those tiles that decide them.
+    """Compute pixels [y0, y1) x [x0, x1) of the whole image's `clahe` from the tiles that decide them.
 
     A pixel is interpolated between the tables of the four tiles whose centres surround it, so that
     less than a tile and a half is read on each side (at a padded edge also what the padding
@@ -72,24 +72,24 @@ def clahe_region(
     first_y, stop_y = _tiles(y0, y1, tile_y, grid)
     columns = _mirror(np.arange(first_x * tile_x, stop_x * tile_x), width)
     rows = _mirror(np.arange(first_y * tile_y, stop_y * tile_y), height)
-    left, top = int(columns.min()), int(rows.min())
-    raw = read(left, top, int(columns.max()) + 1, int(rows.max()) + 1)
+    first_column, first_row = int(columns.min()), int(rows.min())
+    raw = read(first_column, first_row, int(columns.max()) + 1, int(rows.max()) + 1)
     if raw.shape[:2] != (len(rows), len(columns)):  # else nothing is mirrored
-        raw = raw.take(rows - top, 0).take(columns - left, 1)
+        raw = raw.take(rows - first_row, 0).take(columns - first_column, 1)
     x, y = x0 - first_x * tile_x, y0 - first_y * tile_y
     part = slice(y, y + y1 - y0), slice(x, x + x1 - x0)
     return _equalise(raw, clip_limit, stop_x - first_x, stop_y - first_y, part)
 
 
 def _tiles(start: int, stop: int, tile: int, grid: int) -> tuple[int, int]:
-    """Tiles [first, stop) whose tables reach the pixels [start, stop) of one axis."""
+    """Return the tiles [first, stop) whose tables reach the pixels [start, stop) of one axis."""
     first = (2 * start - tile) // (2 * tile)
     last = (2 * (stop - 1) - tile) // (2 * tile) + 1
     return max(first, 0), min(last + 1, grid)
 
 
 def _mirror(positions: Int[np.ndarray, "n"], side: int) -> Int[np.ndarray, "n"]:
-    """Positions beyond the last pixel folded back without repeating it (reflect-101)."""
+    """Fold positions beyond the last pixel back without repeating it (reflect-101)."""
     period = max(2 * (side - 1), 1)
     folded = positions % period
     mirrored: np.ndarray = np.minimum(folded, period - folded)

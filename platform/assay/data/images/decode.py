@@ -80,7 +80,7 @@ def read(source: Source, *, max_pixels: int = MAX_PIXELS, called: str = "") -> R
 
     Grey is repeated in the three channels, an alpha channel or a transparent palette entry is
     ignored (the colours under it are kept), CMYK is converted without a colour profile, and of a
-    file with several pages the first is read. Rgb are uint16 exactly when the file holds 16 bits
+    file with several pages the first is read. Pixels are uint16 exactly when the file holds 16 bits
     per channel.
 
     Args:
@@ -91,7 +91,7 @@ def read(source: Source, *, max_pixels: int = MAX_PIXELS, called: str = "") -> R
     Raises:
         ImageError: The file is missing, of another format, truncated, damaged or too large.
     """
-    with _opened(source, max_pixels, called) as (file, image):
+    with _open(source, max_pixels, called) as (file, image):
         orientation = _orientation(image, file)
         return _upright(_decode(image, file), orientation)
 
@@ -107,18 +107,18 @@ def read_plane(source: Source, plane: Literal["level", "index", "alpha"]) -> Pla
     Raises:
         ImageError: As `read`; or the file has no such plane.
     """
-    with _opened(source, MAX_PIXELS) as (file, image):
+    with _open(source, MAX_PIXELS) as (file, image):
         orientation = _orientation(image, file)
         return _upright(_plane(image, plane), orientation)
 
 
 def probe(source: Source) -> tuple[int, int]:
-    """Height and width of the upright image in pixels, from the header alone.
+    """Read height and width of the upright image in pixels from the header alone.
 
     Raises:
         ImageError: The file is missing, of another format, or its header is damaged.
     """
-    with _opened(source, None) as (file, image):
+    with _open(source, None) as (file, image):
         width, height = image.size
         return (width, height) if _orientation(image, file) >= 5 else (height, width)
 
@@ -140,17 +140,17 @@ _TO_UINT8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def name(source: Source) -> str:
-    """What errors call an image."""
+    """Return what errors call an image."""
     return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
 def stream(source: Source) -> File:
-    """The bytes of an image; an OSError comes through."""
+    """Open the bytes of an image; an OSError comes through."""
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 @contextmanager
-def _opened(
+def _open(
     source: Source, max_pixels: int | None, called: str = ""
 ) -> Iterator[tuple[File, ImageFile]]:
     """Open a file behind its header; whatever goes wrong until the end names the file."""
@@ -182,7 +182,7 @@ def _plugin(file: File) -> type[ImageFile]:
 
 
 def _orientation(image: ImageFile, file: File) -> int:
-    """EXIF orientation still to be applied, 1..8; both decoders apply a TIFF's own."""
+    """Return the EXIF orientation still to be applied, 1..8; both decoders apply a TIFF's own."""
     if isinstance(image, TiffImageFile):
         return 1
     try:
@@ -200,7 +200,7 @@ def _orientation(image: ImageFile, file: File) -> int:
 
 
 def _png_chunks(file: File) -> Iterator[tuple[bytes, int]]:
-    """Kind and length of each whole chunk, with the file at its content; then goes back."""
+    """Yield kind and length of each whole chunk, with the file at its content; go back at the end."""
     position = file.tell()
     start, size = 8, file.seek(0, os.SEEK_END)
     while start + 12 <= size:
@@ -236,7 +236,7 @@ def _bits(image: ImageFile) -> int:
 
 
 def _check_end(image: ImageFile, file: File) -> None:
-    """The end marker must follow the header (a thumbnail's own stands inside the header)."""
+    """Refuse a file without an end marker after its header (a thumbnail's stands inside the header)."""
     if isinstance(image, JpegImageFile):
         start = file.tell()
         is_whole = b"\xff\xd9" in file.read()
@@ -270,10 +270,11 @@ def _plane(image: ImageFile, plane: Literal["level", "index", "alpha"]) -> Plane
 def _decode_cv2(image: ImageFile, file: File) -> Rgb:
     file.seek(0)
     content = np.frombuffer(file.read(), np.uint8)
-    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     # OpenCV 5.0 mixes up the channels of a 16-bit TIFF when asked for RGB.
     is_tiff = isinstance(image, TiffImageFile)
-    pixels = cv2.imdecode(content, flags | (cv2.IMREAD_COLOR if is_tiff else cv2.IMREAD_COLOR_RGB))
+    order = cv2.IMREAD_COLOR if is_tiff else cv2.IMREAD_COLOR_RGB
+    flags = order | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(content, flags)
     if pixels is None:
         raise ValueError("its pixels are truncated or damaged")
     if is_tiff:

@@ -30,24 +30,23 @@ class Pixels:
         return self.__dict__ | {"_open": OrderedDict()}
 
     def __getitem__(self, row: int) -> ImagePyramid:
-        """The stored image of a row."""
-        return self._entry(self.contents[row])
+        """Return the stored image of a row."""
+        return self._open_entry(self.contents[row])
 
     def mask(self, row: int, kind: str) -> UInt8[np.ndarray, "h w"]:
-        """A row's mask of one kind: 0, or the number of a class, for every pixel."""
-        return self._entry(self.masks[kind][row]).pixels[..., 0]
+        """Return a row's mask of one kind: 0, or the number of a class, for every pixel."""
+        return self._open_entry(self.masks[kind][row]).pixels[..., 0]
 
-    def _entry(self, content: str) -> ImagePyramid:
-        found = self._open.get(content)
-        if found is None:
-            found = self.store.open(content)
-            self._open[content] = found
+    def _open_entry(self, content: str) -> ImagePyramid:
+        entry = self._open.get(content)
+        if entry is None:
+            entry = self.store.open(content)
+            self._open[content] = entry
             if len(self._open) > OPEN_ENTRIES:
                 self._open.popitem(last=False)
-        return found
+        return entry
 
     def signatures(self) -> UInt8[np.ndarray, "rows 32"]:
-        """The near-duplicate signature of every row."""
-        return np.stack(
-            [np.frombuffer(self[row].signature, np.uint8) for row in range(len(self.contents))]
-        )
+        """Return the near-duplicate signature of every row."""
+        entries = (self[row] for row in range(len(self.contents)))
+        return np.stack([np.frombuffer(entry.signature, np.uint8) for entry in entries])

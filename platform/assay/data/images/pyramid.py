@@ -66,18 +66,18 @@ class ImagePyramid:
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> "ImagePyramid":
-        """The entry of decoded pixels."""
+        """Lay out decoded pixels."""
         return cls._of_levels([*pyramid(pixels)])
 
     @classmethod
     def read(cls, source: decode.Source) -> "ImagePyramid":
-        """The entry of an image file, as the store would hold it.
+        """Read an image file as the store would hold it.
 
         Of a tiled TIFF that has overviews these are its levels, and a tile is decoded when it is
         first looked at.
 
         Raises:
-            ImageError: as `decode.read`; what is found damaged later raises it where it is cut.
+            ImageError: as `decode.read`; damage that shows later raises it where it is cut.
         """
         pages = tiff.pyramid(source, 2 * SMALLEST_LEVEL)
         if not pages:
@@ -91,7 +91,7 @@ class ImagePyramid:
 
     @classmethod
     def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "ImagePyramid":
-        """The entry of a mask; 255 says class 1 (see `masks`)."""
+        """Lay out a mask; 255 says class 1 (see `masks`)."""
         values = np.where(mask == 255, 1, mask).astype(np.uint8)
         return cls([values[..., None]], np.zeros(3), np.zeros(3), bytes(32))
 
@@ -106,9 +106,9 @@ class ImagePyramid:
         return self.levels[0].shape[0], self.levels[0].shape[1]
 
     def small(self, most: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The image with its longer side brought down to `most` pixels, by area mean.
+        """Bring the longer side down to `most` pixels, by area mean.
 
-        Made from the coarsest level that is still large enough.
+        Starts from the coarsest level that is still large enough.
         """
         height, width = self.size
         scale = min(1.0, most / max(height, width))
@@ -120,25 +120,25 @@ class ImagePyramid:
     def cut(
         self, box: tuple[int, int, int, int], level: int = 0, clahe: Clahe | None = None
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of box (x0, y0, x1, y1) of a level, equalised if asked, zero outside the image."""
+        """Return box (x0, y0, x1, y1) of a level, equalised if asked, zero outside the image."""
         pixels = self.levels[level]
         height, width = pixels.shape[:2]
         x0, y0, x1, y1 = box
-        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        first_x, stop_x = max(x0, 0), min(x1, width)
+        first_y, stop_y = max(y0, 0), min(y1, height)
         window = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.uint8)
-        if left >= right or top >= bottom:
+        if first_x >= stop_x or first_y >= stop_y:
             return window
 
-        def read(a: int, b: int, c: int, d: int) -> UInt8[np.ndarray, "h w 3"]:
-            return decode.to_uint8(np.asarray(pixels[b:d, a:c]))
+        def read(x: int, y: int, end_x: int, end_y: int) -> UInt8[np.ndarray, "h w 3"]:
+            return decode.to_uint8(np.asarray(pixels[y:end_y, x:end_x]))
 
         if clahe is None:
-            inside = read(left, top, right, bottom)
+            inside = read(first_x, first_y, stop_x, stop_y)
         else:
-            inside = clahe_region(
-                read, height, width, left, top, right, bottom, clahe.clip_limit, clahe.grid
-            )
-        window[top - y0 : bottom - y0, left - x0 : right - x0] = inside
+            region = first_x, first_y, stop_x, stop_y
+            inside = clahe_region(read, height, width, *region, clahe.clip_limit, clahe.grid)
+        window[first_y - y0 : stop_y - y0, first_x - x0 : stop_x - x0] = inside
         return window
 
     def view(
@@ -148,7 +148,7 @@ class ImagePyramid:
         width: int,
         clahe: Clahe | None = None,
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """What an affine window on the image shows; `matrix` maps window pixels to image pixels.
+        """Show what an affine window on the image sees; `matrix` maps window pixels to image pixels.
 
         Reads the coarsest level that still has a pixel for each window pixel, and of it only the
         box the window covers. Whole-pixel shifts and flips are copied, anything else is sampled.
@@ -158,17 +158,11 @@ class ImagePyramid:
             (x, y), flips = copied
             window = self.cut((x, y, x + width, y + height), 0, clahe)
             return window[:: flips[1], :: flips[0]]
-        step = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
-        index = min(max(int(np.floor(np.log2(max(step, 1e-9)) + 1e-6)), 0), len(self.levels) - 1)
+        index, scaled = self._onto_level(matrix)
+        right, bottom = width - 1, height - 1
+        corners = np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]])
+        ends = corners @ scaled.T
         edge = np.array(self.levels[index].shape[1::-1])
-        # a level's pixel i covers the full-size pixels around (i + 0.5) * ratio - 0.5
-        ratio = np.array(self.levels[0].shape[1::-1]) / edge
-        scaled = matrix / ratio[:, None]
-        scaled[:, 2] += 0.5 / ratio - 0.5
-        ends = (
-            np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]])
-            @ scaled.T
-        )
         low = np.clip(np.floor(ends.min(0)).astype(int), -1, edge)
         high = np.clip(np.ceil(ends.max(0)).astype(int) + 1, 0, edge + 1)
         if (high <= low).any():
@@ -177,13 +171,25 @@ class ImagePyramid:
         scaled[:, 2] -= low
         return warp(window, scaled, height, width)
 
+    def _onto_level(
+        self, matrix: Float64[np.ndarray, "2 3"]
+    ) -> tuple[int, Float64[np.ndarray, "2 3"]]:
+        """Choose the coarsest level with a pixel for each window pixel; return the matrix onto it."""
+        step = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+        index = min(max(int(np.floor(np.log2(max(step, 1e-9)) + 1e-6)), 0), len(self.levels) - 1)
+        # a level's pixel i covers the full-size pixels around (i + 0.5) * ratio - 0.5
+        ratio = np.array(self.levels[0].shape[1::-1]) / np.array(self.levels[index].shape[1::-1])
+        scaled = matrix / ratio[:, None]
+        scaled[:, 2] += 0.5 / ratio - 0.5
+        return index, scaled
+
 
 def whole_pixels(
     matrix: Float64[np.ndarray, "2 3"], height: int, width: int
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Where a window that copies whole pixels begins (x, y), and its steps (1, or -1 where flipped).
+    """Find where a window that copies whole pixels begins (x, y), and its steps (1, or -1 where flipped).
 
-    None for a window that has to be sampled.
+    Return None for a window that has to be sampled.
     """
     flips = np.sign(np.diag(matrix)).astype(int)
     start = matrix[:, 2] + np.minimum(flips, 0) * np.array([width - 1, height - 1])
@@ -193,7 +199,7 @@ def whole_pixels(
 
 
 def pyramid_bytes(height: int, width: int) -> int:
-    """Upper bound of an 8-bit entry's size: the image and a third for the pyramid."""
+    """Bound an 8-bit entry's size from above: the image and a third for the pyramid."""
     return height * width * 4 + 65536
 
 
@@ -208,10 +214,9 @@ def write_pyramid(path: Path, entry: ImagePyramid) -> None:
     }
     offset = 0
     for level in entry.levels:
-        header["levels"].append(
-            dict(zip(("height", "width", "channels"), level.shape, strict=True))
-            | {"offset": offset}
-        )
+        height, width, channels = level.shape
+        spec = {"height": height, "width": width, "channels": channels, "offset": offset}
+        header["levels"].append(spec)
         offset += level.nbytes
     head = json.dumps(header).encode()
     with replacing(path) as hidden, hidden.open("wb") as file:
@@ -221,7 +226,7 @@ def write_pyramid(path: Path, entry: ImagePyramid) -> None:
 
 
 def signature(level: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """32 bytes that near-copies share: signs of a 16x16 grey thumbnail against its own blur.
+    """Digest an image to 32 bytes that near-copies share: signs of a 16x16 grey thumbnail against its own blur.
 
     A flip or quarter turn of the image permutes the 256 bits in the same way.
     """
@@ -231,7 +236,7 @@ def signature(level: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def pyramid(level: np.ndarray) -> list[np.ndarray]:
-    """The image and its halvings by area mean, until the longer side nears `SMALLEST_LEVEL`."""
+    """Halve an image by area mean, and its halves, until the longer side nears `SMALLEST_LEVEL`."""
     levels = [level]
     while max(level.shape[:2]) >= 2 * SMALLEST_LEVEL:
         size = (max(level.shape[1] // 2, 1), max(level.shape[0] // 2, 1))
@@ -241,7 +246,7 @@ def pyramid(level: np.ndarray) -> list[np.ndarray]:
 
 
 def statistics(levels: Sequence[Level]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel in [0, 1], from the last level of at least 256 pixels."""
+    """Measure mean and standard deviation per channel in [0, 1] on the last level of at least 256 pixels."""
     overview = next((x for x in reversed(levels) if min(x.shape[:2]) >= 256), levels[0])
     mean, std = cv2.meanStdDev(decode.to_uint8(np.asarray(overview)))
     return mean[:, 0] / 255, std[:, 0] / 255

@@ -1,6 +1,6 @@
 """The pixel store: every image decoded once, in a folder or on object storage.
 
-    <place>/<first two digits>/<content>.pixels          see `entry`
+    <place>/<first two digits>/<content>.pixels          see `pyramid`
 
 An entry is keyed by the image file's content and the version of its layout alone: labels, domains
 and splits never enter, and added images cost only themselves. From object storage, or where a
@@ -54,32 +54,32 @@ class Store:
         return Path(self.cache or "~/.cache").expanduser() / "assay-copies"
 
     def path(self, content: str) -> Path:
-        """Where this node has, or would have, an entry."""
+        """Return where this node has, or would have, an entry."""
         return self.here / _name(content)
 
     def missing(self, contents: Sequence[str]) -> list[str]:
         """Return those contents that have no entry yet, each once.
 
         Raises:
-            StoreError: the place cannot be reached.
+            StoreError: the store cannot be reached.
         """
         unique = dict.fromkeys(contents)
         if self.is_folder:
             return [content for content in unique if not self.path(content).exists()]
-        known = self._sizes()
-        return [content for content in unique if content not in known]
+        sizes = self._sizes()
+        return [content for content in unique if content not in sizes]
 
     def num_bytes(self, contents: Sequence[str]) -> int:
-        """Bytes of the entries that are there, each content once.
+        """Add up the bytes of the entries that are there, each content once.
 
         Raises:
-            StoreError: the place cannot be reached.
+            StoreError: the store cannot be reached.
         """
         sizes = self._sizes()
         return sum(sizes.get(content, 0) for content in dict.fromkeys(contents))
 
     def build(self, content: str, source: Path) -> int:
-        """Decode one image or mask into the store, unless it is there; returns its number of pixels.
+        """Decode one image or mask into the store, unless it is there; return its number of pixels.
 
         Raises:
             ImageError: the file cannot be read.
@@ -99,14 +99,14 @@ class Store:
             if not self.is_folder:
                 self._send(path, content)
         except OSError as error:
-            raise self._refused(error) from None
+            raise self._refusal(error) from None
         return entry.size[0] * entry.size[1]
 
     def open(self, content: str) -> ImagePyramid:
         """Map an entry, after copying it to this node where that is due.
 
         Raises:
-            StoreError: the entry is missing, foreign or cut short, or the place cannot be reached.
+            StoreError: the entry is missing, foreign or cut short, or the store cannot be reached.
         """
         path = self.path(content)
         if not self.is_folder:
@@ -115,18 +115,18 @@ class Store:
                     self._fetch(path, content)
                 os.utime(path)  # the order in which copies make room
             except OSError as error:
-                raise self._refused(error) from None
+                raise self._refusal(error) from None
         return open_pyramid(path)
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes of every entry in the place, by content."""
+        """Read the bytes of every entry in the store, by content."""
         try:
             files, root = reach(self.place)
-            chosen = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-            found = files.get_file_info(chosen)
+            selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+            infos = files.get_file_info(selector)
         except OSError as error:
-            raise self._refused(error) from None
-        ready = [info for info in found if info.base_name.endswith(SUFFIX)]
+            raise self._refusal(error) from None
+        ready = [info for info in infos if info.base_name.endswith(SUFFIX)]
         return {info.base_name.removesuffix(SUFFIX): info.size for info in ready}
 
     def _send(self, path: Path, content: str) -> None:
@@ -162,7 +162,7 @@ class Store:
             "free some, or pass --cache on a larger one."
         )
 
-    def _refused(self, error: OSError) -> StoreError:
+    def _refusal(self, error: OSError) -> StoreError:
         why = error.strerror or str(error).splitlines()[0]
         return StoreError(
             f"The store {self.place} cannot be used ({why}); free some disk, check the address and your rights, or pass another --store."
@@ -170,7 +170,7 @@ class Store:
 
 
 def decode_into(store: Store, work: dict[str, Any]) -> dict[str, Any]:
-    """`Store.build` of one work item (content, path) as a Ray Data task.
+    """Run `Store.build` on one work item (content, path), as a Ray Data task.
 
     Adds the number of pixels decoded, and why it failed, or "".
     """

@@ -33,11 +33,11 @@ class Coco:
     images: dict[str, _Image]
 
     def find(self, name: str) -> _Image | None:
-        """What the file says of an image, if it lists it."""
+        """Find what the file says of an image, if it lists it."""
         return self.images.get(name) or self.images.get(PurePosixPath(name).name)
 
     def mask(self, name: str, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-        """The index mask of an image of this height and width; empty if the image is not listed.
+        """Draw the index mask of an image of this height and width; empty if the image is not listed.
 
         Where annotations overlap, the class with the greater number wins.
 
@@ -75,24 +75,25 @@ def read_coco(path: Path, classes: Sequence[str]) -> Coco:
         entries = {i["id"]: _Image((i["height"], i["width"]), []) for i in content["images"]}
         files = {i["id"]: str(PurePosixPath(i["file_name"])) for i in content["images"]}
         index = {name.casefold(): i for i, name in enumerate(classes, start=1)}
-        for mark in content["annotations"]:
-            name = names[mark["category_id"]]
+        for annotation in content["annotations"]:
+            name = names[annotation["category_id"]]
             if name.casefold() not in index:
                 raise MaskError(
                     f"{path} uses the category {name!r}; allowed: {', '.join(classes)}. "
                     "Add it to --masks.classes, or leave its annotations out."
                 )
-            found = mark["id"], index[name.casefold()], mark["segmentation"]
-            entries[mark["image_id"]].marks.append(found)
+            mark = annotation["id"], index[name.casefold()], annotation["segmentation"]
+            entries[annotation["image_id"]].marks.append(mark)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise MaskError(
             f"{path} cannot be read as COCO annotations ({type(error).__name__}: {error}); it must hold images, "
             "categories, and annotations with a segmentation each."
         ) from None
-    bare = Counter(PurePosixPath(file).name for file in files.values())
-    images = {PurePosixPath(f).name: entries[i] for i, f in files.items()}
-    images = {name: entry for name, entry in images.items() if bare[name] == 1}
-    return Coco(path, images | {file: entries[i] for i, file in files.items()})
+    by_path = {file: entries[i] for i, file in files.items()}
+    uses = Counter(PurePosixPath(file).name for file in files.values())
+    by_name = {PurePosixPath(file).name: entry for file, entry in by_path.items()}
+    unique = {name: entry for name, entry in by_name.items() if uses[name] == 1}
+    return Coco(path, unique | by_path)
 
 
 def _decode(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -119,9 +120,11 @@ def decode_runs(counts: str | list[int], height: int, width: int) -> Bool[np.nda
 
 
 def _lengths(text: str) -> list[int]:
-    """COCO's text of run lengths: 5 bits a character, the lowest first, from the fourth length on
-    as the difference to the last but one (pycocotools, maskApi.c, rleFrString).
-    """  # fmt: skip
+    """Read COCO's text of run lengths (pycocotools, maskApi.c, rleFrString).
+
+    A character holds 5 bits, the lowest first; from the fourth length on the text gives the
+    difference to the last but one.
+    """
     lengths: list[int] = []
     value = shift = 0
     for char in text:
@@ -142,7 +145,7 @@ def _lengths(text: str) -> list[int]:
 
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """Pixels whose centres lie inside the polygon (x, y of its corners), by the even-odd rule.
+    """Mark pixels whose centres lie inside the polygon (x, y of its corners), by the even-odd rule.
 
     Raises:
         ValueError: there are fewer than three corners, or a coordinate is not finite.

@@ -20,8 +20,8 @@ _OUTLINE, _TEXT, _PAPER = (255, 32, 32), (20, 20, 20), (244, 244, 240)
 _MAX_CHARS = 44
 
 
-def choose(agreements: Sequence[float]) -> list[int]:
-    """The places of up to 24 layers: half of them of the lowest agreement, then evenly spaced ones."""
+def choose_layers(agreements: Sequence[float]) -> list[int]:
+    """Choose up to 24 layers by position: half of them of the lowest agreement, then evenly spaced ones."""
     order = sorted(range(len(agreements)), key=lambda i: (agreements[i], i))
     lowest = order[: NUM_TILES // 2]
     others = sorted(order[NUM_TILES // 2 :])
@@ -30,10 +30,10 @@ def choose(agreements: Sequence[float]) -> list[int]:
     return lowest + [others[step] for step in steps]
 
 
-def tile(
+def draw_tile(
     pixels: Rgb, mask: Bool[np.ndarray, "h w"], lines: tuple[str, str]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """One image in small, min-max normalised, with the mask's outline and two lines of text."""
+    """Draw an image in small, min-max normalised, with the mask's outline and two lines of text."""
     height, width = mask.shape
     scale = _TILE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -48,17 +48,17 @@ def tile(
     for number, line in enumerate(lines):
         text = line if len(line) <= _MAX_CHARS else "..." + line[3 - _MAX_CHARS :]
         text = text.encode("ascii", "replace").decode()  # the font has no other letters
-        at = (4, size[1] + _LINE * number + 16)
-        cv2.putText(framed, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, _TEXT, 1, cv2.LINE_AA)
+        corner = (4, size[1] + _LINE * number + 16)
+        cv2.putText(framed, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, _TEXT, 1, cv2.LINE_AA)
     return framed
 
 
-def sheet(tiles: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+def draw_sheet(tiles: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "h w 3"]:
     """Lay tiles out in rows of four."""
-    high, wide = max(one.shape[0] for one in tiles) + _GAP, _TILE + _GAP
+    high, wide = max(tile.shape[0] for tile in tiles) + _GAP, _TILE + _GAP
     rows = -(-len(tiles) // _COLUMNS)
     paper = np.full((rows * high, _COLUMNS * wide, 3), _PAPER, dtype=np.uint8)
-    for number, one in enumerate(tiles):
+    for number, tile in enumerate(tiles):
         y, x = number // _COLUMNS * high, number % _COLUMNS * wide
-        paper[y : y + one.shape[0], x : x + one.shape[1]] = one
+        paper[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     return paper

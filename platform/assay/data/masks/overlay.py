@@ -27,7 +27,7 @@ def panels(
     truth: UInt8[np.ndarray, "h w"],
     answers: Mapping[str, UInt8[np.ndarray, "h w"]],
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The image, then each answer over it against the truth, side by side.
+    """Draw the image, then each answer over it against the truth, side by side.
 
     A pixel of a panel is coloured if any pixel of the image that it stands for is, so that small
     defects stay in sight; of several colours a miss goes before a false mark before a hit.
@@ -36,14 +36,13 @@ def panels(
     scale = min(1.0, SIDE_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    shown = [small]
+    gap = np.full((size[1], GAP_PX, 3), 255, np.uint8)
+    strips = [small]
     for mask in answers.values():
         hit, marked, inside = (mask == truth) & (mask > 0), mask > 0, truth > 0
         panel = small.astype(np.float32)
         for where, colour in ((hit, HIT), (marked & ~hit, FALSE), (inside & ~hit, MISSED)):
             touched = cv2.resize(where.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
             panel[touched] = (1 - STRENGTH) * small[touched] + STRENGTH * np.array(colour)
-        shown.append(np.rint(panel).astype(np.uint8))
-    gap = np.full((size[1], GAP_PX, 3), 255, np.uint8)
-    strips = [piece for panel in shown for piece in (panel, gap)][:-1]
+        strips += [gap, np.rint(panel).astype(np.uint8)]
     return np.concatenate(strips, axis=1)

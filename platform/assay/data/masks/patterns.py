@@ -3,7 +3,7 @@
 import os
 import posixpath
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +25,7 @@ def unknown_fields(pattern: str) -> list[str]:
 def match_files(
     images: Sequence[Path], root: Path, pattern: str, classes: Sequence[str]
 ) -> list[list[tuple[Path, int]]]:
-    """For each image the files that fit and the number of each one's class, in the paths' order.
+    """Find for each image the files that fit and the number of each file's class, in the paths' order.
 
     Kinds are classes whatever their case; files of other kinds are no masks and left out. Without
     {kind} every file is of class 1.
@@ -36,21 +36,24 @@ def match_files(
     numbers = {name.casefold(): i for i, name in enumerate(classes, start=1)} | {None: 1}
     listings: dict[str, list[str]] = {}
     owners: dict[str, Path] = {}
-    found: list[list[tuple[Path, int]]] = []
+    files_of: list[list[tuple[Path, int]]] = []
     for image in images:
         filled = _fill(pattern, PurePosixPath(Path(os.path.relpath(image, root)).as_posix()))
-        names = _candidates(filled, root, listings)
         regex = _regex(filled, classes)
-        matches = [match for name in names if (match := regex.fullmatch(name))]
-        files = [(m[0], number) for m in matches if (number := numbers.get(_kind(m)))]
-        for name, _ in files:
+        files: list[tuple[Path, int]] = []
+        for name in _candidates(filled, root, listings):
+            match = regex.fullmatch(name)
+            number = numbers.get(_kind(match)) if match else None
+            if number is None:
+                continue
+            files.append((root / name, number))
             if owners.setdefault(name, image) != image:
                 raise MaskError(
                     f"The mask {name} fits the images {owners[name]} and {image}; put {{folder}} or {{parent}} into "
                     f"--masks.files ({pattern!r}), so that each mask has one image."
                 )
-        found.append([(root / name, number) for name, number in files])
-    return found
+        files_of.append(files)
+    return files_of
 
 
 def _kind(match: re.Match[str]) -> str | None:
@@ -64,20 +67,18 @@ def _fill(pattern: str, image: PurePosixPath) -> str:
 
 
 def _candidates(filled: str, root: Path, listings: dict[str, list[str]]) -> list[str]:
-    """Paths below root that begin as the filled pattern does, sorted."""
+    """List paths below root that begin as the filled pattern does, sorted."""
     prefix = re.split(f"[{_KIND}{_ANY}]", filled)[0]
     if prefix == filled:
         return [filled] if (root / filled).is_file() else []
     top = posixpath.dirname(prefix)
     if top not in listings:
-        walked = os.walk(root / top, followlinks=True)
-        paths = (Path(folder, name) for folder, _, names in walked for name in names)
+        walk = os.walk(root / top, followlinks=True)
+        paths = (Path(folder, name) for folder, _, names in walk for name in names)
         listings[top] = sorted(Path(os.path.relpath(path, root)).as_posix() for path in paths)
     names = listings[top]
     start = bisect_left(names, prefix)
-    stop = next(
-        (i for i in range(start, len(names)) if not names[i].startswith(prefix)), len(names)
-    )
+    stop = bisect_right(names, prefix, lo=start, key=lambda name: name[: len(prefix)])
     return names[start:stop]
 
 

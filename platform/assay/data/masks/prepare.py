@@ -73,30 +73,30 @@ def _indices(plane: Plane, classes: Sequence[str], source: Source) -> UInt8[np.n
         plane = np.where(plane == 255, 1, plane)
     strange = plane[plane > len(classes)]
     if strange.size:
-        name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(("background", *classes)))
+        file = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+        allowed = ", ".join(f"{i} {name}" for i, name in enumerate(("background", *classes)))
         raise MaskError(
-            f"The mask {name} has the value {strange.min()} among {strange.size} pixels that are no class; allowed: {known}"
+            f"The mask {file} has the value {strange.min()} among {strange.size} pixels that are no class; allowed: {allowed}"
             f"{' (or 255)' * (len(classes) == 1)}. Redraw it with hard edges, or set --masks.classes or --masks.values."
         )
     return plane.astype(np.uint8)
 
 
 def merge(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> UInt8[np.ndarray, "h w"]:
-    """One index mask of several; where they overlap, the class with the greater number wins."""
+    """Merge index masks; where they overlap, the class with the greater number wins."""
     merged: np.ndarray = np.maximum.reduce(masks)
     return merged
 
 
-class _Given(NamedTuple):
-    """A given mask: the files that it comes from, and how it is read for an image of this size."""
+class _MaskSource(NamedTuple):
+    """Where a given mask comes from: its files, and how they are read for an image of this size."""
 
     files: list[Path]
-    draw: Callable[[tuple[int, int]], UInt8[np.ndarray, "h w"]]
+    read: Callable[[tuple[int, int]], UInt8[np.ndarray, "h w"]]
 
 
-class _Layer(NamedTuple):
-    """What is known of a prepared mask; the agreement is that of a heuristic one."""
+class _MaskStats(NamedTuple):
+    """How much a prepared mask marks, and of a heuristic one the agreement of the voters."""
 
     num_marked: int
     num_pixels: int
@@ -114,63 +114,65 @@ def prepare(
             empty or nearly full, and then those that were written now are removed again.
         ImageError: an image cannot be read.
     """
-    places = [folder / file_name(name) for name, _ in images]
-    fresh = [place for place in places if not place.exists()]
+    masks = [folder / file_name(name) for name, _ in images]
+    fresh = [mask for mask in masks if not mask.exists()]
     paths = [path for _, path in images]
-    given = _given(paths, root, config) if config.files else None
-    is_made = given is None and bool(fresh)
+    sources = _find_sources(paths, root, config) if config.files else None
+    uses_rule = sources is None and bool(fresh)
 
-    def layer(i: int) -> _Layer:
-        if is_made:
-            return _made(paths[i], places[i], config)
-        return _taken(paths[i], places[i], config, given[i] if given else None)
+    def prepare_mask(i: int) -> _MaskStats:
+        if uses_rule:
+            return _make_mask(paths[i], masks[i], config)
+        return _take_mask(paths[i], masks[i], config, sources[i] if sources else None)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        layers = list(pool.map(layer, range(len(images))))
-    if is_made:
-        _show(images, places, layers, config, folder)
-    _check_share(layers, config, folder, fresh)
-    return places
+        stats = list(pool.map(prepare_mask, range(len(images))))
+    if uses_rule:
+        _write_overview(images, masks, stats, config, folder)
+    _check_share(stats, config, folder, fresh)
+    return masks
 
 
 def file_name(name: str) -> str:
-    """The file of an image's mask; ids that are no plain file names get a hash, to stay apart."""
+    """Name the file of an image's mask; ids that are no plain file names get a hash, to stay apart."""
     plain = re.sub(r"[^\w.-]+", "_", name)[-100:]
     if plain != name or name.startswith("."):
         plain = f"{plain.lstrip('.')}-{blake2b(name.encode(), digest_size=6).hexdigest()}"
     return f"{plain}.png"
 
 
-def _made(path: Path, place: Path, config: MaskConfig) -> _Layer:
-    """A heuristic mask; beside one that stands there already only the agreement is computed."""
-    pixels = read(path)
-    mask, agreement = make(pixels, config)
-    if place.exists():
-        return _taken(path, place, config, None)._replace(agreement=agreement)
-    _write(place, mask.astype(np.uint8), config)
-    return _Layer(int(np.count_nonzero(mask)), mask.size, agreement)
+def _make_mask(image: Path, target: Path, config: MaskConfig) -> _MaskStats:
+    """Write a heuristic mask; beside one that stands there already compute its agreement alone."""
+    mask, agreement = make(read(image), config)
+    if target.exists():
+        return _take_mask(image, target, config, None)._replace(agreement=agreement)
+    _write_mask(target, mask.astype(np.uint8), config)
+    return _MaskStats(int(np.count_nonzero(mask)), mask.size, agreement)
 
 
-def _taken(path: Path, place: Path, config: MaskConfig, given: _Given | None) -> _Layer:
-    """A mask that stands there, or else the given one."""
-    size = probe(path)
-    if given is not None and not place.exists():
-        mask = given.draw(size)
-        _write(place, mask, config)
-        return _Layer(int(np.count_nonzero(mask)), mask.size, math.nan)
-    mask = open_mask(place, config.classes)
-    _check_size(mask, size, place, path)
-    newer = [f for f in given.files if f.stat().st_mtime > place.stat().st_mtime] if given else []
+def _take_mask(
+    image: Path, target: Path, config: MaskConfig, source: _MaskSource | None
+) -> _MaskStats:
+    """Read a mask that stands there, or else write the given one."""
+    size = probe(image)
+    if source is not None and not target.exists():
+        mask = source.read(size)
+        _write_mask(target, mask, config)
+        return _MaskStats(int(np.count_nonzero(mask)), mask.size, math.nan)
+    mask = open_mask(target, config.classes)
+    _check_size(mask, size, target, image)
+    written = target.stat().st_mtime
+    newer = [file for file in source.files if file.stat().st_mtime > written] if source else []
     if newer:
         raise MaskError(
-            f"The given mask {newer[0]} changed after {place} was made from it; delete the latter to take the change, or "
+            f"The given mask {newer[0]} changed after {target} was made from it; delete the latter to take the change, or "
             "touch it to keep what was corrected there."
         )
-    return _Layer(int(np.count_nonzero(mask)), mask.size, math.nan)
+    return _MaskStats(int(np.count_nonzero(mask)), mask.size, math.nan)
 
 
-def _write(place: Path, mask: UInt8[np.ndarray, "h w"], config: MaskConfig) -> None:
-    write_png(place, mask * np.uint8(255) if len(config.classes) == 1 else mask)
+def _write_mask(target: Path, mask: UInt8[np.ndarray, "h w"], config: MaskConfig) -> None:
+    write_png(target, mask * np.uint8(255) if len(config.classes) == 1 else mask)
 
 
 def _check_size(
@@ -183,20 +185,21 @@ def _check_size(
         )
 
 
-def _given(images: list[Path], root: Path, config: MaskConfig) -> list[_Given]:
-    found = (_given_by_coco if config.is_coco else _given_by_files)(images, root, config)
-    missing = [path for path, given in zip(images, found, strict=True) if not given.files]
+def _find_sources(images: list[Path], root: Path, config: MaskConfig) -> list[_MaskSource]:
+    find = _sources_in_coco if config.is_coco else _sources_in_files
+    sources = find(images, root, config)
+    missing = [path for path, source in zip(images, sources, strict=True) if not source.files]
     if missing and config.missing == "refuse":
         raise MaskError(
             f"{len(missing)} of {len(images)} images have no mask of the classes {', '.join(config.classes)} by "
             f"--masks.files {config.files!r}, first {missing[0]}; correct the pattern, or pass --masks.missing empty to "
             "take them as free of defects."
         )
-    return found
+    return sources
 
 
-def _given_by_files(images: list[Path], root: Path, config: MaskConfig) -> list[_Given]:
-    def draw(
+def _sources_in_files(images: list[Path], root: Path, config: MaskConfig) -> list[_MaskSource]:
+    def read_files(
         image: Path, files: list[tuple[Path, int]], size: tuple[int, int]
     ) -> UInt8[np.ndarray, "h w"]:
         masks = [np.zeros(size, dtype=np.uint8)]
@@ -208,46 +211,49 @@ def _given_by_files(images: list[Path], root: Path, config: MaskConfig) -> list[
 
     matched = match_files(images, root, config.files, config.classes)
     return [
-        _Given([file for file, _ in files], partial(draw, image, files))
+        _MaskSource([file for file, _ in files], partial(read_files, image, files))
         for image, files in zip(images, matched, strict=True)
     ]
 
 
-def _given_by_coco(images: list[Path], root: Path, config: MaskConfig) -> list[_Given]:
+def _sources_in_coco(images: list[Path], root: Path, config: MaskConfig) -> list[_MaskSource]:
     coco = read_coco(root / config.files, config.classes)
     names = [Path(os.path.relpath(image, root)).as_posix() for image in images]
     return [
-        _Given([coco.path] if coco.find(name) else [], partial(coco.mask, name)) for name in names
+        _MaskSource([coco.path] if coco.find(name) else [], partial(coco.mask, name))
+        for name in names
     ]
 
 
-def _show(
+def _write_overview(
     images: Sequence[tuple[str, Path]],
-    places: list[Path],
-    layers: list[_Layer],
+    masks: list[Path],
+    stats: list[_MaskStats],
     config: MaskConfig,
     folder: Path,
 ) -> None:
     """Write the table of agreements and the contact sheet."""
     names = [name for name, _ in images]
-    shares = [layer.num_marked / layer.num_pixels for layer in layers]
-    agreements = [layer.agreement for layer in layers]
+    shares = [layer.num_marked / layer.num_pixels for layer in stats]
+    agreements = [layer.agreement for layer in stats]
     table = pa.table({"id": names, "share": shares, "agreement": agreements})
     write_table(folder / "agreement.csv", table)
     tiles = []
-    for i in contact.choose(agreements):
-        mask = open_mask(places[i], config.classes) > 0
-        about = f"agreement {agreements[i]:.2f}, marked {shares[i]:.2%}"
-        tiles.append(contact.tile(read(images[i][1]), mask, (names[i], about)))
-    write_png(folder / "contact.png", contact.sheet(tiles))
+    for i in contact.choose_layers(agreements):
+        mask = open_mask(masks[i], config.classes) > 0
+        caption = f"agreement {agreements[i]:.2f}, marked {shares[i]:.2%}"
+        tiles.append(contact.draw_tile(read(images[i][1]), mask, (names[i], caption)))
+    write_png(folder / "contact.png", contact.draw_sheet(tiles))
 
 
-def _check_share(layers: list[_Layer], config: MaskConfig, folder: Path, fresh: list[Path]) -> None:
-    share = sum(layer.num_marked for layer in layers) / sum(layer.num_pixels for layer in layers)
+def _check_share(
+    stats: list[_MaskStats], config: MaskConfig, folder: Path, fresh: list[Path]
+) -> None:
+    share = sum(layer.num_marked for layer in stats) / sum(layer.num_pixels for layer in stats)
     if 0 < share <= MAX_SHARE:
         return
-    for place in fresh:
-        place.unlink()
+    for mask in fresh:
+        mask.unlink()
     what = "are empty" if share == 0 else f"cover {share:.1%} of all pixels"
     if config.files:
         remedy = (
@@ -259,5 +265,5 @@ def _check_share(layers: list[_Layer], config: MaskConfig, folder: Path, fresh: 
             f"{config.dark}), --masks.threshold ({config.threshold}) or --masks.min-area-px ({config.min_area_px})"
         )
     raise MaskError(
-        f"The masks of all {len(layers)} images {what}, and nothing is learned from such; {remedy}."
+        f"The masks of all {len(stats)} images {what}, and nothing is learned from such; {remedy}."
     )

@@ -83,7 +83,7 @@ class MaskConfig(Settings, section="masks"):
 
 
 def make(pixels: Rgb, config: MaskConfig) -> tuple[Bool[np.ndarray, "h w"], float]:
-    """Mark defects by the heuristic; the mask, and the agreement of the voters.
+    """Mark defects by the heuristic; return the mask, and the agreement of the voters.
 
     The image's range is stretched to 8 bits, each channel or the grey image on its own; what has one
     value only is not marked. The agreement is the same for every maker: pixels that all three voters
@@ -108,7 +108,7 @@ def make(pixels: Rgb, config: MaskConfig) -> tuple[Bool[np.ndarray, "h w"], floa
 
 
 def _mark(plane: Plane, maker: str, config: MaskConfig) -> Bool[np.ndarray, "h w"]:
-    """Pixels darker than the maker's threshold."""
+    """Mark pixels darker than the maker's threshold."""
     plane = np.ascontiguousarray(plane)
     if plane.min() == plane.max():
         return np.zeros(plane.shape, dtype=bool)
@@ -130,15 +130,15 @@ def _clean(mask: Bool[np.ndarray, "h w"], config: MaskConfig) -> Bool[np.ndarray
             shape = cv2.MORPH_RECT if px <= 3 else cv2.MORPH_ELLIPSE
             cleaned = cv2.morphologyEx(cleaned, step, cv2.getStructuringElement(shape, (px, px)))
     _, numbers, stats, _ = cv2.connectedComponentsWithStats(cleaned, connectivity=8)
-    is_kept = stats[:, cv2.CC_STAT_AREA] >= config.min_area_px
-    is_kept[0] = False  # the background
-    return is_kept[numbers]
+    is_large = stats[:, cv2.CC_STAT_AREA] >= config.min_area_px
+    is_large[0] = False  # the background
+    return is_large[numbers]
 
 
 def rule_levels(
     pixels: Rgb, config: MaskConfig, num_classes: int
 ) -> UInt8[np.ndarray, "classes h w"]:
-    """The rule's mask as levels of `levels`: sure of what it marks, the first class, and of the rest."""
+    """Give the rule's mask as levels of `levels`: sure of what it marks, the first class, and of the rest."""
     mask, _ = make(pixels, config)
     levels = np.zeros((num_classes, *mask.shape), dtype=np.uint8)
     levels[0][mask] = LEVELS - 1

@@ -1,4 +1,4 @@
-"""Embedded data: drawn once into a folder, and known by what it was drawn from."""
+"""Synthetic data: drawn once into a folder, and known by what it was drawn from."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def draw_once(
         if json.loads(path.read_text())["config"] == config:
             return
         raise ConfigError(
-            f"{folder} holds embedded data drawn from another config; "
+            f"{folder} holds synthetic data drawn from another config; "
             "name another folder, or remove this one."
         )
     truth = {"config": config, **draw()}

@@ -89,24 +89,24 @@ def draw_parts(folder: Path, config: PartsConfig) -> None:
         ConfigError: The folder holds parts drawn with another config.
     """
 
-    def draw() -> dict[str, Any]:
+    def draw_views() -> dict[str, Any]:
         truth = {}
-        for machine, design, part in _parts(config):
+        for machine, design, part in _list_parts(config):
             name = f"{MACHINES[machine]}/{design}"
             (folder / name).mkdir(parents=True, exist_ok=True)
             for view in range(config.num_views):
                 image = draw_part(config, machine, design, part, view)
                 path = f"{name}/Device_{machine + 1}_Print_{part + 1:03d}_{view + 1:03d}.png"
-                flat = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-                cv2.imwrite(str(folder / path), image.pixels[..., ::-1], flat)
+                options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+                cv2.imwrite(str(folder / path), image.pixels[..., ::-1], options)
                 truth[path] = {"zones": image.zones.tolist(), "decoys": image.decoys.tolist()}
         return {"images": truth}
 
-    draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw)
+    draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw_views)
 
 
 def read_zones(folder: Path) -> dict[str, Int[np.ndarray, "zones 4"]]:
-    """The planted zones of each image of `draw_parts`, by its path below the folder.
+    """Read the planted zones of each image of `draw_parts`, by its path below the folder.
 
     Raises:
         ManifestError: the folder does not hold them.
@@ -123,9 +123,9 @@ def read_zones(folder: Path) -> dict[str, Int[np.ndarray, "zones 4"]]:
 def zone_hits(
     zones: Int[np.ndarray, "zones 4"], patches: Real[np.ndarray, "k 4"]
 ) -> Bool[np.ndarray, " k"]:
-    """Whether at least half of a patch's area lies on one planted zone.
+    """Tell for each patch whether at least half of its area lies on one planted zone.
 
-    Both are x0, y0, x1, y1 in pixels of the image. Their mean is the share of hits.
+    Both are x0, y0, x1, y1 in pixels of the image. The mean of the answers is the share of hits.
     """
     low = np.maximum(zones[None, :, :2], patches[:, None, :2])
     high = np.minimum(zones[None, :, 2:], patches[:, None, 2:])
@@ -147,36 +147,32 @@ def draw_part(config: PartsConfig, machine: int, design: str, part: int, view: i
     number = _DESIGNS.index(design)
     part_rng = np.random.default_rng([config.seed, 1, machine, number, part])
     rng = np.random.default_rng([config.seed, 2, machine, number, part, view])
-    silhouette, slots = _layout(config.seed, design)
+    silhouette, slots = _draw_layout(config.seed, design)
     # Which slots are zones is drawn for each part: places alone, learnt by heart, do not do.
     slots = part_rng.permutation(slots) + part_rng.uniform(-5, 5, slots.shape)
     tint = part_rng.uniform(-12, 12, 3).tolist()
-    rasters = [_RASTERS[machine]] * _NUM_ZONES + [
-        _decoy_raster(part_rng) for _ in range(_NUM_ZONES)
-    ]
-    pose = _pose(rng, view, config.size_px / 512)
-    outlines = _outlines(slots)
+    rasters = [_RASTERS[machine]] * _NUM_ZONES
+    rasters += [_draw_decoy_raster(part_rng) for _ in range(_NUM_ZONES)]
+    pose = _draw_pose(rng, view, config.size_px / 512)
+    outlines = _draw_outlines(slots)
     canvas = (config.size_px, config.size_px)
-    mask, real, decoy = (
+    mask, zones, decoys = (
         cv2.warpAffine(layer, pose, canvas).astype(np.float32) / 255
-        for layer in (silhouette, outlines[0], outlines[1])
+        for layer in (silhouette, *outlines)
     )
-    centres = slots @ pose[:, :2].T + pose[:, 2]
-    half = _RADIUS * np.linalg.norm(pose[:, :2], axis=1)
-    boxes = np.concatenate([centres - half, centres + half], axis=1).round().astype(np.int64)
-
-    relief = 6 * config.signal * _rasters(rng, boxes, rasters, pose, real + decoy)
-    relief += _grain(rng, config) - 12 * (real + decoy)
-    table = _table(config, rng, machine, design)
-    light = _light(rng, config.size_px)
+    boxes, marks, tinted = _pose_boxes(slots, pose), zones + decoys, zones - decoys
+    relief = 6 * config.signal * _draw_rasters(rng, boxes, rasters, pose, marks)
+    relief += _draw_grain(rng, config) - 12 * marks
+    table = _draw_table(config, rng, machine, design)
+    light = _draw_light(rng, config.size_px)
     pixels = np.empty((*canvas, 3), np.uint8)
     for channel in range(3):
-        surface = relief + (real - decoy) * _TINT[channel] + (150 + tint[channel] - table[channel])
+        surface = relief + tinted * _TINT[channel] + (150 + tint[channel] - table[channel])
         pixels[..., channel] = np.rint((surface * mask + table[channel]) * light).clip(0, 255)
     return PartImage(pixels, boxes[:_NUM_ZONES], boxes[_NUM_ZONES:])
 
 
-def _parts(config: PartsConfig) -> list[tuple[int, str, int]]:
+def _list_parts(config: PartsConfig) -> list[tuple[int, str, int]]:
     counts = dict.fromkeys(SEEN_DESIGNS, config.parts_per_seen)
     counts |= dict.fromkeys(UNSEEN_DESIGNS, config.parts_per_unseen)
     return [
@@ -188,13 +184,14 @@ def _parts(config: PartsConfig) -> list[tuple[int, str, int]]:
 
 
 @functools.cache
-def _layout(seed: int, design: str) -> tuple[UInt8[np.ndarray, "512 512"], np.ndarray]:
-    """The silhouette of a design and the places of its zones and decoys, on 512x512 pixels."""
+def _draw_layout(seed: int, design: str) -> tuple[UInt8[np.ndarray, "512 512"], np.ndarray]:
+    """Draw the silhouette of a design, and choose slots for zones and decoys, on 512x512 pixels."""
     rng = np.random.default_rng([seed, 0, _DESIGNS.index(design)])
     silhouette = np.zeros((512, 512), np.uint8)
     for points, value in _SHAPES[design]:
-        corners = 256 + 16 * np.array(points, np.float64)
-        if len(points) == 2:
+        pairs = [pair.split(",") for pair in points.split()]
+        corners = 256 + 16 * np.array(pairs, np.float64)
+        if len(corners) == 2:
             (x, y), (radius, _) = corners.round().astype(int).tolist()
             cv2.circle(silhouette, (x, y), radius - 256, value, -1)
         else:
@@ -214,8 +211,8 @@ def _layout(seed: int, design: str) -> tuple[UInt8[np.ndarray, "512 512"], np.nd
     return silhouette, slots
 
 
-def _outlines(slots: np.ndarray) -> UInt8[np.ndarray, "2 512 512"]:
-    """Discs for the zones; squares of the same area for the decoys."""
+def _draw_outlines(slots: np.ndarray) -> UInt8[np.ndarray, "2 512 512"]:
+    """Draw discs for the zones, and squares of the same area for the decoys."""
     outlines = np.zeros((2, 512, 512), np.uint8)
     half = round(_RADIUS * np.sqrt(np.pi) / 2)
     for index, (x, y) in enumerate(slots.round().astype(int).tolist()):
@@ -226,8 +223,8 @@ def _outlines(slots: np.ndarray) -> UInt8[np.ndarray, "2 512 512"]:
     return outlines
 
 
-def _pose(rng: np.random.Generator, view: int, scale: float) -> np.ndarray:
-    """From the design's 512 pixels to the image's: a camera that sees each view from its side."""
+def _draw_pose(rng: np.random.Generator, view: int, scale: float) -> np.ndarray:
+    """Draw a map from the design's 512 pixels to the image's: a camera that sees each view from its side."""
     turn = np.deg2rad(rng.uniform(-8, 8))
     tilt = np.deg2rad(60 * view + rng.uniform(-10, 10))
     spin = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -238,28 +235,35 @@ def _pose(rng: np.random.Generator, view: int, scale: float) -> np.ndarray:
     return np.concatenate([linear, shift[:, None]], axis=1)
 
 
-def _decoy_raster(rng: np.random.Generator) -> tuple[float, float]:
+def _pose_boxes(slots: np.ndarray, pose: np.ndarray) -> Int[np.ndarray, "slots 4"]:
+    """Return what a pose makes of the discs at the slots, as boxes of the image."""
+    centres = slots @ pose[:, :2].T + pose[:, 2]
+    half = _RADIUS * np.linalg.norm(pose[:, :2], axis=1)
+    return np.concatenate([centres - half, centres + half], axis=1).round().astype(np.int64)
+
+
+def _draw_decoy_raster(rng: np.random.Generator) -> tuple[float, float]:
     if rng.random() < 0.5:
         return _RASTERS[rng.integers(len(_RASTERS))]
     return rng.uniform(0, 180), rng.uniform(3, 5)
 
 
-def _rasters(
+def _draw_rasters(
     rng: np.random.Generator,
     boxes: np.ndarray,
     rasters: list[tuple[float, float]],
     pose: np.ndarray,
     inside: np.ndarray,
 ) -> Float32[np.ndarray, "h w"]:
-    """Gratings of amplitude 1 in the zones, turned with the part, at random phases."""
+    """Draw gratings of amplitude 1 in the zones, turned with the part, at random phases."""
     relief = np.zeros_like(inside)
     turn = np.arctan2(pose[1, 0], pose[0, 0])
     stretch = np.sqrt(abs(np.linalg.det(pose[:, :2])))
-    for (left, top, right, bottom), (angle, period) in zip(boxes.tolist(), rasters, strict=True):
-        y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
+    for (x0, y0, x1, y1), (angle, period) in zip(boxes.tolist(), rasters, strict=True):
+        y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
         direction = np.deg2rad(angle) + turn
         wave = (x * np.cos(direction) + y * np.sin(direction)) * 2 * np.pi / (period * stretch)
-        relief[top:bottom, left:right] = np.sin(wave + rng.uniform(0, 2 * np.pi))
+        relief[y0:y1, x0:x1] = np.sin(wave + rng.uniform(0, 2 * np.pi))
     relief *= inside
     height, width = (side // _BLOCK for side in relief.shape)
     small = cv2.resize(relief, (width, height), interpolation=cv2.INTER_AREA)
@@ -268,24 +272,26 @@ def _rasters(
 
 
 @functools.cache
-def _grain_bank(seed: int) -> Float32[np.ndarray, "1536 1536"]:
+def _draw_grain_bank(seed: int) -> Float32[np.ndarray, "1536 1536"]:
     noise = np.random.default_rng([seed, 3]).standard_normal((1536, 1536), np.float32)
     band = cv2.GaussianBlur(noise, (0, 0), 0.7) - cv2.GaussianBlur(noise, (0, 0), 2.0)
     band *= 6 / band.std()
     return band
 
 
-def _grain(rng: np.random.Generator, config: PartsConfig) -> Float32[np.ndarray, "h w"]:
-    """Texture of the surface, of every direction and of no machine."""
-    bank = _grain_bank(config.seed)
+def _draw_grain(rng: np.random.Generator, config: PartsConfig) -> Float32[np.ndarray, "h w"]:
+    """Draw texture of the surface, of every direction and of no machine."""
+    bank = _draw_grain_bank(config.seed)
     repeat = -(-(config.size_px + 512) // len(bank))
-    top, left = rng.integers(0, 512, 2)
+    y, x = rng.integers(0, 512, 2)
     bank = np.tile(bank, (repeat, repeat)) if repeat > 1 else bank
-    grain = bank[top : top + config.size_px, left : left + config.size_px]
+    grain = bank[y : y + config.size_px, x : x + config.size_px]
     return grain if rng.random() < 0.5 else grain[::-1]
 
 
-def _table(config: PartsConfig, rng: np.random.Generator, machine: int, design: str) -> list[float]:
+def _draw_table(
+    config: PartsConfig, rng: np.random.Generator, machine: int, design: str
+) -> list[float]:
     hue = int(rng.integers(len(MACHINES)))
     if config.shortcut and design in SEEN_DESIGNS:
         hue = machine
@@ -294,7 +300,7 @@ def _table(config: PartsConfig, rng: np.random.Generator, machine: int, design: 
     return [level + 12 * float(swing) for swing in wave]
 
 
-def _light(rng: np.random.Generator, size_px: int) -> Float32[np.ndarray, "h w"]:
+def _draw_light(rng: np.random.Generator, size_px: int) -> Float32[np.ndarray, "h w"]:
     ramp = np.linspace(-1, 1, size_px, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.12, 0.12, 2).astype(np.float32)
     level = np.float32(rng.uniform(0.8, 1.15))
@@ -302,26 +308,16 @@ def _light(rng: np.random.Generator, size_px: int) -> Float32[np.ndarray, "h w"]
     return light
 
 
-# Polygons in sixteenths of 512 px from the middle, painted in order (255 part, 0 hole); two
-# points are a circle: its middle, and its radius at the first number of the second.
-_SHAPES: dict[str, list[tuple[list[tuple[float, float]], int]]] = {
-    "Connector": [
-        ([(-13, -12), (-5, -12), (-5, -4), (5, -4), (5, -12), (13, -12), (13, 12), (5, 12), (5, 4),
-          (-5, 4), (-5, 12), (-13, 12)], 255),
-    ],
-    "Switch": [([(-13, -8), (13, -8), (13, 8), (-13, 8)], 255), ([(0, -6), (6, 0)], 255)],
-    "King": [([(-13, 12), (13, 12), (13, -10), (7, -2), (0, -13), (-7, -2), (-13, -10)], 255)],
-    "Target": [([(0, 0), (13.5, 0)], 255), ([(0, 0), (3, 0)], 0)],
-    "Oring": [([(0, 0), (14, 0)], 255), ([(0, 0), (7, 0)], 0)],
-    "Clip": [
-        ([(-13, -13), (-5, -13), (-5, 4), (5, 4), (5, -13), (13, -13), (13, 13), (-13, 13)], 255),
-    ],
-    "Fishbait": [([(-4, 0), (10, 0)], 255), ([(2, 0), (14, -11), (14, 11)], 255)],
-    "Plug": [
-        ([(-13, -13), (13, -13), (13, -4), (5, -4), (5, 13), (-5, 13), (-5, -4), (-13, -4)], 255),
-    ],
-    "Minion": [
-        ([(0, -5), (8.5, 0)], 255), ([(-8.5, -5), (8.5, -5), (8.5, 6), (-8.5, 6)], 255),
-        ([(0, 6), (8.5, 0)], 255),
-    ],
-}  # fmt: skip
+# Polygons "x,y x,y ..." in sixteenths of 512 px from the middle, painted in order (255 part, 0
+# hole); two points are a circle: its middle, and its radius at the first number of the second.
+_SHAPES = {
+    "Connector": [("-13,-12 -5,-12 -5,-4 5,-4 5,-12 13,-12 13,12 5,12 5,4 -5,4 -5,12 -13,12", 255)],
+    "Switch": [("-13,-8 13,-8 13,8 -13,8", 255), ("0,-6 6,0", 255)],
+    "King": [("-13,12 13,12 13,-10 7,-2 0,-13 -7,-2 -13,-10", 255)],
+    "Target": [("0,0 13.5,0", 255), ("0,0 3,0", 0)],
+    "Oring": [("0,0 14,0", 255), ("0,0 7,0", 0)],
+    "Clip": [("-13,-13 -5,-13 -5,4 5,4 5,-13 13,-13 13,13 -13,13", 255)],
+    "Fishbait": [("-4,0 10,0", 255), ("2,0 14,-11 14,11", 255)],
+    "Plug": [("-13,-13 13,-13 13,-4 5,-4 5,13 -5,13 -5,-4 -13,-4", 255)],
+    "Minion": [("0,-5 8.5,0", 255), ("-8.5,-5 8.5,-5 8.5,6 -8.5,6", 255), ("0,6 8.5,0", 255)],
+}

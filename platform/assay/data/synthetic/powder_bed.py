@@ -75,16 +75,16 @@ def draw_layers(folder: Path, config: LayersConfig) -> None:
         ConfigError: The folder holds layers drawn with another config.
     """
 
-    def draw() -> dict[str, Any]:
+    def draw_builds() -> dict[str, Any]:
         for build in range(config.num_builds):
             for layer in range(config.layers_per_build):
-                drawn = draw_layer(config, build, layer)
+                pixels, truth = draw_layer(config, build, layer)
                 name = f"build_{build + 1:02d}/layer_{layer + 1:03d}.png"
-                _write(folder / "layers" / name, drawn.pixels)
-                _write(folder / "truth" / name, np.uint8(255) * drawn.truth)
+                _write_png(folder / "layers" / name, pixels)
+                _write_png(folder / "truth" / name, np.uint8(255) * truth)
         return {}
 
-    draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw)
+    draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw_builds)
 
 
 def draw_layer(config: LayersConfig, build: int, layer: int) -> Layer:
@@ -96,32 +96,31 @@ def draw_layer(config: LayersConfig, build: int, layer: int) -> Layer:
     hatch, uneven light, exposure and noise.
     """
     rng = np.random.default_rng([config.seed, 2, build, layer])
-    part = _parts(config, build, layer)
-    relief = _surface(config, build, layer, rng, part)
+    part = _draw_parts(config, build, layer)
+    relief = _draw_surface(config, build, layer, rng, part)
     truth = np.zeros(part.shape, bool)
-    for defect in _defects(config, build, layer):
+    for defect in _draw_defects(config, build, layer):
         truth |= defect.mask
         relief -= config.contrast * defect.depth
-    lit = cv2.GaussianBlur(relief, (0, 0), 0.6) * _light(config, build, layer, rng)
+    lit = cv2.GaussianBlur(relief, (0, 0), 0.6) * _draw_light(config, build, layer, rng)
     noise = 5 * rng.standard_normal(lit.shape, np.float32)
     return Layer(np.rint(lit + noise).clip(0, 255).astype(np.uint8), truth)
 
 
-def _write(path: Path, pixels: UInt8[np.ndarray, "h w"]) -> None:
+def _write_png(path: Path, pixels: UInt8[np.ndarray, "h w"]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
-def _parts(config: LayersConfig, build: int, layer: int) -> Float32[np.ndarray, "h w"]:
-    """Where the laser melted, 0 to 1: outlines that turn, swell and bend a little with each layer."""
+def _draw_parts(config: LayersConfig, build: int, layer: int) -> Float32[np.ndarray, "h w"]:
+    """Draw where the laser melted, 0 to 1: outlines that turn, swell and bend a little with each layer."""
     rng = np.random.default_rng([config.seed, 0, build])
     cell = config.size_px / 2
     angle = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     canvas = np.zeros((config.size_px, config.size_px), np.uint8)
-    for place in range(4):
-        centre = (
-            cell * (0.5 + np.array([place % 2, place // 2])) + rng.uniform(-0.08, 0.08, 2) * cell
-        )
+    for quarter in range(4):
+        middle = cell * (0.5 + np.array([quarter % 2, quarter // 2]))
+        centre = middle + rng.uniform(-0.08, 0.08, 2) * cell
         turn = angle + rng.uniform(0, 2 * np.pi) + rng.uniform(-0.03, 0.03) * layer
         power = rng.choice([2.0, 8.0])  # round or square
         radius = (np.abs(np.cos(turn)) ** power + np.abs(np.sin(turn)) ** power) ** (-1 / power)
@@ -129,27 +128,27 @@ def _parts(config: LayersConfig, build: int, layer: int) -> Float32[np.ndarray, 
             phase = rng.uniform(0, 2 * np.pi) + rng.uniform(-0.06, 0.06) * layer
             radius *= 1 + rng.uniform(0, 0.22) / waves**0.5 * np.cos(waves * angle + phase)
         radius *= rng.uniform(0.24, 0.4) * cell * (1 + rng.uniform(-0.01, 0.01) * layer)
-        _fill(canvas, centre, radius, 255, cv2.LINE_AA)
+        _fill_outline(canvas, centre, radius, 255, cv2.LINE_AA)
         if rng.random() < 1 / 3:
-            _fill(canvas, centre, 0.45 * radius, 0, cv2.LINE_AA)
+            _fill_outline(canvas, centre, 0.45 * radius, 0, cv2.LINE_AA)
     return canvas.astype(np.float32) / 255
 
 
-def _surface(
+def _draw_surface(
     config: LayersConfig,
     build: int,
     layer: int,
     rng: np.random.Generator,
     part: Float32[np.ndarray, "h w"],
 ) -> Float32[np.ndarray, "h w"]:
-    """Grainy powder, and parts with their hatch and contour, in grey levels."""
+    """Draw grainy powder, and parts with their hatch and contour, in grey levels."""
     build_rng = np.random.default_rng([config.seed, 1, build])
     powder, melt, start = build_rng.uniform([125, 6, 0], [145, 30, 180]).tolist()
     period, swing = build_rng.uniform([5, 4], [7, 9]).tolist()
 
     def noise(sigma: float) -> Float32[np.ndarray, "h w"]:
-        drawn = cv2.GaussianBlur(rng.standard_normal(part.shape, np.float32), (0, 0), sigma)
-        scaled: Float32[np.ndarray, "h w"] = drawn / drawn.std()
+        smooth = cv2.GaussianBlur(rng.standard_normal(part.shape, np.float32), (0, 0), sigma)
+        scaled: Float32[np.ndarray, "h w"] = smooth / smooth.std()
         return scaled
 
     grain = 8 * noise(0.8) + 3.5 * noise(2.5) - 14 * (noise(1.4) - 1.8).clip(0)
@@ -162,10 +161,10 @@ def _surface(
     return surface + contour
 
 
-def _light(
+def _draw_light(
     config: LayersConfig, build: int, layer: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "h w"]:
-    """A lamp at one side that drifts over the build, the lens's vignette, a layer's exposure."""
+    """Light a layer: a lamp at one side that drifts over the build, the lens's vignette, a layer's exposure."""
     build_rng = np.random.default_rng([config.seed, 3, build])
     slope, drift = build_rng.uniform(-0.15, 0.15, 2), build_rng.uniform(-0.01, 0.01, 2)
     slope_x, slope_y = (slope + drift * layer).astype(np.float32)
@@ -181,89 +180,90 @@ def _is_clean(config: LayersConfig, build: int, layer: int) -> bool:
     return np.random.default_rng([config.seed, 4, build, layer]).random() < config.clean_share
 
 
-def _defects(config: LayersConfig, build: int, layer: int) -> list[_Defect]:
-    """Defects that began in this layer or last from those before; a clean layer ends them all."""
-    found = []
+def _draw_defects(config: LayersConfig, build: int, layer: int) -> list[_Defect]:
+    """Draw the defects that began in this layer or last from those before; a clean layer ends them all."""
+    defects = []
     for first in range(layer, max(layer - _LASTING, -1), -1):
         if _is_clean(config, build, first):
             break
         rng = np.random.default_rng([config.seed, 5, build, first])
-        part = _parts(config, build, first)
-        for draw, mean, lasting in _KINDS:
+        part = _draw_parts(config, build, first)
+        for draw_defect, mean, lasting in _KINDS:
             for _ in range(rng.poisson(mean)):
-                defect, num_layers = draw(rng, part), rng.integers(1, lasting + 1)
+                defect, num_layers = draw_defect(rng, part), rng.integers(1, lasting + 1)
                 if first + num_layers > layer:
-                    found.append(defect)
-    return found
+                    defects.append(defect)
+    return defects
 
 
-def _pore(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
-    """A dark blob inside a part, where powder stayed unmelted or gas was caught."""
+def _draw_pore(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
+    """Draw a dark blob inside a part, where powder stayed unmelted or gas was caught."""
     inside = cv2.distanceTransform((part > 0.5).astype(np.uint8), cv2.DIST_L2, 5) > 8
-    places = np.argwhere(inside)[:, ::-1]
-    centre = places[rng.integers(len(places))]
-    mask = _blob(rng, part.shape, centre, rng.uniform(2.5, 6))
-    return _Defect(mask, _log_uniform(rng, 22.0, 75.0) * _soft(mask, 0.7))
+    centres = np.argwhere(inside)[:, ::-1]
+    centre = centres[rng.integers(len(centres))]
+    mask = _draw_blob(rng, part.shape, centre, rng.uniform(2.5, 6))
+    return _Defect(mask, _log_uniform(rng, 22.0, 75.0) * _soften(mask, 0.7))
 
 
-def _spatter(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
-    """A metal droplet: its top shines, its rim is in shadow."""
+def _draw_spatter(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
+    """Draw a metal droplet: its top shines, its rim is in shadow."""
     centre = rng.uniform(8, len(part) - 8, 2)
     radius = rng.uniform(3, 6)
-    mask = _blob(rng, part.shape, centre, radius)
-    top = _blob(rng, part.shape, centre, 0.4 * radius)
-    return _Defect(mask, _log_uniform(rng, 30.0, 75.0) * (_soft(mask, 0.7) - 2 * _soft(top, 0.7)))
+    mask = _draw_blob(rng, part.shape, centre, radius)
+    top = _draw_blob(rng, part.shape, centre, 0.4 * radius)
+    shade = _soften(mask, 0.7) - 2 * _soften(top, 0.7)
+    return _Defect(mask, _log_uniform(rng, 30.0, 75.0) * shade)
 
 
-def _streak(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
-    """A groove that a particle at the recoater's blade left along its way."""
+def _draw_streak(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
+    """Draw a groove that a particle at the recoater's blade left along its way."""
     size = len(part)
     run = int(rng.uniform(0.25, 1) * size)
     top = int(rng.integers(0, size - run + 1))
-    middle = rng.uniform(6, size - 6) + 1.5 * _wave(rng, size)
+    middle = rng.uniform(6, size - 6) + 1.5 * _draw_wave(rng, size)
     mask = np.abs(np.arange(size)[None] - middle[:, None]) <= rng.uniform(1.4, 2.6)
     mask[:top] = mask[top + run :] = False
-    depth = _log_uniform(rng, 22.0, 60.0) * (1 + 0.3 * _wave(rng, size))
-    return _Defect(mask, depth[:, None] * _soft(mask, 0.7))
+    depth = _log_uniform(rng, 22.0, 60.0) * (1 + 0.3 * _draw_wave(rng, size))
+    return _Defect(mask, depth[:, None] * _soften(mask, 0.7))
 
 
-def _recoater_line(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
-    """A shallow band across the recoater's way, where its blade jumped."""
+def _draw_recoater_line(rng: np.random.Generator, part: Float32[np.ndarray, "h w"]) -> _Defect:
+    """Draw a shallow band across the recoater's way, where its blade jumped."""
     size = len(part)
-    middle = rng.uniform(8, size - 8) + 0.8 * _wave(rng, size)
+    middle = rng.uniform(8, size - 8) + 0.8 * _draw_wave(rng, size)
     mask = np.abs(np.arange(size)[:, None] - middle[None]) <= rng.uniform(2.5, 5.5)
-    depth = _log_uniform(rng, 17.0, 40.0) * (1 + 0.3 * _wave(rng, size))
-    return _Defect(mask, depth[None] * _soft(mask, 1.2))
+    depth = _log_uniform(rng, 17.0, 40.0) * (1 + 0.3 * _draw_wave(rng, size))
+    return _Defect(mask, depth[None] * _soften(mask, 1.2))
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(low * (high / low) ** rng.random())
 
 
-def _soft(mask: Bool[np.ndarray, "h w"], sigma: float) -> Float32[np.ndarray, "h w"]:
+def _soften(mask: Bool[np.ndarray, "h w"], sigma: float) -> Float32[np.ndarray, "h w"]:
     return cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma)
 
 
-def _wave(rng: np.random.Generator, size: int) -> Float32[np.ndarray, " size"]:
-    """A smooth curve along the image that swings about 0, mostly within 1."""
-    place = np.arange(size) / 256
+def _draw_wave(rng: np.random.Generator, size: int) -> Float32[np.ndarray, " size"]:
+    """Draw a smooth curve along the image that swings about 0, mostly within 1."""
+    position = np.arange(size) / 256
     rate, phase = rng.uniform(0.4, 2.5, (3, 1)), rng.random((3, 1))
-    wave: np.ndarray = np.sin(2 * np.pi * (rate * place + phase)).sum(0) / 2
+    wave: np.ndarray = np.sin(2 * np.pi * (rate * position + phase)).sum(0) / 2
     return wave.astype(np.float32)
 
 
-def _blob(
+def _draw_blob(
     rng: np.random.Generator, shape: tuple[int, ...], centre: np.ndarray, radius: float
 ) -> Bool[np.ndarray, "h w"]:
-    """A disc with an uneven outline."""
+    """Draw a disc with an uneven outline."""
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     outline = np.full_like(angle, radius)
     for waves in (1, 2, 3):
         outline *= 1 + rng.uniform(0, 0.25) * np.cos(waves * angle + rng.uniform(0, 2 * np.pi))
-    return _fill(np.zeros(shape, np.uint8), centre, outline, 1, cv2.LINE_8) > 0
+    return _fill_outline(np.zeros(shape, np.uint8), centre, outline, 1, cv2.LINE_8) > 0
 
 
-def _fill(
+def _fill_outline(
     canvas: UInt8[np.ndarray, "h w"],
     centre: np.ndarray,
     radius: Float[np.ndarray, " angles"],
@@ -277,4 +277,9 @@ def _fill(
 
 
 # How a kind is drawn, how many begin in a layer on average, and how many layers one lasts at most.
-_KINDS = ((_pore, 4.0, 3), (_streak, 0.6, 3), (_spatter, 3.0, 1), (_recoater_line, 0.35, 2))
+_KINDS = (
+    (_draw_pore, 4.0, 3),
+    (_draw_streak, 0.6, 3),
+    (_draw_spatter, 3.0, 1),
+    (_draw_recoater_line, 0.35, 2),
+)
