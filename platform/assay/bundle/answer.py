@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from assay.levels import level_probs, outlined
+from assay.levels import find_components, level_probs
 from assay.shapes import Float, Int, UInt8
 
 GOLDEN_CELLS = 8
@@ -82,7 +82,8 @@ class MaskAnswer:
     def defects(self) -> list[Defect]:
         """Connected parts of the mask, the largest first."""
         return [
-            Defect(self.classes[value - 1], area, box) for value, area, box in outlined(self.mask)
+            Defect(self.classes[value - 1], area, box)
+            for value, area, box in find_components(self.mask)
         ]
 
     def golden(self) -> dict[str, float]:

@@ -30,5 +30,5 @@ def batches(
     """Prepare steps one after the other in this process; the reference that every stream equals."""
     for step in steps:
         keys = entry_keys(config.train.seed, step.epoch, step.entries)
-        samples = BatchRows(step.rows, keys, truth[step.rows], train)
-        yield task.prepare(config, pixels, samples)
+        rows = BatchRows(step.rows, keys, truth[step.rows], train)
+        yield task.prepare(config, pixels, rows)
