@@ -21,7 +21,7 @@ import torch
 from bench import table, write
 from torch import Tensor, nn
 
-from assay.bundle.quantize import QuantizeConfig, latency, quantize
+from assay.bundle.quantize import QuantizeConfig, quantize, time_runs
 from assay.data.synthetic.powder_bed import LayersConfig, draw_layer
 from assay.nn.export import write_graph
 
@@ -169,7 +169,7 @@ def compared(net: nn.Module, folder: Path) -> list[str]:
     worst = ", ".join(f"{name} {db:.0f} dB" for name, db in list(made.sensitivity.items())[:5])
     return [
         measured(answers, test),
-        f"The int8 graph: {made.share:.1%} of the weights in 8 bits, layers kept in float: {', '.join(made.kept) or 'none'}; IoU on val {made.fp32.score:.4f} as float, {made.int8.score:.4f} in int8; made in {took:.0f} s from {len(feeds)} tiles, with the sensitivity of {len(made.sensitivity)} nodes, lowest: {worst}.",
+        f"The int8 graph: {made.share:.1%} of the weights in 8 bits, layers kept in float: {', '.join(made.float_nodes) or 'none'}; IoU on val {made.fp32.score:.4f} as float, {made.int8.score:.4f} in int8; made in {took:.0f} s from {len(feeds)} tiles, with the sensitivity of {len(made.sensitivity)} nodes, lowest: {worst}.",
         f"torch's dynamic quantization converted {len(converted)} of {sum(isinstance(m, nn.Conv2d) for m in net.modules())} convolutions; outputs {'identical' if same else 'changed'}.",
         f"Not installed, so not measured: {', '.join(missing)}." if missing else "",
     ]
@@ -181,7 +181,7 @@ def measured(
     """A row for each way to answer."""
     image = test[0][0][None]
     runs = {name: lambda a=answer: a(image) for name, (answer, _) in answers.items()}
-    took = latency(runs, TURNS)
+    took = time_runs(runs, TURNS)
     truth = np.stack([mask for _, mask in test])
     masks = {
         name: np.stack([answer(one[None])[0, 0] > 0 for one, _ in test])

@@ -283,7 +283,7 @@ def main() -> None:
         promote(registry, run.folder / "bundle", run.predictions(), "champion")
     os.environ["ASSAY_TOKEN"] = ""
     app = ApplicationConfig(cpus=0.5, min_replicas=2, max_replicas=2, queue=128, batch=1)
-    config = ServeConfig(registry=registry.place, port=free_port(), open=True, app=app)
+    config = ServeConfig(registry=registry.address, port=free_port(), open=True, app=app)
     found: dict[tuple[str, str, str], list[list[Asked]]] = {}
     for _ in range(ROUNDS):
         for row, asked in all_rows(config, runs, images):

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from assay.bundle.quantize import (
     NUM_PROBES,
+    GraphQuantizer,
     QuantizeConfig,
-    Quantized,
-    _Maker,
-    latency,
-    measure,
+    QuantizeReport,
     quantize,
+    time_graphs,
+    time_runs,
 )
 from assay.bundle.seal import quantized_share
 from assay.errors import ConfigError, QuantizeError
@@ -53,11 +53,11 @@ class Net(nn.Module):
 
 
 def images(num: int, size: int = 32, seed: int = 0) -> list[np.ndarray]:
-    """Of smooth shapes."""
+    """Draw smooth shapes."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.normal(size=(num, 3, 4, 4)).astype(np.float32))
     smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
-    return [one[None] for one in smooth.numpy()]
+    return [image[None] for image in smooth.numpy()]
 
 
 FEEDS = [{"image": image} for image in images(6)]
@@ -87,7 +87,7 @@ def convolutions(path: Path) -> list[str]:
 
 
 def plant(graph: Path, folder: Path, *readers: int) -> Path:
-    """The same function, but of what a reader reads, one channel has a huge range and a tiny weight."""
+    """Write the same function, but of what a reader reads, one channel has a huge range and a tiny weight."""
     model = onnx.load(graph)
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -113,12 +113,12 @@ def masks(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def score(net) -> Callable[[Path], float]:
-    """The overlap with what the module answers."""
+    """Score a graph by its overlap with what the module answers."""
     truth = net(torch.from_numpy(np.concatenate(VAL))).numpy() > 0
 
     def iou(path: Path) -> float:
-        found = masks(path)
-        return float((found & truth).sum() / (found | truth).sum())
+        marked = masks(path)
+        return float((marked & truth).sum() / (marked | truth).sum())
 
     return iou
 
@@ -127,21 +127,22 @@ CONFIG = QuantizeConfig(num_calibration=len(FEEDS), max_drop=0.05)
 
 
 @pytest.fixture(scope="module")
-def made(graph, score, tmp_path_factory) -> tuple[Quantized, Path]:
-    target = tmp_path_factory.mktemp("made") / "int8.onnx"
+def quantized(graph, score, tmp_path_factory) -> tuple[QuantizeReport, Path]:
+    target = tmp_path_factory.mktemp("quantized") / "int8.onnx"
     return quantize(graph, target, FEEDS, score, CONFIG), target
 
 
-def test_every_weight_is_in_8_bits_and_masks_agree(made, graph):
-    made, target = made
-    assert made.kept == ()
-    assert made.share == quantized_share(target) == 1
-    assert made.fp32.score == pytest.approx(1, abs=1e-3)
-    assert made.int8.score > 0.95
+def test_every_weight_is_in_8_bits_and_masks_agree(quantized, graph):
+    report, target = quantized
+    assert report.float_nodes == ()
+    assert report.share == quantized_share(target) == 1
+    assert report.fp32.score == pytest.approx(1, abs=1e-3)
+    assert report.int8.score > 0.95
     assert (masks(graph) == masks(target)).mean() > 0.97
-    assert made.int8.bytes == target.stat().st_size < made.fp32.bytes / 2
-    assert made.sensitivity == {}  # nothing had to be left in float, so nobody asked
-    card = json.loads(json.dumps(made.to_dict()))
+    assert report.int8.bytes == target.stat().st_size < report.fp32.bytes / 2
+    assert report.sensitivity == {}  # nothing had to be left in float, so nobody asked
+    card = json.loads(json.dumps(report.to_dict()))
+    assert list(card) == ["fp32", "int8", "share", "kept", "sensitivity"]
     assert card["int8"]["p95_ms"] >= card["int8"]["p50_ms"] > 0
     assert card["kept"] == []
 
@@ -149,21 +150,21 @@ def test_every_weight_is_in_8_bits_and_masks_agree(made, graph):
 @pytest.mark.parametrize("method", ["entropy", "percentile"])
 def test_other_ranges_hold_as_well(graph, score, tmp_path, method):
     config = dataclasses.replace(CONFIG, method=method)
-    assert quantize(graph, tmp_path / "int8.onnx", FEEDS, score, config).kept == ()
+    assert quantize(graph, tmp_path / "int8.onnx", FEEDS, score, config).float_nodes == ()
 
 
-def test_other_sizes_and_batches_are_answered(made, net):
+def test_other_sizes_and_batches_are_answered(quantized, net):
     image = np.concatenate(images(3, size=48, seed=2))[:, :, :40]
-    answer = onnxruntime.InferenceSession(made[1]).run(None, {"image": image})[0]
+    answer = onnxruntime.InferenceSession(quantized[1]).run(None, {"image": image})[0]
     expected = net(torch.from_numpy(image)).numpy()
     assert answer.shape == expected.shape == (3, 1, 40, 48)
     assert np.corrcoef(answer.ravel(), expected.ravel())[0, 1] > 0.99
 
 
-def test_weights_fit_sums_in_16_bits_and_each_channel_fills_its_range(made):
+def test_weights_fit_sums_in_16_bits_and_each_channel_fills_its_range(quantized):
     weights = [
         numpy_helper.to_array(tensor).astype(int)
-        for tensor in onnx.load(made[1]).graph.initializer
+        for tensor in onnx.load(quantized[1]).graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
     ]
     assert len(weights) == 7
@@ -173,44 +174,43 @@ def test_weights_fit_sums_in_16_bits_and_each_channel_fills_its_range(made):
         assert (largest >= 63).all()
 
 
-def test_sensitivity_is_what_one_layer_alone_in_8_bits_costs(made, net, graph):
+def test_sensitivity_is_what_one_layer_alone_in_8_bits_costs(net, graph):
     """Derived again by torch's fake quantization of one layer's input and weights."""
     alone = copy.deepcopy(net)
     layer = alone.inner[1]
     probes = [torch.from_numpy(feed["image"]) for feed in FEEDS]
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     clean = [alone(probe) for probe in probes][:2]
     hook.remove()
-    scale = float(torch.cat(seen).max()) / 255  # after a ReLU: from 0
+    scale = float(torch.cat(inputs).max()) / 255  # after a ReLU: from 0
     layer.register_forward_pre_hook(
-        lambda _, given: torch.fake_quantize_per_tensor_affine(given[0], scale, 0, 0, 255)
+        lambda _, args: torch.fake_quantize_per_tensor_affine(args[0], scale, 0, 0, 255)
     )
     steps = layer.weight.abs().amax((1, 2, 3)) / 63.5
-    layer.weight.copy_(
-        (layer.weight / steps[:, None, None, None]).round() * steps[:, None, None, None]
-    )
+    steps = steps[:, None, None, None]
+    layer.weight.copy_((layer.weight / steps).round() * steps)
     noise = sum(
         (a - alone(probe)).square().sum() for a, probe in zip(clean, probes[:2], strict=True)
     )
     power = sum(a.square().sum() for a in clean)
-    every = _Maker(graph, FEEDS, CONFIG).sensitivity(FEEDS[:NUM_PROBES])
-    assert set(convolutions(graph)) <= set(every)
-    assert list(every.values()) == sorted(every.values())
-    found = every[convolutions(graph)[INNER[1]]]
-    assert found == pytest.approx(float(10 * torch.log10(power / noise)), abs=0.5)
+    sensitivity = GraphQuantizer(graph, FEEDS, CONFIG).measure_sensitivity(FEEDS[:NUM_PROBES])
+    assert set(convolutions(graph)) <= set(sensitivity)
+    assert list(sensitivity.values()) == sorted(sensitivity.values())
+    decibels = sensitivity[convolutions(graph)[INNER[1]]]
+    assert decibels == pytest.approx(float(10 * torch.log10(power / noise)), abs=0.5)
 
 
 @pytest.mark.parametrize("readers", [(3,), (2, 4), INNER])
 def test_the_layers_that_8_bits_destroy_stay_in_float_and_no_other(graph, score, tmp_path, readers):
     path = plant(graph, tmp_path, *readers)
     assert score(path) == pytest.approx(1, abs=1e-3)
-    made = quantize(path, tmp_path / "int8.onnx", FEEDS, score, CONFIG)
-    assert set(made.kept) == {convolutions(path)[reader] for reader in readers}
-    assert list(made.kept) == list(made.sensitivity)[: len(readers)]
-    assert made.int8.score == score(tmp_path / "int8.onnx") > 0.95
+    report = quantize(path, tmp_path / "int8.onnx", FEEDS, score, CONFIG)
+    assert set(report.float_nodes) == {convolutions(path)[reader] for reader in readers}
+    assert list(report.float_nodes) == list(report.sensitivity)[: len(readers)]
+    assert report.int8.score == score(tmp_path / "int8.onnx") > 0.95
     total = 16 * 9 * (3 + 16 + 3 * 16 + 2 * 48 + 3)
-    assert made.share == pytest.approx(1 - len(readers) * 16 * 16 * 9 / total)
+    assert report.share == pytest.approx(1 - len(readers) * 16 * 16 * 9 / total)
 
 
 @pytest.mark.parametrize(("readers", "max_kept"), [((3,), 0), (INNER, 2)])
@@ -235,21 +235,20 @@ def test_a_graph_left_mostly_in_float_is_refused_though_its_score_holds(graph, s
 @pytest.mark.parametrize("worth", [0.5, float("nan")])
 def test_where_nothing_helps_the_float_graph_stays(graph, tmp_path, worth):
     content = graph.read_bytes()
+
+    def score(path: Path) -> float:
+        return 1.0 if path == graph else worth
+
     with pytest.raises(QuantizeError, match=f"from 1.0000 to {worth:.4f} with 0, "):
-        quantize(
-            graph,
-            tmp_path / "int8.onnx",
-            FEEDS,
-            lambda path: 1.0 if path == graph else worth,
-            CONFIG,
-        )
+        quantize(graph, tmp_path / "int8.onnx", FEEDS, score, CONFIG)
     assert not (tmp_path / "int8.onnx").exists()
     assert graph.read_bytes() == content
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("num_calibration", 0), ("max_drop", -0.1), ("max_kept", -1), ("max_drop", float("nan"))],
-)  # fmt: skip
+    ("field", "value"),
+    [("num_calibration", 0), ("max_drop", -0.1), ("max_kept", -1), ("max_drop", float("nan"))],
+)
 def test_settings_outside_their_ranges_are_refused(field, value):
     with pytest.raises(ConfigError, match=field.replace("_", "-")):
         QuantizeConfig(**{field: value})
@@ -263,14 +262,14 @@ def test_latency_is_measured_in_turns_after_two_to_warm_up():
         calls.append("first")
         time.sleep(next(slow))
 
-    took = latency({"first": first, "second": lambda: calls.append("second")}, 20)
+    times = time_runs({"first": first, "second": lambda: calls.append("second")}, 20)
     assert calls == ["first", "second"] * 22
-    assert 10 <= took["first"]["p50_ms"] < 40
-    assert took["first"]["p50_ms"] <= took["first"]["p95_ms"] < 60
-    assert took["second"]["p50_ms"] < 5
+    assert 10 <= times["first"]["p50_ms"] < 40
+    assert times["first"]["p50_ms"] <= times["first"]["p95_ms"] < 60
+    assert times["second"]["p50_ms"] < 5
 
 
 def test_graphs_are_timed_side_by_side(graph):
-    took = measure({"a": graph, "b": graph}, FEEDS[0], repeats=3)
-    assert set(took) == {"a", "b"}
-    assert all(0 < each["p50_ms"] <= each["p95_ms"] for each in took.values())
+    times = time_graphs({"a": graph, "b": graph}, FEEDS[0], repeats=3)
+    assert set(times) == {"a", "b"}
+    assert all(0 < graph_times["p50_ms"] <= graph_times["p95_ms"] for graph_times in times.values())

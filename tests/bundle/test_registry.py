@@ -39,10 +39,9 @@ def test_a_promotion_copies_the_bundle_and_says_where_it_comes_from(registry, bu
     assert (record.run, record.data, record.code) == ("parts-0", "d" * 12, {"assay": "0.1.0"})
     assert record.metrics == card["metrics"]
     assert (record.previous, record.reason, record.objections) == ("", "", [])
-    opened = Bundle(registry.fetch(record))
-    assert opened.card == card
+    assert Bundle(registry.fetch(record)).card == card
     assert registry.fetch(record) != bundles[0]
-    assert registry.judged(record).num_rows == 60
+    assert registry.test_rows(record).num_rows == 60
     assert registry.tasks() == ["parts"]
 
 
@@ -114,7 +113,7 @@ def test_a_card_cannot_lead_out_of_the_registry(
     update(folder, **fields)
     with pytest.raises(RegistryError, match="task"):
         promote(registry, folder, judged_rows(0.9), "champion", "force")
-    assert not Path(registry.place).exists()
+    assert not Path(registry.address).exists()
 
 
 def test_rolling_back_goes_back_step_by_step_and_the_history_keeps_all(
@@ -163,27 +162,27 @@ def test_of_promotions_at_once_one_is_in_force_and_all_are_in_the_history(
     assert len(history) == 6
     assert {record.run for record in history} == {"parts-0", "parts-1", "parts-2"}
     assert registry.holder("parts", "challenger") in history
-    left = [path.name for path in Path(registry.place).rglob("*.json*") if path.suffix != ".json"]
-    assert left == []
+    names = [path.name for path in Path(registry.address).rglob("*.json*")]
+    assert [name for name in names if not name.endswith(".json")] == []
 
 
 def test_an_address_is_copied_to_this_machine_once(tmp_path, bundles, judged_rows):
-    place = Registry((tmp_path / "far").as_uri(), tmp_path / "cache")
+    remote = Registry((tmp_path / "far").as_uri(), tmp_path / "cache")
     # a file system that is not this machine's, as far as the registry can tell
-    place.files = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    place.root = "far"
-    record = promote(place, bundles[0], judged_rows(0.9), "champion")
-    folder = place.fetch(record)
-    assert folder == tmp_path / "cache" / record.sha256 == place.fetch(record)
+    remote.files = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    remote.root = "far"
+    record = promote(remote, bundles[0], judged_rows(0.9), "champion")
+    folder = remote.fetch(record)
+    assert folder == tmp_path / "cache" / record.sha256 == remote.fetch(record)
     assert Bundle(folder).card["run"] == "parts-0"
     shutil.rmtree(tmp_path / "far" / "parts" / record.version)
     with pytest.raises(RegistryError, match="missing"):
-        place.fetch(record)
+        remote.fetch(record)
 
 
 def test_damage_and_bad_addresses_are_named(registry, bundles, judged_rows):
     promote(registry, bundles[0], judged_rows(0.9), "champion")
-    alias = Path(registry.place) / "parts" / "champion.json"
+    alias = Path(registry.address) / "parts" / "champion.json"
     values = json.loads(alias.read_text())
     alias.write_text(json.dumps(values | {"schema": 99}))
     with pytest.raises(RegistryError, match="newer Assay"):

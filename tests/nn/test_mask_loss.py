@@ -1,3 +1,5 @@
+"""Losses of masks against those of segmentation-models, and what they cost per image."""
+
 import math
 
 import pytest
@@ -25,10 +27,8 @@ def test_overlap_is_that_of_segmentation_models(kind):
         "tversky": smp.losses.TverskyLoss("multilabel", smooth=1.0, alpha=0.3, beta=0.7),
     }[kind]
     for i in range(3):
-        own = mask_loss(kind, logits[i : i + 1], masks[i : i + 1])
-        assert own.item() == pytest.approx(
-            theirs(logits[i : i + 1], masks[i : i + 1]).item(), abs=1e-6
-        )
+        image = logits[i : i + 1], masks[i : i + 1]
+        assert mask_loss(kind, *image).item() == pytest.approx(theirs(*image).item(), abs=1e-6)
 
 
 def test_cross_entropy_is_that_of_segmentation_models_with_pixels_inside_weighted():

@@ -31,17 +31,23 @@ def test_onecycle_is_the_reference_recipe(warmup):
     parameter = nn.Parameter(torch.zeros(1))
     reference = torch.optim.SGD([parameter], lr=1.0)
     schedule = OneCycleLR(
-        reference, max_lr=1.0, total_steps=total, pct_start=warmup, div_factor=25, final_div_factor=1000,
-        anneal_strategy="cos", cycle_momentum=False,
-    )  # fmt: skip
+        reference,
+        max_lr=1.0,
+        total_steps=total,
+        pct_start=warmup,
+        div_factor=25,
+        final_div_factor=1000,
+        anneal_strategy="cos",
+        cycle_momentum=False,
+    )
     peak = warmup * total - 1
     for step in range(total):
-        inside = step <= peak
-        progress = warmup * step / peak if inside else None
-        if progress is None:
+        if step <= peak:
+            progress = warmup * step / peak
+        else:
             progress = warmup + (1 - warmup) * (step - peak) / (total - 1 - peak)
-        found = lr_factor(OptimConfig(warmup=warmup), progress)
-        assert found == pytest.approx(reference.param_groups[0]["lr"], rel=1e-6, abs=1e-9), step
+        factor = lr_factor(OptimConfig(warmup=warmup), progress)
+        assert factor == pytest.approx(reference.param_groups[0]["lr"], rel=1e-6, abs=1e-9), step
         reference.step()
         if step < total - 1:
             schedule.step()
@@ -74,15 +80,18 @@ def test_vectors_do_not_decay_and_the_longest_prefix_wins():
     optimizer = build_optimizer(net, config, prefixes)
     assert set_rates(optimizer, config, prefixes, 0.5) == 1.0
     rates = {
-        name: (g["lr"], pytest.approx(g["weight_decay"]))
-        for name, g in members(net, optimizer).items()
+        name: (group["lr"], pytest.approx(group["weight_decay"]))
+        for name, group in members(net, optimizer).items()
     }
     assert rates == {
-        "trunk.0.weight": (0.5, 0.06), "trunk.0.bias": (0.5, 0.0),
-        "trunk.1.weight": (0.1, 0.0), "trunk.1.bias": (0.1, 0.0),
+        "trunk.0.weight": (0.5, 0.06),
+        "trunk.0.bias": (0.5, 0.0),
+        "trunk.1.weight": (0.1, 0.0),
+        "trunk.1.bias": (0.1, 0.0),
         "trunk2.weight": (0.1, 0.03),
-        "head.weight": (1.0, 0.03), "head.bias": (1.0, 0.0),
-    }  # fmt: skip
+        "head.weight": (1.0, 0.03),
+        "head.bias": (1.0, 0.0),
+    }
 
 
 @pytest.mark.parametrize("optimizer_name", ["adamw", "lamb"])
@@ -92,15 +101,15 @@ def test_rates_follow_the_schedule_and_a_multiplier_of_zero_freezes(optimizer_na
     prefixes = {"head.": Multiplier(lr=0.0)}
     optimizer = build_optimizer(net, config, prefixes)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    seen = []
+    rates = []
     for step in range(10):
-        seen.append(set_rates(optimizer, config, prefixes, step / 10))
+        rates.append(set_rates(optimizer, config, prefixes, step / 10))
         net.zero_grad()
         net.head(net.trunk2(net.trunk(torch.ones(1, 3)))).square().sum().backward()
-        assert members(net, optimizer)["trunk.0.weight"]["lr"] == seen[-1]
+        assert members(net, optimizer)["trunk.0.weight"]["lr"] == rates[-1]
         optimizer.step()
-    assert seen == [config.lr * lr_factor(config, step / 10) for step in range(10)]
-    assert len(set(seen)) == 10
+    assert rates == [config.lr * lr_factor(config, step / 10) for step in range(10)]
+    assert len(set(rates)) == 10
     moved = {name: not torch.equal(p, before[name]) for name, p in net.named_parameters()}
     assert not moved["head.weight"]
     assert not moved["head.bias"]
@@ -111,9 +120,8 @@ def test_rates_follow_the_schedule_and_a_multiplier_of_zero_freezes(optimizer_na
 def test_frozen_parameters_are_left_out_and_an_empty_rest_is_refused():
     net = Net()
     net.trunk.requires_grad_(False)
-    assert set(members(net, build_optimizer(net, OptimConfig(), {}))) == {
-        "trunk2.weight", "head.weight", "head.bias",
-    }  # fmt: skip
+    trained = members(net, build_optimizer(net, OptimConfig(), {}))
+    assert set(trained) == {"trunk2.weight", "head.weight", "head.bias"}
     net.requires_grad_(False)
     with pytest.raises(ConfigError, match="left to train"):
         build_optimizer(net, OptimConfig(), {})

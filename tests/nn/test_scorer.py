@@ -8,9 +8,16 @@ from assay.nn.scorer import Scorer
 
 @pytest.mark.parametrize(
     ("trunk", "overview_px", "cells"),
-    [("resnet18", 850, 52), ("resnet18", 128, 7), ("resnet18", 131, 7), ("small", 128, 32),
-     ("small", 97, 25), ("small", 98, 25), ("small", 101, 26)],
-)  # fmt: skip
+    [
+        ("resnet18", 850, 52),
+        ("resnet18", 128, 7),
+        ("resnet18", 131, 7),
+        ("small", 128, 32),
+        ("small", 97, 25),
+        ("small", 98, 25),
+        ("small", 101, 26),
+    ],
+)
 def test_grid_is_what_the_net_gives(trunk, overview_px, cells):
     scorer = Scorer(trunk).eval()
     assert scorer.grid(overview_px) == cells

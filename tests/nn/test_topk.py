@@ -21,7 +21,7 @@ ESTIMATORS: tuple[Estimator, ...] = ("masked_loo", "plain", "diagonal")
 
 
 def dense_onehots(scores: Tensor, k: int, sigma: float, noise: Tensor) -> Tensor:
-    """(batch, n, k, d), one sample and one image at a time."""
+    """Select (batch, n, k, d), one sample and one image at a time."""
     onehots = torch.zeros(*noise.shape[:2], k, scores.shape[1], dtype=scores.dtype)
     for image in range(len(scores)):
         for sample in range(noise.shape[1]):
@@ -40,7 +40,7 @@ def dense_weights(cells: Tensor, weights: Tensor, num_cells: int) -> Tensor:
 
 
 def dense_gradient(onehots: Tensor, noise: Tensor, sigma: float, upstream: Tensor, estimator: str):
-    """The estimators of `perturbed_topk`'s docstring on materialised one-hot tensors."""
+    """Apply the estimators of `perturbed_topk`'s docstring to materialised one-hot tensors."""
     num_samples = noise.shape[1]
     terms = onehots * upstream[:, None]  # G[j, e] [I_nj = e]
     if estimator == "diagonal":
@@ -105,17 +105,10 @@ def test_masked_loo_is_nearer_the_true_gradient_than_plain():
         return grad[0]
 
     reference = gradient("plain", 1000, 40_000)
-    cosines = {
-        estimator: torch.stack(
-            [
-                torch.cosine_similarity(gradient(estimator, key, 200), reference, dim=0)
-                for key in range(8)
-            ]
-        )
-        .mean()
-        .item()
-        for estimator in ("masked_loo", "plain")
-    }
+    cosines = {}
+    for estimator in ("masked_loo", "plain"):
+        gradients = torch.stack([gradient(estimator, key, 200) for key in range(8)])
+        cosines[estimator] = torch.cosine_similarity(gradients, reference, dim=1).mean().item()
     assert cosines["masked_loo"] > max(0.7, cosines["plain"] + 0.2), cosines
 
 
@@ -140,14 +133,15 @@ def test_hard_topk_takes_the_first_of_equals_in_order_of_position():
 
 
 def greedy(scores: list[float], k: int, apart: int, side: int) -> list[int]:
-    """The definition, one cell after the other."""
+    """Select by the definition, one cell after the other."""
     chosen: list[int] = []
+
+    def distance(cell: int, other: int) -> int:
+        return max(abs(cell // side - other // side), abs(cell % side - other % side))
+
     while len(chosen) < k:
         free = [c for c in range(len(scores)) if c not in chosen]
-        far = [
-            c for c in free
-            if all(max(abs(c // side - o // side), abs(c % side - o % side)) >= apart for o in chosen)
-        ]  # fmt: skip
+        far = [c for c in free if all(distance(c, other) >= apart for other in chosen)]
         chosen.append(max(far or free, key=lambda c: (scores[c], -c)))
     return sorted(chosen)
 
@@ -165,11 +159,9 @@ def test_perturbed_selections_are_apart_too():
     scores = torch.rand(2, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     cells, weights = perturbed_topk(scores, 3, 0.2, [5, 6], 40, apart=3)
     noise = draw_noise([5, 6], 40, 64).double()
-    picked = [
-        [greedy((scores[i] + 0.2 * noise[i, n]).tolist(), 3, 3, 8) for n in range(40)]
-        for i in range(2)
-    ]
-    onehots = torch.nn.functional.one_hot(torch.tensor(picked), 64).double()
+    perturbed = (scores[:, None] + 0.2 * noise).flatten(0, 1).tolist()
+    picked = torch.tensor([greedy(sample, 3, 3, 8) for sample in perturbed]).view(2, 40, 3)
+    onehots = torch.nn.functional.one_hot(picked, 64).double()
     torch.testing.assert_close(dense_weights(cells, weights, 64), onehots.mean(1))
 
 
@@ -187,8 +179,8 @@ def test_selections_in_portions_are_the_selections_at_once(monkeypatch, estimato
     torch.testing.assert_close(selected(), whole, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("numbers", "held"), [(1, 1), (3 * 75 * 4, 4), (10**6, 11)])
-def test_mixtures_and_their_gradients_are_the_dense_ones(monkeypatch, numbers, held):
+@pytest.mark.parametrize(("numbers", "width"), [(1, 1), (3 * 75 * 4, 4), (10**6, 11)])
+def test_mixtures_and_their_gradients_are_the_dense_ones(monkeypatch, numbers, width):
     """With one cell at a time, with a part left over, and all at once."""
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(3, 11, 3, 5, 5, generator=generator, dtype=torch.float64)
@@ -205,10 +197,10 @@ def test_mixtures_and_their_gradients_are_the_dense_ones(monkeypatch, numbers, h
 
     mixed = mix(weights, cut, (3, 5, 5))
     torch.testing.assert_close(mixed, expected.detach(), rtol=1e-12, atol=1e-12)
-    (found,) = torch.autograd.grad((mixed * upstream).sum(), weights)
-    torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-12)
-    assert max(widths) == held  # never more at a time
-    assert sum(widths) == (11 if held == 11 else 22)  # cut again for the gradient unless all fit
+    (sparse,) = torch.autograd.grad((mixed * upstream).sum(), weights)
+    torch.testing.assert_close(sparse, gradient, rtol=1e-12, atol=1e-12)
+    assert max(widths) == width  # never more at a time
+    assert sum(widths) == (11 if width == 11 else 22)  # cut again for the gradient unless all fit
 
 
 def test_perturbation_vanishes_with_sigma():

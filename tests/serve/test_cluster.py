@@ -42,7 +42,7 @@ def served(place, tmp_path_factory) -> Iterator[ServeConfig]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = ServeConfig(
-        registry=place.place, port=port, token_file=tmp_path_factory.mktemp("token") / "token",
+        registry=place.address, port=port, token_file=tmp_path_factory.mktemp("token") / "token",
         app=ApplicationConfig(cpus=0.1, batch=2, queue=8, min_replicas=2),
     )  # fmt: skip
     with cluster.cluster(config):

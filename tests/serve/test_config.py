@@ -17,7 +17,7 @@ def names(wanted: dict) -> list[str]:
 
 
 def test_each_task_has_an_application_of_its_own(registry):
-    config = ServeConfig(registry=registry.place, app=ApplicationConfig(batch=4, queue=9))
+    config = ServeConfig(registry=registry.address, app=ApplicationConfig(batch=4, queue=9))
     wanted = configuration(config)
     assert names(wanted) == ["front", "layers", "parts"]
     front, layers, parts = wanted["applications"]
@@ -36,7 +36,7 @@ def test_each_task_has_an_application_of_its_own(registry):
 def test_a_promotion_changes_nothing_but_what_replicas_are_told(tmp_path, make_bundle, judged_rows):
     place = Registry(str(tmp_path / "registry"))
     promote(place, make_bundle(tmp_path / "a"), judged_rows(0.9), "champion")
-    config = ServeConfig(registry=place.place)
+    config = ServeConfig(registry=place.address)
     before = configuration(config)
     before["applications"][1]["deployments"][0]["max_queued_requests"] = 3  # by hand, in the file
     record = promote(place, make_bundle(tmp_path / "b", bias=1.0), judged_rows(0.9), "champion")

@@ -83,17 +83,14 @@ def test_what_is_loaded_continues_bit_for_bit(tmp_path, optimizer, saved_at, joi
     assert_same_moments(straight, resumed)
 
 
-def assert_same_moments(one: Trainee, other: Trainee) -> None:
-    names = [name for name, _ in one.net.named_parameters()]
-    for name in names:
-        ours = one.optimizer.state[one.net.get_parameter(name)]
+def assert_same_moments(trainee: Trainee, other: Trainee) -> None:
+    for name, parameter in trainee.net.named_parameters():
+        ours = trainee.optimizer.state[parameter]
         theirs = other.optimizer.state[other.net.get_parameter(name)]
         assert set(ours) == set(theirs) >= {"exp_avg", "exp_avg_sq"}
-        for key in ours:
-            assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])), (
-                name,
-                key,
-            )
+        for key, moment in ours.items():
+            other_moment = torch.as_tensor(theirs[key])
+            assert torch.equal(torch.as_tensor(moment), other_moment), (name, key)
 
 
 def test_saving_leaves_model_and_optimiser_alone(tmp_path):

@@ -41,7 +41,7 @@ NAN, INF = math.nan, math.inf
 
 
 def monitor_of(*limits: Limit, optim: OptimConfig | None = None, total: int = 10**6):
-    """A monitor, and the list of its warnings."""
+    """Make a monitor, and the list of its warnings."""
     warnings: list[str] = []
     return Monitor(optim or OptimConfig(), limits, total, "abc", warnings.append), warnings
 
@@ -49,7 +49,7 @@ def monitor_of(*limits: Limit, optim: OptimConfig | None = None, total: int = 10
 def updates_until_stop(
     monitor: Monitor, losses=(), norms=(), values=(), scaled: bool = False
 ) -> int:
-    """How many updates went by before the monitor stopped; -1: it did not."""
+    """Count the updates before the monitor stopped; -1: it did not."""
     length = max(len(losses), len(norms), len(values))
     losses, norms = losses or [1.0] * length, norms or [1.0] * length
     for number, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
@@ -244,15 +244,20 @@ def test_logits_are_constant_only_if_all_are_and_looks_count_in_a_row():
 
 
 @pytest.mark.parametrize(
-    ("said", "truth", "warned"), [([1] * 5, [0, 1, 2, 0, 1], True), ([1] * 5, [1] * 5, False), ([1, 1, 1, 2, 1], [0, 1, 2, 0, 1], False)]
-)  # fmt: skip
-def test_one_class_said_to_all_is_worth_a_warning_where_val_has_several(said, truth, warned):
+    ("predicted", "truth", "warned"),
+    [
+        ([1] * 5, [0, 1, 2, 0, 1], True),
+        ([1] * 5, [1] * 5, False),
+        ([1, 1, 1, 2, 1], [0, 1, 2, 0, 1], False),
+    ],
+)
+def test_one_class_said_to_all_is_worth_a_warning_where_val_has_several(predicted, truth, warned):
     module = nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 1)).sum().backward()
     optimizer.step()
     monitor, warnings = monitor_of()
-    look(monitor, np.eye(3)[said] * 4 - LOGITS * 0.1, truth)
+    look(monitor, np.eye(3)[predicted] * 4 - LOGITS * 0.1, truth)
     monitor.check_end(module, optimizer)
     assert [text[:48] for text in warnings] == [
         "At the last look every row of val was said to be"
@@ -329,14 +334,14 @@ class Limited(TASK):
 
 
 def test_a_run_killed_after_every_step_is_warned_and_stopped_like_one_never_killed(tmp_path):
-    told: dict[str, list] = {"straight": [], "killed": []}
+    messages: dict[str, list] = {"straight": [], "killed": []}
     for name, stop in (("straight", None), ("killed", 1)):
         for _ in range(20):
             config = toy.make_config(rests_until=2.0)
             loop = toy.make_loop(tmp_path / name, config, Limited)
             loop.checkpoint_steps = 1
             loop.stream = toy.stopping(loop.stream, stop) if stop else loop.stream
-            loop.monitor.warn = lambda text, loop=loop, name=name: told[name].append(
+            loop.monitor.warn = lambda text, loop=loop, name=name: messages[name].append(
                 (loop.position.step, text)
             )
             try:
@@ -344,10 +349,10 @@ def test_a_run_killed_after_every_step_is_warned_and_stopped_like_one_never_kill
             except toy.StoppedError:
                 continue
             except RunError as error:
-                told[name].append((loop.position.step, str(error)))
+                messages[name].append((loop.position.step, str(error)))
                 break
-    assert told["killed"] == told["straight"]
-    assert told["straight"] == [
+    assert messages["killed"] == messages["straight"]
+    assert messages["straight"] == [
         # progress is 0.25 at the sixth update, 0.55 at the twelfth
         (10, "progress is 0.5 at step 11, above 0.22 for 6 updates: so."),
         (17, "progress is 0.85 at step 18, above 0.52 for 7 updates: so."),
@@ -355,15 +360,15 @@ def test_a_run_killed_after_every_step_is_warned_and_stopped_like_one_never_kill
 
 
 def test_a_warning_is_shown_on_the_terminal_once_however_late(tmp_path, capsys):
-    kept: list[str] = []
+    recorded: list[str] = []
     with watch(tmp_path, "toy"):
-        writer = Telemetry(tmp_path, keep=kept.append)
+        writer = Telemetry(tmp_path, keep=recorded.append)
         writer.log("start", step=0, epoch=0, total=3)
         writer.warn("Something is odd.", step=2)
         writer.warn("Something is odd.", step=3)
         writer.close()
     assert capsys.readouterr().err.count("Warning: Something is odd.") == 1
-    assert kept == ["Something is odd."] * 2
+    assert recorded == ["Something is odd."] * 2
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last.pop("time") > 0
     assert last == {"kind": "warning", "step": 3, "text": "Something is odd."}

@@ -22,7 +22,7 @@ from assay.errors import ResourceError
 from assay.train import tier as module
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows
-from assay.train.tier import DeviceCache, choose, choose_tier
+from assay.train.tier import DeviceCache, choose_tier, fit_tier
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
 CPU = torch.device("cpu")
@@ -53,17 +53,21 @@ def test_copies_on_the_device_are_the_hosts_to_the_byte(x, y, dx, dy, seed):
     is_cell = rng.random((len(canvases), 6)) < 0.7
     is_cell[:, 0] = True
     device_cache = DeviceCache(range(len(canvases)))
-    found = device_cache.cut(np.arange(len(canvases)), canvases, corners, is_cell, CPU).numpy()
-    assert sorted(device_cache.held) == list(range(len(canvases)))
+    patches = device_cache.cut(np.arange(len(canvases)), canvases, corners, is_cell, CPU).numpy()
+    assert sorted(device_cache.images) == list(range(len(canvases)))
     for i, canvas in enumerate(canvases):
-        np.testing.assert_array_equal(found[i, is_cell[i]], canvas.patches(corners[i, is_cell[i]]))
-        assert not found[i, ~is_cell[i]].any()
+        np.testing.assert_array_equal(
+            patches[i, is_cell[i]], canvas.patches(corners[i, is_cell[i]])
+        )
+        assert not patches[i, ~is_cell[i]].any()
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "flips"])
-@pytest.mark.parametrize("sizes", [
-    PADDED, replace(PADDED, fit="scale"), replace(PADDED, clahe_clip=3.0, clahe_grid=8),
-], ids=["pad", "scale", "equalised"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes",
+    [PADDED, replace(PADDED, fit="scale"), replace(PADDED, clahe_clip=3.0, clahe_grid=8)],
+    ids=["pad", "scale", "equalised"],
+)
 def test_whatever_is_drawn_tiers_agree(preset: str, sizes: PatchConfig) -> None:
     config = PRESETS.get(preset, AugmentConfig(hflip=0.5, vflip=0.5))
     rng = np.random.default_rng(0)
@@ -73,9 +77,9 @@ def test_whatever_is_drawn_tiers_agree(preset: str, sizes: PatchConfig) -> None:
     corners = rng.integers(-12, 190, (len(rows), 5, 2))
     is_cell = rng.random((len(rows), 5)) < 0.8
     device_cache = DeviceCache(rows.tolist())
-    found = device_cache.cut(rows, canvases, corners, is_cell, CPU)
-    assert torch.equal(found, DeviceCache().cut(rows, canvases, corners, is_cell, CPU))
-    assert bool(device_cache.held) == (preset != "main" and not sizes.clahe_clip)
+    patches = device_cache.cut(rows, canvases, corners, is_cell, CPU)
+    assert torch.equal(patches, DeviceCache().cut(rows, canvases, corners, is_cell, CPU))
+    assert bool(device_cache.images) == (preset != "main" and not sizes.clahe_clip)
 
 
 def test_only_rows_to_be_trained_on_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +87,7 @@ def test_only_rows_to_be_trained_on_stay_on_the_device(monkeypatch: pytest.Monke
     canvases = [Canvas(ENTRIES[0], PADDED), Canvas(ENTRIES[3], PADDED)]
     corners, is_cell = np.full((2, 2, 2), 10), np.ones((2, 2), bool)
     first = device_cache.cut(np.arange(2), canvases, corners, is_cell, CPU)
-    assert list(device_cache.held) == [1]
+    assert list(device_cache.images) == [1]
     # from now on row 1 needs neither store nor host
     canvases[1].entry = replace(ENTRIES[3], levels=[np.zeros_like(v) for v in ENTRIES[3].levels])
     assert torch.equal(device_cache.cut(np.arange(2), canvases, corners, is_cell, CPU), first)
@@ -104,33 +108,32 @@ def test_a_training_step_is_the_same_from_every_tier(
     pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)
-    task = load_task(SOURCE)
-    demo: Any = task.presets()["demo"]
+    task_class = load_task(SOURCE)
+    demo: Any = task_class.presets()["demo"]
     sizes = PatchConfig(image_px=96, overview_px=32, patch_px=16, clahe_clip=0.0)
     config = replace(
         demo, patches=sizes, model=replace(demo.model, estimator="masked_loo", num_noise=20)
     )
-    found = {}
+    steps = {}
     for tier in ("disk", "memory", "device"):
-        chosen, held = choose_tier(tier, pixels, [0, 1, 2], CPU)
+        chosen, tier_pixels = choose_tier(tier, pixels, [0, 1, 2], CPU)
         assert chosen == tier
         torch.manual_seed(0)
-        made: Any = task(config, ["a", "b"], held)
-        made.device_cache = DeviceCache([0, 1, 2] if tier == "device" else [])
+        task: Any = task_class(config, ["a", "b"], tier_pixels)
+        task.device_cache = DeviceCache([0, 1, 2] if tier == "device" else [])
         samples = BatchRows(
             np.arange(4), np.arange(4, dtype=np.uint64), np.zeros(4, np.int32), True
         )
-        batch = task.prepare(config, held, samples)
-        made.forward(batch, 0.8)["loss"].backward()
-        gradients = [p.grad for p in made.parameters() if p.grad is not None]
-        found[tier] = (batch, torch.cat([g.flatten() for g in gradients]))
-        assert sorted(made.device_cache.held) == ([0, 1, 2] if tier == "device" else [])
-    copies = [p for p in (tmp_path / "assay-copies").rglob("*.pixels")]
-    assert len(copies) == 4
+        batch = task_class.prepare(config, tier_pixels, samples)
+        task.forward(batch, 0.8)["loss"].backward()
+        gradients = [p.grad for p in task.parameters() if p.grad is not None]
+        steps[tier] = (batch, torch.cat([gradient.flatten() for gradient in gradients]))
+        assert sorted(task.device_cache.images) == ([0, 1, 2] if tier == "device" else [])
+    assert len(list((tmp_path / "assay-copies").rglob("*.pixels"))) == 4
     for tier in ("memory", "device"):
-        for name, values in found["disk"][0].items():
-            np.testing.assert_array_equal(found[tier][0][name], values)
-        assert torch.equal(found[tier][1], found["disk"][1])
+        for name, values in steps["disk"][0].items():
+            np.testing.assert_array_equal(steps[tier][0][name], values)
+        assert torch.equal(steps[tier][1], steps["disk"][1])
 
 
 NEED = {"memory": 40, "device": 30}
@@ -159,9 +162,9 @@ def test_the_tier_is_the_one_asked_for_or_the_fastest_that_half_would_do(
 ) -> None:
     if expected.startswith("--"):
         with pytest.raises(ResourceError, match=expected):
-            choose(tier, NEED, free)
+            fit_tier(tier, NEED, free)
     else:
-        assert choose(tier, NEED, free) == expected
+        assert fit_tier(tier, NEED, free) == expected
 
 
 def test_auto_copies_to_memory_from_far_away_only(
@@ -173,14 +176,14 @@ def test_auto_copies_to_memory_from_far_away_only(
     near = replace(pixels, store=Store(str(tmp_path / "store")))
     assert choose_tier("auto", pixels, [0], CPU) == ("disk", pixels)  # a cache was named
     assert choose_tier("auto", near, [0], CPU) == ("disk", near)
-    chosen, held = choose_tier("auto", far, [0], CPU)
-    assert (chosen, held.store.cache) == ("memory", str(tmp_path / "shared"))
-    np.testing.assert_array_equal(held[1].levels[0], near[1].levels[0])
+    chosen, copies = choose_tier("auto", far, [0], CPU)
+    assert (chosen, copies.store.cache) == ("memory", str(tmp_path / "shared"))
+    np.testing.assert_array_equal(copies[1].levels[0], near[1].levels[0])
     # what is there already needs no room any more
-    monkeypatch.setattr(module, "_free", lambda device: {"memory": 0})
+    monkeypatch.setattr(module, "_free_bytes", lambda device: {"memory": 0})
     assert choose_tier("auto", far, [0], CPU)[0] == "disk"
     for row in range(4):
-        held[row]
+        copies[row]
     assert choose_tier("auto", far, [0], CPU)[0] == "memory"
     usage = SimpleNamespace(free=0)
     monkeypatch.undo()

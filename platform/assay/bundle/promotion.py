@@ -1,28 +1,30 @@
 """Promotion: what may take an alias, and the way back."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.bundle.bundle import Bundle
-from assay.bundle.registry import _TASK, Alias, Record, Registry
+from assay.bundle.registry import TASK_NAME, Alias, Record, Registry
 from assay.errors import PredictionsError, RegistryError
 from assay.metrics.compare import SIGNIFICANT, Comparison, compare
 
 
 def promote(
-    registry: Registry, folder: Path, judged: pa.Table, alias: Alias, reason: str = ""
+    registry: Registry, folder: Path, predictions: pa.Table, alias: Alias, reason: str = ""
 ) -> Record:
     """Put a bundle behind an alias, if nothing stands against it or a reason overrules that.
 
     Args:
         registry: where to.
         folder: the bundle.
-        judged: predictions of its run.
+        predictions: of its run.
         alias: champion, or challenger, which may be worse than the champion.
         reason: why to promote in spite of objections; recorded.
 
@@ -31,52 +33,78 @@ def promote(
         RegistryError: something stands against it, and there is no reason.
     """
     card = Bundle(folder).card
-    task = str(card.get("task"))
-    unsafe = [name for name in card["sha256"] if Path(name).name != name or name.startswith(".")]
-    if not _TASK.fullmatch(task) or unsafe:
-        raise RegistryError(
-            f"{folder} is of the task {task!r} with files {', '.join(unsafe) or 'of plain names'}; a task's name is a-z, 0-9 and _, and files lie in the bundle itself."
-        )
-    holder = registry.holder(task, alias)
-    judged = judged.filter(pc.starts_with(judged["split"], "test"))
-    tests = {name: own for name, own in card["metrics"].items() if name.startswith("test")}
-    champion = registry.holder(task, "champion")
-    comparisons, objections = _against(registry, champion, judged)
+    task = _task_of(card, folder)
+    before = registry.holder(task, alias)
+    test_rows = predictions.filter(pc.starts_with(predictions["split"], "test"))
+    metrics = {
+        name: numbers for name, numbers in card["metrics"].items() if name.startswith("test")
+    }
+    comparisons, objections = _compare_with_champion(registry, task, test_rows)
     if alias != "champion":
         objections = []
-    if not tests or not judged.num_rows:
+    if not metrics or not test_rows.num_rows:
         objections.append("it has no judged test set")
     if objections and not reason.strip():
         raise RegistryError(
             f"{card['run']} is not promoted: {'; '.join(objections)}. Mend that, or overrule it by --force REASON, which is recorded."
         )
-    version, sha256 = registry.add(folder, judged)
-    previous = "" if holder is None else holder.previous if holder.sha256 == sha256 else holder.id
+    version, sha256 = registry.add(folder, test_rows)
     now = time.time()
     record = Record(
-        id=_name(now), task=task, alias=alias, version=version, sha256=sha256, kind="promoted",
-        time=now, previous=previous, reason=reason if objections else "",
-        objections=objections, run=card["run"], data=card["data"], code=card["code"],
-        metrics=tests, comparisons=[one.to_dict() for one in comparisons],
-    )  # fmt: skip
+        id=_record_id(now),
+        task=task,
+        alias=alias,
+        version=version,
+        sha256=sha256,
+        kind="promoted",
+        time=now,
+        previous=_previous(before, sha256),
+        reason=reason if objections else "",
+        objections=objections,
+        run=card["run"],
+        data=card["data"],
+        code=card["code"],
+        metrics=metrics,
+        comparisons=[comparison.to_dict() for comparison in comparisons],
+    )
     registry.point(record)
     return record
 
 
-def _against(
-    registry: Registry, champion: Record | None, judged: pa.Table
+def _task_of(card: Mapping[str, Any], folder: Path) -> str:
+    """Return the task of a bundle, or refuse a card that names files outside the registry."""
+    task = str(card.get("task"))
+    unsafe = [name for name in card["sha256"] if Path(name).name != name or name.startswith(".")]
+    if not TASK_NAME.fullmatch(task) or unsafe:
+        raise RegistryError(
+            f"{folder} is of the task {task!r} with files {', '.join(unsafe) or 'of plain names'}; a task's name is a-z, 0-9 and _, and files lie in the bundle itself."
+        )
+    return task
+
+
+def _previous(before: Record | None, sha256: str) -> str:
+    """Return what a rollback goes back to; the same bundle once more is no step."""
+    if before is None:
+        return ""
+    return before.previous if before.sha256 == sha256 else before.id
+
+
+def _compare_with_champion(
+    registry: Registry, task: str, test_rows: pa.Table
 ) -> tuple[list[Comparison], list[str]]:
-    """The candidate against the champion on the same test rows, and what speaks against it."""
-    if champion is None or not judged.num_rows:
+    """Compare a candidate with the champion on the same test rows; return also what speaks against it."""
+    champion = registry.holder(task, "champion")
+    if champion is None or not test_rows.num_rows:
         return [], []
+    tables = {"candidate": test_rows, "champion": registry.test_rows(champion)}
     try:
-        found = compare({"candidate": judged, "champion": registry.judged(champion)})
+        comparisons = compare(tables)
     except PredictionsError as error:
         return [], [f"it cannot be compared with the champion {champion.version} ({error})"]
-    worse = [one for one in found if one.p_holm < SIGNIFICANT and one.difference.value < 0]
-    return found, [
-        f"on {one.set} it is significantly worse than the champion {champion.version} ({one.metric} {one.difference.value:+.3f}, p = {one.p_holm:.2g})"
-        for one in worse
+    return comparisons, [
+        f"on {c.set} it is significantly worse than the champion {champion.version} ({c.metric} {c.difference.value:+.3f}, p = {c.p_holm:.2g})"
+        for c in comparisons
+        if c.p_holm < SIGNIFICANT and c.difference.value < 0
     ]
 
 
@@ -89,17 +117,17 @@ def roll_back(registry: Registry, task: str, alias: Alias) -> Record:
     """
     present = registry.holder(task, alias)
     if present is None or not present.previous:
-        known = ", ".join(registry.tasks()) or "none"
+        tasks = ", ".join(registry.tasks()) or "none"
         raise RegistryError(
-            f"{task} has no earlier {alias} in {registry.place} to go back to; tasks with records: {known}."
+            f"{task} has no earlier {alias} in {registry.address} to go back to; tasks with records: {tasks}."
         )
     earlier = registry.record(task, present.previous)
     Bundle(registry.fetch(earlier))
     now = time.time()
-    record = replace(earlier, id=_name(now), kind="rolled back", time=now)
+    record = replace(earlier, id=_record_id(now), kind="rolled back", time=now)
     registry.point(record)
     return record
 
 
-def _name(now: float) -> str:
+def _record_id(now: float) -> str:
     return f"{int(now * 1e6):018d}-{uuid4().hex[:8]}"

@@ -31,20 +31,15 @@ from assay.errors import QuantizeError
 
 Feed = Mapping[str, np.ndarray]
 
-
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-
 BETWEEN = ("Add", "AveragePool", "Concat", "GlobalAveragePool")
-
 
 UNCHANGED = ("MaxPool", "Resize")
 """Their outputs have the range of their inputs, so they work in 8 bits throughout."""
 
-
 NUM_PROBES = 2
 """Calibration feeds that sensitivity is measured on."""
-
 
 EXACT_DB = 120.0
 """Sensitivity of what changes the outputs by less than float32 can tell."""
@@ -77,22 +72,28 @@ class GraphReport:
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """What was made of a graph."""
+class QuantizeReport:
+    """How a graph and its 8-bit form compare, and what was left in float."""
 
     fp32: GraphReport
     int8: GraphReport
     share: float
     """Of the weights, in 8 bits."""
-    kept: tuple[str, ...]
+    float_nodes: tuple[str, ...]
     """Nodes left in float, the most sensitive first."""
     sensitivity: dict[str, float]
     """By node, the most sensitive first: signal to noise (dB) of the graph's first output with this
     node alone in 8 bits; empty where no layer had to be left in float."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self) | {"kept": list(self.kept)}
+        """Return plain JSON values, as a bundle's card has them."""
+        return {
+            "fp32": asdict(self.fp32),
+            "int8": asdict(self.int8),
+            "share": self.share,
+            "kept": list(self.float_nodes),
+            "sensitivity": dict(self.sensitivity),
+        }
 
 
 def quantize(
@@ -101,7 +102,7 @@ def quantize(
     calibration: Sequence[Feed],
     score: Callable[[Path], float],
     config: QuantizeConfig,
-) -> Quantized:
+) -> QuantizeReport:
     """Write the int8 form of `graph` to `target`, with as few layers in float as the score needs.
 
     Args:
@@ -116,37 +117,43 @@ def quantize(
         QuantizeError: the score falls by more than allowed with as many layers in float as
             allowed; no target is left behind.
     """
-    before = score(graph)
-    maker = _Maker(graph, calibration, config)
+    float_score = score(graph)
+    quantizer = GraphQuantizer(graph, calibration, config)
     sensitivity: dict[str, float] = {}
     scores: dict[int, float] = {}
 
-    def holds(num_kept: int) -> bool:
-        if num_kept and not sensitivity:  # takes a while, so only where a layer must be left
-            sensitivity.update(maker.sensitivity(calibration[:NUM_PROBES]))
-        onnx.save(maker.make(keep=list(sensitivity)[:num_kept]), target)
-        scores[num_kept] = score(target)
+    def holds(num_float: int) -> bool:
+        if num_float and not sensitivity:  # takes a while, so only where a layer must be left
+            sensitivity.update(quantizer.measure_sensitivity(calibration[:NUM_PROBES]))
+        onnx.save(quantizer.quantize(skip=list(sensitivity)[:num_float]), target)
+        scores[num_float] = score(target)
         in_8_bits = quantized_share(target) >= INT8_SHARE
-        return in_8_bits and before - scores[num_kept] <= config.max_drop
+        return in_8_bits and float_score - scores[num_float] <= config.max_drop
 
-    num_kept = _fewest(holds, min(config.max_kept, len(maker.nodes)))
-    if num_kept is None:
+    num_float = _find_fewest(holds, min(config.max_kept, len(quantizer.nodes)))
+    if num_float is None:
         share = quantized_share(target)
         target.unlink()
-        found = ", ".join(f"{value:.4f} with {num}" for num, value in scores.items())
-        raise QuantizeError(
-            f"The score on val falls from {before:.4f} to {found} layers in float, the last with {share:.0%} of the weights in 8 bits; allowed is a fall of {config.max_drop} with at least {INT8_SHARE:.0%}: raise quantize.max-drop or quantize.max-kept, try another quantize.method, or ship float by quantize.variant none."
-        )
-    kept = tuple(sensitivity)[:num_kept]
-    onnx.save(maker.make(keep=kept), target)
-    took = measure({"fp32": graph, "int8": target}, calibration[0])
-    fp32 = GraphReport(before, _bare(onnx.load(graph)).ByteSize(), **took["fp32"])
-    int8 = GraphReport(scores[num_kept], target.stat().st_size, **took["int8"])
-    return Quantized(fp32, int8, quantized_share(target), kept, sensitivity)
+        raise _refusal(float_score, scores, share, config)
+    float_nodes = tuple(sensitivity)[:num_float]
+    onnx.save(quantizer.quantize(skip=float_nodes), target)
+    times = time_graphs({"fp32": graph, "int8": target}, calibration[0])
+    fp32 = GraphReport(float_score, _strip(onnx.load(graph)).ByteSize(), **times["fp32"])
+    int8 = GraphReport(scores[num_float], target.stat().st_size, **times["int8"])
+    return QuantizeReport(fp32, int8, quantized_share(target), float_nodes, sensitivity)
 
 
-def _fewest(holds: Callable[[int], bool], most: int) -> int | None:
-    """The smallest number up to `most` that holds, by doubling and then halving; None: none does."""
+def _refusal(
+    float_score: float, scores: Mapping[int, float], share: float, config: QuantizeConfig
+) -> QuantizeError:
+    attempts = ", ".join(f"{score:.4f} with {num}" for num, score in scores.items())
+    return QuantizeError(
+        f"The score on val falls from {float_score:.4f} to {attempts} layers in float, the last with {share:.0%} of the weights in 8 bits; allowed is a fall of {config.max_drop} with at least {INT8_SHARE:.0%}: raise quantize.max-drop or quantize.max-kept, try another quantize.method, or ship float by quantize.variant none."
+    )
+
+
+def _find_fewest(holds: Callable[[int], bool], most: int) -> int | None:
+    """Find the smallest number up to `most` that holds, by doubling and then halving; None: none does."""
     low, high = -1, 0
     while not holds(high):
         if high == most:
@@ -158,8 +165,14 @@ def _fewest(holds: Callable[[int], bool], most: int) -> int | None:
     return high
 
 
-class _Maker:
-    """Makes 8-bit forms of one graph from one calibration."""
+class GraphQuantizer:
+    """Quantizes one graph, all of it or some of its nodes, by one calibration.
+
+    Args:
+        graph: the float graph.
+        calibration: inputs by name that set the ranges.
+        config: `method` says how they do.
+    """
 
     def __init__(self, graph: Path, calibration: Sequence[Feed], config: QuantizeConfig) -> None:
         with TemporaryDirectory() as folder:
@@ -167,7 +180,7 @@ class _Maker:
             # symbolic inference fails where an image may have any size, and is not needed here
             quant_pre_process(graph, prepared, skip_symbolic_shape=True)
             self.model = onnx.load(prepared)
-            self.ranges = _ranges(prepared, calibration, config.method)
+            self.ranges = _calibrate(prepared, calibration, config.method)
         kinds = (*LAYERS, *BETWEEN, *UNCHANGED)
         self.nodes = [
             node.name
@@ -175,8 +188,8 @@ class _Maker:
             if node.op_type in kinds and any(name in self.ranges for name in node.input)
         ]
 
-    def make(self, only: Sequence[str] = (), keep: Sequence[str] = ()) -> onnx.ModelProto:
-        """The graph with its nodes in 8 bits: `only` these, or all but those to `keep`."""
+    def quantize(self, only: Sequence[str] = (), skip: Sequence[str] = ()) -> onnx.ModelProto:
+        """Return the graph with its nodes in 8 bits: `only` these, or all but those to `skip`."""
         quantizer = QDQQuantizer(
             copy.deepcopy(self.model),
             per_channel=True,
@@ -187,7 +200,7 @@ class _Maker:
             activation_qType=QuantType.QUInt8,
             tensors_range=self.ranges,
             nodes_to_quantize=list(only) or self.nodes,
-            nodes_to_exclude=list(keep),
+            nodes_to_exclude=list(skip),
             op_types_to_quantize=[*LAYERS, *BETWEEN, *UNCHANGED],
             extra_options={
                 "OpTypesToExcludeOutputQuantization": [*LAYERS, *BETWEEN],
@@ -196,23 +209,23 @@ class _Maker:
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
-        return _bare(quantizer.model.model)
+        return _strip(quantizer.model.model)
 
-    def sensitivity(self, probes: Sequence[Feed]) -> dict[str, float]:
-        """Signal to noise (dB) of the first output with each node alone in 8 bits, ascending."""
-        clean = list(_outputs(self.model, probes))
+    def measure_sensitivity(self, probes: Sequence[Feed]) -> dict[str, float]:
+        """Compare the first output with each node alone in 8 bits; signal to noise (dB), ascending."""
+        clean = list(_first_outputs(self.model, probes))
         power = sum(float(np.square(values).sum()) for values in clean)
-        found = {}
+        sensitivity = {}
         for node in self.nodes:
-            noisy = _outputs(self.make(only=[node]), probes)
+            noisy = _first_outputs(self.quantize(only=[node]), probes)
             noise = sum(float(np.square(a - b).sum()) for a, b in zip(clean, noisy, strict=True))
             ratio = noise / max(power, np.finfo(np.float32).tiny)
-            found[node] = -10 * float(np.log10(max(ratio, 10 ** (-EXACT_DB / 10))))
-        return dict(sorted(found.items(), key=lambda pair: pair[1]))
+            sensitivity[node] = -10 * float(np.log10(max(ratio, 10 ** (-EXACT_DB / 10))))
+        return dict(sorted(sensitivity.items(), key=lambda pair: pair[1]))
 
 
-def _ranges(graph: Path, calibration: Sequence[Feed], method: str) -> TensorsData:
-    """Range of each value that may be quantized, over the calibration feeds."""
+def _calibrate(graph: Path, calibration: Sequence[Feed], method: str) -> TensorsData:
+    """Collect the range of each value that may be quantized, over the calibration feeds."""
     calibrator = create_calibrator(
         graph,
         [*LAYERS, *BETWEEN, *UNCHANGED],
@@ -229,14 +242,14 @@ def _ranges(graph: Path, calibration: Sequence[Feed], method: str) -> TensorsDat
     return calibrator.compute_data()
 
 
-def _outputs(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[np.ndarray]:
+def _first_outputs(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     for feed in feeds:
         yield session.run(None, feed)[0]  # what the score follows; the others describe
 
 
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the exporter's notes, and with equal constants (zero points, most of them) kept once."""
+def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take out the exporter's notes, and all but one of equal constants (zero points, most of them)."""
     graph = model.graph
     del graph.value_info[:], graph.metadata_props[:]
     for node in graph.node:
@@ -249,33 +262,33 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
         same[tensor.name] = first.setdefault(content.SerializeToString(), tensor.name)
     for node in graph.node:
         node.input[:] = [same.get(name, name) for name in node.input]
-    kept = [tensor for tensor in graph.initializer if same[tensor.name] == tensor.name]
+    distinct = [tensor for tensor in graph.initializer if same[tensor.name] == tensor.name]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(distinct)
     return model
 
 
-def measure(
+def time_graphs(
     graphs: Mapping[str, Path], feed: Feed, threads: int = 1, repeats: int = 20
 ) -> dict[str, dict[str, float]]:
-    """`latency` of each graph in onnxruntime with a fixed number of threads."""
+    """Time each graph in onnxruntime with a fixed number of threads, by `time_runs`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     sessions = {name: onnxruntime.InferenceSession(graphs[name], options) for name in graphs}
     runs = {name: lambda s=session: s.run(None, feed) for name, session in sessions.items()}
-    return latency(runs, repeats)
+    return time_runs(runs, repeats)
 
 
-def latency(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median and 95th percentile of what each run takes, in turns, after two turns to warm up."""
-    took: dict[str, list[float]] = {name: [] for name in runs}
+def time_runs(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Time each run, in turns, after two turns to warm up: median and 95th percentile."""
+    times_ms: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 2):
         for name, run in runs.items():
             began = time.perf_counter()
             run()
             if turn >= 2:
-                took[name].append(1000 * (time.perf_counter() - began))
+                times_ms[name].append(1000 * (time.perf_counter() - began))
     return {
-        name: {"p50_ms": float(np.median(each)), "p95_ms": float(np.quantile(each, 0.95))}
-        for name, each in took.items()
+        name: {"p50_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95))}
+        for name, times in times_ms.items()
     }

@@ -82,14 +82,13 @@ def quantized_share(path: Path) -> float:
         if node.op_type == "Constant":
             constants[node.output[0]] = node.attribute[0].t
             origins[node.output[0]] = {node.output[0]}
-        known = [origins[name] for name in node.input if name in origins]
+        sources = [origins[name] for name in node.input if name in origins]
         if any(kind in node.op_type for kind in ("Conv", "Gemm", "MatMul")):
-            weights.update(*known)
-        if known and len(known) == sum(map(bool, node.input)):
-            origins |= dict.fromkeys(node.output, set().union(*known))
-    sizes = {
-        name: math.prod(constants[name].dims) for name in weights if len(constants[name].dims) > 1
-    }
+            weights.update(*sources)
+        if sources and len(sources) == sum(map(bool, node.input)):
+            origins |= dict.fromkeys(node.output, set().union(*sources))
+    shapes = {name: constants[name].dims for name in weights}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
     in_8_bits = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     quantized = sum(sizes[name] for name in sizes if constants[name].data_type in in_8_bits)
     return quantized / max(1, sum(sizes.values()))
@@ -101,6 +100,6 @@ def _forget_origin(path: Path) -> None:
 
     model = onnx.load(path, load_external_data=False)
     for graph in (model.graph, *model.functions):
-        for noted in (graph, *graph.node, *graph.value_info):
-            del noted.metadata_props[:]
+        for element in (graph, *graph.node, *graph.value_info):
+            del element.metadata_props[:]
     onnx.save(model, path)

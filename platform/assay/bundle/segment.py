@@ -14,7 +14,7 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs import tiles
 from assay.data.masks.overlay import FALSE, STRENGTH
 from assay.data.masks.rules import MaskConfig, rule_levels
-from assay.levels import level_probs, outlined, to_mask
+from assay.levels import level_probs, find_components, to_mask
 from assay.shapes import Bool, Float, Int, UInt8
 
 GOLDEN_CELLS = 8
@@ -50,7 +50,7 @@ class MaskAnswer:
     def defects(self) -> list[Defect]:
         """Connected parts of the mask, the largest first."""
         return [
-            Defect(self.classes[value - 1], area, box) for value, area, box in outlined(self.mask)
+            Defect(self.classes[value - 1], area, box) for value, area, box in find_components(self.mask)
         ]
 
     def golden(self) -> dict[str, float]:

@@ -29,8 +29,6 @@ from assay.config import Settings
 from assay.errors import ConfigError
 
 Norm = Literal["group", "frozen", "sync", "batch"]
-
-
 Head = Literal["linear", "mlp"]
 
 
@@ -108,7 +106,7 @@ def _convolution(in_chans: int, chans: int) -> nn.Sequential:
 
 
 def _gabor(side: int, directions: int, periods: tuple[float, ...]) -> Tensor:
-    """Even, then odd wavelets (2 * directions * periods, 1, side, side), each of norm 1."""
+    """Draw the even, then the odd wavelets (2 * directions * periods, 1, side, side), each of norm 1."""
     reach = torch.arange(side) - side // 2
     angle = torch.arange(directions)[:, None, None, None] * math.pi / directions
     along = reach * angle.cos() + reach[:, None] * angle.sin()
@@ -159,8 +157,13 @@ def create_backbone(
 
 
 def create_head(kind: Head, num_features: int, num_outputs: int) -> nn.Module:
-    """A head, or a projection, on embeddings: "linear", or "mlp" with one hidden layer of half
-    the features (the first recipe of the fingerprint reference).
+    """Build a head, or a projection, on embeddings.
+
+    Args:
+        kind: "linear", or "mlp" with one hidden layer of half the features (the first recipe of
+            the fingerprint reference).
+        num_features: Width of the embeddings.
+        num_outputs: Width of what the head puts out.
     """
     if kind == "linear":
         return nn.Linear(num_features, num_outputs)
@@ -195,11 +198,11 @@ def normalise_layers(model: nn.Module, norm: Norm) -> nn.Module:
 def _build(name: str, drop_path: float, img_size: int | None) -> nn.Module:
     if name == "texture_small":
         return TextureNet()
-    known = ["texture_small", *timm.list_models(pretrained="." in name)]
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+    names = ["texture_small", *timm.list_models(pretrained="." in name)]
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise ConfigError(
-            f"There is no backbone {name!r}; the closest are {', '.join(close)} "
+            f"There is no backbone {name!r}; the closest are {', '.join(nearest)} "
             "(timm.list_models() names them all)."
         )
     options: dict[str, Any] = {}

@@ -26,7 +26,8 @@ class GraphModule(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.session = onnxruntime.InferenceSession(path)
-        self.place = nn.Parameter(torch.zeros(1), requires_grad=False)
+        # a task takes its device from its parameters, and the graph's own are in the session
+        self.device_marker = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the graph on the CPU."""

@@ -15,7 +15,6 @@ from torchvision.ops import sigmoid_focal_loss
 
 MaskLoss = Literal["dice", "bce", "focal", "tversky", "combined"]
 
-
 SMOOTHING = 1.0
 """Pixels."""
 
@@ -27,7 +26,7 @@ def mask_loss(
     pos_weight: float = 1.0,
     beta: float = 0.7,
 ) -> Float[Tensor, " batch"]:
-    """Loss of each image, the mean over its classes.
+    """Return the loss of each image, the mean over its classes.
 
     - dice: 1 - (2 tp + s) / (2 tp + fp + fn + s), of probabilities (Milletari et al., V-Net, 2016)
     - tversky: with fn weighted by `beta` and fp by 1 - `beta` (Salehi et al., 2017)
@@ -44,7 +43,7 @@ def mask_loss(
         beta: For tversky.
     """
     logits = logits.float()
-    own: dict[MaskLoss, Callable[[], Tensor]] = {
+    losses: dict[MaskLoss, Callable[[], Tensor]] = {
         "dice": lambda: _overlap(logits, masks, 0.5),
         "tversky": lambda: _overlap(logits, masks, beta),
         "bce": lambda: _cross_entropy(logits, masks, pos_weight),
@@ -53,15 +52,15 @@ def mask_loss(
             _overlap(logits, masks, 0.5) + _cross_entropy(logits, masks, pos_weight)
         ),
     }
-    return own[kind]()
+    return losses[kind]()
 
 
 def _cross_entropy(logits: Tensor, masks: Tensor, pos_weight: float) -> Tensor:
     weight = torch.tensor(pos_weight, device=logits.device)
-    each = nn.functional.binary_cross_entropy_with_logits(
+    losses = nn.functional.binary_cross_entropy_with_logits(
         logits, masks, pos_weight=weight, reduction="none"
     )
-    return each.mean((1, 2, 3))
+    return losses.mean((1, 2, 3))
 
 
 def _overlap(logits: Tensor, masks: Tensor, beta: float) -> Tensor:

@@ -27,13 +27,13 @@ class OptimConfig(Settings, section="optim"):
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """Learning rate over the run: cosine up and down, linear up and cosine down, or flat."""
     warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.3
-    """Share of the run in which the learning rate rises (1)."""
+    """Share of the run in which the learning rate rises."""
     start_factor: Share = 0.04
-    """First learning rate as a share of the highest (1)."""
+    """First learning rate as a share of the highest."""
     final_factor: Share = 4e-5
-    """Learning rate at the very end as a share of the highest (1)."""
+    """Learning rate at the very end as a share of the highest."""
     grad_clip: Annotated[float, Ge(0)] = 1.0
-    """Largest gradient norm; 0: no clipping (1)."""
+    """Largest gradient norm; 0: no clipping."""
 
 
 class Multiplier(NamedTuple):
@@ -44,7 +44,7 @@ class Multiplier(NamedTuple):
 
 
 def lr_factor(config: OptimConfig, progress: float) -> float:
-    """Learning rate at `progress` in [0, 1] as a share of the highest."""
+    """Return the learning rate at `progress` in [0, 1] as a share of the highest."""
     if config.schedule == "constant":
         return 1.0
     if progress < config.warmup:
@@ -71,14 +71,16 @@ def build_optimizer(
         groups.setdefault((prefix, parameter.ndim > 1), []).append(parameter)
     if not groups:
         raise ConfigError("No parameter is left to train; unfreeze the backbone or its head.")
-    listed: list[dict[str, Any]] = [
+    param_groups: list[dict[str, Any]] = [
         {"params": members, "prefix": prefix, "decays": decays}
         for (prefix, decays), members in groups.items()
     ]
     if config.optimizer == "lamb":
         # the loop clips; timm's Lamb would clip once more
-        return Lamb(listed, lr=config.lr, weight_decay=config.weight_decay, max_grad_norm=None)
-    return torch.optim.AdamW(listed, lr=config.lr, weight_decay=config.weight_decay)
+        return Lamb(
+            param_groups, lr=config.lr, weight_decay=config.weight_decay, max_grad_norm=None
+        )
+    return torch.optim.AdamW(param_groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def set_rates(
@@ -87,7 +89,7 @@ def set_rates(
     prefixes: Mapping[str, Multiplier],
     progress: float,
 ) -> float:
-    """Set every group's learning rate and weight decay for this step; returns the base rate."""
+    """Set every group's learning rate and weight decay for this step; return the base rate."""
     base = config.lr * lr_factor(config, progress)
     for group in optimizer.param_groups:
         multiplier = prefixes.get(group["prefix"], Multiplier())

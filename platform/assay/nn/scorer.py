@@ -40,12 +40,12 @@ class Scorer(nn.Module):
         return (scores - low) / (high - low + 1e-5)
 
     def grid(self, overview_px: int) -> int:
-        """Cells along a side of `overview_px` pixels."""
+        """Count the cells along a side of `overview_px` pixels."""
         return grid_side(self.trunk, overview_px)
 
 
 def grid_side(trunk: Trunk, overview_px: int) -> int:
-    """Cells along a side that a scorer of this trunk makes of `overview_px` pixels."""
+    """Count the cells along a side that a scorer of this trunk makes of `overview_px` pixels."""
     halvings = 2 if trunk == "small" else 3
     side = overview_px
     for _ in range(halvings):
@@ -61,9 +61,12 @@ def _small() -> nn.Sequential:
         return [conv, nn.GroupNorm(4, chans), nn.SiLU()]
 
     return nn.Sequential(
-        *block(3, 16, 2, 1), *block(16, 32, 2, 1), *block(32, 32, 1, 2), *block(32, 32, 1, 3),
+        *block(3, 16, 2, 1),
+        *block(16, 32, 2, 1),
+        *block(32, 32, 1, 2),
+        *block(32, 32, 1, 3),
         nn.Conv2d(32, 1, 1, bias=False),  # the scaling to 0..1 would cancel a bias
-    )  # fmt: skip
+    )
 
 
 def _resnet18(norm: Norm) -> nn.Sequential:

@@ -21,10 +21,8 @@ from torch import Tensor
 
 Estimator = Literal["masked_loo", "plain", "diagonal"]
 
-
 NOISE_NUMBERS = 1 << 24
 """Numbers of noise held at a time (64 MB), of one image at least."""
-
 
 PATCH_NUMBERS = 1 << 26
 """Numbers of patches held at a time while they are mixed (256 MB), of one cell at least."""
@@ -47,9 +45,9 @@ def draw_noise(
     num_cells: int,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "batch n d"]:
-    """Standard normal noise drawn from each sample's own key.
+    """Draw standard normal noise from each image's own key.
 
-    A sample's noise depends on its key alone: not on the rest of the batch, nor on the number
+    An image's noise depends on its key alone: not on the rest of the batch, nor on the number
     of workers. CPU and GPU draw different noise from the same key.
     """
     generator = torch.Generator(device)
@@ -61,7 +59,7 @@ def draw_noise(
 
 
 def hard_topk(scores: Float[Tensor, "*batch d"], k: int, apart: int = 1) -> Int[Tensor, "*batch k"]:
-    """The k best cells in ascending order of position; of equal scores the first cell wins.
+    """Select the k best cells, in ascending order of position; of equal scores the first cell wins.
 
     Args:
         scores: Scores of the cells.
@@ -75,13 +73,13 @@ def hard_topk(scores: Float[Tensor, "*batch d"], k: int, apart: int = 1) -> Int[
         best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
         return best.sort(dim=-1).values
     side = math.isqrt(scores.shape[-1])
-    places = torch.arange(scores.shape[-1], device=scores.device)
-    rows, columns = places // side, places % side
+    cells = torch.arange(scores.shape[-1], device=scores.device)
+    rows, columns = cells // side, cells % side
     is_near = is_chosen = torch.zeros_like(scores, dtype=torch.bool)
     lowest = scores - 1 - 2 * scores.abs().max()  # below every cell that is far enough
     for _ in range(k):
-        left = torch.where(is_near, lowest, scores).masked_fill(is_chosen, -torch.inf)
-        best = left.argmax(-1, keepdim=True)
+        candidates = torch.where(is_near, lowest, scores).masked_fill(is_chosen, -torch.inf)
+        best = candidates.argmax(-1, keepdim=True)
         gap = (rows - rows[best]).abs().maximum((columns - columns[best]).abs())
         is_near, is_chosen = is_near | (gap < apart), is_chosen | (gap == 0)
     return is_chosen.nonzero()[:, -1].view(*scores.shape[:-1], k)
@@ -125,36 +123,36 @@ def perturbed_topk(
     return Selection(cells, weights)
 
 
-def _portions(num: int, numbers: int, most: int) -> list[slice]:
-    """Items, of so many numbers each, in portions that hold at most so many, or one item."""
+def _portions(count: int, numbers: int, most: int) -> list[slice]:
+    """Split `count` images or cells, of so many numbers each, so that a slice has at most `most` numbers, or one of them."""
     step = max(1, most // numbers)
-    return [slice(i, min(i + step, num)) for i in range(0, num, step)]
+    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
 
 class _PerturbedTopK(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, keys: Sequence[int], num_samples: int, k: int, sigma: float,
-        estimator: Estimator, apart: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        scores: Tensor,
+        keys: Sequence[int],
+        num_samples: int,
+        k: int,
+        sigma: float,
+        estimator: Estimator,
+        apart: int,
+    ) -> tuple[Tensor, Tensor]:
         num_images, num_cells = scores.shape
         picked = torch.empty(num_images, num_samples, k, dtype=torch.long, device=scores.device)
         portions = _portions(num_images, num_samples * num_cells, NOISE_NUMBERS)
-        for own in portions:
-            noise = draw_noise(keys[own], num_samples, num_cells, scores.device)
-            perturbed = torch.add(scores[own, None], noise.to(scores.dtype), alpha=sigma)
-            if apart > 1:
-                picked[own] = hard_topk(perturbed, k, apart)
-            else:
-                picked[own] = perturbed.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        for images in portions:
+            noise = draw_noise(keys[images], num_samples, num_cells, scores.device)
+            perturbed = torch.add(scores[images, None], noise.to(scores.dtype), alpha=sigma)
+            picked[images] = _pick(perturbed, k, apart)
         counts = scores.new_zeros(num_images, k, num_cells)
         counts.scatter_add_(2, picked.mT, torch.ones_like(picked.mT, dtype=scores.dtype))
         is_active = counts.sum(1) > 0
         slots = is_active.cumsum(1) - 1
-        width = int(is_active.sum(1).max())
-        cells = torch.full((num_images, width), -1, device=scores.device)
-        image, cell = is_active.nonzero(as_tuple=True)
-        cells[image, slots[image, cell]] = cell
+        cells = _pack(is_active, slots)
         index = cells.clamp(min=0)[:, None].expand(-1, k, -1)
         weights = counts.gather(2, index) * (cells >= 0)[:, None] / num_samples
         ctx.save_for_backward(picked, slots, is_active, *([noise] if len(portions) == 1 else []))
@@ -164,27 +162,44 @@ class _PerturbedTopK(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        picked, slots, is_active, *kept = ctx.saved_tensors
-        num_samples = picked.shape[1]
+        picked, slots, is_active, *saved_noise = ctx.saved_tensors
+        num_samples, num_cells = picked.shape[1], is_active.shape[1]
         slot = slots.gather(1, picked.flatten(1)).view_as(picked)
         terms = upstream.gather(2, slot.mT).mT  # G[j, I[n, j]] as (batch, n, k)
         grad = upstream.new_zeros(is_active.shape)
-        for own in ctx.portions:
-            size = num_samples, is_active.shape[1]
-            noise = kept[0] if kept else draw_noise(ctx.keys[own], *size, grad.device)
+        for images in ctx.portions:
+            if saved_noise:
+                noise = saved_noise[0]
+            else:
+                noise = draw_noise(ctx.keys[images], num_samples, num_cells, grad.device)
             noise = noise.to(grad.dtype)
             if ctx.estimator == "diagonal":
-                own_noise = noise.gather(2, picked[own])
-                seen = (terms[own] * own_noise).flatten(1)
-                grad[own] = grad[own].scatter_add(1, picked[own].flatten(1), seen)
+                products = (terms[images] * noise.gather(2, picked[images])).flatten(1)
+                grad[images] = grad[images].scatter_add(1, picked[images].flatten(1), products)
             else:
-                returns = terms[own].sum(2)
+                returns = terms[images].sum(2)
                 if ctx.estimator == "masked_loo":
                     returns = _minus_others(returns)
-                grad[own] = (returns[:, None] @ noise)[:, 0]
+                grad[images] = (returns[:, None] @ noise)[:, 0]
         if ctx.estimator == "masked_loo":
             grad = grad * is_active
         return grad / (num_samples * ctx.sigma), None, None, None, None, None, None
+
+
+def _pick(perturbed: Tensor, k: int, apart: int) -> Tensor:
+    """Select by `hard_topk`; faster where cells may touch, since noise leaves hardly any equal scores."""
+    if apart > 1:
+        return hard_topk(perturbed, k, apart)
+    return perturbed.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+
+
+def _pack(is_active: Tensor, slots: Tensor) -> Tensor:
+    """List the active cells of each image, each in its slot; -1 where an image has fewer."""
+    width = int(is_active.sum(1).max())
+    cells = torch.full((len(is_active), width), -1, device=is_active.device)
+    image, cell = is_active.nonzero(as_tuple=True)
+    cells[image, slots[image, cell]] = cell
+    return cells
 
 
 def mix(
@@ -192,7 +207,7 @@ def mix(
     cut: Callable[[slice], Float[Tensor, "batch some *patch"]],
     shape: Sequence[int],
 ) -> Float[Tensor, "batch k *patch"]:
-    """Mixtures of patches, sum_m weights[:, :, m] patches[:, m], with a gradient for the weights.
+    """Mix patches, sum_m weights[:, :, m] patches[:, m], with a gradient for the weights.
 
     Only a part of the patches is held at a time; if they are more than one part, the backward
     pass cuts them once more. Patches get no gradient.
@@ -221,10 +236,10 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        weights, *kept = ctx.saved_tensors
+        weights, *saved_patches = ctx.saved_tensors
         grad = torch.empty_like(weights)
         for part in ctx.parts:
-            patches = kept[0] if kept else ctx.cut(part).flatten(2)
+            patches = saved_patches[0] if saved_patches else ctx.cut(part).flatten(2)
             grad[:, :, part] = upstream @ patches.mT
         return grad, None, None
 
@@ -236,7 +251,7 @@ def score_function_loss(
     cells: Int[Tensor, "batch draws k"],
     losses: Float[Tensor, "batch draws"],
 ) -> Float[Tensor, " batch"]:
-    """A term of value 0 whose gradient is that of the expected loss of a hard selection.
+    """Return a term of value 0 whose gradient is that of the expected loss of a hard selection.
 
     An image is judged under a few draws of noise, each with k whole patches, never a mixture, so
     that fine texture is not averaged away. Of E_Z[loss(top-k(scores + sigma Z))] the gradient is
@@ -265,7 +280,7 @@ def expected_loss(
     losses: Float[Tensor, "batch m"],
     temperature: float,
 ) -> Float[Tensor, " batch"]:
-    """Expected loss of one cell drawn by its score, among cells whose own loss is known.
+    """Return the expected loss of one cell drawn by its score, among cells whose own loss is known.
 
     Under Gumbel noise of scale `temperature` the best of the cells follows a softmax of their
     scores, so the expectation of the perturbed top-1, and its gradient for the scores, need no
@@ -287,6 +302,6 @@ def expected_loss(
 
 
 def _minus_others(returns: Tensor) -> Tensor:
-    """Each value less the mean of the others along dimension 1."""
+    """Take from each value the mean of the others along dimension 1."""
     count = returns.shape[1]
     return (returns - returns.mean(1, keepdim=True)) * (count / (count - 1))

@@ -34,10 +34,6 @@ KEEP = 2
 """Checkpoints that stay on disk."""
 
 
-def _ranks() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -51,7 +47,7 @@ def save(
     position: dict[str, Any],
 ) -> Path:
     """Write `folder/step-<step>`; every rank must call it, on storage that all ranks share."""
-    rank, _ = _ranks()
+    rank = dist.get_rank() if dist.is_initialized() else 0
     final = folder / f"step-{step:08d}"
     hidden = folder / f".step-{step:08d}"
     if rank == 0:
@@ -86,13 +82,13 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint whose checksums hold, or None where none was ever written.
+    """Return the newest checkpoint whose checksums hold, or None where none was ever written.
 
     Raises:
         CheckpointError: checkpoints exist and all of them are damaged.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
-    for path in found:
+    paths = sorted(folder.glob("step-*"), reverse=True)
+    for path in paths:
         try:
             sums = json.loads((path / "checksums.json").read_text())
         except (OSError, ValueError):
@@ -102,15 +98,15 @@ def latest(folder: Path) -> Path | None:
         warnings.warn(
             f"The checkpoint {path} is damaged; falling back to the one before.", stacklevel=2
         )
-    if found:
+    if paths:
         raise CheckpointError(
-            f"All {len(found)} checkpoints in {folder} are damaged; delete the folder to train from the start."
+            f"All {len(paths)} checkpoints in {folder} are damaged; delete the folder to train from the start."
         )
     return None
 
 
 def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore module and optimiser in place, on any number of workers; returns the position.
+    """Restore module and optimiser in place, on any number of workers; return the position.
 
     Raises:
         CheckpointError: the checkpoint belongs to another model.
@@ -134,19 +130,22 @@ def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         reasons = "; ".join(str(failure[0]) for failure in error.failures.values())
         raise _misfit(path, reasons) from error
     set_state_dict(
-        module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+        module,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
         options=StateDictOptions(strict=False),
-    )  # fmt: skip
+    )
     position: dict[str, Any] = json.loads((path / "position.json").read_text())
     return position
 
 
 def _refuse_other_model(path: Path, model_state: Mapping[str, Any], saved: Iterable[str]) -> None:
-    """Names must agree in both directions; shapes are compared by dcp."""
-    theirs = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
-    different = sorted(theirs ^ set(model_state))
+    """Refuse names that do not agree in both directions; shapes are compared by dcp."""
+    names = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
+    different = sorted(names ^ set(model_state))
     if different:
-        side = "the checkpoint" if different[0] in theirs else "this model"
+        side = "the checkpoint" if different[0] in names else "this model"
         raise _misfit(path, f"only {side} has {different[0]}")
 
 

@@ -100,7 +100,7 @@ class Loop:
         self.monitor = Monitor(
             task.config.optim, task.limits(), self.total, task.classes, self._warn
         )
-        self.position = TrainState(watched=self.monitor.watched)
+        self.position = TrainState(watched=self.monitor.state)
         self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
         self.probed = False
 
@@ -123,8 +123,8 @@ class Loop:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         saved["best"] = tuple(saved["best"]) if saved["best"] else None
-        self.monitor.watched = MonitorState(**saved.pop("watched"))
-        self.position = TrainState(**saved, watched=self.monitor.watched)
+        self.monitor.state = MonitorState(**saved.pop("watched"))
+        self.position = TrainState(**saved, watched=self.monitor.state)
         if self.position.scaler:
             self.scaler.load_state_dict(self.position.scaler)
 

@@ -1,7 +1,7 @@
-"""Monitors: what goes wrong while a run trains, and is seen only because someone looks for it.
+"""Monitors: what goes wrong while a run trains, and nobody notices who does not look for it.
 
 Each answers to a bug found in a published system. What cannot become right again stops the run
-with a sentence; what may be meant is a warning, kept in run.json. They look at numbers that the
+with a sentence; what may be meant is a warning, written to run.json. They look at numbers that the
 loop has anyway: none waits for a device, and all workers see the same and stop together.
 
     at an update    loss not finite, without gradient, or exploding; dead schedule; a task's limits
@@ -30,46 +30,35 @@ from assay.shapes import Float, Int
 MAX_NONFINITE = 3
 """Updates in a row whose loss or gradient is not finite."""
 
-
 MAX_WITHOUT_GRADIENT = 10
 """Updates in a row whose gradient is exactly 0, or None, for every parameter."""
-
 
 LEVEL_UPDATES = 20
 """First updates of a run whose mean loss is the level that the loss began at."""
 
-
 EXPLODED_FACTOR = 10.0
 """A loss has exploded this many times the level (at least 1) above the level."""
-
 
 EXPLODED_UPDATES = 50
 """Updates with an exploded loss, less those without one since."""
 
-
 SCHEDULE_REACH = 0.2
 """Share of the highest rate by which a rate may miss the schedule's top and its bottom."""
-
 
 SCHEDULE_UPDATES = 5
 """A schedule that falls for fewer updates is too short to be checked."""
 
-
 CONSTANT_STD = 1e-5
 """Standard deviation over the rows of val below which a logit is constant."""
-
 
 CONSTANT_LOOKS = 3
 """Looks at val in a row with constant logits."""
 
-
 PROBS_TOLERANCE = 1e-4
 """Logits in 0..1 whose rows sum to 1 within this are probabilities."""
 
-
 REPEAT_TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
 """Change of a column, as a share of its largest value, that rounding explains, by precision."""
-
 
 NAMES_SHOWN = 4
 """Parameters or modules named in one sentence."""
@@ -142,31 +131,32 @@ class Monitor:
     ) -> None:
         self.optim, self.limits, self.total = optim, limits, total
         self.classes, self.warn = classes, warn
-        self.watched = MonitorState(beyond=[0] * len(limits))
+        self.state = MonitorState(beyond=[0] * len(limits))
         self.limited = sorted({limit.name for limit in limits})
-        self.said: set[int] = set()
+        self.predicted: set[int] = set()
+        """Classes that the last look at val predicted, where val has several."""
 
-    def check_graph(self, made: Mapping[str, Tensor], phase: str) -> None:
-        """Look at what a forward pass made, before its backward pass.
+    def check_graph(self, outputs: Mapping[str, Tensor], phase: str) -> None:
+        """Check that what a forward pass returned can teach something, before its backward pass.
 
         Raises:
             RunError: no gradient can flow from the loss.
         """
         # a new tensor with requires_grad passes backward, and teaches nothing
-        if made["loss"].grad_fn is None:
+        if outputs["loss"].grad_fn is None:
             raise RunError(
                 f"The loss of phase {phase!r} carries no gradient, so nothing can learn from it; "
                 "compute it from the model's output without detach, argmax or torch.tensor."
             )
-        for name, value in made.items():
+        for name, value in outputs.items():
             if name.endswith("_loss"):
-                known = self.watched.terms.get(name, False)
-                self.watched.terms[name] = known or value.grad_fn is not None
+                taught = self.state.terms.get(name, False)
+                self.state.terms[name] = taught or value.grad_fn is not None
 
     def check_rates(
         self, step: int, optimizer: torch.optim.Optimizer, prefixes: Mapping[str, Multiplier]
     ) -> None:
-        """Look at the rates of update `step` (from 0) where the schedule is at its top and bottom.
+        """Check the rates of update `step` (from 0) where the schedule is at its top and bottom.
 
         Raises:
             RunError: they are not there.
@@ -178,24 +168,27 @@ class Monitor:
             return
         if step not in (peak, self.total - 1):
             return
-        shares = [
-            group["lr"] / optim.lr / multiplier.lr
-            for group in optimizer.param_groups
-            if (multiplier := prefixes.get(group["prefix"], Multiplier())).lr
-        ]
+        shares = []
+        for group in optimizer.param_groups:
+            multiplier = prefixes.get(group["prefix"], Multiplier())
+            if multiplier.lr:
+                shares.append(group["lr"] / optim.lr / multiplier.lr)
         low, high = 1 - SCHEDULE_REACH, optim.final_factor + SCHEDULE_REACH
-        right = [share >= low if step == peak else share <= high for share in shares]
-        if not all(right):
-            place = "highest" if step == peak else "lowest"
+        # a rate that is not a number is wrong at both
+        if step == peak:
+            extreme, wrong = "highest", [share for share in shares if not share >= low]
+        else:
+            extreme, wrong = "lowest", [share for share in shares if not share <= high]
+        if wrong:
             raise RunError(
-                f"The learning rate is {shares[right.index(False)]:.2g} times --optim.lr at update {step + 1} of {self.total}, "
-                f"where the schedule {optim.schedule} is at its {place}; it does not step with the updates, which is a bug of the loop: report it."
+                f"The learning rate is {wrong[0]:.2g} times --optim.lr at update {step + 1} of {self.total}, "
+                f"where the schedule {optim.schedule} is at its {extreme}; it does not step with the updates, which is a bug of the loop: report it."
             )
 
     def check_update(
         self, step: int, loss: float, norm: float, scaled: bool, limited: Mapping[str, float]
     ) -> None:
-        """Look at one update.
+        """Check one update.
 
         Args:
             step: updates done, this one included.
@@ -207,51 +200,51 @@ class Monitor:
         Raises:
             RunError: the loss is not finite, has no gradient or explodes, or a limit says stop.
         """
-        seen = self.watched
+        state = self.state
         finite = math.isfinite(loss) and (math.isfinite(norm) or scaled)
-        seen.nonfinite = 0 if finite else seen.nonfinite + 1
-        if seen.nonfinite >= MAX_NONFINITE:
+        state.nonfinite = 0 if finite else state.nonfinite + 1
+        if state.nonfinite >= MAX_NONFINITE:
             raise RunError(
                 f"The loss or its gradient was not finite in {MAX_NONFINITE} updates in a row up to step {step}; "
                 "lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
             )
-        seen.without_gradient = seen.without_gradient + 1 if norm == 0 else 0
-        if seen.without_gradient >= MAX_WITHOUT_GRADIENT:
+        state.without_gradient = state.without_gradient + 1 if norm == 0 else 0
+        if state.without_gradient >= MAX_WITHOUT_GRADIENT:
             raise RunError(
                 f"No parameter had a gradient in {MAX_WITHOUT_GRADIENT} updates in a row up to step {step}; "
                 "make the loss depend on what is trained, and see that param_groups does not freeze all of it."
             )
         self._check_level(step, loss)
-        for place, limit in enumerate(self.limits):
-            if limit.name in limited and seen.beyond[place] >= 0:
-                self._check_limit(step, place, limit, limited[limit.name])
+        for index, limit in enumerate(self.limits):
+            if limit.name in limited and state.beyond[index] >= 0:
+                self._check_limit(step, index, limited[limit.name])
 
     def _check_level(self, step: int, loss: float) -> None:
-        seen = self.watched
-        total, num = seen.level
+        state = self.state
+        total, num = state.level
         if num < LEVEL_UPDATES:
-            seen.level = [total + loss, num + 1] if math.isfinite(loss) else seen.level
+            state.level = [total + loss, num + 1] if math.isfinite(loss) else state.level
             return
         level = total / num
         bound = level + EXPLODED_FACTOR * max(abs(level), 1.0)
-        seen.exploded = _leaky(seen.exploded, loss > bound)
-        if seen.exploded >= EXPLODED_UPDATES:
+        state.exploded = _leaky(state.exploded, loss > bound)
+        if state.exploded >= EXPLODED_UPDATES:
             raise RunError(
                 f"The loss is {loss:.3g} at step {step} and was above {bound:.3g} for {EXPLODED_UPDATES} updates, it began at {level:.3g}; "
                 "lower --optim.lr, set --optim.grad-clip, or bound the term that grows."
             )
 
-    def _check_limit(self, step: int, place: int, limit: Limit, value: float) -> None:
-        beyond = self.watched.beyond
+    def _check_limit(self, step: int, index: int, value: float) -> None:
+        limit, beyond = self.limits[index], self.state.beyond
         # a value that is not a number is within no bounds
-        beyond[place] = _leaky(beyond[place], not limit.low <= value <= limit.high)
-        if beyond[place] < limit.for_updates:
+        beyond[index] = _leaky(beyond[index], not limit.low <= value <= limit.high)
+        if beyond[index] < limit.for_updates:
             return
         bound = f"below {limit.low:.4g}" if value < limit.low else f"above {limit.high:.4g}"
         text = f"{limit.name} is {value:.4g} at step {step}, {bound} for {limit.for_updates} updates: {limit.why}"
         if limit.then == "stop":
             raise RunError(text)
-        beyond[place] = -1
+        beyond[index] = -1
         self.warn(text)
 
     def check_look(
@@ -260,7 +253,7 @@ class Monitor:
         logits: Float[np.ndarray, "num classes"] | None,
         truth: Int[np.ndarray, " num"],
     ) -> None:
-        """Look at a look at val; None where answers are no classes of images.
+        """Check one look at val; `logits` are None where answers are no classes of images.
 
         Raises:
             RunError: a module is in training mode, or the logits are probabilities or constant.
@@ -278,31 +271,32 @@ class Monitor:
                 "leave the softmax out of the model, in forward and in predict."
             )
         constant = len(logits) > 1 and bool(np.all(logits.std(0) < CONSTANT_STD))
-        self.watched.constant = self.watched.constant + 1 if constant else 0
-        if self.watched.constant >= CONSTANT_LOOKS:
+        self.state.constant = self.state.constant + 1 if constant else 0
+        if self.state.constant >= CONSTANT_LOOKS:
             raise RunError(
                 f"The logits were the same for all {len(logits)} rows of val at {CONSTANT_LOOKS} looks in a row, so the model ignores its images; "
                 "lower --optim.lr, or see what becomes of them in prepare and forward."
             )
-        self.said = set(logits.argmax(1).tolist()) if len(set(truth.tolist())) > 1 else set()
+        has_several = len(np.unique(truth)) > 1
+        self.predicted = set(logits.argmax(1).tolist()) if has_several else set()
 
     def check_end(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Warn, when all updates are done, of what never learnt; every rank must call it."""
-        missed, num = _without_gradient(module, optimizer)
-        if missed:
+        untaught, num = _without_gradient(module, optimizer)
+        if untaught:
             self.warn(
-                f"{len(missed)} of {num} trained parameters never had a gradient: {_some(missed)}; "
+                f"{len(untaught)} of {num} trained parameters never had a gradient: {_some(untaught)}; "
                 "connect them to the loss, or say requires_grad_(False)."
             )
-        for name, taught in self.watched.terms.items():
+        for name, taught in self.state.terms.items():
             if not taught:
                 self.warn(
                     f"The loss term {name} never carried a gradient, so it taught nothing; compute it without detach, argmax or torch.tensor, "
                     "or log it by a name that does not end in _loss."
                 )
-        if len(self.said) == 1:
+        if len(self.predicted) == 1:
             self.warn(
-                f"At the last look every row of val was said to be {self.classes[min(self.said)]!r}, though val has several classes; "
+                f"At the last look every row of val was said to be {self.classes[min(self.predicted)]!r}, though val has several classes; "
                 "train longer, or balance the classes."
             )
 
@@ -310,32 +304,35 @@ class Monitor:
 def check_repeat(
     again: Mapping[str, float], among_copies: Mapping[str, float], precision: str
 ) -> None:
-    """Look at how far each column of one batch moved, as a share of its largest value.
+    """Refuse columns of one batch that move more than rounding explains.
 
     Args:
-        again: when the batch was predicted once more.
+        again: how far each moved, as a share of its largest value, when the batch was predicted
+            once more.
         among_copies: in the first row, when copies of it took the place of the other rows.
         precision: arithmetic of the forward pass.
 
     Raises:
-        RunError: by more than rounding explains.
+        RunError: a column moved by more.
     """
-    for moved, when, remedy in (
-        (again, "when the same batch is predicted again", "draw nothing at random in predict"),
+    tolerance = REPEAT_TOLERANCE[precision]
+    endings = (
+        (again, "when the same batch is predicted again; draw nothing at random in predict."),
         (
-            among_copies, "when other rows stand beside the same row",
-            "in predict use stored statistics, as batch normalisation does in eval mode",
+            among_copies,
+            "when other rows stand beside the same row; in predict use stored statistics, as batch normalisation does in eval mode.",
         ),
-    ):  # fmt: skip
-        for name, gap in moved.items():
-            if gap > REPEAT_TOLERANCE[precision]:
+    )
+    for moves, ending in endings:
+        for name, gap in moves.items():
+            if gap > tolerance:
                 raise RunError(
-                    f"The predicted {name} of val change by {gap:.2g} of their size {when}; {remedy}."
+                    f"The predicted {name} of val change by {gap:.2g} of their size {ending}"
                 )
 
 
 def _without_gradient(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], int]:
-    """Names of trained parameters that never had a gradient on any worker, and how many are trained."""
+    """Name the trained parameters that never had a gradient on any worker; return also how many are trained."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     reached = torch.tensor([_is_reached(p, optimizer) for _, p in named], device=named[0][1].device)
     if dist.is_initialized():
@@ -347,7 +344,7 @@ def _without_gradient(module: nn.Module, optimizer: torch.optim.Optimizer) -> tu
 
 
 def _is_reached(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser's second moment remembers a gradient; weight decay leaves no trace there."""
+    """Tell whether the optimiser's second moment remembers a gradient; weight decay leaves no trace there."""
     state = optimizer.state.get(parameter)
     if not state:
         return False
@@ -358,7 +355,7 @@ def _is_reached(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> bo
 
 
 def _leaky(count: int, wrong: bool) -> int:
-    """Counts up while something is wrong and down again while it is not, as noisy values need."""
+    """Count up while something is wrong and down again while it is not, as noisy values need."""
     return count + 1 if wrong else max(count - 1, 0)
 
 

@@ -16,7 +16,7 @@ from assay.train.task import Batch, Task
 
 
 def world() -> tuple[int, int]:
-    """This worker's rank and the number of workers."""
+    """Return this worker's rank and the number of workers."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -27,8 +27,8 @@ class Predictor:
         task: the module, bare or sharded.
         stream: where batches come from.
         rows: row numbers of the set, at least one.
-        cache_bytes: prepared batches are kept for the next time up to this size per worker.
-        examine: add the columns of the task's `predict_once`.
+        cache_bytes: prepared batches stay in memory for the next time up to this size per worker.
+        once: add the columns of the task's `predict_once`.
     """
 
     def __init__(
@@ -39,74 +39,71 @@ class Predictor:
         cache_bytes: int = 0,
         once: bool = False,
     ) -> None:
-        self.task, self.stream, self.cache_bytes, self.predict_once = (
-            task,
-            stream,
-            cache_bytes,
-            once,
-        )
+        self.task, self.stream = task, stream
+        self.cache_bytes, self.once = cache_bytes, once
         self.rank, self.world_size = world()
         self.steps = steps_of(fixed_order(rows, task.config.train.eval_batch_size), 0)
-        self.kept: list[Batch] | None = None
+        self.cache: list[Batch] | None = None
         self.first: tuple[Batch, dict[str, np.ndarray]] | None = None
+        """The first batch of this worker and its columns, for `probe`."""
 
     def predict(self) -> dict[str, np.ndarray]:
-        """Columns for the rows on every rank, in the order of the rows, by the present weights."""
+        """Predict the rows by the present weights: columns on every rank, in the order of the rows."""
         # FSDP gathers parameters in every forward, so all ranks must run equally many
         rounds = math.ceil(len(self.steps) / self.world_size)
         last = len(self.steps) - 1
-        own = [self.steps[min(i * self.world_size + self.rank, last)] for i in range(rounds)]
-        prepared = iter(self.kept) if self.kept else self.stream(own, train=False)
-        kept: list[Batch] = []
+        steps = [self.steps[min(i * self.world_size + self.rank, last)] for i in range(rounds)]
+        batches = iter(self.cache) if self.cache else self.stream(steps, train=False)
+        cache: list[Batch] = []
         room = self.cache_bytes
         self.task.eval()
         parts: list[dict[str, np.ndarray]] = []
-        for step, batch in zip(own, prepared, strict=True):
+        for step, batch in zip(steps, batches, strict=True):
             room -= sum(array.nbytes for array in batch.values())
             if room >= 0:
-                kept.append(batch)
-            made = self._columns(batch)
-            self.first = (batch, made) if not parts else self.first
-            parts.append(made | {"row": step.rows})
+                cache.append(batch)
+            columns = self._columns(batch)
+            if not parts:
+                self.first = batch, columns
+            parts.append(columns | {"row": step.rows})
         if room >= 0:
-            self.kept = kept
+            self.cache = cache
         return _gather(parts, self.world_size, self.steps)
 
     def probe(self) -> tuple[dict[str, float], dict[str, float]]:
-        """How far each column of the first batch moves: predicted again, and among other rows.
+        """Measure how far each column of the first batch moves: predicted again, and among other rows.
 
         A move is the share of the column's largest value, of integers 0 or 1, and the largest that
-        any rank found in its own first batch. Copies of the first row take the place of the other
+        any rank measured in its first batch. Copies of the first row take the place of the other
         rows, so shapes and kernels stay the same, and what is steady does not move at all. Follows
         `predict`, by the same weights.
         """
         assert self.first is not None
         batch, before = self.first
-        copies = {name: np.repeat(v[:1], len(v), axis=0) for name, v in batch.items()}
+        copies = {name: np.repeat(array[:1], len(array), axis=0) for name, array in batch.items()}
         again, among = self._columns(batch), self._columns(copies)
-        everyone: list[Any] = [None] * self.world_size
-        moved = (
-            {name: _gap(v, again[name]) for name, v in before.items()},
-            {name: _gap(v[:1], among[name][:1]) for name, v in before.items()},
+        moves = (
+            {name: _gap(column, again[name]) for name, column in before.items()},
+            {name: _gap(column[:1], among[name][:1]) for name, column in before.items()},
         )
+        moves_by_rank: list[Any] = [moves]
         if self.world_size > 1:
-            dist.all_gather_object(everyone, moved)
-        else:
-            everyone = [moved]
-        first, second = zip(*everyone, strict=True)
+            moves_by_rank *= self.world_size
+            dist.all_gather_object(moves_by_rank, moves)
+        first, second = zip(*moves_by_rank, strict=True)
         return _largest(first), _largest(second)
 
     def _columns(self, batch: Batch) -> dict[str, np.ndarray]:
         # not inference_mode: FSDP would train on with buffers that it made in here
         with torch.no_grad(), autocast(self.task.config.train.precision, self.task.device):
-            made = self.task.predict(batch) | (
-                self.task.predict_once(batch) if self.predict_once else {}
-            )
-            return {name: _array(v) for name, v in made.items()}
+            columns = self.task.predict(batch)
+            if self.once:
+                columns = columns | self.task.predict_once(batch)
+            return {name: _array(column) for name, column in columns.items()}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Context in which a model runs in the precision of `TrainConfig.precision`."""
+    """Return the context in which a model runs in the precision of `TrainConfig.precision`."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
@@ -117,25 +114,25 @@ def _array(tensor: Tensor) -> np.ndarray:
     return array
 
 
-def _gap(one: np.ndarray, other: np.ndarray) -> float:
-    numbers = np.issubdtype(one.dtype, np.floating)
-    if not numbers or not np.isfinite(one).all() or not np.isfinite(other).all():
-        return float(not np.array_equal(one, other, equal_nan=numbers))
-    tiny = float(np.finfo(one.dtype).tiny)
-    return float(np.abs(one - other).max() / max(float(np.abs(one).max()), tiny))
+def _gap(before: np.ndarray, after: np.ndarray) -> float:
+    is_float = np.issubdtype(before.dtype, np.floating)
+    if not is_float or not np.isfinite(before).all() or not np.isfinite(after).all():
+        return float(not np.array_equal(before, after, equal_nan=is_float))
+    tiny = float(np.finfo(before.dtype).tiny)
+    return float(np.abs(before - after).max() / max(float(np.abs(before).max()), tiny))
 
 
-def _largest(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: max(gaps[name] for gaps in found) for name in found[0]}
+def _largest(moves: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: max(gaps[name] for gaps in moves) for name in moves[0]}
 
 
 def _gather(
     parts: list[dict[str, np.ndarray]], world_size: int, steps: Sequence[Step]
 ) -> dict[str, np.ndarray]:
-    """All ranks' parts in the order of the steps."""
+    """Put all ranks' parts into the order of the steps."""
     if world_size > 1:
-        everyone: list[Any] = [None] * world_size
-        dist.all_gather_object(everyone, parts)
-        turns = [iter(theirs) for theirs in everyone]
+        parts_by_rank: list[Any] = [None] * world_size
+        dist.all_gather_object(parts_by_rank, parts)
+        turns = [iter(rank_parts) for rank_parts in parts_by_rank]
         parts = [next(turns[i % world_size]) for i in range(len(steps))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -58,5 +58,4 @@ def load_task(source: TaskSource) -> type[Task]:
         raise ConfigError(
             f"The task file {source.name}.py defines {len(tasks)} subclasses of Task; it must define one."
         )
-    found: type[Task] = tasks[0]
-    return found
+    return tasks[0]

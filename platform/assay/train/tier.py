@@ -1,4 +1,4 @@
-"""Where a run's pixels are held: three tiers that serve the same batches, byte for byte.
+"""Where a run's pixels are: three tiers that serve the same batches, byte for byte.
 
 disk     the store where it lies, or each node's copies of it; what was read stays in the
          operating system's cache as long as there is room
@@ -28,14 +28,13 @@ from assay.shapes import Bool, Int, UInt8
 
 Tier = Literal["auto", "disk", "memory", "device"]
 
-
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def choose_tier(
     tier: Tier, pixels: Pixels, rows: Sequence[int], device: torch.device
 ) -> tuple[Tier, Pixels]:
-    """The tier on this node, and the handle that reads from it.
+    """Choose the tier on this node; return also the handle that reads from it.
 
     Args:
         tier: What was asked for.
@@ -49,7 +48,7 @@ def choose_tier(
     """
     store = pixels.store
     near = replace(store, cache=str(SHARED_MEMORY))
-    free = _free(device)
+    free = _free_bytes(device)
     if tier == "auto" and (store.cache or "://" not in store.place):
         free.pop("memory", None)  # entries are near already
     if tier == "disk" or (tier == "auto" and not free):
@@ -59,14 +58,14 @@ def choose_tier(
         "memory": store.num_bytes(absent),
         "device": store.num_bytes([pixels.contents[row] for row in rows]),
     }
-    chosen = choose(tier, need, free)
+    chosen = fit_tier(tier, need, free)
     if chosen == "memory":
         pixels = replace(pixels, store=near, _open=OrderedDict())
     return chosen, pixels
 
 
-def choose(tier: Tier, need: Mapping[str, int], free: Mapping[str, int]) -> Tier:
-    """The tier asked for if it fits; auto: the fastest of which half would do.
+def fit_tier(tier: Tier, need: Mapping[str, int], free: Mapping[str, int]) -> Tier:
+    """Return the tier asked for if it fits; auto: the fastest of which half would do.
 
     Args:
         tier: What was asked for.
@@ -78,8 +77,8 @@ def choose(tier: Tier, need: Mapping[str, int], free: Mapping[str, int]) -> Tier
         ResourceError: the tier asked for does not exist here, or has too little room.
     """
     if tier == "auto":
-        fitting: list[Tier] = ["device", "memory"]
-        return next((t for t in fitting if t in free and need[t] <= free[t] / 2), "disk")
+        fastest: list[Tier] = ["device", "memory"]
+        return next((t for t in fastest if t in free and need[t] <= free[t] / 2), "disk")
     if tier == "memory" and "memory" not in free:
         raise ResourceError(
             f"--tier memory was asked for and this machine has no {SHARED_MEMORY}; use --tier disk."
@@ -91,13 +90,13 @@ def choose(tier: Tier, need: Mapping[str, int], free: Mapping[str, int]) -> Tier
     return tier
 
 
-def _free(device: torch.device) -> dict[str, int]:
+def _free_bytes(device: torch.device) -> dict[str, int]:
     free = {}
     if device.type == "cuda":
         free["device"] = torch.cuda.mem_get_info(device)[0]
     if SHARED_MEMORY.is_dir():
         lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         room = min(shutil.disk_usage(SHARED_MEMORY).free, 1024 * kilobytes)
         free["memory"] = max(room - SPARE_DISK, 0)
     return free
@@ -112,7 +111,8 @@ class DeviceCache:
 
     def __init__(self, rows: Iterable[int] = ()) -> None:
         self.rows = frozenset(int(row) for row in rows)
-        self.held: dict[int, Tensor] = {}
+        self.images: dict[int, Tensor] = {}
+        """Pixels (h w 3) on the device, by row."""
 
     def cut(
         self,
@@ -122,36 +122,36 @@ class DeviceCache:
         is_cell: Bool[np.ndarray, "b n"],
         device: torch.device,
     ) -> UInt8[Tensor, "b n p p 3"]:
-        """What `Canvas.patches` gives for each row, on the device; zeros where there is no cell.
+        """Cut on the device what `Canvas.patches` gives for each row; zeros where there is no cell.
 
         Copies of whole pixels are made there. What is equalised, sampled or changed in value is cut
         by the host, as is everything of other rows.
         """
-        places = [corners[i, own] for i, own in enumerate(is_cell)]
-        made = [
-            self._copies(row, canvas, at, device)
-            for row, canvas, at in zip(rows.tolist(), canvases, places, strict=True)
+        row_corners = [corners[i, mask] for i, mask in enumerate(is_cell)]
+        copies = [
+            self._copies(row, canvas, xy, device)
+            for row, canvas, xy in zip(rows.tolist(), canvases, row_corners, strict=True)
         ]
         side = canvases[0].config.patch_px
         shape = (is_cell.shape[1], side, side, 3)
-        left = [i for i, copies in enumerate(made) if copies is None]
-        pixels = np.zeros((len(left), *shape), dtype=np.uint8)
-        for slot, i in enumerate(left):
-            pixels[slot, is_cell[i]] = canvases[i].patches(places[i])
-        moved = torch.from_numpy(pixels).to(device)
-        if len(left) == len(rows):
-            return moved
-        whole = moved.new_zeros(len(rows), *shape)
-        whole[left] = moved
-        for i, copies in enumerate(made):
-            if copies is not None:
-                whole[i, torch.from_numpy(is_cell[i]).to(device)] = copies
-        return whole
+        by_host = [i for i, patches in enumerate(copies) if patches is None]
+        pixels = np.zeros((len(by_host), *shape), dtype=np.uint8)
+        for slot, i in enumerate(by_host):
+            pixels[slot, is_cell[i]] = canvases[i].patches(row_corners[i])
+        from_host = torch.from_numpy(pixels).to(device)
+        if len(by_host) == len(rows):
+            return from_host
+        batch = from_host.new_zeros(len(rows), *shape)
+        batch[by_host] = from_host
+        for i, patches in enumerate(copies):
+            if patches is not None:
+                batch[i, torch.from_numpy(is_cell[i]).to(device)] = patches
+        return batch
 
     def _copies(
         self, row: int, canvas: Canvas, corners: np.ndarray, device: torch.device
     ) -> Tensor | None:
-        """Patches copied on the device; None where they are no copies, or there are none."""
+        """Copy patches on the device; None where they are no copies, or there are none."""
         if row not in self.rows or canvas.config.clahe or not canvas.augment.is_geometric:
             return None
         side = canvas.config.patch_px
@@ -160,18 +160,18 @@ class DeviceCache:
         ]
         if not windows or None in windows:
             return None
-        if row not in self.held:
+        if row not in self.images:
             pixels = np.array(to_uint8(canvas.entry.pixels))
-            self.held[row] = torch.from_numpy(pixels).to(device)
-        image = self.held[row]
+            self.images[row] = torch.from_numpy(pixels).to(device)
+        image = self.images[row]
         return torch.stack([_window(image, *window, side) for window in windows if window])
 
 
 def _window(image: Tensor, start: tuple[int, int], flips: tuple[int, int], side: int) -> Tensor:
-    """A square of an image (h w 3), zero outside it, flipped where a step is -1."""
+    """Copy a square of an image (h w 3), zero outside it, flipped where a step is -1."""
     (x, y), (height, width, _) = start, image.shape
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
     window = image.new_zeros(side, side, 3)
-    if left < right and top < bottom:
-        window[top - y : bottom - y, left - x : right - x] = image[top:bottom, left:right]
+    if x0 < x1 and y0 < y1:
+        window[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
     return window.flip([axis for axis, step in enumerate(flips[::-1]) if step < 0])

@@ -7,7 +7,7 @@ from scipy import ndimage
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.tiles import TileConfig, _starts, cut_inside, level_map
 from assay.errors import ConfigError
-from assay.levels import LEVELS, level_probs, outlined, threshold_prob, to_levels, to_mask
+from assay.levels import LEVELS, find_components, level_probs, threshold_prob, to_levels, to_mask
 
 CONFIG = TileConfig(tile_px=64, overlap_px=16)
 
@@ -96,7 +96,7 @@ def test_components_are_those_of_scipy(seed):
     mask = (rng.random((24, 24)) < 0.3).astype(np.uint8) * rng.integers(
         1, 3, (24, 24), dtype=np.uint8
     )
-    found = outlined(mask)
+    found = find_components(mask)
     expected = []
     for value in (1, 2):
         labels, num = ndimage.label(mask == value, np.ones((3, 3)))
