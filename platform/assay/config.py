@@ -56,8 +56,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges of their fields."""
-        for name in read_ranges(type(self)):
-            _check(type(self), name, getattr(self, name))
+        kind: Any = type(self)
+        for name in read_ranges(kind):
+            _check(kind, name, getattr(self, name))
 
 
 @cache
@@ -72,7 +73,7 @@ def read_ranges(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
     return {name: notes for name, notes in bounds.items() if notes}
 
 
-def _check(kind: type[Settings], name: str, value: Any) -> None:
+def _check(kind: Any, name: str, value: Any) -> None:
     bounds = read_ranges(kind).get(name, ())
     if not bounds:
         return

@@ -11,7 +11,7 @@ is needed.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from assay.shapes import UInt8
 S = TypeVar("S", bound=Settings)
 
 
+@runtime_checkable
 class AnyAnswer(Protocol):
     """What a bundle says of one image."""
 
@@ -42,6 +43,7 @@ class AnyAnswer(Protocol):
         """Mark on a small copy of the image what it says; `scale`: copy over image, x and y."""
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """Comes to the answers of one kind by a bundle's card and graphs."""
 

@@ -14,7 +14,7 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs import tiles
 from assay.data.masks.overlay import FALSE, STRENGTH
 from assay.data.masks.rules import MaskConfig, rule_levels
-from assay.levels import level_probs, find_components, to_mask
+from assay.levels import find_components, level_probs, to_mask
 from assay.shapes import Bool, Float, Int, UInt8
 
 GOLDEN_CELLS = 8
@@ -50,14 +50,15 @@ class MaskAnswer:
     def defects(self) -> list[Defect]:
         """Connected parts of the mask, the largest first."""
         return [
-            Defect(self.classes[value - 1], area, box) for value, area, box in find_components(self.mask)
+            Defect(self.classes[value - 1], area, box)
+            for value, area, box in find_components(self.mask)
         ]
 
     def golden(self) -> dict[str, float]:
         """Return mean probabilities in the cells of a coarse grid; a pixel at a threshold does not sway them."""
         probs = level_probs().astype(np.float32)[self.levels]
         size = (GOLDEN_CELLS, GOLDEN_CELLS)
-        means = {}
+        means: dict[str, float] = {}
         for name, prob in zip(self.classes, probs, strict=True):
             coarse = cv2.resize(prob, size, interpolation=cv2.INTER_AREA).ravel()
             means |= {f"{name} {i}": float(mean) for i, mean in enumerate(coarse)}

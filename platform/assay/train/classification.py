@@ -7,7 +7,7 @@ Any method may be overridden.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Classification(Task):
     A subclass gives `features` and, with their number, calls `add_head` in its `__init__`.
     """
 
-    Config = ClassificationConfig
+    Config: ClassVar[type[TaskConfig]] = ClassificationConfig
     config: Any
     head: nn.Module
     graph: GraphModule | None = None

@@ -45,7 +45,7 @@ class EmbeddingConfig(TaskConfig):
 class Embedding(Task):
     """Whole images to vectors."""
 
-    Config = EmbeddingConfig
+    Config: ClassVar[type[TaskConfig]] = EmbeddingConfig
     config: Any
     reference: ClassVar[tuple[str, ...]] = ("train",)
     """Sets that are predicted besides, for what is judged to be compared with."""

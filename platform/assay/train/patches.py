@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -76,7 +76,7 @@ class PatchClassificationConfig(TaskConfig):
 class PatchClassification(Classification):
     """Scorer, selection, backbone, aggregator."""
 
-    Config: Any = PatchClassificationConfig
+    Config: ClassVar[type[TaskConfig]] = PatchClassificationConfig
 
     def __init__(self, config: PatchClassificationConfig, dataset: Dataset) -> None:
         super().__init__(config, dataset)

@@ -7,7 +7,7 @@ levels, counts, thresholds, pictures, export and int8. Any method may be overrid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +55,7 @@ class Segmentation(Task):
         net: from images (n 3 h w) to logits (n classes h w).
     """
 
-    Config = SegmentationConfig
+    Config: ClassVar[type[TaskConfig]] = SegmentationConfig
     config: Any
 
     def __init__(self, config: SegmentationConfig, dataset: Dataset, net: nn.Module) -> None:

@@ -90,11 +90,12 @@ class ImageInput:
         """
         config = self.config
         if config.normalise == "imagenet":
-            return np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
+            return np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
         if config.normalise == "constants":
-            return np.float32(config.mean), np.float32(config.std)
+            return np.array(config.mean, np.float32), np.array(config.std, np.float32)
         mean, std = cv2.meanStdDev(shown, mask=covered)
-        return np.float32(mean[:, 0] / 255), np.float32(np.maximum(std[:, 0], 1) / 255)
+        deviation = np.maximum(std[:, 0], 1)
+        return (mean[:, 0] / 255).astype(np.float32), (deviation / 255).astype(np.float32)
 
     def array(self, pyramid: ImagePyramid) -> Float32[np.ndarray, "3 h w"]:
         """Show and normalise an image, as judging and serving do."""

@@ -40,7 +40,7 @@ class PatchConfig(Settings, section="patches"):
     """Tiles of that equalisation along each side of the image."""
 
     bright: Share = 0.1
-    """Least mean brightness of a random patch, so that it shows the part and not the table (1)."""
+    """Least mean brightness of a random patch, so that it shows the part and not the table."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that contradict each other."""
