@@ -26,7 +26,7 @@ the object store, and what handles a request waits for no other thread."""
 def ray_session(serves: bool = False) -> Iterator[bool]:
     """Enter the Ray that runs here already, else that of RAY_ADDRESS, else one that ends with this block.
 
-    Yields whether it is the last. Its token is readable by its owner alone.
+    Yields True for the last of these alone. Its token is readable by its owner alone.
 
     Args:
         serves: images travel inside calls (`FAST`); and the nodes of another cluster have this

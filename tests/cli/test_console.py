@@ -374,6 +374,7 @@ def test_runs_on_other_rows_are_not_compared(
 def test_reading_runs_imports_no_torch(storage: Path) -> None:
     code = (
         "import sys; from assay.cli.console import main; main(['runs', '--storage', sys.argv[1]]); "
+        "main(['show', 'toy-good', '--storage', sys.argv[1]]); "
         "assert not {'torch', 'ray'} & set(sys.modules), 'slow'"
     )
     done = subprocess.run(

@@ -1,6 +1,11 @@
-"""A registry with two tasks, and the HTTP application on it in this process, without Ray."""
+"""A registry with two tasks, the HTTP application on it in this process, and a server made by hand."""
 
 import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +40,11 @@ def pictures(tmp_path_factory) -> list[Path]:
 def registry(tmp_path_factory, make_bundle, judged_rows) -> Registry:
     """parts has a champion (bias 0) and a challenger (bias 2), layers a champion."""
     folder = tmp_path_factory.mktemp("serving")
-    found = Registry(str(folder / "registry"))
-    promote(found, make_bundle(folder / "first"), judged_rows(0.9), "champion")
-    promote(found, make_bundle(folder / "second", bias=2.0), judged_rows(0.9), "challenger")
-    promote(found, make_bundle(folder / "mask", "layers"), judged_rows(0.9), "champion")
-    return found
+    registry = Registry(str(folder / "registry"))
+    promote(registry, make_bundle(folder / "first"), judged_rows(0.9), "champion")
+    promote(registry, make_bundle(folder / "second", bias=2.0), judged_rows(0.9), "challenger")
+    promote(registry, make_bundle(folder / "mask", "layers"), judged_rows(0.9), "champion")
+    return registry
 
 
 class Here:
@@ -48,7 +53,7 @@ class Here:
     def __init__(self, registry: Registry) -> None:
         self.inspectors = {}
         self.counted: list[tuple[str, int]] = []
-        self.kept: Any = None
+        self.recent: Any = None
         for task in registry.tasks():
             inspector = Inspector(registry, task, threads=1)
             inspector.configure(ids(registry, task))
@@ -61,27 +66,28 @@ class Here:
         async def alone(item: Any) -> Any:
             return (await asyncio.to_thread(inspect, [item]))[0]
 
-        found = await self.inspectors[task].answer(images, alias, mask, alone)
-        if self.kept and found.get("answer"):
-            self.kept.add(task, found["answer"], found["thumb"])
-        return found
+        parts = await self.inspectors[task].answer(images, alias, mask, alone)
+        if self.recent and parts.get("answer"):
+            self.recent.add(task, parts["answer"], parts["thumb"])
+        return parts
 
     async def models(self) -> dict[str, Any]:
-        return {task: own.describe() for task, own in self.inspectors.items()}
+        return {task: inspector.describe() for task, inspector in self.inspectors.items()}
 
     async def sample(self, task: str) -> bytes | None:
         return self.inspectors[task].sample()
 
     def uncertain(self) -> list[dict[str, Any]] | None:
-        return self.kept.shown() if self.kept else None
+        return self.recent.rank() if self.recent else None
 
     def count(self, task: str, status: int, seconds: float) -> None:
         self.counted.append((task, status))
 
 
 def ids(registry: Registry, task: str, variant: str = "fp32") -> dict[str, str]:
-    held = {alias: registry.holder(task, alias) for alias in ("champion", "challenger")}
-    return {alias: one.id if one else "" for alias, one in held.items()} | {"variant": variant}
+    records = {alias: registry.holder(task, alias) for alias in ("champion", "challenger")}
+    names = {alias: record.id if record else "" for alias, record in records.items()}
+    return names | {"variant": variant}
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def here(registry) -> Here:
 
 @pytest.fixture
 def ask(here):
-    """Sends requests to the application as a bearer of the token."""
+    """Send requests to the application as a bearer of the token."""
 
     def send(
         method: str, path: str, service: Any = here, limits: Limits | None = None, **fields: Any
@@ -100,11 +106,57 @@ def ask(here):
         fields.setdefault("headers", {})
         fields["headers"] = {"authorization": f"Bearer {TOKEN}"} | fields["headers"]
 
-        async def one() -> httpx.Response:
+        async def request() -> httpx.Response:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
                 return await client.request(method, path, **fields)
 
-        return asyncio.run(one())
+        return asyncio.run(request())
 
     return send
+
+
+REPLY = {
+    "request": "r",
+    "classes": ["a"],
+    "views": [],
+    "milliseconds": 1.0,
+    "model": {"task": "parts", "alias": "champion", "version": "v", "variant": "fp32"},
+    "answer": {"label": "a", "probs": {"a": 1.0}, "set": ["a"], "rejected": False},
+}
+
+
+class PlannedHandler(BaseHTTPRequestHandler):
+    """Answers by the statuses of `plan` in turn, then 200."""
+
+    plan: tuple[tuple[int, dict], ...] = ()
+    asked: list[Any]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        type(self).asked.append((time.monotonic(), self.path, self.headers, body))
+        turn = len(self.asked) - 1
+        status, headers = self.plan[turn] if turn < len(self.plan) else (200, {})
+        if status == 0:  # as a server that dies
+            self.connection.close()
+            return
+        content = json.dumps(REPLY if status == 200 else {"error": f"no {status}"}).encode()
+        self.send_response(status)
+        for name, value in ({"content-length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[type[PlannedHandler], str]]:
+    handler = type("Planned", (PlannedHandler,), {"asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as opened:
+        thread = threading.Thread(target=opened.serve_forever)
+        thread.start()
+        yield handler, f"http://127.0.0.1:{opened.server_address[1]}"
+        opened.shutdown()
+        thread.join()

@@ -1,59 +1,10 @@
 """The client against a server made by hand: what it sends, and when it asks again."""
 
-import json
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-
 import pytest
 
 from assay.errors import ServeError
 from assay.serve.client import Client
 from assay.serve.limits import form_parts
-
-REPLY = {
-    "request": "r", "classes": ["a"], "views": [], "milliseconds": 1.0,
-    "model": {"task": "parts", "alias": "champion", "version": "v", "variant": "fp32"},
-    "answer": {"label": "a", "probs": {"a": 1.0}, "set": ["a"], "rejected": False},
-}  # fmt: skip
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers by the statuses of `plan` in turn, then 200."""
-
-    plan: tuple[tuple[int, dict], ...] = ()
-    asked: list[Any]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        type(self).asked.append((time.monotonic(), self.path, dict(self.headers), body))
-        turn = len(self.asked) - 1
-        status, headers = self.plan[turn] if turn < len(self.plan) else (200, {})
-        if status == 0:  # as a server that dies
-            self.connection.close()
-            return
-        content = json.dumps(REPLY if status == 200 else {"error": f"no {status}"}).encode()
-        self.send_response(status)
-        for name, value in ({"content-length": str(len(content))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[type[Handler], str]]:
-    handler = type("Planned", (Handler,), {"asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as opened:
-        thread = threading.Thread(target=opened.serve_forever)
-        thread.start()
-        yield handler, f"http://127.0.0.1:{opened.server_address[1]}"
-        opened.shutdown()
-        thread.join()
 
 
 def test_an_answer_is_typed_and_the_request_as_the_contract_has_it(server):
@@ -65,8 +16,8 @@ def test_an_answer_is_typed_and_the_request_as_the_contract_has_it(server):
     client.judge("parts", b"one", b"two")
     (_, path, headers, body), (_, _, form, whole) = handler.asked
     assert (path, body) == ("/v1/parts?model=challenger&mask=rle", b"image")
-    assert headers["Authorization"] == "Bearer secret"
-    assert form_parts(whole, form["Content-Type"]) == [b"one", b"two"]
+    assert headers["authorization"] == "Bearer secret"
+    assert form_parts(whole, form["content-type"]) == [b"one", b"two"]
 
 
 def test_it_asks_again_while_that_may_help_and_waits_as_told(server):

@@ -6,13 +6,12 @@ import re
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import ray
@@ -28,23 +27,25 @@ from assay.serve.config import ApplicationConfig, ServeConfig, configuration, re
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, make_bundle, judged_rows) -> Registry:
+def winners(tmp_path_factory, make_bundle, judged_rows) -> Registry:
     folder = tmp_path_factory.mktemp("cluster")
-    found = Registry(str(folder / "registry"))
+    registry = Registry(str(folder / "registry"))
     for i, bias in enumerate((0.0, 2.0)):
-        promote(found, make_bundle(folder / str(i), bias=bias), judged_rows(0.9), "champion")
-    return found
+        promote(registry, make_bundle(folder / str(i), bias=bias), judged_rows(0.9), "champion")
+    return registry
 
 
 @pytest.fixture(scope="module")
-def served(place, tmp_path_factory) -> Iterator[ServeConfig]:
+def served(winners, tmp_path_factory) -> Iterator[ServeConfig]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = ServeConfig(
-        registry=place.address, port=port, token_file=tmp_path_factory.mktemp("token") / "token",
+        registry=winners.address,
+        port=port,
+        token_file=tmp_path_factory.mktemp("token") / "token",
         app=ApplicationConfig(cpus=0.1, batch=2, queue=8, min_replicas=2),
-    )  # fmt: skip
+    )
     with cluster.cluster(config):
         cluster.deploy(configuration(config))
         cluster.wait()
@@ -56,8 +57,8 @@ def client(served) -> Client:
     return Client(f"http://127.0.0.1:{served.port}", read_token(served) or "")
 
 
-def versions(place: Registry) -> dict[str, Bundle]:
-    return {r.version: Bundle(place.fetch(r)) for r in place.history("parts")}
+def versions(winners: Registry) -> dict[str, Bundle]:
+    return {r.version: Bundle(winners.fetch(r)) for r in winners.history("parts")}
 
 
 class Load:
@@ -93,16 +94,18 @@ class Load:
 def are_by_the_bundle_they_name(
     answers: list[Any], bundles: dict[str, Bundle], pictures: Any
 ) -> Counter:
-    """Counts of versions, after each answer was repeated by the version that it names."""
-    expected = {v: [b.predict(p).probs for p in pictures] for v, b in bundles.items()}
+    """Count versions, after each answer was repeated by the version that it names."""
+    expected = {}
+    for version, bundle in bundles.items():
+        expected[version] = [bundle.predict(picture).probs for picture in pictures]
     for picture, reply in answers:
-        own = expected[reply.model.version][picture]
-        assert reply.answer.probs == pytest.approx(own, abs=1e-6)
+        probs = expected[reply.model.version][picture]
+        assert reply.answer.probs == pytest.approx(probs, abs=1e-6)
     return Counter(reply.model.version for _, reply in answers)
 
 
-def test_answers_are_the_bundles_and_the_port_asks_for_the_token(client, place, pictures, served):
-    opened = Bundle(place.fetch(place.holder("parts", "champion")))
+def test_answers_are_the_bundles_and_the_port_asks_for_the_token(client, winners, pictures, served):
+    opened = Bundle(winners.fetch(winners.holder("parts", "champion")))
     views = [opened.predict(path) for path in pictures]
     for path, expected in zip(pictures, views, strict=True):
         reply = client.judge("parts", path)
@@ -110,23 +113,21 @@ def test_answers_are_the_bundles_and_the_port_asks_for_the_token(client, place, 
     together = client.judge("parts", *pictures)
     assert together.answer.probs == pytest.approx(opened.together(views).probs, abs=1e-6)
     models = client.models()
-    assert models["parts"]["champion"]["version"] == place.holder("parts", "champion").version
+    assert models["parts"]["champion"]["version"] == winners.holder("parts", "champion").version
     for token in ("", "wrong"):
-        request = urllib.request.Request(
-            f"{client.address}/v1/models", headers={"authorization": f"Bearer {token}"}
-        )
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(request, timeout=10)
+        headers = {"authorization": f"Bearer {token}"}
+        reply = httpx.get(f"{client.address}/v1/models", headers=headers, timeout=10)
+        assert reply.status_code == 401
     assert os.stat(served.token_file).st_mode & 0o777 == 0o600
     assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_promotion_under_load_fails_no_request(client, place, pictures):
-    bundles = versions(place)
-    new, old = place.holder("parts", "champion").version, None
+def test_a_promotion_under_load_fails_no_request(client, winners, pictures):
+    bundles = versions(winners)
+    new, old = winners.holder("parts", "champion").version, None
     with Load(client, pictures) as load:
         time.sleep(0.5)
-        old = roll_back(place, "parts", "champion").version
+        old = roll_back(winners, "parts", "champion").version
         began = time.monotonic()
         while client.models()["parts"]["champion"]["version"] != old:
             assert time.monotonic() - began < 30
@@ -139,13 +140,14 @@ def test_a_promotion_under_load_fails_no_request(client, place, pictures):
     assert last == [old] * 4
 
 
-def test_a_replica_that_is_killed_under_load_loses_no_request(client, place, pictures):
-    bundles = versions(place)
+def test_a_replica_that_is_killed_under_load_loses_no_request(client, winners, pictures):
+    bundles = versions(winners)
     with Load(client, pictures) as load:
         time.sleep(0.3)
-        named = ray.util.list_named_actors(all_namespaces=True)
-        replicas = [one["name"] for one in named if "::parts#replica" in one["name"]]
-        assert len(replicas) == 2, named
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        names = [actor["name"] for actor in actors]
+        replicas = [name for name in names if "::parts#replica" in name]
+        assert len(replicas) == 2, names
         ray.kill(ray.get_actor(replicas[0], namespace="serve"))
         time.sleep(2.0)
     assert load.failures == []
@@ -157,26 +159,21 @@ def test_a_full_queue_says_when_to_come_again(client, tmp_path):
     large = tmp_path / "large.png"
     noise = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), dtype=np.uint8)
     write_png(large, noise)
-    impatient = Client(client.address, client.token, retries=0)
-    found: list[str] = []
+    statuses: list[str] = []
 
-    def ask() -> None:
-        request = urllib.request.Request(
-            f"{impatient.address}/v1/parts", large.read_bytes(),
-            {"authorization": f"Bearer {impatient.token}", "content-type": "image/png"}, method="POST",
-        )  # fmt: skip
-        try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
-                found.append(str(reply.status))
-        except urllib.error.HTTPError as error:
-            found.append(f"{error.code} {error.headers['retry-after']}")
+    headers = {"authorization": f"Bearer {client.token}", "content-type": "image/png"}
 
-    threads = [threading.Thread(target=ask) for _ in range(60)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    counted = Counter(found)
+    def ask(opened: httpx.Client) -> None:
+        reply = opened.post("/v1/parts", content=large.read_bytes())
+        statuses.append(f"{reply.status_code} {reply.headers.get('retry-after', '')}".strip())
+
+    with httpx.Client(base_url=client.address, headers=headers, timeout=60) as opened:
+        threads = [threading.Thread(target=ask, args=(opened,)) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    counted = Counter(statuses)
     assert set(counted) == {"200", "429 1"}, counted
     assert counted["200"] >= 8
 
@@ -184,9 +181,8 @@ def test_a_full_queue_says_when_to_come_again(client, tmp_path):
 def scraped() -> str:
     text = ""
     for node in ray.nodes():
-        place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        with urllib.request.urlopen(place, timeout=10) as reply:
-            text += reply.read().decode()
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+        text += httpx.get(f"{address}/metrics", timeout=10).text
     return text
 
 
@@ -194,15 +190,19 @@ def test_prometheus_is_told(client, pictures):
     for path in pictures * 25:
         client.judge("parts", path)
     wanted = {
-        'ray_assay_requests_total{(?=.*status="200").*task="parts"': 40.0, "ray_assay_request_seconds_bucket": 1.0,
-        "ray_assay_batch_images_count": 1.0, 'ray_assay_answers_total.*label="m1"': 1.0, 'ray_assay_drift{(?=.*of="val")': 0.5, 'ray_assay_drift{(?=.*of="requests")': 0.01,
-    }  # fmt: skip
+        'ray_assay_requests_total{(?=.*status="200").*task="parts"': 40.0,
+        "ray_assay_request_seconds_bucket": 1.0,
+        "ray_assay_batch_images_count": 1.0,
+        'ray_assay_answers_total.*label="m1"': 1.0,
+        'ray_assay_drift{(?=.*of="val")': 0.5,
+        'ray_assay_drift{(?=.*of="requests")': 0.01,
+    }
     end = time.monotonic() + 30
     while wanted and time.monotonic() < end:
         text = scraped()
         for name, least in list(wanted.items()):
-            found = re.findall(rf"^{name}.*\}} ([0-9.e+-]+)$", text, re.MULTILINE)
-            if found and max(map(float, found)) >= least:
+            values = re.findall(rf"^{name}.*\}} ([0-9.e+-]+)$", text, re.MULTILINE)
+            if values and max(map(float, values)) >= least:
                 del wanted[name]
         time.sleep(0.5)
     assert not wanted
@@ -216,12 +216,11 @@ def test_board_and_alerts_ask_for_what_prometheus_is_told(client, tmp_path):
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     (group,) = yaml.safe_load((BOARDS / "alerts.yaml").read_text())["groups"]
     asked += [rule["expr"] for rule in group["rules"]]
-    wanted = {
-        (name, label)
-        for expr in asked
-        for name, chosen in re.findall(r"(ray_\w+)(?:\{([^}]*)\})?", expr)
-        for label in ["WorkerId", *re.findall(r"(\w+)=", chosen)]
-    }
+    wanted = set()
+    for expr in asked:
+        for name, chosen in re.findall(r"(ray_\w+)(?:\{([^}]*)\})?", expr):
+            labels = ["WorkerId", *re.findall(r"(\w+)=", chosen)]
+            wanted |= {(name, label) for label in labels}
     assert len(wanted) > 12
     torn, even = np.zeros((2, 64, 64, 3), np.uint8)
     # as likely to be m1, by the bias of one bundle, as m2
@@ -239,7 +238,7 @@ def test_board_and_alerts_ask_for_what_prometheus_is_told(client, tmp_path):
     while time.monotonic() < end:
         told |= dict(re.findall(r"^(ray_\w+)\{(.*)\} ", scraped(), re.MULTILINE))
         missing = {
-            (n, label) for n, label in wanted if n not in told or f'{label}="' not in told[n]
+            (name, label) for name, label in wanted if f'{label}="' not in told.get(name, "")
         }
         if not missing:
             break

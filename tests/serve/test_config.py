@@ -23,28 +23,30 @@ def test_each_task_has_an_application_of_its_own(registry):
     front, layers, parts = wanted["applications"]
     assert front["route_prefix"] == "/"
     assert front["deployments"][0]["user_config"]["tasks"] == ["layers", "parts"]
-    held = {alias: registry.holder("parts", alias).id for alias in ("champion", "challenger")}
-    said = parts["deployments"][0]["user_config"]
-    assert held.items() <= said.items()
+    records = {alias: registry.holder("parts", alias).id for alias in ("champion", "challenger")}
+    user_config = parts["deployments"][0]["user_config"]
+    assert records.items() <= user_config.items()
     assert layers["deployments"][0]["user_config"]["challenger"] == ""
-    assert (said["batch"], parts["deployments"][0]["max_queued_requests"]) == (4, 9)
+    assert (user_config["batch"], parts["deployments"][0]["max_queued_requests"]) == (4, 9)
     assert parts["route_prefix"] is None
     assert json.loads(json.dumps(wanted)) == wanted
     assert not any(word in json.dumps(wanted).lower() for word in ("bearer", "secret"))
 
 
 def test_a_promotion_changes_nothing_but_what_replicas_are_told(tmp_path, make_bundle, judged_rows):
-    place = Registry(str(tmp_path / "registry"))
-    promote(place, make_bundle(tmp_path / "a"), judged_rows(0.9), "champion")
-    config = ServeConfig(registry=place.address)
+    registry = Registry(str(tmp_path / "registry"))
+    promote(registry, make_bundle(tmp_path / "a"), judged_rows(0.9), "champion")
+    config = ServeConfig(registry=registry.address)
     before = configuration(config)
-    before["applications"][1]["deployments"][0]["max_queued_requests"] = 3  # by hand, in the file
-    record = promote(place, make_bundle(tmp_path / "b", bias=1.0), judged_rows(0.9), "champion")
+    (parts,) = before["applications"][1]["deployments"]
+    parts["max_queued_requests"] = 3  # by hand, in the file
+    record = promote(registry, make_bundle(tmp_path / "b", bias=1.0), judged_rows(0.9), "champion")
     after = configuration(config, before["applications"])
-    assert after["applications"][1]["deployments"][0]["user_config"]["champion"] == record.id
-    after["applications"][1]["deployments"][0]["user_config"] = before["applications"][1]["deployments"][0]["user_config"]  # fmt: skip
+    (promoted,) = after["applications"][1]["deployments"]
+    assert promoted["user_config"]["champion"] == record.id
+    promoted["user_config"] = parts["user_config"]
     assert after == before
-    promote(place, make_bundle(tmp_path / "c", "layers"), judged_rows(0.9), "champion")
+    promote(registry, make_bundle(tmp_path / "c", "layers"), judged_rows(0.9), "champion")
     assert names(configuration(config, before["applications"])) == ["front", "layers", "parts"]
 
 

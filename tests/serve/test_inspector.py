@@ -14,41 +14,41 @@ from assay.serve.inspector import Inspector, inspect
 
 
 @pytest.fixture
-def place(tmp_path, make_bundle, judged_rows) -> Registry:
-    found = Registry(str(tmp_path / "registry"))
-    promote(found, make_bundle(tmp_path / "a"), judged_rows(0.9), "champion")
-    promote(found, make_bundle(tmp_path / "b", bias=1.0), judged_rows(0.9), "challenger")
-    return found
+def winners(tmp_path, make_bundle, judged_rows) -> Registry:
+    registry = Registry(str(tmp_path / "registry"))
+    promote(registry, make_bundle(tmp_path / "a"), judged_rows(0.9), "champion")
+    promote(registry, make_bundle(tmp_path / "b", bias=1.0), judged_rows(0.9), "challenger")
+    return registry
 
 
-def told(place: Registry, *aliases: str) -> dict[str, str]:
-    return {alias: place.holder("parts", alias).id for alias in aliases} | {"variant": "int8"}
+def told(winners: Registry, *aliases: str) -> dict[str, str]:
+    return {alias: winners.holder("parts", alias).id for alias in aliases} | {"variant": "int8"}
 
 
-def test_a_champion_that_does_not_verify_is_no_start(place):
-    record = place.holder("parts", "champion")
-    (place.fetch(record) / "classify.onnx").write_bytes(b"other")
-    inspector = Inspector(place, "parts")
+def test_a_champion_that_does_not_verify_is_no_start(winners):
+    record = winners.holder("parts", "champion")
+    (winners.fetch(record) / "classify.onnx").write_bytes(b"other")
+    inspector = Inspector(winners, "parts")
     with pytest.raises(BundleError, match="changed"):
-        inspector.configure(told(place, "champion"))
+        inspector.configure(told(winners, "champion"))
     assert inspector.opened == {}
-    card = place.fetch(record) / "bundle.json"
+    card = winners.fetch(record) / "bundle.json"
     card.write_text(card.read_text() + " ")
     with pytest.raises(RegistryError, match="changed"):
-        inspector.configure(told(place, "champion"))
+        inspector.configure(told(winners, "champion"))
 
 
-def test_a_next_one_that_does_not_verify_leaves_the_present(place):
-    inspector = Inspector(place, "parts")
-    inspector.configure(told(place, "champion", "challenger"))
+def test_a_next_one_that_does_not_verify_leaves_the_present(winners):
+    inspector = Inspector(winners, "parts")
+    inspector.configure(told(winners, "champion", "challenger"))
     present = inspector.opened["champion"]
     assert present.model.variant == "fp32"  # it has no int8 graphs
-    other = place.holder("parts", "challenger")
-    (place.fetch(other) / "classify.onnx").write_bytes(b"other")
+    other = winners.holder("parts", "challenger")
+    (winners.fetch(other) / "classify.onnx").write_bytes(b"other")
     inspector.configure({"champion": other.id, "challenger": "", "variant": "fp32"})
     assert inspector.opened == {"champion": present}
     assert inspector.refused == {"champion": "BundleError"}
-    inspector.configure(told(place, "champion"))
+    inspector.configure(told(winners, "champion"))
     assert inspector.opened["champion"] is present  # the same is not opened again
     assert inspector.refused == {}
 
@@ -66,18 +66,18 @@ class Breaking(Bundle):
 
 
 def test_what_breaks_a_graph_or_a_decoder_reaches_its_own_request_alone(
-    place, pictures, make_bundle, tmp_path
+    winners, pictures, make_bundle, tmp_path
 ):
-    inspector = Inspector(place, "parts")
-    inspector.configure(told(place, "champion", "challenger"))
+    inspector = Inspector(winners, "parts")
+    inspector.configure(told(winners, "champion", "challenger"))
     first, second = inspector.opened["champion"], inspector.opened["challenger"]
     whole = pictures[0].read_bytes()
-    found = inspect([(first, whole), (second, whole), (first, whole[:-30]), (first, whole)])
-    assert isinstance(found[2], ImageError)
-    assert found[0][0].probs == found[3][0].probs == first.bundle.predict(whole).probs
-    assert found[1][0].probs == second.bundle.predict(whole).probs
+    outcomes = inspect([(first, whole), (second, whole), (first, whole[:-30]), (first, whole)])
+    assert isinstance(outcomes[2], ImageError)
+    assert outcomes[0][0].probs == outcomes[3][0].probs == first.bundle.predict(whole).probs
+    assert outcomes[1][0].probs == second.bundle.predict(whole).probs
     breaking = type(first)(Breaking(), first.model, first.record, None)
-    odd = (place.fetch(first.record) / "golden.png").read_bytes()
+    odd = (winners.fetch(first.record) / "golden.png").read_bytes()
     good, broken, also = inspect([(breaking, whole), (breaking, odd), (breaking, whole)])
     assert good[0] == also[0] == (60, 80)
     assert isinstance(broken, RuntimeError)

@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ from assay.serve import offline
 
 @pytest.fixture
 def here(here, monkeypatch):
-    """Chunks are worked off in this process; through Ray Data in tests/serving/test_cluster.py."""
+    """Chunks are worked off in this process; through Ray Data in tests/serve/test_cluster.py."""
     monkeypatch.setattr(offline, "_run", lambda work, due: map(work, due_rows(due)))
     return here
 
@@ -55,15 +54,15 @@ def test_views_of_a_group_are_judged_together(here, ask, registry, pictures, tmp
     bad.write_bytes(pictures[0].read_bytes()[:-30])
     lines = [*(f"{path},p{i % 2}" for i, path in enumerate(pictures)), f"{bad},p0"]
     listed.write_text("image,group\n" + "\n".join(lines))
-    images, groups = offline.images_in([listed])
+    images, groups = offline.list_images([listed])
     assert offline.predict(folder, images, tmp_path, "fp32", False, groups) == (4, 1)
     parts = pq.read_table(tmp_path / "parts.parquet").to_pylist()
     assert [(part["group"], part["views"]) for part in parts] == [("p0", 2), ("p1", 2)]
-    for part, own in zip(parts, (pictures[::2], pictures[1::2]), strict=True):
-        files = [("image", (path.name, path.read_bytes())) for path in own]
+    for part, views in zip(parts, (pictures[::2], pictures[1::2]), strict=True):
+        files = [("image", (path.name, path.read_bytes())) for path in views]
         answer = ask("POST", "/v1/parts", files=files).json()["answer"]
-        said = [part[f"prob.{name}"] for name in answer["probs"]]
-        assert said == pytest.approx(list(answer["probs"].values()), abs=1e-12)
+        probs = [part[f"prob.{name}"] for name in answer["probs"]]
+        assert probs == pytest.approx(list(answer["probs"].values()), abs=1e-12)
         assert (part["label"], json.loads(part["set"])) == (answer["label"], answer["set"])
 
 
@@ -74,7 +73,7 @@ def test_masks_are_what_http_answers(here, ask, registry, pictures, tmp_path):
     for i, row in enumerate(rows):
         view = ask("POST", "/v1/layers", content=pictures[i].read_bytes()).json()["views"][0]
         assert json.loads(row["defects"]) == view["defects"]
-        assert row["area_px.pore"] == sum(one["area_px"] for one in view["defects"])
+        assert row["area_px.pore"] == sum(defect["area_px"] for defect in view["defects"])
         sent = np.frombuffer(base64.b64decode(view["mask"]["png"]), np.uint8)
         mask = cv2.imread(str(tmp_path / "masks" / f"{i:06d}.png"), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(mask, cv2.imdecode(sent, cv2.IMREAD_UNCHANGED))
@@ -90,35 +89,35 @@ def test_the_same_again_does_what_is_left_and_bad_images_are_listed(
         path.write_bytes(picture.read_bytes())
     images[2].write_bytes(images[2].read_bytes()[:-30])
     monkeypatch.setattr(offline, "CHUNK", 1)
-    done: list[Path] = []
+    chunks: list[dict] = []
     judge = offline._judge
-    monkeypatch.setattr(offline, "_judge", lambda *given: done.append(given[-1]) or judge(*given))
+    monkeypatch.setattr(offline, "_judge", lambda *args: chunks.append(args[-1]) or judge(*args))
     out = tmp_path / "out"
     assert offline.predict(folder, images[:2], out, "fp32", False) == (2, 0)
-    assert len(done) == 2
+    assert len(chunks) == 2
     assert offline.predict(folder, images, out, "fp32", False) == (3, 1)
-    assert len(done) == 4
+    assert len(chunks) == 4
     with (out / "bad.csv").open() as file:
         (bad,) = csv.DictReader(file)
     assert bad["image"] == str(images[2])
     assert "cannot be read" in bad["error"]
     images[2].write_bytes(pictures[2].read_bytes())  # mended: it alone is done again
     assert offline.predict(folder, images, out, "fp32", False) == (4, 0)
-    assert len(done) == 5
+    assert len(chunks) == 5
     other = registry.fetch(registry.holder("parts", "challenger"))
     offline.predict(other, images, out, "fp32", False)
-    assert len(done) == 9
+    assert len(chunks) == 9
 
 
 def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
     here, registry, pictures, tmp_path
 ):
-    place = Store(str(tmp_path / "store"))
+    store = Store(str(tmp_path / "store"))
     for i, path in enumerate(pictures):
-        write_pyramid(place.path(f"{i:032x}"), ImagePyramid.of(decode.read(path)))
+        write_pyramid(store.path(f"{i:032x}"), ImagePyramid.of(decode.read(path)))
     mask = ImagePyramid.of_mask(np.zeros((8, 8), np.uint8))
-    write_pyramid(place.path(f"{0:032x}{MASK}"), mask)
-    stored, _ = offline.images_in([tmp_path / "store"])
+    write_pyramid(store.path(f"{0:032x}{MASK}"), mask)
+    stored, _ = offline.list_images([tmp_path / "store"])
     assert len(stored) == len(pictures)
     folder = registry.fetch(registry.holder("parts", "champion"))
     for name, images in (("files", sorted(pictures)), ("entries", stored)):
@@ -134,16 +133,17 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
 
 def test_paths_are_images_folders_and_tables(pictures, tmp_path):
     folder = pictures[0].parent
-    assert offline.images_in([folder]) == (sorted(pictures), [""] * 4)
+    assert offline.list_images([folder]) == (sorted(pictures), [""] * 4)
     (folder / "list.csv").write_text("image,label\n1.png,a\n0.png,b\n")
-    assert offline.images_in([folder / "list.csv"])[0] == [pictures[1], pictures[0]]
+    assert offline.list_images([folder / "list.csv"])[0] == [pictures[1], pictures[0]]
     pq.write_table(pa.table({"image": [str(pictures[3])]}), tmp_path / "list.parquet")
-    assert offline.images_in([pictures[2], tmp_path / "list.parquet"])[0] == pictures[2:]
+    assert offline.list_images([pictures[2], tmp_path / "list.parquet"])[0] == pictures[2:]
     (tmp_path / "other.csv").write_text("file\na.png\n")
     (tmp_path / "empty").mkdir()
-    for wrong, said in (("other.csv", "column 'image'"), ("none.png", "no file"), ("empty", "No image")):  # fmt: skip
-        with pytest.raises(ManifestError, match=said):
-            offline.images_in([tmp_path / wrong])
+    mistakes = {"other.csv": "column 'image'", "none.png": "no file", "empty": "No image"}
+    for name, sentence in mistakes.items():
+        with pytest.raises(ManifestError, match=sentence):
+            offline.list_images([tmp_path / name])
 
 
 def test_a_bundle_may_be_named_by_its_run(registry, tmp_path):
@@ -158,10 +158,10 @@ def test_an_overlay_shows_where_it_looked(registry, pictures):
     for task in ("parts", "layers"):
         opened = Bundle(registry.fetch(registry.holder(task, "champion")))
         answer = opened.predict(pictures[0])
-        drawn = offline.drawn(read(pictures[0]), answer)
-        changed = (drawn != pixels).any(2)
+        overlay = offline.draw_overlay(read(pictures[0]), answer)
+        changed = (overlay != pixels).any(2)
         expected = answer.mask > 0 if task == "layers" else np.zeros(pixels.shape[:2], bool)
         if task == "parts":  # the whole image, outlined
             expected[0], expected[:, 0] = True, True
         assert changed[expected].mean() > 0.95
-        assert drawn.shape == pixels.shape
+        assert overlay.shape == pixels.shape

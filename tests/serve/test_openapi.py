@@ -21,7 +21,7 @@ def test_what_is_documented_holds(here, mode):
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) == 4
     if mode == "negative":  # the others take nothing that could be wrong
-        operations = [one for one in operations if one.method == "post"]
+        operations = [operation for operation in operations if operation.method == "post"]
     for operation in operations:
         strategy = operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode))
 

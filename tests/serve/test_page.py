@@ -23,7 +23,8 @@ def test_the_page_is_behind_the_token(ask):
     nobody = {"authorization": ""}
     reply = ask("GET", "/", headers=nobody)
     assert (reply.status_code, reply.headers["location"]) == (303, "/login")
-    assert "default-src 'self'" in ask("GET", "/login", headers=nobody).headers["content-security-policy"]  # fmt: skip
+    policy = ask("GET", "/login", headers=nobody).headers["content-security-policy"]
+    assert "default-src 'self'" in policy
     for path in ("/page/inspect.js", "/page/sample/parts", "/page/uncertain"):
         assert ask("GET", path, headers=nobody).status_code == 401
     wrong = ask("POST", "/login", content="token=wrong", headers=nobody)
@@ -34,9 +35,9 @@ def test_the_page_is_behind_the_token(ask):
     assert TOKEN not in cookie
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
-    held = {"cookie": cookie.split(";")[0]} | nobody
-    assert "Inspect a part" in ask("GET", "/", headers=held).text
-    assert ask("GET", "/v1/models", headers=held).status_code == 200
+    entered = {"cookie": cookie.split(";")[0]} | nobody
+    assert "Inspect a part" in ask("GET", "/", headers=entered).text
+    assert ask("GET", "/v1/models", headers=entered).status_code == 200
     assert ask("GET", "/v1/models", headers={"cookie": "assay=0"} | nobody).status_code == 401
     assert ask("POST", "/login", content="a" * 5000, headers=nobody).status_code == 413
     for path in ("/page/..%2f..%2ferrors.py", "/page/login.html", "/page/sample/none"):
@@ -50,15 +51,16 @@ def test_a_page_names_no_other_host():
 
 
 def test_the_least_certain_are_shown_first_and_the_oldest_forgotten():
-    kept = page.UncertainRequests()
+    requests = page.UncertainRequests()
     for i in range(page.NUM_RECENT + 5):
-        kept.add("parts", {"label": "a", "probs": {"a": (i % 700) / 700, "b": 0.0}}, str(i))
-    assert [one["thumb"] for one in kept.shown()] == [str(5 + i) for i in range(page.NUM_KEPT)]
+        requests.add("parts", {"label": "a", "probs": {"a": (i % 700) / 700, "b": 0.0}}, str(i))
+    thumbs = [request["thumb"] for request in requests.rank()]
+    assert thumbs == [str(5 + i) for i in range(page.NUM_KEPT)]
 
 
 @pytest.fixture
 def address(here) -> Iterator[str]:
-    here.kept = page.UncertainRequests()
+    here.recent = page.UncertainRequests()
     for inspector in here.inspectors.values():
         inspector.keep = True
     with socket.socket() as probe:
@@ -90,10 +92,10 @@ def browser() -> Iterator[object]:
 def test_a_person_asks_the_page(browser, address, pictures, registry, tmp_path):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
-    faults, elsewhere = [], []
+    faults, requested = [], []
     tab.on("pageerror", lambda error: faults.append(str(error)))
-    tab.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-    tab.on("request", lambda asked: None if asked.url.startswith((address, "data:", "blob:")) else elsewhere.append(asked.url))  # fmt: skip
+    tab.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
+    tab.on("request", lambda request: requested.append(request.url))
     tab.goto(address)
     tab.get_by_label("Token of this server").fill(TOKEN)
     tab.keyboard.press("Enter")
@@ -103,7 +105,8 @@ def test_a_person_asks_the_page(browser, address, pictures, registry, tmp_path):
     tab.get_by_label("Images of one part").set_input_files([str(path) for path in pictures[:2]])
     for alias in ("champion", "challenger"):
         version = registry.holder("parts", alias).version
-        section = tab.locator("section.model", has=tab.get_by_role("heading", name=f"{alias} {version}"))  # fmt: skip
+        heading = tab.get_by_role("heading", name=f"{alias} {version}")
+        section = tab.locator("section.model", has=heading)
         section.get_by_text("Calibrated probabilities").wait_for()
         assert section.get_by_role("img", name="looked at 1 patch").count() == 2
         assert section.locator("tr").count() == 3
@@ -124,5 +127,6 @@ def test_a_person_asks_the_page(browser, address, pictures, registry, tmp_path):
     )
     assert coloured > 0.1
     tab.screenshot(path=str(tmp_path / "mask.png"), full_page=True)
-    assert (faults, elsewhere) == ([], [])
+    assert faults == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in requested)
     context.close()

@@ -10,8 +10,9 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Bundle
-from assay.bundle.registry import TASK_NAME, Alias, Record, Registry
+from assay.bundle.registry import TASK_NAME, Record, Registry
 from assay.errors import PredictionsError, RegistryError
 from assay.metrics.compare import SIGNIFICANT, Comparison, compare
 

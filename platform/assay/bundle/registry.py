@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -26,9 +26,6 @@ import pyarrow.parquet as pq
 
 from assay.errors import RegistryError
 from assay.files import reach, whole
-
-Alias = Literal["champion", "challenger"]
-ALIASES: tuple[Alias, ...] = ("champion", "challenger")
 
 SCHEMA = 1
 

@@ -49,7 +49,7 @@ def serve(
 
 
 def _ask_for_a_token() -> None:
-    """Ray's own ports ask for a token too, unless the user says otherwise; it reads this as it is imported."""
+    """Let Ray's own ports ask for a token too, unless the user says otherwise; Ray reads this as it is imported."""
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -75,7 +75,7 @@ def predict(
     from assay.serve import offline
     from assay.session import ray_session
 
-    folder, (images, groups) = offline.find_bundle(bundle), offline.images_in(paths)
+    folder, (images, groups) = offline.find_bundle(bundle), offline.list_images(paths)
     with ray_session(serves=True):
         good, bad = offline.predict(
             folder.absolute(), images, out.absolute(), variant, overlays, groups

@@ -3,19 +3,23 @@
 client = Client("http://line-7:8000", token)
 reply = client.judge("fingerprint", Path("part.jpg"))
 print(reply.answer.label, reply.model.version)
+
+Needs httpx and pydantic alone, so that a line's own computer may ask.
 """
 
-import http.client
 import json
 import random
+import ssl
 import time
-import urllib.request
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from assay.bundle.registry import Alias
+import httpx
+
+from assay.bundle.aliases import Alias
 from assay.errors import ServeError
 from assay.serve.contract import MaskFormat, Reply
 
@@ -54,58 +58,68 @@ class Client:
         Raises:
             ServeError: the server refuses it, or cannot be reached.
         """
-        contents = [one if isinstance(one, bytes) else one.read_bytes() for one in images]
-        body, kind = _form(contents) if len(contents) != 1 else (contents[0], "image/*")
+        contents = [image if isinstance(image, bytes) else image.read_bytes() for image in images]
         path = f"/v1/{task}?model={alias}&mask={mask}"
-        return Reply.model_validate_json(self._send("POST", path, body, kind))
+        if len(contents) == 1:
+            return Reply.model_validate_json(self._send("POST", path, content=contents[0]))
+        form = [("image", ("image", content)) for content in contents]
+        return Reply.model_validate_json(self._send("POST", path, files=form))
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """Which bundles answer, by task and alias.
+        """Fetch which bundles answer, by task and alias.
 
         Raises:
             ServeError: as `judge`.
         """
-        found: dict[str, dict[str, Any]] = json.loads(self._send("GET", "/v1/models", None, ""))
-        return found
+        models: dict[str, dict[str, Any]] = json.loads(self._send("GET", "/v1/models"))
+        return models
 
-    def _send(self, method: str, path: str, body: bytes | None, kind: str) -> bytes:
-        headers = {"authorization": f"Bearer {self.token}"} | (
-            {"content-type": kind} if kind else {}
-        )
-        pause, said = 0.1, ""
+    def _send(self, method: str, path: str, **body: Any) -> bytes:
+        pause, why = 0.1, ""
         for attempt in range(self.retries + 1):
-            request = urllib.request.Request(
-                self.address + path, body, headers | {"x-request-id": uuid4().hex}, method=method
-            )
             wait = pause * (1 + random.random())  # so that clients do not come back together
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
-                    content: bytes = reply.read()
-                    return content
-            except urllib.error.HTTPError as error:
-                said = _sentence(error)
-                if error.code not in AGAIN:
-                    raise ServeError(f"{self.address} answers {error.code}: {said}") from None
-                wait = max(wait, float(error.headers.get("retry-after") or 0))
-            except (OSError, http.client.HTTPException) as error:
-                said = f"it cannot be reached ({error})"
+                reply = self._attempt(method, path, body)
+                if reply.is_success:
+                    return reply.content
+                why = _reason(reply)
+                if reply.status_code not in AGAIN:
+                    raise ServeError(f"{self.address} answers {reply.status_code}: {why}")
+                wait = max(wait, float(reply.headers.get("retry-after") or 0))
+            except (httpx.RequestError, httpx.InvalidURL) as error:
+                why = f"it cannot be reached ({str(error).rstrip('.')})"
             if attempt < self.retries:
                 time.sleep(min(wait, LONGEST_PAUSE_S))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         raise ServeError(
-            f"{self.address} has no answer after {self.retries + 1} attempts: {said}; see whether it runs, or allow more retries."
+            f"{self.address} has no answer after {self.retries + 1} attempts: {why}; see whether it runs, or allow more retries."
+        )
+
+    def _attempt(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
+        headers = {"x-request-id": uuid4().hex}
+        if self.token:
+            headers["authorization"] = f"Bearer {self.token.strip()}"
+        if "content" in body:
+            headers["content-type"] = "image/*"
+        return httpx.request(
+            method,
+            self.address + path,
+            headers=headers,
+            timeout=self.timeout_s,
+            follow_redirects=True,
+            verify=_certificates(),
+            **body,
         )
 
 
-def _form(contents: list[bytes]) -> tuple[bytes, str]:
-    mark = uuid4().hex
-    head = 'Content-Disposition: form-data; name="image"; filename="image"\r\n\r\n'
-    parts = [f"--{mark}\r\n{head}".encode() + content + b"\r\n" for content in contents]
-    return b"".join([*parts, f"--{mark}--\r\n".encode()]), f"multipart/form-data; boundary={mark}"
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Load what this machine trusts, its factory's own authority too, in place of httpx's list."""
+    return ssl.create_default_context()
 
 
-def _sentence(error: urllib.error.HTTPError) -> str:
+def _reason(reply: httpx.Response) -> str:
     try:
-        return str(json.loads(error.read())["error"])
-    except (ValueError, KeyError, TypeError, OSError):
-        return str(error.reason)
+        return str(reply.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return reply.reason_phrase

@@ -22,8 +22,9 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 
+from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Provider
-from assay.bundle.registry import Alias, Registry
+from assay.bundle.registry import Registry
 from assay.config import from_dict
 from assay.errors import ServeError
 from assay.serve.config import ServeConfig, configuration, read_token
@@ -51,28 +52,28 @@ class Replica:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Open what the configuration names, then let it answer."""
         await asyncio.to_thread(self.inspector.configure, config)
-        self._look.set_max_batch_size(config["batch"])  # type: ignore[attr-defined]
+        self._inspect.set_max_batch_size(config["batch"])  # type: ignore[attr-defined]
 
     async def answer(
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat
     ) -> dict[str, Any]:
-        """A reply's parts."""
-        parts = await self.inspector.answer(images, alias, mask, self._look)
+        """Return a reply's parts, and count them."""
+        parts = await self.inspector.answer(images, alias, mask, self._inspect)
         opened = self.inspector.opened.get(alias)
         self.meters.count(parts, opened.drift if opened else None)
         return parts
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
-    async def _look(self, items: list[Item]) -> list[Any]:
+    async def _inspect(self, items: list[Item]) -> list[Any]:
         self.meters.batch.observe(len(items), self.meters.tags)
         return await asyncio.to_thread(inspect, items)
 
     async def sample(self) -> bytes | None:
-        """The champion's golden image."""
+        """Return the champion's golden image."""
         return self.inspector.sample()
 
     async def describe(self) -> dict[str, Any]:
-        """What is known of the bundles."""
+        """Describe the bundles by alias."""
         return self.inspector.describe()
 
 
@@ -85,7 +86,7 @@ class Front:
         self.following: asyncio.Task[None] | None = None
         self.handles: dict[str, DeploymentHandle[Any]] = {}
         self.meters = FrontMeters()
-        self.kept = UncertainRequests() if self.config.keep_uncertain else None
+        self.recent = UncertainRequests() if self.config.keep_uncertain else None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Take note of the tasks, and begin to follow the registry."""
@@ -97,18 +98,18 @@ class Front:
         while True:
             await asyncio.sleep(self.every_s)
             try:
-                await asyncio.to_thread(self._look)
+                await asyncio.to_thread(self._deploy_changes)
             except Exception:  # a registry or controller out of reach is no reason to give up
                 logger.exception("The registry cannot be followed for now")
 
-    def _look(self) -> None:
+    def _deploy_changes(self) -> None:
         present = applications()
         wanted = configuration(self.config, present)
-        if _said(wanted["applications"]) != _said(present):
+        if _user_configs(wanted["applications"]) != _user_configs(present):
             deploy(wanted)
 
     def __serve_build_asgi_app__(self) -> Guard:
-        """The application that Ray Serve runs."""
+        """Build the application that Ray Serve runs."""
         return make_app(self, self.config.limits, read_token(self.config))
 
     def tasks(self) -> Sequence[str]:
@@ -126,10 +127,10 @@ class Front:
         """See `http.Service`; judging an image twice harms nothing, so it is tried again."""
         for attempt in range(ATTEMPTS):
             try:
-                found: dict[str, Any] = await self._handle(task).answer.remote(images, alias, mask)
-                if self.kept is not None and found.get("answer"):
-                    self.kept.add(task, found["answer"], found["thumb"])
-                return found
+                parts: dict[str, Any] = await self._handle(task).answer.remote(images, alias, mask)
+                if self.recent is not None and parts.get("answer"):
+                    self.recent.add(task, parts["answer"], parts["thumb"])
+                return parts
             except BackPressureError:
                 return {"status": 429, "error": "The queue is full; try again in a second."}
             except (ActorDiedError, ActorUnavailableError):
@@ -138,36 +139,39 @@ class Front:
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """See `http.Service`."""
+        descriptions = await asyncio.gather(*[self._describe(task) for task in self.names])
+        return dict(zip(self.names, descriptions, strict=True))
 
-        async def one(task: str) -> dict[str, Any]:
-            try:
-                async with asyncio.timeout(5):
-                    found: dict[str, Any] = await self._handle(task).describe.remote()
-                    return found
-            except Exception:
-                logger.warning(f"{task} does not say what it holds", exc_info=True)
-                return {}
-
-        found = await asyncio.gather(*[one(task) for task in self.names])
-        return dict(zip(self.names, found, strict=True))
+    async def _describe(self, task: str) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(5):
+                description: dict[str, Any] = await self._handle(task).describe.remote()
+                return description
+        except Exception:
+            logger.warning(f"{task} does not say what it holds", exc_info=True)
+            return {}
 
     async def sample(self, task: str) -> bytes | None:
         """See `http.Service`."""
-        found: bytes | None = await self._handle(task).sample.remote()
-        return found
+        content: bytes | None = await self._handle(task).sample.remote()
+        return content
 
     def uncertain(self) -> list[dict[str, Any]] | None:
         """See `http.Service`."""
-        return None if self.kept is None else self.kept.shown()
+        return None if self.recent is None else self.recent.rank()
 
     def count(self, task: str, status: int, seconds: float) -> None:
         """See `http.Service`."""
         self.meters.count(task, status, seconds)
 
 
-def _said(apps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a promotion may change: which tasks there are, and what their replicas are told."""
-    return {app["name"]: [one["user_config"] for one in app["deployments"]] for app in apps}
+def _user_configs(apps: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
+    """Return what a promotion may change: which tasks there are, and what their replicas are told."""
+    return {
+        (app["name"], deployment["name"]): deployment["user_config"]
+        for app in apps
+        for deployment in app["deployments"]
+    }
 
 
 def front(args: dict[str, Any]) -> serve.Application:
@@ -181,9 +185,9 @@ def task(args: dict[str, Any]) -> serve.Application:
 
 
 def applications() -> list[dict[str, Any]]:
-    """What the cluster was last told to run."""
+    """Return what the cluster was last told to run."""
     details = _client().get_serve_details()
-    return [one["deployed_app_config"] for one in details["applications"].values()]
+    return [app["deployed_app_config"] for app in details["applications"].values()]
 
 
 def deploy(wanted: Mapping[str, Any]) -> None:
@@ -197,13 +201,13 @@ def _client() -> Any:
 
 @contextmanager
 def cluster(config: ServeConfig) -> Iterator[str]:
-    """A Ray of this machine, or that of RAY_ADDRESS, that listens; ends what it began.
+    """Let a Ray of this machine, or that of RAY_ADDRESS, listen; ends what it began.
 
     Raises:
         ServeError: there is no token.
     """
     read_token(config, create=True)
-    with ray_session(serves=True) as own:
+    with ray_session(serves=True) as is_local:
         logger.setLevel(logging.WARNING)
         options = {"host": config.host, "port": config.port}
         with suppress(TimeoutError):  # of the proxies, which `wait` waits for
@@ -211,7 +215,7 @@ def cluster(config: ServeConfig) -> Iterator[str]:
         try:
             yield f"http://{config.host}:{config.port}"
         finally:
-            if own:
+            if is_local:
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 

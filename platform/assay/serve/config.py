@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Interval
 
+from assay.bundle.aliases import ALIASES
 from assay.bundle.bundle import Provider, Variant
-from assay.bundle.registry import ALIASES, Registry
+from assay.bundle.registry import Registry
 from assay.config import Settings, to_dict
 from assay.errors import ConfigError, ServeError
 from assay.serve.limits import Limits
@@ -87,7 +88,7 @@ class ServeConfig(Settings):
 
 
 def configuration(config: ServeConfig, present: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """What `serve deploy` is given, as the registry has it now.
+    """Describe for `serve deploy` what the registry has now.
 
     Args:
         config: where and how.
@@ -99,70 +100,87 @@ def configuration(config: ServeConfig, present: Iterable[Mapping[str, Any]] = ()
     """
     config = _absolute(config)
     registry = Registry(config.registry)
-    kept = {app["name"]: dict(app) for app in present}
+    earlier = {app["name"]: dict(app) for app in present}
     tasks, applications = [], []
     for name in registry.tasks():
-        held = {alias: registry.holder(name, alias) for alias in ALIASES}
-        if held["champion"] is None:
+        records = {alias: registry.holder(name, alias) for alias in ALIASES}
+        if records["champion"] is None:
             continue
-        app = kept.get(name) or _application(name, config)
+        app = earlier.get(name) or _application(name, config)
         (deployment,) = app["deployments"]
-        ids = {alias: record.id if record else "" for alias, record in held.items()}
+        ids = {alias: record.id if record else "" for alias, record in records.items()}
+        user_config = deployment["user_config"] | ids
         tasks.append(name)
-        known = deployment["user_config"]
-        applications.append(app | {"deployments": [deployment | {"user_config": known | ids}]})
+        applications.append(app | {"deployments": [deployment | {"user_config": user_config}]})
     if not tasks:
         raise ServeError(
             f"No task of the registry {config.registry} has a champion; promote a run by assay promote RUN."
         )
-    light = {"num_replicas": 1, "max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
-    front = {
-        "name": "front", "route_prefix": "/", "import_path": "assay.serve.cluster:front",
-        "args": {"config": to_dict(config)},
-        "deployments": [
-            {"name": "front", "user_config": {"tasks": tasks, "every_s": FOLLOW_S}} | light,
-        ],
-    }  # fmt: skip
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.host, "port": config.port},
-        "applications": [front, *applications],
+        "applications": [_front(tasks, config), *applications],
     }
 
 
 def _absolute(config: ServeConfig) -> ServeConfig:
-    """The same for a process that begins in another folder."""
-    place = config.registry
-    if "://" not in place:
-        place = str(Path(place).absolute())
+    """Spell out paths for a process that begins in another folder."""
+    registry = config.registry
+    if "://" not in registry:
+        registry = str(Path(registry).absolute())
     token_file = config.token_file.expanduser().absolute()
-    return replace(config, registry=place, token_file=token_file)
+    return replace(config, registry=registry, token_file=token_file)
+
+
+def _front(tasks: list[str], config: ServeConfig) -> dict[str, Any]:
+    deployment = {
+        "name": "front",
+        "user_config": {"tasks": tasks, "every_s": FOLLOW_S},
+        "num_replicas": 1,
+        "max_ongoing_requests": 1000,
+        "ray_actor_options": {"num_cpus": 0},
+    }
+    return {
+        "name": "front",
+        "route_prefix": "/",
+        "import_path": "assay.serve.cluster:front",
+        "args": {"config": to_dict(config)},
+        "deployments": [deployment],
+    }
 
 
 def _application(name: str, config: ServeConfig) -> dict[str, Any]:
     app = config.app
-    return {
-        "name": name, "route_prefix": None, "import_path": "assay.serve.cluster:task",
-        "args": {
-            "registry": config.registry, "task": name, "threads": max(1, int(app.cpus)), "provider": app.provider,
+    deployment = {
+        "name": "replica",
+        "autoscaling_config": {
+            "min_replicas": app.min_replicas,
+            "max_replicas": app.max_replicas,
+            "target_ongoing_requests": app.batch,
         },
-        "deployments": [{
-            "name": "replica",
-            "autoscaling_config": {
-                "min_replicas": app.min_replicas, "max_replicas": app.max_replicas,
-                "target_ongoing_requests": app.batch,
-            },
-            # what exceeds a batch waits in front of all replicas, for the one that is first free
-            "max_ongoing_requests": app.batch + 2, "max_queued_requests": app.queue,
-            "graceful_shutdown_timeout_s": 30,
-            "ray_actor_options": {"num_cpus": app.cpus, "num_gpus": app.gpus},
-            "user_config": {"variant": app.variant, "batch": app.batch, "keep": config.keep_uncertain},
-        }],
-    }  # fmt: skip
+        # what exceeds a batch waits in front of all replicas, for the one that is first free
+        "max_ongoing_requests": app.batch + 2,
+        "max_queued_requests": app.queue,
+        "graceful_shutdown_timeout_s": 30,
+        "ray_actor_options": {"num_cpus": app.cpus, "num_gpus": app.gpus},
+        "user_config": {"variant": app.variant, "batch": app.batch, "keep": config.keep_uncertain},
+    }
+    return {
+        "name": name,
+        "route_prefix": None,
+        "import_path": "assay.serve.cluster:task",
+        "args": {
+            "registry": config.registry,
+            "task": name,
+            "threads": max(1, int(app.cpus)),
+            "provider": app.provider,
+        },
+        "deployments": [deployment],
+    }
 
 
 def read_token(config: ServeConfig, create: bool = False) -> str | None:
-    """The token, None where everyone is let in.
+    """Return the token, None where everyone is let in.
 
     Raises:
         ServeError: there is none, or its file can be read by others.

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from assay.bundle.aliases import Alias
+
 MaskFormat: TypeAlias = Literal["png", "rle", "none"]
 
 
@@ -70,7 +72,7 @@ class Model(Form):
     """Which bundle answered."""
 
     task: str
-    alias: Literal["champion", "challenger"]
+    alias: Alias
     version: str
     variant: Literal["fp32", "int8"]
 

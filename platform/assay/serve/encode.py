@@ -13,7 +13,7 @@ from assay.shapes import Bool, UInt8
 
 
 def class_of(verdict: Verdict) -> Class:
-    """A verdict's form."""
+    """Put a verdict into its form."""
     return Class(
         label=verdict.label,
         probs=verdict.probs,
@@ -23,20 +23,20 @@ def class_of(verdict: Verdict) -> Class:
 
 
 def view_of(answer: Any, size: tuple[int, int], mask: MaskFormat) -> View:
-    """The form of what a bundle says of one image of this height and width."""
+    """Put what a bundle says of one image, of this height and width, into its form."""
     height, width = size
     if isinstance(answer, Answer):
         boxes = zip(answer.boxes.tolist(), answer.attn.tolist(), strict=True)
         patches = [Patch(box=box, score=score) for box, score in boxes]
         return View(height=height, width=width, answer=class_of(answer), patches=patches)
-    found: MaskAnswer = answer
+    masked: MaskAnswer = answer
     return View(
         height=height,
         width=width,
-        mask=mask_of(found.mask, found.classes, mask),
+        mask=mask_of(masked.mask, masked.classes, mask),
         defects=[
-            Defect(label=one.label, area_px=one.area_px, box=one.box.tolist())
-            for one in found.defects
+            Defect(label=defect.label, area_px=defect.area_px, box=defect.box.tolist())
+            for defect in masked.defects
         ],
     )
 
@@ -44,7 +44,7 @@ def view_of(answer: Any, size: tuple[int, int], mask: MaskFormat) -> View:
 def mask_of(
     mask: UInt8[np.ndarray, "h w"], classes: Sequence[str], form: MaskFormat
 ) -> Mask | None:
-    """A mask's form; none if none is asked for."""
+    """Put a mask into its form; none if none is asked for."""
     if form == "none":
         return None
     if form == "png":
@@ -53,7 +53,7 @@ def mask_of(
 
 
 def runs(inside: Bool[np.ndarray, "h w"]) -> list[int]:
-    """Lengths of runs outside and inside in turn, column by column, the first outside (or 0)."""
+    """Count runs outside and inside in turn, column by column, the first outside (or 0)."""
     flat = inside.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = np.concatenate([[0] if flat[:1].any() else [], [0], edges, [flat.size]])

@@ -25,10 +25,10 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 import assay
-from assay.bundle.registry import Alias
+from assay.bundle.aliases import Alias
 from assay.serve import page
 from assay.serve.contract import MaskFormat, Refusal, Reply
-from assay.serve.limits import Limits, RefusedError, images_of, read_body
+from assay.serve.limits import Limits, RefusedError, read_body, read_images
 
 OPEN = ("/health", "/ready", "/login")
 """Paths that ask for no token; they tell nothing of models or images."""
@@ -50,11 +50,17 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 _REASONS = {
-    400: "The body was cut off", 401: "No token, or a wrong one", 404: "No such task or alias",
-    408: "The body took too long", 413: "The body is too large", 415: "No format that is read",
-    422: "An image, or a parameter, cannot be used", 429: "The queue is full; see Retry-After",
-    503: "No model is ready; see Retry-After", 504: "No answer in time",
-}  # fmt: skip
+    400: "The body was cut off",
+    401: "No token, or a wrong one",
+    404: "No such task or alias",
+    408: "The body took too long",
+    413: "The body is too large",
+    415: "No format that is read",
+    422: "An image, or a parameter, cannot be used",
+    429: "The queue is full; see Retry-After",
+    503: "No model is ready; see Retry-After",
+    504: "No answer in time",
+}
 
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
@@ -80,28 +86,28 @@ class Service(Protocol):
     """What answers."""
 
     def tasks(self) -> Sequence[str]:
-        """Names of the tasks that have a champion."""
+        """List the tasks that have a champion."""
 
     async def answer(
         self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat
     ) -> dict[str, Any]:
-        """A reply's parts, or `status` and `error`."""
+        """Return a reply's parts, or `status` and `error`."""
 
     async def models(self) -> dict[str, dict[str, Any]]:
-        """By task and alias, what is known of its bundle; a task that is not ready is empty."""
+        """Describe the bundles by task and alias; a task that is not ready is empty."""
 
     def count(self, task: str, status: int, seconds: float) -> None:
         """Take note of a request."""
 
     async def sample(self, task: str) -> bytes | None:
-        """An image to try a task with."""
+        """Return an image to try a task with."""
 
     def uncertain(self) -> list[dict[str, Any]] | None:
-        """Recent requests, the least certain first; None where they are not kept."""
+        """Return recent requests, the least certain first; None where they are not kept."""
 
 
 def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
-    """The application; without a token everyone is let in."""
+    """Build the application; without a token everyone is let in."""
     app = FastAPI(title="Assay", version=assay.__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -126,24 +132,24 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
             status = refused.status
             raise
         finally:
-            known = task if task in service.tasks() else ""
-            service.count(known, status, time.perf_counter() - began)
+            counted = task if task in service.tasks() else ""
+            service.count(counted, status, time.perf_counter() - began)
 
     @app.get("/v1/models", responses={401: responses[401]})
     async def models() -> dict[str, dict[str, Any]]:
-        """Which bundles answer, by task and alias, with their numbers."""
+        """List which bundles answer, by task and alias, with their numbers."""
         return await service.models()
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the process lives."""
+        """Tell that the process lives."""
         return {"status": "ok"}
 
     @app.get("/ready", responses={503: responses[503]})
     async def ready() -> dict[str, str]:
-        """Whether every task has a verified champion."""
-        found = await service.models()
-        if not found or not all("champion" in aliases for aliases in found.values()):
+        """Tell whether every task has a verified champion."""
+        models = await service.models()
+        if not models or not all("champion" in aliases for aliases in models.values()):
             raise RefusedError(503, "Not every task has a model yet.", retry_after_s=2)
         return {"status": "ready"}
 
@@ -158,7 +164,7 @@ async def _judge(
         raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
     body = await read_body(request.receive, request.headers.get("content-length"), limits)
     began = time.perf_counter()
-    images = images_of(body, request.headers.get("content-type", ""), limits)
+    images = read_images(body, request.headers.get("content-type", ""), limits)
     try:
         async with asyncio.timeout(limits.answer_s):
             parts = await service.answer(task, images, alias, mask)
@@ -183,7 +189,7 @@ class Guard:
     def __init__(self, app: FastAPI, token: str | None) -> None:
         self.app = app
         self.expected = None if token is None else _digest(token)
-        self.cookie = None if token is None else page.cookie_of(token)
+        self.cookie = None if token is None else page.sign_cookie(token)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -191,8 +197,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get(b"x-request-id", "")
-        name = given if _ID.fullmatch(given) else uuid4().hex
+        name = headers.get(b"x-request-id", "")
+        if not _ID.fullmatch(name):
+            name = uuid4().hex
         scope["state"] = dict(scope.get("state") or {}) | {"id": name}
 
         async def send_with_id(message: Message) -> None:
@@ -205,19 +212,21 @@ class Guard:
             await send(message)
 
         try:
-            if scope["path"] in OPEN or self._is_known(headers):
+            if scope["path"] in OPEN or self._is_trusted(headers):
                 await self.app(scope, receive, send_with_id)
                 return
             if scope["path"] == "/" and scope["method"] == "GET":
                 await RedirectResponse("/login", 303)(scope, receive, send_with_id)
                 return
-            reply = _say(401, "This needs the header 'Authorization: Bearer <token>'.", name)
+            reply = _error_reply(
+                401, "This needs the header 'Authorization: Bearer <token>'.", name
+            )
             reply.headers["www-authenticate"] = "Bearer"
             await reply(scope, receive, send_with_id)
         except Exception:  # the sender has its answer by `_broke`; here is the trace of it
             logger.exception(f"request {name}")
 
-    def _is_known(self, headers: dict[bytes, str]) -> bool:
+    def _is_trusted(self, headers: dict[bytes, str]) -> bool:
         if self.expected is None or self.cookie is None:
             return True
         for part in headers.get(b"cookie", "").split(";"):
@@ -233,13 +242,13 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.strip().encode()).digest()
 
 
-def _say(status: int, error: str, name: str) -> JSONResponse:
+def _error_reply(status: int, error: str, name: str) -> JSONResponse:
     return JSONResponse({"error": error, "request": name}, status)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RefusedError)
-    reply = _say(error.status, error.reason, request.scope["state"]["id"])
+    reply = _error_reply(error.status, error.reason, request.scope["state"]["id"])
     if error.retry_after_s is not None:
         reply.headers["retry-after"] = str(error.retry_after_s)
     return reply
@@ -249,16 +258,16 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     text = f"The parameter {first['loc'][-1]} cannot be used: {first['msg']}."
-    return _say(422, text, request.scope["state"]["id"])
+    return _error_reply(422, text, request.scope["state"]["id"])
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    reply = _say(error.status_code, str(error.detail), request.scope["state"]["id"])
+    reply = _error_reply(error.status_code, str(error.detail), request.scope["state"]["id"])
     reply.headers.update(error.headers or {})
     return reply
 
 
 async def _broke(request: Request, error: Exception) -> JSONResponse:
     text = "The server failed; its log has more under this request's id."
-    return _say(500, text, request.scope["state"]["id"])
+    return _error_reply(500, text, request.scope["state"]["id"])

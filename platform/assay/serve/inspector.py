@@ -15,8 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.bundle import Bundle, Provider, Variant, read
-from assay.bundle.registry import ALIASES, Alias, Record, Registry
+from assay.bundle.registry import Record, Registry
 from assay.data.images import decode
 from assay.errors import AssayError, ImageError
 from assay.metrics.drift import Drift
@@ -28,7 +29,7 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """A verified bundle, and what it is known by."""
+    """A verified bundle, and what it is called by."""
 
     bundle: Bundle
     model: Model
@@ -106,32 +107,32 @@ class Inspector:
     async def answer(
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, batch: Batch
     ) -> dict[str, Any]:
-        """A reply's parts; or a status and why there is none."""
+        """Return a reply's parts; or a status and why there is none."""
         opened = self.opened.get(alias)
         if opened is None:
             return {"status": 404, "error": f"{self.task} has no {alias}."}
-        found = await asyncio.gather(*[batch((opened, content)) for content in images])
-        for place, one in enumerate(found, 1):
-            if isinstance(one, ImageError):
-                logger.warning(f"{self.task}: {one}")
-                return {"status": 422, "error": f"Image {place} is truncated or damaged."}
-            if isinstance(one, Exception):
-                raise one
-        verdict = opened.bundle.together([answer for answer, _, _ in found])
-        views = [view_of(answer, size, mask) for answer, size, _ in found]
+        outcomes = await asyncio.gather(*[batch((opened, content)) for content in images])
+        for number, outcome in enumerate(outcomes, 1):
+            if isinstance(outcome, ImageError):
+                logger.warning(f"{self.task}: {outcome}")
+                return {"status": 422, "error": f"Image {number} is truncated or damaged."}
+            if isinstance(outcome, Exception):
+                raise outcome
+        verdict = opened.bundle.together([answer for answer, _, _ in outcomes])
+        views = [view_of(answer, size, mask) for answer, size, _ in outcomes]
         if opened.drift is not None:
-            for answer, _, _ in found:
+            for answer, _, _ in outcomes:
                 opened.drift.add(answer.embedding)
         return {
             "model": opened.model.model_dump(),
             "classes": opened.bundle.classes,
             "answer": None if verdict is None else class_of(verdict).model_dump(),
             "views": [view.model_dump() for view in views],
-            "thumb": _jpeg(found[0][2]) if self.keep else "",
+            "thumb": _encode_jpeg(outcomes[0][2]) if self.keep else "",
         }
 
     def sample(self) -> bytes | None:
-        """The champion's golden image."""
+        """Return the champion's golden image."""
         opened = self.opened.get("champion")
         if opened is None:
             return None
@@ -139,35 +140,41 @@ class Inspector:
         return (folder / opened.bundle.card["golden"]["image"]).read_bytes()
 
     def describe(self) -> dict[str, Any]:
-        """What a person may want to know of the bundles, by alias."""
-        return {
-            alias: opened.model.model_dump()
-            | {"run": opened.record.run, "data": opened.record.data, "since": opened.record.time}
-            | {"kind": opened.bundle.pipeline["kind"], "classes": opened.bundle.classes}
-            | {"metrics": opened.record.metrics}
-            for alias, opened in self.opened.items()
-        }
+        """Tell what a person may want to know of the bundles, by alias."""
+        return {alias: _describe(opened) for alias, opened in self.opened.items()}
+
+
+def _describe(opened: OpenBundle) -> dict[str, Any]:
+    record = opened.record
+    return opened.model.model_dump() | {
+        "run": record.run,
+        "data": record.data,
+        "since": record.time,
+        "kind": opened.bundle.pipeline["kind"],
+        "classes": opened.bundle.classes,
+        "metrics": record.metrics,
+    }
 
 
 def inspect(items: Sequence[Item]) -> list[Any]:
-    """Of each item an answer with the image's size and smallest level, or why there is none."""
-    found: list[Any] = [None] * len(items)
+    """Return for each item an answer with the image's size and smallest level, or why there is none."""
+    outcomes: list[Any] = [None] * len(items)
     for opened in {id(item[0]): item[0] for item in items}.values():
-        places = [i for i, item in enumerate(items) if item[0] is opened]
-        seen = _look(opened.bundle, [items[i][1] for i in places])
-        for place, one in zip(places, seen, strict=True):
-            found[place] = one
-    return found
+        indices = [i for i, item in enumerate(items) if item[0] is opened]
+        answers = _predict(opened.bundle, [items[i][1] for i in indices])
+        for i, outcome in zip(indices, answers, strict=True):
+            outcomes[i] = outcome
+    return outcomes
 
 
-def _look(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
+def _predict(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
     entries = [read(content) for content in images]
     try:
         answers = bundle.predict_each(entries)
     except Exception as error:  # whatever a graph may raise must reach its own request alone
         if len(images) == 1:
             return [error]
-        return [_look(bundle, [content])[0] for content in images]
+        return [_predict(bundle, [content])[0] for content in images]
     return [
         answer
         if isinstance(answer, ImageError) or isinstance(entry, ImageError)
@@ -176,7 +183,7 @@ def _look(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
     ]
 
 
-def _jpeg(level: np.ndarray) -> str:
-    """A small picture in base64."""
+def _encode_jpeg(level: np.ndarray) -> str:
+    """Encode a small picture as JPEG in base64."""
     ordered = np.ascontiguousarray(decode.to_uint8(level)[..., ::-1])
     return base64.b64encode(cv2.imencode(".jpg", ordered)[1].tobytes()).decode()

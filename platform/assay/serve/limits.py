@@ -17,9 +17,13 @@ from assay.data.images import decode
 from assay.errors import AssayError, ImageError
 
 MAGIC = {
-    "jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "bmp": b"BM", "tiff": b"II*\0",
-    "tiff-be": b"MM\0*", "webp": b"RIFF",
-}  # fmt: skip
+    "jpeg": b"\xff\xd8\xff",
+    "png": b"\x89PNG\r\n\x1a\n",
+    "bmp": b"BM",
+    "tiff": b"II*\0",
+    "tiff-be": b"MM\0*",
+    "webp": b"RIFF",
+}
 """First bytes of the formats that are read."""
 
 
@@ -58,7 +62,7 @@ class RefusedError(AssayError):
 
 
 async def read_body(receive: Receive, declared: str | None, limits: Limits) -> bytes:
-    """A request's body, as long as it stays within the limits.
+    """Collect a request's body, as long as it stays within the limits.
 
     Raises:
         RefusedError: it is too long, too slow or cut off.
@@ -84,8 +88,8 @@ async def read_body(receive: Receive, declared: str | None, limits: Limits) -> b
     return b"".join(parts)
 
 
-def images_of(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
-    """The images in a body: the body itself, or the parts of a multipart form that hold a file.
+def read_images(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
+    """Take the images out of a body: the body itself, or the parts of a multipart form that hold a file.
 
     Raises:
         RefusedError: there is none, there are too many, or one is of no allowed format or too large.
@@ -97,13 +101,13 @@ def images_of(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
         raise RefusedError(
             422, f"{len(images) if body else 0} images were sent; send 1 to {limits.views}."
         )
-    for place, content in enumerate(images, 1):
-        _check(content, place, limits)
+    for number, content in enumerate(images, 1):
+        _check(content, number, limits)
     return images
 
 
 def form_parts(body: bytes, content_type: str) -> list[bytes]:
-    """The contents of a multipart form, in order (RFC 7578; no nesting, no transfer encoding).
+    """Take a multipart form apart, in order (RFC 7578; no nesting, no transfer encoding).
 
     Raises:
         RefusedError: it is not one.
@@ -113,26 +117,26 @@ def form_parts(body: bytes, content_type: str) -> list[bytes]:
     _, *parts = (b"\r\n" + body).split(mark) if mark else [b""]
     if not parts or not parts[-1].startswith(b"--"):
         raise RefusedError(422, "The multipart form has no boundary or no end.")
-    found = []
+    contents = []
     for part in parts[:-1]:
         _, gap, content = part.partition(b"\r\n\r\n")
         if not gap:
             raise RefusedError(422, "A part of the multipart form has no header.")
-        found.append(content)
-    return found
+        contents.append(content)
+    return contents
 
 
-def _check(content: bytes, place: int, limits: Limits) -> None:
+def _check(content: bytes, number: int, limits: Limits) -> None:
     if not any(content.startswith(magic) for magic in MAGIC.values()):
         raise RefusedError(
-            415, f"Image {place} is none of: JPEG, PNG, TIFF, BMP, WebP (by its first bytes)."
+            415, f"Image {number} is none of: JPEG, PNG, TIFF, BMP, WebP (by its first bytes)."
         )
     try:
         height, width = decode.probe(content)
     except ImageError:
-        raise RefusedError(422, f"Image {place} has a damaged header.") from None
+        raise RefusedError(422, f"Image {number} has a damaged header.") from None
     if height * width > limits.image_mp * 1e6:
         raise RefusedError(
             422,
-            f"Image {place} has {width} x {height} pixels, more than {limits.image_mp:g} megapixels.",
+            f"Image {number} has {width} x {height} pixels, more than {limits.image_mp:g} megapixels.",
         )

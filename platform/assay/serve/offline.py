@@ -45,40 +45,41 @@ OVERLAY_PX = 1024
 """Longer side of an overlay."""
 
 
-def images_in(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Images of files, folders, and tables (CSV, Parquet) that have a column `image`.
+def list_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """List the images of files, folders, and tables (CSV, Parquet) that have a column `image`.
 
     Also the group of each, "" where none is given: a table may have a column `group`.
 
     Raises:
         ManifestError: there is none, or a path or a column is missing.
     """
-    found: list[Path] = []
-    groups: dict[int, str] = {}
+    images: list[Path] = []
+    groups: list[str] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(filter(_is_image, path.rglob("*")))
+            images += sorted(filter(_is_image, path.rglob("*")))
         elif path.suffix.lower() in (".csv", ".parquet"):
-            names, own = _columns(path)
-            groups |= dict(enumerate(own, len(found)))
-            found += [path.parent / name for name in names]
+            names, named_groups = _read_columns(path)
+            images += [path.parent / name for name in names]
+            groups += named_groups
         else:
-            found.append(path)
-    missing = [path for path in found if not path.is_file()]
-    if missing or not found:
+            images.append(path)
+        groups += [""] * (len(images) - len(groups))
+    missing = [path for path in images if not path.is_file()]
+    if missing or not images:
         raise ManifestError(
             f"{missing[0] if missing else 'No image'} is {'no file' if missing else 'in ' + ', '.join(map(str, paths))}; give images ({', '.join(decode.SUFFIXES)}), folders of them, or tables with a column 'image'."
         )
-    return found, [groups.get(i, "") for i in range(len(found))]
+    return images, groups
 
 
 def _is_image(path: Path) -> bool:
-    """By its name; also an entry of a store, unless that is a mask."""
+    """Judge by its name; an entry of a store is one too, unless that is a mask."""
     is_entry = path.suffix == SUFFIX and not path.stem.endswith(MASK)
     return is_entry or path.suffix.lower() in decode.SUFFIXES
 
 
-def _columns(path: Path) -> tuple[list[str], list[str]]:
+def _read_columns(path: Path) -> tuple[list[str], list[str]]:
     try:
         table = pacsv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
         has_groups = "group" in table.column_names
@@ -98,34 +99,36 @@ def predict(
     overlays: bool,
     groups: Sequence[str] = (),
 ) -> tuple[int, int]:
-    """Judge images into a folder; returns how many were answered and how many are bad.
+    """Judge images into a folder; return how many were answered and how many are bad.
 
     Raises:
         BundleError: the bundle does not verify.
     """
     bundle = Bundle(folder, variant=variant)
     (out / "chunks").mkdir(parents=True, exist_ok=True)
-    cut = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
     key = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest() + variant
-    chunks: list[dict[str, Any]] = [
-        {"start": i * CHUNK, "images": list(map(str, own)), "file": str(_file(out, key, i, own))}
-        for i, own in enumerate(cut)
-    ]
+    chunks = _cut(images, out / "chunks", key)
     due = [chunk for chunk in chunks if not Path(chunk["file"]).exists()]
     bar = progress_bar(len(images), "judge")
     bar.update(len(images) - sum(len(chunk["images"]) for chunk in due))
-    for done in _run(partial(_judge, folder, variant, out, overlays), due):
-        bar.update(done["num"])
+    for finished in _run(partial(_judge, folder, variant, out, overlays), due):
+        bar.update(finished["num"])
     bar.close()
     rows = [row for chunk in chunks for row in json.loads(Path(chunk["file"]).read_text())]
     _write_parts(out, bundle, rows, groups)
-    return _write(out, rows, bundle.classes)
+    return _write_answers(out, rows, bundle.classes)
 
 
-def _file(out: Path, key: str, place: int, own: Sequence[Path]) -> Path:
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in own]
-    digest = hashlib.sha256(json.dumps([key, place, stats]).encode()).hexdigest()
-    return out / "chunks" / f"{digest[:16]}.json"
+def _cut(images: Sequence[Path], folder: Path, key: str) -> list[dict[str, Any]]:
+    """Cut a list into chunks, each with the file of its rows, named by all that it depends on."""
+    chunks: list[dict[str, Any]] = []
+    for start in range(0, len(images), CHUNK):
+        paths = images[start : start + CHUNK]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        identity = json.dumps([key, len(chunks), stats]).encode()
+        file = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
+        chunks.append({"start": start, "images": list(map(str, paths)), "file": str(file)})
+    return chunks
 
 
 def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -140,7 +143,7 @@ def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: Path, variant: Variant) -> Bundle:
+def _open_bundle(folder: Path, variant: Variant) -> Bundle:
     return Bundle(folder, verify=False, variant=variant, threads=1)
 
 
@@ -149,7 +152,7 @@ def _judge(
 ) -> dict[str, int]:
     """Judge one chunk, image by image, and write its file last."""
     chunk = json.loads(row["chunk"])
-    bundle = _opened(folder, variant)
+    bundle = _open_bundle(folder, variant)
     rows = []
     for number, name in enumerate(chunk["images"], chunk["start"]):
         try:
@@ -164,7 +167,7 @@ def _judge(
 def _judge_one(
     bundle: Bundle, out: Path, overlays: bool, number: int, path: Path
 ) -> dict[str, Any]:
-    """One image's row; its mask and overlay are written.
+    """Return one image's row, once its mask and overlay are written.
 
     Raises:
         ImageError: the image, or a part of it that was looked at, cannot be read.
@@ -175,7 +178,7 @@ def _judge_one(
         raise answer
     row: dict[str, Any] = {"error": ""} | view_of(answer, entry.size, "none").model_dump()
     if overlays:  # before the mask: what it finds damaged is no answered image
-        decode.write_png(out / "overlays" / f"{number:06d}.png", drawn(entry, answer))
+        decode.write_png(out / "overlays" / f"{number:06d}.png", draw_overlay(entry, answer))
     if isinstance(answer, Answer):
         row["logits"] = answer.logits.tolist()
     else:
@@ -183,8 +186,8 @@ def _judge_one(
     return row
 
 
-def drawn(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """An image with its patches outlined, the more attention the thicker, or its mask in colour."""
+def draw_overlay(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """Outline an image's patches, the more attention the thicker, or colour its mask."""
     small = entry.small(OVERLAY_PX)
     if hasattr(answer, "mask"):
         # a defect of one pixel stays in sight
@@ -200,42 +203,40 @@ def drawn(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
     return small
 
 
-def _write(out: Path, rows: list[dict[str, Any]], classes: Sequence[str]) -> tuple[int, int]:
+def _write_answers(
+    out: Path, rows: list[dict[str, Any]], classes: Sequence[str]
+) -> tuple[int, int]:
     good = [row for row in rows if not row["error"]]
     bad = [row for row in rows if row["error"]]
     with (out / "bad.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "error"])
         writer.writerows([row["image"], row["error"]] for row in bad)
-    _write_tables(out / "answers", [_flat(row, classes) for row in good])
+    _write_tables(out / "answers", [_flatten(row, classes) for row in good])
     return len(good), len(bad)
 
 
 def _write_parts(
     out: Path, bundle: Bundle, rows: Sequence[dict[str, Any]], groups: Sequence[str]
 ) -> None:
-    """The answer for each group, where there are groups and classes."""
+    """Write the answer for each group, where there are groups and classes."""
     views: dict[str, list[Answer]] = {}
     for row, group in zip(rows, groups or [""] * len(rows), strict=True):
         if group and "logits" in row:
-            held = row["answer"] | {"set": tuple(row["answer"]["set"])}
+            fields = row["answer"] | {"set": tuple(row["answer"]["set"])}
             logits = np.array(row["logits"], np.float32)
-            answer = Answer(**held, boxes=np.zeros((0, 4)), attn=np.zeros(0), logits=logits)
+            answer = Answer(**fields, boxes=np.zeros((0, 4)), attn=np.zeros(0), logits=logits)
             views.setdefault(group, []).append(answer)
-    made: list[dict[str, Any]] = []
-    for group, own in views.items():
-        verdict = bundle.together(own)
+    parts: list[dict[str, Any]] = []
+    for group, answers in views.items():
+        verdict = bundle.together(answers)
         if verdict is not None:
-            said = {"label": verdict.label, "rejected": verdict.rejected}
-            probs = {f"prob.{name}": prob for name, prob in verdict.probs.items()}
-            made.append(
-                {"group": group, "views": len(own)}
-                | said
-                | probs
-                | {"set": json.dumps(verdict.set)}
-            )
-    if made:
-        _write_tables(out / "parts", made)
+            part = {"group": group, "views": len(answers)}
+            part |= {"label": verdict.label, "rejected": verdict.rejected}
+            part |= {f"prob.{name}": prob for name, prob in verdict.probs.items()}
+            parts.append(part | {"set": json.dumps(verdict.set)})
+    if parts:
+        _write_tables(out / "parts", parts)
 
 
 def _write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -248,8 +249,8 @@ def _write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
         lines.writerows(rows)
 
 
-def _flat(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """A row of the tables: what has no single value is JSON."""
+def _flatten(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Make a row of the tables: what has no single value is JSON."""
     flat = {"image": row["image"], "height": row["height"], "width": row["width"]}
     if row["answer"]:
         answer = row["answer"]
@@ -264,7 +265,7 @@ def _flat(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
 
 
 def find_bundle(path: Path) -> Path:
-    """The bundle that a path means: itself, or that of a run.
+    """Find the bundle that a path means: itself, or that of a run.
 
     Raises:
         BundleError: it is neither.

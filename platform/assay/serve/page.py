@@ -38,8 +38,8 @@ MAX_FORM = 4096
 """Longest body of the login form (bytes)."""
 
 
-def cookie_of(token: str) -> str:
-    """The cookie's value."""
+def sign_cookie(token: str) -> str:
+    """Return the cookie's value."""
     return hmac.new(token.strip().encode(), b"assay inspection page", hashlib.sha256).hexdigest()
 
 
@@ -67,8 +67,8 @@ def add_to(app: FastAPI, service: Any, token: str | None) -> None:
 
     @app.get("/page/uncertain", include_in_schema=False)
     async def uncertain() -> dict[str, Any]:
-        found = service.uncertain()
-        return {"on": found is not None, "requests": found or []}
+        requests = service.uncertain()
+        return {"on": requests is not None, "requests": requests or []}
 
     @app.get("/page/{name}", include_in_schema=False)
     async def asset(name: str) -> Response:
@@ -84,13 +84,13 @@ async def _enter(request: Request, token: str | None) -> Response:
         body += chunk
         if len(body) > MAX_FORM:
             return JSONResponse({"error": "The form is too long."}, 413)
-    given = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
-    if token is None or not hmac.compare_digest(cookie_of(given), cookie_of(token)):
+    entered = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
+    if token is None or not hmac.compare_digest(sign_cookie(entered), sign_cookie(token)):
         return _page("login.html", 401 if token is not None else 200)
     reply = RedirectResponse("/", 303)
     reply.set_cookie(
         COOKIE,
-        cookie_of(token),
+        sign_cookie(token),
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
@@ -118,6 +118,6 @@ class UncertainRequests:
         prob = answer["probs"][answer["label"]]
         self.recent.append({"task": task, "label": answer["label"], "prob": prob, "thumb": thumb})
 
-    def shown(self) -> list[dict[str, Any]]:
-        """The least certain first."""
-        return sorted(self.recent, key=lambda one: one["prob"])[:NUM_KEPT]
+    def rank(self) -> list[dict[str, Any]]:
+        """Return those for the page, the least certain first."""
+        return sorted(self.recent, key=lambda request: request["prob"])[:NUM_KEPT]

@@ -7,7 +7,7 @@ Any method may be overridden.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -181,12 +181,12 @@ class Classification(Task):
             config.quantize,
         )
 
-    def int8(self, folder: Path) -> Self | None:
+    def int8(self, folder: Path) -> "Classification | None":
         """This task with the int8 graph in the network's place."""
         path = folder / f"{GRAPH}_int8.onnx"
         return self._with(path) if path.exists() else None
 
-    def _with(self, graph: Path) -> Self:
+    def _with(self, graph: Path) -> "Classification":
         other = type(self)(self.config, self.dataset)
         other.graph = GraphModule(graph)
         return other.eval()

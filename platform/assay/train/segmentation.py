@@ -7,7 +7,7 @@ levels, counts, thresholds, pictures, export and int8. Any method may be overrid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -212,12 +212,12 @@ class Segmentation(Task):
         maps = features[0][0] if isinstance(features[0], tuple) else features[0]
         return logits, maps[-1].mean((2, 3))
 
-    def int8(self, folder: Path) -> Self | None:
+    def int8(self, folder: Path) -> "Segmentation | None":
         """This task with the int8 graph in the network's place."""
         path = folder / f"{GRAPH}_int8.onnx"
         return self._with(path) if path.exists() else None
 
-    def _with(self, graph: Path) -> Self:
+    def _with(self, graph: Path) -> "Segmentation":
         other = type(self)(self.config, self.dataset)  # type: ignore[call-arg]
         other.net = GraphModule(graph)
         return other.eval()
