@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assay.bundle.segment import runs
 from assay.errors import ConfigError
-from assay.serve.encode import runs
 from assay.serve.limits import Limits, RefusedError, form_parts
 
 

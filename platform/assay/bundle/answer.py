@@ -39,6 +39,9 @@ class AnyAnswer(Protocol):
     def cells(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return one row of a table; what has no single value is JSON."""
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Return images to be kept whole beside the row, by the folder that they go to."""
+
     def draw(self, image: UInt8[np.ndarray, "h w 3"], scale: np.ndarray) -> None:
         """Mark on a small copy of the image what it says; `scale`: copy over image, x and y."""
 

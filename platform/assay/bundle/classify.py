@@ -85,6 +85,10 @@ class Answer(Verdict):
         verdict = {"label": self.label, "rejected": self.rejected}
         return verdict | probs | {"set": json.dumps(list(self.set)), "patches": patches}
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Keep no picture besides."""
+        return {}
+
     def draw(self, image: UInt8[np.ndarray, "h w 3"], scale: np.ndarray) -> None:
         """Outline patches, the more attention the thicker; warm what speaks for the label."""
         boxes = np.rint(self.boxes * np.tile(scale, 2)).astype(int).tolist()

@@ -32,6 +32,10 @@ class EmbeddingAnswer:
         """Return one row of a table."""
         return {"embedding": json.dumps(self.embedding.tolist())}
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Keep no picture besides."""
+        return {}
+
     def draw(self, image: UInt8[np.ndarray, "h w 3"], scale: np.ndarray) -> None:
         """Leave the image as it is: a vector marks no place."""
 

@@ -90,6 +90,10 @@ class MaskAnswer:
         columns = {f"area_px.{name}": area for name, area in areas.items()}
         return columns | {"num_defects": len(defects), "defects": json.dumps(defects)}
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Keep the mask."""
+        return {"masks": self.mask}
+
     def draw(self, image: UInt8[np.ndarray, "h w 3"], scale: np.ndarray) -> None:
         """Colour what is marked; a defect of one pixel stays in sight."""
         marked = (self.mask > 0).astype(np.float32)

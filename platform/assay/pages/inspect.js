@@ -65,6 +65,8 @@ async function ask(images) {
 }
 
 function summary(reply) {
+  const vector = reply.views[0]?.embedding;
+  if (vector) return `a vector of ${vector.length} numbers`;
   if (!reply.answer) {
     const count = reply.views.reduce((sum, view) => sum + view.defects.length, 0);
     return count === 1 ? "1 defect" : `${count} defects`;

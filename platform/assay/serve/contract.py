@@ -1,6 +1,6 @@
-"""What goes over the wire: one form for every task, and the way from a bundle's answer to it.
+"""What goes over the wire: one form for every task, which each answer fills itself (see `bundle.answer`).
 
-A class fills `answer` and `patches`; a mask fills `mask` and `defects`. Boxes are x0, y0, x1, y1 in
+A class fills `answer` and `patches`; a mask fills `mask` and `defects`; a vector fills `embedding`. Boxes are x0, y0, x1, y1 in
 the pixels of the upright image.
 """
 
@@ -64,6 +64,8 @@ class View(Form):
     width: int
     answer: Class | None = None
     patches: list[Patch] = []
+    embedding: list[float] | None = None
+    """Where the image stands among others."""
     mask: Mask | None = None
     defects: list[Defect] = []
 

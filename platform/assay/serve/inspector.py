@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 
 from assay.bundle.aliases import ALIASES, Alias
+from assay.bundle.answer import AnyAnswer
 from assay.bundle.bundle import Bundle, Provider, Variant, read
 from assay.bundle.registry import Record, Registry
 from assay.data.images import decode
 from assay.errors import AssayError, ImageError
 from assay.metrics.drift import Drift
-from assay.serve.contract import MaskFormat, Model
-from assay.serve.encode import class_of, view_of
+from assay.serve.contract import MaskFormat, Model, View
 
 logger = logging.getLogger("ray.serve")
 
@@ -119,15 +119,15 @@ class Inspector:
             if isinstance(outcome, Exception):
                 raise outcome
         verdict = opened.bundle.together([answer for answer, _, _ in outcomes])
-        views = [view_of(answer, size, mask) for answer, size, _ in outcomes]
+        views = [_form(answer, size, mask) for answer, size, _ in outcomes]
         if opened.drift is not None:
             for answer, _, _ in outcomes:
                 opened.drift.add(answer.embedding)
         return {
             "model": opened.model.model_dump(),
             "classes": opened.bundle.classes,
-            "answer": None if verdict is None else class_of(verdict).model_dump(),
-            "views": [view.model_dump() for view in views],
+            "answer": None if verdict is None else verdict.verdict(),
+            "views": views,
             "thumb": _encode_jpeg(outcomes[0][2]) if self.keep else "",
         }
 
@@ -187,3 +187,9 @@ def _encode_jpeg(level: np.ndarray) -> str:
     """Encode a small picture as JPEG in base64."""
     ordered = np.ascontiguousarray(decode.to_uint8(level)[..., ::-1])
     return base64.b64encode(cv2.imencode(".jpg", ordered)[1].tobytes()).decode()
+
+
+def _form(answer: AnyAnswer, size: tuple[int, int], mask: MaskFormat) -> dict[str, Any]:
+    """Put what is said of an image of this height and width into its form."""
+    height, width = size
+    return View(height=height, width=width, **answer.form(mask)).model_dump()

@@ -20,22 +20,19 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import ray.data
 
-from assay.bundle.answer import Answer
 from assay.bundle.bundle import Bundle, Variant, read
+from assay.bundle.classify import Answer
 from assay.data.images import decode
 from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid
-from assay.data.masks.overlay import FALSE, STRENGTH
 from assay.errors import BundleError, ImageError, ManifestError
 from assay.files import write_whole
 from assay.progress import progress_bar
-from assay.serve.encode import view_of
 from assay.shapes import UInt8
 
 CHUNK = 32
@@ -116,7 +113,7 @@ def predict(
     bar.close()
     rows = [row for chunk in chunks for row in json.loads(Path(chunk["file"]).read_text())]
     _write_parts(out, bundle, rows, groups)
-    return _write_answers(out, rows, bundle.classes)
+    return _write_answers(out, rows)
 
 
 def _cut(images: Sequence[Path], folder: Path, key: str) -> list[dict[str, Any]]:
@@ -176,43 +173,33 @@ def _judge_one(
     (answer,) = bundle.predict_each([entry])
     if isinstance(entry, ImageError) or isinstance(answer, ImageError):
         raise answer
-    row: dict[str, Any] = {"error": ""} | view_of(answer, entry.size, "none").model_dump()
+    height, width = entry.size
+    row: dict[str, Any] = {"error": "", "height": height, "width": width}
+    row["cells"] = answer.cells(bundle.classes)
     if overlays:  # before the mask: what it finds damaged is no answered image
         decode.write_png(out / "overlays" / f"{number:06d}.png", draw_overlay(entry, answer))
+    for folder, picture in answer.pictures().items():
+        decode.write_png(out / folder / f"{number:06d}.png", picture)
     if isinstance(answer, Answer):
-        row["logits"] = answer.logits.tolist()
-    else:
-        decode.write_png(out / "masks" / f"{number:06d}.png", answer.mask)
+        row |= {"verdict": answer.verdict(), "logits": answer.logits.tolist()}
     return row
 
 
 def draw_overlay(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """Outline an image's patches, the more attention the thicker, or colour its mask."""
+    """Draw an answer over a small copy of its image."""
     small = entry.small(OVERLAY_PX)
-    if hasattr(answer, "mask"):
-        # a defect of one pixel stays in sight
-        marked = (answer.mask > 0).astype(np.float32)
-        touched = cv2.resize(marked, small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
-        small[touched] = (1 - STRENGTH) * small[touched] + STRENGTH * np.array(FALSE)
-        return small
-    scale = np.divide(small.shape[1::-1], entry.size[::-1])
-    for box, share in zip(answer.boxes * np.tile(scale, 2), answer.attn, strict=True):
-        x0, y0, x1, y1 = np.rint(box).astype(int).tolist()
-        thick = 1 + round(4 * float(share / answer.attn.max()))
-        cv2.rectangle(small, (x0, y0), (x1, y1), FALSE, thick)
+    answer.draw(small, np.divide(small.shape[1::-1], entry.size[::-1]))
     return small
 
 
-def _write_answers(
-    out: Path, rows: list[dict[str, Any]], classes: Sequence[str]
-) -> tuple[int, int]:
+def _write_answers(out: Path, rows: list[dict[str, Any]]) -> tuple[int, int]:
     good = [row for row in rows if not row["error"]]
     bad = [row for row in rows if row["error"]]
     with (out / "bad.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "error"])
         writer.writerows([row["image"], row["error"]] for row in bad)
-    _write_tables(out / "answers", [_flatten(row, classes) for row in good])
+    _write_tables(out / "answers", [_flatten(row) for row in good])
     return len(good), len(bad)
 
 
@@ -223,7 +210,7 @@ def _write_parts(
     views: dict[str, list[Answer]] = {}
     for row, group in zip(rows, groups or [""] * len(rows), strict=True):
         if group and "logits" in row:
-            fields = row["answer"] | {"set": tuple(row["answer"]["set"])}
+            fields = row["verdict"] | {"set": tuple(row["verdict"]["set"])}
             logits = np.array(row["logits"], np.float32)
             answer = Answer(**fields, boxes=np.zeros((0, 4)), attn=np.zeros(0), logits=logits)
             views.setdefault(group, []).append(answer)
@@ -249,19 +236,9 @@ def _write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
         lines.writerows(rows)
 
 
-def _flatten(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """Make a row of the tables: what has no single value is JSON."""
-    flat = {"image": row["image"], "height": row["height"], "width": row["width"]}
-    if row["answer"]:
-        answer = row["answer"]
-        flat |= {"label": answer["label"], "rejected": answer["rejected"]}
-        flat |= {f"prob.{name}": answer["probs"][name] for name in classes}
-        return flat | {"set": json.dumps(answer["set"]), "patches": json.dumps(row["patches"])}
-    areas = {name: 0 for name in classes}
-    for defect in row["defects"]:
-        areas[defect["label"]] += defect["area_px"]
-    flat |= {f"area_px.{name}": area for name, area in areas.items()}
-    return flat | {"num_defects": len(row["defects"]), "defects": json.dumps(row["defects"])}
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+    """Make a row of the tables."""
+    return {name: row[name] for name in ("image", "height", "width")} | row["cells"]
 
 
 def find_bundle(path: Path) -> Path:
