@@ -114,8 +114,8 @@ def test_answers_are_the_bundles_and_the_port_asks_for_the_token(client, winners
     assert together.answer.probs == pytest.approx(opened.together(views).probs, abs=1e-6)
     models = client.models()
     assert models["parts"]["champion"]["version"] == winners.holder("parts", "champion").version
-    for token in ("", "wrong"):
-        headers = {"authorization": f"Bearer {token}"}
+    for authorization in ("", "Bearer", "Bearer wrong"):
+        headers = {"authorization": authorization}
         reply = httpx.get(f"{client.address}/v1/models", headers=headers, timeout=10)
         assert reply.status_code == 401
     assert os.stat(served.token_file).st_mode & 0o777 == 0o600
