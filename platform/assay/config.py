@@ -56,12 +56,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges of their fields."""
-        for name in read_ranges(type(self)):
-            _check(type(self), name, getattr(self, name))
+        kind: Any = type(self)  # to mypy a class of settings is no key of a cache
+        for name in read_ranges(kind):
+            _check(kind, name, getattr(self, name))
 
 
 @cache
-def read_ranges(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+def read_ranges(kind: type[Settings]) -> dict[str, tuple[Any, ...]]:
     """Return the bounds of each field that has any, as they are annotated."""
     bounds: dict[str, tuple[Any, ...]] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -72,7 +73,7 @@ def read_ranges(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
     return {name: notes for name, notes in bounds.items() if notes}
 
 
-def _check(kind: type[Settings], name: str, value: Any) -> None:
+def _check(kind: Any, name: str, value: Any) -> None:
     bounds = read_ranges(kind).get(name, ())
     if not bounds:
         return
