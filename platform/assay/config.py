@@ -56,13 +56,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges of their fields."""
-        kind: Any = type(self)
+        kind: Any = type(self)  # to mypy a class of settings is no key of a cache
         for name in read_ranges(kind):
             _check(kind, name, getattr(self, name))
 
 
 @cache
-def read_ranges(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+def read_ranges(kind: type[Settings]) -> dict[str, tuple[Any, ...]]:
     """Return the bounds of each field that has any, as they are annotated."""
     bounds: dict[str, tuple[Any, ...]] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():

@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from assay.errors import RegistryError
-from assay.files import reach, whole
+from assay.storage import reach, whole
 
 SCHEMA = 1
 

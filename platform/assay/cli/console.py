@@ -29,7 +29,7 @@ import assay
 from assay.cli import registry, serve
 from assay.config import from_dict, to_dict
 from assay.errors import RunError, one_sentence
-from assay.files import opened, read_json
+from assay.files import open_to_write, read_json
 from assay.metrics.compare import Comparison, compare
 from assay.metrics.decide import DecideConfig
 from assay.metrics.estimate import _signed
@@ -241,5 +241,5 @@ def _dispatch(given: Sequence[str]) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    with opened(path) as file:
+    with open_to_write(path) as file:
         json.dump(value, file, indent=1)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.errors import RunError
-from assay.files import opened, read_json
+from assay.files import open_to_write, read_json
 from assay.metrics.estimate import Estimate
 from assay.runs.folder import is_held
 
@@ -210,7 +210,7 @@ def write_csv(path: Path, runs: Sequence[RunSummary]) -> None:
             score = run.score(name)
             row |= {f"{name} {part}": getattr(score, part, "") for part in parts}
         rows.append(row)
-    with opened(path) as file:
+    with open_to_write(path) as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -20,7 +20,8 @@ import pyarrow.fs as pafs
 from assay.data.images import decode
 from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid, open_pyramid, write_pyramid
 from assay.errors import ImageError, StoreError
-from assay.files import reach, replacing, whole
+from assay.files import replacing
+from assay.storage import reach, whole
 
 SPARE_DISK = 1 << 30
 """Bytes that a store or a cache leaves free."""
