@@ -45,6 +45,7 @@ from assay.data.synthetic.parts import (
 )
 from assay.errors import ConfigError
 from assay.metrics.estimate import Estimate, interval
+from assay.metrics.measures import Measure
 from assay.nn.aggregate import TransformerAggregator
 from assay.nn.backbone import create_backbone, create_head
 from assay.nn.export import write_graph
@@ -600,7 +601,19 @@ class Fingerprint(Task):
                 pairs = zip(own["id"].to_pylist(), boxes, strict=True)
                 hits = [zone_hits(zones[i], b).mean() for i, b in pairs]
                 found[name]["patches_on_signal"] = interval(np.array(hits), group)
-        return TaskMetrics(metrics=found)
+        return TaskMetrics(metrics=found, measures=MEASURES)
+
+
+MEASURES = {
+    "accuracy_without_chosen": Measure("Without chosen patches", "accuracy where they are blank"),
+    "accuracy_without_random": Measure(
+        "Without random patches", "accuracy where as many are blank"
+    ),
+    "evidence": Measure(
+        "Evidence", "accuracy that blanking chosen patches costs beyond random ones"
+    ),
+    "patches_on_signal": Measure("Patches on signal", "chosen patches that touch a planted trace"),
+}
 
 
 def _deletion(predictions: pa.Table, group: np.ndarray) -> dict[str, Estimate]:

@@ -261,7 +261,7 @@ class Segment(Task):
     def judge(cls, config: SegmentConfig, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Pixels, layers, components, false alarms, calibration."""
         metrics, figures = masks.findings(predictions, config.masks.classes)
-        return TaskMetrics(metrics=metrics, figures=figures)
+        return TaskMetrics(metrics=metrics, figures=figures, measures=masks.MEASURES)
 
     @classmethod
     def draw(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from assay.bundle import seal
 from assay.bundle.bundle import Bundle
+from assay.bundle.card import Card
 from assay.cli.task import main
 from assay.config import fingerprint, from_dict, to_dict
 from assay.data.images.pixels import Pixels
@@ -119,7 +120,7 @@ def best(system, trained) -> Task:
 DECIDED: dict[str, dict[str, Any]] = {
     "patches": {"decision": Decision(
         temperature=1.5, coverage=0.9, quantile=0.8, costs=None, positive=None, threshold=None, num=9, num_groups=9
-    ).to_dict()},
+    )},
     "tiles": {"decision": None, "thresholds": [30]},
 }  # fmt: skip
 """By pipeline: how a bundle that was never judged comes to its answers."""
@@ -130,7 +131,7 @@ def shipped(system, best, tmp_path_factory) -> Path:
     """The run's bundle; its golden image is the first of val."""
     folder = tmp_path_factory.mktemp("bundle")
     pipeline = best.export(folder, {name: system.split.rows(name) for name in ("train", "val")})
-    card = {"classes": system.manifest.classes, "pipeline": pipeline} | DECIDED[pipeline["kind"]]
+    card = Card(classes=system.manifest.classes, pipeline=pipeline, **DECIDED[pipeline["kind"]])
     seal.seal(folder, card, Path(golden_image(system)))
     return folder
 

@@ -91,10 +91,10 @@ def test_metrics_agree_with_sklearn_and_torchmetrics(num_classes: int) -> None:
     recalls = recall_score(truth, said, average=None, zero_division=0)
     precisions = precision_score(truth, said, average=None, zero_division=0)
     for i, found in enumerate(summary.classes.values()):
-        assert found["num"] == (truth == i).sum()
-        assert value(found["recall"]) == pytest.approx(recalls[i])
-        if found["precision"] is not None:
-            assert value(found["precision"]) == pytest.approx(precisions[i])
+        assert found.num == (truth == i).sum()
+        assert value(found.recall) == pytest.approx(recalls[i])
+        if found.precision is not None:
+            assert value(found.precision) == pytest.approx(precisions[i])
 
 
 def test_nll_survives_huge_logits() -> None:
@@ -105,7 +105,7 @@ def test_nll_survives_huge_logits() -> None:
 def test_every_number_bears_an_interval_around_it() -> None:
     _, _, summary = scored(3)
     made = [e for e in summary.metrics.values() if e is not None]
-    made += [summary.risk_coverage["aurc"], *(b["accuracy"] for b in summary.reliability)]
+    made += [summary.risk_coverage.aurc, *(b.accuracy for b in summary.reliability)]
     for estimate in made:
         assert estimate.low <= estimate.value <= estimate.high
         assert estimate.low < estimate.high
@@ -114,12 +114,12 @@ def test_every_number_bears_an_interval_around_it() -> None:
 def test_reliability_bins_hold_all_rows_and_their_confidence() -> None:
     logits, truth, summary = scored(3)
     confidence = softmax(logits).max(axis=1)
-    assert sum(b["num"] for b in summary.reliability) == len(truth)
+    assert sum(b.num for b in summary.reliability) == len(truth)
     for b in summary.reliability:
-        own = (confidence > b["low"]) & (confidence <= b["high"])
-        assert b["confidence"] == pytest.approx(confidence[own].mean())
+        own = (confidence > b.low) & (confidence <= b.high)
+        assert b.confidence == pytest.approx(confidence[own].mean())
         hits = (logits.argmax(axis=1) == truth)[own]
-        assert value(b["accuracy"]) == pytest.approx(hits.mean())
+        assert value(b.accuracy) == pytest.approx(hits.mean())
 
 
 def test_risk_coverage_by_brute_force_with_ties() -> None:
@@ -136,10 +136,10 @@ def test_risk_coverage_by_brute_force_with_ties() -> None:
     missed = logits[keep].argmax(axis=1) != truth
     expected = np.mean([missed[confidence >= c].mean() for c in confidence])
     found = summarise(table, "test_seen").risk_coverage
-    assert found["aurc"].value == pytest.approx(expected)
-    assert found["coverage"][-1] == 1.0
-    assert found["risk"][-1] == pytest.approx(missed.mean())
-    for share, risk in zip(found["coverage"], found["risk"], strict=True):
+    assert found.aurc.value == pytest.approx(expected)
+    assert found.coverage[-1] == 1.0
+    assert found.risk[-1] == pytest.approx(missed.mean())
+    for share, risk in zip(found.coverage, found.risk, strict=True):
         least = np.sort(confidence)[::-1][round(share * len(truth)) - 1]
         assert risk == pytest.approx(missed[confidence >= least].mean())
 
@@ -154,15 +154,15 @@ def test_views_by_brute_force() -> None:
         "truth": pa.array(truth, pa.int32()), "logits": pa.array(logits.tolist()),
     }).replace_schema_metadata({"classes": json.dumps(CLASSES)})  # fmt: skip
     found = summarise(table, "test").views
-    assert [v["views"] for v in found] == [1, 2, 3, 4, 5]
+    assert [v.views for v in found] == [1, 2, 3, 4, 5]
     for v in found:
         hits = [
             logits[list(rows)].mean(axis=0).argmax() == truth[rows[0]]
             for part in range(12)
-            for rows in combinations(range(5 * part, 5 * part + 5), v["views"])
+            for rows in combinations(range(5 * part, 5 * part + 5), v.views)
         ]
-        assert v["accuracy"].value == pytest.approx(np.mean(hits))
-        assert v["accuracy"].num_groups == 12
+        assert v.accuracy.value == pytest.approx(np.mean(hits))
+        assert v.accuracy.num_groups == 12
 
 
 def test_machines_of_one_model_are_told_from_a_column() -> None:
@@ -177,8 +177,8 @@ def test_machines_of_one_model_are_told_from_a_column() -> None:
     )  # fmt: skip
     found = summarise(table, "test").families
     assert set(found) == {"model"}  # the column machine changes within a class
-    assert value(found["model"]["accuracy"]) == pytest.approx(29 / 30)
-    assert value(found["model"]["within"]) == pytest.approx(2 / 3)
+    assert value(found["model"].accuracy) == pytest.approx(29 / 30)
+    assert value(found["model"].within) == pytest.approx(2 / 3)
 
 
 def test_a_table_of_scores_has_its_score_and_domains_alone() -> None:

@@ -6,11 +6,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from assay.bundle.answer import Answer, Verdict, _run
+from assay.bundle.card import Card
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.cells import best_cells, informative_cells, iterative_cells, overview_seed
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.inputs.photometric import normalise
-from assay.metrics.decide import Decision
+from assay.errors import BundleError
 
 Seen: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 """An overview, and mean and deviation of the image in it."""
@@ -24,10 +25,14 @@ class Classifier:
         graphs: its sessions by name.
     """
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
-        self.pipeline, self.classes, self.graphs = card["pipeline"], card["classes"], graphs
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None:
+        self.pipeline, self.classes, self.graphs = card.pipeline, card.classes, graphs
         self.sizes = PatchConfig(**self.pipeline["patches"])
-        self.decision = Decision.from_dict(card["decision"])
+        if card.decision is None:
+            raise BundleError(
+                f"The bundle of {card.run or 'an unnamed run'} has no decision to answer by; export it again."
+            )
+        self.decision = card.decision
 
     def predict(self, entries: Sequence[ImagePyramid]) -> list[Answer]:
         """Answer for each image."""

@@ -12,6 +12,7 @@ from assay.bundle.bundle import Bundle
 from assay.bundle.registry import _TASK, Alias, Record, Registry
 from assay.errors import PredictionsError, RegistryError
 from assay.metrics.compare import SIGNIFICANT, Comparison, compare
+from assay.typed import to_json
 
 
 def promote(
@@ -31,15 +32,15 @@ def promote(
         RegistryError: something stands against it, and there is no reason.
     """
     card = Bundle(folder).card
-    task = str(card.get("task"))
-    unsafe = [name for name in card["sha256"] if Path(name).name != name or name.startswith(".")]
+    task = card.task
+    unsafe = [name for name in card.sha256 if Path(name).name != name or name.startswith(".")]
     if not _TASK.fullmatch(task) or unsafe:
         raise RegistryError(
             f"{folder} is of the task {task!r} with files {', '.join(unsafe) or 'of plain names'}; a task's name is a-z, 0-9 and _, and files lie in the bundle itself."
         )
     holder = registry.holder(task, alias)
     judged = judged.filter(pc.starts_with(judged["split"], "test"))
-    tests = {name: own for name, own in card["metrics"].items() if name.startswith("test")}
+    tests = {name: own for name, own in card.metrics.items() if name.startswith("test")}
     champion = registry.holder(task, "champion")
     comparisons, objections = _against(registry, champion, judged)
     if alias != "champion":
@@ -48,7 +49,7 @@ def promote(
         objections.append("it has no judged test set")
     if objections and not reason.strip():
         raise RegistryError(
-            f"{card['run']} is not promoted: {'; '.join(objections)}. Mend that, or overrule it by --force REASON, which is recorded."
+            f"{card.run} is not promoted: {'; '.join(objections)}. Mend that, or overrule it by --force REASON, which is recorded."
         )
     version, sha256 = registry.add(folder, judged)
     previous = "" if holder is None else holder.previous if holder.sha256 == sha256 else holder.id
@@ -56,8 +57,8 @@ def promote(
     record = Record(
         id=_name(now), task=task, alias=alias, version=version, sha256=sha256, kind="promoted",
         time=now, previous=previous, reason=reason if objections else "",
-        objections=objections, run=card["run"], data=card["data"], code=card["code"],
-        metrics=tests, comparisons=[one.to_dict() for one in comparisons],
+        objections=objections, run=card.run, data=card.data, code=dict(card.code),
+        metrics=to_json(tests), comparisons=[one.to_dict() for one in comparisons],
     )  # fmt: skip
     registry.point(record)
     return record

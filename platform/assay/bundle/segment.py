@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from assay.bundle.answer import MaskAnswer, _run
+from assay.bundle.card import Card
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs import tiles
 from assay.data.masks.rules import MaskConfig, rule_levels
@@ -20,9 +21,9 @@ class Segmenter:
         graphs: its sessions by name; none for the rule.
     """
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
-        pipeline = card["pipeline"]
-        self.classes, self.thresholds = tuple(card["classes"]), card["thresholds"]
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None:
+        pipeline = card.pipeline
+        self.classes, self.thresholds = tuple(card.classes), card.thresholds or []
         self.graph: Any = next(iter(graphs.values()), None)
         self.tiles = tiles.TileConfig(**pipeline["tiles"])
         self.masks = MaskConfig(**pipeline["masks"] | {"classes": self.classes})

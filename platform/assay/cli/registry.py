@@ -13,7 +13,7 @@ import tyro
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import ALIASES, Alias, Record, Registry
 from assay.errors import RunError
-from assay.metrics.estimate import Estimate
+from assay.metrics.estimate import Estimate, bracket, signed
 from assay.runs import listing
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -41,18 +41,17 @@ def promote_run(
         storage: Folder of the runs.
         force: Why it is promoted in spite of objections; recorded.
     """
-    found = listing.judged(run, storage)
-    if not (found.folder / "bundle" / "bundle.json").is_file():
-        raise RunError(f"{found.folder.name} has no bundle; run the task again, which ships one.")
-    record = promote(Registry(registry), found.folder / "bundle", found.predictions(), alias, force)
+    summary = listing.judged(run, storage)
+    bundle = summary.folder / "bundle"
+    if not (bundle / "bundle.json").is_file():
+        raise RunError(f"{summary.folder.name} has no bundle; run the task again, which ships one.")
+    record = promote(Registry(registry), bundle, summary.predictions(), alias, force)
     print(f"{record.task} {record.version} is {record.alias} (run {record.run})")
     for objection in record.objections:
         print(f"  forced: {objection}; reason: {record.reason}")
-    for one in record.comparisons:
-        gain = Estimate(**one["difference"])
-        print(
-            f"  {one['set']}: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}], {one['verdict']}"
-        )
+    for comparison in record.comparisons:
+        difference = signed(Estimate(**comparison["difference"]))
+        print(f"  {comparison['set']}: {difference}, {comparison['verdict']}")
 
 
 def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
@@ -62,8 +61,8 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
         task: Only this one.
         registry: Folder or URI of the registry.
     """
-    place = Registry(registry)
-    tasks = [name for name in place.tasks() if task in ("", name)]
+    records = Registry(registry)
+    tasks = [name for name in records.tasks() if task in ("", name)]
     if not tasks:
         raise RunError(
             f"The registry {registry} holds nothing{f' of the task {task}' if task else ''}; promote a run by assay promote RUN."
@@ -71,11 +70,11 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
     for name in tasks:
         print(name)
         for alias in ALIASES:
-            record = place.holder(name, alias)
+            record = records.holder(name, alias)
             if record is not None:
                 _print_holder(record)
         print("  history")
-        for record in place.history(name):
+        for record in records.history(name):
             why = f"; forced: {record.reason}" if record.reason else ""
             print(
                 f"    {listing.when(record.time)}  {record.alias:10s}  {record.version}  {record.kind}{why}"
@@ -85,9 +84,9 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
 def _print_holder(record: Record) -> None:
     print(f"  {record.alias}: {record.version} since {listing.when(record.time)}")
     print(f"    run {record.run}, data {record.data}, Assay {record.code.get('assay')}")
-    for name, own in record.metrics.items():
-        metric, score = next(iter(own["metrics"].items()))
-        print(f"    {name}: {metric} {listing.bracket(Estimate(**score))}, n = {own['num']}")
+    for name, summary in record.metrics.items():
+        metric, score = next(iter(summary["metrics"].items()))
+        print(f"    {name}: {metric} {bracket(Estimate(**score))}, n = {summary['num']}")
 
 
 def rollback(task: Name, alias: Alias = "champion", registry: str = _REGISTRY) -> None:

@@ -56,10 +56,19 @@ class Estimate:
     """Number of groups the samples belong to, which is what the interval is drawn over."""
 
     def __str__(self) -> str:
-        """Returns a text such as "0.912 [0.873, 0.944] (n=120 in 60 groups)"."""
+        """Return a text such as "0.912 [0.873, 0.944] (n=120 in 60 groups)"."""
         groups = "group" if self.num_groups == 1 else "groups"
-        interval = f"[{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.value:.3f} {interval} (n={self.num} in {self.num_groups} {groups})"
+        return f"{bracket(self)} (n={self.num} in {self.num_groups} {groups})"
+
+
+def bracket(estimate: Estimate) -> str:
+    """Return an estimate with its interval, such as "0.871 [0.812, 0.911]"."""
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def signed(difference: Estimate) -> str:
+    """Return a difference with its interval, such as "+0.031 [-0.012, +0.074]"."""
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def interval_of(
@@ -234,7 +243,3 @@ def _t_quantile(level: float, freedom: int) -> float:
     from scipy.special import stdtrit  # a bundle opens without it
 
     return float(stdtrit(freedom, level))
-
-
-def _signed(score: Estimate) -> str:
-    return f"{score.value:+.3f} [{score.low:+.3f}, {score.high:+.3f}]"

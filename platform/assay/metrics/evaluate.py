@@ -13,7 +13,6 @@ No number is NaN for a table that passes `predictions.check`.
 """
 
 import math
-from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -33,45 +32,13 @@ from assay.metrics.predictions import (
     scores_of,
 )
 from assay.metrics.scores.classes import row_nll, softmax
+from assay.metrics.summary import Bin, ClassSummary, Family, RiskCoverage, Summary, Views
 from assay.shapes import Float, Int, Shaped
 
 _NUM_SUBSETS = 32
 
 
 _NUM_POINTS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What the predictions of one set are worth."""
-
-    num: int
-    """Number of samples."""
-    num_groups: int
-    """Number of groups."""
-    metrics: dict[str, Estimate | None]
-    """The main score first; None where it has no meaning."""
-    domains: dict[str, dict[str, Estimate]]
-    """Main score by domain column (without its prefix), then by domain."""
-    worst_domain: tuple[str, str] | None
-    """Column and name of the domain with the lowest score; None without domain columns."""
-    classes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By class: num (samples), recall and precision (None where there is nothing to share)."""
-    confusion: list[list[int]] = field(default_factory=list)
-    """Samples by truth (rows) and answer (columns)."""
-    families: dict[str, dict[str, Estimate | None]] = field(default_factory=dict)
-    """By domain column that classes share (machines of one model): accuracy of the family, and
-    `within`, the share of errors that stay in it."""
-    reliability: list[dict[str, Any]] = field(default_factory=list)
-    """Bins of the largest prob that have rows: low, high, num, confidence, accuracy."""
-    risk_coverage: dict[str, Any] = field(default_factory=dict)
-    """coverage and risk, most confident first, and aurc, the mean risk."""
-    views: list[dict[str, Any]] = field(default_factory=list)
-    """Accuracy of the mean logits of so many random views of a group; each group counts once."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain dictionaries, lists, strings and numbers, fit for JSON."""
-        return asdict(self)
 
 
 def by_group(
@@ -170,11 +137,11 @@ def _classification(
     return {
         "metrics": _metrics(logits, truth, said, group),
         "classes": {
-            name: {
-                "num": int((truth == i).sum()),
-                "recall": _share(said == i, truth == i, group),
-                "precision": _share(truth == i, said == i, group),
-            }
+            name: ClassSummary(
+                num=int((truth == i).sum()),
+                recall=_share(said == i, truth == i, group),
+                precision=_share(truth == i, said == i, group),
+            )
             for i, name in enumerate(names)
         },
         "confusion": confusion.tolist(),
@@ -254,31 +221,33 @@ def _family(
     truth: Int[np.ndarray, " num"],
     said: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
-) -> dict[str, Estimate | None]:
+) -> Family:
     same = family[truth] == family[said]
-    return {
-        "accuracy": interval(same.astype(float), group),
-        "within": _share(same, said != truth, group),
-    }
+    return Family(
+        accuracy=interval(same.astype(float), group), within=_share(same, said != truth, group)
+    )
 
 
 def _reliability(
     confidence: Float[np.ndarray, " num"], hits: np.ndarray, group: Int[np.ndarray, " num"]
-) -> list[dict[str, Any]]:
+) -> list[Bin]:
     edges = np.linspace(0, 1, 11)
     bins = np.ceil(confidence * 10).astype(int).clip(1, 10) - 1
     return [
-        {
-            "low": float(edges[i]), "high": float(edges[i + 1]), "num": int(own.sum()),
-            "confidence": float(confidence[own].mean()), "accuracy": _share(hits, own, group),
-        }
-        for i in range(10) if (own := bins == i).any()
-    ]  # fmt: skip
+        Bin(
+            low=float(edges[i]),
+            high=float(edges[i + 1]),
+            num=int((bins == i).sum()),
+            confidence=float(confidence[bins == i].mean()),
+            accuracy=interval(hits[bins == i].astype(float), group[bins == i]),
+        )
+        for i in np.unique(bins)
+    ]
 
 
 def _risk_coverage(
     confidence: Float[np.ndarray, " num"], missed: np.ndarray, group: Int[np.ndarray, " num"]
-) -> dict[str, Any]:
+) -> RiskCoverage:
     """The share of errors among the most confident rows, for each share of rows.
 
     Source: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, 2017.
@@ -296,18 +265,18 @@ def _risk_coverage(
         return float((own * errors / np.maximum(rows, 1e-12)).sum() / rows[-1])
 
     kept = np.unique(np.linspace(0, len(ends) - 1, _NUM_POINTS).round().astype(int))
-    return {
-        "coverage": ((ends + 1) / len(order))[kept].tolist(),
-        "risk": risk[kept].tolist(),
-        "aurc": interval_by(area, len(order), int(group.max()) + 1),
-    }
+    return RiskCoverage(
+        coverage=((ends + 1) / len(order))[kept].tolist(),
+        risk=risk[kept].tolist(),
+        aurc=interval_by(area, len(order), int(group.max()) + 1),
+    )
 
 
 def _views(
     logits: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
-) -> list[dict[str, Any]]:
+) -> list[Views]:
     """Accuracy by number of views; the same groups at each: those with the median number or more."""
     if is_mixed(truth, group):
         return []
@@ -317,12 +286,12 @@ def _views(
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
     rng = np.random.default_rng(0)
     return [
-        {
-            "views": num,
-            "accuracy": interval(
+        Views(
+            views=num,
+            accuracy=interval(
                 np.array([_hits_of_views(logits, truth, members[g], num, rng) for g in kept]), kept
             ),
-        }
+        )
         for num in range(1, most + 1)
     ]
 

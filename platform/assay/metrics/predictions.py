@@ -240,6 +240,11 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
     return a, b
 
 
+def rows_of(predictions: pa.Table, name: str) -> pa.Table:
+    """Return the rows of one set."""
+    return predictions.filter(pc.equal(predictions["split"], name))
+
+
 def class_names(predictions: pa.Table) -> list[str]:
     """Returns the names of the classes, in the order of the logits.
 

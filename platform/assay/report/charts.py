@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from assay.bundle.card import Card
+from assay.metrics.estimate import Estimate, signed
 from assay.metrics.figure import Figure, Series
+from assay.metrics.summary import Summary
 from assay.report.svg import Number, number
 from assay.runs.results import NAMED, Line
 
@@ -18,15 +21,15 @@ MAX_CLASSES = 40
 
 
 def curves(metrics: Mapping[str, list[Line]], select: str) -> list[Figure]:
-    """Loss, the measure of val that `select` names, learning rate and data wait over the updates."""
+    """Draw loss, the measure of val that `select` names, learning rate and data wait over the updates."""
     steps = metrics["step"]
-    found = [
+    figures = [
         _pooled("Training loss", "loss", steps),
         _val_curve(metrics["val"], select),
         _pooled("Learning rate", "lr", steps),
         _pooled("Share of time waiting for data", "data_wait", steps, [0.0, 1.0]),
     ]
-    return [figure for figure in found if figure is not None]
+    return [figure for figure in figures if figure is not None]
 
 
 def _pooled(
@@ -45,36 +48,43 @@ def _pooled(
     )
     about = f" Line: mean of {len(points) / len(parts):.0f}; band: their range." if pooled else ""
     return Figure(
-        title=title, kind="line", x="update", y_range=y_range, series={key: series},
+        title=title,
+        kind="line",
+        x="update",
+        y_range=y_range,
+        series={key: series},
         caption=f"n = {len(points)} updates.{about}",
-    )  # fmt: skip
+    )
 
 
 def _val_curve(lines: list[Line], select: str) -> Figure | None:
-    """The measure that the weights were chosen by, or the first that val has."""
+    """Draw the measure that the weights were chosen by, or the first that val has."""
     keys = [k for line in lines for k, v in line.items() if v is not None and k not in NAMED]
     main = next((k for k in keys if k != "nll"), "")
     select = main if select == "score" else select
     key = select if select in keys else next(iter(keys), "")
-    own = [line for line in lines if line.get(key) is not None]
-    if not own:
+    looks = [line for line in lines if line.get(key) is not None]
+    if not looks:
         return None
     best = None
     if key == select:
         sign, tie = (-1, main) if key == "nll" else (1, "nll")
-        best = max(own, key=lambda line: (sign * line[key], -sign * (line.get(tie) or 0.0)))
+        best = max(looks, key=lambda line: (sign * line[key], -sign * (line.get(tie) or 0.0)))
+    values = Series(x=[float(v["step"]) for v in looks], y=[float(v[key]) for v in looks])
     return Figure(
-        title=f"Validation {key.replace('_', ' ')}", kind="line", x="update",
+        title=f"Validation {key.replace('_', ' ')}",
+        kind="line",
+        x="update",
         y_range=[0.0, 1.0] if key == main else None,
-        series={key: Series(x=[float(v["step"]) for v in own], y=[float(v[key]) for v in own])},
+        series={key: values},
         chosen=[float(best["step"]), float(best[key])] if best else None,
-        caption=f"{len(own)} looks at validation." + (" Ring: the weights kept." if best else ""),
-    )  # fmt: skip
+        caption=f"{len(looks)} looks at validation." + (" Ring: the weights kept." if best else ""),
+    )
 
 
-def confusion(summary: Mapping[str, Any], classes: Sequence[str]) -> Figure | None:
-    """Truth against answer of one set; None without classes, or with too many to draw."""
-    counts = summary["confusion"]
+def confusion(summary: Summary, classes: Sequence[str]) -> Figure | None:
+    """Draw truth against answer of one set; None without classes, or with too many to draw."""
+    counts = summary.confusion
     if not counts or len(classes) > MAX_CLASSES:
         return None
     wrong = sorted(
@@ -90,103 +100,133 @@ def confusion(summary: Mapping[str, Any], classes: Sequence[str]) -> Figure | No
     }
     about = f"Most often: {often}." if often else "No errors."
     return Figure(
-        title="Confusion", kind="matrix", x="answer", y="truth", series=series,
-        caption=f"n = {summary['num']} images; shade: share of the row. {about}",
-    )  # fmt: skip
+        title="Confusion",
+        kind="matrix",
+        x="answer",
+        y="truth",
+        series=series,
+        caption=f"n = {summary.num} images; shade: share of the row. {about}",
+    )
 
 
-def trust(sets: Mapping[str, Any], tests: Iterable[str], names: Mapping[str, str]) -> list[Figure]:
-    """Reliability of each test set; risk against coverage, and accuracy by views, of all in one."""
-    own = {names[test]: sets[test] for test in tests}
-    found = [_reliability(name, summary) for name, summary in own.items()]
-    found += [_risk_coverage(own), _views(own)]
-    return [figure for figure in found if figure is not None]
+def trust(
+    sets: Mapping[str, Summary], tests: Iterable[str], names: Mapping[str, str]
+) -> list[Figure]:
+    """Draw reliability of each test set; risk against coverage, and accuracy by views, of all in one."""
+    summaries = {names[test]: sets[test] for test in tests}
+    figures = [_reliability(name, summary) for name, summary in summaries.items()]
+    figures += [_risk_coverage(summaries), _views(summaries)]
+    return [figure for figure in figures if figure is not None]
 
 
-def _reliability(name: str, summary: Mapping[str, Any]) -> Figure | None:
-    bins = summary["reliability"]
+def _reliability(name: str, summary: Summary) -> Figure | None:
+    bins = summary.reliability
     if not bins:
         return None
-    hits = _estimates([b["confidence"] for b in bins], [b["accuracy"] for b in bins])
+    hits = _estimates([b.confidence for b in bins], [b.accuracy for b in bins])
     return Figure(
-        title=f"Reliability, {name}", kind="points", x="calibrated probability of the answer",
-        y="accuracy", x_range=[0.0, 1.0], y_range=[0.0, 1.0], diagonal=True, series={"bin": hits},
-        caption=f"n = {summary['num']} images in {len(bins)} bin{'s' if len(bins) > 1 else ''}. On the diagonal, 0.8 means right 8 times in 10.",
-    )  # fmt: skip
+        title=f"Reliability, {name}",
+        kind="points",
+        x="calibrated probability of the answer",
+        y="accuracy",
+        x_range=[0.0, 1.0],
+        y_range=[0.0, 1.0],
+        diagonal=True,
+        series={"bin": hits},
+        caption=f"n = {summary.num} images in {len(bins)} bin{'s' if len(bins) > 1 else ''}. On the diagonal, 0.8 means right 8 times in 10.",
+    )
 
 
-def _risk_coverage(own: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    found = {name: s["risk_coverage"] for name, s in own.items() if s["risk_coverage"]}
-    if not found:
+def _risk_coverage(summaries: Mapping[str, Summary]) -> Figure | None:
+    areas, series = [], {}
+    for name, summary in summaries.items():
+        risk = summary.risk_coverage
+        if risk is not None and risk.aurc is not None:
+            area = risk.aurc
+            areas.append(f"{number(area.value)} [{number(area.low)}, {number(area.high)}] {name}")
+            series[name] = Series(x=risk.coverage, y=risk.risk)
+    if not series:
         return None
-    areas = [
-        f"{number(r['aurc']['value'])} [{number(r['aurc']['low'])}, {number(r['aurc']['high'])}] {name}"
-        for name, r in found.items()
-    ]
     return Figure(
-        title="Risk against coverage", kind="line", x="share answered, surest first",
-        y="errors among them", x_range=[0.0, 1.0],
-        series={
-            name: Series(x=[float(v) for v in r["coverage"]], y=[float(v) for v in r["risk"]])
-            for name, r in found.items()
-        },
+        title="Risk against coverage",
+        kind="line",
+        x="share answered, surest first",
+        y="errors among them",
+        x_range=[0.0, 1.0],
+        series=series,
         caption=f"Area under the curve, lower is better: {'; '.join(areas)}.",
-    )  # fmt: skip
+    )
 
 
-def _views(own: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    found = {name: s["views"] for name, s in own.items() if len(s["views"]) > 1}
-    if not found:
+def _views(summaries: Mapping[str, Summary]) -> Figure | None:
+    curves = {name: s.views for name, s in summaries.items() if len(s.views) > 1}
+    if not curves:
         return None
-    most = max(view["views"] for views in found.values() for view in views)
+    most = max(point.views for points in curves.values() for point in points)
     return Figure(
-        title="Accuracy by views of a part", kind="line", x="views pooled (mean logits)",
-        y="accuracy", x_range=[1.0, float(most)], y_range=[0.0, 1.0],
+        title="Accuracy by views of a part",
+        kind="line",
+        x="views pooled (mean logits)",
+        y="accuracy",
+        x_range=[1.0, float(most)],
+        y_range=[0.0, 1.0],
         series={
-            name: _estimates([v["views"] for v in views], [v["accuracy"] for v in views])
-            for name, views in found.items()
+            name: _estimates([v.views for v in points], [v.accuracy for v in points])
+            for name, points in curves.items()
         },
         caption="Views drawn at random from each part; bands: 95 % intervals over parts.",
-    )  # fmt: skip
+    )
 
 
-def _estimates(x: Iterable[Number], estimates: Sequence[Mapping[str, Any]]) -> Series:
-    ends = {key: [float(e[key]) for e in estimates] for key in ("value", "low", "high")}
-    return Series(x=[float(v) for v in x], y=ends["value"], low=ends["low"], high=ends["high"])
+def _estimates(x: Iterable[Number], estimates: Sequence[Estimate]) -> Series:
+    return Series(
+        x=[float(v) for v in x],
+        y=[e.value for e in estimates],
+        low=[e.low for e in estimates],
+        high=[e.high for e in estimates],
+    )
 
 
-def int8(card: Mapping[str, Any] | None, tests: Iterable[str]) -> dict[str, Any] | None:
-    """The graph in 8 bits beside the one in 32: size, latency, score; None where there is none."""
-    if not card or not card.get("int8"):
+def int8(card: Card | None, tests: Iterable[str]) -> dict[str, Any] | None:
+    """Set the graph in 8 bits beside the one in 32: size, latency, score; None where there is none."""
+    if card is None or card.int8 is None:
         return None
-    made, measured = card["pipeline"]["quantized"], card["int8"]["metrics"]
-    sides = {"fp32": card["metrics"], "int8": measured}
+    graphs = card.pipeline["quantized"]
     rows = []
-    for name, sets in sides.items():
-        own = made[name]
-        rows.append({
-            "name": name, "size": f"{own['bytes'] / 1e6:.2f} MB", "p50": f"{own['p50_ms']:.0f} ms",
-            "p95": f"{own['p95_ms']:.0f} ms", "val": own["score"],
-            "tests": [next(iter(sets[test]["metrics"].values())) for test in tests],
-        })  # fmt: skip
-    smaller = made["fp32"]["bytes"] / made["int8"]["bytes"]
-    faster = made["fp32"]["p50_ms"] / made["int8"]["p50_ms"]
-    verdicts = [
-        f"{one['difference']['value']:+.3f} [{one['difference']['low']:+.3f}, {one['difference']['high']:+.3f}] on {one['set']}"
-        for one in card["int8"]["comparisons"]
-    ]
-    bars = Figure(
-        title="Latency of one tile", kind="bar", x="ms, one thread, one tile at a time", y="graph",
-        series={
-            name: Series(x=sorted(sides), y=[made[side][key] for side in sorted(sides)])
-            for name, key in (("median", "p50_ms"), ("95th percentile", "p95_ms"))
-        },
-        caption="onnxruntime on the machine that trained, after warm-up.",
-    )  # fmt: skip
-    kept = made["kept"]
+    for name, sets in {"fp32": card.metrics, "int8": card.int8.metrics}.items():
+        graph = graphs[name]
+        rows.append(
+            {
+                "name": name,
+                "size": f"{graph['bytes'] / 1e6:.2f} MB",
+                "p50": f"{graph['p50_ms']:.0f} ms",
+                "p95": f"{graph['p95_ms']:.0f} ms",
+                "val": graph["score"],
+                "tests": [sets[test].main[1] for test in tests],
+            }
+        )
+    smaller = graphs["fp32"]["bytes"] / graphs["int8"]["bytes"]
+    faster = graphs["fp32"]["p50_ms"] / graphs["int8"]["p50_ms"]
+    verdicts = [f"{signed(c.difference)} on {c.set}" for c in card.int8.comparisons]
+    full = ", ".join(graphs["kept"]) or "none"
     return {
         "headline": f"The int8 graph is {smaller:.1f} times smaller and {faster:.1f} times faster; difference in score: {'; '.join(verdicts)}.",
         "rows": rows,
-        "bars": bars,
-        "kept": f"{made['share']:.0%} of the weights are in 8 bits. Layers left in 32 bits: {', '.join(kept) or 'none'}.",
+        "bars": _latencies(graphs),
+        "kept": f"{graphs['share']:.0%} of the weights are in 8 bits. Layers left in 32 bits: {full}.",
     }
+
+
+def _latencies(graphs: Mapping[str, Any]) -> Figure:
+    names = ["fp32", "int8"]
+    return Figure(
+        title="Latency of one tile",
+        kind="bar",
+        x="ms, one thread, one tile at a time",
+        y="graph",
+        series={
+            name: Series(x=names, y=[graphs[graph][key] for graph in names])
+            for name, key in (("median", "p50_ms"), ("95th percentile", "p95_ms"))
+        },
+        caption="onnxruntime on the machine that trained, after warm-up.",
+    )
