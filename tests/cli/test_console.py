@@ -265,12 +265,11 @@ class Toy(Task):
 """
 
 
-def write_task(storage: Path, name: str = "toy") -> Path:
-    """Write tasks/<name>.py beside the folder of the runs."""
-    path = storage.parent / "tasks" / f"{name}.py"
+def write_task(storage: Path) -> None:
+    """Write tasks/toy.py beside the folder of the runs."""
+    path = storage.parent / "tasks" / "toy.py"
     path.parent.mkdir()
     path.write_bytes(TASK)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -481,7 +480,7 @@ def test_the_readmes_commands_run(
     for name, right in (("fingerprint-3f2a", 0.95), ("fingerprint-77b1", 0.6)):
         folder = make_run(tmp_path / "runs", name, right)
         judged(folder)
-    write_task(tmp_path / "runs", "fingerprint")
+    write_task(tmp_path / "runs")
     words = line.split()
     expected = {
         "runs": "77b1",

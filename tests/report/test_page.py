@@ -19,9 +19,11 @@ import pytest
 
 from assay.errors import RunError
 from assay.metrics.figure import Figure, Series
+from assay.metrics.measures import STANDARD
 from assay.report import charts
 from assay.report import page as report
 from assay.runs import results
+from assay.typed import to_json
 
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = ["mill", HOSTILE, "lathe & saw"]
@@ -67,6 +69,7 @@ def result() -> dict[str, Any]:
             "threshold": None, "num": 40, "num_groups": 20,
         },
         "sets": {"val": summary(0.9), "test_seen": summary(0.812), "test_unseen": summary(0.7)},
+        "measures": to_json(STANDARD),
         "figures": [figure.to_dict()],
         "tried": 1,
         "scorings": [{"time": 0.0, "rule": "training-domain validation", "assay": "0.1.0", "code": "abc", "host": "secret-host", "tried": 1, "decide": {}}],

@@ -97,9 +97,9 @@ def judge(
 
 def _measures(sets: Mapping[str, Summary], findings: TaskMetrics) -> dict[str, Measure]:
     """Describe each measure that some set has, in the order of the first that has it."""
-    known = {**STANDARD, **findings.measures}
+    described = {**STANDARD, **findings.measures}
     keys = dict.fromkeys(key for summary in sets.values() for key in summary.metrics)
-    return {key: known.get(key) or Measure.named(key) for key in keys}
+    return {key: described.get(key) or Measure.named(key) for key in keys}
 
 
 def measure(

@@ -154,14 +154,14 @@ def _finished(folder: Path) -> tuple[RunRecord, Result]:
     return run, as_record(Result, judged, folder / "result.json")
 
 
-def _check_schema(folder: Path, name: str, schema: int, known: int) -> None:
-    if schema > known:
+def _check_schema(folder: Path, name: str, schema: int, newest: int) -> None:
+    if schema > newest:
         raise RunError(
-            f"{name} of {folder.name} has schema {schema}, this Assay knows {known}; update Assay."
+            f"{name} of {folder.name} has schema {schema}, this Assay knows {newest}; update Assay."
         )
-    if schema < known:
+    if schema < newest:
         raise RunError(
-            f"{name} of {folder.name} has schema {schema}, this Assay writes {known}; judge the run again with assay judge {folder.name}."
+            f"{name} of {folder.name} has schema {schema}, this Assay writes {newest}; judge the run again with assay judge {folder.name}."
         )
 
 
@@ -324,7 +324,7 @@ def _data(path: Path, run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _pictures(folder: Path, kept: Mapping[str, Any]) -> dict[str, Any]:
+def _pictures(folder: Path, images: Mapping[str, Any]) -> dict[str, Any]:
     """Encode the kept images as text for the page, until it is full."""
     room = MAX_IMAGES_BYTES
     left_out = 0
@@ -339,9 +339,9 @@ def _pictures(folder: Path, kept: Mapping[str, Any]) -> dict[str, Any]:
         room -= size
         return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
 
-    samples = [s | {"src": source(s["image"])} for s in kept["samples"]]
+    samples = [s | {"src": source(s["image"])} for s in images["samples"]]
     near = [
-        p | {"src": source(p["image"]), "twin_src": source(p["twin_image"])} for p in kept["near"]
+        p | {"src": source(p["image"]), "twin_src": source(p["twin_image"])} for p in images["near"]
     ]
     return {
         "samples": [s for s in samples if s["src"]],

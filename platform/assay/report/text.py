@@ -101,9 +101,9 @@ def print_result(rule: str, result: Result) -> None:
     """Print how a run was judged and how often, and every number of every set."""
     upper = " (an upper bound: val is of the test domain)" if result.oracle else ""
     print(f"\nrule: {rule}{upper}; seed {result.seed}; tried {result.tried}")
-    for place, scoring in enumerate(result.scorings, 1):
+    for number, scoring in enumerate(result.scorings, 1):
         print(
-            f"  test scored ({place} of {len(result.scorings)}): {listing.when(scoring.time)}, rule {scoring.rule}, code {scoring.code}"
+            f"  test scored ({number} of {len(result.scorings)}): {listing.when(scoring.time)}, rule {scoring.rule}, code {scoring.code}"
         )
     if result.decision:
         print(f"  decision, fitted on val: {_fitted(result.decision)}")
