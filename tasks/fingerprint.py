@@ -31,6 +31,7 @@ from assay.data.synthetic.parts import (
     zone_hits,
 )
 from assay.metrics.estimate import interval
+from assay.metrics.measures import Measure
 from assay.nn.optim import OptimConfig
 from assay.nn.selection import LEARNING
 from assay.space import Float, Space
@@ -221,7 +222,9 @@ class Fingerprint(PatchClassification):
             hits = np.array([zone_hits(zones[image], patches).mean() for image, patches in pairs])
             group = np.array(rows["group"].to_pylist())
             metrics[name] = {**estimates, "patches_on_signal": interval(hits, group)}
-        return replace(judged, metrics=metrics)
+        on_signal = Measure("Patches on signal", "chosen patches that touch a planted trace")
+        measures = {**judged.measures, "patches_on_signal": on_signal}
+        return replace(judged, metrics=metrics, measures=measures)
 
 
 def synthetic_folder(config: FingerprintConfig, storage: Path) -> Path:

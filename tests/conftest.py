@@ -80,7 +80,9 @@ def _save(path: Path, nodes: list, feed: str, ends: dict[str, list], constants: 
 def make_bundle() -> Callable[..., Path]:
     """Makes a sealed bundle: of a class, by each channel's largest value (its embedding) plus a bias
     of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
+    from assay.bundle.card import Card
     from assay.bundle.seal import seal
+    from assay.typed import from_json
 
     def make(folder: Path, task: str = "parts", bias: float = 0.0) -> Path:
         folder.mkdir(parents=True)
@@ -115,7 +117,7 @@ def make_bundle() -> Callable[..., Path]:
             "metrics": {"test": {"num": 60, "num_groups": 30, "metrics": {"accuracy": METRIC}}},
             "embedding": {"mean": [0.0] * 3, "scatter": 1.0, "val": 0.5} if task == "parts" else None,
         }  # fmt: skip
-        seal(folder, card, golden)
+        seal(folder, from_json(Card, card), golden)
         return folder
 
     return make

@@ -20,12 +20,14 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from torch import nn
 
 from assay.bundle.bundle import Bundle, read
+from assay.bundle.card import Card
 from assay.bundle.seal import quantized_share, seal
 from assay.data.images.pyramid import ImagePyramid, pyramid
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.errors import BundleError, ImageError
 from assay.metrics.decide import Decision
 from assay.nn.export import write_graph
+from assay.typed import from_json
 
 SIZES = PatchConfig(image_px=64, overview_px=16, patch_px=16, clahe_clip=0.0)
 GRID, K = 4, 3
@@ -106,7 +108,7 @@ def images(tmp_path_factory) -> list[Path]:
 def sealed(tmp_path_factory, images) -> Path:
     folder = tmp_path_factory.mktemp("sealed")
     write_graphs(folder)
-    seal(folder, card_of(), images[0])
+    seal(folder, from_json(Card, card_of()), images[0])
     return folder
 
 
@@ -175,7 +177,7 @@ def test_label_and_set_follow_the_decision_and_probabilities_do_not(folder, imag
 def test_random_patches_are_the_same_for_the_same_image(tmp_path, images):
     write_graphs(tmp_path)
     (tmp_path / "scorer.onnx").unlink()
-    opened = seal(tmp_path, card_of("random"), images[0])
+    opened = seal(tmp_path, from_json(Card, card_of("random")), images[0])
     first, second, other = (opened.predict(images[i]) for i in (1, 1, 2))
     assert np.array_equal(first.boxes, second.boxes)
     assert not np.array_equal(first.boxes, other.boxes)
@@ -252,6 +254,12 @@ def test_a_golden_output_within_the_tolerance_is_repeated(folder):
     assert Bundle(folder).classes == CLASSES
 
 
+def test_a_damaged_card_names_the_file_and_the_field(folder):
+    edit(folder, golden={"image": "golden.png", "probs": {"a": "sure"}})
+    with pytest.raises(BundleError, match=r"bundle\.json: field 'golden\.probs\.a' is 'sure'; it must be a number"):  # fmt: skip
+        Bundle(folder)
+
+
 def test_an_unknown_pipeline_is_refused_by_name(folder):
     edit(folder, pipeline={"kind": "volumes"})
     with pytest.raises(BundleError, match="'volumes'; this Assay has: patches"):
@@ -317,9 +325,9 @@ def test_a_float_graph_that_calls_itself_int8_is_refused(tmp_path, images):
     write_classify(tmp_path, convolutions())
     refused = r"classify calls itself int8, but 0\.0% of the weights .* at least 50% must be"
     with pytest.raises(BundleError, match=refused):
-        seal(tmp_path, overview_card(int8=["classify"]), images[0])
+        seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
     assert not (tmp_path / "bundle.json").exists()
-    seal(tmp_path, overview_card(), images[0])  # it does not call itself int8
+    seal(tmp_path, from_json(Card, overview_card()), images[0])  # it does not call itself int8
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
@@ -329,14 +337,14 @@ def test_a_quantizer_that_quantizes_nothing_is_found_out(tmp_path, images):
     net = torch.ao.quantization.quantize_dynamic(convolutions(), told, dtype=torch.qint8)
     assert quantized_share(write_classify(tmp_path, net)) == 0
     with pytest.raises(BundleError, match="calls itself int8"):
-        seal(tmp_path, overview_card(int8=["classify"]), images[0])
+        seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
 
 
 @pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
 def test_a_quantized_graph_is_sealed(tmp_path, images, form):
     path = quantize(write_classify(tmp_path, convolutions()), quant_format=form)
     assert quantized_share(path) == 1
-    opened = seal(tmp_path, overview_card(int8=["classify"]), images[0])
+    opened = seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
     assert sum(opened.predict(images[1]).probs.values()) == pytest.approx(1)
 
 
@@ -348,7 +356,7 @@ def test_half_of_the_weights_is_the_least(tmp_path, images):
     path = quantize(write_classify(tmp_path, net), op_types_to_quantize=["Gemm", "MatMul"])  # fmt: skip
     assert quantized_share(path) == pytest.approx(48 / (48 + 216))
     with pytest.raises(BundleError, match=r"but 18\.2% of the weights"):
-        seal(tmp_path, overview_card(int8=["classify"]), images[0])
+        seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
 
 
 def test_weights_are_found_behind_other_nodes_and_in_functions(tmp_path):
@@ -400,7 +408,7 @@ def test_several_images_are_answered_as_each_alone_and_a_bad_one_harms_none(
     write_graphs(tmp_path)
     if select == "random":
         (tmp_path / "scorer.onnx").unlink()
-    opened = seal(tmp_path, card_of(select), images[0])
+    opened = seal(tmp_path, from_json(Card, card_of(select)), images[0])
     bad = images[0].read_bytes()[:-40]
     *answers, none = opened.predict_each([*images, bad])
     assert isinstance(none, ImageError)
@@ -417,7 +425,7 @@ def test_a_tile_that_is_found_damaged_late_is_its_own_images_error(tmp_path, ima
     write_graphs(tmp_path)
     card = card_of()
     card["pipeline"]["patches"]["image_px"] = 512
-    opened = seal(tmp_path, card, images[0])
+    opened = seal(tmp_path, from_json(Card, card), images[0])
     pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as out:

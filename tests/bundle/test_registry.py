@@ -3,17 +3,20 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
 
 from assay.bundle.bundle import Bundle
+from assay.bundle.card import read_card
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.bundle.seal import update
 from assay.cli.console import main
 from assay.errors import BundleError, ConfigError, RegistryError
+from assay.typed import to_json
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,8 @@ def test_a_promotion_copies_the_bundle_and_says_where_it_comes_from(registry, bu
     assert (record.run, record.data, record.code) == ("parts-0", "d" * 12, {"assay": "0.1.0"})
     assert record.metrics == card["metrics"]
     assert (record.previous, record.reason, record.objections) == ("", "", [])
-    assert Bundle(registry.fetch(record)).card == card
+    opened = Bundle(registry.fetch(record))
+    assert to_json(opened.card) == card
     assert registry.fetch(record) != bundles[0]
     assert registry.test_rows(record).num_rows == 60
     assert registry.tasks() == ["parts"]
@@ -80,7 +84,7 @@ def test_without_a_judged_test_set_it_is_refused(
     with pytest.raises(RegistryError, match="no judged test set"):
         promote(registry, bundles[0], judged_rows(0.9, test="extra"), "champion")
     unjudged = make_bundle(tmp_path / "unjudged")
-    update(unjudged, metrics={"val": {}})
+    update(unjudged, metrics={})
     with pytest.raises(RegistryError, match="no judged test set"):
         promote(registry, unjudged, judged_rows(0.9), "challenger")
     assert registry.tasks() == []
@@ -97,9 +101,9 @@ def test_a_failing_golden_sample_is_refused_whatever_the_reason(
     registry, judged_rows, tmp_path, make_bundle
 ):
     folder = make_bundle(tmp_path / "off")
-    golden = json.loads((folder / "bundle.json").read_text())["golden"]
-    moved = {name: value + 0.1 for name, value in golden["probs"].items()}
-    update(folder, golden=golden | {"probs": moved})
+    golden = read_card(folder).golden
+    moved = {name: value + 0.1 for name, value in golden.probs.items()}
+    update(folder, golden=replace(golden, probs=moved))
     with pytest.raises(BundleError, match="golden"):
         promote(registry, folder, judged_rows(0.9), "champion", "I want it")
     assert registry.tasks() == []
@@ -174,7 +178,7 @@ def test_an_address_is_copied_to_this_machine_once(tmp_path, bundles, judged_row
     record = promote(remote, bundles[0], judged_rows(0.9), "champion")
     folder = remote.fetch(record)
     assert folder == tmp_path / "cache" / record.sha256 == remote.fetch(record)
-    assert Bundle(folder).card["run"] == "parts-0"
+    assert Bundle(folder).card.run == "parts-0"
     shutil.rmtree(tmp_path / "far" / "parts" / record.version)
     with pytest.raises(RegistryError, match="missing"):
         remote.fetch(record)

@@ -18,8 +18,12 @@ from assay.cli.console import main
 from assay.data.split import SplitConfig
 from assay.errors import RunError
 from assay.experiment import judge
+from assay.experiment.identity import digest_syntax
 from assay.metrics.decide import DecideConfig
+from assay.runs.folder import Run
+from assay.runs.results import Result, read_result
 from assay.train.task import Task, TaskConfig, TaskMetrics
+from assay.typed import to_json
 
 CLASSES = ["m1", "m2"]
 
@@ -64,7 +68,7 @@ def make_run(
     return folder
 
 
-def judged(folder: Path, **settings: Any) -> dict[str, Any]:
+def judged(folder: Path, **settings: Any) -> Result:
     return judge.judge(folder, Task, TaskConfig(**settings), folder.parent)
 
 
@@ -246,11 +250,11 @@ def test_compare_says_in_words_what_differs(
 def test_judge_counts_scorings_and_keeps_them(storage: Path) -> None:
     first = json.loads((storage / "toy-good" / "result.json").read_text())
     again = judged(storage / "toy-good", decide=DecideConfig(coverage=0.8))
-    assert [len(r["scorings"]) for r in (first, again)] == [1, 2]
-    assert again["scorings"][0] == first["scorings"][0]
-    assert again["decision"]["coverage"] == 0.8
-    assert again["scorings"][1]["decide"]["coverage"] == 0.8
-    assert again["decision"]["num"] == 60  # of val
+    assert (len(first["scorings"]), len(again.scorings)) == (1, 2)
+    assert to_json(again.scorings[0]) == first["scorings"][0]
+    assert again.decision.coverage == 0.8
+    assert again.scorings[1].decide["coverage"] == 0.8
+    assert again.decision.num == 60  # of val
 
 
 TASK = b"""
@@ -261,12 +265,72 @@ class Toy(Task):
 """
 
 
+def write_task(storage: Path) -> None:
+    """Write tasks/toy.py beside the folder of the runs."""
+    path = storage.parent / "tasks" / "toy.py"
+    path.parent.mkdir()
+    path.write_bytes(TASK)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_told"), [(TASK, False), (TASK + b"OTHER = 1", True), (None, True)]
+)
+def test_judging_by_another_task_file_than_the_runs_is_told(
+    storage: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    code: bytes | None,
+    is_told: bool,
+) -> None:
+    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
+    write_task(storage)
+    if code is not None:
+        Run(storage / "toy-good").note(code={"task": digest_syntax(code)})
+    main(["judge", str(storage / "toy-good"), "--tasks", str(storage.parent / "tasks")])
+    printed = capsys.readouterr()
+    assert ("toy-good was trained by" in printed.err) == is_told
+    assert len(printed.err.splitlines()) == is_told
+    assert "This is scoring 2 of" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("run.json", {"launches": [{"time": "soon"}]}, "run.json: field 'launches.0.time' is 'soon'; it must be a number. Restore the file, or train again with --again."),
+        ("run.json", {"state": "done"}, "field 'state' is 'done'; it must be 'new' or 'running' or"),
+        ("result.json", {"tried": "many"}, "result.json: field 'tried' is 'many'; it must be a whole number."),
+        ("result.json", {"sets": {"val": {"num": 3}}}, "field 'sets.val.num_groups' is missing"),
+    ],
+)  # fmt: skip
+def test_a_damaged_field_is_named_with_its_file(
+    storage: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    path = storage / "toy-good" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert message in said(capsys, "runs", "--storage", str(storage))
+    with pytest.raises(RunError, match="field"):
+        _ = Run(storage / "toy-good").record if name == "run.json" else read_result(path.parent)
+
+
+def test_what_an_assay_does_not_know_stays_in_run_json(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "toy-later", 0.5, colour="red")
+    before = json.loads((folder / "run.json").read_text())
+    Run(folder).note(state="stopped")
+    assert json.loads((folder / "run.json").read_text()) == before | {"state": "stopped"}
+
+
 def test_judging_again_changes_what_is_given_and_nothing_else(
     storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = storage / "toy-good"
     monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
-    (folder / "task.py").write_bytes(TASK)
+    (folder / "task.py").write_text("raise SystemExit('stored source is never executed')")
+    write_task(storage)
+    monkeypatch.chdir(storage.parent)
     (folder / "config.json").write_text('{"decide": {"positive": "m1", "coverage": 0.8}}')
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | {"tried": 12}))
@@ -285,10 +349,10 @@ def test_a_run_judged_by_an_older_assay_is_judged_again(
 ) -> None:
     folder = storage / "toy-good"
     monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
-    (folder / "task.py").write_bytes(TASK)
+    write_task(storage)
     old = {"sets": {}, "scorings": [{"time": 1.7e9, "assay": "0.1.0"}]}
     (folder / "result.json").write_text(json.dumps(old))
-    printed = said(capsys, "judge", str(folder))
+    printed = said(capsys, "judge", str(folder), "--tasks", str(storage.parent / "tasks"))
     assert "This is scoring 2 of" in printed
     assert "test scored (1 of 2): 2023-11-14" in printed
     assert "rule not recorded" in printed
@@ -306,9 +370,9 @@ def test_two_runs_of_one_name_are_told_apart(
 
 def test_judging_again_keeps_how_many_configurations_were_tried(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "toy-chosen", 0.9)
-    assert judge.judge(folder, Task, TaskConfig(), tmp_path, tried=12)["tried"] == 12
+    assert judge.judge(folder, Task, TaskConfig(), tmp_path, tried=12).tried == 12
     again = judged(folder)
-    assert (again["tried"], again["scorings"][1]["tried"]) == (12, 12)
+    assert (again.tried, again.scorings[1].tried) == (12, 12)
 
 
 def test_a_damaged_record_of_scorings_is_not_begun_anew(storage: Path) -> None:
@@ -320,6 +384,7 @@ def test_a_damaged_record_of_scorings_is_not_begun_anew(storage: Path) -> None:
 def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
     from assay.metrics.estimate import interval
     from assay.metrics.figure import Figure, Series
+    from assay.metrics.measures import Measure
 
     class Own(Task):
         @classmethod
@@ -328,12 +393,19 @@ def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
             figure = Figure(
                 title="Mine", kind="line", series={"a": Series(x=[0.0, 1.0], y=[1.0, 2.0])}
             )
-            return TaskMetrics(metrics={"test": {"sharpness": mine}}, figures=[figure])
+            named = {"sharpness": Measure("Sharpness", "of what is seen")}
+            return TaskMetrics(
+                metrics={"test": {"sharpness": mine}}, figures=[figure], measures=named
+            )
 
     folder = make_run(tmp_path, "toy-own", 0.9)
     result = judge.judge(folder, Own, TaskConfig(), tmp_path)
-    assert result["sets"]["test"]["metrics"]["sharpness"]["value"] == 0.75
-    assert result["figures"][0]["title"] == "Mine"
+    assert result.sets["test"].metrics["sharpness"].value == 0.75
+    assert result.figures[0].title == "Mine"
+    written = json.loads((folder / "result.json").read_text())["measures"]
+    assert written["sharpness"] == {"label": "Sharpness", "meaning": "of what is seen"}
+    assert written["accuracy"]["label"] == "Accuracy"
+    assert read_result(folder) == result
 
 
 @pytest.mark.parametrize(
@@ -347,7 +419,8 @@ def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
         (["compare", "toy-good", "good"], "A run is named twice"),
         (["compare", "toy", "toy-good"], "may be any of toy-bad, toy-good, toy-new"),
         (["judge", "toy-new"], "toy-new cannot be judged again (it is interrupted)"),
-        (["judge", "toy-good"], "lacks its task.py"),
+        (["judge", "toy-good"], "there is no tasks/toy.py; run the command where that file is"),
+        (["judge", "toy-good", "--tasks", "/nowhere"], "there is no /nowhere/toy.py"),
         (["judge", "--decide.coverage", "0.8", "toy-good"], "The run must come first"),
         (["report", "toy-new"], "toy-new is running"),
     ],
@@ -407,8 +480,8 @@ def test_the_readmes_commands_run(
     monkeypatch.setattr("assay.cli.console.write_report", lambda folder: page)
     for name, right in (("fingerprint-3f2a", 0.95), ("fingerprint-77b1", 0.6)):
         folder = make_run(tmp_path / "runs", name, right)
-        (folder / "task.py").write_bytes(TASK)
         judged(folder)
+    write_task(tmp_path / "runs")
     words = line.split()
     expected = {
         "runs": "77b1",

@@ -21,7 +21,8 @@ from assay.experiment.identity import identity
 from assay.experiment.options import parse
 from assay.experiment.resources import Resources, worker_resources
 from assay.experiment.run import storage_of
-from assay.runs.folder import SCHEMA, Run
+from assay.runs.folder import Run
+from assay.runs.record import SCHEMA
 from assay.train.source import TaskSource, load_task
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
@@ -319,10 +320,10 @@ def test_a_truncated_image_is_named_and_can_be_skipped(
     record = next(
         r
         for f in (tmp_path / "runs").glob("fingerprint-*")
-        if (r := Run(f).record)["state"] == "finished"
+        if (r := Run(f).record).state == "finished"
     )
-    assert len(record["quarantined"]) == 1
-    assert "Device_0_Print_002_001.png" in record["quarantined"][0]["reason"]
+    assert len(record.quarantined) == 1
+    assert "Device_0_Print_002_001.png" in record.quarantined[0].reason
 
 
 def test_too_few_groups_is_said_with_numbers(

@@ -97,10 +97,10 @@ def test_metrics_agree_with_sklearn_and_torchmetrics(num_classes: int) -> None:
     recalls = recall_score(truth, answers, average=None, zero_division=0)
     precisions = precision_score(truth, answers, average=None, zero_division=0)
     for i, shares in enumerate(summary.classes.values()):
-        assert shares["num"] == (truth == i).sum()
-        assert value(shares["recall"]) == pytest.approx(recalls[i])
-        if shares["precision"] is not None:
-            assert value(shares["precision"]) == pytest.approx(precisions[i])
+        assert shares.num == (truth == i).sum()
+        assert value(shares.recall) == pytest.approx(recalls[i])
+        if shares.precision is not None:
+            assert value(shares.precision) == pytest.approx(precisions[i])
 
 
 def test_nll_survives_huge_logits() -> None:
@@ -111,7 +111,7 @@ def test_nll_survives_huge_logits() -> None:
 def test_every_number_bears_an_interval_around_it() -> None:
     _, _, summary = scored(3)
     estimates = [e for e in summary.metrics.values() if e is not None]
-    estimates += [summary.risk_coverage["aurc"], *(b["accuracy"] for b in summary.reliability)]
+    estimates += [summary.risk_coverage.aurc, *(b.accuracy for b in summary.reliability)]
     for estimate in estimates:
         assert estimate.low <= estimate.value <= estimate.high
         assert estimate.low < estimate.high
@@ -120,12 +120,12 @@ def test_every_number_bears_an_interval_around_it() -> None:
 def test_reliability_bins_hold_all_rows_and_their_confidence() -> None:
     logits, truth, summary = scored(3)
     confidence = softmax(logits).max(axis=1)
-    assert sum(b["num"] for b in summary.reliability) == len(truth)
+    assert sum(b.num for b in summary.reliability) == len(truth)
     for b in summary.reliability:
-        in_bin = (confidence > b["low"]) & (confidence <= b["high"])
-        assert b["confidence"] == pytest.approx(confidence[in_bin].mean())
+        in_bin = (confidence > b.low) & (confidence <= b.high)
+        assert b.confidence == pytest.approx(confidence[in_bin].mean())
         hits = (logits.argmax(axis=1) == truth)[in_bin]
-        assert value(b["accuracy"]) == pytest.approx(hits.mean())
+        assert value(b.accuracy) == pytest.approx(hits.mean())
 
 
 def test_risk_coverage_by_brute_force_with_ties() -> None:
@@ -142,10 +142,10 @@ def test_risk_coverage_by_brute_force_with_ties() -> None:
     missed = logits.argmax(axis=1) != truth
     expected = np.mean([missed[confidence >= c].mean() for c in confidence])
     curve = summarise(table, "test_seen").risk_coverage
-    assert curve["aurc"].value == pytest.approx(expected)
-    assert curve["coverage"][-1] == 1.0
-    assert curve["risk"][-1] == pytest.approx(missed.mean())
-    for share, risk in zip(curve["coverage"], curve["risk"], strict=True):
+    assert curve.aurc.value == pytest.approx(expected)
+    assert curve.coverage[-1] == 1.0
+    assert curve.risk[-1] == pytest.approx(missed.mean())
+    for share, risk in zip(curve.coverage, curve.risk, strict=True):
         least = np.sort(confidence)[::-1][round(share * len(truth)) - 1]
         assert risk == pytest.approx(missed[confidence >= least].mean())
 
@@ -163,15 +163,15 @@ def test_views_by_brute_force() -> None:
         logits=pa.array(logits.tolist()),
     )
     views = summarise(table, "test").views
-    assert [v["views"] for v in views] == [1, 2, 3, 4, 5]
+    assert [v.views for v in views] == [1, 2, 3, 4, 5]
     for v in views:
         hits = [
             logits[list(rows)].mean(axis=0).argmax() == truth[rows[0]]
             for part in range(12)
-            for rows in combinations(range(5 * part, 5 * part + 5), v["views"])
+            for rows in combinations(range(5 * part, 5 * part + 5), v.views)
         ]
-        assert v["accuracy"].value == pytest.approx(np.mean(hits))
-        assert v["accuracy"].num_groups == 12
+        assert v.accuracy.value == pytest.approx(np.mean(hits))
+        assert v.accuracy.num_groups == 12
 
 
 def test_machines_of_one_model_are_told_from_a_column() -> None:
@@ -189,8 +189,8 @@ def test_machines_of_one_model_are_told_from_a_column() -> None:
     )
     families = summarise(table, "test").families
     assert set(families) == {"model"}  # the column machine changes within a class
-    assert value(families["model"]["accuracy"]) == pytest.approx(29 / 30)
-    assert value(families["model"]["within"]) == pytest.approx(2 / 3)
+    assert value(families["model"].accuracy) == pytest.approx(29 / 30)
+    assert value(families["model"].within) == pytest.approx(2 / 3)
 
 
 def test_a_table_of_scores_has_its_score_and_domains_alone() -> None:

@@ -19,9 +19,11 @@ import pytest
 
 from assay.errors import RunError
 from assay.metrics.figure import Figure, Series
+from assay.metrics.measures import STANDARD
 from assay.report import charts
 from assay.report import page as report
 from assay.runs import results
+from assay.typed import to_json
 
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = ["mill", HOSTILE, "lathe & saw"]
@@ -67,6 +69,7 @@ def result() -> dict[str, Any]:
             "threshold": None, "num": 40, "num_groups": 20,
         },
         "sets": {"val": summary(0.9), "test_seen": summary(0.812), "test_unseen": summary(0.7)},
+        "measures": to_json(STANDARD),
         "figures": [figure.to_dict()],
         "tried": 1,
         "scorings": [{"time": 0.0, "rule": "training-domain validation", "assay": "0.1.0", "code": "abc", "host": "secret-host", "tried": 1, "decide": {}}],
@@ -76,9 +79,9 @@ def result() -> dict[str, Any]:
 def comparison(p_holm: float = 0.002, difference: float = 0.4) -> dict[str, Any]:
     compared = [
         {
-            "set": name, "metric": metric, "name": "random", "first": estimate(0.812), "second": estimate(0.412),
+            "set": name, "metric": metric, "first_name": "fingerprint", "name": "random", "first": estimate(0.812), "second": estimate(0.412),
             "difference": estimate(0.4) | {"value": difference, "low": difference - 0.1, "high": difference + 0.1},
-            "p": p_holm / 2, "p_holm": p_holm, "verdict": "some words",
+            "p": p_holm / 2, "p_holm": p_holm, "verdict": "is not read",
             "mcnemar": {"unit": "groups", "only_first": 9, "only_second": 1, "p": 0.02},
         }
         for name in ("test_seen", "test_unseen") for metric in ("accuracy", "group_accuracy")
@@ -406,6 +409,15 @@ def test_images_come_from_the_folder_of_samples_only(run):
     assert "1 images are left out" in Page(report.render(run)).text
 
 
+def test_measures_are_named_by_the_result_and_without_it_by_their_keys(run):
+    assert "Patches on signal" in Page(report.render(run)).text
+    described = {"patches_on_signal": {"label": "On the trace", "meaning": "where it was planted"}}
+    write(run, "result.json", result() | {"measures": described})
+    text = Page(report.render(run)).text
+    assert "On the trace where it was planted" in text
+    assert "Vote accuracy" in text
+
+
 @pytest.mark.parametrize("state", ["new", "running", "stopped", "failed"])
 def test_an_unfinished_run_has_no_report(run, state):
     write(run, "run.json", {"schema": 1, "state": state, "task": "fingerprint"})
@@ -419,6 +431,16 @@ def test_an_unfinished_run_has_no_report(run, state):
     [
         ("result.json", {"rule": "x", "sets": {}}, "judge the run again"),
         ("result.json", {"schema": 2}, "update Assay"),
+        (
+            "result.json",
+            {"schema": 1, "rule": 7},
+            r"result\.json: field 'rule' is 7; it must be text",
+        ),
+        (
+            "comparison.json",
+            {"method": "a", "runs": {}},
+            r"comparison\.json: field 'comparisons' is missing",
+        ),
         ("run.json", {"schema": 9, "state": "finished"}, "update Assay"),
         ("result.json", None, "has no result.json"),
         ("split.parquet", None, "has no split.parquet"),

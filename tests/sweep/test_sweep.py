@@ -152,7 +152,7 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     by_rate = {rate: runs[name] for name, rate in rates.items()}
     failed = by_rate[1e37]
     assert failed.state == "failed"
-    assert "not finite" in failed.record["reason"]
+    assert "not finite" in failed.record.reason
     folder = next((tmp_path / "sweeps").iterdir())
     found = json.loads((folder / "sweep.json").read_text())
     assert runs[found["selected"]] == by_rate[1e-2]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from assay.bundle.card import Card
 from assay.bundle.seal import seal
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
@@ -186,12 +187,10 @@ def test_a_raw_file_served_gives_what_training_computes(
     assert all(p.grad is not None for p in task.backbone.parameters())
     with torch.no_grad():
         expected = task.eval().predict(batch_of(task, train=False))
-    card = {
-        "classes": ["a", "b"], "pipeline": task.export(tmp_path, {}),
-        "decision": Decision(
-            temperature=1.0, coverage=0.9, quantile=0.9, costs=None, positive=None, threshold=None, num=9, num_groups=9
-        ).to_dict(),
-    }  # fmt: skip
+    decision = Decision(
+        temperature=1.0, coverage=0.9, quantile=0.9, costs=None, positive=None, threshold=None, num=9, num_groups=9
+    )  # fmt: skip
+    card = Card(classes=["a", "b"], pipeline=task.export(tmp_path, {}), decision=decision)
     files = [pixels.store.here.parent / f"{content}.png" for content in pixels.contents]
     bundle = seal(tmp_path, card, files[0])
     for i, file in enumerate(files):

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from assay.bundle.card import Card
 from assay.config import Settings
 from assay.data.images.pyramid import ImagePyramid
 from assay.shapes import UInt8
@@ -53,7 +54,7 @@ class Answerer(Protocol):
     decides: bool
     """Its answers are classes by the card's decision, whose golden output training computed."""
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None: ...
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None: ...
 
     def predict(self, pyramids: Sequence[ImagePyramid]) -> Sequence[AnyAnswer]:
         """Answer for each image."""

@@ -9,14 +9,14 @@
 A bundle checks its files and repeats its golden output before it says that it is ready.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import onnxruntime
 
 from assay.bundle.answer import Answerer, AnyAnswer
+from assay.bundle.card import read_card
 from assay.bundle.classify import ImageClassifier, PatchClassifier, Verdict
 from assay.bundle.embed import Embedder
 from assay.bundle.segment import Segmenter
@@ -36,9 +36,6 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
 }
 """What onnxruntime calls them; auto takes the first that it has."""
-
-
-SCHEMA = 4
 
 
 TOLERANCE = 1e-3
@@ -77,33 +74,20 @@ class Bundle:
         threads: int = 0,
         provider: Provider = "auto",
     ) -> None:
-        try:
-            self.card: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
-        except (OSError, ValueError) as error:
-            raise BundleError(
-                f"{folder} is no bundle ({error}); give a folder that holds bundle.json."
-            ) from None
-        if not isinstance(self.card, dict) or "schema" not in self.card:
-            raise BundleError(f"{folder}/bundle.json is no bundle's card; export the bundle again.")
-        if self.card["schema"] != SCHEMA:
-            remedy = "update Assay" if self.card["schema"] > SCHEMA else "export the bundle again"
-            raise BundleError(
-                f"{folder} has schema {self.card['schema']}, this Assay knows {SCHEMA}; {remedy}."
-            )
-        for name, expected in self.card["sha256"].items():
+        self.card = card = read_card(folder)
+        for name, expected in card.sha256.items():
             if not (folder / name).is_file() or sha256_of(folder / name) != expected:
                 raise BundleError(
                     f"{folder / name} is missing or was changed after export; export the bundle again."
                 )
-        card = self.card
         self._start(folder, variant, threads, _providers(provider))
         if verify:
-            golden = card["golden"]
-            expected = golden["probs"] if variant == "fp32" else golden[variant]
-            self._compare(self.predict(folder / golden["image"]), expected, folder)
+            golden = card.golden
+            repeated = golden.probs if variant == "fp32" else golden.int8 or {}
+            self._compare(self.predict(folder / golden.image), repeated, folder)
 
     def _start(self, folder: Path, variant: str, threads: int, providers: list[str]) -> None:
-        pipeline = self.card["pipeline"]
+        pipeline = self.card.pipeline
         if pipeline["kind"] not in KINDS:
             raise BundleError(
                 f"{folder} needs the input pipeline {pipeline['kind']!r}; this Assay has: {', '.join(KINDS)}."
@@ -113,7 +97,7 @@ class Bundle:
             if not pipeline.get("int8"):
                 raise BundleError(f"{folder} holds no int8 graph; open its fp32 form.")
             names = dict(zip(names, pipeline["int8"], strict=True))
-        self.pipeline, self.classes = pipeline, self.card["classes"]
+        self.pipeline, self.classes = pipeline, self.card.classes
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.graphs = {
@@ -124,7 +108,7 @@ class Bundle:
         }
         self._answerer = KINDS[pipeline["kind"]](self.card, self.graphs)
 
-    def _compare(self, answer: AnyAnswer, expected: dict[str, float], folder: Path) -> None:
+    def _compare(self, answer: AnyAnswer, expected: Mapping[str, float], folder: Path) -> None:
         golden = answer.golden()
         worst = max(abs(golden[name] - value) for name, value in expected.items())
         if not worst <= TOLERANCE:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from assay.bundle.answer import run_graph, settings_of
+from assay.bundle.card import Card
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.cells import (
     best_cells,
@@ -20,7 +21,7 @@ from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.inputs.photometric import normalise
 from assay.data.masks.overlay import FALSE
-from assay.metrics.decide import Decision
+from assay.errors import BundleError
 from assay.shapes import Float, UInt8
 
 Overview = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -115,9 +116,13 @@ class _Classifier:
 
     decides = True
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
-        self.pipeline, self.classes, self.graphs = card["pipeline"], card["classes"], graphs
-        self.decision = Decision.from_dict(card["decision"])
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None:
+        self.pipeline, self.classes, self.graphs = card.pipeline, card.classes, graphs
+        if card.decision is None:
+            raise BundleError(
+                f"The bundle of {card.run or 'an unnamed run'} has no decision to answer by; export it again."
+            )
+        self.decision = card.decision
 
     def together(self, views: Sequence[Answer]) -> Verdict:
         """Answer for a part by its views, from their mean logits, as judging does for a group.
@@ -153,7 +158,7 @@ class ImageClassifier(_Classifier):
         graphs: its sessions by name.
     """
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None:
         super().__init__(card, graphs)
         self.input = ImageInput(settings_of(ImageConfig, self.pipeline["image"]))
 
@@ -192,7 +197,7 @@ class PatchClassifier(_Classifier):
         graphs: its sessions by name.
     """
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None:
         super().__init__(card, graphs)
         self.sizes = settings_of(PatchConfig, self.pipeline["patches"])
         self.grid, self.k = self.pipeline["grid"], self.pipeline["k"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from assay.bundle.answer import run_graph, settings_of
+from assay.bundle.card import Card
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.shapes import Float, UInt8
@@ -50,9 +51,9 @@ class Embedder:
 
     decides = False
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None:
         self.graph = graphs["embed"]
-        self.input = ImageInput(settings_of(ImageConfig, card["pipeline"]["image"]))
+        self.input = ImageInput(settings_of(ImageConfig, card.pipeline["image"]))
 
     def predict(self, pyramids: Sequence[ImagePyramid]) -> list[EmbeddingAnswer]:
         """Answer for each image."""

@@ -14,7 +14,9 @@ from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Bundle
 from assay.bundle.registry import TASK_NAME, Record, Registry
 from assay.errors import PredictionsError, RegistryError
-from assay.metrics.compare import SIGNIFICANT, Comparison, compare
+from assay.metrics.compare import compare
+from assay.metrics.comparison import SIGNIFICANT, Comparison
+from assay.typed import to_json
 
 
 def promote(
@@ -37,9 +39,7 @@ def promote(
     task = _task_of(card, folder)
     before = registry.holder(task, alias)
     test_rows = predictions.filter(pc.starts_with(predictions["split"], "test"))
-    metrics = {
-        name: numbers for name, numbers in card["metrics"].items() if name.startswith("test")
-    }
+    metrics = {name: numbers for name, numbers in card.metrics.items() if name.startswith("test")}
     comparisons, objections = _compare_with_champion(registry, task, test_rows)
     if alias != "champion":
         objections = []
@@ -47,7 +47,7 @@ def promote(
         objections.append("it has no judged test set")
     if objections and not reason.strip():
         raise RegistryError(
-            f"{card['run']} is not promoted: {'; '.join(objections)}. Mend that, or overrule it by --force REASON, which is recorded."
+            f"{card.run} is not promoted: {'; '.join(objections)}. Mend that, or overrule it by --force REASON, which is recorded."
         )
     version, sha256 = registry.add(folder, test_rows)
     now = time.time()
@@ -62,10 +62,10 @@ def promote(
         previous=_previous(before, sha256),
         reason=reason if objections else "",
         objections=objections,
-        run=card["run"],
-        data=card["data"],
-        code=card["code"],
-        metrics=metrics,
+        run=card.run,
+        data=card.data,
+        code=dict(card.code),
+        metrics=to_json(metrics),
         comparisons=[comparison.to_dict() for comparison in comparisons],
     )
     registry.point(record)

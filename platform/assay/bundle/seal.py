@@ -1,15 +1,16 @@
 """Sealing: from exported graphs and a card to a bundle that opens, or to a refusal."""
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from assay.bundle.bundle import SCHEMA, Bundle
+from assay.bundle.bundle import Bundle
+from assay.bundle.card import Card, Golden, read_card, write_card
 from assay.errors import BundleError
-from assay.files import sha256_of, write_json
+from assay.files import sha256_of
 
 INT8_SHARE = 0.5
 """Least share of 8-bit weight elements in a graph that calls itself int8."""
@@ -17,7 +18,7 @@ INT8_SHARE = 0.5
 
 def seal(
     folder: Path,
-    card: dict[str, Any],
+    card: Card,
     golden: Path,
     expected: Mapping[str, float] | None = None,
 ) -> Bundle:
@@ -25,8 +26,8 @@ def seal(
 
     Args:
         folder: where the graphs were written.
-        card: pipeline, classes, decision, metrics, fingerprints; `pipeline["int8"]` may name
-            graphs that are quantized.
+        card: all but the digests and the golden output; `pipeline["int8"]` may name graphs that
+            are quantized.
         golden: an image of the data, copied into the bundle.
         expected: golden output that training computed for it; without, the bundle's own.
 
@@ -34,7 +35,8 @@ def seal(
         BundleError: the graphs do not repeat what training computed, or one that calls itself
             int8 is not.
     """
-    for name in card["pipeline"].get("int8", ()):
+    small = card.pipeline.get("int8", ())
+    for name in small:
         share = quantized_share(folder / f"{name}.onnx")
         if share < INT8_SHARE:
             raise BundleError(
@@ -45,22 +47,19 @@ def seal(
     name = f"golden{golden.suffix}"
     shutil.copyfile(golden, folder / name)
     files = sorted(p.name for p in folder.iterdir() if p.name != "bundle.json" and p.is_file())
-    sealed = card | {"schema": SCHEMA, "sha256": {file: sha256_of(folder / file) for file in files}}
-    sealed["golden"] = {"image": name, "probs": {}}
-    (folder / "bundle.json").write_text(json.dumps(sealed))
+    digests = {file: sha256_of(folder / file) for file in files}
+    write_card(folder, replace(card, sha256=digests, golden=Golden(image=name)))
     answer = Bundle(folder, verify=False).predict(golden)
-    sealed["golden"]["probs"] = dict(expected or answer.golden())
-    if card["pipeline"].get("int8"):
-        smaller = Bundle(folder, verify=False, variant="int8").predict(golden)
-        sealed["golden"]["int8"] = smaller.golden()
-    write_json(folder / "bundle.json", sealed)
+    probs, of_int8 = dict(expected or answer.golden()), None
+    if small:
+        of_int8 = Bundle(folder, verify=False, variant="int8").predict(golden).golden()
+    update(folder, golden=Golden(image=name, probs=probs, int8=of_int8))
     return Bundle(folder)
 
 
 def update(folder: Path, **fields: Any) -> None:
     """Change fields of a sealed bundle's card that the graphs do not depend on."""
-    path = folder / "bundle.json"
-    write_json(path, json.loads(path.read_text()) | fields)
+    write_card(folder, replace(read_card(folder), **fields))
 
 
 def quantized_share(path: Path) -> float:

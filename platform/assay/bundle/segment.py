@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from assay.bundle.answer import run_graph, settings_of
+from assay.bundle.card import Card
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs import tiles
 from assay.data.masks.overlay import FALSE, STRENGTH
@@ -112,9 +113,9 @@ class Segmenter:
 
     decides = False
 
-    def __init__(self, card: Mapping[str, Any], graphs: Mapping[str, Any]) -> None:
-        pipeline = card["pipeline"]
-        self.classes, self.thresholds = tuple(card["classes"]), card["thresholds"]
+    def __init__(self, card: Card, graphs: Mapping[str, Any]) -> None:
+        pipeline = card.pipeline
+        self.classes, self.thresholds = tuple(card.classes), card.thresholds or []
         self.graph: Any = next(iter(graphs.values()), None)
         self.tiles = settings_of(tiles.TileConfig, pipeline["tiles"])
         self.rule = settings_of(MaskConfig, pipeline.get("masks", {}) | {"classes": self.classes})

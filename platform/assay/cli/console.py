@@ -18,10 +18,10 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -30,14 +30,16 @@ from assay.cli import registry, serve
 from assay.config import from_dict, to_dict
 from assay.errors import RunError, one_sentence
 from assay.files import open_to_write, read_json
-from assay.metrics.compare import Comparison, compare
+from assay.metrics.compare import compare
 from assay.metrics.decide import DecideConfig
-from assay.metrics.estimate import _signed
 from assay.report import text
 from assay.report.page import write_report
-from assay.report.text import _print_beside, _print_scorings, _print_set
 from assay.runs import listing
-from assay.runs.listing import RunSummary, bracket
+from assay.runs.listing import RunSummary
+from assay.typed import to_json
+
+if TYPE_CHECKING:
+    from assay.train.source import TaskSource
 
 Name = Annotated[str, tyro.conf.Positional]
 
@@ -57,19 +59,19 @@ def runs(storage: Path = _RUNS, task: str = "", by: str = "val", csv: Path | Non
         by: Set to rank by; by a test set is an oracle's choice and said to be one.
         csv: File to write all numbers to as well.
     """
-    found = [run for run in listing.read_all(storage) if task in ("", run.task)]
-    if not found:
+    summaries = [run for run in listing.read_all(storage) if task in ("", run.task)]
+    if not summaries:
         raise RunError(
             f"{storage} holds no run{f' of the task {task}' if task else ''}; train one, or name another --storage."
         )
-    known = sorted({name for run in found for name in run.result.get("sets", {})})
-    if known and by not in known:
-        raise RunError(f"--by is {by}; these runs have: {', '.join(known)}.")
-    text.print_ranked(found, by)
+    sets = sorted({name for run in summaries for name in run.sets})
+    if sets and by not in sets:
+        raise RunError(f"--by is {by}; these runs have: {', '.join(sets)}.")
+    text.print_ranked(summaries, by)
     if by.startswith("test"):
         print("ORACLE: ranked by a test set. The first is no honest choice; rank by val.")
     if csv is not None:
-        listing.write_csv(csv, found)
+        listing.write_csv(csv, summaries)
 
 
 def show(run: Name, storage: Path = _RUNS) -> None:
@@ -79,23 +81,22 @@ def show(run: Name, storage: Path = _RUNS) -> None:
         run: The run.
         storage: Folder of the runs.
     """
-    found = listing.find(run, storage)
-    seconds = f", {found.record['seconds']:.0f} s" if found.record.get("seconds") else ""
-    print(f"{found.folder.name}: {found.state}{seconds}")
-    if found.reason:
-        print(f"  {found.reason}")
-    for launch in found.record.get("launches", []):
-        kind = f"workers {launch.get('workers')}, {launch.get('device')}"
-        print(f"  launch {listing.when(launch.get('time'))}, {kind}, Assay {launch.get('assay')}")
-    for warning in found.record.get("warnings", []):
+    summary = listing.find(run, storage)
+    record = summary.record
+    seconds = f", {record.seconds:.0f} s" if record.seconds else ""
+    print(f"{summary.folder.name}: {summary.state}{seconds}")
+    if summary.reason:
+        print(f"  {summary.reason}")
+    for launch in record.launches:
+        kind = f"workers {launch.workers}, {launch.device}"
+        print(f"  launch {listing.when(launch.time)}, {kind}, Assay {launch.stamp.get('assay')}")
+    for warning in record.warnings:
         print(f"  warning: {warning}")
-    if found.result:
-        _print_scorings(found)
-        for name, own in found.result["sets"].items():
-            _print_set(name, own)
-        _print_beside(found.folder)
-    page = found.folder / "report.html"
-    print(f"\nreport: {page if page.exists() else f'none yet; assay report {found.folder}'}")
+    if summary.result:
+        text.print_result(summary.rule, summary.result)
+        text.print_comparisons(summary.folder)
+    page = summary.folder / "report.html"
+    print(f"\nreport: {page if page.exists() else f'none yet; assay report {summary.folder}'}")
 
 
 def compare_runs(
@@ -112,37 +113,18 @@ def compare_runs(
         storage: Folder of the runs.
         json: File to write the comparisons to as well.
     """
-    found = [listing.judged(name, storage) for name in (first, *others)]
-    if len({run.folder.resolve() for run in found}) < len(found):
+    summaries = [listing.judged(name, storage) for name in (first, *others)]
+    if len({run.folder.resolve() for run in summaries}) < len(summaries):
         raise RunError(f"A run is named twice in {first} {' '.join(others)}; name each once.")
-    alike = len({run.folder.name for run in found}) < len(found)
-    named = {str(run.folder) if alike else run.folder.name: run for run in found}
+    alike = len({run.folder.name for run in summaries}) < len(summaries)
+    named = {str(run.folder) if alike else run.folder.name: run for run in summaries}
     comparisons = compare({name: run.predictions() for name, run in named.items()})
-    for name in dict.fromkeys(c.set for c in comparisons):
-        _print_comparisons([c for c in comparisons if c.set == name], named)
+    text.print_compared(comparisons, named)
     print(f"95 % intervals over groups; p corrected for {len(comparisons)} comparisons (Holm).")
-    if any(run.result["oracle"] for run in found):
+    if any(run.result and run.result.oracle for run in summaries):
         print("ORACLE: val was of the test domain; the numbers of that run are upper bounds.")
     if json is not None:
-        _write(json, [c.to_dict() for c in comparisons])
-
-
-def _print_comparisons(own: Sequence[Comparison], runs: Mapping[str, RunSummary]) -> None:
-    first, width = own[0], max(map(len, runs))
-    print(f"{first.set}, {first.metric}: {first.first.num} rows in {first.first.num_groups} groups")
-    for name, score in ({first.first_name: first.first} | {c.name: c.second for c in own}).items():
-        run = runs[name]
-        print(f"  {name:{width}s}  {bracket(score)}  {run.rule}, seed {run.result['seed']}")
-    for c in own:
-        print(f"  {c.verdict}" if len(own) == 1 else f"  against {c.name}: {c.verdict}")
-        print(
-            f"    difference {_signed(c.difference)}, p = {c.p:.2g}, corrected p = {c.p_holm:.2g}"
-        )
-        if c.mcnemar:
-            m = c.mcnemar
-            sides = f"{m.only_first} right in the first alone, {m.only_second} in the other alone"
-            print(f"    McNemar over {m.unit}: {sides}, p = {m.p:.2g}")
-    print()
+        _write(json, to_json(comparisons))
 
 
 @dataclass(frozen=True)
@@ -153,39 +135,40 @@ class Judge:
     """The run."""
     storage: Path = _RUNS
     """Folder of the runs."""
+    tasks: Path = Path("tasks")
+    """Folder of the task files; the run's is the one of its task's name."""
     decide: DecideConfig = _DECIDE
     """How answers are made; what is not given stays as the run has it."""
 
 
-def _own_settings(arguments: Sequence[str]) -> Judge:
-    """What `assay judge RUN` starts from: how the run was judged before."""
+def _default_judge(arguments: Sequence[str]) -> Judge:
+    """Tell what `assay judge RUN` starts from: how the run was judged before."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--storage", type=Path, default=_RUNS)
     storage = early.parse_known_args(arguments)[0].storage
     config = read_json(listing.find(arguments[0], storage).folder / "config.json")
-    return Judge(arguments[0], storage, from_dict(DecideConfig, config.get("decide", {})))
+    decide = from_dict(DecideConfig, config.get("decide", {}))
+    return Judge(arguments[0], storage, decide=decide)
 
 
 def judge_again(command: Judge) -> None:
     """Judge a run, note the settings of `decide`, and make its report again.
 
     Raises:
-        RunError: the run is not finished, is being written, or lacks its task file.
+        RunError: the run is not finished, is being written, or its task is not in the folder.
     """
     from assay.experiment.judge import judge  # torch comes with these, and takes seconds
     from assay.files import write_json
     from assay.runs.folder import Run
-    from assay.train.source import TaskSource, load_task
+    from assay.train.source import load_task
 
-    found = listing.find(command.run, command.storage)
-    folder = found.folder.absolute()
-    if not (found.result or found.is_stale):
+    summary = listing.find(command.run, command.storage)
+    folder = summary.folder.absolute()
+    if not (summary.result or summary.is_stale):
         raise RunError(
-            f"{folder.name} cannot be judged again ({found.why}); give a run that is finished."
+            f"{folder.name} cannot be judged again ({summary.why}); give a run that is finished."
         )
-    if not (folder / "task.py").is_file():
-        raise RunError(f"{folder} lacks its task.py; restore it, or train the run again.")
-    task = load_task(TaskSource(found.task, (folder / "task.py").read_bytes()))
+    task = load_task(_task_of(summary, command.tasks))
     config = from_dict(task.Config, read_json(folder / "config.json"))
     config = dataclasses.replace(config, decide=command.decide)
     with Run(folder).lease():
@@ -193,9 +176,33 @@ def judge_again(command: Judge) -> None:
         write_json(folder / "config.json", to_dict(config))
         write_report(folder)
     # a scoring whose rule was not recorded may have been by this one
-    same = [s for s in result["scorings"] if s["rule"] in (result["rule"], "not recorded")]
-    print(f"This is scoring {len(same)} of the test sets of {folder.name} by {result['rule']}.\n")
+    same = [s for s in result.scorings if s.rule in (result.rule, "not recorded")]
+    print(f"This is scoring {len(same)} of the test sets of {folder.name} by {result.rule}.\n")
     show(str(folder))
+
+
+def _task_of(run: RunSummary, tasks: Path) -> "TaskSource":
+    """Read a run's task by its name from the user's own files; what lies in the run is only read.
+
+    Raises:
+        RunError: there is no such file.
+    """
+    from assay.experiment.identity import digest_syntax
+    from assay.train.source import TaskSource
+
+    path = tasks / f"{run.task}.py"
+    if Path(run.task).name != run.task or not path.is_file():
+        raise RunError(
+            f"{run.folder.name} is of the task {run.task!r} and there is no {path}; run the command where that file is, or name its folder by --tasks."
+        )
+    source = TaskSource.read(path)
+    code = run.record.code or {}
+    if code.get("task") != digest_syntax(source.code):
+        print(
+            f"{path} is not, or not known to be, the file that {run.folder.name} was trained by; it is judged by the file as it is now.",
+            file=sys.stderr,
+        )
+    return source
 
 
 def make_report(run: Name, storage: Path = _RUNS) -> None:
@@ -211,30 +218,37 @@ def make_report(run: Name, storage: Path = _RUNS) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one sentence where the user can mend something."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with one_sentence():
-            if given == ["--version"]:
+            if words == ["--version"]:
                 print(assay.__version__)
-            elif given[:1] == ["judge"] and given[1:] and not given[1].startswith("-"):
-                own = _own_settings(given[1:])
-                judge_again(tyro.cli(Judge, args=given[1:], default=own, prog="assay judge"))
+            elif words[:1] == ["judge"] and words[1:] and not words[1].startswith("-"):
+                default = _default_judge(words[1:])
+                judge_again(tyro.cli(Judge, args=words[1:], default=default, prog="assay judge"))
             else:
-                _dispatch(given)
+                _dispatch(words)
     except BrokenPipeError:  # `assay runs | head` has seen enough
         sys.stderr.close()
 
 
-def _dispatch(given: Sequence[str]) -> None:
+def _dispatch(words: Sequence[str]) -> None:
     commands: dict[str, Any] = {
-        "runs": runs, "show": show, "compare": compare_runs, "judge": Judge, "report": make_report,
-        "promote": registry.promote_run, "registry": registry.show_registry, "rollback": registry.rollback,
-        "serve": serve.serve, "predict": serve.predict,
-    }  # fmt: skip
-    done = tyro.extras.subcommand_cli_from_dict(
-        commands, args=given, prog="assay", description=__doc__
+        "runs": runs,
+        "show": show,
+        "compare": compare_runs,
+        "judge": Judge,
+        "report": make_report,
+        "promote": registry.promote_run,
+        "registry": registry.show_registry,
+        "rollback": registry.rollback,
+        "serve": serve.serve,
+        "predict": serve.predict,
+    }
+    parsed = tyro.extras.subcommand_cli_from_dict(
+        commands, args=words, prog="assay", description=__doc__
     )
-    if isinstance(done, Judge):
+    if isinstance(parsed, Judge):
         raise RunError(
             "The run must come first, since the options change its settings; write assay judge RUN --decide.coverage 0.95."
         )

@@ -14,7 +14,7 @@ from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Record, Registry
 from assay.errors import RunError
-from assay.metrics.estimate import Estimate
+from assay.metrics.estimate import Estimate, bracket, signed
 from assay.runs import listing
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -51,9 +51,8 @@ def promote_run(
     for objection in record.objections:
         print(f"  forced: {objection}; reason: {record.reason}")
     for comparison in record.comparisons:
-        gain = Estimate(**comparison["difference"])
-        bounds = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-        print(f"  {comparison['set']}: {bounds}, {comparison['verdict']}")
+        difference = signed(Estimate(**comparison["difference"]))
+        print(f"  {comparison['set']}: {difference}, {comparison['verdict']}")
 
 
 def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
@@ -63,8 +62,8 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
         task: Only this one.
         registry: Folder or URI of the registry.
     """
-    opened = Registry(registry)
-    tasks = [name for name in opened.tasks() if task in ("", name)]
+    records = Registry(registry)
+    tasks = [name for name in records.tasks() if task in ("", name)]
     if not tasks:
         raise RunError(
             f"The registry {registry} holds nothing{f' of the task {task}' if task else ''}; promote a run by assay promote RUN."
@@ -72,11 +71,11 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
     for name in tasks:
         print(name)
         for alias in ALIASES:
-            record = opened.holder(name, alias)
+            record = records.holder(name, alias)
             if record is not None:
                 _print_holder(record)
         print("  history")
-        for record in opened.history(name):
+        for record in records.history(name):
             why = f"; forced: {record.reason}" if record.reason else ""
             print(
                 f"    {listing.when(record.time)}  {record.alias:10s}  {record.version}  {record.kind}{why}"
@@ -86,9 +85,9 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
 def _print_holder(record: Record) -> None:
     print(f"  {record.alias}: {record.version} since {listing.when(record.time)}")
     print(f"    run {record.run}, data {record.data}, Assay {record.code.get('assay')}")
-    for name, numbers in record.metrics.items():
-        metric, score = next(iter(numbers["metrics"].items()))
-        print(f"    {name}: {metric} {listing.bracket(Estimate(**score))}, n = {numbers['num']}")
+    for name, summary in record.metrics.items():
+        metric, score = next(iter(summary["metrics"].items()))
+        print(f"    {name}: {metric} {bracket(Estimate(**score))}, n = {summary['num']}")
 
 
 def rollback(task: Name, alias: Alias = "champion", registry: str = _REGISTRY) -> None:

@@ -1,29 +1,27 @@
 """From a judged run to its bundle: graphs, their int8 forms judged on the same rows, and the card."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from assay.bundle.bundle import Bundle
+from assay.bundle.bundle import KINDS, Bundle
+from assay.bundle.card import Card, Int8
 from assay.bundle.seal import seal, update
 from assay.experiment.identity import stamp
 from assay.experiment.judge import measure
 from assay.metrics.compare import compare
-from assay.metrics.decide import Decision
 from assay.metrics.drift import IMAGES, describe
-from assay.metrics.predictions import logits_of
+from assay.metrics.predictions import logits_of, rows_of
 from assay.runs.folder import Run
-from assay.runs.results import read_predictions
+from assay.runs.results import Result, read_predictions
 from assay.train.loop import load_best
 from assay.train.predict import Predictor
 from assay.train.task import Task
 from assay.train.worker import Job, predictions_table
 
 
-def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
+def ship(job: Job, result: Result, storage: Path) -> None:
     """Export a judged run's best weights into its bundle.
 
     Raises:
@@ -38,34 +36,41 @@ def ship(job: Job, result: Mapping[str, Any], storage: Path) -> None:
     pipeline = task.eval().export(folder, rows)
     if "refused" in pipeline:
         Run(job.folder).warn(f"No int8 graph ships: {pipeline['refused']}")
-    card = {
-        "task": job.source.name, "run": job.folder.name, "classes": task.classes, "pipeline": pipeline,
-        "decision": result["decision"], "thresholds": result["thresholds"], "metrics": result["sets"],
-        "int8": _judge_int8(job, task, storage), "data": job.manifest.fingerprint, "code": stamp(),
-    }  # fmt: skip
+    card = Card(
+        task=job.source.name,
+        run=job.folder.name,
+        classes=task.classes,
+        pipeline=pipeline,
+        decision=result.decision,
+        thresholds=result.thresholds,
+        metrics=result.sets,
+        int8=_judge_int8(job, task, storage),
+        data=job.manifest.fingerprint,
+        code=stamp(),
+    )
     golden = job.manifest.column("image")[int(rows["val"][0])]
     expected = None
-    if result["decision"]:
-        first = read_predictions(job.folder).slice(
-            0, 1
-        )  # the same image: val comes first, in order
-        probs = Decision.from_dict(result["decision"]).probs(logits_of(first))[0].tolist()
+    if result.decision and KINDS[pipeline["kind"]].decides:
+        # the same image: the first of val
+        first = rows_of(read_predictions(job.folder), "val").slice(0, 1)
+        probs = result.decision.probs(logits_of(first))[0].tolist()
         expected = dict(zip(task.classes, probs, strict=True))
     bundle = seal(folder, card, Path(golden), expected)
-    seen = {name: _embeddings(bundle, job, rows[name]) for name in rows}
-    if seen["train"] and seen["val"]:
-        update(folder, embedding=describe(np.stack(seen["train"]), np.stack(seen["val"])))
+    embeddings = {name: _embeddings(bundle, job, rows[name]) for name in rows}
+    if embeddings["train"] and embeddings["val"]:
+        train, val = np.stack(embeddings["train"]), np.stack(embeddings["val"])
+        update(folder, embedding=describe(train, val))
 
 
 def _embeddings(bundle: Bundle, job: Job, rows: np.ndarray) -> list[np.ndarray]:
-    """Embeddings of some rows, evenly chosen; none where the graphs give none."""
+    """Embed some rows, evenly chosen; none where the graphs give no embedding."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int)]
-    found = (bundle.predict_each([job.pixels[row]])[0].embedding for row in chosen.tolist())
-    return [embedding for embedding in found if embedding is not None]
+    answers = (bundle.predict_each([job.pixels[row]])[0] for row in chosen.tolist())
+    return [answer.embedding for answer in answers if answer.embedding is not None]
 
 
-def _judge_int8(job: Job, task: Task, storage: Path) -> dict[str, Any] | None:
-    """The numbers of the int8 graph on the rows that the run was judged on, and its difference to it."""
+def _judge_int8(job: Job, task: Task, storage: Path) -> Int8 | None:
+    """Judge the int8 graph on the rows that the run was judged on, and compare the two."""
     variant = task.int8(job.folder / "bundle")
     if variant is None:
         return None
@@ -76,5 +81,4 @@ def _judge_int8(job: Job, task: Task, storage: Path) -> dict[str, Any] | None:
         tables.append(predictions_table(job.manifest, task.classes, name, predictor.predict()))
     table = task.score(task.config, pa.concat_tables(tables), judged)
     sets, _ = measure(table, type(task), task.config, storage, None)
-    differences = compare({"int8": table, "fp32": judged})
-    return {"metrics": sets, "comparisons": [one.to_dict() for one in differences]}
+    return Int8(metrics=sets, comparisons=compare({"int8": table, "fp32": judged}))

@@ -58,11 +58,11 @@ def code_of(source: TaskSource, package: Path = PACKAGE) -> dict[str, str]:
     ]
     code = {path.relative_to(package).as_posix(): path for path in sorted(paths)}
     counted = {
-        name: _syntax(path.read_bytes())
+        name: digest_syntax(path.read_bytes())
         for name, path in code.items()
         if not name.startswith(tuple(f"{folder}/" for folder in left_out))
     }
-    return counted | {"task": _syntax(source.code)}
+    return counted | {"task": digest_syntax(source.code)}
 
 
 def _settings(config: TaskConfig) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _imports_masks(source: TaskSource) -> bool:
     return any(module.startswith(f"assay.{MARKS.replace('/', '.')}") for module in modules)
 
 
-def _syntax(source: bytes) -> str:
+def digest_syntax(source: bytes) -> str:
     """Digest the syntax of a source file, which comments and formatting do not change."""
     return fingerprint(ast.dump(ast.parse(source)))
 

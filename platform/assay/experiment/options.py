@@ -35,7 +35,7 @@ L = TypeVar("L", bound=Launch)
 
 
 def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Resources, Launch]:
-    """Settings from the command line, on top of a preset or a saved config.
+    """Read settings from the command line, on top of a preset or a saved config.
 
     Raises:
         ConfigError: the preset or the saved config does not exist or does not fit.
@@ -46,29 +46,17 @@ def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Resou
 def parse_with(
     task: type[Task], arguments: Sequence[str], launch: L
 ) -> tuple[TaskConfig, Resources, L]:
-    """The same where the command has options of its own, whose defaults are `launch`."""
+    """Read them where the command has options of its own, whose defaults are `launch`."""
     presets = task.presets()
-    first = launch.preset or next(iter(presets))
-    chosen, saved = option(arguments, "--preset") or first, option(arguments, "--config")
-    if chosen not in presets:
-        raise ConfigError(f"--preset is {chosen!r}; allowed: {', '.join(presets)}.")
-    default = presets[chosen] if saved is None else _read_config(task, Path(saved))
+    preset = option(arguments, "--preset") or launch.preset or next(iter(presets))
+    replayed = option(arguments, "--config")
+    if preset not in presets:
+        raise ConfigError(f"--preset is {preset!r}; allowed: {', '.join(presets)}.")
+    default = presets[preset] if replayed is None else _read_config(task, Path(replayed))
     fields = [
-        (
-            "what",
-            Annotated[task.Config, tyro.conf.arg(name="")],
-            dataclasses.field(default=default),
-        ),
-        (
-            "where",
-            Annotated[Resources, tyro.conf.arg(name="")],
-            dataclasses.field(default=Resources()),
-        ),
-        (
-            "launch",
-            Annotated[type(launch), tyro.conf.arg(name="")],
-            dataclasses.field(default=dataclasses.replace(launch, preset=chosen)),
-        ),
+        _group("what", task.Config, default),
+        _group("where", Resources, Resources()),
+        _group("launch", type(launch), dataclasses.replace(launch, preset=preset)),
     ]
     command = dataclasses.make_dataclass("Command", fields, frozen=True, kw_only=True)
     about = f"{sys.modules[task.__module__].__doc__}\nPresets: {', '.join(presets)}."
@@ -78,8 +66,14 @@ def parse_with(
     return parsed.what, parsed.where, parsed.launch
 
 
+def _group(name: str, kind: type, default: Any) -> tuple[str, Any, Any]:
+    """Make a field of the command whose own fields are options without a prefix."""
+    annotated = Annotated[kind, tyro.conf.arg(name="")]  # type: ignore[valid-type]
+    return name, annotated, dataclasses.field(default=default)
+
+
 def option(arguments: Sequence[str], name: str) -> str | None:
-    """The last value given to an option, needed before the parser that it decides about."""
+    """Return the last value given to an option, needed before the parser that it decides about."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument(name, dest="value")
     return early.parse_known_args(arguments)[0].value

@@ -7,12 +7,12 @@ trial of a search), on test too ("test", a trial of a grid of folds), or shipped
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -31,18 +31,15 @@ from assay.experiment.judge import judge
 from assay.experiment.resources import Resources, pick_device
 from assay.experiment.workers import train
 from assay.files import write_json
-from assay.metrics.decide import Decision
 from assay.report import samples
 from assay.runs.folder import Run
-from assay.runs.results import read_predictions, read_result
+from assay.runs.record import Launch, Quarantined, Stage
+from assay.runs.results import Result, read_predictions, read_result
 from assay.runs.watch import watch
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 from assay.train.worker import Job
-
-Stage = Literal["val", "test", "bundle"]
-
 
 Heartbeat = Callable[[TrainState], None]
 
@@ -65,14 +62,14 @@ def read_data(
     """Decode what the store lacks, and leave out what cannot be read."""
     store = _store_of(where, storage)
     bad = fill(manifest, store, config.data.on_error, parallel=where.workers > 0)
-    kept = _without(manifest, bad)
-    pixels = Pixels(store, kept.column("content"), kept.masks)
-    return StoredImages(source, kept, pixels, bad, storage)
+    readable = _without(manifest, bad)
+    pixels = Pixels(store, readable.column("content"), readable.masks)
+    return StoredImages(source, readable, pixels, bad, storage)
 
 
 def _store_of(where: Resources, storage: Path) -> Store:
-    place = where.store or str(storage / "store")
-    return Store(place if "://" in place else str(Path(place).absolute()), where.cache)
+    address = where.store or str(storage / "store")
+    return Store(address if "://" in address else str(Path(address).absolute()), where.cache)
 
 
 @dataclass(frozen=True)
@@ -90,14 +87,13 @@ def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
     """Draw a run's split and look for near duplicates across it."""
     split = draw_split(data.manifest, config.split)
     near = near_duplicates(data.pixels.signatures(), split.sets)
-    found = counts(near, split.sets)
-    split.report.update({f"near_duplicates_{k}": v for k, v in found.items()})
+    split.report.update({f"near_duplicates_{k}": v for k, v in counts(near, split.sets).items()})
     return RunPlan(name, config, data, split, near)
 
 
 def is_whole(run: Run) -> bool:
     """Whether a run is finished and shipped."""
-    return run.state == "finished" and run.record.get("stage", "bundle") == "bundle"
+    return run.state == "finished" and run.record.stage == "bundle"
 
 
 def complete(
@@ -123,7 +119,7 @@ def complete(
         sweep: name of the sweep it is a trial of.
     """
     data, config = prepared.data, prepared.config
-    is_judged = run.state == "finished" and run.record.get("stage") == "test"
+    is_judged = run.state == "finished" and run.record.stage == "test"
     _refuse_other_split(prepared, run)
     job = _begin(prepared, run, where, () if stage == "val" else tuple(prepared.split.tests), sweep)
     began = time.time()
@@ -146,7 +142,7 @@ def complete(
     except AssayError as error:
         run.note(state="failed", reason=str(error))
         raise
-    spent = run.record.get("seconds", 0.0) if is_judged else 0.0
+    spent = (run.record.seconds or 0.0) if is_judged else 0.0
     run.note(state="finished", stage=stage, seconds=spent + time.time() - began)
 
 
@@ -155,26 +151,46 @@ def _begin(
 ) -> Job:
     """Write down what is about to run."""
     data, config, device = prepared.data, prepared.config, pick_device(where)
-    launch = {
-        "time": time.time(), "workers": where.workers, "strategy": where.strategy, "device": device,
-    } | stamp() | ({"sweep": sweep} if sweep else {})  # fmt: skip
+    launch = Launch(
+        time=time.time(),
+        workers=where.workers,
+        strategy=where.strategy,
+        device=device,
+        sweep=sweep,
+        stamp=stamp(),
+    )
     run.note(
-        state="running", task=data.source.name, name=prepared.name, launches=[*run.record.get("launches", []), launch],
-        split=prepared.split.report, quarantined=[dataclasses.asdict(q) for q in data.quarantined],
-        data=data.manifest.fingerprint, recipe=recipe(data.source, config, data.manifest),
-        content=content(config, data.manifest), code=code_of(data.source),
-    )  # fmt: skip
+        state="running",
+        task=data.source.name,
+        name=prepared.name,
+        launches=(*run.record.launches, launch),
+        split=prepared.split.report,
+        quarantined=tuple(Quarantined(row=q.row, reason=q.reason) for q in data.quarantined),
+        data=data.manifest.fingerprint,
+        recipe=recipe(data.source, config, data.manifest),
+        content=content(config, data.manifest),
+        code=code_of(data.source),
+    )
     write_json(run.folder / "config.json", to_dict(config))
     (run.folder / "task.py").write_bytes(data.source.code)
     pq.write_table(prepared.split.table(data.manifest), run.folder / "split.parquet")
     return Job(
-        data.source, to_dict(config), data.manifest, prepared.split, data.pixels, run.folder.absolute(),
-        device, where.strategy, where.track, judged, where.checkpoint_steps,
-    )  # fmt: skip
+        data.source,
+        to_dict(config),
+        data.manifest,
+        prepared.split,
+        data.pixels,
+        run.folder.absolute(),
+        device,
+        where.strategy,
+        where.track,
+        judged,
+        where.checkpoint_steps,
+    )
 
 
 def _refuse_other_split(prepared: RunPlan, run: Run) -> None:
-    """A launch that finds other sets than the one before would test on what was trained on."""
+    """Refuse a launch that finds other sets than the one before: it would test on what was trained on."""
     path = run.folder / "split.parquet"
     if not path.exists() or not (run.folder / "checkpoints").exists():
         return
@@ -190,23 +206,27 @@ def _refuse_other_split(prepared: RunPlan, run: Run) -> None:
         )
 
 
-def _illustrate(prepared: RunPlan, run: Run, result: Mapping[str, Any]) -> None:
+def _illustrate(prepared: RunPlan, run: Run, result: Result) -> None:
     """Keep what the report shows of the images, while their pixels are at hand."""
-    decision = Decision.from_dict(result["decision"]) if result["decision"] else None
     data = prepared.data
-    task, opened = load_task(data.source), Bundle(run.folder / "bundle", verify=False)
+    task, bundle = load_task(data.source), Bundle(run.folder / "bundle", verify=False)
     images = data.manifest.column("image")
 
     def picture(row: int) -> Any:
         def answer() -> Any:
-            return opened.predict(Path(images[row]))
+            return bundle.predict(Path(images[row]))
 
         return task.draw(prepared.config, data.pixels, row, answer)
 
     samples.collect(
-        run.folder, read_predictions(run.folder), data.manifest, data.pixels, decision,
-        prepared.near, picture,
-    )  # fmt: skip
+        run.folder,
+        read_predictions(run.folder),
+        data.manifest,
+        data.pixels,
+        result.decision,
+        prepared.near,
+        picture,
+    )
 
 
 def find(
@@ -244,12 +264,12 @@ def _of_other_code(
     """Find the newest finished run of the same settings and images."""
     wanted = content(config, manifest)
     runs = [Run(path.parent) for path in storage.glob(f"{source.name}-*/run.json")]
-    same = [run for run in runs if run.record.get("content") == wanted and run.state == "finished"]
-    return max(same, key=lambda run: float(run.record["launches"][-1]["time"]), default=None)
+    same = [run for run in runs if run.record.content == wanted and run.state == "finished"]
+    return max(same, key=lambda run: run.record.launches[-1].time or 0.0, default=None)
 
 
 def _changed_files(run: Run, source: TaskSource) -> list[str]:
-    before, now = run.record.get("code", {}), code_of(source)
+    before, now = run.record.code or {}, code_of(source)
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
@@ -264,7 +284,7 @@ def _say_what_changed(name: str, files: tuple[str, ...]) -> None:
 
 
 def storage_of(where: Resources) -> Path:
-    """The absolute folder of the runs.
+    """Return the absolute folder of the runs.
 
     Raises:
         ConfigError: it is relative and this is an uploaded copy of the working directory, which
@@ -281,15 +301,11 @@ def storage_of(where: Resources) -> Path:
 
 
 def absolute(config: TaskConfig) -> TaskConfig:
-    """The same settings with data.root absolute, since workers have other working directories."""
+    """Make data.root absolute, since workers have other working directories."""
     root = config.data.root
-    return (
-        config
-        if root is None
-        else dataclasses.replace(
-            config, data=dataclasses.replace(config.data, root=root.absolute())
-        )
-    )
+    if root is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root.absolute()))
 
 
 def _without(manifest: Manifest, bad: Sequence[UnreadableImage]) -> Manifest:
@@ -300,10 +316,10 @@ def _without(manifest: Manifest, bad: Sequence[UnreadableImage]) -> Manifest:
         f"{len(rows)} of {len(manifest)} images are quarantined, first: {bad[0].reason}",
         file=sys.stderr,
     )
-    kept = manifest.take([i for i in range(len(manifest)) if i not in rows])
-    lost = set(manifest.classes) - set(kept.classes)
+    readable = manifest.take([i for i in range(len(manifest)) if i not in rows])
+    lost = set(manifest.classes) - set(readable.classes)
     if lost:
         raise RunError(
             f"No readable image is left of the class {min(lost)!r}; mend its files or leave the class out."
         )
-    return kept
+    return readable

@@ -1,12 +1,12 @@
 """How far probabilities can be trusted: temperature, calibration error, reliability, risk by coverage."""
 
 import math
-from typing import Any
 
 import numpy as np
 
-from assay.metrics.estimate import Estimate, interval, interval_by, share_of
+from assay.metrics.estimate import Estimate, interval, interval_by
 from assay.metrics.scores.classes import margins_of, row_nll, softmax
+from assay.metrics.summary import Bin, RiskCoverage
 from assay.shapes import Bool, Float, Int, Shaped
 
 _MAX_TEMPERATURE = 100.0
@@ -100,23 +100,23 @@ def reliability(
     confidence: Float[np.ndarray, " num"],
     hits: Bool[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
-) -> list[dict[str, Any]]:
+) -> list[Bin]:
     """Return the bins of ten that have rows: low, high, num, confidence and accuracy."""
     edges = np.linspace(0, 1, 11)
     bins = _bins(confidence, 10)
-    records = []
+    bars = []
     for i in np.unique(bins):
         in_bin = bins == i
-        records.append(
-            {
-                "low": float(edges[i]),
-                "high": float(edges[i + 1]),
-                "num": int(in_bin.sum()),
-                "confidence": float(confidence[in_bin].mean()),
-                "accuracy": share_of(hits, in_bin, group),
-            }
+        bars.append(
+            Bin(
+                low=float(edges[i]),
+                high=float(edges[i + 1]),
+                num=int(in_bin.sum()),
+                confidence=float(confidence[in_bin].mean()),
+                accuracy=interval(hits[in_bin].astype(float), group[in_bin]),
+            )
         )
-    return records
+    return bars
 
 
 def _bins(confidence: Float[np.ndarray, " num"], num: int) -> Int[np.ndarray, " num"]:
@@ -129,7 +129,7 @@ def risk_coverage(
     confidence: Float[np.ndarray, " num"],
     missed: Bool[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
-) -> dict[str, Any]:
+) -> RiskCoverage:
     """Return the share of errors among the most confident rows, for each share of rows.
 
     Source: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, 2017.
@@ -147,8 +147,8 @@ def risk_coverage(
         return float((steps * num_errors / np.maximum(num_rows, 1e-12)).sum() / num_rows[-1])
 
     points = np.unique(np.linspace(0, len(ends) - 1, _NUM_POINTS).round().astype(int))
-    return {
-        "coverage": ((ends + 1) / len(order))[points].tolist(),
-        "risk": risk[points].tolist(),
-        "aurc": interval_by(area, len(order), int(group.max()) + 1),
-    }
+    return RiskCoverage(
+        coverage=((ends + 1) / len(order))[points].tolist(),
+        risk=risk[points].tolist(),
+        aurc=interval_by(area, len(order), int(group.max()) + 1),
+    )

@@ -255,7 +255,3 @@ def _t_quantile(level: float, freedom: int) -> float:
     from scipy.special import stdtrit  # a bundle opens without it
 
     return float(stdtrit(freedom, level))
-
-
-_signed = signed
-"""The name that report/text.py and cli/console.py still import."""

@@ -13,7 +13,6 @@ No number is NaN for a table that passes `predictions.check`.
 """
 
 import math
-from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -34,42 +33,10 @@ from assay.metrics.predictions import (
     sets_of,
 )
 from assay.metrics.scores.classes import softmax
+from assay.metrics.summary import ClassSummary, Family, Summary, Views
 from assay.shapes import Float, Int, Shaped
 
 _NUM_SUBSETS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What the predictions of one set are worth."""
-
-    num: int
-    """Number of samples."""
-    num_groups: int
-    """Number of groups."""
-    metrics: dict[str, Estimate | None]
-    """The main score first; None where it has no meaning."""
-    domains: dict[str, dict[str, Estimate]]
-    """Main score by domain column (without its prefix), then by domain."""
-    worst_domain: tuple[str, str] | None
-    """Column and name of the domain with the lowest score; None without domain columns."""
-    classes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By class: num (samples), recall and precision (None where there is nothing to share)."""
-    confusion: list[list[int]] = field(default_factory=list)
-    """Samples by truth (rows) and answer (columns)."""
-    families: dict[str, dict[str, Estimate | None]] = field(default_factory=dict)
-    """By domain column that classes share (machines of one model): accuracy of the family, and
-    `within`, the share of errors that stay in it."""
-    reliability: list[dict[str, Any]] = field(default_factory=list)
-    """Bins of the largest prob that have rows: low, high, num, confidence, accuracy."""
-    risk_coverage: dict[str, Any] = field(default_factory=dict)
-    """coverage and risk, most confident first, and aurc, the mean risk."""
-    views: list[dict[str, Any]] = field(default_factory=list)
-    """Accuracy of the mean logits of so many random views of a group; each group counts once."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain dictionaries, lists, strings and numbers, fit for JSON."""
-        return asdict(self)
 
 
 def by_group(
@@ -166,11 +133,11 @@ def _by_class(rows: pa.Table, group: Int[np.ndarray, " num"], temperature: float
     confusion = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(confusion, (truth, answers), 1)
     classes = {
-        name: {
-            "num": int((truth == i).sum()),
-            "recall": share_of(answers == i, truth == i, group),
-            "precision": share_of(truth == i, answers == i, group),
-        }
+        name: ClassSummary(
+            num=int((truth == i).sum()),
+            recall=share_of(answers == i, truth == i, group),
+            precision=share_of(truth == i, answers == i, group),
+        )
         for i, name in enumerate(names)
     }
     return {
@@ -228,7 +195,7 @@ def _families(
     truth: Int[np.ndarray, " num"],
     answers: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
-) -> dict[str, dict[str, Estimate | None]]:
+) -> dict[str, Family]:
     """Estimate, by column that names families, their accuracy and the share of errors within them."""
     num_classes = len(class_names(rows))
     estimates = {}
@@ -236,10 +203,10 @@ def _families(
         family = _family_of_class(rows[column].to_numpy(), truth, num_classes)
         if family is not None:
             same = family[truth] == family[answers]
-            estimates[column.removeprefix("domain.")] = {
-                "accuracy": interval(same.astype(float), group),
-                "within": share_of(same, answers != truth, group),
-            }
+            estimates[column.removeprefix("domain.")] = Family(
+                accuracy=interval(same.astype(float), group),
+                within=share_of(same, answers != truth, group),
+            )
     return estimates
 
 
@@ -264,7 +231,7 @@ def _views(
     logits: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
-) -> list[dict[str, Any]]:
+) -> list[Views]:
     """Estimate accuracy by number of views, of the groups that have the median number or more."""
     if is_mixed(truth, group):
         return []
@@ -276,7 +243,7 @@ def _views(
     views = []
     for num in range(1, most + 1):
         shares = [_hits_of_views(logits, truth, members[i], num, rng) for i in large]
-        views.append({"views": num, "accuracy": interval(np.array(shares), large)})
+        views.append(Views(views=num, accuracy=interval(np.array(shares), large)))
     return views
 
 

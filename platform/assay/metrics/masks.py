@@ -20,7 +20,7 @@ Conventions
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,27 @@ from assay.errors import PredictionsError
 from assay.levels import LEVELS, level_probs, threshold_prob
 from assay.metrics.estimate import Estimate, interval, interval_of
 from assay.metrics.figure import Figure, Series
+from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
 from assay.metrics.scores.masks import SIZE_NAMES
 from assay.shapes import Float, Int
+
+MEASURES: Mapping[str, Measure] = {
+    "iou": Measure("IoU", "hits over pixels in mask or answer, all layers together"),
+    "pixel_precision": Measure("Pixel precision", "of marked pixels, those inside the mask"),
+    "pixel_recall": Measure("Pixel recall", "of pixels inside the mask, those marked"),
+    "pixel_f1": Measure("Pixel F1", "harmonic mean of the two"),
+    "layer_iou": Measure("Layer IoU", "mean over layers; 1 where mask and answer are empty"),
+    "iou_with_label": Measure(
+        "IoU with what was learnt", "against the masks that training learnt from"
+    ),
+    "component_recall": Measure("Defects found", "components of which at least half is marked"),
+    "false_alarms_per_clean_layer": Measure(
+        "False alarms", "marked components on a layer without defect"
+    ),
+    "pixel_ece": Measure("Pixel ECE", "gap between probability and share inside; lower is better"),
+}
+"""How the measures of masks are shown; those of one class or size by their own names."""
 
 
 def judged_kind(predictions: pa.Table) -> str:

@@ -8,7 +8,8 @@ script, and holds no path of the machine it was made on; equal runs make equal p
 import base64
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,16 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from assay.bundle.card import Card
 from assay.errors import RunError
 from assay.files import write_whole
-from assay.metrics.compare import SIGNIFICANT
-from assay.metrics.figure import Figure
+from assay.metrics.comparison import SIGNIFICANT, Comparison
+from assay.metrics.estimate import Estimate
 from assay.report import charts
 from assay.report.svg import Number, number, render_svg
-from assay.runs import results
-
-SCHEMA = 1
-
+from assay.runs import record, results
+from assay.runs.record import RunRecord, as_record, schema_of
+from assay.runs.results import Comparisons, Result
 
 PAGES = Path(__file__).parents[1] / "pages"
 
@@ -36,39 +37,26 @@ MAX_IMAGES_BYTES = 4 << 20
 """Images beyond this (as text in the page) are left out, and the page says so."""
 
 
-MEASURES = {
-    "accuracy": ("Accuracy", "images answered rightly"),
-    "group_accuracy": ("Group accuracy", "groups answered rightly by their mean logits"),
-    "vote_accuracy": ("Vote accuracy", "groups answered rightly by most of their images"),
-    "macro_f1": ("Macro F1", "harmonic mean of precision and recall, averaged over classes"),
-    "nll": ("NLL", "negative log-likelihood in nats; lower is better"),
-    "ece": ("ECE", "gap between confidence and accuracy; lower is better"),
-    "set_coverage": ("Set coverage", "conformal sets that hold the truth"),
-    "set_size": ("Set size", "classes in a conformal set"),
-    "rejected": ("Rejected", "images left to a person: their set is several classes"),
-    "accepted_accuracy": ("Accepted accuracy", "of the images not rejected, answered rightly"),
-    "accuracy_without_chosen": ("Without chosen patches", "accuracy where they are blank"),
-    "accuracy_without_random": ("Without random patches", "accuracy where as many are blank"),
-    "evidence": ("Evidence", "accuracy that blanking chosen patches costs beyond random ones"),
-    "calibrated_nll": ("Calibrated NLL", "after the temperature fitted on val"),
-    "calibrated_ece": ("Calibrated ECE", "after the temperature fitted on val"),
-    "decided_accuracy": ("Decided accuracy", "answers by costs or threshold that are right"),
-    "recall": ("Recall", "of the class that must not be missed"),
-    "precision": ("Precision", "of the class that must not be missed"),
-    "false_alarms": ("False alarms", "other images given that class"),
-    "cost": ("Cost", "mean cost of the answers"),
-    "iou": ("IoU", "hits over pixels in mask or answer, all layers together"),
-    "pixel_precision": ("Pixel precision", "of marked pixels, those inside the mask"),
-    "pixel_recall": ("Pixel recall", "of pixels inside the mask, those marked"),
-    "pixel_f1": ("Pixel F1", "harmonic mean of the two"),
-    "layer_iou": ("Layer IoU", "mean over layers; 1 where mask and answer are empty"),
-    "iou_with_label": ("IoU with what was learnt", "against the masks that training learnt from"),
-    "component_recall": ("Defects found", "components of which at least half is marked"),
-    "false_alarms_per_clean_layer": ("False alarms", "marked components on a layer without defect"),
-    "pixel_ece": ("Pixel ECE", "gap between probability and share inside; lower is better"),
-    "cost_of_argmax": ("Cost without it", "mean cost if the likeliest class were answered"),
-}
-"""Name and meaning of each standard measure."""
+@dataclass(frozen=True)
+class Panel:
+    """One test set at the head of the page."""
+
+    set: str
+    metric: str
+    """Name of the main score."""
+    value: Estimate
+    comparisons: Sequence[Comparison]
+    """Of the main score on this set with the baselines."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the page leads with."""
+
+    headline: str
+    method: str
+    """Name of the run."""
+    panels: Sequence[Panel]
 
 
 def write_report(folder: Path) -> Path:
@@ -90,17 +78,15 @@ def write_page(folder: Path, page: str) -> Path:
 
 
 def render(folder: Path) -> str:
-    """The text of report.html; see `write_report`."""
+    """Return the text of report.html; see `write_report`."""
     run, result = _finished(folder)
     config = _json(folder / "config.json")
-    comparison = _json(folder / "comparison.json", optional=True)
-    if comparison and not comparison["comparisons"]:
-        comparison = None
-    sets = result["sets"]
-    tests = [name for name in sets if name.startswith("test")] or list(sets)
-    names = {name: _set_name(name, config) for name in sets}
+    comparison = _comparisons(folder)
+    tests = result.tests or list(result.sets)
+    names = {name: _set_name(name, config) for name in result.sets}
     samples = _json(folder / "samples" / "samples.json", optional=True)
     metrics = results.read_metrics(folder / "metrics.jsonl")
+    keys = dict.fromkeys(key for summary in result.sets.values() for key in summary.metrics)
     return fill_page(
         "report.html",
         id=folder.name,
@@ -109,22 +95,21 @@ def render(folder: Path) -> str:
         result=result,
         tests=tests,
         names=names,
-        measures=_measures(result),
+        measures={key: result.measure(key) for key in keys},
         comparison=comparison,
         answer=_answer(run, result, comparison, tests, names),
         curves=charts.curves(metrics, config["train"].get("select", "")),
         epochs=metrics["epoch"],
-        confusion={test: charts.confusion(sets[test], result["classes"]) for test in tests},
-        trust=charts.trust(sets, tests, names),
-        own=[Figure.from_dict(values) for values in result["figures"]],
-        int8=charts.int8(_json(folder / "bundle" / "bundle.json", optional=True), tests),
+        confusion={test: charts.confusion(result.sets[test], result.classes) for test in tests},
+        trust=charts.trust(result.sets, tests, names),
+        int8=charts.int8(_card(folder / "bundle"), tests),
         data=_data(folder / "split.parquet", run),
         samples=_pictures(folder / "samples", samples) if samples else None,
     )
 
 
 def fill_page(template: str, **values: Any) -> str:
-    """A page of pages/ with these values."""
+    """Fill a page of pages/ with these values."""
     environment = Environment(
         loader=FileSystemLoader(PAGES),
         autoescape=True,
@@ -133,44 +118,72 @@ def fill_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": number, "signed": _signed, "percent": _percent, "p": _p, "time": _time,
-        "duration": _duration, "setting": _setting, "lowered": _lower, "capitalize": _capital,
+        "number": number,
+        "signed": _signed,
+        "percent": _percent,
+        "p": _p,
+        "time": _time,
+        "duration": _duration,
+        "setting": _setting,
+        "side": _side,
+        "lowered": _lower,
+        "capitalize": _capital,
         "svg": lambda figure: Markup(render_svg(figure)),
-    }  # fmt: skip
+    }
     environment.globals["strip"] = _strip
     css = Markup((PAGES / "report.css").read_text())
     return environment.get_template(template).render(css=css, **values)
 
 
-def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """run.json and result.json of a run that has both."""
-    run = _json(folder / "run.json")
-    if run.get("state") != "finished":
+def _finished(folder: Path) -> tuple[RunRecord, Result]:
+    """Read run.json and result.json of a run that has both."""
+    values = _json(folder / "run.json")
+    state = values.get("state", "new")
+    if state != "finished":
         raise RunError(
-            f"The run {folder.name} is {run.get('state', 'new')}; only a finished run has a report: run it to the end first."
+            f"The run {folder.name} is {state}; only a finished run has a report: run it to the end first."
         )
-    result = _json(folder / "result.json")
-    if run.get("stage", "bundle") == "val":
+    judged = _json(folder / "result.json")
+    if values.get("stage") == "val":
         raise RunError(
             f"The run {folder.name} is a trial of a sweep, judged on val alone; see the sweep's report, or run it to the end by its task script and --config {folder / 'config.json'}."
         )
-    for name, found in (
-        ("run.json", run.get("schema", 0)),
-        ("result.json", result.get("schema", 0)),
-    ):
-        if found > SCHEMA:
-            raise RunError(
-                f"{name} of {folder.name} has schema {found}, this Assay knows {SCHEMA}; update Assay."
-            )
-        if found < SCHEMA:
-            raise RunError(
-                f"{name} of {folder.name} has schema {found}, this Assay writes {SCHEMA}; judge the run again with assay judge {folder.name}."
-            )
-    return run, result
+    _check_schema(folder, "run.json", schema_of(values), record.SCHEMA)
+    _check_schema(folder, "result.json", schema_of(judged), results.SCHEMA)
+    run = as_record(RunRecord, values, folder / "run.json")
+    return run, as_record(Result, judged, folder / "result.json")
+
+
+def _check_schema(folder: Path, name: str, schema: int, newest: int) -> None:
+    if schema > newest:
+        raise RunError(
+            f"{name} of {folder.name} has schema {schema}, this Assay knows {newest}; update Assay."
+        )
+    if schema < newest:
+        raise RunError(
+            f"{name} of {folder.name} has schema {schema}, this Assay writes {newest}; judge the run again with assay judge {folder.name}."
+        )
+
+
+def _comparisons(folder: Path) -> Comparisons | None:
+    """Read comparison.json; None where the run was compared with no other."""
+    path = folder / "comparison.json"
+    values = _json(path, optional=True)
+    if values is None:
+        return None
+    compared = as_record(Comparisons, values, path)
+    return compared if compared.comparisons else None
+
+
+def _card(bundle: Path) -> Card | None:
+    """Read the bundle's card, if a bundle was shipped."""
+    path = bundle / "bundle.json"
+    values = _json(path, optional=True)
+    return None if values is None else as_record(Card, values, path)
 
 
 def _json(path: Path, optional: bool = False) -> Any:
-    """A JSON file without the machine's paths; None if it may be missing and is."""
+    """Read a JSON file without the machine's paths; None if it may be missing and is."""
     try:
         return _without_paths(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -184,11 +197,11 @@ def _json(path: Path, optional: bool = False) -> Any:
 
 
 def _without_paths(value: Any) -> Any:
-    """The same JSON value, of every absolute path the last part only."""
+    """Cut every absolute path in a JSON value to its last part."""
     if isinstance(value, dict):
-        return {_without_paths(key): _without_paths(own) for key, own in value.items()}
+        return {_without_paths(key): _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_paths(own) for own in value]
+        return [_without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
     return re.sub(
@@ -199,14 +212,14 @@ def _without_paths(value: Any) -> Any:
 
 
 def _set_name(name: str, config: Mapping[str, Any]) -> str:
-    """What a set is, for a reader who does not know the names of the sets."""
+    """Name a set for a reader who does not know the names of the sets."""
     domain = config["split"].get("unseen_domain") or "domain"
-    known = {
+    names = {
         "test_seen": f"known {_plural(domain)}",
         "test_unseen": f"unseen {_plural(domain)}",
         "val": "validation",
     }
-    return known.get(name, name)
+    return names.get(name, name)
 
 
 def _plural(noun: str) -> str:
@@ -215,49 +228,41 @@ def _plural(noun: str) -> str:
     return noun if noun.endswith("s") else f"{noun}s"
 
 
-def _measures(result: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Name and meaning of every measure that some set has, in the order of the first that has it."""
-    keys = dict.fromkeys(key for own in result["sets"].values() for key in own["metrics"])
-    return {key: MEASURES.get(key, (_capital(key.replace("_", " ")), "")) for key in keys}
-
-
 def _answer(
-    run: Mapping[str, Any],
-    result: Mapping[str, Any],
-    comparison: Mapping[str, Any] | None,
+    run: RunRecord,
+    result: Result,
+    compared: Comparisons | None,
     tests: list[str],
     names: Mapping[str, str],
-) -> dict[str, Any]:
-    """The headline, and for each test set the method, its baselines and their differences."""
+) -> Verdict:
+    """Find the headline, and for each test set the method, its baselines and their differences."""
     panels = []
     for test in tests:
-        metrics = result["sets"][test]["metrics"]
-        metric = next(iter(metrics))
-        found = [
-            c | {"side": _side(c)}
-            for c in (comparison or {}).get("comparisons", [])
-            if c["set"] == test and c["metric"] == metric
+        metric, value = result.sets[test].main
+        comparisons = [
+            comparison
+            for comparison in (compared.comparisons if compared else ())
+            if comparison.set == test and comparison.metric == metric
         ]
-        panels.append(
-            {"set": test, "metric": metric, "value": metrics[metric], "comparisons": found}
-        )
-    method = comparison["method"] if comparison else run.get("name", run["task"])
+        panels.append(Panel(test, metric, value, comparisons))
+    method = compared.method if compared else run.name or run.task
     sentences = _verdicts(panels, names)
     if not sentences:
-        values = [f"{number(p['value']['value'])} on {names[p['set']]}" for p in panels]
-        label = MEASURES.get(panels[0]["metric"], (panels[0]["metric"].replace("_", " "),))[0]
+        values = [f"{number(panel.value.value)} on {names[panel.set]}" for panel in panels]
+        label = result.measure(panels[0].metric).label
         headline = f"{method}: {_lower(label)} {_listed(values)}."
     else:
         headline = f"{method} {'; it '.join(sentences)}."
-    return {"headline": headline, "method": method, "panels": panels}
+    return Verdict(headline, method, panels)
 
 
-def _verdicts(panels: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
-    """On which sets the method is better, worse, or not told apart; baselines that fared alike together."""
+def _verdicts(panels: Iterable[Panel], names: Mapping[str, str]) -> list[str]:
+    """Say on which sets the method is better, worse, or not told apart; baselines that fared alike together."""
     outcomes: dict[str, dict[str, list[str]]] = {}
     for panel in panels:
-        for c in panel["comparisons"]:
-            outcomes.setdefault(c["name"], {}).setdefault(c["side"], []).append(names[c["set"]])
+        for comparison in panel.comparisons:
+            sides = outcomes.setdefault(comparison.name, {})
+            sides.setdefault(_side(comparison), []).append(names[comparison.set])
     alike: dict[str, list[str]] = {}
     for name, sides in outcomes.items():
         parts: list[str] = []
@@ -265,22 +270,22 @@ def _verdicts(panels: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> 
             words = f"{side} than" if side else "not significantly different from"
             parts.append(f"{words} {'it' if parts else '{}'} on {_listed(sides[side])}")
         alike.setdefault("is " + ", ".join(parts), []).append(name)
-    return [words.replace("{}", _listed(own)) for words, own in alike.items()]
+    return [words.replace("{}", _listed(baselines)) for words, baselines in alike.items()]
 
 
-def _side(comparison: Mapping[str, Any]) -> str:
-    if comparison["p_holm"] >= SIGNIFICANT:
+def _side(comparison: Comparison) -> str:
+    if comparison.p_holm >= SIGNIFICANT:
         return ""
-    return "better" if comparison["difference"]["value"] > 0 else "worse"
+    return "better" if comparison.difference.value > 0 else "worse"
 
 
 def _lower(text: str) -> str:
-    """A measure's name inside a sentence; abbreviations stay as they are."""
+    """Write a measure's name inside a sentence; abbreviations stay as they are."""
     return text[:1].lower() + text[1:] if text.split(" ")[0][1:].islower() else text
 
 
 def _capital(text: str) -> str:
-    """A name at the beginning of a line, its other letters as they are."""
+    """Write a name at the beginning of a line, its other letters as they are."""
     return text[:1].upper() + text[1:]
 
 
@@ -288,42 +293,39 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _data(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Sets by images, groups, classes and domains; images of each class and domain by set."""
+def _data(path: Path, run: RunRecord) -> dict[str, Any]:
+    """Count images, groups, classes and domains by set; and each class's and domain's images."""
     if not path.exists():
         raise RunError(f"{path.parent.name} has no {path.name}; run it again.")
     table = pq.read_table(path)
-    labels = {"label": "classes"} if any(table["label"].to_pylist()) else {}
-    columns = (
-        {"group": "groups"}
-        | labels
-        | {
-            name: _plural(name.removeprefix("domain."))
-            for name in table.column_names
-            if name.startswith("domain.")
-        }
-    )
+    titles = {"group": "groups"}
+    if any(table["label"].to_pylist()):
+        titles["label"] = "classes"
+    for name in table.column_names:
+        if name.startswith("domain."):
+            titles[name] = _plural(name.removeprefix("domain."))
     sets = np.array(table["split"].to_pylist())
-    values = {name: np.array(table[name].to_pylist()) for name in columns}
     order = sorted(set(sets.tolist()), key=lambda s: (not s.startswith("train"), s != "val", s))
-    tables = {
-        title: {
-            str(value): [int(np.sum((values[name] == value) & (sets == s))) for s in order]
-            for value in np.unique(values[name])
-        }
-        for name, title in columns.items() if name != "group"
-    }  # fmt: skip
+    columns, tables = {}, {}
+    for name, title in titles.items():
+        values = np.array(table[name].to_pylist())
+        columns[title] = {s: len(set(values[sets == s].tolist())) for s in order}
+        if name != "group":
+            tables[title] = {
+                str(value): [int(np.sum((values == value) & (sets == s))) for s in order]
+                for value in np.unique(values)
+            }
     return {
         "order": order,
         "num": {s: int((sets == s).sum()) for s in order},
-        "columns": {t: {s: len(set(values[n][sets == s].tolist())) for s in order} for n, t in columns.items()},
-        "near": {s: run.get("split", {}).get(f"near_duplicates_{s}") for s in order},
+        "columns": columns,
+        "near": {s: (run.split or {}).get(f"near_duplicates_{s}") for s in order},
         "tables": tables,
-    }  # fmt: skip
+    }
 
 
-def _pictures(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The kept images as text for the page, until it is full."""
+def _pictures(folder: Path, images: Mapping[str, Any]) -> dict[str, Any]:
+    """Encode the kept images as text for the page, until it is full."""
     room = MAX_IMAGES_BYTES
     left_out = 0
 
@@ -337,9 +339,9 @@ def _pictures(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         room -= size
         return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
 
-    samples = [s | {"src": source(s["image"])} for s in found["samples"]]
+    samples = [s | {"src": source(s["image"])} for s in images["samples"]]
     near = [
-        p | {"src": source(p["image"]), "twin_src": source(p["twin_image"])} for p in found["near"]
+        p | {"src": source(p["image"]), "twin_src": source(p["twin_image"])} for p in images["near"]
     ]
     return {
         "samples": [s for s in samples if s["src"]],
@@ -349,10 +351,10 @@ def _pictures(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _strip(
-    estimate: Mapping[str, Any], low: Number = 0, high: Number = 1, mark: Number | None = None
+    estimate: Estimate, low: Number = 0, high: Number = 1, mark: Number | None = None
 ) -> Markup:
-    """A value and its interval on a line from `low` to `high`, beside a number that says the same."""
-    shares = {"a": estimate["low"], "b": estimate["high"], "v": estimate["value"]}
+    """Draw a value and its interval from `low` to `high`, beside a number that says the same."""
+    shares = {"a": estimate.low, "b": estimate.high, "v": estimate.value}
     if mark is not None:
         shares["m"] = mark
     style = ";".join(
@@ -384,17 +386,13 @@ def _time(seconds: Number) -> str:
 def _duration(seconds: Number) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _setting(value: Any) -> str:
-    """A setting's value as it would be read aloud."""
+    """Write a setting's value as it would be read aloud."""
     if value is None or value in ("", []):
         return "none"
     if isinstance(value, bool):

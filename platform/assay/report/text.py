@@ -1,17 +1,21 @@
 """What is printed of runs: numbers with intervals, differences, rankings."""
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assay.files import read_json
-from assay.metrics.compare import SIGNIFICANT, compare
-from assay.metrics.estimate import Estimate, _signed
+from assay.metrics.compare import compare
+from assay.metrics.comparison import SIGNIFICANT, Comparison
+from assay.metrics.decide import Decision
+from assay.metrics.estimate import bracket, signed
+from assay.metrics.summary import Summary
 from assay.runs import listing
-from assay.runs.listing import RunSummary, bracket
-from assay.runs.results import read_result
+from assay.runs.listing import RunSummary
+from assay.runs.results import Result, read_comparisons, read_result
+
+NOT_PRINTED = {"nll", "ece", "macro_f1", "calibrated_nll", "calibrated_ece", "vote_accuracy"}
+"""Standard measures that the terminal leaves to the report."""
 
 
 def print_ranked(runs: Sequence[RunSummary], by: str) -> None:
@@ -23,10 +27,10 @@ def print_ranked(runs: Sequence[RunSummary], by: str) -> None:
     for run in runs:
         if run.score(by):
             tables.setdefault((run.task, run.rule, *sorted(run.rows.items())), []).append(run)
-    for own in tables.values():
-        _print_table(sorted(own, key=lambda run: (-_value(run, by), run.folder.name)), by)
-        if own[0].tests:
-            _print_tries([run for run in runs if run.result and run.tests == own[0].tests])
+    for table in tables.values():
+        _print_table(sorted(table, key=lambda run: (-_value(run, by), run.folder.name)), by)
+        if table[0].tests:
+            _print_tries([run for run in runs if run.result and run.tests == table[0].tests])
     if tables:
         print(
             "Scores with 95 % intervals over groups. ~ does not differ significantly from the first"
@@ -43,30 +47,40 @@ def print_ranked(runs: Sequence[RunSummary], by: str) -> None:
 
 def _print_table(ranked: Sequence[RunSummary], by: str) -> None:
     first = ranked[0]
-    sets = first.result["sets"]
-    tests = [name for name in sets if name.startswith("test")]
-    sizes = [f"{name} {own['num']} in {own['num_groups']}" for name, own in sets.items()]
-    print(f"{first.task}, {first.rule}, ranked by {next(iter(sets[by]['metrics']))} on {by}")
+    tests = [name for name in first.sets if name.startswith("test")]
+    sizes = [
+        f"{name} {summary.num} in {summary.num_groups}" for name, summary in first.sets.items()
+    ]
+    print(f"{first.task}, {first.rule}, ranked by {first.sets[by].main[0]} on {by}")
     print(f"rows in groups: {', '.join(sizes)}")
     equal = _inseparable(ranked, by)
     rows = []
-    for place, run in enumerate(ranked, 1):
-        val = run.score("val")
-        rows.append({
-            "": f"{place}{'~' if run.folder in equal else ''}",
-            "run": run.folder.name.removeprefix(f"{run.task}-"), "seed": str(run.result["seed"]),
-            "val": f"{val.value:.3f}" if val else "", **{name: bracket(run.score(name)) for name in tests},
-            "began": run.began, "s": f"{run.record.get('seconds') or 0:.0f}",
-        })  # fmt: skip
+    for rank, run in enumerate(ranked, 1):
+        mark = "~" if run.folder in equal else ""
+        rows.append({"": f"{rank}{mark}"} | _table_row(run, tests))
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
     for row in [{key: key for key in widths}, *rows]:
         print("  ".join(f"{row[key]:{widths[key]}s}" for key in widths).rstrip())
 
 
+def _table_row(run: RunSummary, tests: Sequence[str]) -> dict[str, str]:
+    val = run.score("val")
+    row = {
+        "run": run.folder.name.removeprefix(f"{run.task}-"),
+        "seed": str(run.result.seed) if run.result else "",
+        "val": f"{val.value:.3f}" if val else "",
+    }
+    for name in tests:
+        score = run.score(name)
+        row[name] = bracket(score) if score else ""
+    return row | {"began": run.began, "s": f"{run.record.seconds or 0:.0f}"}
+
+
 def _print_tries(runs: Sequence[RunSummary]) -> None:
-    """How often the same test rows were looked at: the more, the less the best of them means."""
-    num = sum(len(run.result["scorings"]) for run in runs)
-    tried = sum(run.result["tried"] for run in runs)
+    """Say how often the same test rows were looked at: the more, the less the best of them means."""
+    results = [run.result for run in runs if run.result]
+    num = sum(len(result.scorings) for result in results)
+    tried = sum(result.tried for result in results)
     print(
         f"test scorings of these rows: {num}, of {len(runs)} runs; configurations tried: {tried}\n"
     )
@@ -84,69 +98,62 @@ def _value(run: RunSummary, name: str) -> float:
     return score.value if score else -1.0
 
 
-def _print_scorings(run: RunSummary) -> None:
-    result, scorings = run.result, run.result["scorings"]
-    upper = " (an upper bound: val is of the test domain)" if result["oracle"] else ""
-    print(f"\nrule: {run.rule}{upper}; seed {result['seed']}; tried {result['tried']}")
-    for place, scoring in enumerate(scorings, 1):
-        time = listing.when(scoring["time"])
+def print_result(rule: str, result: Result) -> None:
+    """Print how a run was judged and how often, and every number of every set."""
+    upper = " (an upper bound: val is of the test domain)" if result.oracle else ""
+    print(f"\nrule: {rule}{upper}; seed {result.seed}; tried {result.tried}")
+    for number, scoring in enumerate(result.scorings, 1):
         print(
-            f"  test scored ({place} of {len(scorings)}): {time}, rule {scoring['rule']}, code {scoring['code']}"
+            f"  test scored ({number} of {len(result.scorings)}): {listing.when(scoring.time)}, rule {scoring.rule}, code {scoring.code}"
         )
-    decision = result.get("decision") or {}
-    fitted = [f"{key} {v:.4g}" for key, v in decision.items() if isinstance(v, float)]
-    if fitted:
-        print(f"  decision, fitted on val: {', '.join(fitted)}")
+    if result.decision:
+        print(f"  decision, fitted on val: {_fitted(result.decision)}")
+    for name, summary in result.sets.items():
+        _print_set(name, summary)
 
 
-def _print_set(name: str, own: Mapping[str, Any]) -> None:
-    print(f"\n{name}: {own['num']} rows in {own['num_groups']} groups")
-    for key, score in own["metrics"].items():
-        text = bracket(Estimate(**score)) if score else "not defined for these rows"
+def _fitted(decision: Decision) -> str:
+    fields = vars(decision).items()
+    return ", ".join(f"{key} {value:.4g}" for key, value in fields if isinstance(value, float))
+
+
+def _print_set(name: str, summary: Summary) -> None:
+    print(f"\n{name}: {summary.num} rows in {summary.num_groups} groups")
+    for key, score in summary.metrics.items():
+        text = bracket(score) if score else "not defined for these rows"
         print(f"  {key.replace('_', ' '):20s} {text}")
-    if own.get("worst_domain"):
-        column, value = own["worst_domain"]
-        score = Estimate(**own["domains"][column][value])
-        print(f"  {'worst ' + column:20s} {bracket(score)} {value}")
+    if summary.worst_domain:
+        column, value = summary.worst_domain
+        print(f"  {'worst ' + column:20s} {bracket(summary.domains[column][value])} {value}")
 
 
-def _print_beside(folder: Path) -> None:
-    path = folder / "comparison.json"
-    comparisons = read_json(path)["comparisons"] if path.exists() else []
-    if comparisons:
+def print_comparisons(folder: Path) -> None:
+    """Print how a run compares with its baselines, if it was compared."""
+    compared = read_comparisons(folder)
+    if compared and compared.comparisons:
         print("\ncompared")
-    for c in comparisons:
-        gain = _signed(Estimate(**c["difference"]))
-        print(f"  {c['set']}, {c['name']}: {gain}, p = {c['p_holm']:.2g}: {c['verdict']}")
+        for comparison in compared.comparisons:
+            print(f"  {comparison.set}, {comparison.name}: {_told(comparison)}")
 
 
 def print_run(folders: Mapping[str, Path]) -> None:
     """Print the numbers of a run and its baselines, and the differences between them."""
     results = {name: read_result(folder) for name, folder in folders.items()}
     method, first = next(iter(results.items()))
-    compared = json.loads((folders[method] / "comparison.json").read_text())["comparisons"]
-    oracle = "  ORACLE: val is of the test domain, an upper bound" if first["oracle"] else ""
-    print(
-        f"\nShares with 95 % intervals over groups; {first['rule']}; seed {first['seed']}{oracle}"
-    )
-    for test in (name for name in first["sets"] if name.startswith("test")):
-        own = first["sets"][test]
-        print(f"\n{test}: {own['num']} images of {own['num_groups']} groups")
+    compared = read_comparisons(folders[method])
+    oracle = "  ORACLE: val is of the test domain, an upper bound" if first.oracle else ""
+    print(f"\nShares with 95 % intervals over groups; {first.rule}; seed {first.seed}{oracle}")
+    for test in first.tests:
+        summary = first.sets[test]
+        print(f"\n{test}: {summary.num} images of {summary.num_groups} groups")
         for name, result in results.items():
-            for key in _shown(result["sets"][test]["metrics"]):
-                label = name if key == next(iter(own["metrics"])) else ""
-                print(
-                    f"  {label:12s} {key.replace('_', ' '):20s} {_bracket(result['sets'][test]['metrics'][key])}"
-                )
-        for c in (c for c in compared if c["set"] == test):
-            d = c["difference"]
-            print(
-                f"  {method} - {c['name']}: {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], "
-                f"p = {c['p_holm']:.2g}: {c['verdict']}"
-            )
-    if len(first["scorings"]) > 1:
+            _print_measures(name, result.sets[test], summary.main[0])
+        for comparison in compared.comparisons if compared else ():
+            if comparison.set == test:
+                print(f"  {method} - {comparison.name}: {_told(comparison)}")
+    if len(first.scorings) > 1:
         print(
-            f"\nThis is scoring {len(first['scorings'])} of the test sets of this run.",
+            f"\nThis is scoring {len(first.scorings)} of the test sets of this run.",
             file=sys.stderr,
         )
     print()
@@ -154,11 +161,46 @@ def print_run(folders: Mapping[str, Path]) -> None:
         print(f"{name}: {folder}")
 
 
-def _shown(metrics: Mapping[str, Any]) -> list[str]:
-    """What is printed: the main score, groups, and the task's own; the report has the rest."""
-    standard = {"nll", "ece", "macro_f1", "calibrated_nll", "calibrated_ece", "vote_accuracy"}
-    return [key for key, value in metrics.items() if value and key not in standard]
+def _print_measures(name: str, summary: Summary, main: str) -> None:
+    """Print the main score, groups, and the task's own; the report has the rest."""
+    for key, estimate in summary.metrics.items():
+        if estimate and key not in NOT_PRINTED:
+            label = name if key == main else ""
+            print(f"  {label:12s} {key.replace('_', ' '):20s} {bracket(estimate)}")
 
 
-def _bracket(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+def _told(comparison: Comparison) -> str:
+    return f"{signed(comparison.difference)}, p = {comparison.p_holm:.2g}: {comparison.verdict}"
+
+
+def print_compared(comparisons: Iterable[Comparison], runs: Mapping[str, RunSummary]) -> None:
+    """Print the comparisons of the first run with each other one, set by set."""
+    sets: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        sets.setdefault(comparison.set, []).append(comparison)
+    for alike in sets.values():
+        _print_scores(alike, runs)
+        for comparison in alike:
+            _print_difference(comparison, "" if len(alike) == 1 else f"against {comparison.name}: ")
+        print()
+
+
+def _print_scores(comparisons: Sequence[Comparison], runs: Mapping[str, RunSummary]) -> None:
+    first, width = comparisons[0], max(map(len, runs))
+    print(f"{first.set}, {first.metric}: {first.first.num} rows in {first.first.num_groups} groups")
+    scores = {first.first_name: first.first} | {c.name: c.second for c in comparisons}
+    for name, score in scores.items():
+        result = runs[name].result
+        seed = f", seed {result.seed}" if result else ""
+        print(f"  {name:{width}s}  {bracket(score)}  {runs[name].rule}{seed}")
+
+
+def _print_difference(comparison: Comparison, against: str) -> None:
+    print(f"  {against}{comparison.verdict}")
+    print(
+        f"    difference {signed(comparison.difference)}, p = {comparison.p:.2g}, corrected p = {comparison.p_holm:.2g}"
+    )
+    test = comparison.mcnemar
+    if test:
+        sides = f"{test.only_first} right in the first alone, {test.only_second} in the other alone"
+        print(f"    McNemar over {test.unit}: {sides}, p = {test.p:.2g}")

@@ -25,17 +25,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from assay.errors import RunError
 from assay.files import write_json
-
-SCHEMA = 1
-
+from assay.runs.record import RunRecord, State, read_record, write_record
 
 STALE_LEASE_S = 180
+"""A lease that was not renewed for so long is nobody's."""
 
 
 @dataclass(frozen=True)
@@ -45,40 +44,28 @@ class Run:
     folder: Path
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """Contents of run.json, or nothing where the run is new.
 
         Raises:
             RunError: run.json is damaged, or was written by a newer Assay.
         """
-        path = self.folder / "run.json"
-        if not path.exists():
-            return {}
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())
-        except ValueError:
-            raise RunError(f"{path} is damaged; restore it, or start over with --again.") from None
-        if found.get("schema", 0) > SCHEMA:
-            raise RunError(
-                f"{self.folder} was written by a newer Assay (schema {found['schema']}, this one knows {SCHEMA}); "
-                "update Assay, or train again with --again."
-            )
-        return found
+        return read_record(self.folder) if (self.folder / "run.json").exists() else RunRecord()
 
     def note(self, **fields: Any) -> None:
         """Change fields of run.json."""
-        write_json(self.folder / "run.json", self.record | {"schema": SCHEMA} | fields)
+        write_record(self.folder, replace(self.record, **fields))
 
     def warn(self, text: str) -> None:
         """Keep a monitor's warning in run.json, once."""
-        known = self.record.get("warnings", [])
-        if text not in known:
-            self.note(warnings=[*known, text])
+        warnings = self.record.warnings
+        if text not in warnings:
+            self.note(warnings=(*warnings, text))
 
     @property
-    def state(self) -> str:
-        """new, running, stopped, failed or finished."""
-        return str(self.record.get("state", "new"))
+    def state(self) -> State:
+        """How far the run came."""
+        return self.record.state
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -111,7 +98,7 @@ class Run:
 
 
 def is_held(lease: Path) -> bool:
-    """Whether a living process holds a lease: it was renewed of late and, on this host, its process is there."""
+    """Tell whether a living process holds a lease: it was renewed of late and, on this host, its process is there."""
     holder = _holder(lease)
     if holder is None or time.time() - lease.stat().st_mtime >= STALE_LEASE_S:
         return False

@@ -7,7 +7,7 @@ Runs are ranked only among those whose rows of every set, and whose rule, are th
 import csv
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from assay.errors import RunError
 from assay.files import open_to_write, read_json
 from assay.metrics.estimate import Estimate
+from assay.metrics.summary import Summary
+from assay.runs import record, results
 from assay.runs.folder import is_held
-
-SCHEMA = 1
-
+from assay.runs.record import RunRecord, as_record, schema_of
+from assay.runs.results import Result
 
 _NEEDED = {"rule", "oracle", "seed", "sets", "scorings", "tried"}
 
@@ -39,22 +40,29 @@ class RunSummary:
     """As in run.json; interrupted: running, but no process holds it; damaged: cannot be read."""
     reason: str = ""
     """Why there is no result, in words for the user; empty if there is one."""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: RunRecord = field(default_factory=RunRecord)
     """Contents of run.json."""
-    result: dict[str, Any] = field(default_factory=dict)
-    """Contents of result.json; empty where it is absent, damaged, or not of this schema."""
+    result: Result | None = None
+    """Contents of result.json; None where it is absent, damaged, or not of this schema."""
     is_stale: bool = False
     """Whether judging again would give a result."""
 
     @property
     def task(self) -> str:
         """Name of the task."""
-        return str(self.record.get("task", ""))
+        return self.record.task
+
+    @property
+    def sets(self) -> Mapping[str, Summary]:
+        """What was judged, by set."""
+        return self.result.sets if self.result else {}
 
     @property
     def rule(self) -> str:
-        """What val was drawn by; an oracle stands out."""
-        return "ORACLE" if self.result["oracle"] else str(self.result["rule"])
+        """What val was drawn by, "" where that is unknown; an oracle stands out."""
+        if self.result is None:
+            return ""
+        return "ORACLE" if self.result.oracle else self.result.rule
 
     @property
     def why(self) -> str:
@@ -64,16 +72,16 @@ class RunSummary:
     @property
     def began(self) -> str:
         """Local time of the last launch, ISO to the minute."""
-        launches = self.record.get("launches") or [{}]
-        return when(launches[-1].get("time"))
+        launches = self.record.launches
+        return when(launches[-1].time) if launches else ""
 
     def score(self, name: str) -> Estimate | None:
-        """The main score of a set, None where the set was not judged."""
-        judged = self.result.get("sets", {}).get(name)
-        return Estimate(**next(iter(judged["metrics"].values()))) if judged else None
+        """Return the main score of a set, None where the set was not judged."""
+        summary = self.sets.get(name)
+        return summary.main[1] if summary else None
 
     def predictions(self, columns: Sequence[str] = _JUDGED) -> pa.Table:
-        """Those of the columns that predictions.parquet has.
+        """Read those of the columns that predictions.parquet has.
 
         Raises:
             RunError: it is missing or damaged.
@@ -110,17 +118,19 @@ class RunSummary:
 
 def read(folder: Path) -> RunSummary:
     """Read one run; what is wrong with it is its `reason`, never an exception."""
+    path = folder / "run.json"
     try:
-        record = read_json(folder / "run.json")
+        values = read_json(path)
+        if schema_of(values) > record.SCHEMA:
+            task = RunRecord(task=str(values.get("task", "")))
+            reason = "It was written by a newer Assay; update Assay."
+            return RunSummary(folder, str(values.get("state", "new")), reason, task)
+        run = as_record(RunRecord, values, path)
     except RunError as error:
         return RunSummary(folder, "damaged", str(error))
-    state = str(record.get("state", "new"))
-    if state == "running" and not is_held(folder / "lease.json"):
-        state = "interrupted"
-    run = RunSummary(folder, state, str(record.get("reason", "")), record)
-    if record.get("schema", 0) > SCHEMA:
-        return replace(run, reason="It was written by a newer Assay; update Assay.")
-    return _with_result(run) if state == "finished" else run
+    is_dead = run.state == "running" and not is_held(folder / "lease.json")
+    summary = RunSummary(folder, "interrupted" if is_dead else run.state, run.reason, run)
+    return _with_result(summary) if run.state == "finished" else summary
 
 
 def _with_result(run: RunSummary) -> RunSummary:
@@ -129,15 +139,16 @@ def _with_result(run: RunSummary) -> RunSummary:
     if not path.exists():
         return replace(run, reason=f"It has no result; {again}", is_stale=True)
     try:
-        result, rows = read_json(path), run.rows
+        values, rows = read_json(path), run.rows
+        schema = schema_of(values)
+        if schema > results.SCHEMA:
+            return replace(run, reason="It was judged by a newer Assay; update Assay.")
+        if schema < results.SCHEMA or not values.keys() >= _NEEDED:
+            return replace(run, reason=f"It was judged by an older Assay; {again}", is_stale=True)
+        result = as_record(Result, values, path)
     except RunError as error:
         return replace(run, reason=str(error))
-    schema = result.get("schema", 0)
-    if schema > SCHEMA:
-        return replace(run, reason="It was judged by a newer Assay; update Assay.")
-    if schema < SCHEMA or not result.keys() >= _NEEDED:
-        return replace(run, reason=f"It was judged by an older Assay; {again}", is_stale=True)
-    if result["sets"].keys() != rows.keys():
+    if result.sets.keys() != rows.keys():
         reason = f"Its result and its predictions are of different sets; {again}"
         return replace(run, reason=reason, is_stale=True)
     return replace(run, result=result)
@@ -163,11 +174,11 @@ def find(name: str, storage: Path) -> RunSummary:
     for folder in (Path(name), storage / name):
         if (folder / "run.json").is_file():
             return read(folder)
-    found = [path.parent for path in storage.glob("*/run.json") if name in path.parent.name]
-    if len(found) == 1:
-        return read(found[0])
-    if found:
-        names = ", ".join(sorted(folder.name for folder in found))
+    folders = [path.parent for path in storage.glob("*/run.json") if name in path.parent.name]
+    if len(folders) == 1:
+        return read(folders[0])
+    if folders:
+        names = ", ".join(sorted(folder.name for folder in folders))
         raise RunError(f"{name!r} may be any of {names}; write more of the name.")
     raise RunError(
         f"There is no run {name!r}, neither as a folder nor below {storage}; assay runs lists them."
@@ -194,33 +205,32 @@ def write_csv(path: Path, runs: Sequence[RunSummary]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    parts = [part.name for part in fields(Estimate)]
-    sets = sorted({name for run in runs for name in run.result.get("sets", {})})
-    rows = []
-    for run in runs:
-        row: dict[str, Any] = {
-            "run": run.folder.name,
-            "task": run.task,
-            "state": run.state,
-            "reason": run.reason,
-        }
-        row |= {key: run.result.get(key, "") for key in ("rule", "oracle", "seed", "tried")}
-        row |= {"scorings": len(run.result.get("scorings", [])), "began": run.began, "seconds": run.record.get("seconds", "")}  # fmt: skip
-        for name in sets:
-            score = run.score(name)
-            row |= {f"{name} {part}": getattr(score, part, "") for part in parts}
-        rows.append(row)
+    sets = sorted({name for run in runs for name in run.sets})
+    rows = [_csv_row(run, sets) for run in runs]
     with open_to_write(path) as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def bracket(score: Estimate | None) -> str:
-    """A score with its interval; empty for None."""
-    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" if score else ""
+def _csv_row(run: RunSummary, sets: Sequence[str]) -> dict[str, Any]:
+    """Lay out a run's line; what it lacks is empty."""
+    row: dict[str, Any] = {
+        "run": run.folder.name,
+        "task": run.task,
+        "state": run.state,
+        "reason": run.reason,
+    }
+    for key in ("rule", "oracle", "seed", "tried"):
+        row[key] = getattr(run.result, key, "")
+    row["scorings"] = len(run.result.scorings) if run.result else 0
+    row |= {"began": run.began, "seconds": run.record.seconds}
+    for name in sets:
+        score = run.score(name)
+        row |= {f"{name} {part.name}": getattr(score, part.name, "") for part in fields(Estimate)}
+    return row
 
 
 def when(seconds: float | None) -> str:
-    """Local time, ISO to the minute; empty for None."""
+    """Tell a local time, ISO to the minute; empty for None."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,22 +1,125 @@
-"""What a run left to read: predictions, result, metrics."""
+"""What a run left to read: predictions, result, comparison, metrics."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assay.errors import RunError
-from assay.files import replacing
+from assay.files import read_json, replacing, write_json
+from assay.metrics.comparison import Comparison
+from assay.metrics.decide import Decision
+from assay.metrics.estimate import Estimate
+from assay.metrics.figure import Figure
+from assay.metrics.measures import Measure
+from assay.metrics.summary import Summary
+from assay.runs.record import as_record, schema_of
+from assay.typed import to_json
 
 SCHEMA = 1
 
+_UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """One look at the test sets."""
+
+    time: float
+    """Seconds since 1970."""
+    rule: str = _UNKNOWN
+    """What val was drawn by."""
+    assay: str = _UNKNOWN
+    """Version of the package."""
+    code: str = _UNKNOWN
+    """Digest of the package's sources."""
+    host: str = _UNKNOWN
+    tried: int = 1
+    """Configurations among which val had chosen this one."""
+    decide: Mapping[str, Any] | None = None
+    """Settings of `decide`; None where an older Assay did not record them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorings:
+    """The part of result.json that every later judging keeps."""
+
+    scorings: tuple[Scoring, ...] = ()
+    """The oldest first."""
+    tried: int = 1
+    """Configurations among which val chose this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Contents of result.json."""
+
+    schema: int = SCHEMA
+    rule: str
+    """What val was drawn by."""
+    oracle: bool
+    """Whether val is of the test domain, so that the numbers are upper bounds."""
+    seed: int
+    classes: list[str] = field(default_factory=list)
+    """Empty where rows bear scores and no classes."""
+    decision: Decision | None = None
+    """What val was fitted to; None without classes."""
+    thresholds: list[int] | None = None
+    """Of masks, one per class."""
+    sets: Mapping[str, Summary]
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    """How the measures of the sets are shown; an older Assay did not say."""
+    figures: list[Figure] = field(default_factory=list)
+    """The task's own."""
+    tried: int
+    """Configurations among which val chose this one."""
+    scorings: tuple[Scoring, ...]
+    """Looks at the test sets, the oldest first."""
+
+    @property
+    def tests(self) -> list[str]:
+        """Names of the test sets."""
+        return [name for name in self.sets if name.startswith("test")]
+
+    def measure(self, key: str) -> Measure:
+        """Say how a measure is shown."""
+        return self.measures.get(key) or Measure.named(key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedSet:
+    """The numbers of one set of a run that was compared."""
+
+    metrics: Mapping[str, Estimate | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """A run that was compared."""
+
+    folder: str
+    """Its name."""
+    seed: int
+    sets: Mapping[str, ComparedSet]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """Contents of comparison.json: a run against each of its baselines."""
+
+    method: str
+    """Name of the run in question."""
+    comparisons: list[Comparison]
+    runs: Mapping[str, ComparedRun]
+    """By name, the run in question among them."""
+
 
 def read_predictions(folder: Path) -> pa.Table:
-    """A run's predictions table.
+    """Read a run's predictions table.
 
     Raises:
         RunError: the run has none yet.
@@ -33,33 +136,52 @@ def write_predictions(folder: Path, predictions: pa.Table) -> None:
         pq.write_table(predictions, hidden)
 
 
-def rows_of(predictions: pa.Table, name: str) -> pa.Table:
-    """The rows of one set."""
-    return predictions.filter(pc.equal(predictions["split"], name))
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """A run's result.json.
+def read_result(folder: Path) -> Result:
+    """Read a run's result.json.
 
     Raises:
         RunError: it is missing, damaged, or of an older Assay.
     """
-    result = _read(folder)
-    if result.get("schema", 0) < SCHEMA:
+    values = _result_values(folder)
+    if schema_of(values) < SCHEMA:
         raise RunError(
             f"{folder.name} was judged by an older Assay; judge it again by assay judge {folder}."
         )
-    return result
+    return as_record(Result, values, folder / "result.json")
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_scorings(folder: Path) -> Scorings:
+    """Read what earlier judgings left, of whatever schema; nothing where there was none.
+
+    Raises:
+        RunError: result.json is damaged.
+    """
+    path = folder / "result.json"
+    return as_record(Scorings, _result_values(folder), path) if path.exists() else Scorings()
+
+
+def _result_values(folder: Path) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        return read_json(folder / "result.json")
+    except RunError:
         raise RunError(
             f"{folder}/result.json is damaged, and with it the record of test scorings; restore it, or train again with --again."
         ) from None
-    return result
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write a run's result.json."""
+    write_json(folder / "result.json", to_json(result))
+
+
+def read_comparisons(folder: Path) -> Comparisons | None:
+    """Read a run's comparison.json; None where it was compared with no other.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    path = folder / "comparison.json"
+    return as_record(Comparisons, read_json(path), path) if path.exists() else None
 
 
 NAMED = ("kind", "step", "epoch", "time", "val_s")
@@ -70,7 +192,7 @@ Line = Mapping[str, Any]
 
 
 def read_metrics(path: Path) -> dict[str, list[Line]]:
-    """Lines of metrics.jsonl by kind, in order; a resumed run's repeated lines count once."""
+    """Read the lines of metrics.jsonl by kind, in order; a resumed run's repeated lines count once."""
     lines: dict[tuple[str, int], Line] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         line = json.loads(text)

@@ -31,7 +31,7 @@ NO_SCORE = ("kind", "step", "epoch", "time", "val_s", "nll")
 
 def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None:
     bar = progress_bar(1, f"{label}: starting")
-    seen: dict[str, str] = {}
+    shown: dict[str, str] = {}
     warned: set[str] = set()
     over = False
     while not over:
@@ -49,12 +49,12 @@ def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None
                     bar.set_description(label)
                     bar.reset(line["total"])
                 elif line["kind"] == "step":
-                    seen["loss"] = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
+                    shown["loss"] = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
                 elif line["kind"] == "val":
-                    seen["val"] = f"{next(v for k, v in line.items() if k not in NO_SCORE):.3f}"
+                    shown["val"] = f"{next(v for k, v in line.items() if k not in NO_SCORE):.3f}"
                 elif line["kind"] == "warning" and line["text"] not in warned:
                     warned.add(line["text"])
                     bar.write(f"Warning: {line['text']}", file=sys.stderr)
-                bar.set_postfix(seen, refresh=False)
+                bar.set_postfix(shown, refresh=False)
                 bar.update(line["step"] - bar.n)
     bar.close()

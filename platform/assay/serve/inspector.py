@@ -95,14 +95,16 @@ class Inspector:
     def _open(self, alias: Alias, name: str, variant: Variant) -> OpenBundle:
         record = self.registry.record(self.task, name)
         folder = self.registry.fetch(record)
-        has_int8 = Bundle(folder, verify=False).card["pipeline"].get("int8")
+        has_int8 = Bundle(folder, verify=False).card.pipeline.get("int8")
         chosen: Variant = variant if has_int8 else "fp32"
         model = Model(task=self.task, alias=alias, version=record.version, variant=chosen)
         present = self.opened.get(alias)
         if present is not None and present.model == model:
             return present
         bundle = Bundle(folder, True, chosen, self.threads, self.provider)
-        return OpenBundle(bundle, model, record, Drift.from_card(bundle.card))
+        return OpenBundle(
+            bundle, model, record, Drift.from_card({"embedding": bundle.card.embedding})
+        )
 
     async def answer(
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, batch: Batch
@@ -137,7 +139,7 @@ class Inspector:
         if opened is None:
             return None
         folder = self.registry.fetch(opened.record)
-        return (folder / opened.bundle.card["golden"]["image"]).read_bytes()
+        return (folder / opened.bundle.card.golden.image).read_bytes()
 
     def describe(self) -> dict[str, Any]:
         """Tell what a person may want to know of the bundles, by alias."""

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assay.metrics.compare import SIGNIFICANT, holm, influences
+from assay.metrics.compare import holm, influences
+from assay.metrics.comparison import SIGNIFICANT
 from assay.metrics.estimate import Estimate, interval, p_value
 from assay.metrics.figure import Figure, Series
 from assay.metrics.predictions import class_names, is_classification, scores_of

@@ -142,7 +142,7 @@ def compared(
 
 def _is_tested(folder: Path) -> bool:
     run = Run(folder)
-    return run.state == "finished" and run.record.get("stage", "bundle") != "val"
+    return run.state == "finished" and run.record.stage != "val"
 
 
 def _count(folds: Sequence[Fold]) -> str:

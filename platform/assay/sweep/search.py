@@ -227,7 +227,7 @@ def _score_once(run: Run, name: str, data: StoredImages, where: Resources, tried
     with run.lease():
         if not is_whole(run):
             complete(prepare(data, config, name), run, alone, tried=tried)
-        elif read_result(run.folder)["tried"] != tried:
+        elif read_result(run.folder).tried != tried:
             judge(run.folder, task, config, data.storage, tried)
     write_comparison({name: run.folder})
     write_report(run.folder)
@@ -246,7 +246,7 @@ def _write(folder: Path, search: Search, halving: Halving | None, chosen: Run) -
     write_trials(folder, lines)
     shares = importances(search.study)
     name, result = search.study.study_name, read_result(chosen.folder)
-    tests = {k: v for k, v in result["sets"].items() if k.startswith("test")}
+    tests = {name: result.sets[name] for name in result.tests}
     write_json(folder / "sweep.json", {
         "schema": 1, "sampling": search.made.sampling, "objectives": search.made.objectives, "selected": chosen.folder.name,
         "params": best[0].params, "front": [{"run": t.user_attrs["run"], "values": t.values, "params": t.params} for t in best],
@@ -255,7 +255,7 @@ def _write(folder: Path, search: Search, halving: Halving | None, chosen: Run) -
     page = fill_page(
         "search.html", id=folder.name, study=name, lines=lines, chosen=chosen.folder.name, best=best, shares=shares,
         budget=budget, halving=halving, objectives=search.made.objectives, sampling=search.made.sampling,
-        tests=tests, val=result["sets"]["val"], tried=len(trials), num_scored=len(result["scorings"]),
+        tests=tests, val=result.sets["val"], tried=len(trials), num_scored=len(result.scorings),
         coordinates=Markup(coordinates.draw(coordinates.axes_of(search.space, trials), trials)),
         figures=figures.figures(trials, search.made.objectives, shares, best),
     )  # fmt: skip

@@ -73,12 +73,12 @@ def outcome(folder: Path) -> Outcome:
     failed = run.state == "failed"
     return Outcome(
         state=run.state,
-        reason=str(record.get("reason", "")) if failed else "",
+        reason=record.reason if failed else "",
         score=curve[-1][1] if curve and not failed else None,
         nll=min(nlls) if nlls and not failed else None,
         curve=curve,
-        seconds=float(record.get("seconds", 0.0)),
-        measured=record.get("measured", {}),
+        seconds=record.seconds or 0.0,
+        measured=record.measured or {},
     )
 
 

@@ -34,8 +34,9 @@ from assay.data.dataset import Dataset
 from assay.data.order import steps_of
 from assay.errors import AssayError, ResourceError
 from assay.experiment.resources import Resources
-from assay.experiment.run import Stage, StoredImages, complete, prepare
+from assay.experiment.run import StoredImages, complete, prepare
 from assay.runs.folder import Run
+from assay.runs.record import Stage
 from assay.sweep.trial import Outcome, Trial, outcome
 from assay.train.batches import batches
 from assay.train.loop import TrainState, load_best

@@ -21,6 +21,7 @@ from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.photometric import normalise
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.metrics.estimate import Estimate, interval
+from assay.metrics.measures import Measure
 from assay.metrics.neighbours import effective_rank, logistic_logits, neighbour_logits
 from assay.metrics.predictions import class_names
 from assay.metrics.scores.classes import accuracy, nll
@@ -30,6 +31,12 @@ from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
 
 GRAPH = "embed"
+MEASURES = {
+    "logistic_accuracy": Measure(
+        "Logistic accuracy",
+        "of a logistic regression on train's embeddings; the rest is by neighbours",
+    ),
+}
 MIN_STD = 1e-3
 """Mean deviation of unit vectors' entries over a batch below which all embeddings are one."""
 
@@ -143,7 +150,7 @@ class Embedding(Task):
             right = (logits.argmax(1) == rows["truth"].to_numpy()) * 1.0
             group = np.array(rows["group"].to_pylist())
             metrics[name] = {"logistic_accuracy": interval(right, group)}
-        return TaskMetrics(metrics=metrics)
+        return TaskMetrics(metrics=metrics, measures=MEASURES)
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write graph `embed` (image to embedding)."""

@@ -32,6 +32,7 @@ from assay.data.inputs.patches import Canvas, PatchConfig, blank_mask, cell_corn
 from assay.data.inputs.photometric import EPS
 from assay.errors import ConfigError
 from assay.metrics.estimate import Estimate, interval
+from assay.metrics.measures import Measure
 from assay.nn.aggregate import AggregatorConfig
 from assay.nn.backbone import BackboneConfig, create_head
 from assay.nn.export import write_graph
@@ -351,7 +352,7 @@ class PatchClassification(Classification):
         metrics = {}
         for name in sorted(set(predictions["split"].to_pylist())):
             metrics[name] = deletion(predictions.filter(pc.field("split") == name))
-        return TaskMetrics(metrics=metrics)
+        return TaskMetrics(metrics=metrics, measures=MEASURES)
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Train the scorer and the backbone at their own rates."""
@@ -410,6 +411,17 @@ class PatchClassification(Classification):
 
     def int8(self, folder: Path) -> None:
         """Ship no int8 graph: what chooses would choose otherwise."""
+
+
+MEASURES = {
+    "accuracy_without_chosen": Measure("Without chosen patches", "accuracy where they are blank"),
+    "accuracy_without_random": Measure(
+        "Without random patches", "accuracy where as many are blank"
+    ),
+    "evidence": Measure(
+        "Evidence", "accuracy that blanking chosen patches costs beyond random ones"
+    ),
+}
 
 
 def deletion(rows: pa.Table) -> dict[str, Estimate]:

@@ -160,7 +160,7 @@ class Segmentation(Task):
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Judge pixels, images, components, false alarms, calibration."""
         metrics, figures = masks.findings(predictions, class_names(predictions))
-        return TaskMetrics(metrics=metrics, figures=figures)
+        return TaskMetrics(metrics=metrics, figures=figures, measures=masks.MEASURES)
 
     @classmethod
     def draw(

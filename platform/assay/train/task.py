@@ -25,6 +25,7 @@ from assay.data.split import SplitConfig
 from assay.metrics.decide import DecideConfig
 from assay.metrics.estimate import Estimate
 from assay.metrics.figure import Figure
+from assay.metrics.measures import Measure
 from assay.metrics.scores.classes import accuracy, nll
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.shapes import Int64, UInt64
@@ -77,6 +78,8 @@ class TaskMetrics:
     """Estimates by set of the split, then by name."""
     figures: Sequence[Figure] = ()
     """Figures for the report."""
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    """How the estimates are shown, by name; the standard ones need nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""run.json: how far a run came, where it was launched, and what it is a run of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from assay.errors import RunError
+from assay.files import read_json, write_json
+from assay.typed import MisfitError, from_json, rest, to_json
+
+SCHEMA = 1
+
+State = Literal["new", "running", "stopped", "failed", "finished"]
+
+Stage = Literal["val", "test", "bundle"]
+"""Where a run ended: judged on val (a trial of a search), on test too (a trial of a grid of folds), or shipped."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One start of a run, on one set of machines."""
+
+    time: float | None = None
+    """Seconds since 1970; None where an older Assay did not note it."""
+    workers: int | None = None
+    strategy: str | None = None
+    device: str | None = None
+    sweep: str = ""
+    """The sweep that it is a trial of, or ""."""
+    stamp: Mapping[str, str] = rest()
+    """Versions and machine, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """An image that was left out."""
+
+    row: int
+    """Its row in the manifest as it was given."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Contents of run.json; a new run has none of it."""
+
+    schema: int = 0
+    state: State = "new"
+    stage: Stage = "bundle"
+    """How far a finished run was taken."""
+    task: str = ""
+    name: str = ""
+    """As people read it: the task, or the baseline that the run is."""
+    reason: str = ""
+    """Why it failed."""
+    launches: tuple[Launch, ...] = ()
+    """The oldest first."""
+    seconds: float | None = None
+    """Of training and judging, over all launches that came to their end."""
+    warnings: tuple[str, ...] = ()
+    split: Mapping[str, int] | None = None
+    """What drawing the split counted: groups, copies dropped, near duplicates by set."""
+    quarantined: tuple[Quarantined, ...] = ()
+    data: str = ""
+    """Fingerprint of the manifest."""
+    recipe: str = ""
+    """Equal for runs that differ in their seed alone."""
+    content: str = ""
+    """Equal for runs that differ in their code alone."""
+    code: Mapping[str, str] | None = None
+    """Digest of each file that decides what is trained; the task's own is called `task`."""
+    measured: Mapping[str, float] | None = None
+    """What a sweep measured besides: latency_ms, num_params."""
+    others: Mapping[str, Any] = rest()
+    """What this Assay does not know; kept as it is."""
+
+
+def as_record(kind: type[T], values: Any, path: Path) -> T:
+    """Turn what a file of a run holds into its record.
+
+    Raises:
+        RunError: a field is missing or of another type; names the file and the field.
+    """
+    try:
+        return from_json(kind, values)
+    except MisfitError as misfit:
+        raise RunError(
+            f"{path}: {misfit}. Restore the file, or train again with --again."
+        ) from None
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read run.json of a run that has one.
+
+    Raises:
+        RunError: it is missing or damaged, or was written by a newer Assay.
+    """
+    path = folder / "run.json"
+    values = read_json(path)
+    schema = schema_of(values)
+    if schema > SCHEMA:
+        raise RunError(
+            f"{folder} was written by a newer Assay (schema {schema}, this one knows {SCHEMA}); "
+            "update Assay, or train again with --again."
+        )
+    return as_record(RunRecord, values, path)
+
+
+def schema_of(values: Mapping[str, Any]) -> int:
+    """Return the schema that a file says it has, 0 where it says none."""
+    schema = values.get("schema", 0)
+    return schema if isinstance(schema, int) else 0
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write run.json, without the fields that have their defaults."""
+    write_json(folder / "run.json", to_json(replace(record, schema=SCHEMA), sparse=True))
