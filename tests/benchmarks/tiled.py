@@ -49,7 +49,7 @@ def looked(way: str, file: Path) -> tuple[np.ndarray, np.ndarray, float]:
     return (
         overview,
         patches,
-        1.0 if isinstance(full, np.ndarray) else len(full.held) / math.prod(full.grid),
+        1.0 if isinstance(full, np.ndarray) else len(full.tiles) / math.prod(full.grid),
     )
 
 

@@ -436,7 +436,7 @@ def test_a_tile_that_is_found_damaged_late_is_its_own_images_error(tmp_path, ima
     assert np.array_equal(answer.boxes, opened.predict_each([ImagePyramid.of(pixels)])[0].boxes)
     assert answer.probs == opened.predict_each([ImagePyramid.of(pixels)])[0].probs
     damaged, opening = bytearray(content), ImagePyramid.read(content).levels[0]
-    for tile in set(range(256)) - set(opening.held):
+    for tile in set(range(256)) - set(opening.tiles):
         start, num = opening.offsets[tile], opening.counts[tile]
         damaged[start : start + num] = b"\xff" * num
     assert isinstance(read(bytes(damaged)), ImagePyramid)

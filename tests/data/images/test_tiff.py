@@ -18,6 +18,7 @@ from assay.errors import ImageError
 
 HEIGHT, WIDTH, TILE = 704, 928, 64
 FEW = {"compression": "deflate", "predictor": 2}
+LOSSY = {"compression": "jpeg", "compressionargs": {"level": 98}}
 
 
 def picture(height=HEIGHT, width=WIDTH, seed=0):
@@ -43,10 +44,12 @@ def levels_of(pixels, num=3):
     return found
 
 
-def written(levels, below=False, tile=(TILE, TILE), order="<", photometric="rgb", **options):
+def written(
+    levels, below=False, tile=(TILE, TILE), order="<", photometric="rgb", bigtiff=False, **options
+):
     """A TIFF of these levels; `below`: overviews as SubIFDs."""
     file = io.BytesIO()
-    with tifffile.TiffWriter(file, byteorder=order) as out:
+    with tifffile.TiffWriter(file, byteorder=order, bigtiff=bigtiff) as out:
         common = {"tile": tile, "photometric": photometric, "metadata": None, **options}
         out.write(levels[0], subifds=len(levels) - 1 if below else 0, **common)
         for level in levels[1:]:
@@ -85,7 +88,7 @@ CODECS = [{}, {"compression": "lzw"}, FEW, {"compression": "zstd"}, {"compressio
 def test_whatever_it_holds_its_parts_are_those_of_the_whole(kind, codec, below, order):
     pixels, options = KINDS[kind]
     content = written(levels_of(pixels), below, order=order, **codec, **options)
-    pages = tiff.pyramid(content, 128)
+    pages = tiff.open_pages(content, 128)
     assert [page.shape[:2] for page in pages] == [(704, 928), (352, 464), (176, 232)]
     whole = decode.read(content)
     assert pages[0].dtype == whole.dtype
@@ -102,24 +105,179 @@ def test_whatever_it_holds_its_parts_are_those_of_the_whole(kind, codec, below, 
 def test_of_lossy_tiles_too_the_parts_are_those_of_the_whole(subsampling):
     """Colours are upsampled within a tile; smooth enough, overviews are still means."""
     smooth = cv2.GaussianBlur(picture(), (0, 0), 6)
-    lossy = {"compression": "jpeg", "compressionargs": {"level": 98, "subsampling": subsampling}}
-    content = written(levels_of(smooth), **lossy)
-    pages = tiff.pyramid(content, 128)
-    assert len(pages) == 2  # that of an overview is less smooth
+    content = written(levels_of(smooth), **LOSSY, subsampling=subsampling)
+    pages = tiff.open_pages(content, 128)
+    assert len(pages) == (3 if subsampling == (1, 1) else 2)  # an overview is less smooth
     whole = decode.read(content)
     np.testing.assert_array_equal(pages[0][100:300, 50:333], whole[100:300, 50:333])
     np.testing.assert_array_equal(np.asarray(pages[0]), whole)
 
 
-def test_large_tiles_are_decoded_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(tiff, "PIXELS_PER_DECODE", 3 * TILE * TILE)
-    most = []
-    own = tiff.TiledPage._decoded
-    monkeypatch.setattr(
-        tiff.TiledPage, "_decoded", lambda self, tiles: most.append(len(tiles)) or own(self, tiles)
-    )
-    np.testing.assert_array_equal(ImagePyramid.read(FILE).pixels, PIXELS)
-    assert max(most) == 3
+def encoded_tiles(content):
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        pairs = zip(page.dataoffsets, page.databytecounts, strict=True)
+        return [content[start : start + num] for start, num in pairs]
+
+
+def without_tables(tile):
+    """A JPEG's tables as a file of their own, and the JPEG without them."""
+    tables, rest, start = b"", b"", 2
+    while tile[start + 1] != 0xDA:
+        stop = start + 2 + int.from_bytes(tile[start + 2 : start + 4], "big")
+        if tile[start + 1] in (0xDB, 0xC4):
+            tables += tile[start:stop]
+        else:
+            rest += tile[start:stop]
+        start = stop
+    return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest + tile[start:]
+
+
+def written_with_tiles(levels, tiles, tables=None):
+    """A TIFF whose first level has these JPEG tiles."""
+    file, jpeg = io.BytesIO(), {**LOSSY, "subsampling": (2, 2), "photometric": "rgb"}
+    with tifffile.TiffWriter(file) as out:
+        common = {"tile": (TILE, TILE), "metadata": None, **jpeg}
+        shape = {"shape": levels[0].shape, "dtype": levels[0].dtype}
+        out.write(iter(tiles), jpegtables=tables, **shape, **common)
+        out.write(levels[1], subfiletype=1, **common)
+    return file.getvalue()
+
+
+def test_tables_that_lossy_tiles_share_are_read():
+    """As GDAL writes them."""
+    levels = levels_of(cv2.GaussianBlur(picture(), (0, 0), 6), 2)
+    content = written(levels[:1], **LOSSY, subsampling=(2, 2))
+    tables, tiles = zip(*map(without_tables, encoded_tiles(content)), strict=True)
+    assert len(set(tables)) == 1
+    shared = written_with_tiles(levels, tiles, tables[0])
+    whole = decode.read(shared)
+    np.testing.assert_array_equal(whole, decode.read(content))
+    np.testing.assert_array_equal(np.asarray(tiff.open_pages(shared, 128)[0]), whole)
+
+
+def test_a_lossy_tile_that_is_larger_than_it_says_is_refused_before_it_is_decoded(monkeypatch):
+    levels = levels_of(cv2.GaussianBlur(picture(), (0, 0), 6), 2)
+    tiles = encoded_tiles(written(levels[:1], **LOSSY, subsampling=(2, 2)))
+    tiles[1] = cv2.imencode(".jpg", np.zeros((4096, 4096, 3), "u1"))[1].tobytes()
+    (page, _) = tiff.open_pages(written_with_tiles(levels, tiles), 128)
+    monkeypatch.setattr(page, "decoder", None)
+    with pytest.raises(ImageError, match=r"tile 1 is damaged \(it is of another size\)"):
+        _ = page[:TILE, TILE : 2 * TILE]
+
+
+LAYOUTS = {
+    "minisblack": [(1, ""), (2, "unassalpha"), (2, "assocalpha"), (2, "unspecified")],
+    "miniswhite": [(1, "")],
+    "separated": [(4, "")],
+    "rgb": [(3, ""), (4, "unassalpha"), (4, "assocalpha"), (4, "unspecified")],
+}
+ANY_CODEC = ["none", "packbits", "lzw", "deflate", "adobe_deflate", "zstd", "lzma"]
+WHOLE = {
+    *product(["miniswhite", "separated"], [16], [""], ANY_CODEC),
+    *product(["rgb", "minisblack"], [8, 16], ["assocalpha"], ANY_CODEC),
+    *product(["miniswhite", "separated"], [8], [""], ["jpeg"]),
+}
+"""What is not decoded in part: photometric, bits, extra samples, codec."""
+SMOOTH = cv2.GaussianBlur(picture(130, 140), (0, 0), 6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("photometric", "num", "extra"),
+    [(key, num, extra) for key, layouts in LAYOUTS.items() for num, extra in layouts],
+)
+def test_of_any_layout_the_parts_are_those_of_the_whole_or_it_is_decoded_whole(
+    photometric, num, extra, bits
+):
+    pixels = np.dstack([SMOOTH, 200 - SMOOTH[..., :1] // 2])[..., -num:].squeeze()
+    pixels = deep(pixels) if bits == 16 else pixels
+    options = {"photometric": photometric, "planarconfig": "contig" if pixels.ndim == 3 else None}
+    options |= {"extrasamples": [extra]} if extra else {}
+    codecs = ["none", "packbits", *(["jpeg"] if (bits, extra) == (8, "") else [])]
+    predicted = ["lzw", "deflate", "adobe_deflate", "zstd", "lzma"]
+    for codec, predictor, order in [
+        *product(codecs, [None], "<>"),
+        *product(predicted, [None, 2], "<>"),
+    ]:
+        how = {"compression": codec, "predictor": predictor, "order": order, **options}
+        content = written(levels_of(pixels, 2), **how)
+        pages = tiff.open_pages(content, 128)
+        try:
+            whole = decode.read(content)
+        except ImageError:
+            assert pages == []
+            continue
+        if pages:
+            np.testing.assert_array_equal(np.asarray(pages[0]), whole)
+        else:
+            assert (photometric, bits, extra, codec) in WHOLE
+            np.testing.assert_array_equal(ImagePyramid.read(content).pixels, whole)
+
+
+OTHER_LAYOUTS = {
+    "palette": (SMOOTH[..., 0], {"photometric": "palette", "colormap": np.zeros((3, 256), "u2")}),
+    "bilevel": (SMOOTH[..., 0] > 127, {"photometric": "minisblack"}),
+    "signed": (SMOOTH[..., 0].astype("i1"), {"photometric": "minisblack"}),
+    "many samples": (
+        np.dstack([SMOOTH, SMOOTH[..., :2]]),
+        {"extrasamples": ["unspecified"] * 2},
+    ),
+    "predictor of run lengths": (SMOOTH, {"compression": "packbits", "predictor": 2}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LAYOUTS)
+def test_files_of_other_colours_are_decoded_whole(name):
+    pixels, options = OTHER_LAYOUTS[name]
+    content = written([pixels, pixels[::2, ::2]], **options)
+    assert tiff.open_pages(content, 128) == []
+    np.testing.assert_array_equal(ImagePyramid.read(content).pixels, decode.read(content))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"bigtiff": True}, "only JPEG, PNG, BMP, TIFF and WebP files are read"),
+        ({"bigtiff": True, "order": ">"}, "only JPEG, PNG, BMP, TIFF and WebP files are read"),
+        ({"compression": "webp"}, "decoder error"),
+        ({"compression": "jpeg2000"}, "34712"),
+    ],
+)
+def test_what_is_refused_whole_is_refused_in_part(options, reason):
+    """Both ways or none: what is served is what was trained on."""
+    content = written(LEVELS, **options)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        np.testing.assert_array_equal(file.pages[0].asarray()[:9, :9].shape, (9, 9, 3))
+    assert tiff.open_pages(content, 128) == []
+    with pytest.raises(ImageError, match=reason) as whole:
+        decode.read(content)
+    with pytest.raises(ImageError) as part:
+        ImagePyramid.read(content)
+    assert str(part.value) == str(whole.value)
+
+
+def count_decoding(monkeypatch):
+    """The list to which the number of each tile goes that is decoded."""
+    tiles, decode_tile = [], tiff.TiledPage._decode_tile
+
+    def counting(self, content, tile):
+        tiles.append(tile)
+        return decode_tile(self, content, tile)
+
+    monkeypatch.setattr(tiff.TiledPage, "_decode_tile", counting)
+    return tiles
+
+
+def test_tiles_are_decoded_one_by_one(monkeypatch):
+    """So that of large tiles no more is in memory than what is asked for."""
+    tiles = count_decoding(monkeypatch)
+    (page, *_) = tiff.open_pages(FILE, 128)
+    tiles.clear()
+    page.tiles.clear()
+    np.testing.assert_array_equal(page, PIXELS)
+    assert tiles == list(range(11 * 15))
+    assert page.tiles == {}
 
 
 def test_a_file_that_is_gone_is_an_image_error(tmp_path):
@@ -136,7 +294,7 @@ def test_tiles_of_no_size_are_left():
         place = file.pages[0].tags["TileWidth"].valueoffset
     content = bytearray(FILE)
     content[place : place + 2] = bytes(2)
-    assert tiff.pyramid(bytes(content), 128) == []
+    assert tiff.open_pages(bytes(content), 128) == []
     with pytest.raises(ImageError, match="cannot be read"):
         ImagePyramid.read(bytes(content))
 
@@ -144,18 +302,14 @@ def test_tiles_of_no_size_are_left():
 def test_tiles_are_decoded_where_they_are_looked_at_and_once(monkeypatch):
     entry = ImagePyramid.read(FILE)
     page = entry.levels[0]
-    before = set(page.held)
+    before = set(page.tiles)
     assert len(before) < 0.12 * 11 * 15  # samples that were compared with the overview
-    decoded = []
-    own = tiff.TiledPage._decoded
-    monkeypatch.setattr(
-        tiff.TiledPage, "_decoded", lambda self, tiles: decoded.extend(tiles) or own(self, tiles)
-    )
+    decoded = count_decoding(monkeypatch)
     cut = entry.cut((400, 500, 500, 560))
     np.testing.assert_array_equal(cut, PIXELS[500:560, 400:500])
     columns, rows = range(400 // TILE, 499 // TILE + 1), range(500 // TILE, 559 // TILE + 1)
     touched = {15 * row + column for row in rows for column in columns}
-    assert set(page.held) == touched | before
+    assert set(page.tiles) == touched | before
     assert sorted(decoded) == sorted(touched - before)
     entry.cut((400, 500, 500, 560))
     np.testing.assert_array_equal(entry.pixels, PIXELS)
@@ -170,7 +324,7 @@ def test_of_a_file_only_what_is_looked_at_is_read(tmp_path):
     with tifffile.TiffFile(path) as file:
         offsets, counts = file.pages[0].dataoffsets, file.pages[0].databytecounts
     content = bytearray(FILE)
-    tile = min(set(range(11 * 15)) - set(entry.levels[0].held))
+    tile = min(set(range(11 * 15)) - set(entry.levels[0].tiles))
     content[offsets[tile] : offsets[tile] + counts[tile]] = b"\xff" * counts[tile]
     path.write_bytes(content)
     row, column = (TILE * own for own in divmod(tile, 15))
@@ -218,7 +372,7 @@ OTHERWISE = {
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_other_overviews_are_not_taken(name):
     content = written(OTHERWISE[name])
-    assert tiff.pyramid(content, 128) == []
+    assert tiff.open_pages(content, 128) == []
     found = ImagePyramid.read(content)
     for one, other in zip(found.levels, ImagePyramid.of(PIXELS).levels, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -226,7 +380,7 @@ def test_other_overviews_are_not_taken(name):
 
 def test_of_several_overviews_the_good_ones_before_the_first_bad_are_taken():
     content = written([*LEVELS[:2], nearest(LEVELS[1])])
-    assert [page.shape[0] for page in tiff.pyramid(content, 128)] == [704, 352]
+    assert [page.shape[0] for page in tiff.open_pages(content, 128)] == [704, 352]
     np.testing.assert_array_equal(ImagePyramid.read(content).levels[2], pyramid(LEVELS[1])[1])
 
 
@@ -242,7 +396,7 @@ def test_files_of_another_layout_are_decoded_whole(options):
     tall = options.get("planarconfig") == "separate"
     levels = [level.transpose(2, 0, 1) if tall else level for level in LEVELS]
     content = written(levels, **options)
-    assert tiff.pyramid(content, 128) == []
+    assert tiff.open_pages(content, 128) == []
     turned = "extratags" in options
     expected = np.rot90(PIXELS, -1) if turned else PIXELS
     np.testing.assert_array_equal(ImagePyramid.read(content).pixels, expected)
@@ -252,7 +406,7 @@ def test_files_of_another_layout_are_decoded_whole(options):
 def test_odd_sizes(size):
     pixels = picture(*size)
     content = written(levels_of(pixels, 2), tile=(128, 112))
-    pages = tiff.pyramid(content, 128)
+    pages = tiff.open_pages(content, 128)
     assert len(pages) == 2
     np.testing.assert_array_equal(np.asarray(pages[0]), pixels)
     np.testing.assert_array_equal(np.asarray(pages[1]), halved(pixels))
@@ -263,7 +417,7 @@ def test_a_damaged_tile_is_not_stored(tmp_path):
         start, num = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
     path, store = tmp_path / "part.tif", Store(str(tmp_path / "store"))
     path.write_bytes(FILE[:start] + b"\xff" * num + FILE[start + num :])
-    assert tiff.pyramid(path, 128)
+    assert tiff.open_pages(path, 128)
     with pytest.raises(ImageError, match=r"part\.tif cannot be read"):
         store.build("ab12", path)
     assert store.missing(["ab12"]) == ["ab12"]
@@ -276,12 +430,12 @@ def test_a_chain_of_directories_that_ends_in_itself_is_left():
         last = file.pages[2]
         after = last.offset + 2 + 12 * len(last.tags)
         content[after : after + 4] = int(file.pages[1].offset).to_bytes(4, "little")
-    assert len(tiff.pyramid(bytes(content), 128)) == 3
+    assert len(tiff.open_pages(bytes(content), 128)) == 3
 
 
 def test_an_image_beyond_the_limit_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH - 1)
-    assert tiff.pyramid(FILE, 128) == []
+    assert tiff.open_pages(FILE, 128) == []
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's of damaged tags

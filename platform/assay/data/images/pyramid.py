@@ -79,7 +79,7 @@ class ImagePyramid:
         Raises:
             ImageError: as `decode.read`; damage that shows later raises it where it is cut.
         """
-        pages = tiff.pyramid(source, 2 * SMALLEST_LEVEL)
+        pages = tiff.open_pages(source, 2 * SMALLEST_LEVEL)
         if not pages:
             return cls.of(decode.read(source))
         return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))])

@@ -1,7 +1,8 @@
 """A tiled TIFF with overviews of its own: a pyramid of which the tiles that are looked at are decoded.
 
-Some tiles of a TIFF behind a header of their own are again a TIFF. So `image.read` decodes them, and
-their pixels are those that decoding the whole file gives, whatever their compression and colours.
+tifffile reads the directories and decodes single tiles; the colours of a tile are those that
+`decode.read` gives, for the layouts that are listed here and compared by tests. Any other file is
+decoded whole.
 
 Source: TIFF 6.0 (Adobe, 1992), section 15; overviews follow the image as in Cloud Optimized GeoTIFF
 (OGC 21-026), or hang below it as in TIFF Technical Note 1 (SubIFDs).
@@ -10,19 +11,25 @@ Source: TIFF 6.0 (Adobe, 1992), section 15; overviews follow the image as in Clo
 import itertools
 import math
 import os
-import struct
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Directory
+from PIL import Image
 
 from assay.data.images import decode
 from assay.errors import ImageError
 from assay.shapes import Shaped
 
-MOST_PAGES, MOST_TAGS = 32, 256
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+CLASSIC = (b"II*\0", b"MM\0*")
+"""How the files begin that `decode.read` reads; BigTIFF begins otherwise, and is refused there."""
+
+
+MOST_PAGES = 32
 """What is beyond is damage."""
 
 
@@ -30,12 +37,8 @@ MOST_TILE_PIXELS = 4096 * 4096
 """Larger tiles save nothing."""
 
 
-PIXELS_PER_DECODE = 64 * 256 * 256
-"""Tiles are decoded together up to so many."""
-
-
 PROBES = (0.25, 0.5, 0.75)
-"""Where an overview is compared with what it is of: shares of both sides."""
+"""Where an overview is compared with the level above: shares of both sides."""
 
 
 PROBE_PX = 64
@@ -45,21 +48,48 @@ CLOSE = 1.0
 """Mean distance (of 255 grey levels) up to which an overview counts as an area mean."""
 
 
-_SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION, _PLANES, _SUBIFDS = 254, 256, 257, 274, 284, 330
+LAYOUTS = {
+    ("MINISWHITE", 8, 1),
+    ("MINISBLACK", 8, 1),
+    ("MINISBLACK", 8, 2, 2),
+    ("MINISBLACK", 16, 1),
+    ("SEPARATED", 8, 4),
+    ("RGB", 8, 3),
+    ("RGB", 8, 4, 0),
+    ("RGB", 8, 4, 2),
+    ("RGB", 16, 3),
+    ("RGB", 16, 4, 0),
+    ("RGB", 16, 4, 2),
+}
+"""What tiles without loss hold: colours, bits per sample, samples per pixel, and the meaning of an
+extra one (0: none, 2: unassociated alpha)."""
 
 
-_TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS = 322, 323, 324, 325
+JPEG_LAYOUTS = {("MINISBLACK", 8, 1), ("YCBCR", 8, 3)}
 
 
-_DECODING = (258, 259, 262, 266, 277, 284, 317, 320, 338, 339, 347, 529, 530, 532)
-"""Tags that say how a tile becomes pixels."""
+LAST_PREDICTOR = {
+    "NONE": 1,
+    "PACKBITS": 1,
+    "JPEG": 1,
+    "LZW": 2,
+    "ADOBE_DEFLATE": 2,
+    "DEFLATE": 2,
+    "LZMA": 2,
+    "ZSTD": 2,
+}
+"""Compressions, and the last predictor (2: differences of neighbours) that each is decoded with."""
 
 
-_LONG = 4
+ONLY_8_BITS = {"LZMA", "ZSTD"}
+"""Compressions of Pillow's that OpenCV, which decodes 16 bits, has not."""
 
 
-def pyramid(source: decode.Source, until: int) -> list["TiledPage"]:
-    """The image and its overviews, each half of the one before, as far as the file has them.
+_ORIENTATION_TAG = 274
+
+
+def open_pages(source: decode.Source, until: int) -> list["TiledPage"]:
+    """Open the image and its overviews, each half of the one before, as far as the file has them.
 
     An overview counts if it is what the store would compute, an area mean, as far as samples tell:
     what was learnt on other files would not hold for one that was made otherwise.
@@ -74,14 +104,18 @@ def pyramid(source: decode.Source, until: int) -> list["TiledPage"]:
     """
     try:
         with decode.stream(source) as file:
-            directories = list(_directories(file))
-        pages = [TiledPage(source, tags) for tags in directories[:1]]
-        for tags in directories[1:]:
-            if max(pages[-1].shape) < until:
-                break
-            if _halves(tags, pages[-1]) and _is_mean(page := TiledPage(source, tags), pages[-1]):
-                pages.append(page)
-    except (*decode.DAMAGE, ImageError, LookupError, TypeError):
+            image, *overviews = _read_directories(file)
+            pages = [TiledPage(source, image)]
+            if decode.probe(source) != pages[0].shape[:2]:
+                return []
+            for overview in overviews:
+                if max(pages[-1].shape) < until:
+                    break
+                if _is_half(overview, pages[-1]):
+                    page = TiledPage(source, overview)
+                    if _is_mean(page, pages[-1]):
+                        pages.append(page)
+    except Exception:  # whatever tifffile raises: `decode.read` says what is wrong
         return []
     return pages if len(pages) > 1 else []
 
@@ -91,36 +125,26 @@ class TiledPage:
 
     Args:
         source: the file.
-        tags: the page's directory.
+        page: the page's directory, while its file is open.
 
     Raises:
         ValueError: the page has no tiles that can be decoded one by one.
-        ImageError: its first tile is damaged, or of a kind that is not read.
     """
 
-    def __init__(self, source: decode.Source, tags: Directory) -> None:
-        self.source, self.tags = source, tags
-        height, width = int(tags[_HEIGHT]), int(tags[_WIDTH])
-        self.tile = int(tags[_TILE_HEIGHT]), int(tags[_TILE_WIDTH])
-        self.offsets, self.counts = tags[_OFFSETS], tags[_COUNTS]
-        if (
-            height * width > decode.MAX_PIXELS
-            or min(self.tile) < 1
-            or math.prod(self.tile) > MOST_TILE_PIXELS
-        ):
-            raise ValueError("its tiles are none, or save nothing")
-        self.grid = -(-height // self.tile[0]), -(-width // self.tile[1])
-        if (
-            (tags.get(_PLANES, 1), tags.get(_ORIENTATION, 1)) != (1, 1)
-            or not len(self.offsets) == len(self.counts) == math.prod(self.grid)
-            or min(self.counts) < 1
-            or max(np.add(self.offsets, self.counts)) > _length(source)
-        ):
+    def __init__(self, source: decode.Source, page: "TiffPage") -> None:
+        if not (_is_readable(page) and _has_tiles(page, _length(source))):
             raise ValueError("its tiles cannot be decoded one by one")
-        self.held = {0: self._decoded([0])[0]}
+        self.source = source
+        self.shape = (page.imagelength, page.imagewidth, 3)
+        self.dtype = np.dtype(page.dtype)
+        self.tile_size = page.tilelength, page.tilewidth
+        self.grid = _grid(page)
+        self.offsets, self.counts = page.dataoffsets, page.databytecounts
+        self.colours, self.compression = _names(page)
+        self.decoder: Callable[..., Any] = page.decode
+        self.jpeg_tables = page.jpegtables
+        self.tiles: dict[int, np.ndarray] = {}
         self.whole: np.ndarray | None = None
-        self.shape = (height, width, 3)
-        self.dtype = self.held[0].dtype
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +152,7 @@ class TiledPage:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, box: tuple[slice, slice]) -> Shaped[np.ndarray, "h w 3"]:
-        """Rows and columns, each without a step.
+        """Return rows and columns, each without a step.
 
         Raises:
             ImageError: one of the tiles is damaged.
@@ -136,111 +160,137 @@ class TiledPage:
         if self.whole is not None:
             return self.whole[box]
         (top, below, _), (left, right, _) = (
-            own.indices(length) for own, length in zip(box, self.shape[:2], strict=True)
+            side.indices(length) for side, length in zip(box, self.shape[:2], strict=True)
         )
-        found = np.empty((max(below - top, 0), max(right - left, 0), 3), self.dtype)
-        if found.size:
-            down = range(top // self.tile[0], (below - 1) // self.tile[0] + 1)
-            along = range(left // self.tile[1], (right - 1) // self.tile[1] + 1)
-            self._hold([row * self.grid[1] + column for row in down for column in along])
-            for row, column in itertools.product(down, along):
-                y, x = row * self.tile[0] - top, column * self.tile[1] - left
-                place = found[max(y, 0) : y + self.tile[0], max(x, 0) : x + self.tile[1]]
-                tile = self.held[row * self.grid[1] + column][max(-y, 0) :, max(-x, 0) :]
-                place[:] = tile[: place.shape[0], : place.shape[1]]
-        return found
+        pixels = np.empty((max(below - top, 0), max(right - left, 0), 3), self.dtype)
+        if pixels.size:
+            height, width = self.tile_size
+            rows = range(top // height, (below - 1) // height + 1)
+            columns = range(left // width, (right - 1) // width + 1)
+            self._decode([row * self.grid[1] + column for row in rows for column in columns])
+            for row, column in itertools.product(rows, columns):
+                y, x = row * height - top, column * width - left
+                part = pixels[max(y, 0) : y + height, max(x, 0) : x + width]
+                tile = self.tiles[row * self.grid[1] + column][max(-y, 0) :, max(-x, 0) :]
+                part[:] = tile[: part.shape[0], : part.shape[1]]
+        return pixels
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it."""
+        """Return all of it."""
         if self.whole is None:
             self.whole = self[:, :]
-            self.held.clear()
+            self.tiles.clear()
         return np.array(self.whole, dtype=dtype, copy=copy)
 
-    def _hold(self, tiles: list[int]) -> None:
+    def _decode(self, tiles: list[int]) -> None:
         """Decode those tiles that were not decoded yet."""
-        missing = [tile for tile in tiles if tile not in self.held]
-        together = max(1, PIXELS_PER_DECODE // math.prod(self.tile))
-        for start in range(0, len(missing), together):
-            some = missing[start : start + together]
-            self.held |= zip(some, self._decoded(some), strict=True)
-
-    def _decoded(self, tiles: list[int]) -> Shaped[np.ndarray, "n h w 3"]:
-        """Tiles by number, read as one column of a TIFF."""
-        content, offsets, counts = bytearray(8), [], []
+        missing = [tile for tile in tiles if tile not in self.tiles]
+        if not missing:
+            return
+        name = decode.name(self.source)
         try:
             with decode.stream(self.source) as file:
-                order = file.read(2)
-                for tile in tiles:
+                for tile in missing:
                     file.seek(self.offsets[tile])
-                    offsets.append(len(content))
-                    counts.append(self.counts[tile])
-                    content += file.read(self.counts[tile]) + bytes(self.counts[tile] % 2)
+                    self.tiles[tile] = self._decode_tile(file.read(self.counts[tile]), tile)
         except OSError as error:
-            name = decode.name(self.source)
             raise ImageError(f"Image {name} cannot be read: {error.strerror}.") from error
-        column = Directory(prefix=order)
-        for tag in (tag for tag in _DECODING if tag in self.tags):
-            column.tagtype[tag] = self.tags.tagtype[tag]
-            column[tag] = self.tags[tag]
-        shape = {_WIDTH: self.tile[1], _HEIGHT: len(tiles) * self.tile[0]}
-        shape |= {_TILE_WIDTH: self.tile[1], _TILE_HEIGHT: self.tile[0]}
-        for tag, value in {**shape, _OFFSETS: tuple(offsets), _COUNTS: tuple(counts)}.items():
-            column.tagtype[tag] = _LONG
-            column[tag] = value
-        content[:8] = order + struct.pack("<HL" if order == b"II" else ">HL", 42, len(content))
-        content += column.tobytes(len(content))
-        pixels = decode.read(bytes(content), called=decode.name(self.source))
-        return pixels.reshape(len(tiles), *self.tile, 3)
+        except Exception as error:  # each codec has errors of its own
+            raise ImageError(
+                f"Image {name} cannot be read: tile {tile} is damaged ({error})."
+            ) from error
+
+    def _decode_tile(self, content: bytes, tile: int) -> Shaped[np.ndarray, "h w 3"]:
+        if self.compression == "JPEG" and decode.probe(content) != self.tile_size:
+            raise ValueError("it is of another size")  # would be decoded whatever its size
+        samples = self.decoder(content, tile, jpegtables=self.jpeg_tables)[0][0]
+        if self.colours == "SEPARATED":
+            return np.array(Image.fromarray(samples, "CMYK").convert("RGB"))
+        if self.colours == "MINISWHITE":
+            samples = 255 - samples
+        return samples[..., :3] if samples.shape[2] >= 3 else np.repeat(samples[..., :1], 3, 2)
 
 
 def _length(source: decode.Source) -> int:
     return len(source) if isinstance(source, bytes) else os.stat(source).st_size
 
 
-def _directories(file: decode.File) -> Iterator[Directory]:
-    """The image's directory and those of its overviews, by falling size."""
-    header = file.read(8)
-    first, *pages = _chain(file, header, Directory(header).next)
-    yield first
-    below = first.get(_SUBIFDS, ())
-    for offset in below[:MOST_PAGES] if isinstance(below, tuple) else (below,):
-        pages += _chain(file, header, offset)
-    overviews = [tags for tags in pages if tags.get(_SUBFILE, 0) & 1]
-    yield from sorted(overviews, key=lambda tags: -tags[_WIDTH] * tags[_HEIGHT])
+def _read_directories(file: decode.File) -> list["TiffPage"]:
+    """Read the image's directory and those of its overviews, by falling size; none of other files."""
+    if file.read(4) not in CLASSIC:
+        return []
+    from tifffile import TiffFile, TiffPage  # a file of another format is read without it
+
+    file.seek(0)
+    chain = TiffFile(file).pages
+    image = chain.first
+    directories = [
+        *itertools.islice(chain, 1, MOST_PAGES),
+        *itertools.islice(image.pages or (), MOST_PAGES),
+    ]
+    overviews = [page for page in directories if isinstance(page, TiffPage) and page.is_reduced]
+    overviews.sort(key=lambda page: -page.imagelength * page.imagewidth)
+    return [image, *overviews]
 
 
-def _chain(file: decode.File, header: bytes, offset: int) -> list[Directory]:
-    found: list[Directory] = []
-    while offset and len(found) < MOST_PAGES:  # a damaged chain may end in itself
-        file.seek(offset)
-        if int.from_bytes(file.read(2), "little" if header[:2] == b"II" else "big") > MOST_TAGS:
-            break
-        file.seek(offset)
-        tags = Directory(header)
-        tags.load(file)
-        found.append(tags)
-        offset = tags.next
-    return found
+def _names(page: "TiffPage") -> tuple[str, str]:
+    """Return what tifffile calls the colours and the compression."""
+    from tifffile import COMPRESSION, PHOTOMETRIC
+
+    return PHOTOMETRIC(page.photometric).name, COMPRESSION(page.compression).name
 
 
-def _halves(tags: Directory, page: TiledPage) -> bool:
-    """The size is half of the page's, rounded down or up."""
-    pairs = zip((tags[_HEIGHT], tags[_WIDTH]), page.shape[:2], strict=True)
-    return all(own >= 1 and own in (whole // 2, -(-whole // 2)) for own, whole in pairs)
+def _grid(page: "TiffPage") -> tuple[int, int]:
+    """Return the number of rows and columns of tiles."""
+    return -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
+
+
+def _has_tiles(page: "TiffPage", length: int) -> bool:
+    """Tell whether there are all tiles within a file of that many bytes, and of a size that helps."""
+    offsets, counts = page.dataoffsets, page.databytecounts
+    return (
+        page.imagelength * page.imagewidth <= decode.MAX_PIXELS
+        and min(page.tilelength, page.tilewidth) >= 1
+        and page.tilelength * page.tilewidth <= MOST_TILE_PIXELS
+        and len(offsets) == len(counts) == math.prod(_grid(page))
+        and min(counts) >= 1
+        and all(start + num <= length for start, num in zip(offsets, counts, strict=True))
+    )
+
+
+def _is_readable(page: "TiffPage") -> bool:
+    """Tell whether tiles are decoded to the pixels that decoding the whole file gives."""
+    colours, compression = _names(page)
+    bits = page.bitspersample
+    layout = colours, bits, page.samplesperpixel, *page.extrasamples
+    return (
+        layout in (JPEG_LAYOUTS if compression == "JPEG" else LAYOUTS)
+        and (bits == 8 or compression not in ONLY_8_BITS)
+        and page.tags["BitsPerSample"].count == page.samplesperpixel
+        and np.dtype(page.dtype).kind == "u"
+        and 1 <= page.predictor <= LAST_PREDICTOR.get(compression, 0)
+        and page.axes in {"YX", "YXS"}
+        and page.tiledepth == page.fillorder == page.tags.valueof(_ORIENTATION_TAG, 1) == 1
+    )
+
+
+def _is_half(overview: "TiffPage", page: TiledPage) -> bool:
+    """Tell whether the size is half of the page's, rounded down or up."""
+    pairs = zip((overview.imagelength, overview.imagewidth), page.shape[:2], strict=True)
+    return all(side >= 1 and side in (whole // 2, -(-whole // 2)) for side, whole in pairs)
 
 
 def _is_mean(small: TiledPage, large: TiledPage) -> bool:
-    """Samples of an overview are area means of those of the image that it is of."""
+    """Tell whether samples of an overview are area means of those of the page above."""
     room = np.minimum(np.array(small.shape[:2]), np.array(large.shape[:2]) // 2)
     if small.dtype != large.dtype or not room.all():
         return False
     for share in PROBES:
         top, left = (share * room).astype(int) // PROBE_PX * PROBE_PX
         below, right = np.minimum((top + PROBE_PX, left + PROBE_PX), room)
-        own = decode.to_uint8(small[top:below, left:right])
-        whole = decode.to_uint8(large[2 * top : 2 * below, 2 * left : 2 * right])
-        mean = cv2.resize(whole, own.shape[1::-1], interpolation=cv2.INTER_AREA)
-        if np.abs(own.astype(float) - mean).mean() > CLOSE:
+        sample = decode.to_uint8(small[top:below, left:right])
+        area = decode.to_uint8(large[2 * top : 2 * below, 2 * left : 2 * right])
+        mean = cv2.resize(area, sample.shape[1::-1], interpolation=cv2.INTER_AREA)
+        if np.abs(sample.astype(float) - mean).mean() > CLOSE:
             return False
     return True
