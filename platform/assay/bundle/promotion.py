@@ -1,10 +1,8 @@
 """Promotion: what may take an alias, and the way back."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -12,6 +10,7 @@ import pyarrow.compute as pc
 
 from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Bundle
+from assay.bundle.card import Card
 from assay.bundle.registry import TASK_NAME, Record, Registry
 from assay.errors import PredictionsError, RegistryError
 from assay.metrics.compare import compare
@@ -72,10 +71,10 @@ def promote(
     return record
 
 
-def _task_of(card: Mapping[str, Any], folder: Path) -> str:
+def _task_of(card: Card, folder: Path) -> str:
     """Return the task of a bundle, or refuse a card that names files outside the registry."""
-    task = str(card.get("task"))
-    unsafe = [name for name in card["sha256"] if Path(name).name != name or name.startswith(".")]
+    task = card.task
+    unsafe = [name for name in card.sha256 if Path(name).name != name or name.startswith(".")]
     if not TASK_NAME.fullmatch(task) or unsafe:
         raise RegistryError(
             f"{folder} is of the task {task!r} with files {', '.join(unsafe) or 'of plain names'}; a task's name is a-z, 0-9 and _, and files lie in the bundle itself."

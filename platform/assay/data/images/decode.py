@@ -59,6 +59,7 @@ _PLUGINS: dict[bytes, type[ImageFile]] = {
 DAMAGE = (
     OSError,
     SyntaxError,
+    TypeError,  # a tag of another type than the decoder reckons with
     ValueError,
     EOFError,
     OverflowError,
