@@ -159,9 +159,16 @@ def test_ticks_are_few_round_and_inside(low, width):
 
 @pytest.mark.parametrize(
     ("value", "step", "text"),
-    [(0.25, 0.25, "0.25"), (2.5, 2.5, "2.5"), (0.002, 0.0005, "0.0020"), (200.0, 100.0, "200"),
-     (20000.0, 5000.0, "20k"), (-0.5, 0.5, "\N{MINUS SIGN}0.5"), (2e-6, 1e-6, "2.0e-06")],
-)  # fmt: skip
+    [
+        (0.25, 0.25, "0.25"),
+        (2.5, 2.5, "2.5"),
+        (0.002, 0.0005, "0.0020"),
+        (200.0, 100.0, "200"),
+        (20000.0, 5000.0, "20k"),
+        (-0.5, 0.5, "\N{MINUS SIGN}0.5"),
+        (2e-6, 1e-6, "2.0e-06"),
+    ],
+)
 def test_ticks_say_their_value(value, step, text):
     assert svg._tick(value, step) == text
 
