@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.errors import ConfigError
-from assay.space import Choice, Float, Int, changed, grid, sample, value_of
+from assay.space import Choice, Float, Int, change, grid, sample, value_of
 from assay.sweep import space_file
-from assay.sweep.space_text import check, merged, parse
+from assay.sweep.space_text import check, merge, parse
 from assay.train.source import TaskSource, load_task
 
 CONFIG = load_task(TaskSource.read(Path(__file__).with_name("toy.py"))).Config()
@@ -25,25 +25,25 @@ def ask() -> optuna.Trial:
 
 @given(st.tuples(NUMBERS, NUMBERS).filter(lambda ends: ends[0] < ends[1]), st.booleans())
 def test_a_range_is_read_as_it_is_written(ends: tuple[float, float], log: bool) -> None:
-    name, found = parse(f"optim.lr={ends[0]!r}..{ends[1]!r}{',log' if log else ''}", CONFIG)
-    assert (name, found) == ("optim.lr", Float(low=ends[0], high=ends[1], log=log))
+    name, dimension = parse(f"optim.lr={ends[0]!r}..{ends[1]!r}{',log' if log else ''}", CONFIG)
+    assert (name, dimension) == ("optim.lr", Float(low=ends[0], high=ends[1], log=log))
 
 
 @given(st.lists(st.integers(-9, 9) | NUMBERS | st.booleans(), min_size=1, max_size=5))
 def test_a_choice_is_read_as_it_is_written(values: list[Any]) -> None:
-    _, found = parse("dropout=" + "|".join(str(value) for value in values), CONFIG)
-    assert isinstance(found, Choice)
-    assert [(type(v), v) for v in found.values] == [(type(v), v) for v in values]
+    _, dimension = parse("dropout=" + "|".join(str(value) for value in values), CONFIG)
+    assert isinstance(dimension, Choice)
+    assert [(type(v), v) for v in dimension.values] == [(type(v), v) for v in values]
 
 
 @given(st.text(max_size=30))
 def test_no_text_gets_past_the_parser_unnoticed(text: str) -> None:
     try:
-        name, found = parse(text, CONFIG)
+        name, dimension = parse(text, CONFIG)
     except ConfigError:
         return
     assert value_of(CONFIG, name) is not None
-    assert found.levels()
+    assert dimension.levels()
 
 
 def test_a_setting_that_is_a_whole_number_has_whole_ends() -> None:
@@ -52,19 +52,38 @@ def test_a_setting_that_is_a_whole_number_has_whole_ends() -> None:
         parse("train.batch_size=2.5..16", CONFIG)
 
 
-@pytest.mark.parametrize("text", [
-    "optim.lr", "optim.lr=", "optim.lr=a..b", "optim.lr=2..1", "optim.lr=0..1,log",
-    "optim.lr=1..2,cubic", "optim.lr=1..inf", "optim=1|2", "optim.rate=1|2", "nothing=1|2",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optim.lr",
+        "optim.lr=",
+        "optim.lr=a..b",
+        "optim.lr=2..1",
+        "optim.lr=0..1,log",
+        "optim.lr=1..2,cubic",
+        "optim.lr=1..inf",
+        "optim=1|2",
+        "optim.rate=1|2",
+        "nothing=1|2",
+    ],
+)
 def test_what_is_no_dimension_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse(text, CONFIG)
 
 
-@pytest.mark.parametrize("text", [
-    "train.seed=0|1|2", "split.seed=0..3", "data.image=a|b", "decide.coverage=0.5..0.9",
-    "optim.lr=-1|1", "train.precision=fp32|fp64", "optim.lr=0.1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train.seed=0|1|2",
+        "split.seed=0..3",
+        "data.image=a|b",
+        "decide.coverage=0.5..0.9",
+        "optim.lr=-1|1",
+        "train.precision=fp32|fp64",
+        "optim.lr=0.1",
+    ],
+)
 def test_what_no_sweep_may_choose_is_refused(text: str) -> None:
     name, dimension = parse(text, CONFIG)
     with pytest.raises(ConfigError):
@@ -78,7 +97,7 @@ def test_what_is_drawn_lies_in_the_range_and_in_the_settings(
     space = {"optim.lr": Float(low=low, high=low * factor, log=log)}
     values = sample(space, CONFIG, ask())
     assert low <= values["optim.lr"] <= low * factor
-    assert changed(CONFIG, values).optim.lr == values["optim.lr"]
+    assert change(CONFIG, values).optim.lr == values["optim.lr"]
     levels = grid(space, CONFIG)
     assert levels[0]["optim.lr"] == low
     assert math.isclose(float(levels[-1]["optim.lr"]), low * factor)
@@ -99,14 +118,14 @@ def test_a_condition_decides_what_is_drawn_next() -> None:
 
 
 def test_changes_are_made_of_whole_settings() -> None:
-    new = changed(CONFIG, {"optim.lr": 0.5, "dropout": 0.25})
+    new = change(CONFIG, {"optim.lr": 0.5, "dropout": 0.25})
     assert type(new) is type(CONFIG)
     assert (new.optim.lr, new.dropout, new.train) == (0.5, 0.25, CONFIG.train)
     with pytest.raises(ConfigError, match=r"optim\.lrr"):
-        changed(CONFIG, {"optim.lrr": 0.5})
+        change(CONFIG, {"optim.lrr": 0.5})
     condition = {"train.precision": ("fp32",)}
     before = {"dropout": Float(low=0.0, high=1.0, when=condition)}
-    after = merged(before, {"dropout": Choice(values=(0.1, 0.2))})
+    after = merge(before, {"dropout": Choice(values=(0.1, 0.2))})
     assert after == {"dropout": Choice(values=(0.1, 0.2), when=condition)}
 
 
@@ -125,47 +144,59 @@ parameters:
   train: {parameters: {eval_batch_size: {min: 1, max: 3}}}
 """
 NAMES = {
-    "lr": "optim.lr", "weight_decay": "optim.weight_decay", "batch_size": "train.batch_size",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "batch_size": "train.batch_size",
     "num_epochs": "train.epochs",
-}  # fmt: skip
+}
 
 
-def written(folder: Path, text: str) -> Path:
+def write(folder: Path, text: str) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(text)
     return path
 
 
 def test_a_wandb_sweep_is_read_by_its_own_rules(tmp_path: Path) -> None:
-    found = space_file.read(written(tmp_path, WANDB), CONFIG, NAMES)
-    assert found.method == "tpe"
-    assert (found.objective, found.trials, found.grace, found.eta) == ("nll", 40, 2, 4)
+    declared = space_file.read(write(tmp_path, WANDB), CONFIG, NAMES)
+    assert declared.method == "tpe"
+    assert (declared.objective, declared.trials, declared.grace, declared.eta) == ("nll", 40, 2, 4)
     decay = Float(low=math.exp(-9), high=math.exp(-2), log=True)
-    assert found.space == {
-        "optim.lr": Float(low=1e-5, high=1e-2, log=True), "optim.weight_decay": decay,
-        "train.batch_size": Choice(values=(4, 8)), "train.epochs": Choice(values=(3,)),
-        "dropout": Float(low=0.0, high=0.5, step=0.1), "train.eval_batch_size": Int(low=1, high=3),
-    }  # fmt: skip
-    check(found.space, CONFIG)
-    assert len(found.space["dropout"].levels()) == 6
+    assert declared.space == {
+        "optim.lr": Float(low=1e-5, high=1e-2, log=True),
+        "optim.weight_decay": decay,
+        "train.batch_size": Choice(values=(4, 8)),
+        "train.epochs": Choice(values=(3,)),
+        "dropout": Float(low=0.0, high=0.5, step=0.1),
+        "train.eval_batch_size": Int(low=1, high=3),
+    }
+    check(declared.space, CONFIG)
+    assert len(declared.space["dropout"].levels()) == 6
 
 
 def test_a_file_of_our_own_has_the_parameters_alone(tmp_path: Path) -> None:
     text = "optim.lr: {min: 1e-4, max: 1e-2, distribution: log_uniform_values}\ndropout: 0.5\n"
-    found = space_file.read(written(tmp_path, text), CONFIG, {})
-    assert found.method is None
-    assert found.space["optim.lr"] == Float(low=1e-4, high=1e-2, log=True)
-    assert found.space["dropout"] == Choice(values=(0.5,))
+    declared = space_file.read(write(tmp_path, text), CONFIG, {})
+    assert declared.method is None
+    assert declared.space["optim.lr"] == Float(low=1e-4, high=1e-2, log=True)
+    assert declared.space["dropout"] == Choice(values=(0.5,))
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    (("bayes", "annealing"), "annealing"), (("val_loss", "test_acc"), "val alone"),
-    (("hyperband", "envelope"), "ASHA"), (("program", "quit_after"), "quit_after"),
-    (("log_uniform_values", "normal"), "normal"), (("values: [4, 8]", "values: [4], probabilities: [1]"), "chances"),
-    (("  lr:", "  learning_speed:"), "learning_speed"), (("parameters:", "parameters: [1"), "cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        (("bayes", "annealing"), "annealing"),
+        (("val_loss", "test_acc"), "val alone"),
+        (("hyperband", "envelope"), "ASHA"),
+        (("program", "quit_after"), "quit_after"),
+        (("log_uniform_values", "normal"), "normal"),
+        (("values: [4, 8]", "values: [4], probabilities: [1]"), "chances"),
+        (("  lr:", "  learning_speed:"), "learning_speed"),
+        (("parameters:", "parameters: [1"), "cannot be read"),
+    ],
+)
 def test_what_a_file_cannot_mean_is_refused_by_name(
-    tmp_path: Path, change: tuple[str, str], told: str
+    tmp_path: Path, change: tuple[str, str], phrase: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
-        space_file.read(written(tmp_path, WANDB.replace(*change)), CONFIG, NAMES)
+    with pytest.raises(ConfigError, match=phrase):
+        space_file.read(write(tmp_path, WANDB.replace(*change)), CONFIG, NAMES)

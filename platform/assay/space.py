@@ -31,7 +31,7 @@ S = TypeVar("S", bound=Settings)
 
 
 @runtime_checkable
-class Suggest(Protocol):
+class Suggester(Protocol):
     """What Optuna's trial can do, as far as it is needed here."""
 
     def suggest_float(
@@ -62,12 +62,12 @@ class Float:
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
-    def sample(self, name: str, trial: Suggest) -> float:
+    def sample(self, name: str, suggester: Suggester) -> float:
         """Draw a value."""
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return suggester.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def levels(self) -> list[Value]:
-        """The values of a grid."""
+        """Return the values of a grid."""
         if self.step is not None:
             num = math.floor((self.high - self.low) / self.step + 1e-9) + 1
             return [self.low + i * self.step for i in range(num)]
@@ -90,12 +90,12 @@ class Int:
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
-    def sample(self, name: str, trial: Suggest) -> int:
+    def sample(self, name: str, suggester: Suggester) -> int:
         """Draw a value."""
-        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+        return suggester.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def levels(self) -> list[Value]:
-        """The values of a grid: all of them."""
+        """Return the values of a grid: all of them."""
         return list(range(self.low, self.high + 1, self.step))
 
 
@@ -107,15 +107,15 @@ class Choice:
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
-    def sample(self, name: str, trial: Suggest) -> Value:
+    def sample(self, name: str, suggester: Suggester) -> Value:
         """Draw a value; a single one is no draw."""
         if len(self.values) == 1:
             return self.values[0]
-        drawn: Value = trial.suggest_categorical(name, self.values)
-        return drawn
+        choice: Value = suggester.suggest_categorical(name, self.values)
+        return choice
 
     def levels(self) -> list[Value]:
-        """The values of a grid."""
+        """Return the values of a grid."""
         return list(self.values)
 
 
@@ -125,27 +125,26 @@ Dimension = Float | Int | Choice
 Space = Mapping[str, Dimension]
 
 
-def sample(space: Space, config: Settings, trial: Suggest) -> dict[str, Value]:
+def sample(space: Space, config: Settings, suggester: Suggester) -> dict[str, Value]:
     """Draw one value for each setting whose condition holds, in the order of the space."""
     drawn: dict[str, Value] = {}
     for name, dimension in space.items():
         if _holds(dimension, drawn, config):
-            drawn[name] = dimension.sample(name, trial)
+            drawn[name] = dimension.sample(name, suggester)
     return drawn
 
 
 def grid(space: Space, config: Settings) -> list[dict[str, Value]]:
-    """All combinations of the levels, each once; settings whose condition fails are left out."""
-    found: list[dict[str, Value]] = []
+    """List all combinations of the levels, each once; settings whose condition fails are left out."""
+    points: list[dict[str, Value]] = []
     for levels in itertools.product(*(dimension.levels() for dimension in space.values())):
-        whole = dict(zip(space, levels, strict=True))
-        kept: dict[str, Value] = {}
-        for name, value in whole.items():
-            if _holds(space[name], kept, config):
-                kept[name] = value
-        if kept not in found:
-            found.append(kept)
-    return found
+        point: dict[str, Value] = {}
+        for (name, dimension), level in zip(space.items(), levels, strict=True):
+            if _holds(dimension, point, config):
+                point[name] = level
+        if point not in points:
+            points.append(point)
+    return points
 
 
 def _holds(dimension: Dimension, drawn: Mapping[str, Value], config: Settings) -> bool:
@@ -156,39 +155,39 @@ def _holds(dimension: Dimension, drawn: Mapping[str, Value], config: Settings) -
 
 
 def value_of(config: Settings, name: str) -> Any:
-    """The value of a setting by its dotted name.
+    """Return the value of a setting by its dotted name.
 
     Raises:
         ConfigError: there is no such setting, or it is a group of them.
     """
-    found: Any = config
+    value: Any = config
     for part in name.split("."):
-        fields = getattr(type(found), "__dataclass_fields__", {})
+        fields = getattr(type(value), "__dataclass_fields__", {})
         if part not in fields:
-            known = ", ".join(fields) or "nothing below it"
+            allowed = ", ".join(fields) or "nothing below it"
             raise ConfigError(
-                f"There is no setting {name!r}: at {part!r} the settings have {known}; name one as the command line does, such as optim.lr."
+                f"There is no setting {name!r}: at {part!r} the settings have {allowed}; name one as the command line does, such as optim.lr."
             )
-        found = getattr(found, part)
-    if isinstance(found, Settings):
+        value = getattr(value, part)
+    if isinstance(value, Settings):
         raise ConfigError(
-            f"{name!r} is a group of settings; name one of {', '.join(type(found).__dataclass_fields__)} in it."
+            f"{name!r} is a group of settings; name one of {', '.join(type(value).__dataclass_fields__)} in it."
         )
-    return found
+    return value
 
 
-def changed(config: S, values: Mapping[str, Any]) -> S:
-    """The settings with others by their dotted names.
+def change(config: S, values: Mapping[str, Any]) -> S:
+    """Return the settings with other values by their dotted names.
 
     Raises:
         ConfigError: there is no such setting, or its value is not allowed.
     """
-    held = to_dict(config)
+    tree = to_dict(config)
     for name, value in values.items():
         value_of(config, name)
         *groups, last = name.split(".")
-        inner = held
+        branch = tree
         for group in groups:
-            inner = inner[group]
-        inner[last] = value
-    return from_dict(type(config), held)
+            branch = branch[group]
+        branch[last] = value
+    return from_dict(type(config), tree)

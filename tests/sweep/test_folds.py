@@ -20,20 +20,22 @@ def test_choices_are_distinct_and_hold_out_all_values_evenly(num: int, data: st.
     seeds = data.draw(st.integers(1, 4))
     drawn = choices(values, size, wanted, seeds)
     assert len(drawn) == seeds
-    for found in drawn:
-        assert len(set(found)) == len(found) == wanted
-        assert all(len(set(trained)) == size for trained in found)
-    held = Counter(v for found in drawn for trained in found for v in set(values) - set(trained))
-    assert sum(held.values()) == seeds * wanted * (num - size)
+    counts: Counter[str] = Counter()
+    for sets in drawn:
+        assert len(set(sets)) == len(sets) == wanted
+        for trained in sets:
+            assert len(set(trained)) == size
+            counts.update(set(values) - set(trained))
+    assert counts.total() == seeds * wanted * (num - size)
     if wanted == 1:  # a choice a seed: none in the way of another, and as even as can be
-        assert max(held.values()) - min(held[value] for value in values) <= 1
+        assert max(counts.values()) - min(counts[value] for value in values) <= 1
 
 
 def test_the_default_sweep_tests_every_design_at_every_size() -> None:
     designs = [f"d{i}" for i in range(9)]
     for size in (1, 3, 6):
-        found = [trained for seed in choices(designs, size, 2, 2) for trained in seed]
-        assert set.union(*(set(designs) - set(trained) for trained in found)) == set(designs)
+        sets = [trained for seed in choices(designs, size, 2, 2) for trained in seed]
+        assert set.union(*(set(designs) - set(trained) for trained in sets)) == set(designs)
 
 
 def test_more_seeds_leave_the_draws_of_the_first_as_they_were() -> None:
@@ -46,10 +48,13 @@ def test_no_number_wanted_means_all_there_are() -> None:
 
 def planted(right: dict[tuple[str, str], float], seeds: int = 2) -> Rows:
     """20 rows in 10 groups of each value, the first of them answered rightly."""
-    lines = [
-        (setting, 2, f"fold {seed}", value, i % 2, f"{value} {i}", f"{value} {i // 2}", float(i < 20 * share))
-        for (setting, value), share in right.items() for seed in range(seeds) for i in range(20)
-    ]  # fmt: skip
+    lines = []
+    for (setting, value), share in right.items():
+        for seed in range(seeds):
+            trial = (setting, 2, f"fold {seed}", value)
+            for i in range(20):
+                names = (f"{value} {i}", f"{value} {i // 2}")
+                lines.append((*trial, i % 2, *names, float(i < 20 * share)))
     names = ("setting", "size", "fold", "value", "truth", "row", "group", "score")
     columns = {n: np.array(c) for n, c in zip(names, zip(*lines, strict=True), strict=True)}
     return Rows("accuracy", ["a", "b"], **columns, weight=np.ones(len(lines)))
@@ -61,24 +66,24 @@ VALUES = [f"v{i}" for i in range(6)]
 def test_the_worst_value_ranks_and_not_the_mean() -> None:
     steady = {("steady", v): 0.7 for v in VALUES}
     uneven = {("uneven", v): 0.1 if v == "v3" else 1.0 for v in VALUES}
-    found = standings(planted(uneven | steady))
-    assert [one.setting for one in found] == ["steady", "uneven"]
-    assert (found[1].worst, found[1].lowest.value) == ("v3", pytest.approx(0.1))
-    assert found[1].mean.value == pytest.approx((0.1 + 5) / 6)
-    assert found[1].mean.num_groups == 6
-    assert found[1].lowest.num_groups == 10
+    first, second = standings(planted(uneven | steady))
+    assert (first.setting, second.setting) == ("steady", "uneven")
+    assert (second.worst, second.lowest.value) == ("v3", pytest.approx(0.1))
+    assert second.mean.value == pytest.approx((0.1 + 5) / 6)
+    assert second.mean.num_groups == 6
+    assert second.lowest.num_groups == 10
 
 
 def test_differences_are_paired_over_values_and_corrected_together() -> None:
     better = {("a", v): 0.9 for v in VALUES}
     better |= {("b", v): 0.5 + 0.05 * (-1) ** i for i, v in enumerate(VALUES)}
     same = {("c", v): 0.5 for v in VALUES}
-    found = {(d.first, d.second): d for d in differences(planted(better | same))}
-    assert found["a", "b"].estimate.value == pytest.approx(0.4)
-    assert found["a", "b"].verdict == "a is better"
-    assert found["a", "b"].estimate.num_groups == len(VALUES)
-    assert found["b", "c"].p_holm == 1.0
-    assert all(d.p_holm >= d.p for d in found.values())
+    pairs = {(d.first, d.second): d for d in differences(planted(better | same))}
+    assert pairs["a", "b"].estimate.value == pytest.approx(0.4)
+    assert pairs["a", "b"].verdict == "a is better"
+    assert pairs["a", "b"].estimate.num_groups == len(VALUES)
+    assert pairs["b", "c"].p_holm == 1.0
+    assert all(d.p_holm >= d.p for d in pairs.values())
 
 
 def test_repeating_all_folds_makes_no_interval_narrower() -> None:

@@ -32,22 +32,25 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         self.root, self.ran = root, {}
-        self.known: dict[Path, Outcome] = {}
-        monkeypatch.setattr(study, "outcome", lambda folder: self.known.get(folder, Outcome("new")))
+        self.outcomes: dict[Path, Outcome] = {}
+        monkeypatch.setattr(
+            study, "read_outcome", lambda folder: self.outcomes.get(folder, Outcome("new"))
+        )
 
     def find(self, config: TaskConfig) -> Path:
         return self.root / f"toy-{fingerprint(to_dict(config))}"
 
     def open(
-        self, num: int, made: StudySettings = RANDOM, space: Space = SPACE, epochs: int = 0
+        self, num: int, settings: StudySettings = RANDOM, space: Space = SPACE, epochs: int = 0
     ) -> Search:
-        return Search(open_study(self.root, made), made, space, BASE, self.find, num, epochs)
+        opened = open_study(self.root, settings)
+        return Search(opened, settings, space, BASE, self.find, num, epochs)
 
-    def run(self, own: Search, score: Score = good_in_the_middle) -> list[Trial]:
+    def run(self, search: Search, score: Score = good_in_the_middle) -> list[Trial]:
         ran = []
-        while (trial := own.propose()) is not None:
-            self.known[trial.folder] = score(trial.config)
-            own.tell(trial, self.known[trial.folder])
+        while (trial := search.propose()) is not None:
+            self.outcomes[trial.folder] = score(trial.config)
+            search.tell(trial, self.outcomes[trial.folder])
             ran.append(trial)
         return ran
 
@@ -65,17 +68,16 @@ def test_a_study_goes_on_where_it_was_and_proposes_nothing_twice(world: World) -
     assert len(more) == 3
     assert len({t.folder for t in first + more}) == 8
     best = world.open(8).best()[0]
-    assert best.values == [max(o.score for o in world.known.values() if o.score)]
+    assert best.values == [max(o.score for o in world.outcomes.values() if o.score)]
 
 
 def test_what_ran_when_the_driver_died_is_proposed_again_and_counted_once(world: World) -> None:
-    own = world.open(4)
     world.run(world.open(2))
-    own = world.open(4)
-    died, ended = own.propose(), own.propose()
+    search = world.open(4)
+    died, ended = search.propose(), search.propose()
     assert died is not None
     assert ended is not None
-    world.known[ended.folder] = good_in_the_middle(ended.config)  # came to its end unheard
+    world.outcomes[ended.folder] = good_in_the_middle(ended.config)  # came to its end unheard
     again = world.open(4)
     assert [t.folder for t in world.run(again)] == [died.folder]
     assert len(again.trials) == 4
@@ -83,14 +85,14 @@ def test_what_ran_when_the_driver_died_is_proposed_again_and_counted_once(world:
 
 
 def test_a_finished_run_is_taken_as_it_is(world: World) -> None:
-    made = StudySettings(sampling="grid", objectives=("score",), seed=0)
+    settings = StudySettings(sampling="grid", objectives=("score",), seed=0)
     space = {"dropout": Choice(values=(0.1, 0.5, 0.9))}
     config = BASE.__class__(dropout=0.5)
-    world.known[world.find(config)] = good_in_the_middle(config)
-    own = world.open(9, made, space)
-    assert sorted(t.values["dropout"] for t in world.run(own)) == [0.1, 0.9]
-    assert len(own.trials) == 3
-    assert own.best()[0].params == {"dropout": 0.5}
+    world.outcomes[world.find(config)] = good_in_the_middle(config)
+    search = world.open(9, settings, space)
+    assert sorted(t.values["dropout"] for t in world.run(search)) == [0.1, 0.9]
+    assert len(search.trials) == 3
+    assert search.best()[0].params == {"dropout": 0.5}
 
 
 def test_what_failed_is_no_bad_score_and_what_was_stopped_is_pruned(world: World) -> None:
@@ -101,13 +103,15 @@ def test_what_failed_is_no_bad_score_and_what_was_stopped_is_pruned(world: World
             return Outcome("stopped", score=0.99, curve=[(1, 0.99)])
         return good_in_the_middle(config)
 
-    own = world.open(12)
-    world.run(own, score)
-    states = {t.state.name for t in own.trials}
+    search = world.open(12)
+    world.run(search, score)
+    states = {t.state.name for t in search.trials}
     assert states == {"FAIL", "PRUNED", "COMPLETE"}
-    assert 0.3 <= own.best()[0].params["dropout"] <= 0.7
-    budget = budget_of([world.known[own.root / t.user_attrs["run"]] for t in own.trials], 4)
-    stopped = sum(t.state.name == "PRUNED" for t in own.trials)
+    assert 0.3 <= search.best()[0].params["dropout"] <= 0.7
+    budget = budget_of(
+        [world.outcomes[search.root / t.user_attrs["run"]] for t in search.trials], 4
+    )
+    stopped = sum(t.state.name == "PRUNED" for t in search.trials)
     assert budget.full - budget.spent == 3 * stopped
 
 
@@ -116,12 +120,12 @@ def test_a_budget_of_epochs_ends_the_search(world: World) -> None:
 
 
 def test_tpe_comes_closer_than_chance_and_names_the_setting_that_matters(world: World) -> None:
-    own = world.open(48, StudySettings(sampling="tpe", objectives=("score",), seed=0))
-    world.run(own)
-    late = [t.params["dropout"] for t in own.trials[24:]]
+    search = world.open(48, StudySettings(sampling="tpe", objectives=("score",), seed=0))
+    world.run(search)
+    late = [t.params["dropout"] for t in search.trials[24:]]
     # chance: 9.6 of 24, 14 or more in one of 20; four seeds gave 16 to 20
     assert sum(abs(value - 0.5) < 0.2 for value in late) > 14
-    shares = importances(own.study)
+    shares = importances(search.study)
     assert next(iter(shares)) == "dropout"
     assert sum(shares.values()) == pytest.approx(1)
 
@@ -131,9 +135,11 @@ def test_several_objectives_make_a_front(world: World) -> None:
         share = value_of(config, "dropout")
         return Outcome("finished", score=share, measured={"latency_ms": share * 10})
 
-    own = world.open(6, StudySettings(sampling="nsga2", objectives=("score", "latency_ms"), seed=0))
-    world.run(own, score)
-    front = own.best()
+    search = world.open(
+        6, StudySettings(sampling="nsga2", objectives=("score", "latency_ms"), seed=0)
+    )
+    world.run(search, score)
+    front = search.best()
     assert len(front) == 6  # each is faster than the better ones
     assert front[0].values[0] == max(t.values[0] for t in front)
 
@@ -145,18 +151,18 @@ def test_a_warm_start_tries_the_best_of_before_first(
     earlier = world.open(8)
     later = World(monkeypatch, tmp_path / "later")
     later.root.mkdir()
-    own = later.open(9)
-    own.warm([earlier.study])
-    first = own.propose()
+    search = later.open(9)
+    search.warm([earlier.study])
+    first = search.propose()
     assert first is not None
     assert dict(first.values) == earlier.best()[0].params
 
 
 def test_early_stopping_ranks_by_score_and_among_equals_by_nll() -> None:
     looks = [(0.2, 1.9), (0.3, 9.0), (0.2, 1.5), (0.2001, 8.0)]  # score, nll
-    told = [reached(TrainState(epoch=2, best=(score, -nll)), "score") for score, nll in looks]
+    ranks = [reached(TrainState(epoch=2, best=(score, -nll)), "score") for score, nll in looks]
     other = [reached(TrainState(epoch=2, best=(-nll, score)), "nll") for score, nll in looks]
-    assert told == other  # however a run chooses its best epoch
-    assert [(one["score"], one["nll"]) for one in told] == looks
-    order = sorted(looks, key=lambda look: -told[looks.index(look)]["rank"])
+    assert ranks == other  # however a run chooses its best epoch
+    assert [(rank["score"], rank["nll"]) for rank in ranks] == looks
+    order = sorted(looks, key=lambda look: -ranks[looks.index(look)]["rank"])
     assert order == [(0.3, 9.0), (0.2001, 8.0), (0.2, 1.5), (0.2, 1.9)]

@@ -48,53 +48,54 @@ Linear.forward = _dying(Linear.forward)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(place: Path) -> Iterator[None]:
-    os.environ["ASSAY_TEST_MARK"] = str(place / "died")
+def cluster(root: Path) -> Iterator[None]:
+    os.environ["ASSAY_TEST_MARK"] = str(root / "died")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def task(place: Path) -> Path:
-    script = place / "linear.py"
-    script.write_text(CODE.replace('if __name__ == "__main__"', DYING + '\n\nif __name__ == "__main__"'))  # fmt: skip
+def task(root: Path) -> Path:
+    script = root / "linear.py"
+    script.write_text(
+        CODE.replace('if __name__ == "__main__"', DYING + '\n\nif __name__ == "__main__"')
+    )
     return script
 
 
 @pytest.fixture(scope="module")
-def parts(place: Path) -> Path:
-    """A dark or a light spot; on the design "odd" they change places."""
+def parts(root: Path) -> Path:
+    """Paint a dark or a light spot; on the design "odd" they change places."""
     rng = np.random.default_rng(0)
     for design in ("cube", "ring", "odd"):
         for label, level in (("dark", 60), ("light", 190)):
             for i in range(8):
-                path = place / "parts" / label / design / f"{i}.png"
+                path = root / "parts" / label / design / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 picture = rng.integers(110, 140, (64, 64, 3), dtype=np.uint8)
                 picture[16:32, 16:32] = 250 - level if design == "odd" else level
                 cv2.imwrite(str(path), picture)
-    return place / "parts"
+    return root / "parts"
 
 
-def arguments(task: Path, parts: Path, storage: Path, *more: str) -> list[str]:
-    return [
-        "--task", str(task), "--storage", str(storage), "--data.root", str(parts), "--data.patterns",
-        "{label}/{design}/{name}", "--data.domains", "design", "--data.group", "label", "design", "name",
-        "--optim.schedule", "constant", "--train.batch-size", "4", "--retries", "1", *more,
-    ]  # fmt: skip
+def arguments(task: Path, parts: Path, storage: Path, more: str) -> list[str]:
+    folders = f"--task {task} --storage {storage} --data.root {parts}"
+    data = "--data.patterns {label}/{design}/{name} --data.domains design --data.group label design name"
+    train = "--optim.schedule constant --train.batch-size 4 --retries 1"
+    return f"{folders} {data} {train} {more}".split()
 
 
-def code_of(main: object, defaults: object, given: list[str]) -> int:
+def code_of(main: object, defaults: object, options: list[str]) -> int:
     try:
-        main(defaults, given)  # type: ignore[operator]
-    except SystemExit as left:
-        return int(left.code or 0)
+        main(defaults, options)  # type: ignore[operator]
+    except SystemExit as end:
+        return int(end.code or 0)
     return 0
 
 
@@ -105,18 +106,18 @@ def looked_at(storage: Path) -> dict[str, int]:
 def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
     task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = arguments(task, parts, tmp_path, "--train.epochs", "6", "--fold-column", "design")
-    given += ["--optim.lr", "0.003", "--train-on", "1", "2"]
-    assert code_of(generalize.main, FoldLaunch(), given) == 0
+    options = arguments(task, parts, tmp_path, "--train.epochs 6 --fold-column design")
+    options += ["--optim.lr", "0.003", "--train-on", "1", "2"]
+    assert code_of(generalize.main, FoldLaunch(), options) == 0
     printed = capsys.readouterr()
     assert "6 trainings (3 on 1, 3 on 2), 0 of them there already" in printed.err
     folder = next((tmp_path / "sweeps").iterdir())
-    found = json.loads((folder / "sweep.json").read_text())
-    best = found["standings"][0]
+    record = json.loads((folder / "sweep.json").read_text())
+    best = record["standings"][0]
     # trained on the others it answers odd just the other way
-    assert found["by_value"]["linear"]["odd"]["value"] == best["lowest"]["value"] == 0.0
+    assert record["by_value"]["linear"]["odd"]["value"] == best["lowest"]["value"] == 0.0
     # from one design: cube and ring answer each other, odd answers neither and neither answers odd
-    assert found["by_size"]["linear"]["1"]["value"] == pytest.approx(2 / 6)
+    assert record["by_size"]["linear"]["1"]["value"] == pytest.approx(2 / 6)
     page = (folder / "report.html").read_text()
     assert "worst design never seen" in page
     assert "linear, on val" in page
@@ -127,7 +128,7 @@ def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
     assert len(before) == 6
     lost = next(tmp_path.glob("linear-*"))
     shutil.rmtree(lost)
-    assert code_of(generalize.main, FoldLaunch(), given) == 0
+    assert code_of(generalize.main, FoldLaunch(), options) == 0
     assert "5 of them there already" in capsys.readouterr().err
     after = looked_at(tmp_path)
     assert {name for name in after if after[name] != before[name]} == {lost.name}
@@ -136,28 +137,28 @@ def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
 def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = arguments(
-        task, parts, tmp_path, "--train.epochs", "4", "--eta", "2", "--sampling", "grid"
-    )
-    given += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e37", "optim.weight_decay=0.0"]
-    assert code_of(search.main, SearchLaunch(), [*given, "--trials", "2"]) == 0
+    options = arguments(task, parts, tmp_path, "--train.epochs 4 --eta 2 --sampling grid")
+    options += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e37", "optim.weight_decay=0.0"]
+    assert code_of(search.main, SearchLaunch(), [*options, "--trials", "2"]) == 0
     assert len(before := looked_at(tmp_path)) == 2
-    assert code_of(search.main, SearchLaunch(), [*given, "--trials", "9"]) == 1  # one failed
+    assert code_of(search.main, SearchLaunch(), [*options, "--trials", "9"]) == 1  # one failed
     capsys.readouterr()
     after = looked_at(tmp_path)
     assert len(after) == 4
     assert {name: after[name] for name in before} == before
     runs = {f.name: Run(f) for f in tmp_path.glob("linear-*")}
-    rates = {n: json.loads((r.folder / "config.json").read_text())["optim"]["lr"] for n, r in runs.items()}  # fmt: skip
-    by_rate = {rate: runs[name] for name, rate in rates.items()}
+    by_rate = {}
+    for run in runs.values():
+        config = json.loads((run.folder / "config.json").read_text())
+        by_rate[config["optim"]["lr"]] = run
     failed = by_rate[1e37]
     assert failed.state == "failed"
     assert "not finite" in failed.record.reason
     folder = next((tmp_path / "sweeps").iterdir())
-    found = json.loads((folder / "sweep.json").read_text())
-    assert runs[found["selected"]] == by_rate[1e-2]
-    assert found["tried"] == 4
-    line = next(one for one in found["trials"] if one["state"] == "failed")
+    record = json.loads((folder / "sweep.json").read_text())
+    assert runs[record["selected"]] == by_rate[1e-2]
+    assert record["tried"] == 4
+    line = next(t for t in record["trials"] if t["state"] == "failed")
     assert line["score"] is None
     for run in runs.values():
         path = run.folder / "result.json"
@@ -172,18 +173,18 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
 
 
 def test_early_stopping_stops_and_a_killed_trial_goes_on(
-    task: Path, parts: Path, tmp_path: Path, place: Path
+    task: Path, parts: Path, tmp_path: Path, root: Path
 ) -> None:
-    given = arguments(task, parts, tmp_path, "--train.epochs", "8", "--train.seed", "7")
-    given += ["--eta", "2", "--trials", "6", "--space", "optim.lr=1e-7..1e-2,log", "optim.weight_decay=0.0"]  # fmt: skip
-    assert code_of(search.main, SearchLaunch(), given) == 0
-    assert (place / "died").exists()
+    options = arguments(task, parts, tmp_path, "--train.epochs 8 --train.seed 7 --eta 2 --trials 6")
+    options += ["--space", "optim.lr=1e-7..1e-2,log", "optim.weight_decay=0.0"]
+    assert code_of(search.main, SearchLaunch(), options) == 0
+    assert (root / "died").exists()
     states = [Run(f).state for f in tmp_path.glob("linear-*")]
     assert set(states) == {"finished", "stopped"}
-    found = json.loads(next((tmp_path / "sweeps").glob("*/sweep.json")).read_text())
-    assert found["tried"] == 6
-    assert found["budget"]["spent"] < found["budget"]["full"] == 48
-    stopped = next(one for one in found["trials"] if one["state"] == "stopped")
+    record = json.loads(next((tmp_path / "sweeps").glob("*/sweep.json")).read_text())
+    assert record["tried"] == 6
+    assert record["budget"]["spent"] < record["budget"]["full"] == 48
+    stopped = next(t for t in record["trials"] if t["state"] == "stopped")
     assert not (tmp_path / stopped["run"] / "predictions.parquet").exists()
 
 
@@ -197,22 +198,31 @@ def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
         fit_in(Resources(gpus=True), 0.5, 1)
 
 
-@pytest.mark.parametrize(("main", "defaults", "wrong", "told"), [
-    (search.main, SearchLaunch(), ["--space", "split.seed=0..3"], "not searched"),
-    (search.main, SearchLaunch(), ["--space", "optim.lr=0.1", "optim.weight_decay=0"], "more than one value"),
-    (search.main, SearchLaunch(), ["--workers", "0"], "need Ray"),
-    (search.main, SearchLaunch(), ["--grace", "99"], "grace"),
-    (search.main, SearchLaunch(), ["--warm-start", "nowhere"], "nowhere"),
-    (generalize.main, FoldLaunch(), ["--fold-column", "printer"], "printer"),
-    (generalize.main, FoldLaunch(), ["--train-on", "3"], "1 to 2"),
-    (generalize.main, FoldLaunch(), ["--settings", "split.val=0.1|0.2"], "not searched"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("main", "defaults", "wrong", "phrase"),
+    [
+        (search.main, SearchLaunch(), "--space split.seed=0..3", "not searched"),
+        (search.main, SearchLaunch(), "--space optim.lr=1 optim.weight_decay=0", "more than one"),
+        (search.main, SearchLaunch(), "--workers 0", "need Ray"),
+        (search.main, SearchLaunch(), "--grace 99", "grace"),
+        (search.main, SearchLaunch(), "--warm-start nowhere", "nowhere"),
+        (generalize.main, FoldLaunch(), "--fold-column printer", "printer"),
+        (generalize.main, FoldLaunch(), "--train-on 3", "1 to 2"),
+        (generalize.main, FoldLaunch(), "--settings split.val=0.1|0.2", "not searched"),
+    ],
+)
 def test_what_cannot_be_is_one_sentence(
-    main: object, defaults: object, wrong: list[str], told: str, task: Path, parts: Path,
-    tmp_path: Path, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    given = arguments(task, parts, tmp_path, *wrong)
-    assert code_of(main, defaults, given) == 2
+    main: object,
+    defaults: object,
+    wrong: str,
+    phrase: str,
+    task: Path,
+    parts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = arguments(task, parts, tmp_path, wrong)
+    assert code_of(main, defaults, options) == 2
     printed = capsys.readouterr().err
-    assert told in printed
+    assert phrase in printed
     assert "Traceback" not in printed

@@ -35,12 +35,14 @@ def render_svg(figure: Figure) -> str:
     kinds = {"line": _chart, "points": _chart, "bar": _bars, "matrix": _matrix}
     height, parts = kinds[figure.kind](figure)
     about = ". ".join(text.rstrip(".") for text in (figure.title, figure.caption) if text)
-    size = f'viewBox="0 0 {WIDTHS[figure.kind]} {_short(height)}"'
-    return (
-        f'<svg class="plot" {size} role="img" aria-label="{_text(about)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
+    return wrap("plot", WIDTHS[figure.kind], height, about, parts)
+
+
+def wrap(kind: str, width: Number, height: Number, about: str, parts: list[str]) -> str:
+    """Put the parts of a drawing into their SVG element."""
+    box = f'viewBox="0 0 {_trim(width)} {_trim(height)}"'
+    role = f'role="img" aria-label="{escape_xml(about)}"'
+    return f'<svg class="{kind}" {box} {role}>{"".join(parts)}</svg>'
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,12 @@ class _Scale:
 
 
 def _chart(figure: Figure) -> tuple[Number, list[str]]:
-    """Lines and points on two numeric axes."""
+    """Draw lines and points on two numeric axes."""
     legend, top = _legend(figure, 8)
     bottom = top + _PLOT
     xs = [float(v) for s in figure.series.values() for v in s.x]
-    ys = [v for s in figure.series.values() for v in [*s.y, *(s.low or []), *(s.high or [])]]
     across = _Scale(*_span(xs, figure.x_range), _LEFT, WIDTHS[figure.kind] - _RIGHT)
-    low, high = _span(ys, figure.y_range)
+    low, high = _span(_values(figure), figure.y_range)
     if figure.y_range is None:
         step = _ticks(low, high)[0]
         low, high = step * math.floor(low / step), step * math.ceil(high / step - 1e-9)
@@ -71,7 +72,7 @@ def _chart(figure: Figure) -> tuple[Number, list[str]]:
     parts = [*_axes(figure, across, up), *legend]
     if figure.diagonal:
         ends = max(across.low, up.low), min(across.high, up.high)
-        points = " ".join(_at(across(v), up(v)) for v in ends)
+        points = " ".join(at(across(v), up(v)) for v in ends)
         parts.append(f'<polyline class="diagonal" points="{points}"/>')
     for style, (name, series) in enumerate(figure.series.items()):
         parts.append(f'<g class="s{style % NUM_STYLES}">')
@@ -79,7 +80,7 @@ def _chart(figure: Figure) -> tuple[Number, list[str]]:
         parts.append("</g>")
     if figure.chosen is not None:
         x, y = across(figure.chosen[0]), up(figure.chosen[1])
-        parts.append(f'<circle class="chosen" cx="{_short(x)}" cy="{_short(y)}" r="7"/>')
+        parts.append(f'<circle class="chosen" cx="{_trim(x)}" cy="{_trim(y)}" r="7"/>')
     return bottom + (38 if figure.x else 22), parts
 
 
@@ -90,116 +91,115 @@ def _axes(figure: Figure, across: _Scale, up: _Scale) -> list[str]:
     )
     step, ticks = _ticks(up.low, up.high)
     for value in ticks:
-        y = _short(up(value))
+        y = _trim(up(value))
         parts.append(f'<path class="grid" d="M{across.start} {y}H{across.end}"/>')
-        parts.append(_label(across.start - 6, up(value) + 4, _tick(value, step), "end"))
-    parts.append(f'<path class="axis" d="M{across.start} {_short(up.start)}H{across.end}"/>')
+        parts.append(label(across.start - 6, up(value) + 4, _tick(value, step), "end"))
+    parts.append(f'<path class="axis" d="M{across.start} {_trim(up.start)}H{across.end}"/>')
     step, ticks = _ticks(across.low, across.high, 1.0 if whole else 0.0)
     for value in ticks:
         parts.append(
-            f'<path class="axis" d="M{_short(across(value))} {_short(up.start)}v4"/>'
-            + _label(across(value), up.start + 16, _tick(value, step), "middle")
+            f'<path class="axis" d="M{_trim(across(value))} {_trim(up.start)}v4"/>'
+            + label(across(value), up.start + 16, _tick(value, step), "middle")
         )
     middle = (across.start + across.end) / 2
-    parts.append(_label(middle, up.start + 33, figure.x, "middle"))
+    parts.append(label(middle, up.start + 33, figure.x, "middle"))
     return parts
 
 
 def _curve(
     kind: str, name: str, series: Series, across: _Scale, up: _Scale, style: int
 ) -> list[str]:
-    """Band or whiskers, line, and markers where they are few enough to be told apart."""
+    """Draw band or whiskers, line, and markers where they are few enough to be told apart."""
     xs, ys = [across(float(v)) for v in series.x], [up(v) for v in series.y]
     parts = []
     if series.low is not None and series.high is not None:
         lows, highs = [up(v) for v in series.low], [up(v) for v in series.high]
         if kind == "line":
             around = [*zip(xs, highs, strict=True), *reversed([*zip(xs, lows, strict=True)])]
-            parts.append(f'<polygon class="band" points="{" ".join(_at(*p) for p in around)}"/>')
+            parts.append(f'<polygon class="band" points="{" ".join(at(*p) for p in around)}"/>')
         else:
             parts += [
-                f'<path class="whisker" d="M{_at(x, a)}V{_short(b)}"/>'
+                f'<path class="whisker" d="M{at(x, a)}V{_trim(b)}"/>'
                 for x, a, b in zip(xs, lows, highs, strict=True)
             ]
     if kind == "line":
-        points = " ".join(_at(*point) for point in zip(xs, ys, strict=True))
+        points = " ".join(at(*point) for point in zip(xs, ys, strict=True))
         parts.append(f'<polyline class="line" points="{points}"/>')
     if kind == "points" or len(xs) <= 12:
         for i, point in enumerate(zip(xs, ys, strict=True)):
-            about = _about(f"{name}, {series.x[i]:g}", series, i)
-            parts.append(_marker(*point, style, about))
+            text = _describe(f"{name}, {series.x[i]:g}", series, i)
+            parts.append(_marker(*point, style, text))
     return parts
 
 
 def _bars(figure: Figure) -> tuple[Number, list[str]]:
-    """Horizontal bars in rows, from 0, each with its name and its number."""
+    """Draw horizontal bars in rows, from 0, each with its name and its number."""
     legend, top = _legend(figure, 2)
     names = list(dict.fromkeys(str(name) for s in figure.series.values() for name in s.x))
-    values = [v for s in figure.series.values() for v in [*s.y, *(s.low or []), *(s.high or [])]]
-    left = min(150.0, 10 + _CHAR * max(len(name) for name in names))
-    across = _Scale(*_span(values, figure.x_range), left, WIDTHS[figure.kind] - 50)
+    margin = min(150.0, 10 + _CHAR * max(len(name) for name in names))
+    across = _Scale(*_span(_values(figure), figure.x_range), margin, WIDTHS[figure.kind] - 50)
     pitch = 10 + 14 * len(figure.series)
     bottom = top + pitch * len(names)
     step, ticks = _ticks(across.low, across.high)
     parts = legend
     for value in ticks:
-        x = _short(across(value))
-        parts.append(f'<path class="grid" d="M{x} {_short(top)}V{_short(bottom)}"/>')
-        parts.append(_label(across(value), bottom + 15, _tick(value, step), "middle"))
-    for place, name in enumerate(names):
-        middle = top + pitch * (place + 0.5)
-        parts.append(_label(left - 8, middle + 4, _clip(name, left - 8), "end", "row"))
+        x = _trim(across(value))
+        parts.append(f'<path class="grid" d="M{x} {_trim(top)}V{_trim(bottom)}"/>')
+        parts.append(label(across(value), bottom + 15, _tick(value, step), "middle"))
+    for i, name in enumerate(names):
+        middle = top + pitch * (i + 0.5)
+        parts.append(label(margin - 8, middle + 4, _clip(name, margin - 8), "end", "row"))
     for style, series in enumerate(figure.series.values()):
         parts.append(f'<g class="s{style % NUM_STYLES}">')
         for i, row in enumerate(series.x):
             y = top + pitch * names.index(str(row)) + 5 + 14 * (style + 0.5)
             parts += _bar(series, i, y, across, style)
-            parts.append(_label(WIDTHS[figure.kind] - 2, y + 4, number(series.y[i]), "end", "row"))
+            parts.append(label(WIDTHS[figure.kind] - 2, y + 4, number(series.y[i]), "end", "row"))
         parts.append("</g>")
-    parts.append(_label((left + across.end) / 2, bottom + 32, figure.x, "middle"))
+    parts.append(label((margin + across.end) / 2, bottom + 32, figure.x, "middle"))
     return bottom + (38 if figure.x else 20), parts
 
 
 def _bar(series: Series, i: int, y: Number, across: _Scale, style: int) -> list[str]:
     x, zero = across(series.y[i]), across(min(max(0.0, across.low), across.high))
-    box = f'x="{_short(min(x, zero))}" y="{_short(y - 5)}" width="{_short(abs(x - zero))}"'
+    box = f'x="{_trim(min(x, zero))}" y="{_trim(y - 5)}" width="{_trim(abs(x - zero))}"'
     parts = [f'<rect class="bar" {box} height="10"/>']
     if series.low is not None and series.high is not None:
         low, high = across(series.low[i]), across(series.high[i])
-        parts.append(f'<path class="whisker" d="M{_at(low, y)}H{_short(high)}"/>')
-    return [*parts, _marker(x, y, style, _about(str(series.x[i]), series, i))]
+        parts.append(f'<path class="whisker" d="M{at(low, y)}H{_trim(high)}"/>')
+    return [*parts, _marker(x, y, style, _describe(str(series.x[i]), series, i))]
 
 
 def _matrix(figure: Figure) -> tuple[Number, list[str]]:
-    """A table of shaded numbers; many rows are numbered only, very many bear no numbers inside."""
+    """Shade a table of numbers; many rows are numbered only, very many bear no numbers inside."""
     rows, columns = list(figure.series), [str(v) for v in next(iter(figure.series.values())).x]
     confusion = rows == columns
     named = len(rows) <= 10 or not confusion
-    left = min(150.0, 36 + _CHAR * max(len(name) for name in rows)) if named else 34.0
-    side = min(36.0, (WIDTHS[figure.kind] - left - 4) / len(columns))
+    margin = min(150.0, 36 + _CHAR * max(len(name) for name in rows)) if named else 34.0
+    side = min(36.0, (WIDTHS[figure.kind] - margin - 4) / len(columns))
     top = 34.0 if confusion else 24 + min(90.0, _CHAR * max(len(name) for name in columns))
-    parts = [_label(left, 12, figure.x, "start"), _label(0, 12, figure.y, "start")]
+    parts = [label(margin, 12, figure.x, "start"), label(0, 12, figure.y, "start")]
     every = math.ceil(len(rows) / 18)
     for i, name in enumerate(columns):
-        x = left + side * (i + 0.5)
+        x = margin + side * (i + 0.5)
         if not confusion:
-            turn = f'transform="translate({_at(x + 4, top - 6)}) rotate(-90)"'
-            parts.append(f'<text class="row" {turn}>{_text(_clip(name, 90))}</text>')
+            turn = f'transform="translate({at(x + 4, top - 6)}) rotate(-90)"'
+            parts.append(f'<text class="row" {turn}>{escape_xml(_clip(name, 90))}</text>')
         elif i % every == 0:
-            parts.append(_label(x, top - 6, str(i + 1), "middle"))
+            parts.append(label(x, top - 6, str(i + 1), "middle"))
     for i, name in enumerate(rows):
-        y, room = top + side * (i + 0.5) + 4, left - (28 if confusion else 8)
+        y, room = top + side * (i + 0.5) + 4, margin - (28 if confusion else 8)
         if confusion and i % every == 0:
-            parts.append(_label(left - 8, y, str(i + 1), "end"))
+            parts.append(label(margin - 8, y, str(i + 1), "end"))
         if named:
-            parts.append(_label(room, y, _clip(name, room), "end", "row"))
-    parts += _cells(figure, confusion, left, top, side)
-    edge = f'width="{_short(side * len(columns))}" height="{_short(side * len(rows))}"'
-    parts.append(f'<rect class="frame" x="{_short(left - 0.5)}" y="{_short(top - 0.5)}" {edge}/>')
+            parts.append(label(room, y, _clip(name, room), "end", "row"))
+    parts += _cells(figure, confusion, margin, top, side)
+    edge = f'width="{_trim(side * len(columns))}" height="{_trim(side * len(rows))}"'
+    parts.append(f'<rect class="frame" x="{_trim(margin - 0.5)}" y="{_trim(top - 0.5)}" {edge}/>')
     return top + side * len(rows) + 4, parts
 
 
-def _cells(figure: Figure, confusion: bool, left: Number, top: Number, side: Number) -> list[str]:
+def _cells(figure: Figure, confusion: bool, margin: Number, top: Number, side: Number) -> list[str]:
     values = [value for series in figure.series.values() for value in series.y]
     counts = all(value.is_integer() for value in values)
     shades: dict[tuple[str, str], list[str]] = {}
@@ -209,26 +209,26 @@ def _cells(figure: Figure, confusion: bool, left: Number, top: Number, side: Num
         for j, value in enumerate(series.y):
             if not value:
                 continue
-            x, y, edge = left + side * j, top + side * i, _short(side - 1)
+            x, y, edge = margin + side * j, top + side * i, _trim(side - 1)
             shade = 0.15 + 0.6 * min(max(value / (whole or 1), 0), 1)
             kind = "wrong" if confusion and i != j else "right"
-            own = shades.setdefault((kind, f"{shade:.2f}"), [])
-            own.append(f"M{_at(x, y)}h{edge}v{edge}h-{edge}z")
+            squares = shades.setdefault((kind, f"{shade:.2f}"), [])
+            squares.append(f"M{at(x, y)}h{edge}v{edge}h-{edge}z")
             if side >= 19:
                 shown = f"{value:.0f}" if counts else f"{value:.2f}"
                 if side < 27 and not counts:  # four characters would touch the next cell's
                     shown = shown.removeprefix("0").removesuffix(".00")
                 middle = side / 2 - 0.5
-                labels.append(_label(x + middle, y + middle + 4, shown, "middle", "in"))
+                labels.append(label(x + middle, y + middle + 4, shown, "middle", "in"))
     return [
-        f'<path class="{kind}" fill-opacity="{shade}" d="{"".join(own)}"/>'
-        for (kind, shade), own in shades.items()
+        f'<path class="{kind}" fill-opacity="{shade}" d="{"".join(squares)}"/>'
+        for (kind, shade), squares in shades.items()
     ] + labels
 
 
 def _legend(figure: Figure, top: Number) -> tuple[list[str], Number]:
-    """Name of the vertical axis, samples of all series where there are several, and what is below."""
-    parts, names = [_label(0, 11, figure.y, "start")], list(figure.series)
+    """Name the vertical axis, show all series where there are several, and say what is below."""
+    parts, names = [label(0, 11, figure.y, "start")], list(figure.series)
     top += 14 if figure.y else 0
     if len(names) < 2:
         return parts, top
@@ -238,9 +238,9 @@ def _legend(figure: Figure, top: Number) -> tuple[list[str], Number]:
         if x and x + width > WIDTHS[figure.kind]:
             x, y = 0.0, y + 16
         parts.append(
-            f'<g class="s{style % NUM_STYLES}"><path class="line" d="M{_at(x, y)}h22"/>'
+            f'<g class="s{style % NUM_STYLES}"><path class="line" d="M{at(x, y)}h22"/>'
             + _marker(x + 11, y, style, name)
-            + _label(x + 27, y + 4, _clip(name, 30 * _CHAR), "start", "row")
+            + label(x + 27, y + 4, _clip(name, 30 * _CHAR), "start", "row")
             + "</g>"
         )
         x += width
@@ -256,38 +256,52 @@ def _marker(x: Number, y: Number, style: int, about: str) -> str:
         "m0 4.2l4-7.2h-8z",
         "m-4.2-1.4h2.8v-2.8h2.8v2.8h2.8v2.8h-2.8v2.8h-2.8v-2.8h-2.8z",
     )
-    path = f"M{_at(x, y)}{shapes[style % NUM_STYLES]}"
-    return f'<path class="dot" d="{path}"><title>{_text(about)}</title></path>'
+    return draw_path("dot", f"M{at(x, y)}{shapes[style % NUM_STYLES]}", about)
+
+
+def draw_path(kind: str, path: str, about: str) -> str:
+    """Draw a path that names itself under the pointer."""
+    return f'<path class="{kind}" d="{path}"><title>{escape_xml(about)}</title></path>'
 
 
 def number(value: Number) -> str:
-    """A number as pages and figures show it: three decimals, unless it is large."""
+    """Format a number for pages and figures: three decimals, unless it is large."""
     text = f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _about(name: str, series: Series, i: int) -> str:
-    """What a marker says under the pointer."""
+def _describe(name: str, series: Series, i: int) -> str:
+    """Say what a marker shows under the pointer."""
     text = f"{name}: {number(series.y[i])}"
     if series.low is None or series.high is None:
         return text
     return f"{text} [{number(series.low[i])}, {number(series.high[i])}]"
 
 
-def _label(x: Number, y: Number, text: str, anchor: str, kind: str = "tick") -> str:
+def label(x: Number, y: Number, text: str, anchor: str, kind: str = "tick") -> str:
+    """Write a text; an empty one gives nothing."""
     if not text:
         return ""
-    return f'<text class="{kind}" x="{_short(x)}" y="{_short(y)}" text-anchor="{anchor}">{_text(text)}</text>'
+    return f'<text class="{kind}" x="{_trim(x)}" y="{_trim(y)}" text-anchor="{anchor}">{escape_xml(text)}</text>'
 
 
-def _span(values: list[float], given: list[float] | None) -> tuple[Number, Number]:
-    """Ends of an axis: as given, or the data's and 0, never equal."""
-    low, high = given or (min(0.0, *values), max(0.0, *values)) if values else (0.0, 1.0)
+def _values(figure: Figure) -> list[float]:
+    """List all values, and the ends of their intervals."""
+    return [
+        value
+        for series in figure.series.values()
+        for value in [*series.y, *(series.low or []), *(series.high or [])]
+    ]
+
+
+def _span(values: list[float], fixed: list[float] | None) -> tuple[Number, Number]:
+    """Return the ends of an axis: as fixed, or the data's and 0, never equal."""
+    low, high = fixed or (min(0.0, *values), max(0.0, *values)) if values else (0.0, 1.0)
     return (low, high) if high > low else (low, low + 1)
 
 
 def _ticks(low: Number, high: Number, least: Number = 0.0) -> tuple[Number, list[Number]]:
-    """A round step of at least `least` and its multiples within the axis, at most six."""
+    """Choose a round step of at least `least` and its multiples within the axis, at most six."""
     rough = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * (1 - 1e-9))
@@ -307,23 +321,24 @@ def _tick(value: Number, step: Number) -> str:
 
 
 def _clip(text: str, width: Number) -> str:
-    """The text, without its middle where it would not fit."""
+    """Leave out the middle of a text that would not fit."""
     most = int(width / _CHAR)
     if len(text) <= most:
         return text
     return f"{text[: (most - 1) // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(most // 2) :]}"
 
 
-def _at(x: Number, y: Number) -> str:
-    return f"{_short(x)} {_short(y)}"
+def at(x: Number, y: Number) -> str:
+    """Write a point as paths and polylines have it."""
+    return f"{_trim(x)} {_trim(y)}"
 
 
-def _short(value: Number) -> str:
+def _trim(value: Number) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _text(text: str) -> str:
-    """Text for XML, which allows no control characters even when escaped."""
+def escape_xml(text: str) -> str:
+    """Escape text for XML, which allows no control characters even when escape_xml."""
     return escape(
         re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
     )

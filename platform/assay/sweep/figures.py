@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial
 from assay.metrics.figure import Figure, Series
 from assay.sweep.trial import Outcome
 
-Ended = Sequence[tuple[FrozenTrial, Outcome]]
+EndedTrials = Sequence[tuple[FrozenTrial, Outcome]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,96 +29,110 @@ class Budget:
         return f"{self.spent} of {self.full} epochs ({self.saved:.0%} saved by early stopping)"
 
 
-def budget_of(found: Sequence[Outcome], epochs: int) -> Budget:
-    """The budget of trials that would have had so many epochs each, unless their own patience ended them."""
-    full = sum(epochs if one.state == "stopped" else one.epochs for one in found)
-    return Budget(spent=sum(one.epochs for one in found), full=full)
+def budget_of(outcomes: Sequence[Outcome], epochs: int) -> Budget:
+    """Add up trials that would have had so many epochs each, unless their own patience ended them."""
+    full = sum(epochs if outcome.state == "stopped" else outcome.epochs for outcome in outcomes)
+    return Budget(spent=sum(outcome.epochs for outcome in outcomes), full=full)
 
 
 def figures(
-    trials: Ended,
+    trials: EndedTrials,
     objectives: Sequence[str],
     shares: Mapping[str, float],
     best: Sequence[FrozenTrial],
 ) -> list[Figure]:
-    """Those that there is something to show of."""
-    found = [history(trials, objectives[0]), looks(trials)]
+    """Make those that there is something to show of."""
+    candidates = [history(trials, objectives[0]), curves(trials)]
     if shares:
-        found.append(importance(shares, sum(o.state == "finished" for _, o in trials)))
+        candidates.append(importance(shares, sum(o.state == "finished" for _, o in trials)))
     if len(objectives) > 1:
-        found.append(front(trials, objectives, best))
-    return [figure for figure in found if figure is not None]
+        candidates.append(front(trials, objectives, best))
+    return [figure for figure in candidates if figure is not None]
 
 
-def history(trials: Ended, objective: str) -> Figure | None:
-    """Each trial's value, and the best until then of those that finished."""
-    points = [(float(place), o.value(objective), o.state) for place, (_, o) in enumerate(trials, 1)]
-    known = [(x, y, state) for x, y, state in points if y is not None]
-    if not known:
-        return None
+def history(trials: EndedTrials, objective: str) -> Figure | None:
+    """Show each trial's value, and the best until then of those that finished."""
     better = max if objective == "score" else min
-    best: list[tuple[float, float]] = []
-    for x, y, state in known:
-        if state == "finished":
+    points: dict[str, list[tuple[float, float]]] = {
+        "finished": [],
+        "stopped": [],
+        "best so far": [],
+    }
+    for x, (_, outcome) in enumerate(trials, 1):
+        y = outcome.value(objective)
+        if y is None:
+            continue
+        points[outcome.state].append((x, y))
+        if outcome.state == "finished":
+            best = points["best so far"]
             best.append((x, better(y, best[-1][1]) if best else y))
-    series = {}
-    for state in ("finished", "stopped"):
-        own = [(x, y) for x, y, s in known if s == state]
-        if own:
-            series[state] = Series(x=[x for x, _ in own], y=[y for _, y in own])
-    if best:
-        series["best so far"] = Series(x=[x for x, _ in best], y=[y for _, y in best])
-    failed = sum(o.state == "failed" for _, o in trials)
-    return Figure(
-        title="History", kind="points", x="trial", y=f"{objective} of val", series=series,
-        caption=f"n = {len(trials)} trials, {failed} failed and not shown. Stopped: the best look until then.",
-    )  # fmt: skip
+    failed = sum(outcome.state == "failed" for _, outcome in trials)
+    return _points(
+        "History",
+        f"n = {len(trials)} trials, {failed} failed and not shown. Stopped: the best look until then.",
+        ("trial", f"{objective} of val"),
+        points,
+    )
 
 
-def looks(trials: Ended) -> Figure | None:
-    """What early stopping saw: the best looks of val over the epochs, of a few trials."""
-    own = {
-        f"trial {t.number}": Series(
-            x=[float(epoch) for epoch, _ in o.curve], y=[score for _, score in o.curve]
-        )
-        for t, o in sorted(trials, key=lambda one: -(one[1].score or 0.0))[:6]
-        if o.curve
-    }
-    if not own:
-        return None
-    return Figure(
-        title="Looks at val", kind="line", x="epoch", y="best score until then", series=own,
-        caption=f"The {len(own)} best of {len(trials)} trials.",
-    )  # fmt: skip
-
-
-def importance(shares: Mapping[str, float], num: int) -> Figure:
-    """PED-ANOVA."""
-    return Figure(
-        title="Importance", kind="bar", x="share", y="setting",
-        series={"share": Series(x=list(shares), y=list(shares.values()))},
-        caption=f"PED-ANOVA of the best quarter of {num} finished trials; trials that were stopped early are not in it. Few trials make a rough figure.",
-    )  # fmt: skip
-
-
-def front(trials: Ended, objectives: Sequence[str], best: Sequence[FrozenTrial]) -> Figure | None:
-    """The first two objectives, and the trials that no other is better than in all."""
-    numbers = {t.number for t in best}
-    first, second = objectives[:2]
-    sides: dict[str, list[tuple[float, float]]] = {"Pareto front": [], "others": []}
-    for t, o in trials:
-        x, y = o.value(second), o.value(first)
-        if x is not None and y is not None and o.state == "finished":
-            sides["Pareto front" if t.number in numbers else "others"].append((x, y))
-    series = {
-        name: Series(x=[x for x, _ in own], y=[y for _, y in own])
-        for name, own in sides.items()
-        if own
-    }
+def curves(trials: EndedTrials) -> Figure | None:
+    """Show what early stopping saw: the best looks of val over the epochs, of a few trials."""
+    best = sorted(trials, key=lambda pair: -(pair[1].score or 0.0))[:6]
+    series = {f"trial {trial.number}": _series(o.curve) for trial, o in best if o.curve}
     if not series:
         return None
     return Figure(
-        title="Pareto front", kind="points", x=second, y=first, series=series,
-        caption="Latency is of one image through the model in the trial's process, beside the other trials."
-        if second == "latency_ms" else "No other trial is better in every objective.",
-    )  # fmt: skip
+        title="Looks at val",
+        kind="line",
+        x="epoch",
+        y="best score until then",
+        series=series,
+        caption=f"The {len(series)} best of {len(trials)} trials.",
+    )
+
+
+def importance(shares: Mapping[str, float], num: int) -> Figure:
+    """Show the settings' shares by PED-ANOVA."""
+    return Figure(
+        title="Importance",
+        kind="bar",
+        x="share",
+        y="setting",
+        series={"share": Series(x=list(shares), y=list(shares.values()))},
+        caption=f"PED-ANOVA of the best quarter of {num} finished trials; trials that were stopped early are not in it. Few trials make a rough figure.",
+    )
+
+
+def front(
+    trials: EndedTrials, objectives: Sequence[str], best: Sequence[FrozenTrial]
+) -> Figure | None:
+    """Show the first two objectives, and the trials that no other is better than in all."""
+    numbers = {trial.number for trial in best}
+    first, second = objectives[:2]
+    points: dict[str, list[tuple[float, float]]] = {"Pareto front": [], "others": []}
+    for trial, outcome in trials:
+        x, y = outcome.value(second), outcome.value(first)
+        if x is not None and y is not None and outcome.state == "finished":
+            points["Pareto front" if trial.number in numbers else "others"].append((x, y))
+    if second == "latency_ms":
+        caption = "Latency is of one image through the model in the trial's process, beside the other trials."
+    else:
+        caption = "No other trial is better in every objective."
+    return _points("Pareto front", caption, (second, first), points)
+
+
+def _points(
+    title: str,
+    caption: str,
+    axes: tuple[str, str],
+    points: Mapping[str, Sequence[tuple[float, float]]],
+) -> Figure | None:
+    series = {name: _series(pairs) for name, pairs in points.items() if pairs}
+    if not series:
+        return None
+    x, y = axes
+    return Figure(title=title, kind="points", x=x, y=y, series=series, caption=caption)
+
+
+def _series(points: Sequence[tuple[float, float]]) -> Series:
+    return Series(x=[float(x) for x, _ in points], y=[y for _, y in points])

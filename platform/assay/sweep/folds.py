@@ -44,13 +44,15 @@ class Fold:
     @property
     def name(self) -> str:
         """As people read it."""
-        few = self.trained if len(self.trained) <= len(self.tested) else self.tested
-        side = "on" if few is self.trained else "without"
-        return f"{self.setting} {side} {', '.join(few)}, seed {self.seed}"
+        if len(self.trained) <= len(self.tested):
+            values = f"on {', '.join(self.trained)}"
+        else:
+            values = f"without {', '.join(self.tested)}"
+        return f"{self.setting} {values}, seed {self.seed}"
 
 
 def choices(values: Sequence[str], num: int, wanted: int, seeds: int) -> list[list[Trained]]:
-    """For each seed, sets of `num` values to train on: all of them, or `wanted` that are drawn.
+    """List for each seed sets of `num` values to train on: all of them, or `wanted` that are drawn.
 
     What was held out least often until then, over all seeds, is held out next; chance decides
     between equals. More seeds leave the draws of the first as they were.
@@ -59,24 +61,28 @@ def choices(values: Sequence[str], num: int, wanted: int, seeds: int) -> list[li
     if not wanted or wanted >= math.comb(len(values), num):
         return [list(itertools.combinations(values, num))] * seeds
     rng, counts = random.Random(0), dict.fromkeys(values, 0)
-    drawn: list[list[Trained]] = []
-    for _ in range(seeds):
-        found: list[Trained] = []
-        while len(found) < wanted:
-            order = sorted(counts, key=lambda value: (counts[value], rng.random()))
-            held = order[: len(values) - num]
-            if _without(values, held) in found:  # even counts leave few choices: any other will do
-                held = rng.sample(values, len(values) - num)
-            if _without(values, held) not in found:
-                found.append(_without(values, held))
-                for value in held:
-                    counts[value] += 1
-        drawn.append(found)
-    return drawn
+    return [_draw_sets(values, num, wanted, rng, counts) for _ in range(seeds)]
 
 
-def _without(values: Sequence[str], held: Sequence[str]) -> Trained:
-    return tuple(value for value in values if value not in held)
+def _draw_sets(
+    values: Sequence[str], num: int, wanted: int, rng: random.Random, counts: dict[str, int]
+) -> list[Trained]:
+    """Draw the sets of one seed, and count how often each value is held out."""
+    sets: list[Trained] = []
+    while len(sets) < wanted:
+        order = sorted(counts, key=lambda value: (counts[value], rng.random()))
+        unseen = order[: len(values) - num]
+        if _without(values, unseen) in sets:  # even counts leave few choices: any other will do
+            unseen = rng.sample(values, len(values) - num)
+        if _without(values, unseen) not in sets:
+            sets.append(_without(values, unseen))
+            for value in unseen:
+                counts[value] += 1
+    return sets
+
+
+def _without(values: Sequence[str], unseen: Sequence[str]) -> Trained:
+    return tuple(value for value in values if value not in unseen)
 
 
 def plan(
@@ -87,7 +93,7 @@ def plan(
     wanted: int,
     seeds: int,
 ) -> list[Fold]:
-    """All folds: for each size and seed a draw of choices, and each of them by every setting.
+    """List all folds: for each size and seed a draw of choices, and each of them by every setting.
 
     Raises:
         ConfigError: the data has no such column, too few values, or no such size.
@@ -113,27 +119,23 @@ def _folds(
     wanted: int,
     seeds: int,
 ) -> Iterator[Fold]:
-    drawn = {size: choices(values, size, wanted, seeds) for size in sizes}
+    sets = {size: choices(values, size, wanted, seeds) for size in sizes}
     # the sizes in turn: a sweep that is looked at early has something of each
     for seed in range(seeds):
         for size in reversed(sizes):
-            for trained in drawn[size][seed]:
-                tested = tuple(v for v in values if v not in trained)
-                for name, config in settings.items():
-                    yield Fold(
-                        name, trained, tested, seed,
-                        _config(config, column, tested, seed, max(sizes) / size),
-                    )  # fmt: skip
+            for trained in sets[size][seed]:
+                tested = _without(values, trained)
+                for name, base in settings.items():
+                    config = _config(base, column, tested, seed, max(sizes) / size)
+                    yield Fold(name, trained, tested, seed, config)
 
 
 def _config(
     config: TaskConfig, column: str, tested: tuple[str, ...], seed: int, longer: float
 ) -> TaskConfig:
-    """The setting's own, with the fold's split, its seed, and as many updates as the largest fold."""
-    train = config.train
+    """Give a setting the fold's split, its seed, and as many updates as the largest fold has."""
+    split, train = config.split, config.train
+    split = replace(split, unseen_domain=column, unseen=tested, seed=split.seed + seed)
     epochs, every = round(train.epochs * longer), max(1, round(train.val_every * longer))
-    return replace(
-        config,
-        split=replace(config.split, unseen_domain=column, unseen=tested, seed=config.split.seed + seed),
-        train=replace(train, epochs=epochs, val_every=every, seed=train.seed + seed),
-    )  # fmt: skip
+    train = replace(train, epochs=epochs, val_every=every, seed=train.seed + seed)
+    return replace(config, split=split, train=train)

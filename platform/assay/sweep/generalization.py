@@ -5,7 +5,7 @@ what intervals and tests are drawn over.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,17 @@ class Rows:
     score: np.ndarray
     weight: np.ndarray
 
-    def at(self, chosen: Bool[np.ndarray, " n"]) -> "Rows":
-        """Some of the rows."""
-        columns = {k: v[chosen] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+    def at(self, mask: Bool[np.ndarray, " n"]) -> "Rows":
+        """Select some of the rows."""
+        columns = {k: v[mask] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return Rows(self.metric, self.classes, **columns)
 
+    def of(self, setting: str) -> "Rows":
+        """Select the rows of a setting."""
+        return self.at(self.setting == setting)
+
     def over(self, groups: np.ndarray) -> Estimate:
-        """The mean score, its interval over these groups."""
+        """Estimate the mean score, its interval over these groups."""
         return interval(self.score, groups, weights=self.weight)
 
 
@@ -85,6 +89,50 @@ class Ranking:
     """Its score, over its groups; the lowest of several is lower than it would be again."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What all rows say."""
+
+    rows: Rows
+    most: Rows
+    """Those of trials that were trained on the most values."""
+    standings: list[Ranking]
+    differences: list[Difference]
+    by_size: dict[str, dict[int, Estimate]]
+    """The score over unseen values, of each setting and number of values trained on."""
+    by_value: dict[str, dict[str, Estimate]]
+    """The score on each unseen value, of each setting trained on the most values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as sweep.json has them."""
+        return {
+            "standings": [asdict(ranking) for ranking in self.standings],
+            "differences": [asdict(d) | {"verdict": d.verdict} for d in self.differences],
+            "by_size": _records(self.by_size),
+            "by_value": _records(self.by_value),
+        }
+
+
+def _records(estimates: Mapping[str, Mapping[Any, Estimate]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {str(key): asdict(estimate) for key, estimate in row.items()}
+        for name, row in estimates.items()
+    }
+
+
+def summarize(rows: Rows) -> Summary:
+    """Compute what the report shows."""
+    most = rows.at(rows.size == rows.size.max())
+    return Summary(
+        rows=rows,
+        most=most,
+        standings=standings(most),
+        differences=differences(rows),
+        by_size=by_size(rows),
+        by_value=by_value(most),
+    )
+
+
 def gather(trials: Sequence[tuple[Fold, Path]], column: str) -> Rows:
     """Read the rows of finished trials."""
     tables, parts = [], []
@@ -94,12 +142,18 @@ def gather(trials: Sequence[tuple[Fold, Path]], column: str) -> Rows:
         metric, scores, weights = scores_of(table)
         tables.append(table)
         num = len(table)
-        parts.append({
-            "setting": np.full(num, fold.setting), "size": np.full(num, fold.num_trained),
+        part = {
+            "setting": np.full(num, fold.setting),
+            "size": np.full(num, fold.num_trained),
             "fold": np.full(num, f"{'/'.join(fold.trained)} {fold.seed}"),
-            "value": _text(table, f"domain.{column}"), "truth": table["truth"].to_numpy(),
-            "row": _text(table, "id"), "group": _text(table, "group"), "score": scores, "weight": weights,
-        })  # fmt: skip
+            "value": _text(table, f"domain.{column}"),
+            "truth": table["truth"].to_numpy(),
+            "row": _text(table, "id"),
+            "group": _text(table, "group"),
+            "score": scores,
+            "weight": weights,
+        }
+        parts.append(part)
     classes = class_names(tables[0]) if is_classification(tables[0]) else []
     columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return Rows(metric, classes, **columns)
@@ -110,114 +164,128 @@ def _text(table: pa.Table, name: str) -> np.ndarray:
 
 
 def by_size(rows: Rows) -> dict[str, dict[int, Estimate]]:
-    """The score over unseen values, of each setting and number of values trained on."""
-    return {
-        str(name): {
-            int(size): own.over(own.value)
-            for size in np.unique(rows.size)
-            if len((own := rows.at((rows.setting == name) & (rows.size == size))).score)
-        }
-        for name in _settings(rows)
-    }
+    """Estimate the score over unseen values, of each setting and number of values trained on."""
+    return _estimates(rows, "size", "value")
 
 
 def by_value(rows: Rows) -> dict[str, dict[str, Estimate]]:
-    """The score on each unseen value over its groups, of each setting."""
-    return {
-        str(name): {
-            str(value): (own := rows.at((rows.setting == name) & (rows.value == value))).over(own.group)
-            for value in np.unique(rows.value[rows.setting == name])
-        }
-        for name in _settings(rows)
-    }  # fmt: skip
+    """Estimate the score on each unseen value over its groups, of each setting."""
+    return _estimates(rows, "value", "group")
+
+
+def _estimates(rows: Rows, column: str, groups: str) -> dict[str, dict[Any, Estimate]]:
+    """Estimate the score of each setting for each value of a column, over the groups of another."""
+    scores: dict[str, dict[Any, Estimate]] = {}
+    for name in _settings(rows):
+        subset = rows.of(name)
+        keys, scores[name] = getattr(subset, column), {}
+        for key in np.unique(keys).tolist():
+            cell = subset.at(keys == key)
+            scores[name][key] = cell.over(getattr(cell, groups))
+    return scores
 
 
 def _settings(rows: Rows) -> list[str]:
-    """Names of the settings, as they were first met."""
+    """Name the settings, as they were first met."""
     return list(dict.fromkeys(rows.setting.tolist()))
 
 
-def largest(rows: Rows) -> Rows:
-    """The rows of trials that were trained on the most values."""
-    return rows.at(rows.size == rows.size.max())
-
-
 def standings(rows: Rows) -> list[Ranking]:
-    """The settings by their worst unseen value, the best first."""
-    found = []
+    """Rank the settings by their worst unseen value, the best first."""
+    rankings = []
     for name, values in by_value(rows).items():
         worst = min(values, key=lambda value: values[value].value)
-        own = rows.at(rows.setting == name)
-        found.append(
-            Ranking(setting=name, mean=own.over(own.value), worst=worst, lowest=values[worst])
-        )
-    return sorted(found, key=lambda s: (-s.lowest.value, -s.mean.value))
+        mean = rows.of(name).over(rows.of(name).value)
+        rankings.append(Ranking(setting=name, mean=mean, worst=worst, lowest=values[worst]))
+    return sorted(rankings, key=lambda ranking: (-ranking.lowest.value, -ranking.mean.value))
 
 
 def differences(rows: Rows) -> list[Difference]:
-    """Each two settings at each size, corrected for all of them together."""
-    found: list[dict[str, Any]] = []
+    """Compare each two settings at each size, corrected for all of them together."""
+    records: list[dict[str, Any]] = []
     for size in np.unique(rows.size):
+        trained = rows.at(rows.size == size)
         for first, second in combinations(_settings(rows), 2):
-            sides = [
-                rows.at((rows.size == size) & (rows.setting == name)) for name in (first, second)
-            ]
-            places = [
-                {key: i for i, key in enumerate(zip(side.fold, side.row, strict=True))}
-                for side in sides
-            ]
-            common = sorted(places[0].keys() & places[1].keys())
-            if not common:
-                continue
-            gains = [
-                influences(side.score, side.weight)[[place[key] for key in common]]
-                for side, place in zip(sides, places, strict=True)
-            ]
-            gain, value = gains[0] - gains[1], sides[0].value[[places[0][key] for key in common]]
-            found.append({
-                "size": int(size), "first": first, "second": second, "num_folds": len({k[0] for k in common}),
-                "estimate": interval(gain, value, lowest=-1.0), "p": p_value(gain, value),
-            })  # fmt: skip
-    corrected = holm([one["p"] for one in found])
-    return [Difference(**one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+            record = _difference(trained.of(first), trained.of(second))
+            if record:
+                records.append({"size": int(size), "first": first, "second": second} | record)
+    corrected = holm([record["p"] for record in records])
+    return [Difference(**record, p_holm=p) for record, p in zip(records, corrected, strict=True)]
 
 
-def curve(rows: Rows, column: str) -> Figure:
-    """The score over the number of values trained on."""
+def _difference(first: Rows, second: Rows) -> dict[str, Any]:
+    """Compare two settings where both tested the same rows; nothing where there are none."""
+    index, other = _index(first), _index(second)
+    common = sorted(index.keys() & other.keys())
+    if not common:
+        return {}
+    rows, others = [index[key] for key in common], [other[key] for key in common]
+    gain = influences(first.score, first.weight)[rows]
+    gain = gain - influences(second.score, second.weight)[others]
+    value = first.value[rows]
+    return {
+        "estimate": interval(gain, value, lowest=-1.0),
+        "p": p_value(gain, value),
+        "num_folds": len({fold for fold, _ in common}),
+    }
+
+
+def _index(rows: Rows) -> dict[tuple[str, str], int]:
+    """Return the place of each row by its fold and name."""
+    return {key: i for i, key in enumerate(zip(rows.fold, rows.row, strict=True))}
+
+
+def curve(summary: Summary, column: str) -> Figure:
+    """Draw the score over the number of values trained on."""
     series = {}
-    for name, sizes in by_size(rows).items():
-        found = list(sizes.values())
+    for name, sizes in summary.by_size.items():
+        estimates = list(sizes.values())
         series[name] = Series(
-            x=[float(size) for size in sizes], y=[e.value for e in found],
-            low=[e.low for e in found], high=[e.high for e in found],
-        )  # fmt: skip
+            x=[float(size) for size in sizes],
+            y=[estimate.value for estimate in estimates],
+            low=[estimate.low for estimate in estimates],
+            high=[estimate.high for estimate in estimates],
+        )
     return Figure(
-        title=f"{rows.metric.capitalize()} on {column}s never seen", kind="line", series=series, x=f"{column}s trained on",
-        y_range=[0.0, 1.0], caption=f"Bands: 95 % intervals over the {column}s tested at each number.",
-    )  # fmt: skip
+        title=f"{summary.rows.metric.capitalize()} on {column}s never seen",
+        kind="line",
+        series=series,
+        x=f"{column}s trained on",
+        y_range=[0.0, 1.0],
+        caption=f"Bands: 95 % intervals over the {column}s tested at each number.",
+    )
 
 
 def matrices(rows: Rows, column: str) -> list[Figure]:
-    """Of each setting the score by class and unseen value, at the most values trained on."""
-    found = []
+    """Draw of each setting the score by class and unseen value."""
+    figures = []
     for name in _settings(rows):
-        own = rows.at(rows.setting == name)
-        values = [str(value) for value in np.unique(own.value)]
-        kinds: Mapping[str, np.ndarray] = {
-            label: own.truth == i for i, label in enumerate(own.classes)
-        } or {"all": np.ones(len(own.score), bool)}
+        subset = rows.of(name)
+        masks = {label: subset.truth == i for i, label in enumerate(subset.classes)}
+        masks = masks or {"all": np.ones(len(subset.score), bool)}
+        values = [str(value) for value in np.unique(subset.value)]
         series = {
-            label: Series(x=values, y=[_mean(own.at(chosen & (own.value == v))) for v in values])
-            for label, chosen in kinds.items()
-            if chosen.any()
+            label: Series(x=values, y=_means(subset.at(mask), values))
+            for label, mask in masks.items()
+            if mask.any()
         }
-        found.append(Figure(
-            title=name, kind="matrix", series=series, x=f"{column} never seen", y="class",
-            caption=f"{rows.metric}; {len(own.score)} rows of {len(np.unique(own.fold))} trainings. No number: 0, or none tested.",
-        ))  # fmt: skip
-    return found
+        figure = Figure(
+            title=name,
+            kind="matrix",
+            series=series,
+            x=f"{column} never seen",
+            y="class",
+            caption=f"{rows.metric}; {len(subset.score)} rows of {len(np.unique(subset.fold))} trainings. No number: 0, or none tested.",
+        )
+        figures.append(figure)
+    return figures
 
 
-def _mean(rows: Rows) -> float:
-    whole = float(rows.weight.sum())
-    return float((rows.score * rows.weight).sum() / whole) if whole else 0.0
+def _means(rows: Rows, values: Sequence[str]) -> list[float]:
+    """Average the score on each value; 0 where none was tested."""
+    means = []
+    for value in values:
+        cell = rows.at(rows.value == value)
+        whole = float(cell.weight.sum())
+        means.append(float((cell.score * cell.weight).sum() / whole) if whole else 0.0)
+    return means

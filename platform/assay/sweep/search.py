@@ -1,7 +1,7 @@
 """The sweep of hyperparameters: what `sweeps/hyperparameters.py` does.
 
     runs/sweeps/fingerprint-tpe-3f2a.../
-        optuna.log           the study, see `search`
+        optuna.log           the study, see `study`
         report.html, sweep.json, trials.csv, trials.parquet
 
 Trials are judged on val alone. The selected one is then trained no further: it is run to its end,
@@ -12,22 +12,19 @@ Population based training is left out: it changes settings during a run, so that
 no setting that could be run again.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from markupsafe import Markup
 from optuna.trial import FrozenTrial
 
-from assay import space
 from assay.config import fingerprint, from_dict
-from assay.errors import ConfigError, RunError, one_sentence
+from assay.errors import ConfigError, RunError
 from assay.experiment.identity import identity
 from assay.experiment.judge import judge, write_comparison
-from assay.experiment.options import Launch, option, parse_with
 from assay.experiment.resources import Resources
 from assay.experiment.run import (
     StoredImages,
@@ -45,9 +42,11 @@ from assay.report.page import fill_page, write_page, write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
 from assay.runs.results import read_result
-from assay.space import Space
-from assay.sweep import coordinates, figures, space_file, space_text
-from assay.sweep.figures import Budget, budget_of
+from assay.space import Space, change
+from assay.sweep import space_file, space_text
+from assay.sweep.figures import Budget, EndedTrials, budget_of, figures
+from assay.sweep.launch import SweepLaunch, run_command
+from assay.sweep.parallel import axes_of, render_parallel
 from assay.sweep.study import (
     JOURNAL,
     Objective,
@@ -55,20 +54,19 @@ from assay.sweep.study import (
     Search,
     StudySettings,
     importances,
+    load_study,
     open_study,
 )
-from assay.sweep.trial import Outcome, describe_outcome, write_trials
+from assay.sweep.trial import Outcome, describe_values, write_trials
 from assay.sweep.tune import Halving, SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchLaunch(Launch):
+class SearchLaunch(SweepLaunch):
     """What is searched, how, and for how long."""
 
-    task: Path = Path("tasks/fingerprint.py")
-    """The task file."""
     space: tuple[str, ...] = ()
     """Changes to the task's search space: SETTING=LOW..HIGH[,log], SETTING=A|B|C; SETTING=A takes it out."""
     space_file: Path | None = None
@@ -89,88 +87,60 @@ class SearchLaunch(Launch):
     """Folders of earlier sweeps, whose best settings are tried first."""
     sweep_seed: int = 0
     """Seed of the proposals."""
-    parallel: int = 0
-    """Trials at once; 0: as many as fit."""
-    gpus_per_worker: float = 1.0
-    """GPUs of each worker, with --gpus; below 1 several trials share one (not checked on a GPU yet)."""
 
 
 def main(defaults: SearchLaunch, arguments: Sequence[str] | None = None) -> None:
-    """Run the sweep; exits with 2 and one sentence where the user can mend something, with 1 where a trial failed."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with one_sentence():
-        source = TaskSource.read(option(arguments, "--task") or defaults.task)
-        task = load_task(source)
-        config, where, launch = parse_with(task, arguments, defaults)
-        failed = sweep(source, config, where, launch)
-    if failed:
-        raise SystemExit(1)
+    """Run the command; see `run_command`."""
+    run_command(sweep, defaults, arguments)
 
 
 def sweep(source: TaskSource, config: TaskConfig, where: Resources, launch: SearchLaunch) -> int:
     """Search, select on val, score the selected once; returns how many trials failed."""
-    if where.workers == 0:
-        raise ConfigError("--workers is 0, and trials need Ray; give 1 or more.")
     storage, task = storage_of(where), load_task(source)
     config = absolute(config)
-    searched, launch = _declared(task, config, launch)
+    space, launch = _read_space(task, config, launch)
     manifest = task.manifest(config, storage)
-    _refuse_other_data(task, config, searched, storage, manifest.fingerprint)
-    made = StudySettings(
-        sampling=launch.sampling, objectives=launch.objectives, seed=launch.sweep_seed
+    _refuse_other_data(task, config, space, storage, manifest.fingerprint)
+    objectives = launch.objectives
+    settings = StudySettings(
+        sampling=launch.sampling, objectives=objectives, seed=launch.sweep_seed
     )
     halving = _halving(config, launch)
-    what = [identity(source, config, manifest), repr(searched), repr(made), repr(halving)]
-    folder = storage / "sweeps" / f"{source.name}-{made.sampling}-{fingerprint(what)}"
+    parts = [identity(source, config, manifest), repr(space), repr(settings), repr(halving)]
+    folder = storage / "sweeps" / f"{source.name}-{settings.sampling}-{fingerprint(parts)}"
     folder.mkdir(parents=True, exist_ok=True)
-    study = open_study(folder, made)
-    search = Search(
-        study, made, searched, config, lambda c: find(source, c, manifest, storage, reuse=launch.reuse).folder,
-        launch.trials, launch.epochs,
-    )  # fmt: skip
-    search.warm([_earlier(path) for path in launch.warm_start])
-    search.told = lambda trial, found: print(
-        f"{len(search.trials)} of {search.num}: {_short(trial.values)}: {describe_outcome(found)}",
-        file=sys.stderr,
-    )
+
+    def folder_of(config: TaskConfig) -> Path:
+        return find(source, config, manifest, storage, reuse=launch.reuse).folder
+
+    study = open_study(folder, settings)
+    search = Search(study, settings, space, config, folder_of, launch.trials, launch.epochs)
+    search.warm([load_study(path) for path in launch.warm_start])
     data: StoredImages | None = None
     with cluster(where):
         if len(search.trials) < search.num:
             resources, parallel = fit_in(where, launch.gpus_per_worker, launch.parallel)
             data = read_data(source, manifest, config, where, storage)
-            measured = bool({"latency_ms", "num_params"} & {*made.objectives})
-            select = made.objectives[0] if made.objectives[0] in ("score", "nll") else "score"
-            shared = SweepContext(data, where, "val", folder.name, measured, select)
-            run_trials(shared, search, resources, parallel, halving)
-        best = search.best()
-        if not best:
-            raise RunError(f"None of {len(search.trials)} trials of {folder.name} came to its end; see their reasons in {folder / 'trials.csv'} and mend the space.")  # fmt: skip
-        chosen = Run(storage / best[0].user_attrs["run"])
+            measure = bool({"latency_ms", "num_params"} & {*objectives})
+            select = objectives[0] if objectives[0] in ("score", "nll") else "score"
+            context = SweepContext(data, where, "val", folder.name, measure, select)
+            run_trials(context, search, resources, parallel, halving)
+        selected = _select(search, folder)
         data = data or read_data(source, manifest, config, where, storage)
-        _score_once(chosen, source.name, data, where, len(search.trials))
-    return _write(folder, search, halving, chosen)
+        _score_once(selected, source.name, data, where, len(search.trials))
+    return _report(folder, search, halving, selected)
 
 
-def _declared(
+def _read_space(
     task: type[Task], config: TaskConfig, launch: SearchLaunch
 ) -> tuple[Space, SearchLaunch]:
-    """The space, and the options with what a file says; what the command line says counts more."""
-    searched: Space = task.space(config)
+    """Return the space, and the options with a file's; the command line counts more than a file."""
+    space: Space = task.space(config)
     if launch.space_file is not None:
         declared = space_file.read(launch.space_file, config, task.aliases)
-        searched, default = declared.space, SearchLaunch()
-        said_there: dict[str, Any] = {
-            "sampling": declared.method, "trials": declared.trials, "grace": declared.grace, "eta": declared.eta,
-            "objectives": None if declared.objective is None else (declared.objective,),
-        }  # fmt: skip
-        launch = replace(launch, **{
-            key: value for key, value in said_there.items()
-            if value is not None and getattr(launch, key) == getattr(default, key)
-        })  # fmt: skip
-    searched = space_text.merged(
-        searched, dict(space_text.parse(text, config) for text in launch.space)
-    )
-    space_text.check(searched, config)
+        space, launch = declared.space, _with_file(launch, declared)
+    space = space_text.merge(space, dict(space_text.parse(text, config) for text in launch.space))
+    space_text.check(space, config)
     if len(launch.objectives) > 1 and launch.sampling == "tpe":
         launch = replace(launch, sampling="nsga2")
     if launch.trials < 1 or launch.grace < 1 or (launch.eta < 2 and launch.eta != 0):
@@ -179,16 +149,29 @@ def _declared(
         )
     if len(set(launch.objectives)) != len(launch.objectives) or not launch.objectives:
         raise ConfigError(f"--objectives is {launch.objectives}; name one or several, each once.")
-    return searched, launch
+    return space, launch
+
+
+def _with_file(launch: SearchLaunch, declared: space_file.SpaceFile) -> SearchLaunch:
+    """Take a file's options over where the command line has the defaults."""
+    options: dict[str, Any] = {
+        "sampling": declared.method,
+        "trials": declared.trials,
+        "grace": declared.grace,
+        "eta": declared.eta,
+        "objectives": declared.objective and (declared.objective,),
+    }
+    default = SearchLaunch()
+    for name, option in options.items():
+        if option is not None and getattr(launch, name) == getattr(default, name):
+            launch = replace(launch, **{name: option})
+    return launch
 
 
 def _halving(config: TaskConfig, launch: SearchLaunch) -> Halving | None:
-    """Early stopping compares trials by one number, so several objectives have none."""
-    if (
-        launch.eta == 0
-        or len(launch.objectives) > 1
-        or launch.objectives[0] not in ("score", "nll")
-    ):
+    """Make early stopping, which compares trials by one number: several objectives have none."""
+    is_single = len(launch.objectives) == 1 and launch.objectives[0] in ("score", "nll")
+    if launch.eta == 0 or not is_single:
         return None
     if launch.grace > config.train.epochs:
         raise ConfigError(
@@ -198,25 +181,24 @@ def _halving(config: TaskConfig, launch: SearchLaunch) -> Halving | None:
 
 
 def _refuse_other_data(
-    task: type[Task], config: TaskConfig, searched: Space, storage: Path, data: str
+    task: type[Task], config: TaskConfig, space: Space, storage: Path, data: str
 ) -> None:
-    """All trials read one manifest: a space that changes the images is refused."""
-    for name, dimension in searched.items():
-        levels = dimension.levels()
-        changed = space.changed(config, {name: levels[0]})
+    """Refuse a space that changes the images: all trials read one manifest."""
+    for name, dimension in space.items():
+        changed = change(config, {name: dimension.levels()[0]})
         if task.manifest(changed, storage).fingerprint != data:
             raise ConfigError(
                 f"The search space has {name!r}, which changes the images themselves; scores on other images cannot be compared: take it out."
             )
 
 
-def _earlier(path: Path) -> optuna.Study:
-    if not (path / JOURNAL).exists():
-        raise ConfigError(f"--warm-start {path} holds no {JOURNAL}; name the folder of a sweep, below runs/sweeps.")  # fmt: skip
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(path / JOURNAL))
-    )
-    return optuna.load_study(study_name=None, storage=storage)
+def _select(search: Search, folder: Path) -> Run:
+    best = search.best()
+    if not best:
+        raise RunError(
+            f"None of {len(search.trials)} trials of {folder.name} came to its end; see their reasons in {folder / 'trials.csv'} and mend the space."
+        )
+    return Run(search.root / best[0].user_attrs["run"])
 
 
 def _score_once(run: Run, name: str, data: StoredImages, where: Resources, tried: int) -> None:
@@ -233,57 +215,76 @@ def _score_once(run: Run, name: str, data: StoredImages, where: Resources, tried
     write_report(run.folder)
 
 
-def _write(folder: Path, search: Search, halving: Halving | None, chosen: Run) -> int:
-    """The sweep's files and the terminal; returns how many trials failed."""
-    trials = [(t, search.outcome_of(t)) for t in search.trials]
-    budget = budget_of([found for _, found in trials], search.base.train.epochs)
-    best = search.best()
-    lines = [
-        {"trial": t.number, "run": t.user_attrs.get("run", ""), "state": o.state, "reason": o.reason,
-         "score": o.score, "nll": o.nll, "epochs": o.epochs, "seconds": o.seconds, **o.measured, **t.params}
-        for t, o in trials
-    ]  # fmt: skip
-    write_trials(folder, lines)
-    shares = importances(search.study)
-    name, result = search.study.study_name, read_result(chosen.folder)
-    tests = {name: result.sets[name] for name in result.tests}
-    write_json(folder / "sweep.json", {
-        "schema": 1, "sampling": search.made.sampling, "objectives": search.made.objectives, "selected": chosen.folder.name,
-        "params": best[0].params, "front": [{"run": t.user_attrs["run"], "values": t.values, "params": t.params} for t in best],
-        "tried": len(trials), "budget": asdict(budget), "importance": shares, "trials": lines,
-    })  # fmt: skip
+def _report(folder: Path, search: Search, halving: Halving | None, selected: Run) -> int:
+    """Write the sweep's files and print what they say; returns how many trials failed."""
+    trials = [(trial, search.outcome_of(trial)) for trial in search.trials]
+    outcomes = [outcome for _, outcome in trials]
+    rows = [_row(trial, outcome) for trial, outcome in trials]
+    write_trials(folder, rows)
+    budget = budget_of(outcomes, search.base.train.epochs)
+    best, shares, result = search.best(), importances(search.study), read_result(selected.folder)
+    summary = {
+        "sampling": search.settings.sampling,
+        "objectives": search.settings.objectives,
+        "tried": len(trials),
+    }
+    front = [
+        {"run": trial.user_attrs["run"], "values": trial.values, "params": trial.params}
+        for trial in best
+    ]
+    record = {
+        "schema": 1,
+        **summary,
+        "selected": selected.folder.name,
+        "params": best[0].params,
+        "front": front,
+        "budget": asdict(budget),
+        "importance": shares,
+        "trials": rows,
+    }
+    write_json(folder / "sweep.json", record)
     page = fill_page(
-        "search.html", id=folder.name, study=name, lines=lines, chosen=chosen.folder.name, best=best, shares=shares,
-        budget=budget, halving=halving, objectives=search.made.objectives, sampling=search.made.sampling,
-        tests=tests, val=result.sets["val"], tried=len(trials), num_scored=len(result.scorings),
-        coordinates=Markup(coordinates.draw(coordinates.axes_of(search.space, trials), trials)),
-        figures=figures.figures(trials, search.made.objectives, shares, best),
-    )  # fmt: skip
-    path = write_page(folder, page)
-    _print(search, trials, best[0], budget, chosen, path)
-    return sum(found.state == "failed" for _, found in trials)
+        "search.html",
+        **summary,
+        id=folder.name,
+        lines=rows,
+        chosen=selected.folder.name,
+        best=best,
+        shares=shares,
+        budget=budget,
+        halving=halving,
+        tests={name: result.sets[name] for name in result.tests},
+        val=result.sets["val"],
+        num_scored=len(result.scorings),
+        coordinates=Markup(render_parallel(axes_of(search.space, trials), trials)),
+        figures=figures(trials, search.settings.objectives, shares, best),
+    )
+    _print(trials, best[0], budget, selected, write_page(folder, page))
+    return sum(outcome.state == "failed" for outcome in outcomes)
+
+
+def _row(trial: FrozenTrial, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "run": trial.user_attrs.get("run", ""),
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "score": outcome.score,
+        "nll": outcome.nll,
+        "epochs": outcome.epochs,
+        "seconds": outcome.seconds,
+        **outcome.measured,
+        **trial.params,
+    }
 
 
 def _print(
-    search: Search,
-    trials: Sequence[tuple[FrozenTrial, Outcome]],
-    best: FrozenTrial,
-    budget: Budget,
-    chosen: Run,
-    path: Path,
+    trials: EndedTrials, best: FrozenTrial, budget: Budget, selected: Run, path: Path
 ) -> None:
-    states = [found.state for _, found in trials]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    print(f"{len(trials)} trials: {counts}; {budget}")
-    print(f"selected on val: {_short(best.params)}")
-    print_run({chosen.folder.name: chosen.folder})
+    counts = Counter(outcome.state for _, outcome in trials)
+    states = ", ".join(f"{num} {state}" for state, num in counts.items())
+    print(f"{len(trials)} trials: {states}; {budget}")
+    print(f"selected on val: {describe_values(best.params)}")
+    print_run({selected.folder.name: selected.folder})
     print(f"{len(trials)} configurations were tried; test was scored for the selected one alone.")
     print(f"study: {path.parent / JOURNAL}\nreport: {path}")
-
-
-def _short(values: Mapping[str, Any]) -> str:
-    parts = [
-        f"{name.split('.')[-1]} {value:.3g}" if isinstance(value, float) else f"{name.split('.')[-1]} {value}"
-        for name, value in values.items()
-    ]  # fmt: skip
-    return ", ".join(parts)

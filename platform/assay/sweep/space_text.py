@@ -7,14 +7,14 @@ from typing import Any
 
 from assay.config import Settings
 from assay.errors import ConfigError
-from assay.space import Choice, Dimension, Float, Int, Space, changed, value_of
+from assay.space import Choice, Dimension, Float, Int, Space, change, value_of
 
 NEVER = ("data", "split", "decide", "train.seed")
 """Settings, or groups of them, that no sweep may choose."""
 
 
 def parse(text: str, config: Settings) -> tuple[str, Dimension]:
-    """A dimension as the command line writes it; see the module's docstring.
+    """Read a dimension as the command line writes it; see `assay.space`.
 
     Raises:
         ConfigError: it is not of that form, or does not fit the setting.
@@ -24,20 +24,20 @@ def parse(text: str, config: Settings) -> tuple[str, Dimension]:
         raise ConfigError(
             f"The search space has {text!r}; write SETTING=LOW..HIGH, SETTING=LOW..HIGH,log or SETTING=A|B|C."
         )
-    now = value_of(config, name)
+    default = value_of(config, name)
     if ".." in rest:
         ends, _, kind = rest.partition(",")
-        low, high = (scalar(end) for end in ends.split("..", 1))
+        low, high = (parse_scalar(end) for end in ends.split("..", 1))
         if kind not in ("", "log"):
             raise ConfigError(
                 f"The search space has {text!r}; after the range only ,log is allowed."
             )
-        return name, ranged(name, low, high, log=kind == "log", whole=_is_whole(now))
-    return name, Choice(values=tuple(scalar(value) for value in rest.split("|")))
+        return name, make_range(name, low, high, log=kind == "log", whole=is_whole(default))
+    return name, Choice(values=tuple(parse_scalar(value) for value in rest.split("|")))
 
 
-def scalar(text: Any) -> Any:
-    """A value as it is written: whole number, number, true or false, or text (YAML takes 1e-4 for text)."""
+def parse_scalar(text: Any) -> Any:
+    """Read a value as it is written: whole number, number, true or false, or text (YAML takes 1e-4 for text)."""
     if not isinstance(text, str):
         return text
     for kind in (int, float):
@@ -48,14 +48,15 @@ def scalar(text: Any) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Tell a whole number from a truth value, which Python counts among them."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def ranged(
+def make_range(
     name: str, low: Any, high: Any, *, log: bool = False, whole: bool, step: Any = None
 ) -> Dimension:
-    """A range between two values.
+    """Make a range between two values.
 
     Raises:
         ConfigError: they are no numbers, in the wrong order, or not positive where log is asked for.
@@ -82,12 +83,13 @@ def ranged(
     return Int(low=int(low), high=int(high), log=log, step=int(step or 1))
 
 
-def merged(space: Space, changes: Mapping[str, Dimension]) -> Space:
-    """A space with dimensions replaced or added; a replaced one keeps its condition."""
-    return dict(space) | {
-        name: replace(new, when=space[name].when) if name in space and not new.when else new
-        for name, new in changes.items()
-    }
+def merge(space: Space, changes: Mapping[str, Dimension]) -> Space:
+    """Replace or add dimensions; a replaced one keeps its condition."""
+    dimensions = dict(space)
+    for name, dimension in changes.items():
+        when = dimension.when or (space[name].when if name in space else {})
+        dimensions[name] = replace(dimension, when=when)
+    return dimensions
 
 
 def check(space: Space, config: Settings) -> None:
@@ -108,12 +110,12 @@ def check(space: Space, config: Settings) -> None:
                 "and repeat a sweep over folds or seeds."
             )
         value_of(config, name)
-        for known in dimension.when:
-            value_of(config, known)
+        for condition in dimension.when:
+            value_of(config, condition)
         levels = dimension.levels()
-        for value in (levels[0], levels[-1]) if not isinstance(dimension, Choice) else levels:
+        for value in levels if isinstance(dimension, Choice) else (levels[0], levels[-1]):
             try:
-                changed(config, {name: value})
+                change(config, {name: value})
             except ConfigError as error:
                 raise ConfigError(
                     f"The search space has {value!r} for {name}, which the task refuses: {error}"

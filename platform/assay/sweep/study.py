@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from assay import space
 from assay.errors import ConfigError
 from assay.space import Space
-from assay.sweep.trial import Outcome, Trial, outcome
+from assay.sweep.trial import Outcome, Trial, describe_values, print_outcome, read_outcome
 from assay.train.task import TaskConfig
 
 JOURNAL = "optuna.log"
@@ -43,8 +43,11 @@ Objective = Literal["score", "nll", "latency_ms", "num_params"]
 
 
 DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
-    "score": "maximize", "nll": "minimize", "latency_ms": "minimize", "num_params": "minimize",
-}  # fmt: skip
+    "score": "maximize",
+    "nll": "minimize",
+    "latency_ms": "minimize",
+    "num_params": "minimize",
+}
 
 
 Sampling = Literal["tpe", "random", "grid", "nsga2"]
@@ -59,23 +62,41 @@ class StudySettings:
     seed: int
 
 
-def open_study(folder: Path, made: StudySettings) -> optuna.Study:
-    """The study of a sweep's folder, new or as it was left."""
+def open_study(folder: Path, settings: StudySettings) -> optuna.Study:
+    """Open the study of a sweep's folder, new or as it was last."""
     optuna.logging.set_verbosity(logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     study = optuna.create_study(
-        storage=storage, study_name=STUDY, load_if_exists=True,
-        directions=[DIRECTIONS[name] for name in made.objectives],
-    )  # fmt: skip
+        storage=_storage(folder),
+        study_name=STUDY,
+        load_if_exists=True,
+        directions=[DIRECTIONS[name] for name in settings.objectives],
+    )
     # a sampler that began again with the same seed would repeat its first proposals
-    study.sampler = _sampler(made, made.seed + len(study.trials))
+    study.sampler = _sampler(settings, settings.seed + len(study.trials))
     return study
 
 
-def _sampler(made: StudySettings, seed: int) -> optuna.samplers.BaseSampler:
-    if made.sampling == "nsga2":
+def load_study(folder: Path) -> optuna.Study:
+    """Open the study of an earlier sweep to read it.
+
+    Raises:
+        ConfigError: the folder has none.
+    """
+    if not (folder / JOURNAL).exists():
+        raise ConfigError(
+            f"--warm-start {folder} holds no {JOURNAL}; name the folder of a sweep, below runs/sweeps."
+        )
+    return optuna.load_study(study_name=None, storage=_storage(folder))
+
+
+def _storage(folder: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+
+
+def _sampler(settings: StudySettings, seed: int) -> optuna.samplers.BaseSampler:
+    if settings.sampling == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
-    if made.sampling in ("random", "grid"):
+    if settings.sampling in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -86,11 +107,11 @@ def _sampler(made: StudySettings, seed: int) -> optuna.samplers.BaseSampler:
 
 
 class Search:
-    """Proposes trials and is told of them.
+    """Proposes trials and hears what became of them.
 
     Args:
         study: see `open_study`.
-        made: how it was made.
+        settings: what it was opened with.
         space: what is searched.
         base: the settings it is searched around.
         find: the run's folder of any settings.
@@ -101,32 +122,31 @@ class Search:
     def __init__(
         self,
         study: optuna.Study,
-        made: StudySettings,
+        settings: StudySettings,
         space: Space,
         base: TaskConfig,
         find: Callable[[TaskConfig], Path],
         num: int,
         epochs: int = 0,
     ) -> None:
-        self.study, self.made, self.space, self.base = study, made, space, base
+        self.study, self.settings, self.space, self.base = study, settings, space, base
         self.find, self.num, self.epochs = find, num, epochs
         self.root = find(base).parent
-        self.asked: dict[Path, optuna.Trial] = {}
-        self.told: Callable[[Trial, Outcome], None] = lambda trial, found: None
-        self._settle()
-        if made.sampling == "grid" and not study.trials:
+        self.proposals: dict[Path, optuna.Trial] = {}
+        self._catch_up()
+        if settings.sampling == "grid" and not study.trials:
             for values in self._grid():
                 study.enqueue_trial(values)
 
     def _grid(self) -> list[dict[str, Any]]:
         return space.grid(self.space, self.base)
 
-    def _settle(self) -> None:
+    def _catch_up(self) -> None:
         """Hear of what ended while nobody listened, and propose again what did not."""
         for frozen in self.study.get_trials(states=(TrialState.RUNNING,)):
-            found = self.outcome_of(frozen)
-            if found.state == "failed" or (found.state == "finished" and not self._lacks(found)):
-                self._tell(frozen.number, found)
+            outcome = self.outcome_of(frozen)
+            if outcome.state == "failed" or self._is_complete(outcome):
+                self._record(frozen.number, outcome)
             else:
                 storage = self.study._storage
                 storage.set_trial_user_attr(frozen._trial_id, "superseded", True)
@@ -139,105 +159,109 @@ class Search:
             return
         for study in earlier:
             done = [t for t in study.get_trials(states=(TrialState.COMPLETE,)) if t.values]
-            sign = -1 if DIRECTIONS[self.made.objectives[0]] == "maximize" else 1
-            for frozen in sorted(done, key=lambda t: sign * (t.values or [0.0])[0])[:NUM_WARM]:
-                known = {name: v for name, v in frozen.params.items() if name in self.space}
-                self.study.enqueue_trial(known, user_attrs={"warm": True}, skip_if_exists=True)
+            for frozen in sorted(done, key=self._rank)[:NUM_WARM]:
+                params = {name: v for name, v in frozen.params.items() if name in self.space}
+                self.study.enqueue_trial(params, user_attrs={"warm": True}, skip_if_exists=True)
+
+    def _rank(self, frozen: FrozenTrial) -> float:
+        """Sort by the first objective, the best first."""
+        sign = -1 if DIRECTIONS[self.settings.objectives[0]] == "maximize" else 1
+        return sign * frozen.values[0]
 
     def folder_of(self, frozen: FrozenTrial) -> Path | None:
-        """The run of a trial; None where its settings were refused."""
+        """Return the run of a trial; None where its settings were refused."""
         name = frozen.user_attrs.get("run")
         return None if name is None else self.root / name
 
     def outcome_of(self, frozen: FrozenTrial) -> Outcome:
-        """What became of a trial."""
+        """Read what became of a trial."""
         folder = self.folder_of(frozen)
         if folder is None:
             return Outcome("failed", frozen.user_attrs.get("reason", ""))
-        return outcome(folder)
+        return read_outcome(folder)
 
     @property
     def trials(self) -> list[FrozenTrial]:
         """All that were proposed, without repeats and what was proposed once more."""
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
-        return [
-            t for t in self.study.get_trials(deepcopy=False, states=states)
-            if not t.user_attrs.get("superseded") and not t.user_attrs.get("repeat")
-        ]  # fmt: skip
+        trials = self.study.get_trials(deepcopy=False, states=states)
+        return [t for t in trials if not t.user_attrs.keys() & {"superseded", "repeat"}]
 
     def propose(self) -> Trial | None:
-        """The next trial that has no result yet; None when there are as many as wanted."""
-        known = {t.user_attrs.get("run") for t in self.trials}
+        """Return the next trial that has no result yet; None when there are as many as wanted."""
+        runs = {frozen.user_attrs.get("run") for frozen in self.trials}
         for _ in range(MAX_REPEATS):
             if len(self.trials) >= self.num or self._is_used_up() or self._is_spent():
                 return None
-            asked = self.study.ask()
-            values = space.sample(self.space, self.base, asked)
+            proposal = self.study.ask()
+            values = space.sample(self.space, self.base, proposal)
             try:
-                config = space.changed(self.base, values)
+                config = space.change(self.base, values)
             except ConfigError as error:
-                asked.set_user_attr("reason", str(error))
-                self.study.tell(asked, state=TrialState.FAIL)
+                self._reject(proposal, "reason", str(error))
                 continue
             folder = self.find(config)
-            if folder.name in known:
-                asked.set_user_attr("repeat", True)
-                self.study.tell(asked, state=TrialState.FAIL)
+            if folder.name in runs:
+                self._reject(proposal, "repeat", True)
                 continue
-            asked.set_user_attr("run", folder.name)
-            trial = Trial(f"trial {asked.number}", values, config, folder)
-            found = outcome(folder)
-            if found.state != "finished" or self._lacks(found):
-                self.asked[folder] = asked
+            proposal.set_user_attr("run", folder.name)
+            self.proposals[folder] = proposal
+            trial = Trial(f"trial {proposal.number}", values, config, folder)
+            outcome = read_outcome(folder)
+            if not self._is_complete(outcome):
                 return trial
-            self._tell(asked.number, found)
-            self.told(trial, found)
-            known.add(folder.name)
+            self.tell(trial, outcome)
+            runs.add(folder.name)
         return None
 
+    def _reject(self, proposal: optuna.Trial, mark: str, value: str | bool) -> None:
+        proposal.set_user_attr(mark, value)
+        self.study.tell(proposal, state=TrialState.FAIL)
+
     def _is_used_up(self) -> bool:
-        """A grid has only what was queued."""
+        """Say whether a grid, which has only what was queued, has no more."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return self.made.sampling == "grid" and not waiting
+        return self.settings.sampling == "grid" and not waiting
 
     def _is_spent(self) -> bool:
-        return 0 < self.epochs <= sum(self.outcome_of(t).epochs for t in self.trials)
+        return 0 < self.epochs <= sum(self.outcome_of(frozen).epochs for frozen in self.trials)
 
-    def _lacks(self, found: Outcome) -> bool:
-        return any(found.value(name) is None for name in self.made.objectives)
+    def _is_complete(self, outcome: Outcome) -> bool:
+        return outcome.state == "finished" and None not in self._values(outcome)
+
+    def _values(self, outcome: Outcome) -> list[float | None]:
+        return [outcome.value(name) for name in self.settings.objectives]
 
     def report(self, trial: Trial, epoch: int, value: float) -> None:
-        """A look at val, from which a trial that is stopped is judged."""
-        if len(self.made.objectives) == 1:
-            self.asked[trial.folder].report(value, epoch)
+        """Note a look at val, from which a trial that is stopped is judged."""
+        if len(self.settings.objectives) == 1:
+            self.proposals[trial.folder].report(value, epoch)
 
-    def tell(self, trial: Trial, found: Outcome) -> None:
-        """A trial has ended."""
-        asked = self.asked.pop(trial.folder)
-        self._tell(asked.number, found)
-        self.told(trial, found)
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Note that a trial has ended, and say so on the terminal."""
+        self._record(self.proposals.pop(trial.folder).number, outcome)
+        print_outcome(len(self.trials), self.num, describe_values(trial.values), outcome)
 
-    def _tell(self, number: int, found: Outcome) -> None:
-        values = [found.value(name) for name in self.made.objectives]
-        if found.state == "stopped" and len(values) == 1:
+    def _record(self, number: int, outcome: Outcome) -> None:
+        values = self._values(outcome)
+        if outcome.state == "stopped" and len(values) == 1:
             self.study.tell(number, state=TrialState.PRUNED)
-        elif found.state == "finished" and None not in values:
-            self.study.tell(number, values=[v for v in values if v is not None])
+        elif self._is_complete(outcome):
+            self.study.tell(number, values=[value for value in values if value is not None])
         else:
             self.study.tell(number, state=TrialState.FAIL)
 
     def best(self) -> list[FrozenTrial]:
-        """The best trial; of several objectives the Pareto front, the best by the first one first."""
+        """Return the best trial; of several objectives the Pareto front, the best by the first one first."""
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             return []
-        if len(self.made.objectives) == 1:
+        if len(self.settings.objectives) == 1:
             return [self.study.best_trial]
-        sign = -1 if DIRECTIONS[self.made.objectives[0]] == "maximize" else 1
-        return sorted(self.study.best_trials, key=lambda t: sign * t.values[0])
+        return sorted(self.study.best_trials, key=self._rank)
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """The share of each setting in what sets the best quarter apart (PED-ANOVA); nothing of fewer than 8 trials.
+    """Return the share of each setting in what sets the best quarter apart (PED-ANOVA); nothing of fewer than 8 trials.
 
     Source: Watanabe, Bansal and Hutter, PED-ANOVA, 2023.
     """
@@ -249,7 +273,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-        found = optuna.importance.get_param_importances(
+        shares = optuna.importance.get_param_importances(
             study, evaluator=evaluator, target=lambda t: sign * t.values[0]
         )
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return {name: share for name, share in shares.items() if math.isfinite(share)}

@@ -1,6 +1,7 @@
 """A trial: one run of a sweep, and what its directory says of it."""
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,21 +51,21 @@ class Outcome:
         return self.curve[-1][0] if self.curve else 0
 
     def value(self, objective: str) -> float | None:
-        """The value of an objective by its name; None unless the trial has finished or was stopped."""
+        """Return the value of an objective; None unless the trial has finished or was stopped."""
         if self.state not in ("finished", "stopped"):
             return None
-        found = {"score": self.score, "nll": self.nll} | dict(self.measured)
-        return found.get(objective)
+        values = {"score": self.score, "nll": self.nll} | dict(self.measured)
+        return values.get(objective)
 
 
-def outcome(folder: Path) -> Outcome:
-    """Read a trial's outcome."""
+def read_outcome(folder: Path) -> Outcome:
+    """Read what became of the trial in a run's directory."""
     run = Run(folder)
     record = run.record
     curve: list[tuple[int, float]] = []
     nlls = []
     for line in read_metrics(folder / "metrics.jsonl")["val"]:
-        score = next((v for k, v in line.items() if k not in NAMED), None)
+        score = next((value for name, value in line.items() if name not in NAMED), None)
         if score is not None:
             best = max(score, curve[-1][1]) if curve else score
             curve.append((line["epoch"] + 1, best))
@@ -82,19 +83,29 @@ def outcome(folder: Path) -> Outcome:
     )
 
 
-def describe_outcome(found: Outcome) -> str:
-    """An outcome in a few words."""
-    score = "" if found.score is None else f", val {found.score:.3f}"
-    reason = f" ({found.reason})" if found.reason else ""
-    return f"{found.state}{reason}{score}, {found.epochs} epochs"
+def print_outcome(number: int, num: int, name: str, outcome: Outcome) -> None:
+    """Say on the terminal which of how many trials has ended, and how."""
+    score = "" if outcome.score is None else f", val {outcome.score:.3f}"
+    reason = f" ({outcome.reason})" if outcome.reason else ""
+    end = f"{outcome.state}{reason}{score}, {outcome.epochs} epochs"
+    print(f"{number} of {num}: {name}: {end}", file=sys.stderr)
 
 
-def write_trials(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write trials.csv and trials.parquet, a line per trial."""
-    names = list(dict.fromkeys(key for line in lines for key in line))
+def describe_values(values: Mapping[str, Any]) -> str:
+    """Write settings as people read them: "lr 0.01, k 4"."""
+    texts = []
+    for name, value in values.items():
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        texts.append(f"{name.split('.')[-1]} {text}")
+    return ", ".join(texts)
+
+
+def write_trials(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write trials.csv and trials.parquet, a row per trial."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     with (folder / "trials.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(lines)
-    table = pa.table({name: [line.get(name) for line in lines] for name in names})
+        writer.writerows(rows)
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
     pq.write_table(table, folder / "trials.parquet")

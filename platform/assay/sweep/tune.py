@@ -37,7 +37,7 @@ from assay.experiment.resources import Resources
 from assay.experiment.run import StoredImages, complete, prepare
 from assay.runs.folder import Run
 from assay.runs.record import Stage
-from assay.sweep.trial import Outcome, Trial, outcome
+from assay.sweep.trial import Outcome, Trial, read_outcome
 from assay.train.batches import batches
 from assay.train.loop import TrainState, load_best
 from assay.train.source import load_task
@@ -53,7 +53,7 @@ NUM_TIMED = 20
 
 @dataclass(frozen=True)
 class SweepContext:
-    """What all trials of a sweep are given, once."""
+    """What all trials of a sweep share."""
 
     data: StoredImages
     where: Resources
@@ -79,20 +79,20 @@ class TrialSource(Protocol):
     """Where trials come from, and who hears of them."""
 
     def propose(self) -> Trial | None:
-        """The next trial; None: there is no more."""
+        """Return the next trial; None: there is no more."""
         ...
 
     def report(self, trial: Trial, epoch: int, value: float) -> None:
-        """A look at val."""
+        """Take note of a look at val."""
         ...
 
-    def tell(self, trial: Trial, found: Outcome) -> None:
-        """A trial has ended."""
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Take note that a trial has ended."""
         ...
 
 
 def fit_in(where: Resources, gpus_each: float, parallel: int) -> tuple[dict[str, float], int]:
-    """CPUs and GPUs that Tune reserves for a trial, and how many trials run at once.
+    """Return the CPUs and GPUs that Tune reserves for a trial, and how many trials run at once.
 
     Args:
         where: the workers of each trial.
@@ -114,18 +114,20 @@ def fit_in(where: Resources, gpus_each: float, parallel: int) -> tuple[dict[str,
     most = int(cpus / need_cpus + 1e-9)
     if need_gpus:
         most = min(most, int(gpus / need_gpus + 1e-9))
-    if max(parallel, 1) > most:
-        asked = max(parallel, 1)
-        parts = f"{where.workers} worker{'s' if several else ''} of {each:g} CPUs" + (
-            f" and {gpus_each:g} GPUs" if need_gpus else ""
-        )
+    num = max(parallel, 1)
+    if num > most:
+        workers = f"{where.workers} worker{'s' if several else ''} of {each:g} CPUs"
+        workers += f" and {gpus_each:g} GPUs" if need_gpus else ""
+        workers += ", their driver and 1 CPU for Ray Data" if several else ""
+        lower = "lower --workers, --cpus-per-worker or --gpus-per-worker, or take a larger cluster."
         raise ResourceError(
-            f"{asked} trial{'s' if asked > 1 else ''} at once of {parts}{', their driver and 1 CPU for Ray StoredImages' if several else ''} need "
-            f"{asked * need_cpus:g} CPUs and {asked * need_gpus:g} GPUs, the cluster has {cpus:g} and {gpus:g}; "
-            + (f"take --parallel {most} or fewer." if most else "lower --workers, --cpus-per-worker or --gpus-per-worker, or take a larger cluster.")
-        )  # fmt: skip
-    own = {"cpu": DRIVER_CPUS} if several else {"cpu": each} | ({"gpu": need_gpus} if need_gpus else {})  # fmt: skip
-    return own, parallel or most
+            f"{num} trial{'s' if num > 1 else ''} at once of {workers} need {num * need_cpus:g} CPUs and {num * need_gpus:g} GPUs, "
+            f"the cluster has {cpus:g} and {gpus:g}; {f'take --parallel {most} or fewer.' if most else lower}"
+        )
+    resources = {"cpu": DRIVER_CPUS if several else each}
+    if need_gpus and not several:
+        resources["gpu"] = need_gpus
+    return resources, parallel or most
 
 
 def run_trials(
@@ -140,31 +142,44 @@ def run_trials(
     A trial whose process dies is begun again from its own checkpoint, `where.retries` times.
     """
     folder = shared.data.storage / "sweeps" / shared.sweep / "tune"
-    metric, better = ("nll", "min") if shared.select == "nll" else ("rank", "max")
-    scheduler = None
-    if halving:
-        scheduler = ASHAScheduler(
-            time_attr="epoch", metric=metric, mode=better, max_t=halving.epochs,
-            grace_period=halving.grace, reduction_factor=halving.eta, stop_last_trials=False,
-        )  # fmt: skip
+    trainable = tune.with_parameters(_run_trial, shared=shared)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, shared=shared), resources),
+        tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=_Search(source, shared.select), scheduler=scheduler, num_samples=-1,
-            max_concurrent_trials=parallel, reuse_actors=True, trial_dirname_creator=lambda t: t.trial_id,
+            search_alg=_SourceSearcher(source, shared.select),
+            scheduler=_scheduler(halving, shared.select) if halving else None,
+            num_samples=-1,
+            max_concurrent_trials=parallel,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=f"{time.time_ns()}", storage_path=str(folder), verbose=0,
+            name=f"{time.time_ns()}",
+            storage_path=str(folder),
+            verbose=0,
             failure_config=tune.FailureConfig(max_failures=shared.where.retries),
         ),
-    )  # fmt: skip
+    )
     try:
         tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Search(Searcher):
+def _scheduler(halving: Halving, select: str) -> ASHAScheduler:
+    metric, better = ("nll", "min") if select == "nll" else ("rank", "max")
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=metric,
+        mode=better,
+        max_t=halving.epochs,
+        grace_period=halving.grace,
+        reduction_factor=halving.eta,
+        stop_last_trials=False,
+    )
+
+
+class _SourceSearcher(Searcher):
     """A source of trials as Tune knows it."""
 
     def __init__(self, source: TrialSource, select: str) -> None:
@@ -177,9 +192,8 @@ class _Search(Searcher):
         if trial is None:
             return Searcher.FINISHED
         self.running[trial_id] = trial
-        return {
-            "name": trial.name, "folder": str(trial.folder), "config": to_dict(trial.config),
-        }  # fmt: skip
+        config = to_dict(trial.config)
+        return {"name": trial.name, "folder": str(trial.folder), "config": config}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if self.select in result:
@@ -194,25 +208,25 @@ class _Search(Searcher):
             run.note(state="failed", reason="Its process died, and did so again when retried.")
         elif run.state == "running":  # Tune may end the process before it can say so
             run.note(state="stopped")
-        self.source.tell(trial, outcome(trial.folder))
+        self.source.tell(trial, read_outcome(trial.folder))
 
     def save(self, checkpoint_path: str) -> None:
-        """The runs' directories, and the study, are the record."""
+        """Leave the record to the runs' directories and the study."""
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
 
 
-def _trial(settings: dict[str, Any], shared: SweepContext) -> None:
-    """One trial, in a process of its own."""
+def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
+    """Run one trial, in a process of its own."""
     data, run = shared.data, Run(Path(settings["folder"]))
     config = from_dict(load_task(data.source).Config, settings["config"])
     os.environ["WANDB_RUN_GROUP"] = shared.sweep
     where = shared.where
+    where = replace(where, cpus_per_worker=where.cpus_per_worker or 1.0)
     alone = where.workers == 1
-    where = replace(
-        where, workers=0 if alone else where.workers, cpus_per_worker=where.cpus_per_worker or 1.0
-    )
+    if alone:
+        where = replace(where, workers=0)
     callbacks = [] if alone else [TuneReportCallback()]  # type: ignore[no-untyped-call]
 
     def report(position: TrainState) -> None:
@@ -233,7 +247,7 @@ def _trial(settings: dict[str, Any], shared: SweepContext) -> None:
 
 
 def _measure(shared: SweepContext, config: TaskConfig, run: Run) -> dict[str, float]:
-    """Median latency of one image through the model in this process, and the model's parameters."""
+    """Take the median latency of one image through the model in this process, and count the model's parameters."""
     data = shared.data
     task_class = load_task(data.source)
     dataset = Dataset.of(data.manifest, data.pixels)

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from assay.space import Choice, Float
-from assay.sweep.coordinates import axes_of, draw
+from assay.sweep.parallel import axes_of, render_parallel
 from assay.sweep.trial import Outcome
 
 SPACE = {
@@ -47,8 +47,10 @@ def test_axes_are_what_varies_and_some_trial_had():
 
 def test_values_lie_where_they_belong_and_the_best_quarter_stands_out():
     axes = axes_of(SPACE, TRIALS)
-    assert [axis.place(v) for axis, v in zip(axes, [1e-3, "b", 0.5, 0.5], strict=True)] == pytest.approx([0.5, 0.5, 0.25, 0.5])  # fmt: skip
-    page = ElementTree.fromstring(draw(axes, TRIALS))
+    values = (1e-3, "b", 0.5, 0.5)
+    shares = [axis.share(value) for axis, value in zip(axes, values, strict=True)]
+    assert shares == pytest.approx([0.5, 0.5, 0.25, 0.5])
+    page = ElementTree.fromstring(render_parallel(axes, TRIALS))
     lines = [p for p in page.iter("path") if p.get("class") != "axis"]
     assert [p.get("class") for p in lines] == ["other", "other", "best"]
     assert [p.find("title").text.split(":")[0] for p in lines] == ["trial 0", "trial 2", "trial 1"]
@@ -61,7 +63,7 @@ def test_values_lie_where_they_belong_and_the_best_quarter_stands_out():
 
 
 def test_a_setting_that_a_trial_did_not_have_breaks_its_line_and_leaves_a_dot():
-    page = ElementTree.fromstring(draw(axes_of(SPACE, TRIALS), TRIALS))
+    page = ElementTree.fromstring(render_parallel(axes_of(SPACE, TRIALS), TRIALS))
     first = next(p for p in page.iter("path") if (p.find("title") is not None))
     parts = [part for part in first.get("d").split("M") if part]
     assert len(parts) == 2  # lr to mode, then val alone

@@ -1,0 +1,51 @@
+"""The command of a sweep: what all sweeps are asked, and how they end."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from assay.errors import ConfigError, one_sentence
+from assay.experiment.options import Launch, option, parse_with
+from assay.experiment.resources import Resources
+from assay.train.source import TaskSource, load_task
+from assay.train.task import TaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepLaunch(Launch):
+    """The task, and how many of its trials run at once."""
+
+    task: Path = Path("tasks/fingerprint.py")
+    """The task file."""
+    parallel: int = 0
+    """Trials at once; 0: as many as fit."""
+    gpus_per_worker: float = 1.0
+    """GPUs of each worker, with --gpus; below 1 several trials share one (not checked on a GPU yet)."""
+
+
+L = TypeVar("L", bound=SweepLaunch)
+
+
+Sweep = Callable[[TaskSource, TaskConfig, Resources, L], int]
+"""Runs a sweep; returns how many trials failed."""
+
+
+def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -> None:
+    """Run a sweep as the command line asks for it.
+
+    Exits with 2 and one sentence where the user can mend something, with 1 where a trial failed.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with one_sentence():
+        source = TaskSource.read(option(arguments, "--task") or defaults.task)
+        task = load_task(source)
+        if defaults.preset not in task.presets():
+            defaults = replace(defaults, preset="")
+        config, where, launch = parse_with(task, arguments, defaults)
+        if where.workers == 0:
+            raise ConfigError("--workers is 0, and trials need Ray; give 1 or more.")
+        failed = sweep(source, config, where, launch)
+    if failed:
+        raise SystemExit(1)
