@@ -57,9 +57,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 CLASSES = ["m1", "m2", "m3"]
 DECISION = {
-    "temperature": 2.0, "coverage": 0.9, "quantile": 0.66, "costs": None, "positive": None,
-    "threshold": None, "num": 100, "num_groups": 50,
-}  # fmt: skip
+    "temperature": 2.0,
+    "coverage": 0.9,
+    "quantile": 0.66,
+    "costs": None,
+    "positive": None,
+    "threshold": None,
+    "num": 100,
+    "num_groups": 50,
+}
 METRIC = {"value": 0.9, "low": 0.8, "high": 0.95, "num": 60, "num_groups": 30}
 SIDE = 32
 
@@ -98,7 +104,8 @@ def make_bundle() -> Callable[..., Path]:
             red = np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1)
             constants = {"red": red, "bias": np.array(bias, np.float32)}
             _save(folder / "segment.onnx", nodes, "tiles", {"logits": [1, SIDE, SIDE]}, constants)
-            pipeline = {"kind": "tiles", "graphs": ["segment"], "masks": {}, "tiles": {"tile_px": SIDE, "overlap_px": 8}}  # fmt: skip
+            tiles = {"tile_px": SIDE, "overlap_px": 8}
+            pipeline = {"kind": "tiles", "graphs": ["segment"], "masks": {}, "tiles": tiles}
             classes, thresholds, decision = ["pore"], [36], None
         else:
             nodes = [
@@ -106,17 +113,25 @@ def make_bundle() -> Callable[..., Path]:
                 helper.make_node("Add", ["seen", "bias"], ["logits"]),
                 helper.make_node("Identity", ["seen"], ["embedding"]),
             ]
-            constants = {"inner": np.array([2, 3], np.int64), "bias": np.array([bias, 0, 0], np.float32)}  # fmt: skip
+            inner, first = np.array([2, 3], np.int64), np.array([bias, 0, 0], np.float32)
+            constants = {"inner": inner, "bias": first}
             ends = {"logits": [3], "embedding": [3]}
             _save(folder / "classify.onnx", nodes, "image", ends, constants)
             sizes = {"height_px": SIDE, "width_px": SIDE}
             pipeline = {"kind": "image", "graphs": ["classify"], "image": sizes}
+        embedding = {"mean": [0.0] * 3, "scatter": 1.0, "val": 0.5}
         card = {
-            "task": task, "run": f"{task}-{bias:g}", "data": "d" * 12, "code": {"assay": "0.1.0"},
-            "classes": classes, "pipeline": pipeline, "decision": decision, "thresholds": thresholds,
+            "task": task,
+            "run": f"{task}-{bias:g}",
+            "data": "d" * 12,
+            "code": {"assay": "0.1.0"},
+            "classes": classes,
+            "pipeline": pipeline,
+            "decision": decision,
+            "thresholds": thresholds,
             "metrics": {"test": {"num": 60, "num_groups": 30, "metrics": {"accuracy": METRIC}}},
-            "embedding": {"mean": [0.0] * 3, "scatter": 1.0, "val": 0.5} if task == "parts" else None,
-        }  # fmt: skip
+            "embedding": embedding if task == "parts" else None,
+        }
         seal(folder, from_json(Card, card), golden)
         return folder
 
@@ -129,12 +144,16 @@ def judged_rows() -> Callable[..., pa.Table]:
 
     def make(right: float, num: int = 120, test: str = "test") -> pa.Table:
         truth = np.arange(num) // 2 % 2
-        said = np.where(np.arange(num) // 2 * 7 % 60 < 60 * right, truth, 1 - truth)
-        table = pa.table({
-            "id": [f"s{i:04d}" for i in range(num)], "group": [f"g{i // 2}" for i in range(num)],
-            "split": [test if i < num // 2 else "val" for i in range(num)],
-            "truth": pa.array(truth, pa.int32()), "logits": pa.array(np.eye(3)[said].tolist()),
-        })  # fmt: skip
+        answers = np.where(np.arange(num) // 2 * 7 % 60 < 60 * right, truth, 1 - truth)
+        table = pa.table(
+            {
+                "id": [f"s{i:04d}" for i in range(num)],
+                "group": [f"g{i // 2}" for i in range(num)],
+                "split": [test if i < num // 2 else "val" for i in range(num)],
+                "truth": pa.array(truth, pa.int32()),
+                "logits": pa.array(np.eye(3)[answers].tolist()),
+            }
+        )
         return table.replace_schema_metadata({"classes": json.dumps(CLASSES)})
 
     return make

@@ -85,10 +85,10 @@ def address(checkout: Path, environment: dict[str, str]) -> Iterator[str]:
         f"ray start --head --block --num-cpus=2 --port={port} --dashboard-port={dashboard} "
         f"--ray-client-server-port={client} --dashboard-agent-listen-port=0 --temp-dir={folder}"
     )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     head = subprocess.Popen(
-        command.split(), cwd=checkout, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command.split(), cwd=checkout, env=environment, start_new_session=True, **silent
+    )
     url = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_until_up(url)

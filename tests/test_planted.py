@@ -127,7 +127,7 @@ def test_parameters_that_the_optimiser_does_not_hold_stop_the_run(tmp_path):
     """004: options that never arrive; here the layers are made anew after the optimiser."""
     loop = loop_of(tmp_path, config_of(train={"val_every": 4}))
     for name in ("body", "late", "head"):
-        fresh = toy.Toy(loop.task.config, toy.CLASSES, loop.task.pixels)
+        fresh = toy.Toy(loop.task.config, loop.task.dataset)
         setattr(loop.task, name, getattr(fresh, name))
     loop.task.scale = nn.Parameter(torch.ones(16))
     with pytest.raises(RunError, match="No parameter had a gradient"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.config import to_dict
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.manifest import Manifest
@@ -41,7 +42,7 @@ class ToyConfig(TaskConfig):
     dropout: float = 0.0
     """Dropout of hidden features (probability)."""
     rests_until: float = 0.4
-    """Share of the run during which one layer gets no gradient (1)."""
+    """Share of the run during which one layer gets no gradient."""
     head_lr: float = 0.5
     """Learning rate of the head as a multiple of optim.lr."""
 
@@ -52,24 +53,23 @@ class Toy(Task):
     Config = ToyConfig
     config: ToyConfig
 
-    def __init__(self, config: ToyConfig, classes: Sequence[str], pixels: Pixels) -> None:
-        super().__init__(config, classes, pixels)
+    def __init__(self, config: ToyConfig, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
         self.body = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(config.dropout))
         self.late = nn.Linear(6, 16)
-        self.head = nn.Linear(16, len(classes))
+        self.head = nn.Linear(16, len(self.classes))
         self.scale = nn.Parameter(torch.ones(16))
 
     @classmethod
-    def prepare(cls, config: Any, pixels: Pixels, samples: BatchRows) -> Batch:
-        x = np.stack(
-            [features(int(r), int(t)) for r, t in zip(samples.rows, samples.truth, strict=True)]
-        )
+    def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
+        truth = dataset.truth[samples.rows]
+        x = np.stack([features(int(r), int(t)) for r, t in zip(samples.rows, truth, strict=True)])
         if samples.train:
             noise = [np.random.default_rng(int(k)).normal(0, 0.1, 6) for k in samples.keys]
             x = x + np.stack(noise)
         return {
             "x": x.astype(np.float32),
-            "truth": samples.truth.astype(np.int64),
+            "truth": truth.astype(np.int64),
             "row": samples.rows,
         }
 
@@ -114,9 +114,9 @@ def make_loop(
     """A loop of one worker, without telemetry, on the toy's data."""
     job = make_job(folder, config)
     torch.manual_seed(config.train.seed)
-    task = task_class(config, job.manifest.classes, job.pixels)
+    task = task_class(config, job.dataset)
     rows = {name: job.split.rows(name) for name in ("train", "val")}
-    return Loop(task, task, rows, job.manifest.truth, stream or job.stream(), folder)
+    return Loop(task, task, rows, stream or job.stream(), folder)
 
 
 def make_job(
@@ -126,15 +126,22 @@ def make_job(
     folder.mkdir(parents=True, exist_ok=True)
     sets = [name for name, size in SIZES.items() for _ in range(size)]
     ids = [f"{row:03d}" for row in range(len(sets))]
-    manifest = Manifest(pa.table({
-        "id": ids, "image": ids, "label": [CLASSES[row % 3] for row in range(len(sets))],
-        "group": ids, "split": pa.nulls(len(sets), pa.string()), "content": ids,
-    }))  # fmt: skip
+    labels = [CLASSES[row % 3] for row in range(len(sets))]
+    columns = {"id": ids, "image": ids, "label": labels, "group": ids, "content": ids}
+    manifest = Manifest(pa.table(columns | {"split": pa.nulls(len(sets), pa.string())}))
+    source = TaskSource("toy", globals()["__source__"])
     return Job(
-        TaskSource("toy", globals()["__source__"]), to_dict(config), manifest, Split(sets, {}),
-        Pixels(Store(str(folder)), ids), folder, "cpu", strategy, judged=("test",),
+        source,
+        to_dict(config),
+        manifest,
+        Split(sets, {}),
+        Pixels(Store(str(folder)), ids),
+        folder,
+        "cpu",
+        strategy,
+        judged=("test",),
         checkpoint_steps=checkpoint_steps,
-    )  # fmt: skip
+    )
 
 
 class StoppedError(Exception):

@@ -37,21 +37,30 @@ def main() -> None:
         whole = options.storage.absolute()
         halved, short = whole / "asha", whole / "equal"
         full = search(whole, [*many, "--sampling", "random", "--eta", "0"])
-        asha = search(halved, [*many, "--sampling", "tpe", "--eta", "3", "--grace", str(options.grace)])  # fmt: skip
+        rungs = ["--eta", "3", "--grace", str(options.grace)]
+        asha = search(halved, [*many, "--sampling", "tpe", *rungs])
         spent = asha["budget"]["spent"]
         for run in whole.glob("fingerprint-*"):  # what is there is not trained again
             shutil.copytree(run, short / run.name, dirs_exist_ok=True)
-        equal = search(short, [*common, "--trials", "999", "--epochs", str(spent), "--sampling", "random", "--eta", "0", "--parallel", "1"])  # fmt: skip
-        methods = {"full budget, random": (whole, full), "ASHA + TPE": (halved, asha), "random, equal epochs": (short, equal)}  # fmt: skip
-        for name, (storage, found) in methods.items():
-            share = found["budget"]["spent"] / full["budget"]["spent"]
-            rows.append([str(seed), name, str(found["tried"]), str(found["budget"]["spent"]), f"{share:.0%}", *scores(storage, found)])  # fmt: skip
+        limits = ["--trials", "999", "--epochs", str(spent), "--parallel", "1"]
+        equal = search(short, [*common, *limits, "--sampling", "random", "--eta", "0"])
+        methods = {
+            "full budget, random": (whole, full),
+            "ASHA + TPE": (halved, asha),
+            "random, equal epochs": (short, equal),
+        }
+        for name, (storage, sweep) in methods.items():
+            epochs = sweep["budget"]["spent"]
+            share = f"{epochs / full['budget']['spent']:.0%}"
+            counts = [str(sweep["tried"]), str(epochs), share]
+            rows.append([str(seed), name, *counts, *scores(storage, sweep)])
+        header = ["seed", "method", "tried", "epochs", "of full"]
         bench.write(
             __file__,
             f"Embedded parts, preset designs, {options.epochs} epochs, {options.trials} trials, default search space, rungs from epoch {options.grace}. "
             "Epochs of random at equal epochs end with the trial that passes them.",
-            bench.table(["seed", "method", "tried", "epochs", "of full", "val of the selected", "unseen designs"], rows),
-        )  # fmt: skip
+            bench.table([*header, "val of the selected", "unseen designs"], rows),
+        )
 
 
 def search(storage: Path, options: list[str]) -> dict[str, Any]:
@@ -62,13 +71,13 @@ def search(storage: Path, options: list[str]) -> dict[str, Any]:
     if done.returncode == 2:
         raise SystemExit(done.stderr)
     report = done.stdout.strip().splitlines()[-1].removeprefix("report: ")
-    found: dict[str, Any] = json.loads((Path(report).parent / "sweep.json").read_text())
-    return found
+    sweep: dict[str, Any] = json.loads((Path(report).parent / "sweep.json").read_text())
+    return sweep
 
 
-def scores(storage: Path, found: dict[str, Any]) -> list[str]:
+def scores(storage: Path, sweep: dict[str, Any]) -> list[str]:
     """Val and unseen designs of the selected run, with their intervals."""
-    sets = json.loads((storage / found["selected"] / "result.json").read_text())["sets"]
+    sets = json.loads((storage / sweep["selected"] / "result.json").read_text())["sets"]
     estimates = [sets[name]["metrics"]["accuracy"] for name in ("val", "test_unseen")]
     return [f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in estimates]
 

@@ -13,6 +13,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+
+from assay.data.dataset import Dataset
+from assay.data.images.pixels import Pixels
+from assay.data.manifest import Manifest
 
 
 def seconds(variants: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -80,6 +85,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def dataset(pixels: Pixels, labels: Sequence[str]) -> Dataset:
+    """Stored images with a label each, every one a group of its own."""
+    ids = pixels.contents
+    return Dataset.of(Manifest(pa.table({"id": ids, "label": list(labels), "group": ids})), pixels)
 
 
 def photo(size: int, seed: int = 0) -> np.ndarray:

@@ -18,7 +18,7 @@ from bench import table, write
 from torch import Tensor
 
 from assay.cli.task import experiment
-from assay.config import to_dict
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.split import draw_split
@@ -40,14 +40,14 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     storage = parser.parse_args().storage.absolute()
     trained, batch = trained_task(storage)
-    fresh = type(trained)(trained.config, trained.classes, trained.pixels).eval()
+    fresh = type(trained)(trained.config, trained.dataset).eval()
     rows = []
     for name, scorer in (("trained", trained.scorer), ("untrained", fresh.scorer)):
         trained.scorer = scorer
         for sigma in SIGMAS:
-            found = compare(trained, batch, sigma)
-            rows.append([name, str(sigma), *(f"{v:.2f}" for v in found.values())])
-    header = ["scorer", "sigma", *found]
+            cosines = compare(trained, batch, sigma)
+            rows.append([name, str(sigma), *(f"{mean:.2f}" for mean in cosines.values())])
+    header = ["scorer", "sigma", *cosines]
     write(
         __file__,
         f"Mean cosine to a reference of {REFERENCE:,} samples, over {NUM_IMAGES} val images and {NUM_DRAWS} draws each of {NUM_NOISE} samples of noise (score function: 4 and {NUM_NOISE} hard draws), k = 4 of 1024 cells, with the loss gradients of the trained model. "
@@ -60,18 +60,17 @@ def main() -> None:
 def trained_task(storage: Path) -> tuple[Any, dict[str, np.ndarray]]:
     """The demo's task with its best weights, and a batch of val images."""
     source = TaskSource.read(SCRIPT)
-    task = load_task(source)
-    config: Any = task.presets()["demo"]
+    task_class = load_task(source)
+    config: Any = task_class.presets()["demo"]
     run = experiment(source, config, Resources(workers=0, storage=storage))
-    manifest = task.manifest(config, storage)
+    manifest = task_class.manifest(config, storage)
     pixels = Pixels(Store(str(storage / "store")), manifest.column("content"))
-    made: Task = task(config, manifest.classes, pixels)
-    load_best(made, run.folder)
-    assert to_dict(config)
+    dataset = Dataset.of(manifest, pixels)
+    task: Task = task_class(config, dataset)
+    load_best(task, run.folder)
     rows = draw_split(manifest, config.split).rows("val")[:: max(1, 78 // NUM_IMAGES)][:NUM_IMAGES]
-    keys = np.arange(len(rows), dtype=np.uint64)
-    samples = BatchRows(rows, keys, manifest.truth[rows], train=False)
-    return made.eval(), task.prepare(config, pixels, samples)
+    samples = BatchRows(rows, np.arange(len(rows), dtype=np.uint64), train=False)
+    return task.eval(), task_class.prepare(config, dataset, samples)
 
 
 def compare(task: Any, batch: dict[str, np.ndarray], sigma: float) -> dict[str, float]:
@@ -80,9 +79,9 @@ def compare(task: Any, batch: dict[str, np.ndarray], sigma: float) -> dict[str, 
     for i in range(len(batch["row"])):
         one = {name: values[i : i + 1] for name, values in batch.items()}
         with torch.no_grad():
-            scores = task._scores(one)
-            patches = task._cut(one, np.arange(scores.shape[1])[None])[0]
-            features = task._embed(patches[None])[0]
+            scores = task.scores(one)
+            patches = task.cut(one, np.arange(scores.shape[1])[None])[0]
+            features = task.embed(patches[None])[0]
         for name, value in of_image(task, one, scores, patches, features, sigma).items():
             sums.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in sums.items()}
@@ -102,20 +101,18 @@ def of_image(
     halves = [
         mixed(scores, upstream, sigma, 10**6 + half, REFERENCE // 2, "loo") for half in (0, 1)
     ]
-    made = {form: [] for form in FORMS}
+    cosines = {form: [] for form in FORMS}
     for draw in range(NUM_DRAWS):
         for form in FORMS:
-            found = mixed(scores, upstream, sigma, draw, NUM_NOISE, form)
-            made[form].append(cosine(found, sum(halves)))
+            gradient = mixed(scores, upstream, sigma, draw, NUM_NOISE, form)
+            cosines[form].append(cosine(gradient, sum(halves)))
     loss = hard_loss(task, features, truth)
     hard = [hard_gradient(loss, scores, sigma, 10**6 + half, REFERENCE // 2) for half in (0, 1)]
     for num in (4, NUM_NOISE):
-        cosines = [
-            cosine(hard_gradient(loss, scores, sigma, d, num), sum(hard)) for d in range(NUM_DRAWS)
-        ]
-        made[f"score function, {num} draws"] = cosines
-    made["halves (mixing)"], made["halves (hard)"] = [cosine(*halves)], [cosine(*hard)]
-    return {name: float(np.mean(values)) for name, values in made.items()}
+        draws = [hard_gradient(loss, scores, sigma, draw, num) for draw in range(NUM_DRAWS)]
+        cosines[f"score function, {num} draws"] = [cosine(drawn, sum(hard)) for drawn in draws]
+    cosines["halves (mixing)"], cosines["halves (hard)"] = [cosine(*halves)], [cosine(*hard)]
+    return {name: float(np.mean(values)) for name, values in cosines.items()}
 
 
 def mixture_gradient(
@@ -124,7 +121,7 @@ def mixture_gradient(
     """Gradient of the loss for the weight of each cell in each mixture (k d)."""
     cells, weights = perturbed_topk(scores, task.k, sigma, [99], NUM_NOISE)
     mixtures = torch.einsum("km,mchw->kchw", weights[0], patches[cells[0]]).requires_grad_()
-    loss = task._loss(task._classify(mixtures[None])[0], truth).sum()
+    loss = task.row_losses(task.classify(mixtures[None])[0], truth).sum()
     (gradient,) = torch.autograd.grad(loss, mixtures)
     return gradient.flatten(1) @ patches.flatten(1).T
 
@@ -151,8 +148,9 @@ def hard_loss(task: Any, features: Tensor, truth: Tensor) -> Any:
 
     @torch.no_grad()
     def loss(cells: Tensor) -> Tensor:
-        made: Tensor = task._loss(task.aggregator(features[cells])[0], truth.expand(len(cells)))
-        return made
+        logits, _ = task.aggregator(features[cells])
+        losses: Tensor = task.row_losses(logits, truth.expand(len(cells)))
+        return losses
 
     return loss
 

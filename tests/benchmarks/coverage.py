@@ -102,13 +102,17 @@ def main() -> None:
             f"| {name} | " + " | ".join(f"{o:.3f} ({p:.3f}) | {w:.2f}" for o, p, w in found) + " |"
         )
     head = " | ".join(f"{num} groups | width" for num in NUM_GROUPS)
+    machine = f"{os.cpu_count()} cores ({platform.machine()})"
     lines = [
         f"Share of 95 % intervals that hold the truth (in brackets: the percentile bootstrap over groups), {repeats}",
         f"simulations a cell (standard error {(0.05 * 0.95 / repeats) ** 0.5:.3f}), {NUM_RESAMPLES} resamples for both.",
-        "", f"| what | {head} |", "|---" * (1 + 2 * len(NUM_GROUPS)) + "|", *rows, "",
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores ({platform.machine()}); "
-        f"`python tests/benchmarks/coverage.py`; {time.time() - began:.0f} s.",
-    ]  # fmt: skip
+        "",
+        f"| what | {head} |",
+        "|---" * (1 + 2 * len(NUM_GROUPS)) + "|",
+        *rows,
+        "",
+        f"{time.strftime('%Y-%m-%d')}, {machine}; `python tests/benchmarks/coverage.py`; {time.time() - began:.0f} s.",
+    ]
     (HERE / "coverage.md").write_text("\n".join(lines) + "\n")
 
 

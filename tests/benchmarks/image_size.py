@@ -9,13 +9,14 @@ backward, from a warm store, with patches at the images' own resolution.
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from bench import peak_mb, photo, seconds, table, write
+from bench import dataset, peak_mb, photo, seconds, table, write
 
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
@@ -33,22 +34,20 @@ def task_of(folder: str, side: int, clip: float, turn: bool) -> tuple[Any, Any]:
     task = load_task(TaskSource.read(SCRIPT))
     config: Any = task.presets()["demo"]
     model = replace(config.model, k=8, trunk="resnet18", warmup_k=8)
-    sizes = replace(
-        config.patches, image_px=side, overview_px=425, patch_px=224, clahe_clip=clip,
-        clahe_grid=max(1, side // 80),
-    )  # fmt: skip
+    sizes = replace(config.patches, image_px=side, overview_px=425, patch_px=224)
+    sizes = replace(sizes, clahe_clip=clip, clahe_grid=max(1, side // 80))
     augment = AugmentConfig(hflip=0.5, vflip=0.5, rotation_deg=180.0, rotation_p=float(turn))
     config = replace(config, model=model, patches=sizes, augment=augment)
     contents = [f"{side}-{i}" for i in range(BATCH)]
     torch.manual_seed(0)
-    made = task(config, ["a", "b"], Pixels(Store(folder), contents)).train()
+    images = dataset(Pixels(Store(folder), contents), ["a", "b", "a", "b"])
     keys = np.arange(BATCH, dtype=np.uint64)
-    return made, BatchRows(np.arange(BATCH), keys, np.array([0, 1, 0, 1], np.int32), train=True)
+    return task(config, images).train(), BatchRows(np.arange(BATCH), keys, train=True)
 
 
 def step(task: Any, samples: Any) -> None:
     """Prepare, forward, backward."""
-    batch = task.prepare(task.config, task.pixels, samples)
+    batch = task.prepare(task.config, task.dataset, samples)
     task(batch, 0.9)["loss"].backward()
 
 
@@ -82,21 +81,22 @@ def main() -> None:
 
 def rows_of(folder: str, name: str, clip: float, turn: bool) -> list[list[str]]:
     """Whole step, its preparation, and memory."""
-    made = {side: task_of(folder, side, clip, turn) for side in SIDES}
-    steps = {str(side): lambda m=m: step(*m) for side, m in made.items()}
+    tasks = {str(side): task_of(folder, side, clip, turn) for side in SIDES}
+    steps = {side: partial(step, *pair) for side, pair in tasks.items()}
     prepares = {
-        str(side): lambda t=t, s=s: t.prepare(t.config, t.pixels, s)
-        for side, (t, s) in made.items()
+        side: partial(task.prepare, task.config, task.dataset, samples)
+        for side, (task, samples) in tasks.items()
     }
     whole, prepare = seconds(steps, 5), seconds(prepares, 5)
     memory = {str(side): peak_mb(measured, folder, side, clip, turn) for side in SIDES}
     parts = {"whole step": (whole, 1000, "ms"), "of it overviews": (prepare, 1000, "ms")}
     parts["peak memory"] = (memory, 1, "MB")
-    return [
-        [name, part, *(f"{scale * v:.0f} {unit}" for v in values.values()),
-         f"{list(values.values())[-1] / next(iter(values.values())):.2f}"]
-        for part, (values, scale, unit) in parts.items()
-    ]  # fmt: skip
+    rows = []
+    for part, (by_side, scale, unit) in parts.items():
+        smallest, *_, largest = by_side.values()
+        cells = [f"{scale * cost:.0f} {unit}" for cost in by_side.values()]
+        rows.append([name, part, *cells, f"{largest / smallest:.2f}"])
+    return rows
 
 
 if __name__ == "__main__":

@@ -99,10 +99,8 @@ def by_nncf(graph: Path, target: Path, feeds: list[dict[str, np.ndarray]]) -> Pa
     """NNCF's quantization of the same graph from the same tiles."""
     import nncf
 
-    made = nncf.quantize(
-        onnx.load(graph), nncf.Dataset(feeds), preset=nncf.QuantizationPreset.MIXED, subset_size=len(feeds)
-    )  # fmt: skip
-    onnx.save(made, target)
+    options = {"preset": nncf.QuantizationPreset.MIXED, "subset_size": len(feeds)}
+    onnx.save(nncf.quantize(onnx.load(graph), nncf.Dataset(feeds), **options), target)
     return target
 
 
@@ -147,14 +145,15 @@ def compared(net: nn.Module, folder: Path) -> list[str]:
     took = time.time() - began
     dynamic = seeds_own(net)
     layout = torch.channels_last
+    last = copy.deepcopy(net).to(memory_format=layout)
     weights = saved(net, folder / "net.pt")
     answers = {
         "torch eager": (in_torch(net), weights),
-        "torch channels-last": (in_torch(copy.deepcopy(net).to(memory_format=layout), layout), weights),
+        "torch channels-last": (in_torch(last, layout), weights),
         "torch dynamic quantization": (in_torch(dynamic), saved(dynamic, folder / "dynamic.pt")),
         "ONNX Runtime fp32": (in_onnxruntime(graph), made.fp32.bytes),
         "ONNX Runtime int8": (in_onnxruntime(int8), made.int8.bytes),
-    }  # fmt: skip
+    }
     missing = [name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is None]
     if "openvino" not in missing:
         answers["OpenVINO fp32"] = in_openvino(graph), made.fp32.bytes
@@ -190,16 +189,22 @@ def measured(
     base = "torch eager"
     rows = []
     for name, (_, size) in answers.items():
-        own = iou(masks[name], truth)
-        rows.append([
-            name, f"{size / 1e6:.2f}", f"{answers[base][1] / size:.2f}x", f"{took[name]['p50_ms']:.0f}",
-            f"{took[name]['p95_ms']:.0f}", f"{took[base]['p50_ms'] / took[name]['p50_ms']:.2f}x",
-            f"{iou(masks[name], masks[base]):.4f}", f"{own:.4f}", f"{own - iou(masks[base], truth):+.4f}",
-        ])  # fmt: skip
-    header = [
-        "what", "MB", "smaller", "p50 ms", "p95 ms", "faster", "mask IoU with torch", "IoU", "difference",
-    ]  # fmt: skip
-    return table(header, rows)
+        score = iou(masks[name], truth)
+        rows.append(
+            [
+                name,
+                f"{size / 1e6:.2f}",
+                f"{answers[base][1] / size:.2f}x",
+                f"{took[name]['p50_ms']:.0f}",
+                f"{took[name]['p95_ms']:.0f}",
+                f"{took[base]['p50_ms'] / took[name]['p50_ms']:.2f}x",
+                f"{iou(masks[name], masks[base]):.4f}",
+                f"{score:.4f}",
+                f"{score - iou(masks[base], truth):+.4f}",
+            ]
+        )
+    costs = ["MB", "smaller", "p50 ms", "p95 ms", "faster"]
+    return table(["what", *costs, "mask IoU with torch", "IoU", "difference"], rows)
 
 
 def main() -> None:

@@ -112,10 +112,14 @@ def row(file: Path, store: Store, clip: float) -> list[str]:
     found = Canvas(store.open("image"), sizes(clip)).patches(corners)
     gap = int(cv2.absdiff(found, expected).max())
     return [
-        "yes" if clip else "no", f"{taken['all of it']:.2f} s", f"{1000 * taken['lazy']:.1f} ms",
-        f"{taken['all of it'] / taken['lazy']:.0f}x", f"{memory['all of it']:.0f} MB",
-        f"{memory['lazy']:.0f} MB", str(gap),
-    ]  # fmt: skip
+        "yes" if clip else "no",
+        f"{taken['all of it']:.2f} s",
+        f"{1000 * taken['lazy']:.1f} ms",
+        f"{taken['all of it'] / taken['lazy']:.0f}x",
+        f"{memory['all of it']:.0f} MB",
+        f"{memory['lazy']:.0f} MB",
+        str(gap),
+    ]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from assay.bundle.bundle import Bundle
 from assay.data.images.decode import probe
-from assay.serve.encode import view_of
+from assay.serve.contract import View
 
 
 class Api(litserve.LitAPI):
@@ -24,7 +24,9 @@ class Api(litserve.LitAPI):
         return bytes(request["image"].file.read())
 
     def predict(self, image: bytes) -> Any:
-        return view_of(self.bundle.predict(image), probe(image), "none").model_dump()
+        height, width = probe(image)
+        form = self.bundle.predict(image).form("none")
+        return View(height=height, width=width, **form).model_dump()
 
     def encode_response(self, output: Any) -> Any:
         return output

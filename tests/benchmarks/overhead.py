@@ -18,11 +18,21 @@ import time
 from pathlib import Path
 
 import bench
-from starts import QUICK, ROOT
+from starts import ROOT, SMALL
 
 NUM = 4
-QUICK = [*QUICK[: QUICK.index("--eta")], "--train.epochs", "6", "--optim.lr", "1e-4", "--cpus-per-worker", "1"]  # fmt: skip
-SEARCH = ["--eta", "0", "--parallel", "1", "--space", "optim.lr=1e-4..1.01e-4", "optim.weight_decay=0.01", "model.dropout=0.0"]  # fmt: skip
+QUICK = [*SMALL, *["--train.epochs", "6", "--optim.lr", "1e-4", "--cpus-per-worker", "1"]]
+SEARCH = [
+    "--eta",
+    "0",
+    "--parallel",
+    "1",
+    "--space",
+    "optim.lr=1e-4..1.01e-4",
+    "optim.weight_decay=0.01",
+    "model.dropout=0.0",
+]
+PLAIN, SWEEP = "tasks/fingerprint.py", "sweeps/hyperparameters.py"
 
 
 def timed(script: str, storage: Path, *options: str) -> tuple[float, list[tuple[float, float]]]:
@@ -47,41 +57,25 @@ def main() -> None:
     rows, plain, ray = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         storage = Path(folder)
-        timed(
-            "tasks/fingerprint.py", storage, "--workers", "0", "--train.seed", "99"
-        )  # fills the store
-        for seed in range(NUM):
-            own = ("--train.seed", str(seed))
-            plain.append(timed("tasks/fingerprint.py", storage, "--workers", "0", *own))
-            ray.append(
-                timed(
-                    "tasks/fingerprint.py",
-                    storage,
-                    "--workers",
-                    "1",
-                    "--train.epochs",
-                    "6",
-                    *own,
-                    "--again",
-                )
-            )
-        one, _ = timed(
-            "sweeps/hyperparameters.py", storage, "--trials", "1", "--sweep-seed", "1", *SEARCH
-        )
-        five, trials = timed(
-            "sweeps/hyperparameters.py", storage, "--trials", "5", "--sweep-seed", "2", *SEARCH
-        )
+        timed(PLAIN, storage, "--workers", "0", "--train.seed", "99")  # fills the store
+        for seed in map(str, range(NUM)):
+            plain.append(timed(PLAIN, storage, "--workers", "0", "--train.seed", seed))
+            again = ("--train.seed", seed, "--again")
+            ray.append(timed(PLAIN, storage, "--workers", "1", *again))
+        short, _ = timed(SWEEP, storage, "--trials", "1", "--sweep-seed", "1", *SEARCH)
+        long, trials = timed(SWEEP, storage, "--trials", "5", "--sweep-seed", "2", *SEARCH)
     for name, runs in (("plain run in this process", plain), ("plain run on Ray", ray)):
-        rows.append(
-            _row(name, [t for _, each in runs for t in each], statistics.median(s for s, _ in runs))
-        )
-    rows.append(_row("trial of a search", trials, (five - one) / 4))
+        trainings = [training for _, several in runs for training in several]
+        rows.append(_row(name, trainings, statistics.median(seconds for seconds, _ in runs)))
+    trial = (long - short) / 4
+    rows.append(_row("trial of a search", trials, trial))
+    header = ["", "a step (ms)", "training (s)", "of the command (s)", "beside training (s)"]
     bench.write(
         __file__,
         f"One training of 6 epochs on tiny images, {NUM} plain runs of each kind (medians), a search of 5 trials and one of 1, one training at a time.",
-        bench.table(["", "a step (ms)", "training (s)", "of the command (s)", "beside training (s)"], rows),
-        f"Once a search: {one - (five - one) / 4:.1f} s (Python, Ray and torch started, the selected trial judged, its bundle and both reports).",
-    )  # fmt: skip
+        bench.table(header, rows),
+        f"Once a search: {short - trial:.1f} s (Python, Ray and torch started, the selected trial judged, its bundle and both reports).",
+    )
 
 
 def _row(name: str, trainings: list[tuple[float, float]], command: float) -> list[str]:

@@ -118,22 +118,34 @@ def page(found: Found) -> str:
     seeds = max(found.values(), key=len)
     every = [[name, *each(made, seeds, "fingerprint")] for name, made in found.items()]
     every.append(["random patches on the part", *each(first, seeds, "random")])
-    return "\n\n".join([
+    header = [
+        "recipe",
+        "found",
+        "ahead",
+        "patches on signal, mean (least)",
+        "accuracy, mean (least)",
+    ]
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
+    parts = [
         f"Embedded parts, unseen designs: {accuracy['num']:.0f} images of {accuracy['num_groups']:.0f} parts a seed, one thread a run. "
         f"A scorer has found the signal where at least {FOUND:.0%} of its patches lie on it; ahead is a seed "
         "whose accuracy is at least 10 points above random patches, with disjoint 95 % intervals over parts; "
         "each recipe is compared with random patches trained by its own settings, of which the default's are shown.",
-        table(["recipe", "found", "ahead", "patches on signal, mean (least)", "accuracy, mean (least)"], rows),
+        table(header, rows),
         "Every seed, accuracy on unseen designs (patches on signal); a dash is not run:",
         table(["recipe", *seeds], every),
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores ({platform.machine()}), no GPU; `python tests/benchmarks/selection.py`.\n",
-    ])  # fmt: skip
+        f"{time.strftime('%Y-%m-%d')}, {machine}; `python tests/benchmarks/selection.py`.\n",
+    ]
+    return "\n\n".join(parts)
 
 
-def spread(made: dict[str, dict[str, Metrics]], of: str) -> list[str]:
+def spread(by_seed: dict[str, dict[str, Metrics]], of: str) -> list[str]:
     """Mean and least of hits and accuracy over seeds."""
-    values = [[m[of][key]["value"] for m in made.values()] for key in ("patches_on_signal", "accuracy")]  # fmt: skip
-    return [f"{np.mean(own):.3f} ({min(own):.3f})" for own in values]
+    cells = []
+    for key in ("patches_on_signal", "accuracy"):
+        values = [runs[of][key]["value"] for runs in by_seed.values()]
+        cells.append(f"{np.mean(values):.3f} ({min(values):.3f})")
+    return cells
 
 
 def each(made: dict[str, dict[str, Metrics]], seeds: Iterable[str], of: str) -> list[str]:

@@ -125,34 +125,43 @@ def measured(kind: str, sigma: float) -> Iterator[None]:
 
 
 def _keep(
-    made: dict[str, tuple[Tensor, Tensor]], kind: str, step: Callable[[], tuple[Tensor, Tensor]]
+    outputs: dict[str, tuple[Tensor, Tensor]], kind: str, step: Callable[[], tuple[Tensor, Tensor]]
 ) -> None:
-    made[kind] = step()
+    outputs[kind] = step()
 
 
 def main() -> None:
     """Measure the fields one after the other."""
     rows, dense_mb = [], peak_mb(measured, "dense", 0.05)
-    for name, given in FIELDS.items():
-        entry, image, scores, sigma = problem(given)
-        made: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, noise_scale in FIELDS.items():
+        entry, image, scores, sigma = problem(noise_scale)
+        outputs: dict[str, tuple[Tensor, Tensor]] = {}
         steps = {"dense": dense(image, scores, sigma), "sparse": sparse(entry, scores, sigma)}
-        kept = {kind: partial(_keep, made, kind, step) for kind, step in steps.items()}
-        taken = seconds(kept, 1)
+        keeping = {kind: partial(_keep, outputs, kind, step) for kind, step in steps.items()}
+        taken = seconds(keeping, 1)
         gaps = [
             ((a - b).abs().max() / a.abs().max()).item()
-            for a, b in zip(*made.values(), strict=True)
+            for a, b in zip(*outputs.values(), strict=True)
         ]
         noise = draw_noise([1], NUM_NOISE, GRID**2)[0]
         active = len(hard_topk(scores + sigma * noise, K).unique())
-        sparse_mb = peak_mb(measured, "sparse", given)
-        rows.append([
-            name, str(active), f"{taken['dense']:.1f} s", f"{taken['sparse']:.2f} s",
-            f"{taken['dense'] / taken['sparse']:.0f}x", f"{dense_mb:.0f} MB", f"{sparse_mb:.0f} MB",
-            f"{dense_mb / sparse_mb:.0f}x", f"{max(gaps):.0e}",
-        ])  # fmt: skip
-    header = ["scores", f"active of {GRID**2}", "dense", "sparse", "faster", "dense peak",
-              "sparse peak", "smaller", "largest relative difference"]  # fmt: skip
+        sparse_mb = peak_mb(measured, "sparse", noise_scale)
+        rows.append(
+            [
+                name,
+                str(active),
+                f"{taken['dense']:.1f} s",
+                f"{taken['sparse']:.2f} s",
+                f"{taken['dense'] / taken['sparse']:.0f}x",
+                f"{dense_mb:.0f} MB",
+                f"{sparse_mb:.0f} MB",
+                f"{dense_mb / sparse_mb:.0f}x",
+                f"{max(gaps):.0e}",
+            ]
+        )
+    seconds_of = [f"active of {GRID**2}", "dense", "sparse", "faster"]
+    memory_of = ["dense peak", "sparse peak", "smaller"]
+    header = ["scores", *seconds_of, *memory_of, "largest relative difference"]
     write(
         __file__,
         f"One image of {SIZES.image_px}x{SIZES.image_px}, k = {K} patches of {SIZES.patch_px}, {NUM_NOISE} samples of noise, float32: mixed patches and gradient of the scores, dense and sparse. "

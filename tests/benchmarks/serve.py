@@ -34,7 +34,7 @@ from assay.runs import listing
 from assay.serve import cluster
 from assay.serve.client import Client
 from assay.serve.config import ApplicationConfig, ServeConfig, configuration
-from assay.serve.encode import view_of
+from assay.serve.contract import View
 
 CLIENTS = (1, 8, 32)
 ROUNDS, WARM_S, SECONDS = 3, 2.0, 8.0
@@ -110,7 +110,9 @@ def alone(folder: Path, image: bytes, threads: int = 2) -> list[Asked]:
     def one(bundle: Bundle) -> None:
         while time.monotonic() < end:
             began = time.perf_counter()
-            view_of(bundle.predict(image), probe(image), "none").model_dump_json()
+            height, width = probe(image)
+            form = bundle.predict(image).form("none")
+            View(height=height, width=width, **form).model_dump_json()
             counts = begin <= time.monotonic() < end
             taken.append((200, time.perf_counter() - began, counts))
 

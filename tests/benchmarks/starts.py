@@ -19,19 +19,38 @@ import bench
 
 ROOT = Path(__file__).parents[2]
 NUM, LIMIT_S = 20, 300
-QUICK = [
-    "--preset", "smoke", "--model.mode", "random", "--train.epochs", "1", "--patches.image-px", "128",
-    "--patches.overview-px", "32", "--patches.patch-px", "16", "--model.warmup-k", "4", "--eta", "0",
-    "--space", "optim.lr=1e-4..1e-2,log", "optim.weight_decay=0.01", "model.dropout=0.0",
-]  # fmt: skip
+SMALL = [
+    "--preset",
+    "smoke",
+    "--model.mode",
+    "random",
+    "--patches.image-px",
+    "128",
+    "--patches.overview-px",
+    "32",
+    "--patches.patch-px",
+    "16",
+    "--model.warmup-k",
+    "4",
+]
+"""Options of a training whose images are tiny."""
+SEARCH = [
+    "--train.epochs",
+    "1",
+    "--eta",
+    "0",
+    "--space",
+    "optim.lr=1e-4..1e-2,log",
+    "optim.weight_decay=0.01",
+    "model.dropout=0.0",
+]
 
 
 def search(storage: Path, trials: int, seed: int) -> tuple[bool, float, list[dict[str, float]]]:
     """Whether a search came to its end, its seconds, and when each of its trials was busy."""
-    command = [
-        sys.executable, str(ROOT / "sweeps" / "hyperparameters.py"), *QUICK, "--storage", str(storage),
-        "--trials", str(trials), "--sweep-seed", str(seed),
-    ]  # fmt: skip
+    script = str(ROOT / "sweeps" / "hyperparameters.py")
+    own = ["--storage", str(storage), "--trials", str(trials), "--sweep-seed", str(seed)]
+    command = [sys.executable, script, *SMALL, *SEARCH, *own]
     began = time.time()
     try:
         ended = subprocess.run(command, capture_output=True, timeout=LIMIT_S).returncode == 0
@@ -65,19 +84,20 @@ def main() -> None:
             gaps.append(one["began"] - max(free))
             lanes.remove(max(free))
         lanes.append(one["ended"])
+    rows = {
+        "whole command (s)": [seconds for _, seconds, _ in starts],
+        "until the first trial begins (s)": first,
+        "from one trial's end to the next one's begin, judging included (s)": gaps,
+    }
     bench.write(
         __file__,
         f"{NUM} starts of a search of 2 trials on 2 CPUs, one after the other: {hung} hung or failed (limit {LIMIT_S} s each).",
         bench.table(
             ["", "median", "least", "most"],
-            [
-                ["whole command (s)", *_three([s for _, s, _ in starts])],
-                ["until the first trial begins (s)", *_three(first)],
-                ["from one trial's end to the next one's begin, judging included (s)", *_three(gaps)],
-            ],
+            [[name, *_three(values)] for name, values in rows.items()],
         ),
         "The first trial waits for Python, Ray and two processes that import torch; those that follow use the same processes.",
-    )  # fmt: skip
+    )
 
 
 def _three(values: list[float]) -> list[str]:

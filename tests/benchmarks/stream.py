@@ -20,9 +20,10 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from bench import local_ray, photo, table, write
+from bench import dataset, local_ray, photo, table, write
 
 from assay.config import to_dict
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.order import Step, entry_keys, steps_of
@@ -33,11 +34,13 @@ from assay.train.task import Batch, BatchRows
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
 NUM_IMAGES, NUM_EPOCHS, BATCH = 240, 3, 14
-Served = list[tuple[int, int]]
+Served = tuple[float, int, list[int]]
+"""Time, epoch and rows of a batch."""
+Consumer = Callable[[], Iterator[Served]]
 
 
-def problem(folder: str) -> tuple[Any, Any, Pixels, np.ndarray]:
-    """Task, settings, stored images of 512 px, truth."""
+def problem(folder: str) -> tuple[Any, Any, Dataset]:
+    """Task, settings, stored images of 512 px."""
     task = load_task(SOURCE)
     config = replace(task.presets()["demo"])
     contents = [f"{i:04}" for i in range(NUM_IMAGES)]
@@ -45,7 +48,7 @@ def problem(folder: str) -> tuple[Any, Any, Pixels, np.ndarray]:
         path = Path(folder) / "image.png"
         cv2.imwrite(str(path), photo(512, seed=i))
         Store(folder).build(content, path)
-    return task, config, Pixels(Store(folder), contents), np.zeros(NUM_IMAGES, np.int32)
+    return task, config, dataset(Pixels(Store(folder), contents), ["a"] * NUM_IMAGES)
 
 
 def plan(task: Any, config: Any) -> list[Step]:
@@ -55,33 +58,26 @@ def plan(task: Any, config: Any) -> list[Step]:
     return [s for e in range(NUM_EPOCHS) for s in steps_of(task.order(train, rows, e), e)]
 
 
-def consume(
-    stream: Stream, steps: Sequence[Step], rank: int, world_size: int
-) -> Iterator[tuple[float, int, list[int]]]:
-    """Time, epoch and rows of each batch of one consumer."""
-    own = [share for s in steps if len((share := s.share(rank, world_size)).rows)]
-    for step, batch in zip(own, stream(own, train=True), strict=True):
+def consume(stream: Stream, steps: Sequence[Step], rank: int, world_size: int) -> Iterator[Served]:
+    """Each batch of one consumer."""
+    shares = [share for step in steps if len((share := step.share(rank, world_size)).rows)]
+    for step, batch in zip(shares, stream(shares, train=True), strict=True):
         yield time.perf_counter(), step.epoch, batch["row"].tolist()
 
 
-def split_shards(
-    made: tuple[Any, ...], world_size: int
-) -> list[Callable[[], Iterator[tuple[float, int, list[int]]]]]:
+def split_shards(task: Any, config: Any, images: Dataset, world_size: int) -> list[Consumer]:
     """The other design: one shuffled dataset, `streaming_split` into equal shards, an epoch at a time."""
-    _, own, images, classes = made
-    shared = ray.put((SOURCE, to_dict(own), images, classes))
+    shared = ray.put((SOURCE, to_dict(config), images))
 
     def prepare(block: Batch) -> Batch:
-        task, config, pixels, truth = _recall(shared)
+        task, config, images = _recall(shared)
         rows = block["id"]
-        return task.prepare(
-            config, pixels, BatchRows(rows, entry_keys(0, 0, rows), truth[rows], train=True)
-        )
+        return task.prepare(config, images, BatchRows(rows, entry_keys(0, 0, rows), train=True))
 
-    dataset = ray.data.range(NUM_IMAGES, override_num_blocks=30).randomize_block_order(seed=1)
-    shards = dataset.map_batches(prepare, batch_size=8).streaming_split(world_size, equal=True)
+    shuffled = ray.data.range(NUM_IMAGES, override_num_blocks=30).randomize_block_order(seed=1)
+    shards = shuffled.map_batches(prepare, batch_size=8).streaming_split(world_size, equal=True)
 
-    def served(shard: Any) -> Iterator[tuple[float, int, list[int]]]:
+    def served(shard: Any) -> Iterator[Served]:
         for epoch in range(NUM_EPOCHS):
             for batch in shard.iter_batches(
                 batch_size=max(1, BATCH // world_size), batch_format="numpy"
@@ -91,14 +87,12 @@ def split_shards(
     return [lambda shard=shard: served(shard) for shard in shards]
 
 
-def race(
-    consumers: Sequence[Callable[[], Iterator[tuple[float, int, list[int]]]]],
-) -> dict[str, Any]:
+def race(consumers: Sequence[Consumer]) -> dict[str, Any]:
     """All consumers at once, each in a thread: rate, first batches, what was served."""
-    made: list[list[tuple[float, int, list[int]]]] = [[] for _ in consumers]
+    batches_of: list[list[Served]] = [[] for _ in consumers]
     threads = [
-        threading.Thread(target=lambda c=c, m=m: m.extend(c()))
-        for c, m in zip(consumers, made, strict=True)
+        threading.Thread(target=lambda consumer=consumer, served=served: served.extend(consumer()))
+        for consumer, served in zip(consumers, batches_of, strict=True)
     ]
     began = time.perf_counter()
     for thread in threads:
@@ -106,55 +100,65 @@ def race(
     for thread in threads:
         thread.join(timeout=180)
         assert not thread.is_alive(), "a consumer hangs"
-    events = sorted(event for each in made for event in each)
-    ends = [max([began, *(t for t, e, _ in events if e < epoch)]) for epoch in range(NUM_EPOCHS)]
-    firsts = [
-        min(t for t, e, _ in events if e == epoch) - ends[epoch] for epoch in range(NUM_EPOCHS)
-    ]
-    seen = [(epoch, row) for _, epoch, rows in events for row in rows]
+    events = sorted(event for served in batches_of for event in served)
+    firsts = []
+    for epoch in range(NUM_EPOCHS):
+        end = max([began, *(time for time, other, _ in events if other < epoch)])
+        firsts.append(min(time for time, other, _ in events if other == epoch) - end)
+    pairs = [(epoch, row) for _, epoch, rows in events for row in rows]
     wanted = {(epoch, row) for epoch in range(NUM_EPOCHS) for row in range(NUM_IMAGES)}
     return {
-        "rate": len(seen) / (events[-1][0] - began), "first": firsts[0], "later": float(np.median(firsts[1:])),
-        "missing": len(wanted - set(seen)), "repeated": len(seen) - len(set(seen)),
-        "order": [[rows for _, _, rows in each] for each in made],
-    }  # fmt: skip
+        "rate": len(pairs) / (events[-1][0] - began),
+        "first": firsts[0],
+        "later": float(np.median(firsts[1:])),
+        "missing": len(wanted - set(pairs)),
+        "repeated": len(pairs) - len(set(pairs)),
+        "order": [[rows for _, _, rows in served] for served in batches_of],
+    }
 
 
-def designs(made: tuple[Any, ...], world_size: int) -> dict[str, Callable[[], list[Any]]]:
+def designs(
+    task: Any, config: Any, images: Dataset, world_size: int
+) -> dict[str, Callable[[], list[Consumer]]]:
     """Consumers of each design."""
-    task, config, pixels, truth = made
     steps = plan(task, config)
     ranks = range(world_size)
-    fed = ray_stream(SOURCE, config, pixels, truth)
+    fed = ray_stream(SOURCE, config, images)
 
-    def here(own: Sequence[Step], train: bool) -> Iterator[Batch]:
-        return batches(task, config, pixels, truth, own, train)
+    def here(shares: Sequence[Step], train: bool) -> Iterator[Batch]:
+        return batches(task, config, images, shares, train)
 
     return {
         "a pipeline per worker (Assay's)": lambda: [
             lambda r=r: consume(fed, steps, r, world_size) for r in ranks
         ],
-        "streaming_split": lambda: split_shards(made, world_size),
+        "streaming_split": lambda: split_shards(task, config, images, world_size),
         "no Ray, in the consumer": lambda: [
             lambda r=r: consume(here, steps, r, world_size) for r in ranks
         ],
     }
 
 
-def compare(made: tuple[Any, ...]) -> str:
+def compare(task: Any, config: Any, images: Dataset) -> str:
     """Each design at 1, 2 and 3 workers, twice for its order; Assay's also at 8."""
     rows = []
     for world_size in (1, 2, 3, 8):
-        for name, consumers in designs(made, world_size).items():
+        for name, consumers in designs(task, config, images, world_size).items():
             if world_size == 8 and "Assay" not in name:
                 continue
             first, second = race(consumers()), race(consumers())
-            rows.append([
-                name, str(world_size), f"{max(first['rate'], second['rate']):.0f}",
-                f"{second['first']:.2f} s", f"{1000 * second['later']:.0f} ms",
-                str(first["missing"]), str(first["repeated"]),
-                "yes" if first["order"] == second["order"] else "no",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    str(world_size),
+                    f"{max(first['rate'], second['rate']):.0f}",
+                    f"{second['first']:.2f} s",
+                    f"{1000 * second['later']:.0f} ms",
+                    str(first["missing"]),
+                    str(first["repeated"]),
+                    "yes" if first["order"] == second["order"] else "no",
+                ]
+            )
     header = [
         "design",
         "workers",
@@ -168,24 +172,21 @@ def compare(made: tuple[Any, ...]) -> str:
     return table(header, rows)
 
 
-def cost(made: tuple[Any, ...]) -> str:
+def cost(task: Any, config: Any, images: Dataset) -> str:
     """A loop whose step is a matrix product of about 30 ms, fed by Ray Data and by memory."""
-    task, config, pixels, truth = made
     steps = plan(task, config)
-    held = list(batches(task, config, pixels, truth, steps, True))
+    prepared = list(batches(task, config, images, steps, True))
     weight = torch.randn(1024, 1024)
-    fed = ray_stream(SOURCE, config, pixels, truth)
-    found: dict[str, list[tuple[float, float]]] = {"Ray Data": [], "memory": []}
+    fed = ray_stream(SOURCE, config, images)
+    sources = {"Ray Data": lambda: fed(steps, True), "memory": lambda: iter(prepared)}
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
     for _ in range(2):
-        for name, source in (
-            ("Ray Data", lambda: fed(steps, True)),
-            ("memory", lambda: iter(held)),
-        ):
-            found[name].append(_loop(source(), weight))
-    rows = [
-        [name, f"{min(t for t, _ in each):.2f} s", f"{min(w for _, w in each):.1%}"]
-        for name, each in found.items()
-    ]
+        for name, source in sources.items():
+            costs[name].append(_loop(source(), weight))
+    rows = []
+    for name, turns in costs.items():
+        taken, waited = (min(column) for column in zip(*turns, strict=True))
+        rows.append([name, f"{taken:.2f} s", f"{waited:.1%}"])
     return table(["fed by", f"{len(steps)} steps", "of it waiting for data"], rows)
 
 
@@ -213,9 +214,9 @@ def main() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as folder:
-        made = problem(folder)
-        race(designs(made, 1)["a pipeline per worker (Assay's)"]())  # starts Ray's own workers
-        parts = compare(made), cost(made)
+        inputs = problem(folder)
+        race(designs(*inputs, 1)["a pipeline per worker (Assay's)"]())  # starts Ray's own workers
+        parts = compare(*inputs), cost(*inputs)
     write(
         __file__,
         f"{NUM_IMAGES} stored images of 512 px, {NUM_EPOCHS} epochs in batches of {BATCH}, prepared as `tasks/fingerprint.py` has them (overviews of 128 px, random cells); consumers are threads that only count. A negative time: one consumer was in the next epoch before another had ended this one.",

@@ -67,11 +67,16 @@ def row(codec: str, file: Path) -> list[str]:
     np.testing.assert_array_equal(patches, others)
     gap = np.abs(seen.astype(int) - expected).max()
     return [
-        codec, f"{file.stat().st_size / 1e6:.0f} MB", f"{1000 * taken['whole']:.0f} ms",
-        f"{1000 * taken['in part']:.0f} ms", f"{taken['whole'] / taken['in part']:.1f}x",
-        f"{looked('in part', file)[2]:.2f}", f"{memory['whole']:.0f} MB",
-        f"{memory['in part']:.0f} MB", str(gap),
-    ]  # fmt: skip
+        codec,
+        f"{file.stat().st_size / 1e6:.0f} MB",
+        f"{1000 * taken['whole']:.0f} ms",
+        f"{1000 * taken['in part']:.0f} ms",
+        f"{taken['whole'] / taken['in part']:.1f}x",
+        f"{looked('in part', file)[2]:.2f}",
+        f"{memory['whole']:.0f} MB",
+        f"{memory['in part']:.0f} MB",
+        str(gap),
+    ]
 
 
 def main() -> None:

@@ -33,9 +33,15 @@ SIZES = PatchConfig(image_px=64, overview_px=16, patch_px=16, clahe_clip=0.0)
 GRID, K = 4, 3
 CLASSES = ["low", "middle", "high"]
 DECISION = Decision(
-    temperature=2.0, coverage=0.9, quantile=0.66, costs=None, positive=None, threshold=None,
-    num=100, num_groups=50,
-)  # fmt: skip
+    temperature=2.0,
+    coverage=0.9,
+    quantile=0.66,
+    costs=None,
+    positive=None,
+    threshold=None,
+    num=100,
+    num_groups=50,
+)
 SECRET = "/home/someone/secret"
 
 
@@ -44,10 +50,11 @@ def write_graphs(folder: Path) -> None:
 
     The overview is 16 pixels for 4 cells a side, so a 4x4 average pool gives the grid.
     """
+    cells = {"kernel_shape": [4, 4], "strides": [4, 4]}
     scorer = helper.make_graph(
         [
             helper.make_node("Slice", ["overview", "zero", "one", "axis"], ["first"]),
-            helper.make_node("AveragePool", ["first"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+            helper.make_node("AveragePool", ["first"], ["pooled"], **cells),
             helper.make_node("Flatten", ["pooled"], ["scores"]),
         ],
         "scorer",
@@ -57,7 +64,7 @@ def write_graphs(folder: Path) -> None:
             numpy_helper.from_array(np.array([value], np.int64), name)
             for name, value in (("zero", 0), ("one", 1), ("axis", 1))
         ],
-    )  # fmt: skip
+    )
     classify = helper.make_graph(
         [
             helper.make_node("ReduceMean", ["patches", "all"], ["logits"], keepdims=0),
@@ -74,7 +81,7 @@ def write_graphs(folder: Path) -> None:
             numpy_helper.from_array(np.array([1, 3, 4], np.int64), "all"),
             numpy_helper.from_array(np.array([2, 3, 4], np.int64), "inner"),
         ],
-    )  # fmt: skip
+    )
     for name, graph in (("scorer", scorer), ("classify", classify)):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         model.graph.node[0].metadata_props.add(key="trace", value=SECRET)
@@ -92,9 +99,15 @@ def draw(path: Path, seed: int) -> Path:
 def card_of(select: str = "dps") -> dict:
     graphs = ["classify", "scorer"] if select == "dps" else ["classify"]
     pipeline = {
-        "kind": "patches", "select": select, "k": K, "draws": 2 * K, "apart": 1, "grid": GRID, "graphs": graphs,
+        "kind": "patches",
+        "select": select,
+        "k": K,
+        "draws": 2 * K,
+        "apart": 1,
+        "grid": GRID,
+        "graphs": graphs,
         "patches": {"image_px": 64, "overview_px": 16, "patch_px": 16, "clahe_clip": 0.0},
-    }  # fmt: skip
+    }
     return {"classes": CLASSES, "pipeline": pipeline, "decision": DECISION.to_dict()}
 
 
@@ -190,9 +203,9 @@ def test_random_patches_are_the_same_for_the_same_image(tmp_path, images):
 def test_a_card_lists_every_file_and_its_golden_output(sealed, images):
     card = json.loads((sealed / "bundle.json").read_text())
     files = {path.name for path in sealed.iterdir()}
-    assert files == set(card["sha256"]) | {"bundle.json"} == {
-        "bundle.json", "classify.onnx", "scorer.onnx", "golden.png",
-    }  # fmt: skip
+    sealed_files = {"classify.onnx", "scorer.onnx", "golden.png"}
+    assert set(card["sha256"]) == sealed_files
+    assert files == sealed_files | {"bundle.json"}
     for name, digest in card["sha256"].items():
         assert hashlib.sha256((sealed / name).read_bytes()).hexdigest() == digest
     assert (sealed / "golden.png").read_bytes() == images[0].read_bytes()
@@ -256,7 +269,8 @@ def test_a_golden_output_within_the_tolerance_is_repeated(folder):
 
 def test_a_damaged_card_names_the_file_and_the_field(folder):
     edit(folder, golden={"image": "golden.png", "probs": {"a": "sure"}})
-    with pytest.raises(BundleError, match=r"bundle\.json: field 'golden\.probs\.a' is 'sure'; it must be a number"):  # fmt: skip
+    message = r"bundle\.json: field 'golden\.probs\.a' is 'sure'; it must be a number"
+    with pytest.raises(BundleError, match=message):
         Bundle(folder)
 
 
@@ -353,7 +367,7 @@ def test_half_of_the_weights_is_the_least(tmp_path, images):
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(16, 3)
     )
-    path = quantize(write_classify(tmp_path, net), op_types_to_quantize=["Gemm", "MatMul"])  # fmt: skip
+    path = quantize(write_classify(tmp_path, net), op_types_to_quantize=["Gemm", "MatMul"])
     assert quantized_share(path) == pytest.approx(48 / (48 + 216))
     with pytest.raises(BundleError, match=r"but 18\.2% of the weights"):
         seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
@@ -362,14 +376,13 @@ def test_half_of_the_weights_is_the_least(tmp_path, images):
 def test_weights_are_found_behind_other_nodes_and_in_functions(tmp_path):
     """60 int8 elements in a Constant node and 20 float ones in a function of the model."""
     stored = numpy_helper.from_array(np.ones((6, 10), np.int8), "stored")
-    inner = helper.make_function(
-        "here", "Last", ["x"], ["y"],
-        [
-            helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(np.ones((10, 2), np.float32))),
-            helper.make_node("MatMul", ["x", "w"], ["y"]),
-        ],
-        [helper.make_opsetid("", 18)],
-    )  # fmt: skip
+    weight = numpy_helper.from_array(np.ones((10, 2), np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    opset = helper.make_opsetid("", 18)
+    inner = helper.make_function("here", "Last", ["x"], ["y"], nodes, [opset])
     graph = helper.make_graph(
         [
             helper.make_node("Constant", [], ["stored"], value=stored),
@@ -388,7 +401,7 @@ def test_weights_are_found_behind_other_nodes_and_in_functions(tmp_path):
             numpy_helper.from_array(np.ones((1, 6), np.float32), "shift"),
         ],
     )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("here", 1)]
+    opsets = [opset, helper.make_opsetid("here", 1)]
     model = helper.make_model(graph, functions=[inner], opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model)
     onnx.save(model, tmp_path / "products.onnx")
@@ -430,7 +443,8 @@ def test_a_tile_that_is_found_damaged_late_is_its_own_images_error(tmp_path, ima
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as out:
         for number, level in enumerate(pyramid(pixels)):
-            out.write(level, tile=(32, 32), photometric="rgb", compression="zlib", subfiletype=min(number, 1))  # fmt: skip
+            options = {"compression": "zlib", "subfiletype": min(number, 1)}
+            out.write(level, tile=(32, 32), photometric="rgb", **options)
     content = file.getvalue()
     (answer,) = opened.predict_each([content])
     assert np.array_equal(answer.boxes, opened.predict_each([ImagePyramid.of(pixels)])[0].boxes)

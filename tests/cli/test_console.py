@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,9 @@ def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
     (judged_run(storage, "toy-old") / "result.json").write_text('{"sets": {}, "scorings": []}')
     make_run(storage, "toy-bare", 0.5, launches=[{}], seconds=None)
     lines = said(capsys, "runs", "--storage", str(storage)).splitlines()
-    reasons = {lines[i].split()[0]: lines[i + 1] for i in range(len(lines) - 1)
-               if lines[i].startswith("  toy-")}  # fmt: skip
+    reasons = {
+        line.split()[0]: below for line, below in pairwise(lines) if line.startswith("  toy-")
+    }
     for name, reason in {
         "toy-torn": "run.json is missing or damaged",
         "toy-newer": "written by a newer Assay",
@@ -293,15 +295,29 @@ def test_judging_by_another_task_file_than_the_runs_is_told(
     assert "This is scoring 2 of" in printed.out
 
 
+NO_NUMBER = (
+    "run.json: field 'launches.0.time' is 'soon'; it must be a number. "
+    "Restore the file, or train again with --again."
+)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("run.json", {"launches": [{"time": "soon"}]}, "run.json: field 'launches.0.time' is 'soon'; it must be a number. Restore the file, or train again with --again."),
-        ("run.json", {"state": "done"}, "field 'state' is 'done'; it must be 'new' or 'running' or"),
-        ("result.json", {"tried": "many"}, "result.json: field 'tried' is 'many'; it must be a whole number."),
+        ("run.json", {"launches": [{"time": "soon"}]}, NO_NUMBER),
+        (
+            "run.json",
+            {"state": "done"},
+            "field 'state' is 'done'; it must be 'new' or 'running' or",
+        ),
+        (
+            "result.json",
+            {"tried": "many"},
+            "result.json: field 'tried' is 'many'; it must be a whole number.",
+        ),
         ("result.json", {"sets": {"val": {"num": 3}}}, "field 'sets.val.num_groups' is missing"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_field_is_named_with_its_file(
     storage: Path,
     capsys: pytest.CaptureFixture[str],

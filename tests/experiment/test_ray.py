@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from assay.config import to_dict
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.manifest import Manifest
@@ -151,11 +152,12 @@ def test_competing_consumers_are_served_what_the_reference_serves(
 ) -> None:
     rows = split.rows("train")
     steps = [s for epoch in range(2) for s in steps_of(uniform_order(rows, 7, 3, epoch), epoch)]
-    stream = ray_stream(source, config, pixels, manifest.truth)
+    dataset = Dataset.of(manifest, pixels, rows)
+    stream = ray_stream(source, config, dataset)
 
     def served(rank: int) -> list[tuple[int, int]]:
         own = [share for s in steps if len((share := s.share(rank, world_size)).rows)]
-        expected = batches(task, config, pixels, manifest.truth, own, train=True)
+        expected = batches(task, config, dataset, own, train=True)
         for mine, theirs in zip(stream(own, train=True), expected, strict=True):
             assert mine.keys() == theirs.keys()
             for name in mine:

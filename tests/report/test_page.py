@@ -28,7 +28,18 @@ from assay.typed import to_json
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = ["mill", HOSTILE, "lathe & saw"]
 VOID = {"meta", "br", "img", "link", "input", "hr", "rect"}
-SECTIONS = ["numbers", "training", "errors", "domains", "trust", "own", "images", "data", "settings", "lineage"]  # fmt: skip
+SECTIONS = [
+    "numbers",
+    "training",
+    "errors",
+    "domains",
+    "trust",
+    "own",
+    "images",
+    "data",
+    "settings",
+    "lineage",
+]
 
 
 def estimate(value: float, spread: float = 0.1, num: int = 40) -> dict[str, Any]:
@@ -38,54 +49,64 @@ def estimate(value: float, spread: float = 0.1, num: int = 40) -> dict[str, Any]
 
 def summary(accuracy: float) -> dict[str, Any]:
     shares = ("accuracy", "group_accuracy", "set_coverage", "rejected", "patches_on_signal")
+    metrics = {name: estimate(accuracy) for name in shares}
+    of_class = {"num": 10, "recall": estimate(accuracy), "precision": estimate(0.5)}
+    classes = {name: of_class for name in CLASSES}
+    classes[HOSTILE] = of_class | {"precision": None}
+    sure = {"low": 0.6, "high": 0.7, "num": 40, "confidence": 0.65, "accuracy": estimate(0.7)}
     return {
         "num": 40,
         "num_groups": 20,
-        "metrics": {name: estimate(accuracy) for name in shares} | {"vote_accuracy": None, "nll": estimate(0.5)},
-        "classes": {
-            name: {"num": 10, "recall": estimate(accuracy), "precision": None if name == HOSTILE else estimate(0.5)}
-            for name in CLASSES
-        },
+        "metrics": metrics | {"vote_accuracy": None, "nll": estimate(0.5)},
+        "classes": classes,
         "confusion": [[9, 1, 0], [0, 10, 0], [2, 0, 18]],
         "families": {"model": {"accuracy": estimate(0.9), "within": None}},
         "domains": {"design": {"Clip": estimate(0.9), HOSTILE: estimate(0.25)}},
         "worst_domain": ["design", HOSTILE],
-        "reliability": [{"low": 0.6, "high": 0.7, "num": 40, "confidence": 0.65, "accuracy": estimate(0.7)}],
+        "reliability": [sure],
         "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.0, 0.25], "aurc": estimate(0.1)},
         "views": [{"views": 1, "accuracy": estimate(0.7)}, {"views": 2, "accuracy": estimate(0.8)}],
-    }  # fmt: skip
+    }
 
 
 def result() -> dict[str, Any]:
     figure = Figure(title=f"Own {HOSTILE}", kind="bar", series={"a": Series(x=[HOSTILE], y=[0.5])})
+    rule = "training-domain validation"
+    scoring = {"time": 0.0, "rule": rule, "assay": "0.1.0", "code": "abc", "host": "secret-host"}
+    fit = {"temperature": 1.25, "coverage": 0.9, "quantile": 0.5, "num": 40, "num_groups": 20}
     return {
         "schema": 1,
-        "rule": "training-domain validation",
+        "rule": rule,
         "oracle": False,
         "seed": 3,
         "classes": CLASSES,
-        "decision": {
-            "temperature": 1.25, "coverage": 0.9, "quantile": 0.5, "costs": None, "positive": None,
-            "threshold": None, "num": 40, "num_groups": 20,
-        },
+        "decision": fit | {"costs": None, "positive": None, "threshold": None},
         "sets": {"val": summary(0.9), "test_seen": summary(0.812), "test_unseen": summary(0.7)},
         "measures": to_json(STANDARD),
         "figures": [figure.to_dict()],
         "tried": 1,
-        "scorings": [{"time": 0.0, "rule": "training-domain validation", "assay": "0.1.0", "code": "abc", "host": "secret-host", "tried": 1, "decide": {}}],
-    }  # fmt: skip
+        "scorings": [scoring | {"tried": 1, "decide": {}}],
+    }
 
 
 def comparison(p_holm: float = 0.002, difference: float = 0.4) -> dict[str, Any]:
+    bounds = {"value": difference, "low": difference - 0.1, "high": difference + 0.1}
+    pair = {
+        "first_name": "fingerprint",
+        "name": "random",
+        "first": estimate(0.812),
+        "second": estimate(0.412),
+        "difference": estimate(0.4) | bounds,
+        "p": p_holm / 2,
+        "p_holm": p_holm,
+        "verdict": "is not read",
+        "mcnemar": {"unit": "groups", "only_first": 9, "only_second": 1, "p": 0.02},
+    }
     compared = [
-        {
-            "set": name, "metric": metric, "first_name": "fingerprint", "name": "random", "first": estimate(0.812), "second": estimate(0.412),
-            "difference": estimate(0.4) | {"value": difference, "low": difference - 0.1, "high": difference + 0.1},
-            "p": p_holm / 2, "p_holm": p_holm, "verdict": "is not read",
-            "mcnemar": {"unit": "groups", "only_first": 9, "only_second": 1, "p": 0.02},
-        }
-        for name in ("test_seen", "test_unseen") for metric in ("accuracy", "group_accuracy")
-    ]  # fmt: skip
+        {"set": name, "metric": metric} | pair
+        for name in ("test_seen", "test_unseen")
+        for metric in ("accuracy", "group_accuracy")
+    ]
     sets = {"test_seen": {"metrics": summary(0.4)["metrics"]}}
     return {
         "method": "fingerprint",
@@ -103,42 +124,54 @@ def run(tmp_path: Path) -> Path:
     """A finished run's directory, small and hostile."""
     folder = tmp_path / "fingerprint-0123456789ab"
     (folder / "samples").mkdir(parents=True)
-    write(folder, "run.json", {
-        "schema": 1, "state": "finished", "task": "fingerprint", "seconds": 3725.0,
-        "launches": [{"time": 0.0, "workers": 2, "strategy": "ddp", "device": "cpu", "assay": "0.1.0", "host": "secret-host"}],
-        "recipe": "aaaabbbbcccc", "data": "ddddeeeeffff",
+    launch = {"time": 0.0, "workers": 2, "strategy": "ddp", "device": "cpu"}
+    record = {
+        "schema": 1,
+        "state": "finished",
+        "task": "fingerprint",
+        "seconds": 3725.0,
+        "launches": [launch | {"assay": "0.1.0", "host": "secret-host"}],
+        "recipe": "aaaabbbbcccc",
+        "data": "ddddeeeeffff",
         "split": {"groups": 20, "dropped": 2, "near_duplicates_test_seen": 7},
         "quarantined": [{"row": 3, "reason": "/home/alice/parts/a.png is truncated"}],
-    })  # fmt: skip
-    write(folder, "config.json", {
-        "data": {"root": "/home/alice/parts"}, "split": {"unseen_domain": "design", "seed": 0},
-        "train": {"select": "accuracy", "epochs": 2}, "model": {"name": HOSTILE, "gates": True},
-    })  # fmt: skip
+    }
+    config = {
+        "data": {"root": "/home/alice/parts"},
+        "split": {"unseen_domain": "design", "seed": 0},
+        "train": {"select": "accuracy", "epochs": 2},
+        "model": {"name": HOSTILE, "gates": True},
+    }
+    write(folder, "run.json", record)
+    write(folder, "config.json", config)
     write(folder, "result.json", result())
     write(folder, "comparison.json", comparison())
     lines = [{"kind": "start", "step": 0, "epoch": 0, "total": 4}]
     for step in (1, 2, 2, 3, 4):  # step 2 twice: a resumed run
-        lines.append({"kind": "step", "step": step, "epoch": 0, "loss": 1.0 / step, "lr": 0.1, "data_wait": 0.5})  # fmt: skip
+        scalars = {"loss": 1.0 / step, "lr": 0.1, "data_wait": 0.5}
+        lines.append({"kind": "step", "step": step, "epoch": 0} | scalars)
     lines.append({"kind": "val", "step": 2, "epoch": 0, "accuracy": 0.75, "nll": 0.9, "val_s": 1})
     lines.append({"kind": "val", "step": 4, "epoch": 1, "accuracy": 0.75, "nll": 0.5, "val_s": 1})
     lines.append({"kind": "epoch", "step": 4, "epoch": 1, "samples_per_s": 12.0, "memory_mb": 1000})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = ["train"] * 6 + ["val"] * 3 + ["test_seen"] * 2 + ["test_unseen"]
-    pq.write_table(
-        pa.table({
-            "id": [str(i) for i in range(12)], "split": rows, "group": [f"g{i // 2}" for i in range(12)],
-            "label": [CLASSES[i % 3] for i in range(12)], "domain.design": ["Clip"] * 11 + [HOSTILE],
-        }),
-        folder / "split.parquet",
-    )  # fmt: skip
+    columns = {
+        "id": [str(i) for i in range(12)],
+        "split": ["train"] * 6 + ["val"] * 3 + ["test_seen"] * 2 + ["test_unseen"],
+        "group": [f"g{i // 2}" for i in range(12)],
+        "label": [CLASSES[i % 3] for i in range(12)],
+        "domain.design": ["Clip"] * 11 + [HOSTILE],
+    }
+    pq.write_table(pa.table(columns), folder / "split.parquet")
     cv2.imwrite(str(folder / "samples" / "0.jpg"), np.zeros((40, 60, 3), np.uint8))
-    sample = {
-        "id": HOSTILE, "split": "test_seen", "kind": "error", "group": "g", "domains": {"design": HOSTILE},
-        "boxes": [[0.0, 0.0, 30.0, 20.0], [30.0, 20.0, 60.0, 40.0]], "attn": [0.2, 0.8], "width": 60, "height": 40,
-        "image": "0.jpg", "truth": CLASSES[0], "answer": HOSTILE, "prob": 0.987, "right": False, "rejected": True,
-    }  # fmt: skip
+    row = {"id": HOSTILE, "split": "test_seen", "group": "g", "domains": {"design": HOSTILE}}
+    image = {"image": "0.jpg", "width": 60, "height": 40}
+    boxes = [[0.0, 0.0, 30.0, 20.0], [30.0, 20.0, 60.0, 40.0]]
+    answer = {"truth": CLASSES[0], "answer": HOSTILE, "prob": 0.987, "right": False}
+    sample = {"kind": "error", "rejected": True, "boxes": boxes, "attn": [0.2, 0.8]}
+    sample |= row | image | answer
     right = sample | {"kind": "example", "right": True, "answer": CLASSES[0], "prob": 0.655}
-    pair = {"split": "test_seen", "bits": 5, "id": "one", "twin": "two", "image": "0.jpg", "twin_image": "0.jpg"}  # fmt: skip
+    pair = {"split": "test_seen", "bits": 5, "id": "one", "twin": "two"}
+    pair |= {"image": "0.jpg", "twin_image": "0.jpg"}
     write(folder / "samples", "samples.json", {"samples": [sample, right], "near": [pair]})
     return folder
 
@@ -194,10 +227,16 @@ def test_the_answer_leads(run):
     assert start < text.index("Numbers")
     head = text[: text.index("Numbers", start + 1)]
     for words in (
-        "+0.400 in accuracy over random [+0.300, +0.500], p = 0.002", "40 images of 20 groups", "0.812 [0.712, 0.912]",
-        "0.412 [0.312, 0.512]", "training-domain validation", "seed 3", "1 configuration tried", "test scored once",
+        "+0.400 in accuracy over random [+0.300, +0.500], p = 0.002",
+        "40 images of 20 groups",
+        "0.812 [0.712, 0.912]",
+        "0.412 [0.312, 0.512]",
+        "training-domain validation",
+        "seed 3",
+        "1 configuration tried",
+        "test scored once",
         "Holm over 4 comparisons",
-    ):  # fmt: skip
+    ):
         assert words in head
     assert "ORACLE" not in text
     assert "Scoring 2" not in text
@@ -206,7 +245,8 @@ def test_the_answer_leads(run):
 def test_no_difference_is_said_in_words(run):
     write(run, "comparison.json", comparison(p_holm=0.4, difference=0.01))
     text = Page(report.render(run)).text
-    assert "fingerprint is not significantly different from random on known designs and unseen designs." in text  # fmt: skip
+    verdict = "fingerprint is not significantly different from random on known designs and"
+    assert f"{verdict} unseen designs." in text
     assert "p = 0.400 not significantly different" in text
     assert "better than" not in text
 
@@ -242,13 +282,15 @@ def test_oracle_scorings_tries_and_warnings_are_marked(run):
     write(run, "run.json", record | {"warnings": [f"Constant {HOSTILE} answers."]})
     text = Page(report.render(run)).text
     numbers = text.index("Numbers")
-    for words in ("ORACLE.", "Scoring 2 of test.", "24 configurations tried", f"Constant {HOSTILE} answers.", "test scored 2 times"):  # fmt: skip
+    marks = ("ORACLE.", "Scoring 2 of test.", "24 configurations tried", "test scored 2 times")
+    for words in (*marks, f"Constant {HOSTILE} answers."):
         assert text.index(words) < numbers
 
 
 def test_tables_say_what_the_files_say(run):
     text = Page(report.render(run)).text
-    assert "Accuracy images answered rightly 0.812 [0.712, 0.912] 0.700 [0.600, 0.800] 0.900 [0.800, 1.000]" in text  # fmt: skip
+    estimates = "0.812 [0.712, 0.912] 0.700 [0.600, 0.800] 0.900 [0.800, 1.000]"
+    assert f"Accuracy images answered rightly {estimates}" in text
     assert re.search(r"Vote accuracy [a-z ]+ none none none", text)
     assert "Patches on signal 0.812" in text  # a task's own measure
     assert f"{HOSTILE} worst 40 20 0.250 [0.150, 0.350]" in text
@@ -296,7 +338,8 @@ def test_hostile_names_are_only_ever_text(run):
 def test_nothing_is_loaded_and_nothing_runs(run):
     text = report.render(run)
     page = Page(text)
-    assert not [tag for tag, _ in page.elements if tag in ("script", "link", "iframe", "object", "embed", "base")]  # fmt: skip
+    loading = {"script", "link", "iframe", "object", "embed", "base"}
+    assert not loading & {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "data", "xlink:href", "poster", "action"):
             assert str(attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
@@ -372,9 +415,14 @@ def test_scores_without_classes_make_a_page(run):
     values = result() | {"classes": [], "decision": None, "figures": []}
     for name in values["sets"]:
         values["sets"][name] |= {
-            "metrics": {"IoU": estimate(0.6)}, "classes": {}, "confusion": [], "families": {}, "reliability": [],
-            "risk_coverage": None, "views": [],
-        }  # fmt: skip
+            "metrics": {"IoU": estimate(0.6)},
+            "classes": {},
+            "confusion": [],
+            "families": {},
+            "reliability": [],
+            "risk_coverage": None,
+            "views": [],
+        }
     write(run, "result.json", values)
     (run / "comparison.json").unlink()
     samples = json.loads((run / "samples" / "samples.json").read_text())

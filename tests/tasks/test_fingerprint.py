@@ -1,6 +1,5 @@
 """What only this task promises: order of operations, exact mixing, phases of the run, signal found."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,18 @@ import torch
 
 from assay.bundle.card import Card
 from assay.bundle.seal import seal
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
-from assay.data.inputs import augment
 from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.inputs.photometric import EPS
+from assay.data.manifest import Manifest
 from assay.errors import ConfigError
 from assay.metrics.decide import Decision
+from assay.nn.selection import LEARNING, selection_entropy
 from assay.nn.topk import draw_noise, perturbed_topk
+from assay.train.patches import MIN_ENTROPY
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows, Task
 
@@ -46,14 +48,16 @@ def make(pixels: Pixels, changes: dict[str, Any] | None = None, **fields: Any) -
     demo: Any = task.presets()["demo"]
     torch.manual_seed(0)
     model = replace(demo.model, **{"warmup_k": 8, **(changes or {})})
-    return task(replace(demo, patches=SIZES, model=model, **fields), ["a", "b"], pixels)
+    config = replace(demo, patches=SIZES, model=model, **fields)
+    ids = pixels.contents
+    columns = {"id": ids, "image": ids, "label": ["a", "b", "a", "b"], "group": ids}
+    return task(config, Dataset.of(Manifest(pa.table(columns)), pixels))
 
 
 def batch_of(task: Task, train: bool = True) -> Any:
     rows = np.arange(4)
     keys = np.arange(4, dtype=np.uint64) + np.uint64(7)
-    samples = BatchRows(rows, keys, np.array([0, 1, 0, 1], dtype=np.int32), train)
-    return type(task).prepare(task.config, task.pixels, samples)
+    return type(task).prepare(task.config, task.dataset, BatchRows(rows, keys, train))
 
 
 def test_exposure_comes_before_normalisation_and_never_after(pixels: Pixels) -> None:
@@ -61,7 +65,7 @@ def test_exposure_comes_before_normalisation_and_never_after(pixels: Pixels) -> 
     task = make(pixels, augment=bright)
     batch = batch_of(task)
     cells = np.full((4, 1), 35)
-    got = task.train()._cut(batch, cells).numpy()
+    got = task.train().cut(batch, cells).numpy()
     corners = cell_corners(cells[0], task.grid, SIZES)
     plain = np.stack([Canvas(pixels[i], SIZES).patches(corners) for i in range(4)]).astype(float)
     mean, std = (batch[n].reshape(4, 1, 1, 1, 3) for n in ("mean", "std"))
@@ -75,16 +79,16 @@ def test_exposure_comes_before_normalisation_and_never_after(pixels: Pixels) -> 
 def test_the_mixture_of_active_cells_is_the_mixture_of_all_cells(pixels: Pixels) -> None:
     task = make(pixels, {"estimator": "masked_loo", "num_noise": 20, "sigma": 0.05})
     batch = batch_of(task)
-    scores = task._scores(batch).detach()
+    scores = task.scores(batch).detach()
     num_cells = scores.shape[1]
     noise = draw_noise([1, 2, 3, 4], 20, num_cells)
     chosen = perturbed_topk(scores, 4, 0.05, [1, 2, 3, 4], 20)
-    patches = task._cut(batch, chosen.cells.numpy())
+    patches = task.cut(batch, chosen.cells.numpy())
     sparse = torch.einsum("bkm,bmchw->bkchw", chosen.weights, patches)
     everywhere = np.tile(np.arange(num_cells), (4, 1))
     picked = (scores[:, None] + 0.05 * noise).topk(4, -1).indices.sort(-1).values
     indicators = torch.nn.functional.one_hot(picked, num_cells).float().mean(1)
-    dense = torch.einsum("bkm,bmchw->bkchw", indicators, task._cut(batch, everywhere))
+    dense = torch.einsum("bkm,bmchw->bkchw", indicators, task.cut(batch, everywhere))
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
 
 
@@ -116,11 +120,11 @@ def test_the_noise_falls_over_the_run(pixels: Pixels) -> None:
 
 
 def test_judging_is_hard_deterministic_and_unaugmented(pixels: Pixels) -> None:
-    task = make(pixels, augment=augment.PRESETS["readme"]).eval()
+    task = make(pixels, augment=load_task(SOURCE).presets()["readme"].augment).eval()
     batch = batch_of(task, train=False)
     first, second = task.predict(batch), task.predict(batch)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    best = task._scores(batch).argsort(dim=1, descending=True, stable=True)[:, :4].sort(1).values
+    best = task.scores(batch).argsort(dim=1, descending=True, stable=True)[:, :4].sort(1).values
     assert torch.equal(first["cells"], best)
     boxes = first["boxes"].reshape(4, 4, 4).numpy()
     corners = np.stack([cell_corners(c.numpy(), task.grid, SIZES) for c in best])
@@ -138,22 +142,20 @@ def test_random_patches_do_not_depend_on_seed_or_batch_when_judged(pixels: Pixel
 
 def test_the_baseline_differs_in_nothing_but_where_it_looks() -> None:
     task = load_task(SOURCE)
-    module = sys.modules[task.__module__]
     for name, config in task.presets().items():
         (baseline,) = task.baselines(config).values()
         assert baseline.model.mode == "random", name
-        inert = {n: getattr(config.model, n) for n in module.SELECTION}
+        inert = {n: getattr(config.model, n) for n in LEARNING}
         assert replace(baseline, model=replace(baseline.model, mode="dps", **inert)) == config
         assert task.baselines(baseline) == {}
 
 
 def test_one_baseline_serves_all_ways_of_selecting(pixels: Pixels) -> None:
     task = load_task(SOURCE)
-    module = sys.modules[task.__module__]
     demo: Any = task.presets()["demo"]
-    other = {"estimator": "plain", "num_noise": 9, "sigma": 0.3, "sigma_final": 0.2, "warmup": 0.1,
-             "guide": 0.0, "guide_temperature": 2.0, "scorer_lr": 3.0}  # fmt: skip
-    assert set(other) == set(module.SELECTION)
+    noise = {"estimator": "plain", "num_noise": 9, "sigma": 0.3, "sigma_final": 0.2}
+    other = noise | {"warmup": 0.1, "guide": 0.0, "guide_temperature": 2.0, "scorer_lr": 3.0}
+    assert set(other) == set(LEARNING)
     changed = replace(demo, model=replace(demo.model, **other))
     assert task.baselines(changed) == task.baselines(demo)
     # and they have no effect on it: the same loss and the same gradients
@@ -187,9 +189,8 @@ def test_a_raw_file_served_gives_what_training_computes(
     assert all(p.grad is not None for p in task.backbone.parameters())
     with torch.no_grad():
         expected = task.eval().predict(batch_of(task, train=False))
-    decision = Decision(
-        temperature=1.0, coverage=0.9, quantile=0.9, costs=None, positive=None, threshold=None, num=9, num_groups=9
-    )  # fmt: skip
+    plain = {"costs": None, "positive": None, "threshold": None}
+    decision = Decision(temperature=1.0, coverage=0.9, quantile=0.9, num=9, num_groups=9, **plain)
     card = Card(classes=["a", "b"], pipeline=task.export(tmp_path, {}), decision=decision)
     files = [pixels.store.here.parent / f"{content}.png" for content in pixels.contents]
     bundle = seal(tmp_path, card, files[0])
@@ -204,7 +205,9 @@ def test_a_raw_file_served_gives_what_training_computes(
         gaps = np.maximum(
             abs(rows[:, :, None] - rows[:, None]), abs(columns[:, :, None] - columns[:, None])
         )
-        assert gaps[:, ~np.eye(4, dtype=bool)].min() * task.stride >= SIZES.patch_px
+        assert (
+            gaps[:, ~np.eye(4, dtype=bool)].min() * (SIZES.image_px // task.grid) >= SIZES.patch_px
+        )
 
 
 def test_iterative_selection_keeps_what_the_aggregator_attends_to(pixels: Pixels) -> None:
@@ -215,12 +218,12 @@ def test_iterative_selection_keeps_what_the_aggregator_attends_to(pixels: Pixels
         chosen = task.predict(batch)["cells"].numpy()
         for i in range(4):
             one = {name: values[i : i + 1] for name, values in batch.items()}
-            kept = task.tiles[:4]
+            memory = task.tiles[:4]
             for start in range(4, len(task.tiles), 3):
-                held = np.concatenate([kept, task.tiles[start : start + 3]])
-                attn = task.aggregator(task._embed(task._cut(one, held[None])))[1][0]
-                kept = held[np.sort(attn.argsort(descending=True)[:4].numpy())]
-            np.testing.assert_array_equal(chosen[i], kept)
+                cells = np.concatenate([memory, task.tiles[start : start + 3]])
+                attn = task.aggregator(task.embed(task.cut(one, cells[None])))[1][0]
+                memory = cells[np.sort(attn.argsort(descending=True)[:4].numpy())]
+            np.testing.assert_array_equal(chosen[i], memory)
     assert task.train().backbone.training  # and selecting leaves the mode alone
     task(batch_of(task), 0.0)
     assert task.backbone.training
@@ -233,7 +236,7 @@ def test_blanks_hide_patches_wherever_they_are_seen(pixels: Pixels) -> None:
     apart, touching = 0, task.grid + 2
     blank = {**batch, "blank": np.full((4, 1), touching)}
     cells = np.tile([apart, touching, touching + 1], (4, 1))
-    before, after = task._cut(batch, cells), task._cut(blank, cells)
+    before, after = task.cut(batch, cells), task.cut(blank, cells)
     left, top = cell_corners(np.array([touching]), task.grid, SIZES)[0]
     for i, cell in enumerate(cells[0]):
         x, y = cell_corners(np.array([cell]), task.grid, SIZES)[0]
@@ -244,7 +247,7 @@ def test_blanks_hide_patches_wherever_they_are_seen(pixels: Pixels) -> None:
                     0 * before[:, i, :, row, column] if hidden else before[:, i, :, row, column]
                 )
                 assert torch.equal(after[:, i, :, row, column], expected)
-    assert not torch.equal(task._scores(batch), task._scores(blank))
+    assert not torch.equal(task.scores(batch), task.scores(blank))
 
 
 def test_the_deletion_test_looks_for_evidence_elsewhere(pixels: Pixels) -> None:
@@ -264,41 +267,55 @@ def test_evidence_is_what_deletion_costs_beyond_random_deletion(tmp_path: Path) 
     config: Any = task.presets()["readme"]
     config = replace(config, data=replace(config.data, root=tmp_path))
     sure, wrong = [1.0, 0.0], [0.0, 1.0]
-    table = pa.table({
-        "id": list("abcdef"), "split": ["test"] * 6, "group": list("abcdef"), "truth": [0] * 6,
-        "logits_without_chosen": [wrong] * 5 + [sure], "logits_without_random": [sure] * 5 + [wrong],
-    })  # fmt: skip
-    found = task.judge(config, table, tmp_path).metrics["test"]
-    values = {name: round(estimate.value, 6) for name, estimate in found.items()}
+    ids = list("abcdef")
+    table = pa.table(
+        {
+            "id": ids,
+            "split": ["test"] * 6,
+            "group": ids,
+            "truth": [0] * 6,
+            "logits_without_chosen": [wrong] * 5 + [sure],
+            "logits_without_random": [sure] * 5 + [wrong],
+        }
+    )
+    estimates = task.judge(config, table, tmp_path).metrics["test"]
+    values = {name: round(estimate.value, 6) for name, estimate in estimates.items()}
     assert values == {
-        "accuracy_without_chosen": round(1 / 6, 6), "accuracy_without_random": round(5 / 6, 6),
+        "accuracy_without_chosen": round(1 / 6, 6),
+        "accuracy_without_random": round(5 / 6, 6),
         "evidence": round(4 / 6, 6),
-    }  # fmt: skip
-    assert found["evidence"].low < values["evidence"] < found["evidence"].high
+    }
+    assert estimates["evidence"].low < values["evidence"] < estimates["evidence"].high
 
 
-@pytest.mark.parametrize(
-    "changes", [{"k": 65}, {"warmup_k": 6}, {"spacing": -1.0}, {"ips_chunk": 0}, {"mode": "ips", "k": 26, "warmup_k": 26}]
-)  # fmt: skip
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"k": 65},
+    {"warmup_k": 6},
+    {"spacing": -1.0},
+    {"ips_chunk": 0},
+    {"mode": "ips", "k": 26, "warmup_k": 26},
+]
+
+
+@pytest.mark.parametrize("changes", IMPOSSIBLE)
 def test_selections_that_cannot_be_are_refused(pixels: Pixels, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"model\."):
         make(pixels, changes)
 
 
 def test_selection_entropy_tells_a_place_from_a_pattern(pixels: Pixels) -> None:
-    module = sys.modules[load_task(SOURCE).__module__]
     rng = np.random.default_rng(0)
     one = torch.from_numpy(rng.random(64))
     alike = one.repeat(8, 1)
-    assert float(module.selection_entropy(alike, 4)) == pytest.approx(0.0, abs=1e-6)
+    assert float(selection_entropy(alike, 4)) == pytest.approx(0.0, abs=1e-6)
     apart = torch.stack([torch.roll(torch.arange(64.0), 4 * i) for i in range(8)])
-    assert float(module.selection_entropy(apart, 4)) == pytest.approx(1.0)
+    assert float(selection_entropy(apart, 4)) == pytest.approx(1.0)
     # two places, taken by half of the images each: log(2 * 4) between log 4 and log 32
     halves = torch.cat([alike[:4], alike[:4].flip(1)])
-    assert float(module.selection_entropy(halves, 4)) == pytest.approx(1 / 3, abs=1e-6)
-    assert float(module.selection_entropy(alike[:1], 4)) == 1.0
+    assert float(selection_entropy(halves, 4)) == pytest.approx(1 / 3, abs=1e-6)
+    assert float(selection_entropy(alike[:1], 4)) == 1.0
     (limit,) = make(pixels).limits()
-    assert (limit.name, limit.low, limit.then) == ("selection_entropy", module.MIN_ENTROPY, "warn")
+    assert (limit.name, limit.low, limit.then) == ("selection_entropy", MIN_ENTROPY, "warn")
     losses = [{"estimator": "score_function"}, {"estimator": "masked_loo", "num_noise": 20}]
     for changes in losses:
         task = make(pixels, changes).train()

@@ -1,20 +1,25 @@
 """What tasks/segment.py promises beyond the conformance suite."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
 from assay.cli.task import main
+from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
+from assay.data.manifest import Manifest
 from assay.data.split import draw_split
 from assay.errors import ConfigError, MaskError, SplitError
 from assay.train.source import TaskSource, load_task
@@ -44,45 +49,48 @@ def user_files(folder: Path, builds: int = 4, layers: int = 2, size: int = 64) -
 def settings_of(root: Path, files: str = "../masks/{folder}/{name}.png") -> object:
     base = TASK.presets()["files"]
     return replace(
-        base, data=replace(base.data, root=root), masks=replace(base.masks, files=files),
-        crops=replace(base.crops, crop_px=64), tiles=replace(base.tiles, tile_px=64, overlap_px=0),
-    )  # fmt: skip
+        base,
+        data=replace(base.data, root=root),
+        masks=replace(base.masks, files=files),
+        crops=replace(base.crops, crop_px=64),
+        tiles=replace(base.tiles, tile_px=64, overlap_px=0),
+    )
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
+    images = ["--data.root", str(folder / "images")]
+    masks = ["--masks.files", "../masks/{folder}/{name}.png"]
     where = ["--workers", "0", "--storage", str(folder / "runs")]
-    return [
-        "--preset",
-        "files",
-        "--data.root",
-        str(folder / "images"),
-        "--masks.files",
-        "../masks/{folder}/{name}.png",
-        *where,
-        *more,
-    ]
+    return ["--preset", "files", *images, *masks, *where, *more]
 
 
-def model(classes: int = 1, pixels: Pixels | None = None) -> object:
+def no_images(classes: str = "a") -> Dataset:
+    """A dataset without rows, whose masks mark what each letter names."""
+    empty = pa.table({"label": pa.array([], pa.string()), "group": pa.array([], pa.string())})
+    named = empty.replace_schema_metadata({"classes": json.dumps([*classes])})
+    return Dataset.of(Manifest(named), Pixels(Store(""), []))
+
+
+def model(classes: str = "a") -> Any:
     torch.manual_seed(0)
-    config = replace(
-        SMOKE, masks=replace(SMOKE.masks, classes=tuple("abc"[:classes]), files="{name}_{kind}.png")
-    )
-    return TASK(config, list("abc"[:classes]), pixels or Pixels(Store(""), []))
+    masks = replace(SMOKE.masks, classes=tuple(classes), files="{name}_{kind}.png")
+    return TASK(replace(SMOKE, masks=masks), no_images(classes))
 
 
 def crops(value: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
-        "image": rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8), "mask": np.full((2, 64, 64), value, np.uint8),
-        "mean": np.full((2, 3), 0.5, np.float32), "std": np.full((2, 3), 0.3, np.float32),
-    }  # fmt: skip
+        "image": rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8),
+        "mask": np.full((2, 64, 64), value, np.uint8),
+        "mean": np.full((2, 3), 0.5, np.float32),
+        "std": np.full((2, 3), 0.3, np.float32),
+    }
 
 
 def test_given_masks_are_learnt_from_and_a_build_stands_in_one_set(tmp_path):
     config = settings_of(user_files(tmp_path))
     manifest = TASK.manifest(config, tmp_path / "runs")
-    assert manifest.classes == ["defect"]
+    assert manifest.mask_classes == ["defect"]
     assert [*manifest.masks] == ["label"]
     split = draw_split(manifest, config.split)
     groups = {
@@ -121,29 +129,33 @@ def test_the_heuristic_is_one_run_whatever_the_network(tmp_path):
     assert (still.model.mode, still.train.epochs) == ("heuristic", 0)
 
 
+def fill_masks(folder: Path, value: int, pattern: str = "*/*", width: int = 64) -> None:
+    """Write one value over all pixels of masks."""
+    for path in folder.glob(f"masks/{pattern}.png"):
+        cv2.imwrite(str(path), np.full((64, width), value, np.uint8))
+
+
 @pytest.mark.parametrize(
     ("planted", "expected"),
     [
-        (lambda f: cv2.imwrite(str(f / "masks/b0/1.png"), np.zeros((64, 32), np.uint8)), r"32 x 64.*64 x 64|64 x 32.*64 x 64"),
+        (lambda f: fill_masks(f, 0, "b0/1", width=32), r"32 x 64.*64 x 64|64 x 32.*64 x 64"),
         (lambda f: (f / "masks/b1/0.png").unlink(), "1 of 8 images have no mask"),
-        (lambda f: [p.write_bytes(cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1]) for p in f.glob("masks/*/*.png")], "are empty"),
-        (lambda f: [p.write_bytes(cv2.imencode(".png", np.full((64, 64), 255, np.uint8))[1]) for p in f.glob("masks/*/*.png")], "cover 100"),
+        (lambda f: fill_masks(f, 0), "are empty"),
+        (lambda f: fill_masks(f, 255), "cover 100"),
     ],
     ids=["size", "missing", "empty", "full"],
-)  # fmt: skip
+)
 def test_masks_that_cannot_be_learnt_from_are_refused(tmp_path, planted, expected, capsys):
     user_files(tmp_path)
     planted(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(str(SCRIPT), arguments(tmp_path))
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith(MaskError.__name__)
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(MaskError.__name__)
+    assert len(message.splitlines()) == 1
     assert not [*(tmp_path / "runs").glob("segment-*")]
-    import re
-
-    assert re.search(expected, said), said
+    assert re.search(expected, message), message
 
 
 def test_values_that_are_no_class_are_refused(tmp_path, capsys):
@@ -186,17 +198,17 @@ def test_what_is_marked_is_watched_against_collapse():
 
 def test_each_class_has_a_mask_of_its_own():
     """A pixel of class 2 is inside for the second logit alone."""
-    task = model(classes=2)
-    found = {}
+    task = model(classes="ab")
+    slopes = {}
     for value in (0, 1, 2):
         batch = crops(value)
         task.zero_grad()
         torch.manual_seed(0)
         task.train()(batch, 0.0)["loss"].backward()
-        found[value] = task.net.segmentation_head[0].bias.grad.clone()
-    assert (found[0] > 0).all()
-    assert found[1][0] < 0 < found[1][1]
-    assert found[2][1] < 0 < found[2][0]
+        slopes[value] = task.net.segmentation_head[0].bias.grad.clone()
+    assert (slopes[0] > 0).all()
+    assert slopes[1][0] < 0 < slopes[1][1]
+    assert slopes[2][1] < 0 < slopes[2][0]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +218,7 @@ def test_each_class_has_a_mask_of_its_own():
 def test_a_network_that_does_not_exist_is_refused(arch, encoder):
     config = replace(SMOKE.model, arch=arch, encoder=encoder, decoder_channels=())
     with pytest.raises(ConfigError, match="There is no network"):
-        TASK(replace(SMOKE, model=config), ["a"], Pixels(Store(""), []))
+        TASK(replace(SMOKE, model=config), no_images())
 
 
 def of_arch(arch: str, encoder: str, side: int) -> TaskConfig:
@@ -224,10 +236,10 @@ def test_every_architecture_is_taken_by_name(arch):
     config = of_arch(arch, encoder, side)
     if arch == "pan":  # pools to one pixel, of which groups of one channel have no deviation
         config = replace(config, model=replace(config.model, norm="batch"))
-    task = TASK(config, ["a"], Pixels(Store(""), [])).eval()
+    task = TASK(config, no_images()).eval()
     tile = torch.zeros(1, 3, side, side)
-    logits, embedding = task._described(tile)
-    assert torch.equal(logits, task._run(tile))
+    logits, embedding = task.describe(tile)
+    assert torch.equal(logits, task.logits(tile))
     assert logits.shape == (1, 1, side, side)
     assert embedding.shape == (1, embedding.numel())
     head = [m for m in task.net.segmentation_head.modules() if isinstance(m, nn.Conv2d)][-1]
@@ -237,7 +249,7 @@ def test_every_architecture_is_taken_by_name(arch):
 
 def test_a_size_that_the_encoder_does_not_take_is_refused():
     with pytest.raises(ConfigError, match=r"does not take crops\.crop-px 128"):
-        TASK(of_arch("dpt", "tu-vit_tiny_patch16_224", 128), ["a"], Pixels(Store(""), []))
+        TASK(of_arch("dpt", "tu-vit_tiny_patch16_224", 128), no_images())
 
 
 def test_the_heuristic_answers_by_its_rule(tmp_path):
@@ -249,12 +261,9 @@ def test_the_heuristic_answers_by_its_rule(tmp_path):
     for key, path in manifest.files.items():
         store.build(key, Path(path))
     pixels = Pixels(store, manifest.column("content"), manifest.masks)
-    task = TASK(config, manifest.classes, pixels)
-    columns = task.predict(
-        TASK.prepare(
-            config, pixels, BatchRows(np.arange(8), np.zeros(8, np.uint64), manifest.truth, False)
-        )
-    )
+    dataset = Dataset.of(manifest, pixels)
+    rows = BatchRows(np.arange(8), np.zeros(8, np.uint64), train=False)
+    columns = TASK(config, dataset).predict(TASK.prepare(config, dataset, rows))
     counts = columns["pixels_label"].numpy().reshape(8, 2, -1)
     assert (counts[:, :, 1:-1] == 0).all()
     iou = counts[:, 1, -1] / (counts[:, 1].sum(1) + counts[:, 0, -1])
@@ -265,32 +274,13 @@ def test_the_heuristic_answers_by_its_rule(tmp_path):
 def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, capsys):
     """From files to a report, in one process: the whole of it, small."""
     user_files(tmp_path, builds=5)
-    sizes = [
-        "--crops.crop-px",
-        "64",
-        "--tiles.tile-px",
-        "64",
-        "--tiles.overlap-px",
-        "0",
-        "--model.encoder",
-        "tu-mobilenetv3_small_050",
-    ]
-    net = [
-        *sizes,
-        "--model.decoder-channels",
-        "32",
-        "16",
-        "16",
-        "8",
-        "8",
-        "--train.epochs",
-        "6",
-        "--train.batch-size",
-        "4",
-        "--optim.lr",
-        "0.003",
-    ]
-    main(str(SCRIPT), arguments(tmp_path, *net, "--quantize.max-drop", "1.0", "--split.val", "0.3"))
+    options = (
+        "--crops.crop-px 64 --tiles.tile-px 64 --tiles.overlap-px 0 "
+        "--model.encoder tu-mobilenetv3_small_050 --model.decoder-channels 32 16 16 8 8 "
+        "--train.epochs 6 --train.batch-size 4 --optim.lr 0.003 "
+        "--quantize.max-drop 1.0 --split.val 0.3"
+    )
+    main(str(SCRIPT), arguments(tmp_path, *options.split()))
     shown = capsys.readouterr().out
     assert "heuristic" in shown
     [folder] = [

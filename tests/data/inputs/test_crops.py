@@ -77,7 +77,9 @@ def test_crops_fall_everywhere(pixels):
     assert 0.2 < np.mean(lefts) < 0.95
 
 
-@pytest.mark.parametrize(("name", "value"), [("crop_px", 100), ("crop_px", 0), ("around", 1.5), ("hflip", -0.1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"), [("crop_px", 100), ("crop_px", 0), ("around", 1.5), ("hflip", -0.1)]
+)
 def test_what_cannot_be_cut_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"crops.{name.replace('_', '-')}"):
         CropConfig(**{name: value})

@@ -169,8 +169,12 @@ def test_dense_and_sparse_cuts_are_the_same(shape, clahe):
     sizes = PatchConfig(image_px=240, overview_px=80, patch_px=48, clahe_clip=clahe, clahe_grid=8)
     change = Augment(
         matrix=about_centre(turn=0.3, zoom=1.1, mirror=-1.0, shift=(7, -12)),
-        brightness=1.2, contrast=0.8, gamma=1.3, saturation=0.7, resample=0.8,
-    )  # fmt: skip
+        brightness=1.2,
+        contrast=0.8,
+        gamma=1.3,
+        saturation=0.7,
+        resample=0.8,
+    )
     for augmented in (augment.IDENTITY, change):
         canvas = Canvas(ImagePyramid.of(smooth(*shape)), sizes, augmented)
         dense = canvas.patches(CORNERS)

@@ -109,8 +109,9 @@ def test_components_are_those_of_scipy(seed):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"tile_px": 100}, {"tile_px": 0}, {"tile_px": 64, "overlap_px": 40}, {"overlap_px": -1}]
-)  # fmt: skip
+    "settings",
+    [{"tile_px": 100}, {"tile_px": 0}, {"tile_px": 64, "overlap_px": 40}, {"overlap_px": -1}],
+)
 def test_sizes_that_cannot_be_are_refused(settings):
     with pytest.raises(ConfigError, match="tiles"):
         TileConfig(**settings)
