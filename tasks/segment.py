@@ -153,7 +153,7 @@ class Segment(Segmentation):
         return {"heuristic": rule}
 
     def levels(self, row: int) -> np.ndarray:
-        """Levels (classes h w) of every pixel of a row's image, by the network or the rule."""
+        """Return levels (classes h w) of every pixel of a row's image, by the network or the rule."""
         if self.config.model.mode == "net":
             return super().levels(row)
         return rule_levels(self.pixels[row].pixels, self.config.masks, len(self.classes))

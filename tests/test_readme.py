@@ -47,9 +47,9 @@ def test_every_command_parses(command: str) -> None:
     words = shlex.split(command)
     at = next(i for i, word in enumerate(words) if word.startswith("tasks/"))
     task = load_task(TaskSource.read(ROOT / words[at]))
-    config, where, _ = parse(task, words[at + 1 :])
+    config, resources, _ = parse(task, words[at + 1 :])
     assert config.train.epochs > 0
-    assert where.workers == (8 if "--workers 8" in command else 1)
+    assert resources.workers == (8 if "--workers 8" in command else 1)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "sweeps/" in c])
@@ -58,8 +58,8 @@ def test_every_sweep_parses(command: str) -> None:
     assert (ROOT / script).exists()
     kind = FoldLaunch if "generalization" in script else SearchLaunch
     task = load_task(TaskSource.read(ROOT / "tasks" / "fingerprint.py"))
-    _, where, launch = parse_with(task, words, kind())
-    assert where.workers == 1
+    _, resources, launch = parse_with(task, words, kind())
+    assert resources.workers == 1
     assert launch.task == Path("tasks/fingerprint.py")
 
 

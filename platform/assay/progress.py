@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int, label: str, done: int = 0) -> "tqdm[Any]":
-    """A bar on stderr; plain lines every 10 s where stderr is no terminal."""
+    """Return a bar on stderr; plain lines every 10 s where stderr is no terminal."""
     slow = not sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -100,7 +100,7 @@ def row(file: Path, store: Store, clip: float) -> list[str]:
     """One line of the table."""
     steps = {name: make(file, store, clip) for name, make in WAYS.items()}
     taken = seconds(steps, 3)
-    memory = {name: peak_mb(measured, name, store.place, clip) for name in steps}
+    memory = {name: peak_mb(measured, name, store.address, clip) for name in steps}
     corners = cell_corners(np.sort(CELLS), GRID, sizes(clip))
     pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
     if clip:

@@ -404,7 +404,7 @@ def test_relative_storage_is_refused_in_an_uploaded_job(
 
 
 @pytest.mark.parametrize(
-    ("where", "cpus", "gpus", "expected"),
+    ("resources", "cpus", "gpus", "expected"),
     [
         (Resources(workers=1), 2, 0, {"CPU": 1.0}),
         (Resources(workers=2), 2, 0, {"CPU": 0.5}),
@@ -418,7 +418,7 @@ def test_relative_storage_is_refused_in_an_uploaded_job(
 )
 def test_workers_leave_a_cpu_for_ray_data_or_are_refused(
     monkeypatch: pytest.MonkeyPatch,
-    where: Resources,
+    resources: Resources,
     cpus: int,
     gpus: int,
     expected: dict[str, float] | None,
@@ -428,9 +428,9 @@ def test_workers_leave_a_cpu_for_ray_data_or_are_refused(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
     if expected is None:
         with pytest.raises(ResourceError, match=str(cpus)):
-            worker_resources(where)
+            worker_resources(resources)
     else:
-        assert worker_resources(where) == expected
+        assert worker_resources(resources) == expected
 
 
 def test_a_full_disk_is_refused_with_figures_before_anything_is_decoded(

@@ -70,10 +70,9 @@ def test_parts_in_the_seeds_layout(tmp_path, cache):
     assert len(manifest) == 16
     assert manifest.classes == ["Stratasys-1", "Stratasys-6"]
     assert manifest.domains == ["design"]
-    assert set(manifest.given) == {None}
-    assert manifest.table.column_names == [
-        "id", "image", "label", "group", "split", "domain.design", "content",
-    ]  # fmt: skip
+    assert set(manifest.declared_sets) == {None}
+    names = "id image label group split domain.design content"
+    assert manifest.table.column_names == names.split()
     row = manifest.column("id").index("Stratasys-6/Plug/Device_6_Print_001_002.jpg")
     assert manifest.column("group")[row] == "Stratasys-6/Plug/001"
     assert manifest.column("domain.design")[row] == "Plug"
@@ -98,9 +97,8 @@ def test_a_level_of_sets_is_taken_as_given(tmp_path, cache):
 def test_some_images_may_have_a_set_and_others_none(tmp_path, cache):
     root = put(tmp_path, "A/x.png", "B/x.png", "test/A/y.png", "test/B/y.png")
     manifest = read_manifest(DataConfig(root=root), cache)
-    assert dict(zip(manifest.column("id"), manifest.given, strict=True)) == {
-        "A/x.png": None, "B/x.png": None, "test/A/y.png": "test", "test/B/y.png": "test",
-    }  # fmt: skip
+    assert manifest.column("id") == ["A/x.png", "B/x.png", "test/A/y.png", "test/B/y.png"]
+    assert manifest.declared_sets == [None, None, "test", "test"]
 
 
 def test_the_authors_other_naming_groups_by_serial(tmp_path, cache):
@@ -143,7 +141,7 @@ def test_images_behind_a_link_count(tmp_path, cache):
 def test_a_pattern_may_name_the_set_itself(tmp_path, cache):
     root = put(tmp_path, "train/A-1.png", "train/B-1.png", "val/A-2.png")
     config = DataConfig(root=root, patterns=("{split}/{label}-{name}",))
-    assert read_manifest(config, cache).given == ["train", "train", "val"]
+    assert read_manifest(config, cache).declared_sets == ["train", "train", "val"]
 
 
 def test_domains_above_the_class(tmp_path, cache):
@@ -370,14 +368,14 @@ def test_the_fingerprint_does_not_depend_on_where_the_data_lies(tmp_path, cache)
 
 @pytest.mark.parametrize("prefix", ["", "./", "{folder}/"])
 def test_the_same_table_elsewhere_is_the_same_data(tmp_path, cache, prefix):
-    found = []
-    for place, spelt in (("one", ""), ("two", prefix)):
-        folder = put(tmp_path / place, "1.png", "2.png")
+    manifests = []
+    for name, spelt in (("one", ""), ("two", prefix)):
+        folder = put(tmp_path / name, "1.png", "2.png")
         start = spelt.format(folder=folder)
         path = table_of(folder, "image,label", f"{start}1.png,a", f"{start}2.png,b")
-        found.append(read_manifest(DataConfig(root=path), cache))
-    assert found[0].fingerprint == found[1].fingerprint
-    assert found[0].column("group") == found[1].column("group")
+        manifests.append(read_manifest(DataConfig(root=path), cache))
+    assert manifests[0].fingerprint == manifests[1].fingerprint
+    assert manifests[0].column("group") == manifests[1].column("group")
 
 
 def test_the_order_of_a_tables_rows_decides_nothing(tmp_path, cache):
@@ -397,8 +395,8 @@ def test_the_order_of_a_tables_rows_decides_nothing(tmp_path, cache):
 def test_the_fingerprint_tells_every_kind_of_change(tmp_path, cache):
     names = ["train/A/Clip/Device_1_Print_1_1.jpg", "train/B/Clip/Device_2_Print_1_1.jpg"]
 
-    def of(place, *renamed, content=b"x", **options):
-        root = put(tmp_path / place, *names)
+    def of(folder, *renamed, content=b"x", **options):
+        root = put(tmp_path / folder, *names)
         for old, new in renamed:
             (root / new).parent.mkdir(parents=True, exist_ok=True)
             (root / old).rename(root / new)
@@ -407,7 +405,7 @@ def test_the_fingerprint_tells_every_kind_of_change(tmp_path, cache):
         sorted(root.rglob("*.jpg"))[0].write_bytes(content)
         return fingerprint_of(root, cache, **options)
 
-    found = [
+    fingerprints = [
         of("same"),
         of("content", content=b"y"),
         of("label", (names[0], "train/C/Clip/Device_1_Print_1_1.jpg")),
@@ -416,8 +414,8 @@ def test_the_fingerprint_tells_every_kind_of_change(tmp_path, cache):
         of("split", (names[0], "val/A/Clip/Device_1_Print_1_1.jpg")),
         of("no domain", domains=()),
     ]
-    assert len(set(found)) == len(found)
-    assert of("again") == found[0]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert of("again") == fingerprints[0]
 
 
 def test_where_keeps_and_leaves_out_rows(tmp_path):

@@ -80,8 +80,8 @@ class Limited(TASK):
     """Logs the mean row of each worker's share, of which only the global mean is bounded."""
 
     def forward(self, batch, progress, phase="main"):
-        made = super().forward(batch, progress, phase)
-        return made | {"row": torch.from_numpy(batch["row"]).float().mean()}
+        outputs = super().forward(batch, progress, phase)
+        return outputs | {"row": torch.from_numpy(batch["row"]).float().mean()}
 
     def limits(self):
         return (Limit("row", high=8.0, for_updates=4, then="warn", why="so."),)
@@ -91,9 +91,9 @@ class Noisy(TASK):
     """Draws at random in judging, on the second worker alone."""
 
     def predict(self, batch):
-        made = super().predict(batch)
-        noise = torch.randn_like(made["logits"]) * (dist.get_rank() == 1)
-        return made | {"logits": made["logits"] + noise}
+        columns = super().predict(batch)
+        noise = torch.randn_like(columns["logits"]) * (dist.get_rank() == 1)
+        return columns | {"logits": columns["logits"] + noise}
 
 
 class Resting(TASK):
@@ -210,20 +210,20 @@ def predictions(folder: Path) -> pa.Table:
     return pq.read_table(folder / "predictions.parquet")
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(folder: Path, other: Path) -> None:
     """Weights, losses and logits within the tolerance; everything that is counted exactly."""
-    expected = weights(one)
-    found = weights(other)
-    assert set(found) == set(expected)
+    expected = weights(folder)
+    tensors = weights(other)
+    assert set(tensors) == set(expected)
     for name, tensor in expected.items():
-        assert torch.allclose(found[name], tensor, atol=TOLERANCE), name
+        assert torch.allclose(tensors[name], tensor, atol=TOLERANCE), name
     for kind, fields in (("step", ("loss", "lr", "grad_norm")), ("val", ("accuracy", "nll"))):
-        ours, theirs = lines_of(one, kind), lines_of(other, kind)
+        ours, theirs = lines_of(folder, kind), lines_of(other, kind)
         assert list(ours) == sorted(theirs)
         for step, line in ours.items():
             for field in fields:
                 assert theirs[step][field] == pytest.approx(line[field], abs=1e-4), (step, field)
-    a, b = predictions(one), predictions(other)
+    a, b = predictions(folder), predictions(other)
     assert a.drop(["logits"]).equals(b.drop(["logits"]))
     gap = np.array(a["logits"].to_pylist()) - np.array(b["logits"].to_pylist())
     assert np.abs(gap).max() < 10 * TOLERANCE
@@ -240,8 +240,8 @@ def test_two_workers_share_every_batch_and_pad_without_weight(folder):
     plan = [step for e in range(2) for step in steps_of(TASK.order(CONFIG, rows, e), e)]
     assert len(shares[0]) == len(shares[1]) == len(plan)
     for first, second, step in zip(*shares, plan, strict=True):
-        own = first + second if len(step.rows) > 1 else first
-        assert sorted(own) == sorted(step.rows.tolist())
+        rows = first + second if len(step.rows) > 1 else first
+        assert sorted(rows) == sorted(step.rows.tolist())
         assert len(second) == max(1, len(step.rows) // 2)
 
 

@@ -45,12 +45,13 @@ def lines_of(folder: Path, kind: str = "") -> list[dict]:
     return list(last.values())
 
 
-def said(folder: Path) -> dict:
+def computed(folder: Path) -> dict:
     """What a run computed, by kind and step: every field that is no measurement of time."""
     return {
         (line["kind"], line["step"]): {k: v for k, v in line.items() if k not in MEASURED}
-        for line in lines_of(folder) if line["kind"] != "start"
-    }  # fmt: skip
+        for line in lines_of(folder)
+        if line["kind"] != "start"
+    }
 
 
 def best_of(folder: Path) -> bytes:
@@ -95,13 +96,13 @@ def test_a_run_killed_after_every_single_step_equals_one_never_killed(tmp_path, 
         break
     # the last step needs no further batch, so its launch is not stopped
     assert launches == STEPS
-    assert said(tmp_path) == said(straight)
+    assert computed(tmp_path) == computed(straight)
     assert best_of(tmp_path) == best_of(straight)
     assert same_predictions(tmp_path, straight)
 
 
-def same_predictions(one: Path, other: Path) -> bool:
-    return pq.read_table(one / "predictions.parquet").equals(
+def same_predictions(folder: Path, other: Path) -> bool:
+    return pq.read_table(folder / "predictions.parquet").equals(
         pq.read_table(other / "predictions.parquet")
     )
 
@@ -113,7 +114,7 @@ def test_steps_after_the_last_checkpoint_are_repeated_exactly(
     with pytest.raises(toy.StoppedError):
         work(tmp_path, config, lambda stream: toy.stopping(stream, stop), every)
     work(tmp_path, config, every=every)
-    assert said(tmp_path) == said(straight)
+    assert computed(tmp_path) == computed(straight)
     assert best_of(tmp_path) == best_of(straight)
     starts = [json.loads(t) for t in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     starts = [line["step"] for line in starts if line["kind"] == "start"]
@@ -271,8 +272,8 @@ def test_three_in_a_row_end_the_run(tmp_path, config):
 def test_gradients_that_are_not_finite_count_like_losses(tmp_path, config):
     class Rooted(TASK):
         def forward(self, batch, progress, phase="main"):
-            made = super().forward(batch, progress, phase)
-            return made | {"loss": made["loss"] + (self.head.weight.sum() * 0).sqrt()}
+            outputs = super().forward(batch, progress, phase)
+            return outputs | {"loss": outputs["loss"] + (self.head.weight.sum() * 0).sqrt()}
 
     with pytest.raises(RunError, match="not finite"):
         loop_of(tmp_path, config, Rooted).fit()
@@ -289,17 +290,17 @@ def test_clipping_bounds_the_update_and_zero_means_none(tmp_path):
         loop = loop_of(
             tmp_path / str(clip), config_of(train={"epochs": 1}, optim={"grad_clip": clip})
         )
-        seen: list[float] = []
+        norms: list[float] = []
         step = loop.optimizer.step
 
-        def spy(*_: object, seen=seen, step=step, loop=loop) -> None:
+        def spy(*_: object, norms=norms, step=step, loop=loop) -> None:
             grads = [p.grad.norm() for p in loop.task.parameters() if p.grad is not None]
-            seen.append(float(torch.stack(grads).norm()))
+            norms.append(float(torch.stack(grads).norm()))
             step()
 
         loop.optimizer.step = spy
         loop.fit()
-        moved[clip] = max(seen)
+        moved[clip] = max(norms)
     assert moved[0.01] == pytest.approx(0.01, rel=1e-3)
     assert moved[0.0] > 0.1
 
@@ -327,19 +328,20 @@ def test_bf16_trains_on_a_cpu_in_bf16(tmp_path):
 
 
 def test_metrics_hold_every_documented_field_and_no_other(straight):
+    common = {"kind", "step", "epoch", "time"}
+    trained = {"loss", "extra", "lr", "grad_norm", "samples_per_s", "data_wait", "memory_mb"}
     kinds = {
-        "start": {"kind", "step", "epoch", "total", "threads", "time"},
-        "step": {"kind", "step", "epoch", "loss", "extra", "lr", "grad_norm", "samples_per_s", "data_wait", "step_s", "memory_mb", "time"},
-        "val": {"kind", "step", "epoch", "accuracy", "nll", "val_s", "time"},
-        "epoch": {"kind", "step", "epoch", "loss", "extra", "lr", "grad_norm", "samples_per_s", "data_wait", "epoch_s", "memory_mb", "time"},
-    }  # fmt: skip
+        "start": common | {"total", "threads"},
+        "step": common | trained | {"step_s"},
+        "val": common | {"accuracy", "nll", "val_s"},
+        "epoch": common | trained | {"epoch_s"},
+    }
     lines = lines_of(straight)
     for line in lines:
         assert set(line) == kinds[line["kind"]]
         assert all(math.isfinite(v) for k, v in line.items() if k != "kind")
-    assert {kind: sum(line["kind"] == kind for line in lines) for kind in kinds} == {
-        "start": 1, "step": STEPS, "val": 4, "epoch": 4,
-    }  # fmt: skip
+    counts = {kind: sum(line["kind"] == kind for line in lines) for kind in kinds}
+    assert counts == {"start": 1, "step": STEPS, "val": 4, "epoch": 4}
     assert telemetry.__doc__ is not None
     documented = telemetry.__doc__.replace(",", " ").split()
     for name in set.union(*kinds.values()) - {"extra"}:
@@ -349,12 +351,12 @@ def test_metrics_hold_every_documented_field_and_no_other(straight):
 def test_epoch_lines_are_means_of_their_steps(straight):
     steps = lines_of(straight, "step")
     for line in lines_of(straight, "epoch"):
-        own = [s for s in steps if s["epoch"] == line["epoch"]]
-        assert len(own) == 5
-        assert line["step"] == own[-1]["step"]
+        epoch_steps = [s for s in steps if s["epoch"] == line["epoch"]]
+        assert len(epoch_steps) == 5
+        assert line["step"] == epoch_steps[-1]["step"]
         for name in ("loss", "extra", "lr", "grad_norm"):
-            assert line[name] == pytest.approx(np.mean([s[name] for s in own]), rel=1e-4)
-        assert line["epoch_s"] >= sum(s["step_s"] for s in own) * 0.99
+            assert line[name] == pytest.approx(np.mean([s[name] for s in epoch_steps]), rel=1e-4)
+        assert line["epoch_s"] >= sum(s["step_s"] for s in epoch_steps) * 0.99
         assert line["samples_per_s"] == pytest.approx(21 / line["epoch_s"], rel=1e-3)
 
 

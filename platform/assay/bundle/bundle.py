@@ -165,7 +165,7 @@ def read(source: Path | bytes | ImagePyramid | ImageError) -> ImagePyramid | Ima
 
 
 def _providers(provider: Provider) -> list[str]:
-    """What onnxruntime tries in turn.
+    """List what onnxruntime tries in turn.
 
     Raises:
         BundleError: it lacks the one that is asked for.

@@ -29,14 +29,14 @@ def main(path: str, arguments: Sequence[str] | None = None) -> None:
     with one_sentence():
         source = TaskSource.read(path)
         task = load_task(source)
-        config, where, launch = parse(task, sys.argv[1:] if arguments is None else arguments)
-        experiment(source, config, where, again=launch.again, reuse=launch.reuse)
+        config, resources, launch = parse(task, sys.argv[1:] if arguments is None else arguments)
+        experiment(source, config, resources, again=launch.again, reuse=launch.reuse)
 
 
 def experiment(
     source: TaskSource,
     config: TaskConfig,
-    where: Resources,
+    resources: Resources,
     again: bool = False,
     reuse: bool = False,
 ) -> Run:
@@ -44,20 +44,20 @@ def experiment(
 
     A finished run that was judged by other settings of `decide` is judged again, which is recorded.
     """
-    storage = storage_of(where)
+    storage = storage_of(resources)
     task = load_task(source)
     config = absolute(config)
     manifest = task.manifest(config, storage)
     named = {"": config} | dict(task.baselines(config))
     runs = {name: find(source, c, manifest, storage, again, reuse) for name, c in named.items()}
     if not all(is_whole(run) for run in runs.values()):
-        with cluster(where):
-            data = read_data(source, manifest, config, where, storage)
+        with cluster(resources):
+            data = read_data(source, manifest, config, resources, storage)
             for name, run in runs.items():
                 if not is_whole(run):
                     with run.lease():
                         prepared = prepare(data, named[name], name or source.name)
-                        complete(prepared, run, where)
+                        complete(prepared, run, resources)
     folders = {name or source.name: run.folder for name, run in runs.items()}
     for name, run in runs.items():
         if not is_decided(run.folder, named[name]):

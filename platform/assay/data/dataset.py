@@ -25,7 +25,7 @@ class Column:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Column":
-        """Number the distinct texts in sorted order."""
+        """Give the distinct texts numbers, in sorted order."""
         values = tuple(sorted(set(texts)))
         index = {value: code for code, value in enumerate(values)}
         return cls(values, np.array([index[text] for text in texts], dtype=np.int32))
@@ -60,7 +60,7 @@ class Dataset:
     def of(
         cls, manifest: Manifest, pixels: Pixels, train: Int64[np.ndarray, " train"] | None = None
     ) -> "Dataset":
-        """Number the columns of a manifest; without `train` nothing can be fitted."""
+        """Give the texts of a manifest numbers; without `train` nothing can be fitted."""
         return cls(
             classes=tuple(manifest.classes),
             truth=manifest.truth,

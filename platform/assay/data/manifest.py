@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from assay.config import Settings, fingerprint
@@ -91,11 +92,11 @@ class Manifest:
         """Path of each content that the store should hold, images and masks."""
         pairs = [("content", "image")]
         pairs += [(f"mask_content.{kind}", f"mask.{kind}") for kind in self.masks]
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for content, path in pairs:
             for key, file in zip(self.column(content), self.column(path), strict=True):
-                found.setdefault(key, file)
-        return found
+                files.setdefault(key, file)
+        return files
 
     @property
     def domains(self) -> list[str]:
@@ -112,15 +113,15 @@ class Manifest:
         return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
     def column(self, name: str) -> list[str]:
-        """Return one column as a list; for `split`, which may lack values, see `given`."""
+        """Return one column as a list; for `split`, which may lack values, see `declared_sets`."""
         values: list[str] = self.table[name].to_pylist()
         return values
 
     @property
-    def given(self) -> list[str | None]:
-        """The set that the data gives each row, if any."""
-        values: list[str | None] = self.table["split"].to_pylist()
-        return values
+    def declared_sets(self) -> list[str | None]:
+        """The set that the data names for each row, if any."""
+        sets: list[str | None] = self.table["split"].to_pylist()
+        return sets
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -213,8 +214,8 @@ def _scan_folder(root: Path, config: DataConfig) -> list[dict[str, str]]:
         path = file.relative_to(root)
         name = path.with_suffix("").as_posix()
         first, _, rest = name.partition("/")
-        given = {config.split: first} if first in SPLITS else {}
-        inner = rest if given else name
+        declared = {config.split: first} if first in SPLITS else {}
+        inner = rest if declared else name
         match = next(
             # a pattern that names the set itself sees the whole name
             (
@@ -227,7 +228,7 @@ def _scan_folder(root: Path, config: DataConfig) -> list[dict[str, str]]:
         if match is None:
             strangers.append(name)
             continue
-        rows.append(given | match.groupdict() | {"id": path.as_posix(), "image": str(file)})
+        rows.append(declared | match.groupdict() | {"id": path.as_posix(), "image": str(file)})
     if strangers:
         raise ManifestError(
             f"{len(strangers)} of {len(files)} images under {root} fit no pattern, first {strangers[0]!r}; "
@@ -242,10 +243,10 @@ def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, s
     if not all(p.startswith("{" + (config.label or "?") + "}/") for p in config.patterns):
         return
     sets = [root / name for name in SPLITS if (root / name).is_dir()]
-    seen = {row[config.label] for row in rows}
+    labels = {row[config.label] for row in rows}
     folders = {d for top in (root, *sets) for d in top.iterdir() if d.is_dir()}
     for folder in sorted(folders.difference(sets)):
-        if folder.name not in seen and not folder.name.startswith("."):
+        if folder.name not in labels and not folder.name.startswith("."):
             raise ManifestError(
                 f"The class folder {folder} holds no image; add images or remove the folder."
             )
@@ -256,10 +257,10 @@ def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
     labels = [config.label] if config.label else []
     needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
     table = _open_table(path)
-    given = [config.split] if config.split in table.column_names else []
+    optional = [config.split] if config.split in table.column_names else []
     columns = {
         name: _texts(path, table, name)
-        for name in dict.fromkeys([*needed, *given, *(column for column, _, _ in conditions)])
+        for name in dict.fromkeys([*needed, *optional, *(column for column, _, _ in conditions)])
     }
     rows: list[dict[str, str]] = []
     for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
@@ -286,24 +287,24 @@ def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
 
 
 def _condition(text: str) -> tuple[str, bool, str]:
-    """COLUMN=VALUE or COLUMN!=VALUE as column, whether equality is wanted, and value."""
-    found = re.fullmatch(r"(.+?)(!?=)(.*)", text)
-    if found is None:
+    """Read COLUMN=VALUE or COLUMN!=VALUE: the column, whether equality is wanted, and the value."""
+    match = re.fullmatch(r"(.+?)(!?=)(.*)", text)
+    if match is None:
         raise ManifestError(
             f"data.where has {text!r}; allowed: COLUMN=VALUE and COLUMN!=VALUE, such as kind=image."
         )
-    return found[1], found[2] == "=", found[3]
+    return match[1], match[2] == "=", match[3]
 
 
 def _open_table(path: Path) -> pa.Table:
     try:
         if path.suffix.lower() == ".parquet":
             return pq.read_table(path)
-        with pa.csv.open_csv(path) as reader:
+        with pacsv.open_csv(path) as reader:
             names = reader.schema.names
         # as text: a serial number 007 must stay one
-        as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return pa.csv.read_csv(path, convert_options=as_text)
+        as_text = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return pacsv.read_csv(path, convert_options=as_text)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"{path} cannot be read as a table ({error}); allowed: CSV with a header, or Parquet."
@@ -327,11 +328,11 @@ def _texts(path: Path, table: pa.Table, column: str) -> list[str | None]:
 def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[str | None]]:
     labels = [config.label] if config.label else []
     wanted = (*labels, *config.group, *config.domains, *config.keep)
-    known = set.intersection(*(set(row) for row in rows))
+    names = set.intersection(*(set(row) for row in rows))
     for name in wanted:
-        if name not in known:
+        if name not in names:
             raise ManifestError(
-                f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(known))}."
+                f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(names))}."
             )
     columns: dict[str, list[str | None]] = {
         "id": [row["id"] for row in rows],
@@ -351,8 +352,8 @@ def _check(manifest: Manifest) -> None:
             f"{len(doubled)} image(s) are listed more than once, first {doubled[0][0]!r} ({doubled[0][1]} times); "
             "list each image once."
         )
-    for row, given in zip(manifest.column("id"), manifest.given, strict=True):
-        if given is not None and given not in SPLITS:
+    for row, name in zip(manifest.column("id"), manifest.declared_sets, strict=True):
+        if name is not None and name not in SPLITS:
             raise ManifestError(
-                f"{row!r} has split {given!r}; allowed: {', '.join(SPLITS)}, or empty to have it drawn."
+                f"{row!r} has split {name!r}; allowed: {', '.join(SPLITS)}, or empty to have it drawn."
             )

@@ -127,7 +127,7 @@ def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
             sides, an unknown domain or value, too few groups or values for a set, a given val
             where the rule makes its own, or a class that train, val or test lacks.
     """
-    sets: list[str | None] = manifest.given
+    sets: list[str | None] = manifest.declared_sets
     groups, contents = manifest.column("group"), manifest.column("content")
     if config.rule != "training-domain" and "val" in sets:
         raise SplitError(

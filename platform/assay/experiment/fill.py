@@ -58,18 +58,18 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
     outcomes = _fill_with_ray(work, store) if parallel else (decode_into(store, w) for w in work)
     bad = _follow(outcomes, len(work))
     keys = zip(manifest.column("content"), *manifest.masks.values(), strict=True)
-    reasons = [[bad[content] for content in own if content in bad] for own in keys]
-    found = [UnreadableImage(row, why[0]) for row, why in enumerate(reasons) if why]
-    if found and on_error == "stop":
+    reasons = [[bad[content] for content in row_keys if content in bad] for row_keys in keys]
+    unreadable = [UnreadableImage(row, why[0]) for row, why in enumerate(reasons) if why]
+    if unreadable and on_error == "stop":
         raise ImageError(
-            f"{found[0].reason} ({len(found)} of {len(manifest)} images cannot be read; "
+            f"{unreadable[0].reason} ({len(unreadable)} of {len(manifest)} images cannot be read; "
             "mend or remove them, or pass --data.on-error skip to quarantine them)"
         )
-    return found
+    return unreadable
 
 
 def _follow(outcomes: Iterable[dict[str, Any]], num: int) -> dict[str, str]:
-    """Show progress, then say how fast it was; returns why contents could not be decoded."""
+    """Show progress, then say how fast it was; return why contents could not be decoded."""
     began, pixels, bad = time.perf_counter(), 0, {}
     bar = progress_bar(num, "decode")
     for outcome in outcomes:

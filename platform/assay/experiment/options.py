@@ -55,7 +55,7 @@ def parse_with(
     default = presets[preset] if replayed is None else _read_config(task, Path(replayed))
     fields = [
         _group("what", task.Config, default),
-        _group("where", Resources, Resources()),
+        _group("resources", Resources, Resources()),
         _group("launch", type(launch), dataclasses.replace(launch, preset=preset)),
     ]
     command = dataclasses.make_dataclass("Command", fields, frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def parse_with(
     parsed: Any = tyro.cli(
         command, args=list(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
     )
-    return parsed.what, parsed.where, parsed.launch
+    return parsed.what, parsed.resources, parsed.launch
 
 
 def _group(name: str, kind: type, default: Any) -> tuple[str, Any, Any]:

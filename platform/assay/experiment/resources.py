@@ -42,8 +42,8 @@ class Resources(Settings):
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 
 
-def worker_resources(where: Resources) -> dict[str, float]:
-    """CPUs and GPUs of one worker.
+def worker_resources(resources: Resources) -> dict[str, float]:
+    """Return the CPUs and GPUs of one worker.
 
     Raises:
         ResourceError: the cluster has too few for the workers and for Ray Data; says how many.
@@ -52,29 +52,31 @@ def worker_resources(where: Resources) -> dict[str, float]:
 
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    most = int(gpus) if where.gpus else int(cpus)
-    each = where.cpus_per_worker or min(1.0, (cpus - 1) / where.workers)
-    if where.workers > most:
+    most = int(gpus) if resources.gpus else int(cpus)
+    each = resources.cpus_per_worker or min(1.0, (cpus - 1) / resources.workers)
+    if resources.workers > most:
         raise ResourceError(
-            f"{where.workers} workers were asked for and the cluster has {int(cpus)} CPUs and {int(gpus)} GPUs; "
+            f"{resources.workers} workers were asked for and the cluster has {int(cpus)} CPUs and {int(gpus)} GPUs; "
             f"take --workers {most} or fewer{'' if most else ' without --gpus'}, or a larger cluster."
         )
-    if each <= 0 or each * where.workers > cpus - 1:
+    if each <= 0 or each * resources.workers > cpus - 1:
         raise ResourceError(
-            f"{where.workers} workers of {each:g} CPUs and 1 CPU for Ray Data need {max(each, 0) * where.workers + 1:g} CPUs, the cluster has {cpus:g}; "
+            f"{resources.workers} workers of {each:g} CPUs and 1 CPU for Ray Data need {max(each, 0) * resources.workers + 1:g} CPUs, the cluster has {cpus:g}; "
             "lower --workers or --cpus-per-worker, or train without Ray by --workers 0."
         )
-    return {"CPU": each} | ({"GPU": 1.0} if where.gpus else {})
+    return {"CPU": each} | ({"GPU": 1.0} if resources.gpus else {})
 
 
-def pick_device(where: Resources) -> str:
-    """The device of the workers.
+def pick_device(resources: Resources) -> str:
+    """Return the device of the workers.
 
     Raises:
         ResourceError: it is not there.
     """
-    device = where.device if where.device != "auto" else ("cuda" if where.gpus else "cpu")
-    if device == "cuda" and where.workers == 0 and not torch.cuda.is_available():
+    device = "cuda" if resources.gpus else "cpu"
+    if resources.device != "auto":
+        device = resources.device
+    if device == "cuda" and resources.workers == 0 and not torch.cuda.is_available():
         raise ResourceError(
             "--device cuda was asked for and this machine has no CUDA device; use --device cpu."
         )

@@ -57,19 +57,19 @@ class StoredImages:
 
 
 def read_data(
-    source: TaskSource, manifest: Manifest, config: TaskConfig, where: Resources, storage: Path
+    source: TaskSource, manifest: Manifest, config: TaskConfig, resources: Resources, storage: Path
 ) -> StoredImages:
     """Decode what the store lacks, and leave out what cannot be read."""
-    store = _store_of(where, storage)
-    bad = fill(manifest, store, config.data.on_error, parallel=where.workers > 0)
+    store = _store_of(resources, storage)
+    bad = fill(manifest, store, config.data.on_error, parallel=resources.workers > 0)
     readable = _without(manifest, bad)
     pixels = Pixels(store, readable.column("content"), readable.masks)
     return StoredImages(source, readable, pixels, bad, storage)
 
 
-def _store_of(where: Resources, storage: Path) -> Store:
-    address = where.store or str(storage / "store")
-    return Store(address if "://" in address else str(Path(address).absolute()), where.cache)
+def _store_of(resources: Resources, storage: Path) -> Store:
+    address = resources.store or str(storage / "store")
+    return Store(address if "://" in address else str(Path(address).absolute()), resources.cache)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def is_whole(run: Run) -> bool:
 def complete(
     prepared: RunPlan,
     run: Run,
-    where: Resources,
+    resources: Resources,
     stage: Stage = "bundle",
     heartbeat: Heartbeat | None = None,
     callbacks: Sequence[Any] = (),
@@ -111,7 +111,7 @@ def complete(
     Args:
         prepared: what it starts from.
         run: its directory, leased.
-        where: its workers.
+        resources: its workers.
         stage: where to stop.
         heartbeat: called after each look at val, in the place of a bar on the terminal.
         callbacks: of Ray Train, where there are several workers.
@@ -121,13 +121,14 @@ def complete(
     data, config = prepared.data, prepared.config
     is_judged = run.state == "finished" and run.record.stage == "test"
     _refuse_other_split(prepared, run)
-    job = _begin(prepared, run, where, () if stage == "val" else tuple(prepared.split.tests), sweep)
+    judged = () if stage == "val" else tuple(prepared.split.tests)
+    job = _begin(prepared, run, resources, judged, sweep)
     began = time.time()
     label = f"{data.source.name} {run.folder.name[-12:]}"
     try:
         with watch(run.folder, label) if heartbeat is None else nullcontext():
             if not is_judged:
-                train(job, where, heartbeat, callbacks)
+                train(job, resources, heartbeat, callbacks)
         if is_judged:
             result = read_result(run.folder)
         else:
@@ -147,14 +148,14 @@ def complete(
 
 
 def _begin(
-    prepared: RunPlan, run: Run, where: Resources, judged: tuple[str, ...], sweep: str
+    prepared: RunPlan, run: Run, resources: Resources, judged: tuple[str, ...], sweep: str
 ) -> Job:
     """Write down what is about to run."""
-    data, config, device = prepared.data, prepared.config, pick_device(where)
+    data, config, device = prepared.data, prepared.config, pick_device(resources)
     launch = Launch(
         time=time.time(),
-        workers=where.workers,
-        strategy=where.strategy,
+        workers=resources.workers,
+        strategy=resources.strategy,
         device=device,
         sweep=sweep,
         stamp=stamp(),
@@ -182,10 +183,10 @@ def _begin(
         data.pixels,
         run.folder.absolute(),
         device,
-        where.strategy,
-        where.track,
+        resources.strategy,
+        resources.track,
         judged,
-        where.checkpoint_steps,
+        resources.checkpoint_steps,
     )
 
 
@@ -283,7 +284,7 @@ def _say_what_changed(name: str, files: tuple[str, ...]) -> None:
     )
 
 
-def storage_of(where: Resources) -> Path:
+def storage_of(resources: Resources) -> Path:
     """Return the absolute folder of the runs.
 
     Raises:
@@ -291,13 +292,13 @@ def storage_of(where: Resources) -> Path:
             Ray deletes after the job.
     """
     uploaded = "runtime_resources" in Path.cwd().parts
-    if where.storage is None:
+    if resources.storage is None:
         return Path.home() / "assay" / "runs" if uploaded else Path.cwd() / "runs"
-    if uploaded and not where.storage.is_absolute():
+    if uploaded and not resources.storage.is_absolute():
         raise ConfigError(
-            f"--storage {where.storage} is relative, and this job runs in a temporary copy of your folder; give an absolute path that outlives the job."
+            f"--storage {resources.storage} is relative, and this job runs in a temporary copy of your folder; give an absolute path that outlives the job."
         )
-    return where.storage.absolute()
+    return resources.storage.absolute()
 
 
 def absolute(config: TaskConfig) -> TaskConfig:

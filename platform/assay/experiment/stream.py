@@ -29,7 +29,7 @@ def _quiet() -> None:
 
 
 def ray_stream(source: TaskSource, config: TaskConfig, dataset: Dataset) -> Stream:
-    """A stream whose batches are prepared by Ray Data tasks on CPUs that training left free."""
+    """Return a stream whose batches are prepared by Ray Data tasks on CPUs that training left free."""
     shared = ray.put((source, to_dict(config), dataset))
 
     def stream(steps: Sequence[Step], train: bool) -> Iterator[Batch]:
@@ -50,11 +50,11 @@ def ray_stream(source: TaskSource, config: TaskConfig, dataset: Dataset) -> Stre
 
 
 def _prepare(shared: Any, plan: Any, train: bool, block: Batch) -> Batch:
-    """The steps of one block, prepared one after the other, in a Ray Data task."""
+    """Prepare the steps of one block, one after the other, in a Ray Data task."""
     task, config, dataset = _recall(shared)
     mine = [_plan(plan)[int(i)] for i in block["id"]]
-    made = list(batches(task, config, dataset, mine, train))
-    return {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
+    parts = list(batches(task, config, dataset, mine, train))
+    return {name: np.concatenate([batch[name] for batch in parts]) for name in parts[0]}
 
 
 @lru_cache(maxsize=4)
@@ -72,18 +72,19 @@ def _plan(plan: Any) -> list[Step]:
 
 def _regroup(blocks: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
     """Cut blocks of any length into batches of the given sizes, in order."""
-    held: Batch = {}
+    rest: Batch = {}
     for size in sizes:
-        while not held or len(next(iter(held.values()))) < size:
+        while not rest or len(next(iter(rest.values()))) < size:
             try:
                 block = next(blocks)
             except StopIteration:
                 raise AssayError(
                     "Ray Data ended before all samples were served; see the lines above for the worker that failed."
                 ) from None
-            held = (
-                {k: np.concatenate([held[k], v]) for k, v in block.items()} if held else dict(block)
-            )
+            if rest:
+                rest = {k: np.concatenate([rest[k], v]) for k, v in block.items()}
+            else:
+                rest = dict(block)
         # blocks are read-only views of shared memory; a batch is the reader's own
-        yield {k: v[:size].copy() for k, v in held.items()}
-        held = {k: v[size:] for k, v in held.items()}
+        yield {k: v[:size].copy() for k, v in rest.items()}
+        rest = {k: v[size:] for k, v in rest.items()}

@@ -24,14 +24,14 @@ from assay.train.worker import Job, reached, work
 START_TIMEOUT_S = 300
 
 
-def cluster(where: Resources) -> AbstractContextManager[Any]:
+def cluster(resources: Resources) -> AbstractContextManager[Any]:
     """Enter a Ray to train on; nothing at all without workers."""
-    return ray_session() if where.workers else nullcontext()
+    return ray_session() if resources.workers else nullcontext()
 
 
 def train(
     job: Job,
-    where: Resources,
+    resources: Resources,
     heartbeat: Callable[[TrainState], None] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> None:
@@ -39,7 +39,7 @@ def train(
 
     Args:
         job: the run.
-        where: its workers.
+        resources: its workers.
         heartbeat: called after each look at val, where the run is trained in this process.
         callbacks: of Ray Train, called with the same where it is not.
 
@@ -47,27 +47,27 @@ def train(
         AssayError: what the user can mend, raised on any worker.
     """
     # what learns nothing only predicts: that takes less than workers take to start
-    if where.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
-        job = _settled(job, where.tier)
+    if resources.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
+        job = _settled(job, resources.tier)
         work(job, job.stream(), heartbeat or (lambda position: None))
         return
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    for failures in range(where.retries + 1):
+    for failures in range(resources.retries + 1):
         trainer = TorchTrainer(
             _worker,
             train_loop_config={
                 "job": job,
-                "tier": where.tier,
-                "threads": math.ceil(where.cpus_per_worker),
+                "tier": resources.tier,
+                "threads": math.ceil(resources.cpus_per_worker),
             },
-            torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=where.workers,
-                use_gpu=where.gpus,
-                resources_per_worker=worker_resources(where),
+                num_workers=resources.workers,
+                use_gpu=resources.gpus,
+                resources_per_worker=worker_resources(resources),
             ),
             run_config=ray.train.RunConfig(
                 name=f"launch-{time.time_ns()}",
@@ -83,23 +83,23 @@ def train(
             return
         except ray.train.TrainingFailedError as failed:
             cause = _cause(failed)
-            if isinstance(cause, AssayError) or failures == where.retries:
+            if isinstance(cause, AssayError) or failures == resources.retries:
                 raise cause from None
             print(
-                f"A worker failed ({str(cause).splitlines()[0]}); resuming, {where.retries - failures - 1} retries left.",
+                f"A worker failed ({str(cause).splitlines()[0]}); resuming, {resources.retries - failures - 1} retries left.",
                 file=sys.stderr,
             )
 
 
 def _settled(job: Job, tier: Tier) -> Job:
-    """The job with its pixels in the tier that this node has room for."""
+    """Return the job with its pixels in the tier that this node has room for."""
     rows, device = job.split.rows("train").tolist(), torch.device(job.device)
     chosen, pixels = choose_tier(tier, job.pixels, rows, device)
     return replace(job, tier=chosen, pixels=pixels)
 
 
 def _cause(failed: BaseException) -> BaseException:
-    """The worker's own AssayError where there is one."""
+    """Return the worker's own AssayError where there is one."""
     failures = getattr(failed, "worker_failures", {}) or {}
     for failure in failures.values():
         inner = getattr(failure, "cause", failure)
@@ -122,7 +122,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _share_of_node() -> int:
-    """Threads of a worker; Ray itself gives as many as CPUs are reserved, which is one on any machine."""
+    """Return the threads of a worker; Ray itself gives as many as CPUs are reserved, which is one on any machine."""
     import ray.train
 
     here = ray.get_runtime_context().get_node_id()

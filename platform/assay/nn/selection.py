@@ -67,7 +67,7 @@ class SelectionConfig(Settings, section="model"):
 
 
 def selection_entropy(scores: Tensor, k: int) -> Tensor:
-    """Entropy of which cells a batch selects, without noise: 0 where all images have the same k, 1 where no two share one.
+    """Return the entropy of which cells a batch selects, without noise: 0 where all images have the same k, 1 where no two share one.
 
     1 for a single image, of which nothing can be said.
     """

@@ -70,9 +70,9 @@ def main(defaults: FoldLaunch, arguments: Sequence[str] | None = None) -> None:
     run_command(sweep, defaults, arguments)
 
 
-def sweep(source: TaskSource, config: TaskConfig, where: Resources, launch: FoldLaunch) -> int:
+def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: FoldLaunch) -> int:
     """Run what is missing, and write and print what all of it says; returns how many failed."""
-    storage, column = storage_of(where), launch.fold_column
+    storage, column = storage_of(resources), launch.fold_column
     config = _with_column(absolute(config), column)
     task = load_task(source)
     manifest = task.manifest(config, storage)
@@ -88,11 +88,11 @@ def sweep(source: TaskSource, config: TaskConfig, where: Resources, launch: Fold
         file=sys.stderr,
     )
     if missing:
-        with cluster(where):
-            resources, parallel = fit_in(where, launch.gpus_per_worker, launch.parallel)
-            data = read_data(source, manifest, config, where, storage)
-            context = SweepContext(data, where, "test", name)
-            run_trials(context, FixedTrials(missing), resources, parallel)
+        with cluster(resources):
+            reserved, parallel = fit_in(resources, launch.gpus_per_worker, launch.parallel)
+            data = read_data(source, manifest, config, resources, storage)
+            context = SweepContext(data, resources, "test", name)
+            run_trials(context, FixedTrials(missing), reserved, parallel)
     folder = storage / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
     ended = [_read_trial(fold, trial) for fold, trial in zip(folds, trials, strict=True)]

@@ -43,9 +43,9 @@ def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -
         task = load_task(source)
         if defaults.preset not in task.presets():
             defaults = replace(defaults, preset="")
-        config, where, launch = parse_with(task, arguments, defaults)
-        if where.workers == 0:
+        config, resources, launch = parse_with(task, arguments, defaults)
+        if resources.workers == 0:
             raise ConfigError("--workers is 0, and trials need Ray; give 1 or more.")
-        failed = sweep(source, config, where, launch)
+        failed = sweep(source, config, resources, launch)
     if failed:
         raise SystemExit(1)

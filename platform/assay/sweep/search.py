@@ -94,9 +94,11 @@ def main(defaults: SearchLaunch, arguments: Sequence[str] | None = None) -> None
     run_command(sweep, defaults, arguments)
 
 
-def sweep(source: TaskSource, config: TaskConfig, where: Resources, launch: SearchLaunch) -> int:
+def sweep(
+    source: TaskSource, config: TaskConfig, resources: Resources, launch: SearchLaunch
+) -> int:
     """Search, select on val, score the selected once; returns how many trials failed."""
-    storage, task = storage_of(where), load_task(source)
+    storage, task = storage_of(resources), load_task(source)
     config = absolute(config)
     space, launch = _read_space(task, config, launch)
     manifest = task.manifest(config, storage)
@@ -117,17 +119,17 @@ def sweep(source: TaskSource, config: TaskConfig, where: Resources, launch: Sear
     search = Search(study, settings, space, config, folder_of, launch.trials, launch.epochs)
     search.warm([load_study(path) for path in launch.warm_start])
     data: StoredImages | None = None
-    with cluster(where):
+    with cluster(resources):
         if len(search.trials) < search.num:
-            resources, parallel = fit_in(where, launch.gpus_per_worker, launch.parallel)
-            data = read_data(source, manifest, config, where, storage)
+            reserved, parallel = fit_in(resources, launch.gpus_per_worker, launch.parallel)
+            data = read_data(source, manifest, config, resources, storage)
             measure = bool({"latency_ms", "num_params"} & {*objectives})
             select = objectives[0] if objectives[0] in ("score", "nll") else "score"
-            context = SweepContext(data, where, "val", folder.name, measure, select)
-            run_trials(context, search, resources, parallel, halving)
+            context = SweepContext(data, resources, "val", folder.name, measure, select)
+            run_trials(context, search, reserved, parallel, halving)
         selected = _select(search, folder)
-        data = data or read_data(source, manifest, config, where, storage)
-        _score_once(selected, source.name, data, where, len(search.trials))
+        data = data or read_data(source, manifest, config, resources, storage)
+        _score_once(selected, source.name, data, resources, len(search.trials))
     return _report(folder, search, halving, selected)
 
 
@@ -201,11 +203,11 @@ def _select(search: Search, folder: Path) -> Run:
     return Run(search.root / best[0].user_attrs["run"])
 
 
-def _score_once(run: Run, name: str, data: StoredImages, where: Resources, tried: int) -> None:
+def _score_once(run: Run, name: str, data: StoredImages, resources: Resources, tried: int) -> None:
     """Run the selected trial to its end; the only one that is scored on test."""
     task = load_task(data.source)
     config = from_dict(task.Config, read_json(run.folder / "config.json"))
-    alone = replace(where, workers=0) if where.workers == 1 else where
+    alone = replace(resources, workers=0) if resources.workers == 1 else resources
     with run.lease():
         if not is_whole(run):
             complete(prepare(data, config, name), run, alone, tried=tried)

@@ -56,7 +56,7 @@ class SweepContext:
     """What all trials of a sweep share."""
 
     data: StoredImages
-    where: Resources
+    resources: Resources
     stage: Stage
     sweep: str
     measure: bool = False
@@ -91,11 +91,11 @@ class TrialSource(Protocol):
         ...
 
 
-def fit_in(where: Resources, gpus_each: float, parallel: int) -> tuple[dict[str, float], int]:
+def fit_in(resources: Resources, gpus_each: float, parallel: int) -> tuple[dict[str, float], int]:
     """Return the CPUs and GPUs that Tune reserves for a trial, and how many trials run at once.
 
     Args:
-        where: the workers of each trial.
+        resources: the workers of each trial.
         gpus_each: GPUs of each worker, where they have any.
         parallel: trials at once; 0: as many as fit.
 
@@ -106,17 +106,17 @@ def fit_in(where: Resources, gpus_each: float, parallel: int) -> tuple[dict[str,
 
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    each = where.cpus_per_worker or 1.0
-    several = where.workers > 1
+    each = resources.cpus_per_worker or 1.0
+    several = resources.workers > 1
     # a trial of several workers has a driver, and Ray Data that feeds them
-    need_cpus = where.workers * each + (DRIVER_CPUS + 1 if several else 0)
-    need_gpus = where.workers * gpus_each if where.gpus else 0.0
+    need_cpus = resources.workers * each + (DRIVER_CPUS + 1 if several else 0)
+    need_gpus = resources.workers * gpus_each if resources.gpus else 0.0
     most = int(cpus / need_cpus + 1e-9)
     if need_gpus:
         most = min(most, int(gpus / need_gpus + 1e-9))
     num = max(parallel, 1)
     if num > most:
-        workers = f"{where.workers} worker{'s' if several else ''} of {each:g} CPUs"
+        workers = f"{resources.workers} worker{'s' if several else ''} of {each:g} CPUs"
         workers += f" and {gpus_each:g} GPUs" if need_gpus else ""
         workers += ", their driver and 1 CPU for Ray Data" if several else ""
         lower = "lower --workers, --cpus-per-worker or --gpus-per-worker, or take a larger cluster."
@@ -124,27 +124,27 @@ def fit_in(where: Resources, gpus_each: float, parallel: int) -> tuple[dict[str,
             f"{num} trial{'s' if num > 1 else ''} at once of {workers} need {num * need_cpus:g} CPUs and {num * need_gpus:g} GPUs, "
             f"the cluster has {cpus:g} and {gpus:g}; {f'take --parallel {most} or fewer.' if most else lower}"
         )
-    resources = {"cpu": DRIVER_CPUS if several else each}
+    reserved = {"cpu": DRIVER_CPUS if several else each}
     if need_gpus and not several:
-        resources["gpu"] = need_gpus
-    return resources, parallel or most
+        reserved["gpu"] = need_gpus
+    return reserved, parallel or most
 
 
 def run_trials(
     shared: SweepContext,
     source: TrialSource,
-    resources: dict[str, float],
+    reserved: dict[str, float],
     parallel: int,
     halving: Halving | None = None,
 ) -> None:
     """Run what the source proposes, until it proposes no more.
 
-    A trial whose process dies is begun again from its own checkpoint, `where.retries` times.
+    A trial whose process dies is begun again from its own checkpoint, `resources.retries` times.
     """
     folder = shared.data.storage / "sweeps" / shared.sweep / "tune"
     trainable = tune.with_parameters(_run_trial, shared=shared)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, reserved),
         tune_config=tune.TuneConfig(
             search_alg=_SourceSearcher(source, shared.select),
             scheduler=_scheduler(halving, shared.select) if halving else None,
@@ -157,7 +157,7 @@ def run_trials(
             name=f"{time.time_ns()}",
             storage_path=str(folder),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=shared.where.retries),
+            failure_config=tune.FailureConfig(max_failures=shared.resources.retries),
         ),
     )
     try:
@@ -222,11 +222,11 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
     data, run = shared.data, Run(Path(settings["folder"]))
     config = from_dict(load_task(data.source).Config, settings["config"])
     os.environ["WANDB_RUN_GROUP"] = shared.sweep
-    where = shared.where
-    where = replace(where, cpus_per_worker=where.cpus_per_worker or 1.0)
-    alone = where.workers == 1
+    cpus = shared.resources.cpus_per_worker or 1.0
+    resources = replace(shared.resources, cpus_per_worker=cpus)
+    alone = resources.workers == 1
     if alone:
-        where = replace(where, workers=0)
+        resources = replace(resources, workers=0)
     callbacks = [] if alone else [TuneReportCallback()]  # type: ignore[no-untyped-call]
 
     def report(position: TrainState) -> None:
@@ -236,7 +236,8 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
         with run.lease():
             try:
                 prepared = prepare(data, config, settings["name"])
-                complete(prepared, run, where, shared.stage, report, callbacks, sweep=shared.sweep)
+                stage, sweep = shared.stage, shared.sweep
+                complete(prepared, run, resources, stage, report, callbacks, sweep=sweep)
                 if shared.measure:
                     run.note(measured=_measure(shared, config, run))
             except AssayError as error:

@@ -66,7 +66,7 @@ class Classification(Task):
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
-        """Frames (n h w 3), their mean and deviation, truth; changed at random in training."""
+        """Return frames (n h w 3), their mean and deviation, truth; changed at random in training."""
         view = ImageInput(config.image)
         frames, means, stds = [], [], []
         for row, key in zip(samples.rows.tolist(), samples.keys.tolist(), strict=True):
@@ -82,17 +82,17 @@ class Classification(Task):
         return arrays | batch_rows(dataset, samples)
 
     def features(self, images: Tensor) -> Tensor:
-        """Features of normalised images (n 3 h w): vectors (n d), or maps (n d h' w')."""
+        """Compute features of normalised images (n 3 h w): vectors (n d), or maps (n d h' w')."""
         raise NotImplementedError
 
     def penalties(
         self, features: Tensor, logits: Tensor, batch: Batch, progress: float, phase: str
     ) -> dict[str, Tensor]:
-        """Further terms of the loss, by name."""
+        """Return further terms of the loss, by name."""
         return {}
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
-        """Cross-entropy, and what the task adds to it."""
+        """Return the cross-entropy with what the task adds to it."""
         features = self.features(self.normalised(batch))
         logits = self.head(pooled(features))
         truth = self.truth(batch)
@@ -104,7 +104,7 @@ class Classification(Task):
         return {"loss": loss, "train_accuracy": share_right(logits, truth), **scalars}
 
     def normalised(self, batch: Batch) -> Tensor:
-        """Images (n 3 h w) less their mean, over their deviation, on the model's device."""
+        """Return images (n 3 h w) less their mean, over their deviation, on the model's device."""
         image, mean, std = (
             torch.from_numpy(batch[name]).to(self.device) for name in ("image", "mean", "std")
         )
@@ -113,7 +113,7 @@ class Classification(Task):
         return normalised
 
     def truth(self, batch: Batch) -> Tensor:
-        """Classes of a batch, on the model's device."""
+        """Return the classes of a batch, on the model's device."""
         return torch.from_numpy(batch["truth"]).to(self.device)
 
     @property
@@ -122,7 +122,7 @@ class Classification(Task):
         return float(self.config.loss.label_smoothing)
 
     def row_losses(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Cross-entropy of each row, weighted by its class."""
+        """Return the cross-entropy of each row, weighted by its class."""
         return nn.functional.cross_entropy(
             logits.float(),
             truth,
@@ -132,7 +132,7 @@ class Classification(Task):
         )
 
     def _class_weights(self) -> Tensor | None:
-        """Weights whose mean over train is 1, each class having the same sum; none unless balanced."""
+        """Return weights whose mean over train is 1, each class having the same sum; none unless balanced."""
         if self.config.loss.class_weights == "none":
             return None
         truth = self.dataset.truth[self.dataset.train]
@@ -141,18 +141,18 @@ class Classification(Task):
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits."""
+        """Predict logits, by the exported graph where there is one."""
         images = self.normalised(batch)
         if self.graph is not None:
             return {"logits": self.graph(images)}
         return {"logits": self.head(pooled(self.features(images)))}
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
-        """The logits that a bundle's answer was made from."""
+        """Return the logits that a bundle's answer was made from."""
         return {"logits": answer.logits}
 
     def describe(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits, embedding and, of maps, the evidence for each class at each place.
+        """Return logits, embedding and, of maps, the evidence for each class at each place.
 
         The last are class activation maps (Zhou et al. 2016): the head applied at each place, whose
         mean over places is the logit less the bias.
@@ -182,7 +182,7 @@ class Classification(Task):
         )
 
     def int8(self, folder: Path) -> "Classification | None":
-        """This task with the int8 graph in the network's place."""
+        """Return this task with the int8 graph in the network's place."""
         path = folder / f"{GRAPH}_int8.onnx"
         return self._with(path) if path.exists() else None
 
@@ -205,7 +205,7 @@ class Classification(Task):
         return accuracy(np.concatenate(logits), self.dataset.truth[rows])
 
     def _calibration(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Images of train, evenly chosen."""
+        """Return images of train, evenly chosen."""
         num = min(self.config.quantize.num_calibration, len(rows))
         chosen = rows[np.linspace(0, len(rows) - 1, num).astype(int)]
         view = ImageInput(self.config.image)
@@ -213,7 +213,7 @@ class Classification(Task):
 
 
 def batch_rows(dataset: Dataset, samples: BatchRows) -> Batch:
-    """Row, key (a signed 47-bit number) and truth of each sample."""
+    """Return row, key (a signed 47-bit number) and truth of each sample."""
     return {
         "row": samples.rows,
         "key": samples.keys.astype(np.int64) & 0x7FFFFFFFFFFF,
@@ -222,10 +222,10 @@ def batch_rows(dataset: Dataset, samples: BatchRows) -> Batch:
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Vectors (n d) of features, the mean over places where they are maps."""
+    """Return vectors (n d) of features, the mean over places where they are maps."""
     return features.mean((2, 3)) if features.dim() == 4 else features
 
 
 def share_right(logits: Tensor, truth: Tensor) -> Tensor:
-    """Share of right answers; several answers to an image stand next to each other."""
+    """Return the share of right answers; several answers to an image stand next to each other."""
     return (logits.argmax(1) == truth.repeat_interleave(len(logits) // len(truth))).float().mean()

@@ -59,7 +59,7 @@ class Embedding(Task):
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
-        """Normalised views (n g 3 s s, n l 3 t t) to train on, frames (n 3 h w) to judge by."""
+        """Return normalised views (n g 3 s s, n l 3 t t) to train on, frames (n 3 h w) to judge by."""
         rows, keys = samples.rows.tolist(), samples.keys.tolist()
         frame = ImageInput(config.image)
         if not samples.train:
@@ -77,11 +77,11 @@ class Embedding(Task):
         return batch | batch_rows(dataset, samples)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embeddings (n d) of normalised images (n 3 h w)."""
+        """Return embeddings (n d) of normalised images (n 3 h w)."""
         raise NotImplementedError
 
     def losses(self, batch: Batch, progress: float, phase: str) -> dict[str, Tensor]:
-        """Terms of the loss by name, whose sum is minimised."""
+        """Return terms of the loss by name, whose sum is minimised."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
@@ -100,11 +100,11 @@ class Embedding(Task):
         return [Limit("embedding_std", low=MIN_STD, for_updates=50, why=why)]
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Embeddings."""
+        """Predict embeddings."""
         return {"embedding": self.embed(torch.from_numpy(batch["image"]).to(self.device))}
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
-        """The embedding, as a bundle's answer has it."""
+        """Return the embedding, as a bundle's answer has it."""
         return {"embedding": answer.embedding}
 
     def validate(self, columns: Batch) -> dict[str, float]:
@@ -132,11 +132,11 @@ class Embedding(Task):
             return predictions  # judged before
         bank = predictions.filter(pc.equal(predictions["split"], "train"))
         rows = predictions.filter(pc.not_equal(predictions["split"], "train"))
-        queries, known = _vectors(rows), _vectors(bank)
+        queries, references = _vectors(rows), _vectors(bank)
         truth, num = bank["truth"].to_numpy(), len(names)
         groups = np.array(rows["group"].to_pylist())[:, None], np.array(bank["group"].to_pylist())
-        near = neighbour_logits(queries, known, truth, num, groups[0] == groups[1])
-        linear = logistic_logits(queries, known, truth, num)
+        near = neighbour_logits(queries, references, truth, num, groups[0] == groups[1])
+        linear = logistic_logits(queries, references, truth, num)
         table = rows.append_column("logits", pa.array(list(near)))
         return table.append_column("logits_logistic", pa.array(list(linear)))
 
@@ -161,7 +161,7 @@ class Embedding(Task):
 
 
 def _normalised(views: np.ndarray, frame: ImageInput) -> np.ndarray:
-    """Views (n s s 3) normalised as the frame is (n 3 s s)."""
+    """Return views (n s s 3) normalised as the frame is (n 3 s s)."""
     arrays = []
     for view in views:
         whole = np.ones(view.shape[:2], np.uint8)

@@ -111,9 +111,9 @@ class Loop:
 
     def fit(self) -> TrainState:
         """Train from the newest good checkpoint, or from the start, to the end."""
-        found = checkpoint.latest(self.folder / "checkpoints")
-        if found is not None:
-            self._restore(checkpoint.load(found, self.wrapped, self.optimizer))
+        newest = checkpoint.latest(self.folder / "checkpoints")
+        if newest is not None:
+            self._restore(checkpoint.load(newest, self.wrapped, self.optimizer))
         if not self.position.done and self.total:
             self._train()
         elif self.position.best is None:
@@ -142,9 +142,12 @@ class Loop:
         stream = self.stream(remaining, train=True)
         if self.telemetry is not None:
             self.telemetry.log(
-                "start", step=self.position.step, epoch=self.position.epoch, total=self.total,
+                "start",
+                step=self.position.step,
+                epoch=self.position.epoch,
+                total=self.total,
                 threads=torch.get_num_threads(),
-            )  # fmt: skip
+            )
         clock = epoch_clock = time.perf_counter()
         waited_epoch, served = 0.0, 0
         for step in remaining:
@@ -176,7 +179,7 @@ class Loop:
                 clock = time.perf_counter()
 
     def _update(self, step: Step, batch: Batch) -> dict[str, float]:
-        """One optimiser update; scalars are this worker's, weighted by its share."""
+        """Update the weights once; scalars are this worker's, weighted by its share."""
         progress = self.position.step / max(self.total, 1)
         prefixes = self.task.param_groups(progress)
         lr = set_rates(self.optimizer, self.task.config.optim, prefixes, progress)
@@ -190,13 +193,13 @@ class Loop:
         for phase in self.task.phases:
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.config.precision, self.task.device):
-                made = self.wrapped(batch, progress, phase)
-            self.monitor.check_graph(made, phase)
-            loss = made["loss"] * weight
+                outputs = self.wrapped(batch, progress, phase)
+            self.monitor.check_graph(outputs, phase)
+            loss = outputs["loss"] * weight
             self.scaler.scale(loss).backward()
             losses += float(loss.detach()) / self.world_size
             norm = math.hypot(norm, self._apply(prefixes))
-            scalars |= {k: float(v.detach()) for k, v in made.items() if k != "loss"}
+            scalars |= {k: float(v.detach()) for k, v in outputs.items() if k != "loss"}
         loss_of_all, limited = self._over_workers(losses, scalars, weight / self.world_size)
         scaled = self.scaler.is_enabled()
         self.monitor.check_update(self.position.step + 1, loss_of_all, norm, scaled, limited)
@@ -225,7 +228,7 @@ class Loop:
     def _over_workers(
         self, loss: float, scalars: Mapping[str, float], share: float
     ) -> tuple[float, dict[str, float]]:
-        """The loss, and the scalars that have limits, over the global batch, in one reduction."""
+        """Average the loss, and the scalars that have limits, over the global batch, in one reduction."""
         sums = [loss]
         for name in self.monitor.limited:
             part = share if name in scalars else 0.0
@@ -241,18 +244,30 @@ class Loop:
         if self.telemetry is not None:
             rate = step.num_global / seconds
             self.telemetry.log(
-                "step", step=self.position.step, epoch=step.epoch, **scalars,
-                samples_per_s=rate, step_s=seconds, data_wait=wait, memory_mb=memory_mb(),
-            )  # fmt: skip
+                "step",
+                step=self.position.step,
+                epoch=step.epoch,
+                **scalars,
+                samples_per_s=rate,
+                step_s=seconds,
+                data_wait=wait,
+                memory_mb=memory_mb(),
+            )
 
     def _log_epoch(self, step: Step, served: int, seconds: float, waited: float) -> None:
-        """Means over the whole epoch; times and rates since this launch began."""
+        """Log means over the whole epoch; times and rates since this launch began."""
         if self.telemetry is not None:
             means = {name: total / num for name, (total, num) in self.position.sums.items()}
             self.telemetry.log(
-                "epoch", step=self.position.step, epoch=step.epoch, **means, epoch_s=seconds,
-                samples_per_s=served / seconds, data_wait=waited / seconds, memory_mb=memory_mb(),
-            )  # fmt: skip
+                "epoch",
+                step=self.position.step,
+                epoch=step.epoch,
+                **means,
+                epoch_s=seconds,
+                samples_per_s=served / seconds,
+                data_wait=waited / seconds,
+                memory_mb=memory_mb(),
+            )
 
     def _end_epoch(self, epoch: int) -> bool:
         """Look at val and save where it is due; returns whether it was."""
@@ -275,9 +290,9 @@ class Loop:
         if not self.probed:
             check_repeat(*self.val.probe(), self.config.precision)
             self.probed = True
-        found = self.task.validate(columns)
-        score = next(iter(found.values()))
-        fit = -found["nll"] if math.isfinite(found["nll"]) else -math.inf
+        scores = self.task.validate(columns)
+        score, nll = next(iter(scores.values())), scores["nll"]
+        fit = -nll if math.isfinite(nll) else -math.inf
         value = (score, fit) if self.config.select == "score" else (fit, score)
         self.position.stale += 1
         if self.position.best is None or value > self.position.best:
@@ -290,7 +305,7 @@ class Loop:
                 "val",
                 step=self.position.step,
                 epoch=self.position.epoch - 1,
-                **found,
+                **scores,
                 val_s=seconds,
             )
 
@@ -309,8 +324,8 @@ class Loop:
     def _save(self, done: bool = False) -> None:
         self.position.done = done
         self.position.scaler = self.scaler.state_dict()
-        where, held = self.folder / "checkpoints", asdict(self.position)
-        checkpoint.save(where, self.position.step, self.wrapped, self.optimizer, held)
+        folder, state = self.folder / "checkpoints", asdict(self.position)
+        checkpoint.save(folder, self.position.step, self.wrapped, self.optimizer, state)
 
 
 def load_best(task: Task, folder: Path) -> None:
@@ -330,10 +345,10 @@ def load_best(task: Task, folder: Path) -> None:
         ) from None
 
 
-def _padded(own: Step, whole: Step) -> Step:
-    """A worker without a share works on the batch's first row, with weight 0 (entry -1)."""
-    if len(own.rows):
-        return own
+def _padded(share: Step, whole: Step) -> Step:
+    """Return a worker's share; in the place of none the batch's first row with weight 0 (entry -1)."""
+    if len(share.rows):
+        return share
     return Step(whole.epoch, whole.index, whole.rows[:1], np.array([-1]), whole.num_global)
 
 
@@ -346,7 +361,7 @@ def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 
 def memory_mb() -> float:
-    """Peak memory of this process, or of its CUDA device, in megabytes."""
+    """Return the peak memory of this process, or of its CUDA device, in megabytes."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024

@@ -112,7 +112,7 @@ class PatchClassification(Classification):
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
-        """Overviews, their statistics, what was drawn for each image, and random cells."""
+        """Return overviews, their statistics, what was drawn for each image, and random cells."""
         grid = grid_side(config.model.trunk, config.patches.overview_px)
         names = ("overview", "mean", "std", "augment", "random_cells")
         rows: list[tuple[np.ndarray, ...]] = []
@@ -131,7 +131,7 @@ class PatchClassification(Classification):
         return {name: np.stack(arrays) for name, arrays in columns} | batch_rows(dataset, samples)
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
-        """Cross-entropy of the answers made from given (warm-up, baselines) or selected patches."""
+        """Return the cross-entropy of the answers made from given (warm-up, baselines) or selected patches."""
         model, truth = self.config.model, self.truth(batch)
         if model.mode in ("ips", "grid", "all"):
             return self._learn_from_cells(batch, self.choose(batch), truth)
@@ -144,7 +144,7 @@ class PatchClassification(Classification):
     def _learn_from_cells(
         self, batch: Batch, cells: np.ndarray, truth: Tensor
     ) -> dict[str, Tensor]:
-        """Given patches: each must answer alone, and sets of k together; the scorer watches."""
+        """Learn from given patches: each must answer alone, and sets of k together; the scorer watches."""
         features = self.embed(self.cut(batch, cells))
         sets = features.reshape(-1, self.k, features.shape[-1])
         logits, _ = self.aggregator(sets)
@@ -156,7 +156,7 @@ class PatchClassification(Classification):
     def _select_mixed(
         self, batch: Batch, scores: Tensor, sigma: float, truth: Tensor
     ) -> dict[str, Tensor]:
-        """Perturbed top-k: k mixtures of the cells that some noise sample selected."""
+        """Learn by perturbed top-k: from k mixtures of the cells that some noise sample selected."""
         model, side = self.config.model, self.config.patches.patch_px
         keys = batch["key"].tolist()
         selection = perturbed_topk(
@@ -177,7 +177,7 @@ class PatchClassification(Classification):
     def _select_hard(
         self, batch: Batch, scores: Tensor, sigma: float, truth: Tensor
     ) -> dict[str, Tensor]:
-        """Score function over a few hard draws of k whole patches each."""
+        """Learn by the score function, over a few hard draws of k whole patches each."""
         num_draws = self.config.model.num_noise
         noise = draw_noise(batch["key"].tolist(), num_draws, scores.shape[1]).to(self.device)
         cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.k, self.apart)
@@ -195,7 +195,7 @@ class PatchClassification(Classification):
     def _alone(
         self, features: Tensor, cells: Tensor, scores: Tensor | None, truth: Tensor
     ) -> Tensor:
-        """Each patch's own answer, and the guide that lets the scorer learn from it.
+        """Return the loss of each patch's own answer, and the guide that lets the scorer learn from it.
 
         The guide is the expected loss of one patch drawn among those looked at, by the softmax of
         their scores: it moves scores towards cells that answer well, and lets those teach most.
@@ -229,7 +229,7 @@ class PatchClassification(Classification):
         return scores
 
     def cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
-        """Normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
+        """Return normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
         corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
         corners = corners.reshape(*cells.shape, 2)
         canvases = [self._canvas(batch, i) for i in range(len(cells))]
@@ -239,7 +239,7 @@ class PatchClassification(Classification):
         return self._shown(moved, batch, corners, 1.0) * is_cell
 
     def _shown(self, pixels: Tensor, batch: Batch, corners: np.ndarray, ratio: float) -> Tensor:
-        """Per-image normalisation of (b n 3 h w), the last thing done to pixels; blanks are 0 then.
+        """Normalise pixels (b n 3 h w) by their image, the last thing done to them; blanks are 0 then.
 
         Args:
             pixels: What is looked at.
@@ -266,17 +266,17 @@ class PatchClassification(Classification):
         return Canvas(self.pixels[int(batch["row"][i])], self.config.patches, change)
 
     def embed(self, patches: Tensor) -> Tensor:
-        """Features (b n f) of patches (b n 3 p p)."""
+        """Return features (b n f) of patches (b n 3 p p)."""
         features: Tensor = self.project(self.backbone(patches.flatten(0, 1)))
         return features.view(*patches.shape[:2], -1)
 
     def classify(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, attention and embedding of images by their patches (b k 3 p p)."""
+        """Return logits, attention and embedding of images by their patches (b k 3 p p)."""
         embedding, attn = self.aggregator.pool(self.embed(patches))
         return self.aggregator.head(embedding), attn, embedding
 
     def choose(self, batch: Batch) -> np.ndarray:
-        """The cells (b k) to look at, in ascending order; no gradient."""
+        """Choose the cells (b k) to look at, in ascending order; no gradient."""
         mode, num = self.config.model.mode, len(batch["row"])
         if mode == "random":
             return np.sort(batch["random_cells"][:, : self.k], axis=1)
@@ -290,7 +290,7 @@ class PatchClassification(Classification):
 
     @torch.no_grad()
     def _iterate(self, batch: Batch) -> np.ndarray:
-        """Iterative patch selection by the aggregator as it judges."""
+        """Choose by iterative patch selection, with the aggregator as it judges."""
 
         def embed(cells: np.ndarray) -> np.ndarray:
             features: np.ndarray = self.embed(self.cut(batch, cells)).float().cpu().numpy()
@@ -316,7 +316,7 @@ class PatchClassification(Classification):
         return attn
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits; chosen cells, their attention, and their boxes in the image's own pixels."""
+        """Predict logits; chosen cells, their attention, and their boxes in the image's own pixels."""
         chosen = self.choose(batch)
         logits, attn, _ = self.classify(self.cut(batch, chosen))
         corners = [cell_corners(cells, self.grid, self.config.patches) for cells in chosen]
@@ -329,11 +329,11 @@ class PatchClassification(Classification):
         }
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
-        """Logits, attention and boxes, as a bundle's answer has them."""
+        """Return logits, attention and boxes, as a bundle's answer has them."""
         return {"logits": answer.logits, "attn": answer.attn, "boxes": answer.boxes.ravel()}
 
     def predict_once(self, batch: Batch) -> dict[str, Tensor]:
-        """Deletion test: logits where the chosen patches are blank, and where as many random ones are.
+        """Test deletion: logits where the chosen patches are blank, and where as many random ones are.
 
         The image is then chosen from and judged anew, so evidence elsewhere can still be found.
         Nothing where the choice is random already or as large as the image.

@@ -64,7 +64,7 @@ class Segmentation(Task):
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
-        """Crops and their masks to train on; of images to be judged the rows alone, as tiles are cut later."""
+        """Return crops and their masks to train on; of images to be judged the rows alone, as tiles are cut later."""
         batch: Batch = {
             "row": samples.rows,
             "key": samples.keys.astype(np.int64) & 0x7FFFFFFFFFFF,
@@ -83,7 +83,7 @@ class Segmentation(Task):
         return batch | {"image": images, "mask": marks, "mean": mean, "std": std.astype(np.float32)}
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
-        """Loss of the crops' masks."""
+        """Return the loss of the crops' masks."""
         model = self.config.model
         image = torch.from_numpy(batch["image"]).to(self.device).permute(0, 3, 1, 2).float()
         mean, std = (
@@ -100,12 +100,12 @@ class Segmentation(Task):
         return scalars | ({"marked_ratio": marked / share} if share > 0 else {})
 
     def logits(self, normalised: Tensor) -> Tensor:
-        """Logits (n classes h w) of normalised images."""
+        """Return logits (n classes h w) of normalised images."""
         logits: Tensor = self.net(normalised.contiguous(memory_format=torch.channels_last))
         return logits
 
     def levels(self, row: int) -> np.ndarray:
-        """Levels (classes h w) of every pixel of a row's image."""
+        """Return levels (classes h w) of every pixel of a row's image."""
 
         def network(normalised: np.ndarray) -> np.ndarray:
             logits = self.logits(torch.from_numpy(normalised).to(self.device))
@@ -115,11 +115,11 @@ class Segmentation(Task):
         return tiles.level_map(self.pixels[row], network, len(self.classes), self.config.tiles)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Pixels inside and outside each mask, by their level."""
+        """Count pixels inside and outside each mask, by their level."""
         return self._counts(batch, pixel_columns)
 
     def predict_once(self, batch: Batch) -> dict[str, Tensor]:
-        """Components found and false alarms, by threshold."""
+        """Count components found and false alarms, by threshold."""
         return self._counts(batch, component_columns)
 
     def _counts(
@@ -134,23 +134,23 @@ class Segmentation(Task):
         row: int,
         count: Callable[[np.ndarray, np.ndarray, str], dict[str, np.ndarray]],
     ) -> dict[str, np.ndarray]:
-        """Counts of one image against its masks of every kind."""
+        """Count in one image against its masks of every kind."""
         columns: dict[str, np.ndarray] = {}
         for kind in self.pixels.masks:
             columns |= count(levels, self.pixels.mask(row, kind), kind)
         return columns
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
-        """Pixels by level, as a bundle's answer has them."""
+        """Count pixels by level, as a bundle's answer has them."""
         return self._counts_of(answer.levels, row, pixel_columns)
 
     def validate(self, columns: Batch) -> dict[str, float]:
-        """Micro IoU on val at the best threshold, by the masks that training learns from; NLL per pixel."""
+        """Score val by micro IoU at the best threshold, by the masks that training learns from; NLL per pixel."""
         return validate_masks(columns, len(self.classes))
 
     @classmethod
     def score(cls, config: Any, predictions: pa.Table, fitted: pa.Table | None = None) -> pa.Table:
-        """IoU of each image, at thresholds that val chose."""
+        """Add the IoU of each image, at thresholds that val chose."""
         if fitted is not None:
             return masks.score(predictions, masks.thresholds_of(fitted))
         num, least = len(class_names(predictions)), config.decide.pixel_recall
@@ -174,7 +174,7 @@ class Segmentation(Task):
 
     @classmethod
     def other_marks(cls, config: Any, pixels: Pixels, row: int) -> dict[str, np.ndarray]:
-        """Masks by name that are drawn beside the answer."""
+        """Return masks by name that are drawn beside the answer."""
         return {}
 
     def limits(self) -> Sequence[Limit]:
@@ -202,7 +202,7 @@ class Segmentation(Task):
         )
 
     def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the encoder's deepest features, averaged over each tile."""
+        """Return logits, and the encoder's deepest features, averaged over each tile."""
         features: list[Any] = []
         encoder = cast(nn.Module, self.net.encoder)
         hook = encoder.register_forward_hook(lambda _, __, output: features.append(output))
@@ -213,7 +213,7 @@ class Segmentation(Task):
         return logits, maps[-1].mean((2, 3))
 
     def int8(self, folder: Path) -> "Segmentation | None":
-        """This task with the int8 graph in the network's place."""
+        """Return this task with the int8 graph in the network's place."""
         path = folder / f"{GRAPH}_int8.onnx"
         return self._with(path) if path.exists() else None
 
@@ -228,7 +228,7 @@ class Segmentation(Task):
         return validate_masks(arrays, len(self.classes))["iou"]
 
     def _calibration(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Tiles of training images, evenly chosen."""
+        """Return tiles of training images, evenly chosen."""
         num = min(self.config.quantize.num_calibration, len(rows))
         feeds: list[dict[str, np.ndarray]] = []
 

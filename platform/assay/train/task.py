@@ -102,9 +102,13 @@ class Task(nn.Module):
 
     Config: ClassVar[type[TaskConfig]] = TaskConfig
     aliases: ClassVar[Mapping[str, str]] = {
-        "lr": "optim.lr", "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay",
-        "batch_size": "train.batch_size", "epochs": "train.epochs", "num_epochs": "train.epochs",
-    }  # fmt: skip
+        "lr": "optim.lr",
+        "learning_rate": "optim.lr",
+        "weight_decay": "optim.weight_decay",
+        "batch_size": "train.batch_size",
+        "epochs": "train.epochs",
+        "num_epochs": "train.epochs",
+    }
     """Settings by the names that sweeps of other programs have for them."""
     reference: ClassVar[tuple[str, ...]] = ()
     """Sets that are predicted besides those to be judged, for `score` to compare with."""
@@ -120,22 +124,22 @@ class Task(nn.Module):
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
-        """Named configurations; the first is the default, and `smoke` is what CI runs."""
+        """Return named configurations; the first is the default, and `smoke` is what CI runs."""
         return {"default": cls.Config()}
 
     @classmethod
     def manifest(cls, config: Any, storage: Path) -> Manifest:
-        """The images and their columns; embedded data is drawn below `storage`."""
+        """Return the images and their columns; embedded data is drawn below `storage`."""
         return read_manifest(config.data, storage / "hashes.sqlite")
 
     @classmethod
     def baselines(cls, config: Any) -> Mapping[str, Any]:
-        """Configurations to be judged beside this one, by name."""
+        """Return configurations to be judged beside this one, by name."""
         return {}
 
     @classmethod
     def space(cls, config: Any) -> Space:
-        """What a sweep of hyperparameters searches, around these settings."""
+        """Return what a sweep of hyperparameters searches, around these settings."""
         lr = config.optim.lr
         return {
             "optim.lr": Float(low=lr / 10, high=lr * 10, log=True),
@@ -144,24 +148,24 @@ class Task(nn.Module):
 
     @classmethod
     def order(cls, config: Any, dataset: Dataset, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
-        """One epoch as global batches of row numbers."""
+        """Order one epoch, as global batches of row numbers."""
         return uniform_order(rows, config.train.batch_size, config.train.seed, epoch)
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
-        """Arrays of one batch, leading dimension n; runs where there is no model."""
+        """Return the arrays of one batch, leading dimension n; runs where there is no model."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
-        """The differentiable step: `loss` (mean over the batch) and scalars worth logging."""
+        """Compute what is differentiable: `loss` (mean over the batch) and scalars worth logging."""
         raise NotImplementedError
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns of the predictions table, `logits` among them; deterministic."""
+        """Predict columns of the predictions table, `logits` among them; deterministic."""
         raise NotImplementedError
 
     def predict_once(self, batch: Batch) -> dict[str, Tensor]:
-        """Further columns, computed once, by the best weights, for what `judge` wants to know."""
+        """Predict further columns, once, by the best weights, for what `judge` wants to know."""
         return {}
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
@@ -177,7 +181,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def int8(self, folder: Path) -> "Task | None":
-        """This task as it answers by the int8 graph that `export` wrote, if it wrote one."""
+        """Return this task as it answers by the int8 graph that `export` wrote, if it wrote one."""
         return None
 
     def validate(self, columns: Batch) -> dict[str, float]:
@@ -187,7 +191,7 @@ class Task(nn.Module):
 
     @classmethod
     def score(cls, config: Any, predictions: pa.Table, fitted: pa.Table | None = None) -> pa.Table:
-        """The predictions table with what is fitted on its val, or taken from a `fitted` table.
+        """Return the predictions table with what is fitted on its val, or taken from a `fitted` table.
 
         Tables of classes need nothing; others get `score` and `weight` (see `predictions`).
         """
@@ -195,26 +199,26 @@ class Task(nn.Module):
 
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
-        """What this system is judged by beyond the standard set, from the predictions table."""
+        """Judge this system by what goes beyond the standard set, from the predictions table."""
         return TaskMetrics()
 
     @classmethod
     def draw(
         cls, config: Any, pixels: Pixels, row: int, answer: Callable[[], Any]
     ) -> np.ndarray | None:
-        """What the report shows of a row in the place of its image (RGB); `answer` gives the bundle's."""
+        """Draw what the report shows of a row in the place of its image (RGB); `answer` gives the bundle's."""
         return None
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
-        """Multipliers of learning rate and weight decay by parameter-name prefix."""
+        """Return multipliers of learning rate and weight decay by parameter-name prefix."""
         return {}
 
     def limits(self) -> Sequence[Limit]:
-        """Bounds of logged scalars beyond which a run is stopped or warned of."""
+        """Return bounds of logged scalars beyond which a run is stopped or warned of."""
         return ()
 
     def after_step(self, progress: float) -> None:
-        """Called after each update (EMA and the like)."""
+        """Do what follows each update (EMA and the like)."""
 
     @property
     def device(self) -> torch.device:

@@ -49,7 +49,7 @@ def choose_tier(
     store = pixels.store
     near = replace(store, cache=str(SHARED_MEMORY))
     free = _free_bytes(device)
-    if tier == "auto" and (store.cache or "://" not in store.place):
+    if tier == "auto" and (store.cache or "://" not in store.address):
         free.pop("memory", None)  # entries are near already
     if tier == "disk" or (tier == "auto" and not free):
         return "disk", pixels

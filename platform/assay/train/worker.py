@@ -49,7 +49,7 @@ class Job:
     tier: Tier = "disk"
 
     def load(self) -> tuple[Any, TaskConfig]:
-        """The task's class and settings."""
+        """Load the task's class and settings."""
         task = load_task(self.source)
         return task, from_dict(task.Config, self.config)
 
@@ -59,7 +59,7 @@ class Job:
         return Dataset.of(self.manifest, self.pixels, self.split.rows("train"))
 
     def stream(self) -> Stream:
-        """Batches prepared in this process."""
+        """Return a stream of batches prepared in this process."""
         (task, config), dataset = self.load(), self.dataset
         return lambda steps, train: batches(task, config, dataset, steps, train)
 
@@ -84,9 +84,8 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
         task.device_cache = DeviceCache(rows["train"].tolist())
     try:
         loop = Loop(
-            task, wrapped, rows, stream, job.folder, telemetry, heartbeat,
-            job.checkpoint_steps,
-        )  # fmt: skip
+            task, wrapped, rows, stream, job.folder, telemetry, heartbeat, job.checkpoint_steps
+        )
         position = loop.fit()
         _predict(job, stream, device)
     finally:
@@ -96,7 +95,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
 
 
 def reached(position: TrainState, select: str) -> dict[str, int | float]:
-    """What a run says to whoever may stop it: epochs done, and the best of val until then.
+    """Return what a run says to whoever may stop it: epochs done, and the best of val until then.
 
     `rank` orders by score, and by nll where scores are equal: early on many runs guess one class, and
     the score of few images has few values.
@@ -116,7 +115,7 @@ def refuse_divergence(job: Job) -> None:
     group = torch.distributed
     if not group.is_initialized():
         return
-    own = {
+    digests = {
         "split": fingerprint(job.split.sets),
         "settings": fingerprint(job.config),
         "images": fingerprint([job.manifest.column("id"), job.manifest.truth.tolist()]),
@@ -124,15 +123,15 @@ def refuse_divergence(job: Job) -> None:
         "task file": fingerprint(job.source.code.decode()),
     }
     everyone: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(everyone, own)
+    group.all_gather_object(everyone, digests)
     differing = {
         what: [str(rank) for rank, theirs in enumerate(everyone) if theirs[what] != first]
         for what, first in everyone[0].items()
     }
-    found = [f"{what} (worker {', '.join(ranks)})" for what, ranks in differing.items() if ranks]
-    if found:
+    parts = [f"{what} (worker {', '.join(ranks)})" for what, ranks in differing.items() if ranks]
+    if parts:
         raise RunError(
-            f"Some of the {len(everyone)} workers were not given the run of worker 0, different are: {', '.join(found)}; "
+            f"Some of the {len(everyone)} workers were not given the run of worker 0, different are: {', '.join(parts)}; "
             "draw split and settings once, on the driver, and send them to the workers."
         )
 
@@ -177,15 +176,15 @@ def _predict(job: Job, stream: Stream, device: torch.device) -> None:
 def predictions_table(
     manifest: Manifest, classes: Sequence[str], name: str, columns: dict[str, np.ndarray]
 ) -> pa.Table:
-    """One set's predictions as a table; see `predictions` for its columns."""
+    """Return one set's predictions as a table; see `predictions` for its columns."""
     chosen = manifest.take(columns["row"]).table
     domains = {c: chosen[c] for c in chosen.column_names if c.startswith("domain.")}
     arrays = {
         key: pa.array(list(values)) if values.ndim > 1 else pa.array(values)
-        for key, values in columns.items() if key != "row"
-    }  # fmt: skip
-    table = pa.table(
-        {"id": chosen["id"], "split": pa.array([name] * len(chosen)), "group": chosen["group"]}
-        | domains | {"truth": pa.array(manifest.truth[columns["row"]])} | arrays
-    )  # fmt: skip
+        for key, values in columns.items()
+        if key != "row"
+    }
+    keys = {"id": chosen["id"], "split": pa.array([name] * len(chosen)), "group": chosen["group"]}
+    truth = {"truth": pa.array(manifest.truth[columns["row"]])}
+    table = pa.table(keys | domains | truth | arrays)
     return table.replace_schema_metadata({b"classes": json.dumps(list(classes)).encode()})

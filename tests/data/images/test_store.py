@@ -106,7 +106,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_an_entry_travels_to_the_store_and_back(remote: Store, tmp_path: Path) -> None:
-    other = Store(remote.place, str(tmp_path / "other node"))
+    other = Store(remote.address, str(tmp_path / "other node"))
     assert remote.missing([CONTENT]) == [CONTENT]
     remote.build(CONTENT, written(tmp_path))
     assert other.missing([CONTENT, "f" * 32]) == ["f" * 32]
@@ -136,7 +136,7 @@ print(Store(address, cache).open(content).levels[0].sum())
 def test_workers_of_a_node_fetch_the_same_entry_at_once(remote: Store, tmp_path: Path) -> None:
     remote.build(CONTENT, written(tmp_path))
     shutil.rmtree(remote.here)
-    command = [sys.executable, "-c", OPEN, remote.place, remote.cache, CONTENT]
+    command = [sys.executable, "-c", OPEN, remote.address, remote.cache, CONTENT]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen(command, **pipes) for _ in range(4)]
     for worker in workers:

@@ -421,7 +421,7 @@ def test_a_damaged_tile_is_not_stored(tmp_path):
     with pytest.raises(ImageError, match=r"part\.tif cannot be read"):
         store.build("ab12", path)
     assert store.missing(["ab12"]) == ["ab12"]
-    assert not [own for own in Path(store.place).rglob("*") if own.is_file()]
+    assert not [own for own in Path(store.address).rglob("*") if own.is_file()]
 
 
 def test_a_chain_of_directories_that_ends_in_itself_is_left():

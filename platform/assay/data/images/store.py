@@ -32,25 +32,25 @@ class Store:
     """A place for entries.
 
     Args:
-        place: a folder, or the URI of one (s3://, gs://, abfs://, file://); credentials come from
+        address: a folder, or the URI of one (s3://, gs://, abfs://, file://); credentials come from
             the environment as for pyarrow.fs.
         cache: a folder on each node for copies; none: a folder's entries are read where they are,
             an URI's are copied below ~/.cache.
     """
 
-    place: str
+    address: str
     cache: str = ""
 
     @property
     def is_folder(self) -> bool:
         """Entries are read where they are."""
-        return "://" not in self.place and not self.cache
+        return "://" not in self.address and not self.cache
 
     @property
     def here(self) -> Path:
         """Where this node reads entries."""
         if self.is_folder:
-            return Path(self.place)
+            return Path(self.address)
         # a folder of its own, so that making room deletes nothing but copies
         return Path(self.cache or "~/.cache").expanduser() / "assay-copies"
 
@@ -122,7 +122,7 @@ class Store:
     def _sizes(self) -> dict[str, int]:
         """Read the bytes of every entry in the store, by content."""
         try:
-            files, root = reach(self.place)
+            files, root = reach(self.address)
             selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
             infos = files.get_file_info(selector)
         except OSError as error:
@@ -131,17 +131,17 @@ class Store:
         return {info.base_name.removesuffix(SUFFIX): info.size for info in ready}
 
     def _send(self, path: Path, content: str) -> None:
-        files, root = reach(self.place)
+        files, root = reach(self.address)
         with whole(files, f"{root}/{_name(content)}") as target:
             _copy(path, None, target, files)
 
     def _fetch(self, path: Path, content: str) -> None:
-        files, root = reach(self.place)
+        files, root = reach(self.address)
         source = f"{root}/{_name(content)}"
         info = files.get_file_info(source)
         if info.type != pafs.FileType.File:
             raise StoreError(
-                f"The store {self.place} has no entry {content} any more; run the task again, which decodes what is missing."
+                f"The store {self.address} has no entry {content} any more; run the task again, which decodes what is missing."
             )
         self._make_room(info.size)
         with replacing(path) as hidden:
@@ -166,7 +166,7 @@ class Store:
     def _refusal(self, error: OSError) -> StoreError:
         why = error.strerror or str(error).splitlines()[0]
         return StoreError(
-            f"The store {self.place} cannot be used ({why}); free some disk, check the address and your rights, or pass another --store."
+            f"The store {self.address} cannot be used ({why}); free some disk, check the address and your rights, or pass another --store."
         )
 
 

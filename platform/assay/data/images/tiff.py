@@ -159,17 +159,17 @@ class TiledPage:
         """
         if self.whole is not None:
             return self.whole[box]
-        (top, below, _), (left, right, _) = (
+        (y0, y1, _), (x0, x1, _) = (
             side.indices(length) for side, length in zip(box, self.shape[:2], strict=True)
         )
-        pixels = np.empty((max(below - top, 0), max(right - left, 0), 3), self.dtype)
+        pixels = np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), self.dtype)
         if pixels.size:
             height, width = self.tile_size
-            rows = range(top // height, (below - 1) // height + 1)
-            columns = range(left // width, (right - 1) // width + 1)
+            rows = range(y0 // height, (y1 - 1) // height + 1)
+            columns = range(x0 // width, (x1 - 1) // width + 1)
             self._decode([row * self.grid[1] + column for row in rows for column in columns])
             for row, column in itertools.product(rows, columns):
-                y, x = row * height - top, column * width - left
+                y, x = row * height - y0, column * width - x0
                 part = pixels[max(y, 0) : y + height, max(x, 0) : x + width]
                 tile = self.tiles[row * self.grid[1] + column][max(-y, 0) :, max(-x, 0) :]
                 part[:] = tile[: part.shape[0], : part.shape[1]]
@@ -286,10 +286,10 @@ def _is_mean(small: TiledPage, large: TiledPage) -> bool:
     if small.dtype != large.dtype or not room.all():
         return False
     for share in PROBES:
-        top, left = (share * room).astype(int) // PROBE_PX * PROBE_PX
-        below, right = np.minimum((top + PROBE_PX, left + PROBE_PX), room)
-        sample = decode.to_uint8(small[top:below, left:right])
-        area = decode.to_uint8(large[2 * top : 2 * below, 2 * left : 2 * right])
+        y0, x0 = (share * room).astype(int) // PROBE_PX * PROBE_PX
+        y1, x1 = np.minimum((y0 + PROBE_PX, x0 + PROBE_PX), room)
+        sample = decode.to_uint8(small[y0:y1, x0:x1])
+        area = decode.to_uint8(large[2 * y0 : 2 * y1, 2 * x0 : 2 * x1])
         mean = cv2.resize(area, sample.shape[1::-1], interpolation=cv2.INTER_AREA)
         if np.abs(sample.astype(float) - mean).mean() > CLOSE:
             return False

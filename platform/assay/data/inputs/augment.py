@@ -103,7 +103,7 @@ class AugmentConfig(Settings, section="augment"):
                 )
 
     def range(self, name: str) -> tuple[float, float]:
-        """Lowest and highest value of one of the drawn factors."""
+        """Return the lowest and highest value of one of the drawn factors."""
         return getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
 
 

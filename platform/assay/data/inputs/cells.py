@@ -27,8 +27,8 @@ def informative_cells(
     size = max(1, round(config.patch_px * scale))
     means = cv2.blur(overview, (size, size), borderType=cv2.BORDER_CONSTANT).mean(axis=2) / 255
     centres = cell_corners(np.arange(grid * grid), grid, config) + config.patch_px / 2
-    left, top = np.clip((centres * scale).astype(int), 0, config.overview_px - 1).T
-    brightness = means[top, left]
+    x, y = np.clip((centres * scale).astype(int), 0, config.overview_px - 1).T
+    brightness = means[y, x]
     bars = (config.bright / part for part in range(1, 100))
     eligible = next(
         (e for bar in bars if len(e := np.flatnonzero(brightness > bar)) >= k),
@@ -38,7 +38,7 @@ def informative_cells(
 
 
 def tile_cells(grid: int, config: PatchConfig) -> Int[np.ndarray, "n"]:
-    """The cells whose patches cover the canvas with as little overlap as the grid allows, ascending.
+    """Return the cells whose patches cover the canvas with as little overlap as the grid allows, ascending.
 
     Patches smaller than a cell's share of the canvas cover what they can: every cell is taken.
     """
@@ -52,7 +52,7 @@ def tile_cells(grid: int, config: PatchConfig) -> Int[np.ndarray, "n"]:
 
 
 def lattice_cells(grid: int, k: int) -> Int[np.ndarray, "k"]:
-    """k cells spread evenly over the canvas in floor(sqrt(k)) rows, ascending."""
+    """Spread k cells evenly over the canvas in floor(sqrt(k)) rows, ascending."""
     num_rows = int(np.sqrt(k))
     lengths = [k // num_rows + (row < k % num_rows) for row in range(num_rows)]
     rows = np.repeat((np.arange(num_rows) + 0.5) / num_rows, lengths)
@@ -63,7 +63,7 @@ def lattice_cells(grid: int, k: int) -> Int[np.ndarray, "k"]:
 def best_cells(
     scores: Real[np.ndarray, "d"], k: int, grid: int, apart: int
 ) -> Int[np.ndarray, "k"]:
-    """`nn.topk.hard_topk` of one image, where there is no torch."""
+    """Do what `nn.topk.hard_topk` does, for one image, where there is no torch."""
     rows, columns = np.divmod(np.arange(len(scores)), grid)
     order = np.argsort(-scores, kind="stable")
     is_near = np.zeros(len(scores), dtype=bool)
@@ -86,7 +86,7 @@ def iterative_cells(
     embed: Callable[[np.ndarray], np.ndarray],
     attend: Callable[[np.ndarray], np.ndarray],
 ) -> Int[np.ndarray, "num_images k"]:
-    """Iterative patch selection: of all cells the k that get most attention, a few at a time.
+    """Select patches iteratively: of all cells the k that get most attention, a few at a time.
 
     A memory of k cells and their features is held beside `chunk` new ones, and the k of them that
     get most attention are kept, so that memory does not depend on the size of the image.
@@ -102,18 +102,18 @@ def iterative_cells(
         embed: Features (num_images, m, width) of cells (num_images, m).
         attend: Attention (num_images, m) among features (num_images, m, width).
     """
-    kept = np.tile(cells[:k], (num_images, 1))
-    features = embed(kept)
+    memory = np.tile(cells[:k], (num_images, 1))
+    features = embed(memory)
     for start in range(k, len(cells), chunk):
         new = np.tile(cells[start : start + chunk], (num_images, 1))
-        held = np.concatenate([kept, new], axis=1)
+        candidates = np.concatenate([memory, new], axis=1)
         features = np.concatenate([features, embed(new)], axis=1)
         best = np.sort(np.argsort(-attend(features), axis=1, kind="stable")[:, :k], axis=1)
-        kept = np.take_along_axis(held, best, axis=1)
+        memory = np.take_along_axis(candidates, best, axis=1)
         features = np.take_along_axis(features, best[..., None], axis=1)
-    return kept
+    return memory
 
 
 def overview_seed(overview: UInt8[np.ndarray, "s s 3"]) -> int:
-    """Seed of what is drawn for a judged image: a function of what it shows, wherever it is judged."""
+    """Return the seed of what is drawn for a judged image: a function of what it shows, wherever it is judged."""
     return int.from_bytes(hashlib.blake2b(overview.tobytes(), digest_size=8).digest(), "little")

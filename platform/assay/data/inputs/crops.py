@@ -35,13 +35,13 @@ def draw_crop(
     mask, side = pixels.mask(row, "label"), config.crop_px
     height, width = mask.shape
     centre = rng.uniform(0, (height, width))
-    inside = _inside(pixels.masks["label"][row], pixels.store.place, mask)
+    inside = _inside(pixels.masks["label"][row], pixels.store.address, mask)
     if rng.random() < config.around and len(inside):
         centre = inside[rng.integers(len(inside))] + rng.uniform(-side / 4, side / 4, 2)
     most = np.maximum((height - side, width - side), 0)
-    top, left = np.clip(centre - side / 2, 0, most).astype(int).tolist()
-    image = to_uint8(cut_inside(pixels[row].pixels, left, top, side))
-    marks = cut_inside(mask, left, top, side)
+    y, x = np.clip(centre - side / 2, 0, most).astype(int).tolist()
+    image = to_uint8(cut_inside(pixels[row].pixels, x, y, side))
+    marks = cut_inside(mask, x, y, side)
     return change(config, image, marks, int(rng.integers(1 << 31)))
 
 

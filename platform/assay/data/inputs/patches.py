@@ -59,7 +59,7 @@ class PatchConfig(Settings, section="patches"):
 def cell_corners(
     cells: Int[np.ndarray, "n"], grid: int, config: PatchConfig
 ) -> Int[np.ndarray, "n 2"]:
-    """Left and top canvas pixel of the patch around each cell of a grid x grid canvas.
+    """Return the left and top canvas pixel of the patch around each cell of a grid x grid canvas.
 
     Cells stand image_px // grid pixels apart; a patch is centred on its cell and may reach past
     the canvas.
@@ -73,7 +73,7 @@ def cell_corners(
 def blank_mask(
     corners: Real[np.ndarray, "batch n m 2"], patch_px: int, ratio: float, side: int
 ) -> Bool[np.ndarray, "batch n side side"]:
-    """Pixels of pictures that lie in any of m patches.
+    """Mark the pixels of pictures that lie in any of m patches.
 
     Args:
         corners: Where the patches begin (left, top) in canvas pixels, from the picture's own corner.
@@ -107,7 +107,7 @@ class Canvas:
     def overview(
         self,
     ) -> tuple[UInt8[np.ndarray, "s s 3"], Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
-        """The whole canvas in small, and mean and standard deviation (in [0, 1]) of the image in it.
+        """Return the whole canvas in small, and mean and deviation (in [0, 1]) of the image in it.
 
         The deviation is at least one grey level of 255, so that a blank image normalises to
         finite values. If no pixel of the overview lies wholly in the image, both are those of the
@@ -124,7 +124,7 @@ class Canvas:
         return pixels, mean[:, 0] / 255, np.maximum(std[:, 0], 1) / 255
 
     def patches(self, corners: Int[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "n p p 3"]:
-        """Patches that begin at these canvas pixels (left, top)."""
+        """Cut patches that begin at these canvas pixels (left, top)."""
         if len(corners) == 0:
             return np.zeros((0, self.config.patch_px, self.config.patch_px, 3), dtype=np.uint8)
         return self._photometric(self._cut(np.asarray(corners)), key=0)
@@ -140,8 +140,8 @@ class Canvas:
                 crop_matrix(self.matrix, int(low[0]), int(low[1])), height, width, self.config.clahe
             )
             windows = np.lib.stride_tricks.sliding_window_view(box, (side, side), axis=(0, 1))
-            left, top = (corners - low).T
-            return np.ascontiguousarray(windows[top, left].transpose(0, 2, 3, 1))
+            x, y = (corners - low).T
+            return np.ascontiguousarray(windows[y, x].transpose(0, 2, 3, 1))
         cut = [
             self.entry.view(crop_matrix(self.matrix, x, y), side, side, self.config.clahe)
             for x, y in corners.tolist()
@@ -154,7 +154,7 @@ class Canvas:
         return photometric(pixels, self.augment, self.grey, key)
 
     def _inside(self, window: np.ndarray, side: int) -> np.ndarray:
-        """Mask of the overview pixels that lie wholly in the image, into which no padding blends."""
+        """Mark the overview pixels that lie wholly in the image, into which no padding blends."""
         height, width = self.entry.size
         half = np.sqrt(abs(np.linalg.det(window[:, :2]))) / 2
         xs, ys = np.arange(side), np.arange(side)[:, None]
@@ -165,7 +165,7 @@ class Canvas:
         return inside.astype(np.uint8)
 
     def source_boxes(self, corners: Int[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 4"]:
-        """Boxes (x0, y0, x1, y1) in the image's own pixels that patches at these corners cover."""
+        """Return boxes (x0, y0, x1, y1) in the image's own pixels that patches at these corners cover."""
         side = self.config.patch_px
         ends = np.array([[0, 0], [side, 0], [0, side], [side, side]]) - 0.5
         points = (corners[:, None] + ends) @ self.matrix[:, :2].T + self.matrix[:, 2] + 0.5

@@ -74,10 +74,10 @@ def _gaussian(
 def _salt_pepper(
     patches: UInt8[np.ndarray, "n h w 3"], strength: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    where = rng.random(patches.shape[:3], np.float32)
+    draws = rng.random(patches.shape[:3], np.float32)
     noisy = patches.copy()
-    noisy[where < strength / 2] = 255
-    noisy[where >= 1 - strength / 2] = 0
+    noisy[draws < strength / 2] = 255
+    noisy[draws >= 1 - strength / 2] = 0
     return noisy
 
 
@@ -89,7 +89,7 @@ def normalise(
     mean: Float[np.ndarray, "3"],
     std: Float[np.ndarray, "3"],
 ) -> Float32[np.ndarray, "n 3 h w"]:
-    """Pixels less the mean, over the deviation (both in [0, 1]), by a table of the 256 values."""
+    """Return pixels less the mean, over the deviation (both in [0, 1]), by a table of the 256 values."""
     values = (np.arange(256)[:, None] / 255 - mean) / (std + EPS)
     height, width = pixels.shape[1:3]
     scaled = cv2.LUT(pixels.reshape(-1, width, 3), values[None].astype(np.float32))

@@ -52,9 +52,9 @@ class TileConfig(Settings, section="tiles"):
 def level_map(
     entry: ImagePyramid, network: Network, num_classes: int, config: TileConfig
 ) -> UInt8[np.ndarray, "classes h w"]:
-    """Levels of every pixel of an image."""
+    """Compute levels of every pixel of an image, a strip of tiles at a time."""
     side, (height, width) = config.tile_px, entry.size
-    tops, lefts = (_starts(length, config) for length in (height, width))
+    ys, xs = (_starts(length, config) for length in (height, width))
     window = _window(config)
     levels = np.empty((num_classes, height, width), dtype=np.uint8)
     reach = max(width, side)
@@ -62,33 +62,33 @@ def level_map(
         np.zeros((num_classes, side, reach), np.float32),
         np.zeros((side, reach), np.float32),
     )
-    for number, top in enumerate(tops):
-        for start in range(0, len(lefts), TILES_PER_RUN):
-            own = lefts[start : start + TILES_PER_RUN]
-            for left, logits in zip(own, _logits(entry, network, top, own, side), strict=True):
-                total[:, :, left : left + side] += logits * window
-                weight[:, left : left + side] += window
-        done = (tops[number + 1] if number + 1 < len(tops) else top + side) - top
-        shown = min(top + done, height) - top
-        levels[:, top : top + shown] = to_levels(total[:, :shown, :width] / weight[:shown, :width])
-        for held in (total, weight):
-            held[..., : side - done, :] = held[..., done:, :].copy()
-            held[..., side - done :, :] = 0
+    for number, y in enumerate(ys):
+        for start in range(0, len(xs), TILES_PER_RUN):
+            run = xs[start : start + TILES_PER_RUN]
+            for x, logits in zip(run, _logits(entry, network, y, run, side), strict=True):
+                total[:, :, x : x + side] += logits * window
+                weight[:, x : x + side] += window
+        done = (ys[number + 1] if number + 1 < len(ys) else y + side) - y
+        shown = min(y + done, height) - y
+        levels[:, y : y + shown] = to_levels(total[:, :shown, :width] / weight[:shown, :width])
+        for strip in (total, weight):
+            strip[..., : side - done, :] = strip[..., done:, :].copy()
+            strip[..., side - done :, :] = 0
     return levels
 
 
 def _logits(
-    entry: ImagePyramid, network: Network, top: int, lefts: Sequence[int], side: int
+    entry: ImagePyramid, network: Network, y: int, xs: Sequence[int], side: int
 ) -> Float[np.ndarray, "n classes side side"]:
-    tiles = np.stack([to_uint8(cut_inside(entry.pixels, left, top, side)) for left in lefts])
+    tiles = np.stack([to_uint8(cut_inside(entry.pixels, x, y, side)) for x in xs])
     return network(normalise(tiles, entry.mean, np.maximum(entry.std, 1 / 255)))
 
 
 def cut_inside(
-    pixels: Shaped[np.ndarray, "h w *c"], left: int, top: int, side: int
+    pixels: Shaped[np.ndarray, "h w *c"], x: int, y: int, side: int
 ) -> Shaped[np.ndarray, "side side *c"]:
-    """A square of an image or mask, or all of it mirrored at its edges where it is smaller."""
-    cut = np.asarray(pixels[top : top + side, left : left + side])
+    """Cut a square of an image or mask, or all of it mirrored at its edges where it is smaller."""
+    cut = np.asarray(pixels[y : y + side, x : x + side])
     below, right = side - cut.shape[0], side - cut.shape[1]
     if below or right:
         cut = cv2.copyMakeBorder(cut, 0, below, 0, right, cv2.BORDER_REFLECT)
@@ -96,7 +96,7 @@ def cut_inside(
 
 
 def _starts(length: int, config: TileConfig) -> list[int]:
-    """Where tiles begin along an edge, evenly, the last at its end."""
+    """Return where tiles begin along an edge, evenly, the last at its end."""
     room = length - config.tile_px
     if room <= 0:
         return [0]
@@ -105,7 +105,7 @@ def _starts(length: int, config: TileConfig) -> list[int]:
 
 
 def _window(config: TileConfig) -> Float[np.ndarray, "side side"]:
-    """Weights that fall linearly over the overlap, and are nowhere 0."""
+    """Return weights that fall linearly over the overlap, and are nowhere 0."""
     rise = (np.arange(config.tile_px) + 0.5) / max(config.overlap_px, 1)
     edge = np.minimum(np.minimum(rise, rise[::-1]), 1).astype(np.float32)
     return edge[:, None] * edge
