@@ -177,8 +177,10 @@ class ImageClassifier(_Classifier):
         embedding: np.ndarray | None,
         evidence: np.ndarray | None,
     ) -> Answer:
-        verdict = self._verdict(logits)
-        of_label = None if evidence is None else evidence[self.classes.index(verdict.label)]
+        verdict, of_label = self._verdict(logits), None
+        if evidence is not None:
+            map_of_label = evidence[self.classes.index(verdict.label)]
+            of_label = _cut_map(map_of_label, self.input.frame_box(pyramid))
         return Answer(
             **vars(verdict),
             boxes=self.input.source_box(pyramid)[None],
@@ -187,6 +189,19 @@ class ImageClassifier(_Classifier):
             embedding=embedding,
             evidence=of_label,
         )
+
+
+def _cut_map(
+    places: Float[np.ndarray, "rows columns"], box: Float[np.ndarray, "4"]
+) -> Float[np.ndarray, "rows columns"]:
+    """Stretch a part of a map, x0, y0, x1, y1 as shares of its sides, to the whole map's size."""
+    size = np.array(places.shape[::-1])
+    low, high = box[:2] * size, box[2:] * size
+    steps = (high - low) / size
+    matrix = np.column_stack([np.diag(steps), low + steps / 2 - 0.5])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    border = cv2.BORDER_REPLICATE
+    return cv2.warpAffine(places, matrix, size.tolist(), flags=flags, borderMode=border)
 
 
 class PatchClassifier(_Classifier):

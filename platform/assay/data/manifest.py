@@ -2,8 +2,8 @@
 
 Columns: `id` (unique, stable), `image` (path), `label`, `group` (the physical part: never crosses
 sets), `split` (a set given by the data, or null), `content` (hash of the file's bytes), one column
-`domain.<name>` for each domain (design, printer, exposure, camera...), and for each kind of mask
-its path `mask.<kind>` and key `mask_content.<kind>`. Rows stand in the order of their ids, so that
+`domain.<name>` for each domain (design, printer, exposure, camera...), one `column.<name>` for each
+that `data.keep` names, and for each kind of mask its path `mask.<kind>` and key `mask_content.<kind>`. Rows stand in the order of their ids, so that
 the order of a table's rows decides nothing.
 """
 

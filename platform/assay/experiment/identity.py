@@ -8,6 +8,7 @@ and not counted, so that an edit there trains nothing anew.
 import ast
 import platform
 import socket
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,17 @@ def _settings(config: TaskConfig) -> dict[str, Any]:
 
 
 def _imports_masks(source: TaskSource) -> bool:
-    modules = [
-        node.module or ""
-        for node in ast.walk(ast.parse(source.code))
-        if isinstance(node, ast.ImportFrom)
-    ]
-    return any(module.startswith(f"assay.{MARKS.replace('/', '.')}") for module in modules)
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source.code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    package = f"assay.{MARKS.replace('/', '.')}."
+    return any(f"{name}.".startswith(package) for name in names)
 
 
+@lru_cache(maxsize=1024)
 def digest_syntax(source: bytes) -> str:
     """Digest the syntax of a source file, which comments and formatting do not change."""
     return fingerprint(ast.dump(ast.parse(source)))

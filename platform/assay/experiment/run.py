@@ -8,11 +8,11 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 
@@ -33,7 +33,7 @@ from assay.experiment.workers import train
 from assay.files import write_json
 from assay.report import samples
 from assay.runs.folder import Run
-from assay.runs.record import Launch, Quarantined, Stage
+from assay.runs.record import Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result
 from assay.runs.watch import watch
 from assay.train.loop import TrainState
@@ -237,21 +237,22 @@ def find(
     storage: Path,
     again: bool = False,
     reuse: bool = False,
+    stage: Stage = "bundle",
 ) -> Run:
     """Find the run of these settings, images and code: the newest attempt, or the next one if `again`.
 
-    A finished run that differs in code alone is taken as it is with `reuse`; without, a sentence
-    says that it is there and which files have changed since.
+    A run that differs in code alone and was finished as far as `stage` is taken as it is with
+    `reuse`; without, a sentence says that it is there and which files have changed since.
     """
     name = f"{source.name}-{identity(source, config, manifest)}"
     attempts = sorted(
         storage.glob(f"{name}*"), key=lambda p: int(p.name.removeprefix(name).lstrip("-") or 1)
     )
     if not attempts:
-        older = _of_other_code(source, config, manifest, storage)
-        if older is not None and reuse:
-            return older
+        older = _of_other_code(source, config, manifest, storage, stage)
         if older is not None and not again:
+            if reuse:
+                return older
             _say_what_changed(older.folder.name, tuple(_changed_files(older, source)))
         return Run(storage / name)
     if again:
@@ -260,13 +261,19 @@ def find(
 
 
 def _of_other_code(
-    source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path
+    source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, stage: Stage
 ) -> Run | None:
-    """Find the newest finished run of the same settings and images."""
-    wanted = content(config, manifest)
-    runs = [Run(path.parent) for path in storage.glob(f"{source.name}-*/run.json")]
-    same = [run for run in runs if run.record.content == wanted and run.state == "finished"]
-    return max(same, key=lambda run: run.record.launches[-1].time or 0.0, default=None)
+    """Find the newest run of the same settings and images that was finished as far as `stage`."""
+    wanted, stages = content(config, manifest), get_args(Stage)
+    enough = stages[stages.index(stage) :]
+    ended: dict[Path, float] = {}
+    for path in storage.glob(f"{source.name}-*/run.json"):
+        with suppress(RunError):  # a damaged record is of no run to be taken
+            record = read_record(path.parent)
+            is_finished = record.state == "finished" and record.stage in enough
+            if is_finished and record.content == wanted:
+                ended[path.parent] = record.launches[-1].time or 0.0
+    return Run(max(ended, key=ended.__getitem__)) if ended else None
 
 
 def _changed_files(run: Run, source: TaskSource) -> list[str]:

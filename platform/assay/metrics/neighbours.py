@@ -24,8 +24,8 @@ def neighbour_logits(
 ) -> Float[np.ndarray, "num classes"]:
     """Let the k most similar rows of a bank vote for their classes.
 
-    Each neighbour of cosine s has weight exp(s / temperature); a class without a vote is given a
-    thousandth of the weakest neighbour's.
+    Each neighbour of cosine s has weight exp(s / temperature); every class is given a thousandth of
+    the weakest neighbour's besides. Where all rows are of the query's part, all classes are alike.
 
     Args:
         queries: Embeddings to be classified.
@@ -43,12 +43,11 @@ def neighbour_logits(
     k = min(k, bank.shape[0])
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     scores = np.take_along_axis(similarity, nearest, axis=1)
-    # a row whose every neighbour is of its own part has none
-    weights = np.exp((np.where(np.isfinite(scores), scores, -1.0) - 1.0) / TEMPERATURE)
+    weights = np.exp((scores - 1.0) / TEMPERATURE)  # 0 where of the same part
     votes = np.zeros((len(queries), num_classes))
     for rank in range(k):
         votes[np.arange(len(queries)), truth[nearest[:, rank]]] += weights[:, rank]
-    votes += 1e-3 * weights[:, -1:]
+    votes += 1e-3 * np.where(weights > 0, weights, 1.0).min(axis=1, keepdims=True)
     shares: np.ndarray = np.log(votes / votes.sum(axis=1, keepdims=True))
     return shares
 
@@ -62,7 +61,8 @@ def logistic_logits(
 ) -> Float[np.ndarray, "num classes"]:
     """Classify by a multinomial logistic regression that is fitted to the bank.
 
-    Features are scaled to unit deviation of the bank; `decay` is scikit-learn's 1/C.
+    Features are scaled to unit deviation of the bank; `decay` is scikit-learn's 1/C (of two classes,
+    whose weights it fits as one vector, 2/C).
     """
     mean, std = bank.mean(0), np.maximum(bank.std(0), 1e-6)
     design = np.column_stack([(bank - mean) / std, np.ones(len(bank))])

@@ -79,7 +79,7 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     folds = _plan(settings_of(source, task, config, launch.settings), manifest, launch)
     trials = []
     for fold in folds:
-        run = find(source, fold.config, manifest, storage, reuse=launch.reuse)
+        run = find(source, fold.config, manifest, storage, reuse=launch.reuse, stage="test")
         trials.append(Trial(fold.name, {"setting": fold.setting}, fold.config, run.folder))
     name = f"{source.name}-{column}-{fingerprint([trial.folder.name for trial in trials])}"
     missing = [trial for trial in trials if not _is_tested(trial.folder)]

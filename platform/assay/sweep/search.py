@@ -113,7 +113,7 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
 
     def folder_of(config: TaskConfig) -> Path:
-        return find(source, config, manifest, storage, reuse=launch.reuse).folder
+        return find(source, config, manifest, storage, reuse=launch.reuse, stage="val").folder
 
     study = open_study(folder, settings)
     search = Search(study, settings, space, config, folder_of, launch.trials, launch.epochs)

@@ -4,7 +4,7 @@ A task gives `features`; the base owns input, loss, head, embedding, maps of evi
 Any method may be overridden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -57,8 +57,14 @@ class Classification(Task):
     Config: ClassVar[type[TaskConfig]] = ClassificationConfig
     config: Any
     head: nn.Module
-    graph: GraphModule | None = None
+    graph: GraphModule | None
     """An exported graph in the network's place."""
+
+    def __init__(
+        self, config: TaskConfig, dataset: Dataset, classes: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(config, dataset, classes)
+        self.graph = None  # not on the class, where it would hide the module that takes its place
 
     def add_head(self, num_features: int) -> None:
         """Put a linear classifier on the features."""
@@ -136,8 +142,8 @@ class Classification(Task):
         if self.config.loss.class_weights == "none":
             return None
         truth = self.dataset.truth[self.dataset.train]
-        counts = np.maximum(np.bincount(truth, minlength=len(self.classes)), 1)
-        weights = len(truth) / (len(self.classes) * counts)
+        counts = np.bincount(truth, minlength=len(self.classes))
+        weights = len(truth) / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:

@@ -68,8 +68,9 @@ def warp(
     matrix: Float64[np.ndarray, "2 3"],
     height: int,
     width: int,
+    repeat_edge: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]:
-    """Sample a (height, width) patch of the image, bilinear, zero outside.
+    """Sample a (height, width) patch of the image, bilinear, outside zero or as at the image's edge.
 
     Whole-pixel shifts and flips copy pixels unchanged. Nothing is averaged: for steps well above 1
     (an overview) pass an image that was reduced before.
@@ -84,7 +85,8 @@ def warp(
     window = image[first_y:stop_y, first_x:stop_x]
     local = np.array([[xx, xy, x - first_x], [yx, yy, y - first_y]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(window, local, (width, height), flags=flags)
+    border = cv2.BORDER_REPLICATE if repeat_edge else cv2.BORDER_CONSTANT
+    return cv2.warpAffine(window, local, (width, height), flags=flags, borderMode=border)
 
 
 def _reach(along_x: float, along_y: float, start: float, side: int) -> tuple[int, int]:

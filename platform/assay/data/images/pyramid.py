@@ -147,11 +147,14 @@ class ImagePyramid:
         height: int,
         width: int,
         clahe: Clahe | None = None,
+        repeat_edge: bool = False,
     ) -> UInt8[np.ndarray, "h w 3"]:
         """Show what an affine window on the image sees; `matrix` maps window pixels to image pixels.
 
         Reads the coarsest level that still has a pixel for each window pixel, and of it only the
         box the window covers. Whole-pixel shifts and flips are copied, anything else is sampled.
+        The image fades to zero over the pixel beyond its edge, or with `repeat_edge` ends there at
+        full strength, which is for windows that only show what is inside.
         """
         copied = whole_pixels(matrix, height, width)
         if copied is not None:
@@ -163,13 +166,14 @@ class ImagePyramid:
         corners = np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]])
         ends = corners @ scaled.T
         edge = np.array(self.levels[index].shape[1::-1])
-        low = np.clip(np.floor(ends.min(0)).astype(int), -1, edge)
-        high = np.clip(np.ceil(ends.max(0)).astype(int) + 1, 0, edge + 1)
+        margin = 0 if repeat_edge else 1
+        low = np.clip(np.floor(ends.min(0)).astype(int), -margin, edge)
+        high = np.clip(np.ceil(ends.max(0)).astype(int) + 1, 0, edge + margin)
         if (high <= low).any():
             return np.zeros((height, width, 3), dtype=np.uint8)
         window = self.cut((int(low[0]), int(low[1]), int(high[0]), int(high[1])), index, clahe)
         scaled[:, 2] -= low
-        return warp(window, scaled, height, width)
+        return warp(window, scaled, height, width, repeat_edge)
 
     def _onto_level(
         self, matrix: Float64[np.ndarray, "2 3"]

@@ -42,9 +42,11 @@ class ImageConfig(Settings, section="image"):
     """Tiles of that equalisation along each side of the image."""
 
     def __post_init__(self) -> None:
-        """Refuse deviations that cannot divide."""
+        """Refuse means that are no numbers, and deviations that cannot divide."""
         super().__post_init__()
-        if not min(self.std) > 0:
+        if not np.isfinite(self.mean).all():
+            raise ConfigError(f"image.mean is {self.mean}; give three finite numbers.")
+        if not (np.isfinite(self.std).all() and min(self.std) > 0):
             raise ConfigError(f"image.std is {self.std}; give three numbers above 0.")
 
     @property
@@ -64,10 +66,21 @@ class ImageInput:
         self.config = config
 
     def show(self, pyramid: ImagePyramid) -> UInt8[np.ndarray, "h w 3"]:
-        """Cut the frame from the image's pyramid; zero where the image does not reach."""
-        config = self.config
-        matrix = self._matrix(pyramid)
-        return pyramid.view(matrix, config.height_px, config.width_px, config.clahe)
+        """Cut the frame from the image's pyramid; zero where the image does not reach.
+
+        Where sides shrink by different factors, the frame is cut by the smaller factor and then
+        averaged along the other side.
+        """
+        config, matrix = self.config, self._matrix(pyramid)
+        size, steps = np.array([config.width_px, config.height_px]), np.diag(matrix)
+        fine = np.rint(size * np.maximum(steps / max(steps.min(), 1), 1)).astype(int)
+        fine_steps = steps * size / fine
+        start = matrix[:, 2] + (fine_steps - steps) / 2
+        window = np.column_stack([np.diag(fine_steps), start])
+        shown = pyramid.view(window, int(fine[1]), int(fine[0]), config.clahe, repeat_edge=True)
+        if (fine != size).any():
+            shown = cv2.resize(shown, size.tolist(), interpolation=cv2.INTER_AREA)
+        return shown * self.covered(pyramid)[..., None]
 
     def covered(self, pyramid: ImagePyramid) -> UInt8[np.ndarray, "h w"]:
         """Mark with 1 the pixels of the frame that the image covers."""
@@ -112,6 +125,14 @@ class ImageInput:
         edge = np.array([width, height])
         return np.concatenate([np.clip(low, 0, edge), np.clip(high, 0, edge)])
 
+    def frame_box(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "4"]:
+        """Return the part of the frame where the image stands: x0, y0, x1, y1 as shares of its sides."""
+        config, matrix = self.config, self._matrix(pyramid)
+        corners = self.source_box(pyramid).reshape(2, 2)
+        pixels = (corners - 0.5 - matrix[:, 2]) / np.diag(matrix) + 0.5
+        box: np.ndarray = (pixels / (config.width_px, config.height_px)).ravel()
+        return box
+
     def _matrix(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "2 3"]:
         """Return the matrix from a pixel of the frame to the pixel of the image, both about their centres."""
         image = np.array(pyramid.size[::-1], dtype=np.float64)
@@ -121,7 +142,7 @@ class ImageInput:
             return np.column_stack([np.eye(2), start])
         steps = image / frame
         if self.config.fit == "scale":
-            steps = np.full(2, steps.max())
+            steps = np.minimum(steps.max(), image)  # a hair of an image is a pixel wide
         elif self.config.fit == "crop":
             steps = np.full(2, steps.min())
         return np.column_stack([np.diag(steps), (image - 1) / 2 - steps * (frame - 1) / 2])

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it asks no network
 import albumentations
@@ -37,10 +37,10 @@ class TransformConfig(Settings, section="transform"):
     """Probability of rotation and scaling."""
     brightness: Probability = 0.2
     """Change of brightness by up to this either way, of full scale."""
-    contrast: Annotated[float, Ge(0)] = 0.2
+    contrast: Probability = 0.2
     """Change of contrast by up to this share either way."""
     noise: Probability = 0.0
-    """Largest standard deviation of added noise, of full scale."""
+    """Largest standard deviation of the noise that half of the samples get, of full scale."""
 
 
 def change(
@@ -75,6 +75,7 @@ def _transforms(config: TransformConfig) -> albumentations.Compose:
             albumentations.VerticalFlip(p=config.vflip),
             albumentations.Affine(
                 scale=(1 - config.scale, 1 + config.scale),
+                keep_ratio=True,
                 rotate=(-limit, limit),
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=config.affine,

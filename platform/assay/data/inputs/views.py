@@ -6,7 +6,7 @@ huge image shows its finest structure. Area, ratio and changes are those of DINO
 """
 
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, log
 from typing import Annotated
 
 import numpy as np
@@ -16,7 +16,7 @@ from assay.config import Settings
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.transforms import change_colours
 from assay.errors import ConfigError
-from assay.shapes import UInt8
+from assay.shapes import Float64, UInt8
 
 Share = Annotated[float, Interval(gt=0, le=1)]
 
@@ -34,7 +34,7 @@ class ViewConfig(Settings, section="views"):
     local_px: Annotated[int, Ge(8)] = 98
     """Side of the others (pixels)."""
     global_area: tuple[Share, Share] = (0.32, 1.0)
-    """Least and largest share of the image's area in the first."""
+    """Least and largest share of the image's area in the first; of a long image, as far as `ratio` allows."""
     local_area: tuple[Share, Share] = (0.05, 0.32)
     """The same in the others."""
     ratio: Annotated[float, Ge(1)] = 4 / 3
@@ -95,15 +95,30 @@ class ViewInput:
     ) -> UInt8[np.ndarray, "s s 3"]:
         """Cut a box of random area, ratio and place, flip it, and change its colours."""
         config, (height, width) = self.config, pyramid.size
-        share, turn = rng.uniform(*area), exp(rng.uniform(-1, 1) * log(config.ratio))
-        box = np.array([sqrt(share * turn), sqrt(share / turn)])
-        box = np.minimum(box, 1) * (width, height)
+        share, ratio = rng.uniform(*area), exp(rng.uniform(-1, 1) * log(config.ratio))
+        box = _box(height, width, share, ratio, config.ratio)
         start = rng.random(2) * ((width, height) - box)
         steps = box / side
         flips = np.where(rng.random(2) < (config.hflip, config.vflip), -1, 1)
         # crop pixel 0 stands at the box's near edge, or at its far one if flipped
         first = np.where(flips > 0, start, start + box) + flips * steps / 2 - 0.5
         matrix = np.column_stack([np.diag(flips * steps), first])
-        crop = np.ascontiguousarray(pyramid.view(matrix, side, side))
+        crop = np.ascontiguousarray(pyramid.view(matrix, side, side, repeat_edge=True))
         seed = int(rng.integers(1 << 31))
         return change_colours(crop, config.jitter, config.grey, config.blur, seed)
+
+
+def _box(
+    height: int, width: int, share: float, ratio: float, max_ratio: float
+) -> Float64[np.ndarray, "2"]:
+    """Return width and height of a box with this share of an image's area, its ratio changed until it fits.
+
+    Where no box within the largest ratio has that area, as in a long and narrow image, it is as
+    large as the image allows.
+    """
+    aspect = width / height
+    ratio = min(max(ratio, share * aspect), aspect / share)
+    ratio = min(max(ratio, 1 / max_ratio), max_ratio)
+    box = np.sqrt(share * width * height * np.array([ratio, 1 / ratio]))
+    fitted: np.ndarray = box * min(1.0, width / box[0], height / box[1])
+    return fitted

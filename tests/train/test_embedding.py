@@ -1,0 +1,250 @@
+"""The base of embeddings: guards against collapse, judging by neighbours of other parts, and export."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from assay.bundle.bundle import Bundle
+from assay.bundle.card import Card
+from assay.bundle.seal import seal
+from assay.data.dataset import Column, Dataset
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.data.inputs.image import ImageConfig, ImageInput
+from assay.data.inputs.views import ViewConfig, ViewInput
+from assay.errors import RunError
+from assay.metrics.neighbours import effective_rank, logistic_logits, neighbour_logits
+from assay.nn.optim import OptimConfig
+from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig
+from assay.train.monitor import Monitor
+from assay.train.task import BatchRows
+
+CONFIG = EmbeddingConfig(
+    image=ImageConfig(height_px=16, width_px=20),
+    views=ViewConfig(num_global=2, num_local=1, global_px=16, local_px=8),
+)
+
+
+class Channels(Embedding):
+    """Mean and deviation of each channel; two terms of the loss."""
+
+    def __init__(self, config: Any, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.scale * torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+
+    def losses(self, batch: Any, progress: float, phase: str) -> dict[str, Tensor]:
+        vectors = self.embed(torch.from_numpy(batch["global"][:, 1]))
+        return {"near": vectors.square().mean(), "far": 3 * self.scale.mean()}
+
+
+class Collapsed(Channels):
+    """All images are one vector, but for what rounding leaves."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.scale + 1e-5 * super().embed(images)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Two photos of each of six parts, of three classes."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    contents = [f"{row:032x}" for row in range(12)]
+    for row, content in enumerate(contents):
+        level = 20 + 20 * (row // 2)
+        image = rng.integers(level, level + 9 * (row + 1), (24, 32, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{content}.png"), image)
+        Store(str(folder / "store")).build(content, folder / f"{content}.png")
+    return Dataset(
+        classes=("a", "b", "c"),
+        truth=(np.arange(12) // 2 % 3).astype(np.int32),
+        mask_classes=(),
+        group=Column.of([f"part {row // 2}" for row in range(12)]),
+        domains={},
+        columns={},
+        train=np.arange(6),
+        pixels=Pixels(Store(str(folder / "store")), contents),
+    )
+
+
+def batch_of(task: Embedding, rows: np.ndarray, train: bool = True) -> Any:
+    keys = np.arange(len(rows), dtype=np.uint64) + np.uint64(11)
+    return type(task).prepare(task.config, task.dataset, BatchRows(rows, keys, train))
+
+
+def test_views_are_normalised_by_their_own_pixels_and_frames_as_served(dataset: Dataset) -> None:
+    batch = batch_of(Channels(CONFIG, dataset), np.array([3, 8]))
+    assert batch["global"].shape == (2, 2, 3, 16, 16)
+    assert batch["local"].shape == (2, 1, 3, 8, 8)
+    for index, row in enumerate((3, 8)):
+        drawn = ViewInput(CONFIG.views).draw(dataset.pixels[row], 11 + index)
+        for name, crops in zip(("global", "local"), drawn, strict=True):
+            for view, crop in zip(batch[name][index], crops / 255.0, strict=True):
+                deviation = np.maximum(crop.std((0, 1)), 1 / 255)
+                expected = (crop - crop.mean((0, 1))) / (deviation + 1e-6)
+                np.testing.assert_allclose(view, expected.transpose(2, 0, 1), atol=1e-3)
+    np.testing.assert_array_equal(batch["row"], [3, 8])
+    judged = batch_of(Channels(CONFIG, dataset), np.array([3, 8]), train=False)
+    assert "global" not in judged
+    for array, row in zip(judged["image"], (3, 8), strict=True):
+        np.testing.assert_array_equal(array, ImageInput(CONFIG.image).array(dataset.pixels[row]))
+
+
+def test_there_may_be_no_small_views(dataset: Dataset) -> None:
+    config = replace(CONFIG, views=replace(CONFIG.views, num_local=0))
+    batch = batch_of(Channels(config, dataset), np.array([3, 8]))
+    assert batch["local"].shape == (2, 0, 3, 8, 8)
+    assert Channels(config, dataset)(batch, 0.0)["loss"].isfinite()
+
+
+def test_the_loss_is_the_sum_of_its_terms(dataset: Dataset) -> None:
+    config = replace(CONFIG, image=replace(CONFIG.image, normalise="imagenet"))
+    task = Channels(config, dataset)
+    batch = batch_of(task, np.arange(6))
+    outputs = task(batch, 0.0)
+    assert outputs.keys() == {"loss", "embedding_std", "near_loss", "far_loss"}
+    assert outputs["far_loss"].item() == pytest.approx(3)
+    total = outputs["near_loss"].item() + 3
+    assert outputs["loss"].item() == pytest.approx(total)
+    vectors = task.embed(torch.from_numpy(batch["global"][:, 0])).detach().numpy()
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = units.std(0, ddof=1).mean()
+    assert outputs["embedding_std"].item() == pytest.approx(expected, rel=1e-4)
+    # a watch, and no term: what is watched has no gradient
+    assert not outputs["embedding_std"].requires_grad
+
+
+@pytest.mark.parametrize(("kind", "stops"), [(Collapsed, True), (Channels, False)])
+def test_a_collapse_is_stopped(dataset: Dataset, kind: type[Embedding], stops: bool) -> None:
+    config = replace(CONFIG, image=replace(CONFIG.image, normalise="imagenet"))
+    task = kind(config, dataset)
+    monitor = Monitor(OptimConfig(), task.limits(), 10**6, task.classes, pytest.fail)
+    outputs = task(batch_of(task, np.arange(12)), 0.0)
+    scalars = {name: outputs[name].item() for name in monitor.limited}
+    assert (scalars["embedding_std"] < MIN_STD) == stops
+    for step in range(1, 50):
+        monitor.check_update(step, 1.0, 1.0, False, scalars)
+    if stops:
+        with pytest.raises(RunError, match=r"embedding_std is .* all images are embedded alike"):
+            monitor.check_update(50, 1.0, 1.0, False, scalars)
+    else:
+        monitor.check_update(50, 1.0, 1.0, False, scalars)
+
+
+def test_a_batch_of_one_is_no_collapse(dataset: Dataset) -> None:
+    task = Collapsed(CONFIG, dataset)
+    assert task(batch_of(task, np.array([2])), 0.0)["embedding_std"].item() == 1.0
+
+
+def test_val_is_scored_by_its_neighbours_in_other_parts(dataset: Dataset) -> None:
+    """Two photos of a part are each other's nearest; by the next nearest all are wrong."""
+    task = Channels(CONFIG, dataset)
+    angle = np.radians(np.array([0, 1, 10, 11, 20, 21, 30, 31, 40, 41, 50, 51.0]))
+    embedding = np.column_stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
+    rows = np.arange(12)[::-1].copy()
+    scores = task.validate({"embedding": embedding[rows], "row": rows})
+    assert next(iter(scores)) == "neighbour_accuracy"
+    same = np.array([[i // 2 == j // 2 for j in rows] for i in rows])
+    logits = neighbour_logits(embedding[rows], embedding[rows], dataset.truth[rows], 3, same)
+    right = logits.argmax(1) == dataset.truth[rows]
+    assert scores["neighbour_accuracy"] == pytest.approx(right.mean())
+    assert scores["neighbour_accuracy"] < 0.5
+    expected = -logits[np.arange(12), dataset.truth[rows]].mean()
+    assert scores["nll"] == pytest.approx(expected)
+    assert scores["effective_rank"] == pytest.approx(effective_rank(embedding))
+
+
+def test_without_labels_val_is_scored_by_the_directions_used(dataset: Dataset) -> None:
+    task = Channels(CONFIG, replace(dataset, classes=(), truth=np.zeros(12, np.int32)))
+    rows = np.arange(12)
+    basis = np.eye(12, 6, dtype=np.float32)
+    basis[6:] = np.eye(6)
+    scores = task.validate({"embedding": basis, "row": rows})
+    assert next(iter(scores)) == "rank_share"
+    assert scores["rank_share"] == pytest.approx(1)
+    assert scores["nll"] == pytest.approx(0, abs=1e-6)
+    line = np.outer(rows + 1.0, np.arange(6) + 1.0).astype(np.float32)
+    worst = task.validate({"embedding": line, "row": rows})
+    assert worst["rank_share"] == pytest.approx(1 / 6, abs=1e-4)
+    assert worst["nll"] > scores["nll"]
+
+
+def predictions(num: int = 90, seed: int = 0) -> pa.Table:
+    """Clouds about three centres, half of them in train; every part has a photo in either half."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(num) % 3
+    vectors = rng.normal(0, 1, (num, 4)) + 2 * np.eye(3, 4)[truth]
+    table = pa.table(
+        {
+            "id": [f"{i:03d}" for i in range(num)],
+            "split": [("train", "val", "train", "test")[i % 4] for i in range(num)],
+            "group": [f"g{i // 7}" for i in range(num)],
+            "truth": pa.array(truth, pa.int32()),
+            "embedding": pa.array(list(vectors)),
+        }
+    )
+    return table.replace_schema_metadata({b"classes": json.dumps(["a", "b", "c"]).encode()})
+
+
+def test_scoring_adds_logits_by_train_and_takes_its_rows_away() -> None:
+    table = predictions()
+    scored = Channels.score(CONFIG, table)
+    splits, ids = np.array(table["split"].to_pylist()), np.array(table["id"].to_pylist())
+    assert scored["id"].to_pylist() == ids[splits != "train"].tolist()
+    assert scored.schema.metadata[b"classes"] == table.schema.metadata[b"classes"]
+    vectors = np.array(table["embedding"].to_pylist())
+    truth, group = table["truth"].to_numpy(), np.array(table["group"].to_pylist())
+    bank, queries = splits == "train", splits != "train"
+    same = group[queries][:, None] == group[bank]
+    assert same.any()
+    near = neighbour_logits(vectors[queries], vectors[bank], truth[bank], 3, same)
+    linear = logistic_logits(vectors[queries], vectors[bank], truth[bank], 3)
+    np.testing.assert_allclose(np.array(scored["logits"].to_pylist()), near)
+    np.testing.assert_allclose(np.array(scored["logits_logistic"].to_pylist()), linear)
+    assert Channels.score(CONFIG, scored) is scored  # judged again: nothing is left to add
+
+
+def test_the_logistic_regression_is_judged_beside_the_neighbours(tmp_path: Path) -> None:
+    scored = Channels.score(CONFIG, predictions(240))
+    judged = Channels.judge(CONFIG, scored, tmp_path)
+    assert judged.metrics.keys() == {"val", "test"}
+    for name, estimates in judged.metrics.items():
+        rows = scored.filter(pa.compute.field("split") == name)
+        logits = np.array(rows["logits_logistic"].to_pylist())
+        right = (logits.argmax(1) == rows["truth"].to_numpy()).mean()
+        estimate = estimates["logistic_accuracy"]
+        assert estimate.value == pytest.approx(right)
+        assert estimate.low < right < estimate.high
+    assert judged.measures.keys() == {"logistic_accuracy"}
+
+
+def test_a_bundle_embeds_as_the_task_does(dataset: Dataset, tmp_path: Path) -> None:
+    task = Channels(CONFIG, dataset).eval()
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    files = [dataset.pixels.store.here.parent / f"{name}.png" for name in dataset.pixels.contents]
+    seal(folder, Card(classes=[], pipeline=task.export(folder, {})), files[0])
+    with torch.no_grad():
+        expected = task.predict(batch_of(task, np.arange(12), False))["embedding"].numpy()
+    bundle = Bundle(folder)
+    for row, answer in enumerate(bundle.predict_each([dataset.pixels[row] for row in range(12)])):
+        np.testing.assert_allclose(answer.embedding, expected[row], atol=1e-4)
+        np.testing.assert_array_equal(
+            task.answer_columns(answer, row)["embedding"], answer.embedding
+        )
+        unit = np.array([*answer.golden().values()])
+        np.testing.assert_allclose(
+            unit, answer.embedding / np.linalg.norm(answer.embedding), atol=1e-6
+        )
+        assert json.loads(answer.cells([])["embedding"]) == answer.form("none")["embedding"]
