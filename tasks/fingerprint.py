@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assay.cli.task import main
 from assay.config import fingerprint
@@ -32,6 +31,7 @@ from assay.data.synthetic.parts import (
 )
 from assay.metrics.estimate import interval
 from assay.metrics.measures import Measure
+from assay.metrics.predictions import rows_of
 from assay.nn.optim import OptimConfig
 from assay.nn.selection import LEARNING
 from assay.space import Float, Space
@@ -216,7 +216,7 @@ class Fingerprint(PatchClassification):
         zones = read_zones(synthetic_folder(config, storage))
         metrics = {}
         for name, estimates in judged.metrics.items():
-            rows = predictions.filter(pc.field("split") == name)
+            rows = rows_of(predictions, name)
             boxes = [np.array(flat).reshape(-1, 4) for flat in rows["boxes"].to_pylist()]
             pairs = zip(rows["id"].to_pylist(), boxes, strict=True)
             hits = np.array([zone_hits(zones[image], patches).mean() for image, patches in pairs])

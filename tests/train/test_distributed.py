@@ -114,7 +114,7 @@ def told_by(task_class: type[Task], folder: Path, strategy: str = "ddp") -> list
     task = task_class(CONFIG, job.manifest.classes, job.pixels)
     wrapped = _wrap(task, strategy, torch.device("cpu"))
     rows = {name: job.split.rows(name) for name in ("train", "val")}
-    loop = Loop(task, wrapped, rows, job.manifest.truth, job.stream(), folder)
+    loop = Loop(task, wrapped, rows, job.stream(), folder)
     told: list[str] = []
     loop.monitor.warn = told.append
     try:

@@ -464,7 +464,7 @@ def test_an_empty_set_is_refused_by_name(tmp_path, config, name):
     loop = loop_of(tmp_path, config)
     rows = loop.rows | {name: np.array([], dtype=np.int64)}
     with pytest.raises(ConfigError, match=f"no image in {name}"):
-        Loop(loop.task, loop.task, rows, loop.truth, loop.stream, tmp_path)
+        Loop(loop.task, loop.task, rows, loop.stream, tmp_path)
 
 
 def test_best_weights_of_another_model_are_refused(tmp_path, straight, config):

@@ -1,5 +1,6 @@
 """Three tiers, the same batches: which one is chosen, and that none changes a byte."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from assay.data.images.affine import compose
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
-from assay.data.inputs.augment import IDENTITY, PRESETS, Augment, AugmentConfig, draw_augment
+from assay.data.inputs.augment import IDENTITY, Augment, AugmentConfig, draw_augment
 from assay.data.inputs.patches import Canvas, PatchConfig
 from assay.errors import ResourceError
 from assay.train import tier as module
@@ -25,6 +26,7 @@ from assay.train.task import BatchRows
 from assay.train.tier import DeviceCache, choose_tier, fit_tier
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
+PRESETS: dict[str, AugmentConfig] = sys.modules[load_task(SOURCE).__module__].AUGMENT
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(3)
 SHAPES = [(200, 200), (120, 200), (200, 90), (300, 260)]

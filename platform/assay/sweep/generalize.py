@@ -23,6 +23,7 @@ from assay.experiment.resources import Resources
 from assay.experiment.run import absolute, find, read_data, storage_of
 from assay.experiment.workers import cluster
 from assay.files import write_json
+from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
 from assay.runs.folder import Run
 from assay.space import change
@@ -260,8 +261,7 @@ def _print(summary: Summary, column: str, about: str, path: Path) -> None:
     for ranking in summary.standings:
         print(f"  {ranking.setting:14s} {ranking.worst}: {ranking.lowest}")
     for d in summary.differences:
-        e = d.estimate
         print(
-            f"  {d.first} - {d.second}, trained on {d.size}: {e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}], p = {d.p_holm:.2g}: {d.verdict}"
+            f"  {d.first} - {d.second}, trained on {d.size}: {signed(d.estimate)}, p = {d.p_holm:.2g}: {d.verdict}"
         )
     print(f"report: {path}")

@@ -23,7 +23,7 @@ from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.measures import Measure
 from assay.metrics.neighbours import effective_rank, logistic_logits, neighbour_logits
-from assay.metrics.predictions import class_names
+from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.metrics.scores.classes import accuracy, nll
 from assay.nn.export import write_graph
 from assay.train.classification import batch_rows
@@ -130,7 +130,7 @@ class Embedding(Task):
         names = class_names(predictions)
         if "logits" in predictions.column_names:
             return predictions  # judged before
-        bank = predictions.filter(pc.equal(predictions["split"], "train"))
+        bank = rows_of(predictions, "train")
         rows = predictions.filter(pc.not_equal(predictions["split"], "train"))
         queries, references = _vectors(rows), _vectors(bank)
         truth, num = bank["truth"].to_numpy(), len(names)
@@ -144,8 +144,8 @@ class Embedding(Task):
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Judge the logistic regression beside the neighbours, and the rank of each set."""
         metrics: dict[str, dict[str, Estimate]] = {}
-        for name in sorted(set(predictions["split"].to_pylist())):
-            rows = predictions.filter(pc.equal(predictions["split"], name))
+        for name in sets_of(predictions):
+            rows = rows_of(predictions, name)
             logits = np.array(rows["logits_logistic"].to_pylist())
             right = (logits.argmax(1) == rows["truth"].to_numpy()) * 1.0
             group = np.array(rows["group"].to_pylist())

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from assay.data.inputs.photometric import EPS
 from assay.errors import ConfigError
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.measures import Measure
+from assay.metrics.predictions import rows_of, sets_of
 from assay.nn.aggregate import AggregatorConfig
 from assay.nn.backbone import BackboneConfig, create_head
 from assay.nn.export import write_graph
@@ -350,8 +350,8 @@ class PatchClassification(Classification):
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Judge the evidence by the deletion test."""
         metrics = {}
-        for name in sorted(set(predictions["split"].to_pylist())):
-            metrics[name] = deletion(predictions.filter(pc.field("split") == name))
+        for name in sets_of(predictions):
+            metrics[name] = deletion(rows_of(predictions, name))
         return TaskMetrics(metrics=metrics, measures=MEASURES)
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:

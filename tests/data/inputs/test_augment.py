@@ -5,6 +5,9 @@ from math import atan2, degrees, pi, sqrt
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
+import sys
+from pathlib import Path
+
 import albumentations
 import cv2
 import numpy as np
@@ -15,9 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.images.affine import compose, crop_matrix, fit, warp
-from assay.data.inputs.augment import IDENTITY, PRESETS, Augment, AugmentConfig, draw_augment
+from assay.data.inputs.augment import IDENTITY, Augment, AugmentConfig, draw_augment
 from assay.data.inputs.photometric import photometric
 from assay.errors import ConfigError
+from assay.train.source import TaskSource, load_task
+
+TASK = TaskSource.read(Path(__file__).parents[3] / "tasks" / "fingerprint.py")
+PRESETS: dict[str, AugmentConfig] = sys.modules[load_task(TASK).__module__].AUGMENT
+"""What the task changes, by preset."""
+
 
 RNG = np.random.default_rng(11)
 NOISY = RNG.integers(0, 256, (61, 61, 3), dtype=np.uint8)

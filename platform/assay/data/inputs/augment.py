@@ -13,7 +13,6 @@ image is fitted into.
 
 from dataclasses import dataclass
 from math import cos, radians, sin
-from types import MappingProxyType
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -105,55 +104,6 @@ class AugmentConfig(Settings, section="augment"):
     def range(self, name: str) -> tuple[float, float]:
         """Return the lowest and highest value of one of the drawn factors."""
         return getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
-
-
-PRESETS = MappingProxyType(
-    {
-        "none": AugmentConfig(),
-        "readme": AugmentConfig(
-            hflip=0.5,
-            vflip=0.5,
-            translate=0.25,
-            rotation_deg=180.0,
-            rotation_p=0.5,
-            exposure_p=0.3,
-            brightness_low=0.75,
-            brightness_high=1.25,
-            contrast_low=0.75,
-            contrast_high=1.25,
-            gamma_low=0.5,
-            gamma_high=2.0,
-            resample_p=0.1,
-            resample_low=0.75,
-            resample_high=1.25,
-            noise_p=0.5,
-        ),
-        "main": AugmentConfig(
-            hflip=0.5,
-            vflip=0.5,
-            rotation_deg=5.0,
-            rotation_p=1.0,
-            affine_translate=0.05,
-            scale_low=0.5,
-            scale_high=1.5,
-            scale_p=1.0,
-            exposure_p=1.0,
-            brightness_low=0.7,
-            brightness_high=1.3,
-            contrast_low=0.7,
-            contrast_high=1.3,
-            saturation_low=0.7,
-            saturation_high=1.3,
-            noise_p=0.25,
-            translate=0.1,
-        ),
-        "sweep": AugmentConfig(hflip=0.5, vflip=0.5, translate=0.25),
-    }
-)
-"""The three pipelines of the source-identification reference: as its README states them, as its
-main script and as its sweep script run them. CLAHE, part of the input contract and not of the
-augmentation, went with them at clip limit 3 and a grid of 64, 64 and 128 tiles a side. Their noise
-strength is a hyperparameter with default 0: set `noise_max` to have any."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
