@@ -11,6 +11,9 @@ from assay.sweep.trial import Outcome
 EndedTrials = Sequence[tuple[FrozenTrial, Outcome]]
 
 
+Points = Sequence[tuple[float | int, float | int]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Epochs of all trials together."""
@@ -125,7 +128,7 @@ def _points(
     title: str,
     caption: str,
     axes: tuple[str, str],
-    points: Mapping[str, Sequence[tuple[float, float]]],
+    points: Mapping[str, Points],
 ) -> Figure | None:
     series = {name: _series(pairs) for name, pairs in points.items() if pairs}
     if not series:
@@ -134,5 +137,5 @@ def _points(
     return Figure(title=title, kind="points", x=x, y=y, series=series, caption=caption)
 
 
-def _series(points: Sequence[tuple[float, float]]) -> Series:
+def _series(points: Points) -> Series:
     return Series(x=[float(x) for x, _ in points], y=[y for _, y in points])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from assay.report.svg import at, draw_path, label, wrap
+from assay.report.svg import Number, at, draw_path, label, wrap
 from assay.space import Choice, Dimension, Space
 from assay.sweep.figures import EndedTrials
 
@@ -45,7 +45,7 @@ def _axis(name: str, dimension: Dimension) -> Axis:
     return Axis(name, name, low, high, lambda value: values.index(value) / (len(values) - 1))
 
 
-def _range(name: str, low: float, high: float, log: bool = False) -> Axis:
+def _range(name: str, low: Number, high: Number, log: bool = False) -> Axis:
     scale: Callable[[float], float] = math.log if log else float
     start, span = scale(low), scale(high) - scale(low)
     title = f"{name} (log)" if log else name

@@ -111,12 +111,18 @@ def sweep(
     parts = [identity(source, config, manifest), repr(space), repr(settings), repr(halving)]
     folder = storage / "sweeps" / f"{source.name}-{settings.sampling}-{fingerprint(parts)}"
     folder.mkdir(parents=True, exist_ok=True)
-
-    def folder_of(config: TaskConfig) -> Path:
-        return find(source, config, manifest, storage, reuse=launch.reuse, stage="val").folder
-
-    study = open_study(folder, settings)
-    search = Search(study, settings, space, config, folder_of, launch.trials, launch.epochs)
+    search = Search(
+        open_study(folder, settings),
+        settings,
+        space,
+        config,
+        # Tune pickles the search: a lambda is left alone by jaxtyping, whose wrapper cannot be
+        lambda config: (
+            find(source, config, manifest, storage, reuse=launch.reuse, stage="val").folder
+        ),
+        launch.trials,
+        launch.epochs,
+    )
     search.warm([load_study(path) for path in launch.warm_start])
     data: StoredImages | None = None
     with cluster(resources):
