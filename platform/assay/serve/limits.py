@@ -37,8 +37,8 @@ _BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?', re.IGNORECASE)
 class Limits(Settings, section="limits"):
     """What is refused, and when."""
 
-    body_mb: Annotated[float, Gt(0)] = 64.0
-    """Largest body (MB); more is answered 413."""
+    body_mb: Annotated[float, Gt(0)] = 96.0
+    """Largest body (MB); more is answered 413. An uncompressed image of 5100x5100 has 78 MB."""
 
     image_mp: Annotated[float, Gt(0)] = 120.0
     """Largest image (megapixels), by its header; more is answered 422."""

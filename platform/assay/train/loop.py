@@ -46,6 +46,8 @@ class TrainState:
     best: tuple[float, float] | None = None
     best_epoch: int = -1
     stale: int = 0
+    counted: float | None = None
+    """What `select` names at the last improvement that patience counted."""
     done: bool = False
     scaler: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, list[float]] = field(default_factory=dict)
@@ -294,10 +296,10 @@ class Loop:
         score, nll = next(iter(scores.values())), scores["nll"]
         fit = -nll if math.isfinite(nll) else -math.inf
         value = (score, fit) if self.config.select == "score" else (fit, score)
-        self.position.stale += 1
-        if self.position.best is None or value > self.position.best:
-            self.position.best, self.position.stale = value, 0
-            self.position.best_epoch = self.position.epoch - 1
+        improved = self.position.best is None or value > self.position.best
+        self._count_stale(value[0], improved)
+        if improved:
+            self.position.best, self.position.best_epoch = value, self.position.epoch - 1
             self._save_best()
         if self.telemetry is not None:
             seconds = time.perf_counter() - began
@@ -308,6 +310,15 @@ class Loop:
                 **scores,
                 val_s=seconds,
             )
+
+    def _count_stale(self, value: float, improved: bool) -> None:
+        """Count the looks since the last improvement that is large enough for patience."""
+        least, counted = self.config.min_improvement, self.position.counted
+        if least:
+            improved = counted is None or value >= counted + least
+        self.position.stale = 0 if improved else self.position.stale + 1
+        if improved:
+            self.position.counted = value
 
     def _warn(self, text: str) -> None:
         if self.telemetry is not None:

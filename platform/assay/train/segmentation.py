@@ -4,6 +4,7 @@ A task gives the network (`net`) and says where masks come from (`manifest`). Th
 levels, counts, thresholds, pictures, export and int8. Any method may be overridden.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,15 +229,24 @@ class Segmentation(Task):
         return validate_masks(arrays, len(self.classes))["iou"]
 
     def _calibration(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Return tiles of training images, evenly chosen."""
-        num = min(self.config.quantize.num_calibration, len(rows))
+        """Return tiles of training images, spread evenly over all of them and over each."""
+        most = self.config.quantize.num_calibration
+        num = min(most, len(rows))
         feeds: list[dict[str, np.ndarray]] = []
-
-        def keep(normalised: np.ndarray) -> np.ndarray:
-            feeds.extend({"tiles": tile[None]} for tile in normalised)
-            shape = (len(normalised), len(self.classes), *normalised.shape[2:])
-            return np.zeros(shape, np.float32)
-
         for row in rows[np.linspace(0, len(rows) - 1, num).astype(int)].tolist():
-            tiles.level_map(self.pixels[row], keep, len(self.classes), self.config.tiles)
-        return feeds[: self.config.quantize.num_calibration]
+            cut = self._tiles_of(row)
+            each = min(math.ceil(most / num), len(cut))
+            chosen = np.linspace(0, len(cut) - 1, each).astype(int)
+            feeds.extend({"tiles": cut[i][None]} for i in chosen.tolist())
+        return feeds[:most]
+
+    def _tiles_of(self, row: int) -> list[np.ndarray]:
+        """Return the normalised tiles (3 side side) that an image is judged by."""
+        normalised: list[np.ndarray] = []
+
+        def collect(batch: np.ndarray) -> np.ndarray:
+            normalised.extend(batch)
+            return np.zeros((len(batch), len(self.classes), *batch.shape[2:]), np.float32)
+
+        tiles.level_map(self.pixels[row], collect, len(self.classes), self.config.tiles)
+        return normalised

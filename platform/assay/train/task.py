@@ -56,6 +56,8 @@ class TrainConfig(Settings, section="train"):
     """Epochs between two looks at val; the last epoch is always looked at."""
     patience: Annotated[int, Ge(0)] = 0
     """Stop after this many looks at val without improvement; 0: never."""
+    min_improvement: Annotated[float, Ge(0)] = 0.0
+    """Least improvement (of the score, or of the nll in nats) that patience counts as one; 0: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
