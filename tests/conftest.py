@@ -145,15 +145,14 @@ def judged_rows() -> Callable[..., pa.Table]:
     def make(right: float, num: int = 120, test: str = "test") -> pa.Table:
         truth = np.arange(num) // 2 % 2
         answers = np.where(np.arange(num) // 2 * 7 % 60 < 60 * right, truth, 1 - truth)
-        table = pa.table(
-            {
-                "id": [f"s{i:04d}" for i in range(num)],
-                "group": [f"g{i // 2}" for i in range(num)],
-                "split": [test if i < num // 2 else "val" for i in range(num)],
-                "truth": pa.array(truth, pa.int32()),
-                "logits": pa.array(np.eye(3)[answers].tolist()),
-            }
-        )
+        columns = {
+            "id": [f"s{i:04d}" for i in range(num)],
+            "group": [f"g{i // 2}" for i in range(num)],
+            "split": [test if i < num // 2 else "val" for i in range(num)],
+            "truth": pa.array(truth, pa.int32()),
+            "logits": pa.array(np.eye(3)[answers].tolist()),
+        }
+        table = pa.table(columns)
         return table.replace_schema_metadata({"classes": json.dumps(CLASSES)})
 
     return make

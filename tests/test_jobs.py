@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,24 +17,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-QUICK = [
-    "--preset",
-    "smoke",
-    "--train.epochs",
-    "1",
-    "--model.mode",
-    "random",
-    "--parts.size-px",
-    "256",
-    "--parts.parts-per-seen",
-    "3",
-    "--patches.image-px",
-    "256",
-    "--patches.overview-px",
-    "64",
-    "--patches.patch-px",
-    "24",
-]
+QUICK = shlex.split(
+    "--preset smoke --train.epochs 1 --model.mode random --parts.size-px 256 "
+    "--parts.parts-per-seen 3 --patches.image-px 256 --patches.overview-px 64 --patches.patch-px 24"
+)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -107,7 +107,9 @@ def test_a_loss_that_nothing_depends_on_stops(tmp_path):
 @pytest.mark.parametrize("dead", [True, False])
 def test_a_phase_may_rest_with_zero_gradient_and_not_without_one(tmp_path, dead):
     class Phased(TASK):
-        phases = ("main", "second")
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.phases = ("main", "second")
 
         def forward(self, batch, progress, phase="main"):
             loss = super().forward(batch, progress, phase)["loss"]

@@ -163,16 +163,15 @@ def main() -> None:
                 for patch, (x, y) in zip(found, corners.tolist(), strict=True)
             )
             share = paths[name].stat().st_size / pixels.nbytes
-            rows.append(
-                [
-                    name,
-                    f"{share:.2f}",
-                    f"{taken[name]:.2f} s",
-                    f"{1000 * warm[name]:.1f} ms",
-                    f"{1000 * cold[name]:.0f} ms",
-                    str(wrong),
-                ]
-            )
+            cells = [
+                name,
+                f"{share:.2f}",
+                f"{taken[name]:.2f} s",
+                f"{1000 * warm[name]:.1f} ms",
+                f"{1000 * cold[name]:.0f} ms",
+                str(wrong),
+            ]
+            rows.append(cells)
     write(
         __file__,
         f"One image of {SIZE}x{SIZE} (smooth shapes and grain); {NUM_PATCHES} patches of {PATCH} at random places; tiles of {TILE}; cold: after the file was dropped from the page cache, on the disk of this machine.",

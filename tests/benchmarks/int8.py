@@ -190,19 +190,18 @@ def measured(
     rows = []
     for name, (_, size) in answers.items():
         score = iou(masks[name], truth)
-        rows.append(
-            [
-                name,
-                f"{size / 1e6:.2f}",
-                f"{answers[base][1] / size:.2f}x",
-                f"{took[name]['p50_ms']:.0f}",
-                f"{took[name]['p95_ms']:.0f}",
-                f"{took[base]['p50_ms'] / took[name]['p50_ms']:.2f}x",
-                f"{iou(masks[name], masks[base]):.4f}",
-                f"{score:.4f}",
-                f"{score - iou(masks[base], truth):+.4f}",
-            ]
-        )
+        cells = [
+            name,
+            f"{size / 1e6:.2f}",
+            f"{answers[base][1] / size:.2f}x",
+            f"{took[name]['p50_ms']:.0f}",
+            f"{took[name]['p95_ms']:.0f}",
+            f"{took[base]['p50_ms'] / took[name]['p50_ms']:.2f}x",
+            f"{iou(masks[name], masks[base]):.4f}",
+            f"{score:.4f}",
+            f"{score - iou(masks[base], truth):+.4f}",
+        ]
+        rows.append(cells)
     costs = ["MB", "smaller", "p50 ms", "p95 ms", "faster"]
     return table(["what", *costs, "mask IoU with torch", "IoU", "difference"], rows)
 

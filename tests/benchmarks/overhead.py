@@ -10,6 +10,7 @@ and the test is judged, the bundle shipped and the report made once a search, bu
 
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -21,17 +22,10 @@ import bench
 from starts import ROOT, SMALL
 
 NUM = 4
-QUICK = [*SMALL, *["--train.epochs", "6", "--optim.lr", "1e-4", "--cpus-per-worker", "1"]]
-SEARCH = [
-    "--eta",
-    "0",
-    "--parallel",
-    "1",
-    "--space",
-    "optim.lr=1e-4..1.01e-4",
-    "optim.weight_decay=0.01",
-    "model.dropout=0.0",
-]
+QUICK = [*SMALL, *shlex.split("--train.epochs 6 --optim.lr 1e-4 --cpus-per-worker 1")]
+SEARCH = shlex.split(
+    "--eta 0 --parallel 1 --space optim.lr=1e-4..1.01e-4 optim.weight_decay=0.01 model.dropout=0.0"
+)
 PLAIN, SWEEP = "tasks/fingerprint.py", "sweeps/hyperparameters.py"
 
 

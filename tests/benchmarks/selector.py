@@ -146,19 +146,18 @@ def main() -> None:
         noise = draw_noise([1], NUM_NOISE, GRID**2)[0]
         active = len(hard_topk(scores + sigma * noise, K).unique())
         sparse_mb = peak_mb(measured, "sparse", noise_scale)
-        rows.append(
-            [
-                name,
-                str(active),
-                f"{taken['dense']:.1f} s",
-                f"{taken['sparse']:.2f} s",
-                f"{taken['dense'] / taken['sparse']:.0f}x",
-                f"{dense_mb:.0f} MB",
-                f"{sparse_mb:.0f} MB",
-                f"{dense_mb / sparse_mb:.0f}x",
-                f"{max(gaps):.0e}",
-            ]
-        )
+        cells = [
+            name,
+            str(active),
+            f"{taken['dense']:.1f} s",
+            f"{taken['sparse']:.2f} s",
+            f"{taken['dense'] / taken['sparse']:.0f}x",
+            f"{dense_mb:.0f} MB",
+            f"{sparse_mb:.0f} MB",
+            f"{dense_mb / sparse_mb:.0f}x",
+            f"{max(gaps):.0e}",
+        ]
+        rows.append(cells)
     seconds_of = [f"active of {GRID**2}", "dense", "sparse", "faster"]
     memory_of = ["dense peak", "sparse peak", "smaller"]
     header = ["scores", *seconds_of, *memory_of, "largest relative difference"]

@@ -8,6 +8,7 @@ and, in a search of 8 trials, the time from the end of one trial to the begin of
 """
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -19,31 +20,15 @@ import bench
 
 ROOT = Path(__file__).parents[2]
 NUM, LIMIT_S = 20, 300
-SMALL = [
-    "--preset",
-    "smoke",
-    "--model.mode",
-    "random",
-    "--patches.image-px",
-    "128",
-    "--patches.overview-px",
-    "32",
-    "--patches.patch-px",
-    "16",
-    "--model.warmup-k",
-    "4",
-]
+SMALL = shlex.split(
+    "--preset smoke --model.mode random --patches.image-px 128 --patches.overview-px 32 "
+    "--patches.patch-px 16 --model.warmup-k 4"
+)
 """Options of a training whose images are tiny."""
-SEARCH = [
-    "--train.epochs",
-    "1",
-    "--eta",
-    "0",
-    "--space",
-    "optim.lr=1e-4..1e-2,log",
-    "optim.weight_decay=0.01",
-    "model.dropout=0.0",
-]
+SEARCH = shlex.split(
+    "--train.epochs 1 --eta 0 "
+    "--space optim.lr=1e-4..1e-2,log optim.weight_decay=0.01 model.dropout=0.0"
+)
 
 
 def search(storage: Path, trials: int, seed: int) -> tuple[bool, float, list[dict[str, float]]]:

@@ -51,11 +51,14 @@ def problem(folder: str) -> tuple[Any, Any, Dataset]:
     return task, config, dataset(Pixels(Store(folder), contents), ["a"] * NUM_IMAGES)
 
 
-def plan(task: Any, config: Any) -> list[Step]:
+def plan(task: Any, config: Any, images: Dataset) -> list[Step]:
     """All epochs in batches that do not divide the images."""
     train = replace(config, train=replace(config.train, batch_size=BATCH))
     rows = np.arange(NUM_IMAGES)
-    return [s for e in range(NUM_EPOCHS) for s in steps_of(task.order(train, rows, e), e)]
+    steps: list[Step] = []
+    for epoch in range(NUM_EPOCHS):
+        steps += steps_of(task.order(train, images, rows, epoch), epoch)
+    return steps
 
 
 def consume(stream: Stream, steps: Sequence[Step], rank: int, world_size: int) -> Iterator[Served]:
@@ -121,7 +124,7 @@ def designs(
     task: Any, config: Any, images: Dataset, world_size: int
 ) -> dict[str, Callable[[], list[Consumer]]]:
     """Consumers of each design."""
-    steps = plan(task, config)
+    steps = plan(task, config, images)
     ranks = range(world_size)
     fed = ray_stream(SOURCE, config, images)
 
@@ -147,18 +150,17 @@ def compare(task: Any, config: Any, images: Dataset) -> str:
             if world_size == 8 and "Assay" not in name:
                 continue
             first, second = race(consumers()), race(consumers())
-            rows.append(
-                [
-                    name,
-                    str(world_size),
-                    f"{max(first['rate'], second['rate']):.0f}",
-                    f"{second['first']:.2f} s",
-                    f"{1000 * second['later']:.0f} ms",
-                    str(first["missing"]),
-                    str(first["repeated"]),
-                    "yes" if first["order"] == second["order"] else "no",
-                ]
-            )
+            cells = [
+                name,
+                str(world_size),
+                f"{max(first['rate'], second['rate']):.0f}",
+                f"{second['first']:.2f} s",
+                f"{1000 * second['later']:.0f} ms",
+                str(first["missing"]),
+                str(first["repeated"]),
+                "yes" if first["order"] == second["order"] else "no",
+            ]
+            rows.append(cells)
     header = [
         "design",
         "workers",
@@ -174,7 +176,7 @@ def compare(task: Any, config: Any, images: Dataset) -> str:
 
 def cost(task: Any, config: Any, images: Dataset) -> str:
     """A loop whose step is a matrix product of about 30 ms, fed by Ray Data and by memory."""
-    steps = plan(task, config)
+    steps = plan(task, config, images)
     prepared = list(batches(task, config, images, steps, True))
     weight = torch.randn(1024, 1024)
     fed = ray_stream(SOURCE, config, images)

@@ -239,14 +239,14 @@ def test_a_missing_file_is_refused(folder):
 
 
 def test_a_newer_schema_is_refused_before_anything_else(folder):
-    edit(folder, schema=4, sha256="unknown to this version")
-    with pytest.raises(BundleError, match="has schema 4, this Assay knows 3; update Assay"):
+    edit(folder, schema=5, sha256="unknown to this version")
+    with pytest.raises(BundleError, match="has schema 5, this Assay knows 4; update Assay"):
         Bundle(folder)
 
 
 def test_a_bundle_from_before_decisions_is_refused(folder):
     edit(folder, schema=1, temperature=2.0)
-    with pytest.raises(BundleError, match="schema 1, this Assay knows 3; export the bundle again"):
+    with pytest.raises(BundleError, match="schema 1, this Assay knows 4; export the bundle again"):
         Bundle(folder)
 
 
@@ -276,7 +276,7 @@ def test_a_damaged_card_names_the_file_and_the_field(folder):
 
 def test_an_unknown_pipeline_is_refused_by_name(folder):
     edit(folder, pipeline={"kind": "volumes"})
-    with pytest.raises(BundleError, match="'volumes'; this Assay has: patches"):
+    with pytest.raises(BundleError, match="'volumes'; this Assay has: image, patches"):
         Bundle(folder)
 
 
@@ -296,11 +296,11 @@ def test_an_unreadable_image_is_an_image_error(sealed):
 # Graphs that call themselves int8
 
 
-def overview_card(**pipeline: object) -> dict:
-    """Of a graph that looks at the overview alone."""
-    card = card_of("random")
-    card["pipeline"] |= {"kind": "overview", "graphs": ["classify"], **pipeline}
-    return card
+def image_card(**pipeline: object) -> dict:
+    """Of a graph that looks at the whole image in its frame."""
+    frame = {"height_px": 16, "width_px": 16}
+    shown = {"kind": "image", "image": frame, "graphs": ["classify"], **pipeline}
+    return {"classes": CLASSES, "pipeline": shown, "decision": DECISION.to_dict()}
 
 
 def convolutions() -> nn.Module:
@@ -310,7 +310,7 @@ def convolutions() -> nn.Module:
 
 
 def write_classify(folder: Path, net: nn.Module) -> Path:
-    write_graph(folder / "classify.onnx", net, net, ("overview", (3, 16, 16)), ["logits"])
+    write_graph(folder / "classify.onnx", net, net, ("image", (3, 16, 16)), ["logits"])
     return folder / "classify.onnx"
 
 
@@ -319,7 +319,7 @@ class Noise(CalibrationDataReader):
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.feeds = iter([{"overview": rng.normal(size=(1, 3, 16, 16)).astype(np.float32)}] * 3)
+        self.feeds = iter([{"image": rng.normal(size=(1, 3, 16, 16)).astype(np.float32)}] * 3)
 
     def get_next(self) -> dict | None:
         return next(self.feeds, None)
@@ -339,9 +339,9 @@ def test_a_float_graph_that_calls_itself_int8_is_refused(tmp_path, images):
     write_classify(tmp_path, convolutions())
     refused = r"classify calls itself int8, but 0\.0% of the weights .* at least 50% must be"
     with pytest.raises(BundleError, match=refused):
-        seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
+        seal(tmp_path, from_json(Card, image_card(int8=["classify"])), images[0])
     assert not (tmp_path / "bundle.json").exists()
-    seal(tmp_path, from_json(Card, overview_card()), images[0])  # it does not call itself int8
+    seal(tmp_path, from_json(Card, image_card()), images[0])  # it does not call itself int8
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
@@ -351,14 +351,14 @@ def test_a_quantizer_that_quantizes_nothing_is_found_out(tmp_path, images):
     net = torch.ao.quantization.quantize_dynamic(convolutions(), told, dtype=torch.qint8)
     assert quantized_share(write_classify(tmp_path, net)) == 0
     with pytest.raises(BundleError, match="calls itself int8"):
-        seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
+        seal(tmp_path, from_json(Card, image_card(int8=["classify"])), images[0])
 
 
 @pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
 def test_a_quantized_graph_is_sealed(tmp_path, images, form):
     path = quantize(write_classify(tmp_path, convolutions()), quant_format=form)
     assert quantized_share(path) == 1
-    opened = seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
+    opened = seal(tmp_path, from_json(Card, image_card(int8=["classify"])), images[0])
     assert sum(opened.predict(images[1]).probs.values()) == pytest.approx(1)
 
 
@@ -370,7 +370,7 @@ def test_half_of_the_weights_is_the_least(tmp_path, images):
     path = quantize(write_classify(tmp_path, net), op_types_to_quantize=["Gemm", "MatMul"])
     assert quantized_share(path) == pytest.approx(48 / (48 + 216))
     with pytest.raises(BundleError, match=r"but 18\.2% of the weights"):
-        seal(tmp_path, from_json(Card, overview_card(int8=["classify"])), images[0])
+        seal(tmp_path, from_json(Card, image_card(int8=["classify"])), images[0])
 
 
 def test_weights_are_found_behind_other_nodes_and_in_functions(tmp_path):

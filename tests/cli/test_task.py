@@ -1,6 +1,7 @@
 """What a user of a task script meets: help, presets, replay, states, and sentences instead of tracebacks."""
 
 import json
+import shlex
 import shutil
 import struct
 import subprocess
@@ -26,24 +27,10 @@ from assay.runs.record import SCHEMA
 from assay.train.source import TaskSource, load_task
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
-QUICK = [
-    "--preset",
-    "smoke",
-    "--workers",
-    "0",
-    "--train.epochs",
-    "1",
-    "--model.num-noise",
-    "10",
-    "--model.warmup-k",
-    "4",
-    "--patches.image-px",
-    "96",
-    "--patches.overview-px",
-    "32",
-    "--patches.patch-px",
-    "16",
-]
+QUICK = shlex.split(
+    "--preset smoke --workers 0 --train.epochs 1 --model.num-noise 10 --model.warmup-k 4 "
+    "--patches.image-px 96 --patches.overview-px 32 --patches.patch-px 16"
+)
 
 
 def draw_folder(

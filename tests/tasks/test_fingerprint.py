@@ -268,16 +268,15 @@ def test_evidence_is_what_deletion_costs_beyond_random_deletion(tmp_path: Path) 
     config = replace(config, data=replace(config.data, root=tmp_path))
     sure, wrong = [1.0, 0.0], [0.0, 1.0]
     ids = list("abcdef")
-    table = pa.table(
-        {
-            "id": ids,
-            "split": ["test"] * 6,
-            "group": ids,
-            "truth": [0] * 6,
-            "logits_without_chosen": [wrong] * 5 + [sure],
-            "logits_without_random": [sure] * 5 + [wrong],
-        }
-    )
+    columns = {
+        "id": ids,
+        "split": ["test"] * 6,
+        "group": ids,
+        "truth": [0] * 6,
+        "logits_without_chosen": [wrong] * 5 + [sure],
+        "logits_without_random": [sure] * 5 + [wrong],
+    }
+    table = pa.table(columns)
     estimates = task.judge(config, table, tmp_path).metrics["test"]
     values = {name: round(estimate.value, 6) for name, estimate in estimates.items()}
     assert values == {
