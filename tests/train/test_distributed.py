@@ -68,7 +68,7 @@ def served_rows(folder: Path) -> None:
 def sharded_predict(folder: Path) -> None:
     """Columns by a model that is itself sharded, from the weights of a finished run."""
     job = toy.make_job(folder, CONFIG, "fsdp")
-    task = TASK(CONFIG, job.manifest.classes, job.pixels)
+    task = TASK(CONFIG, job.dataset)
     load_best(task, folder)
     _wrap(task, "fsdp", torch.device("cpu"))
     shares = [len(p.to_local()) / len(p) for p in task.parameters()]
@@ -111,7 +111,7 @@ def told_by(task_class: type[Task], folder: Path, strategy: str = "ddp") -> list
     """What the monitors say of a task, warnings and an end."""
     job = toy.make_job(folder, CONFIG, strategy)
     torch.manual_seed(CONFIG.train.seed)
-    task = task_class(CONFIG, job.manifest.classes, job.pixels)
+    task = task_class(CONFIG, job.dataset)
     wrapped = _wrap(task, strategy, torch.device("cpu"))
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     loop = Loop(task, wrapped, rows, job.stream(), folder)
@@ -236,8 +236,10 @@ def test_two_workers_train_like_one(folder, strategy):
 
 def test_two_workers_share_every_batch_and_pad_without_weight(folder):
     shares = [json.loads((folder / "ddp" / f"rows-{rank}.json").read_text()) for rank in (0, 1)]
-    rows = toy.make_job(folder / "plan", CONFIG).split.rows("train")
-    plan = [step for e in range(2) for step in steps_of(TASK.order(CONFIG, rows, e), e)]
+    job = toy.make_job(folder / "plan", CONFIG)
+    rows = job.split.rows("train")
+    orders = [TASK.order(CONFIG, job.dataset, rows, epoch) for epoch in range(2)]
+    plan = [step for epoch, order in enumerate(orders) for step in steps_of(order, epoch)]
     assert len(shares[0]) == len(shares[1]) == len(plan)
     for first, second, step in zip(*shares, plan, strict=True):
         rows = first + second if len(step.rows) > 1 else first

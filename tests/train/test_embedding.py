@@ -20,7 +20,8 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.views import ViewConfig, ViewInput
-from assay.errors import RunError
+from assay.errors import PredictionsError, RunError
+from assay.metrics.evaluate import summarise
 from assay.metrics.neighbours import effective_rank, logistic_logits, neighbour_logits
 from assay.nn.optim import OptimConfig
 from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig
@@ -165,19 +166,17 @@ def test_val_is_scored_by_its_neighbours_in_other_parts(dataset: Dataset) -> Non
     assert scores["effective_rank"] == pytest.approx(effective_rank(embedding))
 
 
-def test_without_labels_val_is_scored_by_the_directions_used(dataset: Dataset) -> None:
+def test_without_labels_val_is_scored_by_finding_the_other_photo(dataset: Dataset) -> None:
     task = Channels(CONFIG, replace(dataset, classes=(), truth=np.zeros(12, np.int32)))
     rows = np.arange(12)
-    basis = np.eye(12, 6, dtype=np.float32)
-    basis[6:] = np.eye(6)
-    scores = task.validate({"embedding": basis, "row": rows})
-    assert next(iter(scores)) == "rank_share"
-    assert scores["rank_share"] == pytest.approx(1)
-    assert scores["nll"] == pytest.approx(0, abs=1e-6)
-    line = np.outer(rows + 1.0, np.arange(6) + 1.0).astype(np.float32)
-    worst = task.validate({"embedding": line, "row": rows})
-    assert worst["rank_share"] == pytest.approx(1 / 6, abs=1e-4)
-    assert worst["nll"] > scores["nll"]
+    near = np.eye(6, dtype=np.float32)[rows // 2]  # both photos of a part alike, parts far apart
+    near += np.linspace(0, 0.01, 12, dtype=np.float32)[:, None]
+    scores = task.validate({"embedding": near, "row": rows})
+    assert next(iter(scores)) == "partner_found"
+    assert scores["partner_found"] == 1
+    assert scores["nll"] == 0
+    apart = np.eye(6, dtype=np.float32)[rows % 6]  # each photo beside one of another part
+    assert task.validate({"embedding": apart, "row": rows})["partner_found"] == 0
 
 
 def predictions(num: int = 90, seed: int = 0) -> pa.Table:
@@ -215,6 +214,30 @@ def test_scoring_adds_logits_by_train_and_takes_its_rows_away() -> None:
     assert Channels.score(CONFIG, scored) is scored  # judged again: nothing is left to add
 
 
+def test_without_labels_a_row_scores_by_its_nearest_of_the_set() -> None:
+    vectors = [[1, 0], [1, 0.1], [0, 1], [0.5, -1], [0.9, -0.1], [0, 1.0]]
+    table = pa.table(
+        {
+            "id": list("abcdef"),
+            "split": ["test", "test", "test", "test", "test", "train"],
+            "group": ["g", "g", "h", "h", "alone", "h"],
+            "truth": pa.array(np.zeros(6), pa.int32()),
+            "embedding": pa.array([np.array(v, np.float32) for v in vectors]),
+        }
+    ).replace_schema_metadata({b"classes": b"[]"})
+    scored = Channels.score(CONFIG, table)
+    assert scored["id"].to_pylist() == list("abcde")
+    # a and b find each other; c and d, of one group, are nearer to others; e is alone in its group
+    assert scored["score"].to_pylist() == [1, 1, 0, 0, 0]
+    assert scored["weight"].to_pylist() == [1, 1, 1, 1, 0]
+    summary = summarise(scored, "test")
+    assert summary.metrics["partner_found"].value == pytest.approx(0.5)
+    assert Channels.judge(CONFIG, scored, Path()).metrics == {}
+    lonely = table.set_column(2, "group", pa.array(list("abcdef")))
+    with pytest.raises(PredictionsError, match="no group of several images"):
+        Channels.score(CONFIG, lonely)
+
+
 def test_the_logistic_regression_is_judged_beside_the_neighbours(tmp_path: Path) -> None:
     scored = Channels.score(CONFIG, predictions(240))
     judged = Channels.judge(CONFIG, scored, tmp_path)
@@ -226,7 +249,7 @@ def test_the_logistic_regression_is_judged_beside_the_neighbours(tmp_path: Path)
         estimate = estimates["logistic_accuracy"]
         assert estimate.value == pytest.approx(right)
         assert estimate.low < right < estimate.high
-    assert judged.measures.keys() == {"logistic_accuracy"}
+    assert "logistic_accuracy" in judged.measures
 
 
 def test_a_bundle_embeds_as_the_task_does(dataset: Dataset, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_the_named_rule_chooses_the_epoch_and_its_weights(
         {k: v.clone() for k, v in loop.task.state_dict().items()}
     )
     assert loop.fit().best_epoch == best
-    fresh = TASK(loop.task.config, toy.CLASSES, loop.task.pixels)
+    fresh = TASK(loop.task.config, loop.task.dataset)
     load_best(fresh, tmp_path)
     for epoch, state in enumerate(weights):
         same = all(torch.equal(fresh.state_dict()[k], v) for k, v in state.items())
@@ -205,6 +205,17 @@ def test_patience_ends_the_run_for_good(tmp_path, monkeypatch):
     assert position.done
     assert work(tmp_path, config).step == 20
     assert len(lines_of(tmp_path, "val")) == 4
+
+
+def test_patience_may_ask_for_a_least_improvement(tmp_path, monkeypatch):
+    """Steps of .01 are no improvement, but together they are; the best weights follow every one."""
+    plant_val(monkeypatch, [0.5, 0.51, 0.52, 0.56, 0.565, 0.57], [1.0] * 6)
+    train = {"epochs": 6, "patience": 3, "min_improvement": 0.05}
+    position = work(tmp_path / "counted", config_of(train=train))
+    assert (position.epoch, position.best_epoch) == (6, 5)
+    plant_val(monkeypatch, [0.5, 0.51, 0.52, 0.53, 0.565, 0.57], [1.0] * 6)
+    position = work(tmp_path / "stopped", config_of(train=train))
+    assert (position.epoch, position.best_epoch) == (4, 3)
 
 
 def test_patience_survives_a_resume(tmp_path, monkeypatch):
@@ -412,8 +423,8 @@ def test_without_epochs_a_run_is_judged_untrained(tmp_path):
     assert (position.step, position.done) == (0, True)
     assert [line["kind"] for line in lines_of(tmp_path)] == ["val"]
     torch.manual_seed(config.train.seed)
-    untrained = TASK(config, toy.CLASSES, toy.make_job(tmp_path, config).pixels)
-    trained = TASK(config, toy.CLASSES, untrained.pixels)
+    untrained = TASK(config, toy.make_job(tmp_path, config).dataset)
+    trained = TASK(config, untrained.dataset)
     load_best(trained, tmp_path)
     for name, tensor in untrained.state_dict().items():
         assert torch.equal(trained.state_dict()[name], tensor)
@@ -468,11 +479,11 @@ def test_an_empty_set_is_refused_by_name(tmp_path, config, name):
 
 
 def test_best_weights_of_another_model_are_refused(tmp_path, straight, config):
-    pixels = toy.make_job(tmp_path, config).pixels
+    dataset = toy.make_job(tmp_path, config).dataset
     with pytest.raises(RunError, match="no best weights yet"):
-        load_best(TASK(config, toy.CLASSES, pixels), tmp_path)
+        load_best(TASK(config, dataset), tmp_path)
     with pytest.raises(RunError, match="do not fit this model"):
-        load_best(TASK(config, ("a", "b"), pixels), straight)
+        load_best(TASK(config, replace(dataset, classes=("a", "b"))), straight)
 
 
 def test_how_a_run_is_judged_is_no_part_of_it_and_seeds_share_a_recipe(tmp_path):

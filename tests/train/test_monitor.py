@@ -307,7 +307,7 @@ class Odd(TASK):
 
 def test_moves_are_measured_against_the_size_of_a_column(tmp_path):
     job = toy.make_job(tmp_path, toy.ToyConfig())
-    task = Odd(toy.ToyConfig(), job.manifest.classes, job.pixels)
+    task = Odd(toy.ToyConfig(), job.dataset)
     rows = job.split.rows("val")
     predictor = Predictor(task, job.stream(), rows)
     predictor.predict()

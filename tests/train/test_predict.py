@@ -25,7 +25,7 @@ def test_a_set_is_prepared_once_where_it_fits(tmp_path, limit, looks_served):
         looks.append([len(step.rows) for step in steps])
         return inner(steps, train)
 
-    task = TASK(config, job.manifest.classes, job.pixels)
+    task = TASK(config, job.dataset)
     predictor = Predictor(task, counted, rows, limit)
     first, *others = [predictor.predict() for _ in range(4)]
     assert looks == [[3, 3, 1]] * looks_served

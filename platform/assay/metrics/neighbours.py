@@ -1,13 +1,13 @@
 """What embeddings are worth: who stands near whom, and how many directions are used.
 
-Neighbours of a row's own group are left out everywhere: another photo of the same part says nothing
-about other parts.
+Where classes are judged, neighbours of a row's own group are left out: another photo of the same part
+says nothing about other parts. Where there are no classes, that photo is what must be found.
 """
 
 import numpy as np
 from scipy.optimize import minimize
 
-from assay.shapes import Float, Int
+from assay.shapes import Bool, Float, Int
 
 TEMPERATURE = 0.07
 """Of the similarities by which neighbours vote (Wu et al. 2018; DINOv2)."""
@@ -50,6 +50,17 @@ def neighbour_logits(
     votes += 1e-3 * np.where(weights > 0, weights, 1.0).min(axis=1, keepdims=True)
     shares: np.ndarray = np.log(votes / votes.sum(axis=1, keepdims=True))
     return shares
+
+
+def partner_hits(
+    embeddings: Float[np.ndarray, "num d"], group: Int[np.ndarray, " num"]
+) -> tuple[Bool[np.ndarray, " num"], Bool[np.ndarray, " num"]]:
+    """Say of each row whether its nearest other row is of its own group, and whether there is one of it."""
+    similarity = _normalised(embeddings) @ _normalised(embeddings).T
+    np.fill_diagonal(similarity, -np.inf)
+    is_hit: np.ndarray = group[similarity.argmax(axis=1)] == group
+    has_partner: np.ndarray = np.bincount(group)[group] > 1
+    return is_hit & has_partner, has_partner
 
 
 def logistic_logits(

@@ -20,9 +20,15 @@ from assay.data.dataset import Dataset
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.photometric import normalise
 from assay.data.inputs.views import ViewConfig, ViewInput
+from assay.errors import PredictionsError
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.measures import Measure
-from assay.metrics.neighbours import effective_rank, logistic_logits, neighbour_logits
+from assay.metrics.neighbours import (
+    effective_rank,
+    logistic_logits,
+    neighbour_logits,
+    partner_hits,
+)
 from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.metrics.scores.classes import accuracy, nll
 from assay.nn.export import write_graph
@@ -31,7 +37,10 @@ from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
 
 GRAPH = "embed"
+SCORE = "partner_found"
+"""Main score of images without labels."""
 MEASURES = {
+    SCORE: Measure("Partner found", "images whose nearest other image is of the same group"),
     "logistic_accuracy": Measure(
         "Logistic accuracy",
         "of a logistic regression on train's embeddings; the rest is by neighbours",
@@ -108,13 +117,14 @@ class Embedding(Task):
         return {"embedding": answer.embedding}
 
     def validate(self, columns: Batch) -> dict[str, float]:
-        """Score val by its neighbours in other groups; without labels by the share of directions used."""
+        """Score val by its neighbours in other groups; without labels by finding the other images of a group."""
         embeddings = columns["embedding"].astype(np.float64)
         rank = effective_rank(embeddings)
-        if len(self.classes) < 2:
-            share = rank / min(embeddings.shape)
-            return {"rank_share": share, "nll": 1 - share}
         group = self.dataset.group.codes[columns["row"]]
+        if len(self.classes) < 2:
+            hits, has_partner = partner_hits(embeddings, group)
+            share = float(hits.sum() / max(has_partner.sum(), 1))
+            return {SCORE: share, "nll": 1 - share, "effective_rank": rank}
         truth = self.dataset.truth[columns["row"]]
         same = group[:, None] == group
         logits = neighbour_logits(embeddings, embeddings, truth, len(self.classes), same)
@@ -126,12 +136,17 @@ class Embedding(Task):
 
     @classmethod
     def score(cls, config: Any, predictions: pa.Table, fitted: pa.Table | None = None) -> pa.Table:
-        """Add logits by the neighbours in train, and by a logistic regression on it; train's rows go."""
+        """Add logits by the neighbours in train, and by a logistic regression on it; train's rows go.
+
+        Without labels each row's score says whether the nearest other row of its set is of its group.
+        """
         names = class_names(predictions)
-        if "logits" in predictions.column_names:
+        if {"logits", "score"} & set(predictions.column_names):
             return predictions  # judged before
         bank = rows_of(predictions, "train")
         rows = predictions.filter(pc.not_equal(predictions["split"], "train"))
+        if len(names) < 2:
+            return _score_groups(rows)
         queries, references = _vectors(rows), _vectors(bank)
         truth, num = bank["truth"].to_numpy(), len(names)
         groups = np.array(rows["group"].to_pylist())[:, None], np.array(bank["group"].to_pylist())
@@ -146,6 +161,8 @@ class Embedding(Task):
         metrics: dict[str, dict[str, Estimate]] = {}
         for name in sets_of(predictions):
             rows = rows_of(predictions, name)
+            if "logits_logistic" not in rows.column_names:
+                continue
             logits = np.array(rows["logits_logistic"].to_pylist())
             right = (logits.argmax(1) == rows["truth"].to_numpy()) * 1.0
             group = np.array(rows["group"].to_pylist())
@@ -168,6 +185,24 @@ def _normalised(views: np.ndarray, frame: ImageInput) -> np.ndarray:
         arrays.append(normalise(view[None], *frame.statistics(view, whole))[0])
     empty = np.zeros((0, 3, *views.shape[1:3]), np.float32)
     return np.stack(arrays) if arrays else empty
+
+
+def _score_groups(rows: pa.Table) -> pa.Table:
+    """Add score and weight by what is nearest in each row's set; a row alone in its group weighs nothing."""
+    group = np.unique(rows["group"].to_pylist(), return_inverse=True)[1]
+    sets, vectors = np.array(rows["split"].to_pylist()), _vectors(rows)
+    score, weight = np.zeros(len(rows)), np.zeros(len(rows))
+    for name in sets_of(rows):
+        among = np.flatnonzero(sets == name)
+        hits, has_partner = partner_hits(vectors[among], group[among])
+        if not has_partner.any():
+            raise PredictionsError(
+                f"The images of {name} have no labels, and no group of several images, so nothing says which embeddings should be near; give labels, or groups (--data.group)."
+            )
+        score[among], weight[among] = hits, has_partner
+    table = rows.append_column("score", pa.array(score)).append_column("weight", pa.array(weight))
+    notes = {b"score": SCORE.encode()}
+    return table.replace_schema_metadata((rows.schema.metadata or {}) | notes)
 
 
 def _vectors(rows: pa.Table) -> np.ndarray:
