@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.data.dataset import Column, Dataset
 from assay.data.images.affine import compose
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
@@ -121,12 +122,14 @@ def test_a_training_step_is_the_same_from_every_tier(
         chosen, tier_pixels = choose_tier(tier, pixels, [0, 1, 2], CPU)
         assert chosen == tier
         torch.manual_seed(0)
-        task: Any = task_class(config, ["a", "b"], tier_pixels)
-        task.device_cache = DeviceCache([0, 1, 2] if tier == "device" else [])
-        samples = BatchRows(
-            np.arange(4), np.arange(4, dtype=np.uint64), np.zeros(4, np.int32), True
+        column = Column.of(["a", "b", "a", "b"])
+        dataset = Dataset(
+            column.values, column.codes, (), column, {}, {}, np.arange(4), tier_pixels
         )
-        batch = task_class.prepare(config, tier_pixels, samples)
+        task: Any = task_class(config, dataset)
+        task.device_cache = DeviceCache([0, 1, 2] if tier == "device" else [])
+        samples = BatchRows(np.arange(4), np.arange(4, dtype=np.uint64), True)
+        batch = task_class.prepare(config, dataset, samples)
         task.forward(batch, 0.8)["loss"].backward()
         gradients = [p.grad for p in task.parameters() if p.grad is not None]
         steps[tier] = (batch, torch.cat([gradient.flatten() for gradient in gradients]))
