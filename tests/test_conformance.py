@@ -66,9 +66,17 @@ class System:
     def job(self, folder: Path) -> Job:
         folder.mkdir(exist_ok=True)
         return Job(
-            self.source, to_dict(self.config), self.manifest, self.split, self.pixels, folder,
-            "cpu", "ddp", judged=tuple(self.split.tests), checkpoint_steps=1,
-        )  # fmt: skip
+            self.source,
+            to_dict(self.config),
+            self.manifest,
+            self.split,
+            self.pixels,
+            folder,
+            "cpu",
+            "ddp",
+            judged=tuple(self.split.tests),
+            checkpoint_steps=1,
+        )
 
     def model(self, seed: int = 0) -> Task:
         torch.manual_seed(seed)
