@@ -227,7 +227,7 @@ def values_of(kind: type[Settings], name: str) -> st.SearchStrategy[Any]:
 def test_every_number_with_a_range_is_seen():
     names = {f"{kind.__name__}.{name}" for kind, name in RANGED}
     assert len(names) > 100
-    assert {"TrainConfig.epochs", "ModelConfig.k", "SegmentModelConfig.pos_weight"} <= names
+    assert {"TrainConfig.epochs", "PatchModelConfig.k", "SegmentModelConfig.pos_weight"} <= names
 
 
 def test_a_section_is_called_as_in_the_configuration_that_holds_it():

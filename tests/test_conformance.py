@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from assay.bundle import seal
 from assay.bundle.bundle import KINDS, Bundle
+from assay.bundle.card import Card
 from assay.config import fingerprint, from_dict, to_dict
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
@@ -153,7 +154,7 @@ DECISION = Decision(
     threshold=None,
     num=9,
     num_groups=9,
-).to_dict()
+)
 """How a bundle that was never judged decides."""
 
 
@@ -163,12 +164,12 @@ def shipped(system, best, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     pipeline = best.export(folder, {name: system.split.rows(name) for name in ("train", "val")})
     decides = KINDS[pipeline["kind"]].decides
-    card = {
-        "classes": best.classes,
-        "pipeline": pipeline,
-        "decision": DECISION if decides else None,
-        "thresholds": None if decides else [30] * len(best.classes),
-    }
+    card = Card(
+        classes=best.classes,
+        pipeline=pipeline,
+        decision=DECISION if decides else None,
+        thresholds=None if decides else [30] * len(best.classes),
+    )
     seal.seal(folder, card, Path(golden_image(system)))
     return folder
 

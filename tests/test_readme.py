@@ -75,7 +75,9 @@ def test_the_first_command_runs_and_runs_again(tmp_path: Path) -> None:
 
 
 def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
-    code = next(code for kind, code in BLOCKS if kind == "python" and "class Linear(Task)" in code)
+    code = next(
+        code for kind, code in BLOCKS if kind == "python" and "class Linear(Classification)" in code
+    )
     script = tmp_path / "linear.py"
     script.write_text(code)
     rng = np.random.default_rng(0)
@@ -83,7 +85,7 @@ def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
         for i in range(8):
             path = tmp_path / "parts" / label / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            # a light or dark spot on the same ground: its own statistics do not tell
+            # a light or dark spot on the same ground
             picture = rng.integers(110, 140, (64, 64, 3), dtype=np.uint8)
             picture[16:32, 16:32] = level
             cv2.imwrite(str(path), picture)

@@ -451,7 +451,8 @@ def masked(folder, values):
 
 def test_masks_bring_their_classes_and_their_files(tmp_path):
     manifest = masked(tmp_path, [1, 2])
-    assert manifest.classes == ["pore", "streak"]
+    assert manifest.mask_classes == ["pore", "streak"]
+    assert manifest.classes == []
     assert manifest.truth.tolist() == [0, 0]
     keys = manifest.masks["label"]
     assert [manifest.files[key] for key in keys] == [
@@ -459,7 +460,7 @@ def test_masks_bring_their_classes_and_their_files(tmp_path):
     ]
     assert len(manifest.files) == 4
     assert manifest.take([1]).masks == {"label": keys[1:]}
-    assert manifest.take([1]).classes == ["pore", "streak"]
+    assert manifest.take([1]).mask_classes == ["pore", "streak"]
 
 
 def test_what_a_mask_holds_is_part_of_the_data_and_where_it_lies_is_not(tmp_path):
