@@ -180,7 +180,11 @@ def settings_classes() -> list[type[Settings]]:
             parts = path.relative_to(ROOT / "platform").with_suffix("").parts
             modules.add(importlib.import_module(".".join(parts)).__name__)
     return sorted(
-        (kind for kind in subclasses(Settings) if kind.__module__ in modules),
+        (
+            kind
+            for kind in subclasses(Settings)
+            if kind.__module__ in modules or kind.__module__.startswith("assay.")
+        ),
         key=lambda kind: (kind.__module__, kind.__name__),
     )
 
