@@ -1,8 +1,9 @@
 """Files on this machine that appear when they are complete."""
 
+import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -82,3 +83,19 @@ def write_table(path: Path, table: "pa.Table") -> None:
     content = pa.BufferOutputStream()
     pa.csv.write_csv(table, content)
     write_whole(path, content.getvalue().to_pybytes())
+
+
+def write_parquet(path: Path, table: "pa.Table") -> None:
+    """Write a Parquet table whole or not at all, with its folder; an OSError comes through."""
+    import pyarrow.parquet as pq  # a bundle opens without it
+
+    with replacing(path) as hidden:
+        pq.write_table(table, hidden)
+
+
+def write_rows(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV under a header of these names, whole or not at all; what a row lacks is empty."""
+    with replacing(path) as hidden, hidden.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from assay.bundle.bundle import Variant
+from assay.files import write_whole
 from assay.serve.config import ServeConfig, configuration
 
 _SERVE = ServeConfig()
@@ -34,8 +35,7 @@ def serve(
 
     present = yaml.safe_load(file.read_text())["applications"] if file.exists() else ()
     wanted = configuration(config, present)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(wanted, sort_keys=False))
+    write_whole(file, yaml.safe_dump(wanted, sort_keys=False).encode())
     with cluster.cluster(config) as address, suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # requests under way are answered
         cluster.deploy(wanted)

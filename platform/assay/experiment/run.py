@@ -30,7 +30,7 @@ from assay.experiment.identity import code_of, content, identity, recipe, stamp
 from assay.experiment.judge import judge
 from assay.experiment.resources import Resources, pick_device
 from assay.experiment.workers import train
-from assay.files import write_json
+from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
 from assay.runs.record import Launch, Quarantined, Stage, read_record
@@ -173,8 +173,8 @@ def _begin(
         code=code_of(data.source),
     )
     write_json(run.folder / "config.json", to_dict(config))
-    (run.folder / "task.py").write_bytes(data.source.code)
-    pq.write_table(prepared.split.table(data.manifest), run.folder / "split.parquet")
+    write_whole(run.folder / "task.py", data.source.code)
+    write_parquet(run.folder / "split.parquet", prepared.split.table(data.manifest))
     return Job(
         data.source,
         to_dict(config),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.errors import RunError
-from assay.files import read_json, replacing, write_json
+from assay.files import read_json, write_json, write_parquet
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.estimate import Estimate
@@ -132,8 +132,7 @@ def read_predictions(folder: Path) -> pa.Table:
 
 def write_predictions(folder: Path, predictions: pa.Table) -> None:
     """Put a predictions table in the place of a run's own, whole or not at all."""
-    with replacing(folder / "predictions.parquet") as hidden:
-        pq.write_table(predictions, hidden)
+    write_parquet(folder / "predictions.parquet", predictions)
 
 
 def read_result(folder: Path) -> Result:

@@ -11,7 +11,6 @@ Chunks are named by bundle, files and their contents' size and time, so a job th
 goes on, and one with another bundle, or a changed file, does what it changes.
 """
 
-import csv
 import hashlib
 import json
 import logging
@@ -31,7 +30,7 @@ from assay.bundle.classify import Answer
 from assay.data.images import decode
 from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid
 from assay.errors import BundleError, ImageError, ManifestError
-from assay.files import write_whole
+from assay.files import write_parquet, write_rows, write_whole
 from assay.progress import progress_bar
 from assay.shapes import UInt8
 
@@ -195,10 +194,8 @@ def draw_overlay(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]
 def _write_answers(out: Path, rows: list[dict[str, Any]]) -> tuple[int, int]:
     good = [row for row in rows if not row["error"]]
     bad = [row for row in rows if row["error"]]
-    with (out / "bad.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "error"])
-        writer.writerows([row["image"], row["error"]] for row in bad)
+    names = ("image", "error")
+    write_rows(out / "bad.csv", names, [{name: row[name] for name in names} for row in bad])
     _write_tables(out / "answers", [_flatten(row) for row in good])
     return len(good), len(bad)
 
@@ -229,11 +226,8 @@ def _write_parts(
 def _write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
     # no rows know no columns
     table = pa.Table.from_pylist(rows) if rows else pa.table({"image": pa.array([], pa.string())})
-    pq.write_table(table, path.with_suffix(".parquet"))
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        lines = csv.DictWriter(file, table.column_names)
-        lines.writeheader()
-        lines.writerows(rows)
+    write_parquet(path.with_suffix(".parquet"), table)
+    write_rows(path.with_suffix(".csv"), table.column_names, rows)
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A trial: one run of a sweep, and what its directory says of it."""
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from assay.files import write_parquet, write_rows
 from assay.runs.folder import Run
 from assay.runs.results import NAMED, read_metrics
 from assay.train.task import TaskConfig
@@ -103,9 +102,6 @@ def describe_values(values: Mapping[str, Any]) -> str:
 def write_trials(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write trials.csv and trials.parquet, a row per trial."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with (folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / "trials.csv", names, rows)
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    pq.write_table(table, folder / "trials.parquet")
+    write_parquet(folder / "trials.parquet", table)

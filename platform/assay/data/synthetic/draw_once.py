@@ -1,12 +1,12 @@
 """Synthetic data: drawn once into a folder, and known by what it was drawn from."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from assay.errors import ConfigError
+from assay.files import write_whole
 
 TRUTH = "truth.json"
 
@@ -31,6 +31,4 @@ def draw_once(
             "name another folder, or remove this one."
         )
     truth = {"config": config, **draw()}
-    partial = path.with_suffix(f".json.{os.getpid()}")
-    partial.write_text(json.dumps(truth))
-    partial.replace(path)
+    write_whole(path, json.dumps(truth).encode())
