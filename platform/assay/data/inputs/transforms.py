@@ -32,7 +32,7 @@ class TransformConfig(Settings, section="transform"):
     degrees: Annotated[float, Interval(ge=0, le=180)] = 15.0
     """Rotation by up to this either way (degrees)."""
     scale: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    """Scaling by up to this share either way."""
+    """Scaling by up to this share either way, of height and width apart."""
     affine: Probability = 0.5
     """Probability of rotation and scaling."""
     brightness: Probability = 0.2
@@ -75,7 +75,6 @@ def _transforms(config: TransformConfig) -> albumentations.Compose:
             albumentations.VerticalFlip(p=config.vflip),
             albumentations.Affine(
                 scale=(1 - config.scale, 1 + config.scale),
-                keep_ratio=True,
                 rotate=(-limit, limit),
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=config.affine,
