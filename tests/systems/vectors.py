@@ -67,14 +67,14 @@ class Kinds(Embedding):
         vectors: Tensor = self.net(images)
         return vectors
 
-    def losses(self, batch: Batch, progress: float, phase: str) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
         """Cross-entropy of finding the other view of one's own image in the batch."""
         views = torch.from_numpy(batch["global"]).to(self.device)
         first, second = (
             nn.functional.normalize(self.embed(views[:, i]).float(), dim=1) for i in (0, 1)
         )
         own = torch.arange(len(views), device=self.device)
-        return {"contrast": nn.functional.cross_entropy(first @ second.T / 0.2, own)}
+        return {"contrast": nn.functional.cross_entropy(first @ second.T / 0.2, own)}, first
 
 
 def draw_kinds(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import PredictionsError, RunError
 from assay.metrics.evaluate import summarise
-from assay.metrics.neighbours import effective_rank, logistic_logits, neighbour_logits
+from assay.metrics.scores.neighbours import effective_rank, logistic_logits, neighbour_logits
 from assay.nn.optim import OptimConfig
 from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig
 from assay.train.monitor import Monitor
@@ -44,9 +44,9 @@ class Channels(Embedding):
     def embed(self, images: Tensor) -> Tensor:
         return self.scale * torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
 
-    def losses(self, batch: Any, progress: float, phase: str) -> dict[str, Tensor]:
+    def losses(self, batch: Any, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
         vectors = self.embed(torch.from_numpy(batch["global"][:, 1]))
-        return {"near": vectors.square().mean(), "far": 3 * self.scale.mean()}
+        return {"near": vectors.square().mean(), "far": 3 * self.scale.mean()}, vectors
 
 
 class Collapsed(Channels):

@@ -23,14 +23,14 @@ from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import PredictionsError
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.measures import Measure
-from assay.metrics.neighbours import (
+from assay.metrics.predictions import class_names, rows_of, sets_of
+from assay.metrics.scores.classes import accuracy, nll
+from assay.metrics.scores.neighbours import (
     effective_rank,
     logistic_logits,
     neighbour_logits,
     partner_hits,
 )
-from assay.metrics.predictions import class_names, rows_of, sets_of
-from assay.metrics.scores.classes import accuracy, nll
 from assay.nn.export import write_graph
 from assay.train.classification import batch_rows
 from assay.train.monitor import Limit
@@ -89,16 +89,14 @@ class Embedding(Task):
         """Return embeddings (n d) of normalised images (n 3 h w)."""
         raise NotImplementedError
 
-    def losses(self, batch: Batch, progress: float, phase: str) -> dict[str, Tensor]:
-        """Return terms of the loss by name, whose sum is minimised."""
+    def losses(self, batch: Batch, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
+        """Return terms of the loss by name, whose sum is minimised; and embeddings (n d) of a view of each image."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Sum the task's losses; watch the spread of what is embedded."""
-        terms = self.losses(batch, progress, phase)
-        with torch.no_grad():
-            images = torch.from_numpy(batch["global"][:, 0]).to(self.device)
-            units = torch.nn.functional.normalize(self.embed(images).float(), dim=1)
+        terms, embeddings = self.losses(batch, progress, phase)
+        units = torch.nn.functional.normalize(embeddings.detach().float(), dim=1)
         spread = units.std(0).mean() if len(units) > 1 else units.new_ones(())
         named = {f"{name}_loss": term for name, term in terms.items()}
         return {"loss": torch.stack(list(terms.values())).sum(), "embedding_std": spread, **named}
@@ -149,8 +147,10 @@ class Embedding(Task):
             return _score_groups(rows)
         queries, references = _vectors(rows), _vectors(bank)
         truth, num = bank["truth"].to_numpy(), len(names)
-        groups = np.array(rows["group"].to_pylist())[:, None], np.array(bank["group"].to_pylist())
-        near = neighbour_logits(queries, references, truth, num, groups[0] == groups[1])
+        names_of_groups = [*rows["group"].to_pylist(), *bank["group"].to_pylist()]
+        group = np.unique(names_of_groups, return_inverse=True)[1]
+        same = group[: len(rows), None] == group[len(rows) :]
+        near = neighbour_logits(queries, references, truth, num, same)
         linear = logistic_logits(queries, references, truth, num)
         table = rows.append_column("logits", pa.array(list(near)))
         return table.append_column("logits_logistic", pa.array(list(linear)))

@@ -78,10 +78,11 @@ class Segmentation(Task):
             for row, key in zip(samples.rows.tolist(), samples.keys.tolist(), strict=True)
         ]
         images, marks = (np.stack(arrays) for arrays in zip(*crops, strict=True))
-        pyramids = [pixels[row] for row in samples.rows.tolist()]
-        mean = np.stack([pyramid.mean for pyramid in pyramids]).astype(np.float32)
-        std = np.stack([np.maximum(pyramid.std, 1 / 255) for pyramid in pyramids])
-        return batch | {"image": images, "mask": marks, "mean": mean, "std": std.astype(np.float32)}
+        statistics = [tiles.tile_statistics(pixels[row]) for row in samples.rows.tolist()]
+        mean, std = (
+            np.stack(values).astype(np.float32) for values in zip(*statistics, strict=True)
+        )
+        return batch | {"image": images, "mask": marks, "mean": mean, "std": std}
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Return the loss of the crops' masks."""

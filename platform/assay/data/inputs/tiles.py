@@ -81,7 +81,14 @@ def _logits(
     entry: ImagePyramid, network: Network, y: int, xs: Sequence[int], side: int
 ) -> Float[np.ndarray, "n classes side side"]:
     tiles = np.stack([to_uint8(cut_inside(entry.pixels, x, y, side)) for x in xs])
-    return network(normalise(tiles, entry.mean, np.maximum(entry.std, 1 / 255)))
+    return network(normalise(tiles, *tile_statistics(entry)))
+
+
+def tile_statistics(
+    pyramid: ImagePyramid,
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """Return the mean and deviation (0 to 1) that tiles and crops of an image are normalised by."""
+    return pyramid.mean, np.maximum(pyramid.std, 1 / 255)
 
 
 def cut_inside(

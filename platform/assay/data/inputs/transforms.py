@@ -15,31 +15,29 @@ from annotated_types import Interval
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it asks no network
 import albumentations
 
-from assay.config import Settings
+from assay.config import Settings, Share
 from assay.shapes import UInt8
-
-Probability = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig(Settings, section="transform"):
     """How an image and its mask are changed; everything is drawn anew for each sample."""
 
-    hflip: Probability = 0.5
+    hflip: Share = 0.5
     """Probability of a horizontal flip."""
-    vflip: Probability = 0.5
+    vflip: Share = 0.5
     """Probability of a vertical flip."""
     degrees: Annotated[float, Interval(ge=0, le=180)] = 15.0
     """Rotation by up to this either way (degrees)."""
     scale: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     """Scaling by up to this share either way, of height and width apart."""
-    affine: Probability = 0.5
+    affine: Share = 0.5
     """Probability of rotation and scaling."""
-    brightness: Probability = 0.2
+    brightness: Share = 0.2
     """Change of brightness by up to this either way, of full scale."""
-    contrast: Probability = 0.2
+    contrast: Share = 0.2
     """Change of contrast by up to this share either way."""
-    noise: Probability = 0.0
+    noise: Share = 0.0
     """Largest standard deviation of the noise that half of the samples get, of full scale."""
 
 

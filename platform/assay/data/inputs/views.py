@@ -12,13 +12,14 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Interval
 
-from assay.config import Settings
+from assay.config import Settings, Share
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.transforms import change_colours
 from assay.errors import ConfigError
 from assay.shapes import Float64, UInt8
 
-Share = Annotated[float, Interval(gt=0, le=1)]
+AreaShare = Annotated[float, Interval(gt=0, le=1)]
+"""A part of an image that is not empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +34,21 @@ class ViewConfig(Settings, section="views"):
     """Side of the first (pixels)."""
     local_px: Annotated[int, Ge(8)] = 98
     """Side of the others (pixels)."""
-    global_area: tuple[Share, Share] = (0.32, 1.0)
+    global_area: tuple[AreaShare, AreaShare] = (0.32, 1.0)
     """Least and largest share of the image's area in the first; of a long image, as far as `ratio` allows."""
-    local_area: tuple[Share, Share] = (0.05, 0.32)
+    local_area: tuple[AreaShare, AreaShare] = (0.05, 0.32)
     """The same in the others."""
     ratio: Annotated[float, Ge(1)] = 4 / 3
     """Largest ratio of a crop's sides in the image, either way."""
-    hflip: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    hflip: Share = 0.5
     """Probability of a horizontal flip."""
-    vflip: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    vflip: Share = 0.0
     """Probability of a vertical flip."""
-    jitter: Annotated[float, Interval(ge=0, le=1)] = 0.8
+    jitter: Share = 0.8
     """Probability of changed brightness, contrast, saturation and hue."""
-    grey: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    grey: Share = 0.2
     """Probability of a crop without colour."""
-    blur: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    blur: Share = 0.5
     """Probability of a blurred crop."""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from assay.metrics.neighbours import (
+from assay.metrics.scores.neighbours import (
     TEMPERATURE,
     effective_rank,
     logistic_logits,
