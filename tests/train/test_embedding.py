@@ -118,7 +118,7 @@ def test_the_loss_is_the_sum_of_its_terms(dataset: Dataset) -> None:
     assert outputs["far_loss"].item() == pytest.approx(3)
     total = outputs["near_loss"].item() + 3
     assert outputs["loss"].item() == pytest.approx(total)
-    vectors = task.embed(torch.from_numpy(batch["global"][:, 0])).detach().numpy()
+    vectors = task.embed(torch.from_numpy(batch["global"][:, 1])).detach().numpy()
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = units.std(0, ddof=1).mean()
     assert outputs["embedding_std"].item() == pytest.approx(expected, rel=1e-4)
