@@ -145,6 +145,19 @@ def test_series_differ_in_more_than_colour():
     assert {t.text for t in of_class(root, "row")} == set("abcd")
 
 
+@pytest.mark.parametrize("kind", ["line", "points", "bar"])
+def test_the_key_to_series_stands_below_the_name_of_the_axis(kind):
+    x: list[Any] = ["p"] if kind == "bar" else [0.0]
+    series = {name: Series(x=x, y=[1.0]) for name in ("first", "second")}
+    heights = {
+        text.text: float(text.get("y", "nan"))
+        for text in parsed(Figure(title="t", kind=kind, series=series, y="axis")).iter()
+        if text.text in ("axis", "first", "second")
+    }
+    # Letters of 11 px.
+    assert min(heights["first"], heights["second"]) >= heights["axis"] + 11
+
+
 @given(NUMBERS, st.floats(1e-6, 1e6))
 def test_ticks_are_few_round_and_inside(low, width):
     high = low + width

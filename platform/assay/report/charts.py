@@ -206,11 +206,11 @@ def int8(card: Card | None, tests: Iterable[str]) -> dict[str, Any] | None:
             }
         )
     smaller = graphs["fp32"]["bytes"] / graphs["int8"]["bytes"]
-    faster = graphs["fp32"]["p50_ms"] / graphs["int8"]["p50_ms"]
+    time = graphs["int8"]["p50_ms"] / graphs["fp32"]["p50_ms"]
     verdicts = [f"{signed(c.difference)} on {c.set}" for c in card.int8.comparisons]
     full = ", ".join(graphs["kept"]) or "none"
     return {
-        "headline": f"The int8 graph is {smaller:.1f} times smaller and {faster:.1f} times faster; difference in score: {'; '.join(verdicts)}.",
+        "headline": f"The int8 graph is {smaller:.1f} times smaller and takes {time:.2f} of the time of fp32; difference in score: {'; '.join(verdicts)}.",
         "rows": rows,
         "bars": _latencies(graphs),
         "kept": f"{graphs['share']:.0%} of the weights are in 8 bits. Layers left in 32 bits: {full}.",

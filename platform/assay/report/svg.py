@@ -232,7 +232,8 @@ def _legend(figure: Figure, top: Number) -> tuple[list[str], Number]:
     top += 14 if figure.y else 0
     if len(names) < 2:
         return parts, top
-    x, y = 0.0, top
+    # Below the axis' name, whatever the margin above.
+    x, y = 0.0, max(top, 22) if figure.y else top
     for style, name in enumerate(names):
         width = 40 + _CHAR * min(len(name), 30)
         if x and x + width > WIDTHS[figure.kind]:
