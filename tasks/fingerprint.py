@@ -9,7 +9,7 @@ makes one answer of them. The baseline, judged beside it, looks at random patche
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from assay.cli.task import main
-from assay.config import fingerprint
+from assay.config import fingerprint, without_idle
 from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import PatchConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
@@ -33,59 +33,15 @@ from assay.metrics.estimate import interval
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of
 from assay.nn.optim import OptimConfig
-from assay.nn.selection import LEARNING
 from assay.space import Float, Space
 from assay.train.patches import PatchClassification, PatchClassificationConfig, PatchModelConfig
+from assay.train.recipes import reference_recipes
 from assay.train.task import Task, TaskConfig, TaskMetrics, TrainConfig
 
 PATTERNS = (
     "{label}/{design}/Device_{device}_Print_{print}_{view}",
     "{label}/{design}/{print}_azimuth_{azimuth}_polar_{polar}",
 )
-AUGMENT = {
-    "readme": AugmentConfig(
-        hflip=0.5,
-        vflip=0.5,
-        translate=0.25,
-        rotation_deg=180.0,
-        rotation_p=0.5,
-        exposure_p=0.3,
-        brightness_low=0.75,
-        brightness_high=1.25,
-        contrast_low=0.75,
-        contrast_high=1.25,
-        gamma_low=0.5,
-        gamma_high=2.0,
-        resample_p=0.1,
-        resample_low=0.75,
-        resample_high=1.25,
-        noise_p=0.5,
-    ),
-    "main": AugmentConfig(
-        hflip=0.5,
-        vflip=0.5,
-        rotation_deg=5.0,
-        rotation_p=1.0,
-        affine_translate=0.05,
-        scale_low=0.5,
-        scale_high=1.5,
-        scale_p=1.0,
-        exposure_p=1.0,
-        brightness_low=0.7,
-        brightness_high=1.3,
-        contrast_low=0.7,
-        contrast_high=1.3,
-        saturation_low=0.7,
-        saturation_high=1.3,
-        noise_p=0.25,
-        translate=0.1,
-    ),
-    "sweep": AugmentConfig(hflip=0.5, vflip=0.5, translate=0.25),
-}
-"""The three pipelines of the source-identification reference: as its README states them, as its
-main script and as its sweep script run them. CLAHE, part of the input contract and not of the
-augmentation, went with them at clip limit 3 and a grid of 64, 64 and 128 tiles a side. Their noise
-strength is a hyperparameter with default 0: set `noise_max` to have any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +54,6 @@ class FingerprintConfig(PatchClassificationConfig):
         )
     )
     split: SplitConfig = field(default_factory=lambda: SplitConfig(unseen_domain="design"))
-    augment: AugmentConfig = field(default_factory=lambda: AUGMENT["readme"])
     parts: PartsConfig = field(default_factory=PartsConfig)
     """The synthetic parts, drawn where data.root is not given."""
 
@@ -115,15 +70,15 @@ class Fingerprint(PatchClassification):
         "dropout": "model.dropout",
         "attn_dropout": "model.attn_dropout",
         "contrast_mod": "augment.exposure_p",
-        "scale_mod": "augment.scale_p",
+        "scale_mod": "augment.resample_p",
         "sensor_noise": "augment.noise_max",
         "clahe_grid": "patches.clahe_grid",
     }
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
-        """Give the synthetic demo (default), its short form for CI, all nine designs alike for sweeps, and
-        the reference's three recipes."""
+        """Give the synthetic demo (default), its short form for CI, all nine designs alike for sweeps, settings for
+        images of one's own (large parts, small files), and the reference's recipes."""
         demo = FingerprintConfig(
             split=SplitConfig(unseen_domain="design", unseen=UNSEEN_DESIGNS),
             patches=PatchConfig(
@@ -159,20 +114,12 @@ class Fingerprint(PatchClassification):
             train=replace(demo.train, epochs=20),
             parts=replace(demo.parts, parts_per_seen=6, parts_per_unseen=6, num_views=1),
         )
-        reference = PatchModelConfig(
-            estimator="masked_loo",
-            num_noise=500,
-            sigma=0.01,
-            sigma_final=1e-5,
-            warmup=0.1,
-            warmup_k=8,
-            alone=0.0,
-        )
         recipes = {
-            name: FingerprintConfig(augment=change, model=reference)
-            for name, change in AUGMENT.items()
+            name: FingerprintConfig(**{f.name: getattr(recipe, f.name) for f in fields(recipe)})
+            for name, recipe in reference_recipes().items()
         }
-        return {"demo": demo, "smoke": smoke, "designs": designs, **recipes}
+        own = {"parts": parts(demo), "files": files(demo)}
+        return {"demo": demo, "smoke": smoke, "designs": designs, **own, **recipes}
 
     @classmethod
     def manifest(cls, config: FingerprintConfig, storage: Path) -> Manifest:
@@ -192,8 +139,8 @@ class Fingerprint(PatchClassification):
         """
         if config.model.mode == "random":
             return {}
-        inert: Any = {name: getattr(PatchModelConfig(), name) for name in LEARNING}
-        return {"random": replace(config, model=replace(config.model, mode="random", **inert))}
+        drawn = without_idle(replace(config.model, mode="random"))
+        return {"random": replace(config, model=drawn)}
 
     @classmethod
     def space(cls, config: FingerprintConfig) -> Space:
@@ -225,6 +172,49 @@ class Fingerprint(PatchClassification):
         on_signal = Measure("Patches on signal", "chosen patches that touch a planted trace")
         measures = {**judged.measures, "patches_on_signal": on_signal}
         return replace(judged, metrics=metrics, measures=measures)
+
+
+def parts(demo: FingerprintConfig) -> FingerprintConfig:
+    """Return settings for photographs of parts: the demo's way to learn, at full resolution, on pretrained weights."""
+    model = replace(
+        demo.model,
+        k=8,
+        warmup_k=16,
+        trunk="resnet18",
+        scorer_weights="hub",
+        backbone="convnext_tiny.in12k_ft_in1k",
+        weights="hub",
+        norm="frozen",
+        backbone_lr=0.1,
+        scorer_lr=0.3,
+        embed_dim=256,
+        d_inner=512,
+        dropout=0.1,
+    )
+    return replace(
+        demo,
+        split=SplitConfig(unseen_domain="design"),
+        patches=PatchConfig(clahe_clip=0.0, normalise="imagenet"),
+        augment=AugmentConfig(hflip=0.5, vflip=0.5, translate=0.1),
+        model=model,
+        train=TrainConfig(
+            epochs=30, batch_size=8, eval_batch_size=8, patience=5, min_improvement=0.002
+        ),
+        optim=replace(demo.optim, lr=1e-3),
+    )
+
+
+def files(demo: FingerprintConfig) -> FingerprintConfig:
+    """Return settings for small images in folders by class: a few patches as large as what the weights have seen."""
+    own = parts(demo)
+    return replace(
+        own,
+        data=DataConfig(),
+        split=SplitConfig(),
+        patches=replace(own.patches, image_px=320, overview_px=160, patch_px=224),
+        model=replace(own.model, k=4, warmup_k=4),
+        train=replace(own.train, batch_size=16, eval_batch_size=16),
+    )
 
 
 def synthetic_folder(config: FingerprintConfig, storage: Path) -> Path:

@@ -92,7 +92,7 @@ class Segment(Segmentation):
             masks=MaskConfig(maker="adaptive", block_px=51, offset=20),
             truth="../truth/{folder}/{name}.png",
             split=SplitConfig(val=0.2, test=0.4),
-            crops=CropConfig(crop_px=128, noise=0.03),
+            crops=CropConfig(crop_px=128, noise=0.5),
             tiles=TileConfig(tile_px=256, overlap_px=32),
             model=SegmentModelConfig(
                 encoder="tu-mobilenetv2_050", decoder_channels=(64, 32, 24, 16, 8)

@@ -9,6 +9,7 @@ Also bundles and predictions made by hand, for tests of what comes after trainin
 
 import json
 import os
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,13 @@ install_import_hook("assay", "beartype.beartype")
 # no deadline: how long an example takes says nothing on a machine that others use too
 settings.register_profile("assay", deadline=None, derandomize=True)
 settings.load_profile("assay")
+
+
+@pytest.fixture(scope="session")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of EfficientNet-Lite0, pretrained on ImageNet, as a file for timm's tf_efficientnet_lite0."""
+    script = runpy.run_path(str(Path(__file__).with_name("pretrained.py")))
+    return script["lite0"](tmp_path_factory.mktemp("weights") / "lite0.safetensors")
 
 
 class ByFile(LoadScopeScheduling):

@@ -361,7 +361,7 @@ def comparable(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Counts of pixels as cumulative shares: rounding moves single pixels over the edge of a level."""
     shares = {}
     for name, values in columns.items():
-        if name.startswith("pixels_"):
+        if name.startswith(("pixels_", "levels_")):
             values = np.cumsum(values, axis=1) / values.sum(1, keepdims=True) / 20
         shares[name] = values
     return shares

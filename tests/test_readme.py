@@ -1,5 +1,6 @@
 """The README's commands and code are run, as a new user would run them."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from assay.bundle.bundle import Bundle
 from assay.experiment.options import parse, parse_with
+from assay.sweep.folds import plan
 from assay.sweep.generalize import FoldLaunch
 from assay.sweep.search import SearchLaunch
 from assay.train.source import TaskSource, load_task
@@ -61,6 +63,26 @@ def test_every_sweep_parses(command: str) -> None:
     _, resources, launch = parse_with(task, words, kind())
     assert resources.workers == 1
     assert launch.task == Path("tasks/fingerprint.py")
+
+
+def test_the_sweep_over_ones_own_parts_finds_its_folds(tmp_path: Path) -> None:
+    """On the layout that the README shows, each design is left out in turn."""
+    layout = re.search(r"```\nparts/.*?```", TEXT, re.DOTALL)
+    assert layout is not None
+    names = re.findall(r"parts/[^/]+/[^/]+/(\S+?)\.\w+", layout[0])
+    assert len(names) == 2
+    for label, design in itertools.product(("A", "B"), ("Connector", "Knob", "Gear")):
+        for name in names:
+            path = tmp_path / "parts" / label / design / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((8, 8), len(str(path)), np.uint8))
+    [command] = [c for c in COMMANDS if "sweeps/" in c and "--data.root parts/" in c]
+    words = command.replace("parts/ ", f"{tmp_path}/parts ").split()[2:]
+    task = load_task(TaskSource.read(ROOT / "tasks" / "fingerprint.py"))
+    config, _, launch = parse_with(task, words, FoldLaunch())
+    manifest = task.manifest(config, tmp_path)
+    folds = plan({"dps": config}, manifest, launch.fold_column, [3 - launch.leave_out], 0, 1)
+    assert [fold.tested for fold in folds] == [("Knob",), ("Gear",), ("Connector",)]
 
 
 def test_the_first_command_runs_and_runs_again(tmp_path: Path) -> None:

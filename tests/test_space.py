@@ -1,15 +1,18 @@
 """The search space: what is written is what is drawn, and what cannot be run is refused."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import timm
 from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.errors import ConfigError
+from assay.nn.backbone import timm_name
 from assay.space import Choice, Float, Int, change, grid, sample, value_of
 from assay.sweep import space_file
 from assay.sweep.space_text import check, merge, parse
@@ -172,6 +175,32 @@ def test_a_wandb_sweep_is_read_by_its_own_rules(tmp_path: Path) -> None:
     }
     check(declared.space, CONFIG)
     assert len(declared.space["dropout"].levels()) == 6
+
+
+def test_a_sweep_of_the_reference_keeps_its_names_and_each_of_them_acts(tmp_path: Path) -> None:
+    """Its backbones by its own names, more patches than the warm-up draws, and probabilities of real changes."""
+    task = load_task(TaskSource.read(Path(__file__).parents[1] / "tasks" / "fingerprint.py"))
+    config: Any = task.presets()["sweep"]
+    text = """
+        method: random
+        parameters:
+          model_name: {values: [eva02, vit_b_16, dinov3-vits16]}
+          test_samples: {values: [4, 8, 16, 24]}
+          scale_mod: {values: [0.1, 0.5]}
+          contrast_mod: {values: [0.1, 0.5]}
+          sensor_noise: {values: [0.05, 0.1]}
+          sigma: {values: [0.01, 0.05]}
+          clahe_grid: {values: [64, 128]}
+    """
+    space = space_file.read(write(tmp_path, text), config, task.aliases).space
+    check(space, config)
+    published = set(timm.list_models(pretrained=True))
+    for values in itertools.product(*(dimension.levels() for dimension in space.values())):
+        chosen = dict(zip(space, values, strict=True))
+        changed: Any = change(config, chosen)
+        assert timm_name(changed.model.backbone) in published
+        assert changed.model.num_drawn == chosen["model.k"] * max(8 // chosen["model.k"], 1)
+        assert not changed.idle().keys() & chosen.keys()
 
 
 def test_a_file_of_our_own_has_the_parameters_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from numbers import Real
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
@@ -32,6 +32,9 @@ _MET: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
     MultipleOf: ("a multiple of", lambda number, step: number % step == 0),
 }
 """What an annotation asks for, in words and as a test."""
+
+
+S = TypeVar("S", bound="Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,21 @@ class Settings:
         for name in read_ranges(kind):
             _check(kind, name, getattr(self, name))
 
+    def idle(self) -> dict[str, str]:
+        """Name fields that have no effect beside the others' values, with why; dotted where they are of a section."""
+        names: dict[str, str] = {}
+        for field in fields(self):
+            section = getattr(self, field.name)
+            if isinstance(section, Settings):
+                names |= {f"{field.name}.{name}": why for name, why in section.idle().items()}
+        return names
+
+
+def without_idle(settings: S) -> S:
+    """Set fields that have no effect to their defaults, so that what computes the same is called the same."""
+    defaults: Any = type(settings)()
+    return replace(settings, **{name: getattr(defaults, name) for name in settings.idle()})
+
 
 @cache
 def read_ranges(kind: type[Settings]) -> dict[str, tuple[Any, ...]]:
@@ -87,9 +105,6 @@ def _check(kind: Any, name: str, value: Any) -> None:
     if not all(met(number, end) for _, met, end in asked):
         words = " and ".join(f"{phrase} {end}" for phrase, _, end in asked)
         raise ConfigError(f"{option} {shown}; it must {must} {words}.")
-
-
-S = TypeVar("S", bound=Settings)
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,10 @@ LEVELS = 64
 """Levels of a pixel, 0..63."""
 
 
+NEVER = LEVELS
+"""A threshold that no level reaches: of a class that was not learnt nothing is marked."""
+
+
 STEPS_PER_LOGIT = 4
 
 
@@ -33,18 +37,31 @@ def level_probs() -> Float[np.ndarray, " levels"]:
 
 
 def threshold_prob(level: int) -> float:
-    """Return the least probability that reaches a level."""
+    """Return the least probability that reaches a level; 1 of a threshold that none reaches."""
+    if level >= NEVER:
+        return 1.0
     return 1 / (1 + math.exp(REACH - level / STEPS_PER_LOGIT))
+
+
+def leading(levels: UInt8[np.ndarray, "classes h w"]) -> UInt8[np.ndarray, "classes h w"]:
+    """Keep the level of each pixel's likeliest class, the first of several, and set the others to 0.
+
+    No threshold is below 1, so a pixel then reaches that of one class at most: what is counted class by
+    class is the mask that ships.
+    """
+    if len(levels) == 1:
+        return levels
+    first = levels.argmax(0) == np.arange(len(levels))[:, None, None]
+    return np.where(first, levels, 0).astype(np.uint8)
 
 
 def to_mask(
     levels: UInt8[np.ndarray, "classes h w"], thresholds: Sequence[int]
 ) -> UInt8[np.ndarray, "h w"]:
-    """Choose each pixel's class, numbered from 1: of those that reach their threshold the one furthest above it; else 0."""
-    above = levels.astype(np.int16) - np.array(thresholds, dtype=np.int16)[:, None, None]
-    best = above.argmax(0)
-    reached = np.take_along_axis(above, best[None], axis=0)[0] >= 0
-    return np.where(reached, best + 1, 0).astype(np.uint8)
+    """Give each pixel its likeliest class, numbered from 1, where that reaches its threshold; else 0."""
+    likeliest = levels.argmax(0)
+    reached = levels.max(0) >= np.array(thresholds, dtype=np.int16)[likeliest]
+    return np.where(reached, likeliest + 1, 0).astype(np.uint8)
 
 
 def find_components(

@@ -12,8 +12,8 @@ import numpy as np
 from bench import peak_mb, photo, seconds, table, write
 
 from assay.data.images.store import Store
+from assay.data.inputs.normalise import normalise
 from assay.data.inputs.patches import EPS, Canvas, PatchConfig, cell_corners
-from assay.data.inputs.photometric import normalise
 
 SIZE, GRID, CLIP, TILES = 5100, 52, 3.0, 64
 CELLS = np.random.default_rng(2).choice(GRID * GRID, 8, replace=False)

@@ -16,8 +16,8 @@ from bench import peak_mb, photo, seconds, table, write
 
 from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid, pyramid
+from assay.data.inputs.normalise import normalise
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
-from assay.data.inputs.photometric import normalise
 
 SIZE, GRID, PATCHES, TILE = 5100, 52, 8, 256
 CELLS = np.sort(np.random.default_rng(2).choice(GRID * GRID, PATCHES, replace=False))

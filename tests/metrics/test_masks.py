@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import jaccard_score, precision_recall_fscore_support
 
-from assay.errors import PredictionsError
-from assay.levels import LEVELS, level_probs
+from assay.levels import LEVELS, NEVER, level_probs, to_mask
 from assay.metrics import evaluate, masks
 from assay.metrics.scores.masks import SIZES, component_columns, pixel_columns, validate_masks
 
@@ -50,7 +49,8 @@ def table_of(
 
 
 def marked(levels: np.ndarray, thresholds: list[int]) -> np.ndarray:
-    return levels >= np.array(thresholds)[:, None, None]
+    """The mask that ships, class by class."""
+    return to_mask(levels, thresholds) == np.arange(1, len(levels) + 1)[:, None, None]
 
 
 @given(SEEDS, st.integers(1, 3))
@@ -159,6 +159,7 @@ def test_calibrated_levels_have_no_calibration_error():
     pixels = np.stack([10_000 - inside, inside])[None].astype(np.float32)
     columns = {
         "pixels_label": [pixels.ravel()] * 2,
+        "levels_label": [pixels.ravel()] * 2,
         "components_label": [np.zeros(5, np.float32)] * 2,
     }
     columns |= {
@@ -168,18 +169,20 @@ def test_calibrated_levels_have_no_calibration_error():
     table = pa.table({"id": ["a", "b"], "split": ["test"] * 2, "group": ["a", "b"]} | columns)
     metrics = masks.findings(masks.score(table, [32]), ["c"])[0]["test"]
     assert metrics["pixel_ece"].value < 1e-4
-    turned = table.set_column(3, "pixels_label", [[pixels[:, ::-1].ravel()] * 2])
+    turned = table.set_column(4, "levels_label", [[pixels[:, ::-1].ravel()] * 2])
     assert masks.findings(masks.score(turned, [32]), ["c"])[0]["test"]["pixel_ece"].value > 0.5
 
 
 def test_a_look_finds_the_best_iou_and_the_nll_of_the_levels():
     layers = [layer(i, 2) for i in range(3)]
     columns = [pixel_columns(levels, mask, "label") for levels, mask in layers]
-    measures = validate_masks({"pixels_label": np.stack([c["pixels_label"] for c in columns])}, 2)
+    stacked = {name: np.stack([c[name] for c in columns]) for name in columns[0]}
+    measures = validate_masks(stacked, 2)
     hits = union = 0
     for i in range(2):
         truth = np.concatenate([(m == i + 1).ravel() for _, m in layers])
-        answer = np.concatenate([lv[i].ravel() for lv, _ in layers])
+        leads = [np.where(lv.argmax(0) == i, lv[i], 0) for lv, _ in layers]
+        answer = np.concatenate([lead.ravel() for lead in leads])
         pairs = [
             ((truth & (answer >= t)).sum(), (truth | (answer >= t)).sum()) for t in range(1, LEVELS)
         ]
@@ -195,11 +198,50 @@ def test_a_look_finds_the_best_iou_and_the_nll_of_the_levels():
     assert measures["nll"] == pytest.approx(np.mean(lost), rel=1e-6)
 
 
-def test_a_class_without_a_pixel_in_val_has_no_threshold():
+def test_a_class_without_a_pixel_in_val_is_marked_from_a_half_on_and_said():
     levels, mask = layer(0, 2)
-    mask = np.where(mask == 2, 0, mask)
-    with pytest.raises(PredictionsError, match=r"no pixel of class 2 of 2.*split.seed"):
-        masks.fit_thresholds(table_of([(levels, mask)], ["val"]), 2, 0.0)
+    table = table_of([(levels, np.where(mask == 2, 0, mask))], ["val"])
+    assert masks.fit_thresholds(table, 2, 0.0)[1] == LEVELS // 2
+    scored = masks.score(table, masks.fit_thresholds(table, 2, 0.0))
+    [text] = masks.warnings(scored, ["pore", "streak"])
+    assert "no pixel of streak" in text
+
+
+@given(SEEDS)
+def test_of_a_class_that_was_not_learnt_nothing_is_marked(seed):
+    """Levels that know nothing of the mask: the best F1 would mark nearly everything."""
+    rng = np.random.default_rng(seed)
+    levels = rng.integers(0, LEVELS, (1, SIDE, SIDE), dtype=np.uint8)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[levels[0] < 20] = rng.random((levels[0] < 20).sum()) < 0.3  # what is inside scores low
+    mask[0, 0], levels[0, 0, 0] = 1, 0
+    table = table_of([(levels, mask)] * 2, ["val", "test"])
+    thresholds = masks.fit_thresholds(table, 1, 0.0)
+    assert thresholds == [NEVER]
+    scored = masks.score(table, thresholds)
+    [text] = masks.warnings(scored, ["pore"])
+    assert "pore was not learnt" in text
+    metrics, figures = masks.findings(scored, ["pore"])
+    test = metrics["test"]
+    assert (test["pixel_recall"].value, test["component_recall"].value) == (0, 0)
+    assert test["prevalence"].value == pytest.approx((mask > 0).mean())
+    assert figures[0].chosen is None
+    assert (
+        validate_masks({n: np.array(table[n].to_pylist()) for n in table.column_names[3:]}, 1)[
+            "iou"
+        ]
+        == 0
+    )
+
+
+def test_a_recall_that_marks_everything_is_said_to():
+    levels, mask = np.full((1, SIDE, SIDE), 30, np.uint8), np.zeros((SIDE, SIDE), np.uint8)
+    mask[5:8, 5:8] = mask[0, 0] = 1
+    levels[0, 0, 0] = 1
+    table = table_of([(levels, mask)], ["val"])
+    assert masks.fit_thresholds(table, 1, 1.0) == [1]
+    [text] = masks.warnings(masks.score(table, [1]), ["pore"])
+    assert "100% of all pixels of val are marked as pore" in text
 
 
 def test_figures_show_curve_sizes_and_calibration_of_test():

@@ -10,15 +10,49 @@ import timm
 import torch
 
 from assay.errors import ConfigError
-from assay.nn.backbone import create_backbone, create_head, normalise_layers
+from assay.nn.backbone import (
+    NAMES,
+    BackboneConfig,
+    create_backbone,
+    create_head,
+    feature_width,
+    normalise_layers,
+    timm_name,
+)
+
+WIDTHS = {
+    "texture_small": 128,
+    "resnet18": 512,
+    "convnext_atto": 320,
+    # of these the width is that of layers after the features
+    "inception_next_atto": 960,
+    "lcnet_035": 1280,
+}
 
 
-@pytest.mark.parametrize("name", ["texture_small", "resnet18", "convnext_atto"])
-def test_patches_become_embeddings(name):
-    backbone = create_backbone(name)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_patches_become_embeddings_of_the_width_that_is_said(name):
+    backbone = create_backbone(name).eval()
+    assert feature_width(backbone.train(), 64) == WIDTHS[name]
+    assert backbone.training
     with torch.no_grad():
-        embeddings = backbone(torch.rand(3, 3, 48, 48))
-    assert embeddings.shape == (3, backbone.num_features)
+        embeddings = backbone.eval()(torch.rand(3, 3, 64, 64))
+    assert embeddings.shape == (3, WIDTHS[name])
+
+
+def test_names_of_the_source_are_models_of_timm_with_weights():
+    published = set(timm.list_models(pretrained=True))
+    assert set(NAMES.values()) <= published
+    assert timm_name("facebook/dinov3-vits16-pretrain-lvd1689m") == NAMES["dinov3-vits16"]
+    assert timm_name("eva02").startswith("eva02_large_patch14_448")
+    assert timm_name("resnet18") == "resnet18"
+
+
+def test_frozen_statistics_that_no_data_made_are_refused():
+    """timm begins the last gain of a residual block at 0: frozen, the block would never learn."""
+    with pytest.raises(ConfigError, match=r"--model.norm frozen .* --model.norm group"):
+        create_backbone("test_resnet", norm="frozen")
+    create_backbone("test_vit", norm="frozen")  # has no such layer
 
 
 def test_models_of_fixed_input_take_the_size_of_the_patch():
@@ -40,9 +74,9 @@ def test_unreachable_hub_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "*")
     with pytest.raises(ConfigError, match=r"cannot be reached .* --model.weights none"):
-        create_backbone("test_resnet.r160_in1k", pretrained=True)
+        create_backbone("test_resnet.r160_in1k", weights="hub")
     with pytest.raises(ConfigError, match="no pretrained weights"):
-        create_backbone("texture_small", pretrained=True)
+        create_backbone("texture_small", weights="hub")
 
 
 def test_weights_come_from_a_file(tmp_path: Path):
@@ -54,10 +88,10 @@ def test_weights_come_from_a_file(tmp_path: Path):
     safetensors.torch.save_file(source.state_dict(), tmp_path / "a.safetensors")
     torch.save(source.state_dict(), tmp_path / "a.pth")
     for file in ("a.safetensors", "a.pth"):
-        backbone = create_backbone("test_resnet", weights=tmp_path / file, norm="batch").eval()
+        backbone = create_backbone("test_resnet", weights=str(tmp_path / file), norm="batch").eval()
         torch.testing.assert_close(backbone(patches), expected)
     with pytest.raises(ConfigError, match="does not hold the weights of test_vit"):
-        create_backbone("test_vit", weights=tmp_path / "a.safetensors")
+        create_backbone("test_vit", weights=str(tmp_path / "a.safetensors"))
 
 
 class Payload:
@@ -76,12 +110,14 @@ def test_no_pickle_is_run(tmp_path: Path, monkeypatch, content):
     elif content == "noise":
         file.write_bytes(b"\x93 no weights")
     with pytest.raises(ConfigError, match="cannot be read as weights"):
-        create_backbone("test_resnet", weights=file)
+        create_backbone("test_resnet", weights=str(file))
     assert not Path("executed").exists()
 
 
 def test_frozen_statistics_stay_frozen_in_training():
-    backbone = create_backbone("test_efficientnet", norm="frozen").train()
+    backbone = normalise_layers(
+        create_backbone("test_efficientnet", norm="batch"), "frozen"
+    ).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     patches = torch.rand(4, 3, 48, 48)
     torch.manual_seed(0)
@@ -116,7 +152,7 @@ def test_sync_needs_a_gpu():
         create_backbone("test_resnet", norm="sync")
 
 
-@pytest.mark.parametrize("name", ["texture_small", "test_vit", "resnet18"])
+@pytest.mark.parametrize("name", ["texture_small", "test_vit", "resnet18", "poolformer_s12"])
 def test_only_the_last_blocks_train(name):
     total = sum(p.numel() for p in create_backbone(name).parameters())
     shares = []
@@ -131,11 +167,19 @@ def test_only_the_last_blocks_train(name):
 
 
 def test_heads():
-    embeddings = torch.rand(2, 10)
-    assert create_head("linear", 10, 3)(embeddings).shape == (2, 3)
-    mlp = create_head("mlp", 10, 3)
-    assert mlp(embeddings).shape == (2, 3)
-    assert mlp[0].out_features == 5
+    """The recipes of the fingerprint reference: one layer, half the features, two of 2048 with batch norm."""
+
+    def layers(**head: object) -> list[str]:
+        net = create_head(BackboneConfig(**head), 10, 3)
+        assert net(torch.rand(2, 10)).shape == (2, 3)
+        return [type(m).__name__ + str(getattr(m, "out_features", "")) for m in net]
+
+    assert layers(head="linear") == ["Linear3"]
+    assert layers(head="mlp") == ["Linear5", "ReLU", "Dropout", "Linear3"]
+    block = ["Linear2048", "BatchNorm1d", "ReLU", "Dropout"]
+    wide = {"head": "mlp", "head_depth": 2, "head_width": 2048, "head_norm": "batch"}
+    assert layers(**wide, head_dropout=0.1) == [*block, *block, "Linear3"]
+    assert layers(head="mlp", head_norm="layer")[1] == "LayerNorm"
 
 
 def test_texture_net_does_not_see_light():

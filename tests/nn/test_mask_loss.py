@@ -31,6 +31,17 @@ def test_overlap_is_that_of_segmentation_models(kind):
         assert mask_loss(kind, *image).item() == pytest.approx(theirs(*image).item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["dice", "tversky"])
+def test_overlap_over_the_batch_is_that_of_segmentation_models(kind):
+    logits, masks = drawn(4)
+    theirs = {
+        "dice": smp.losses.DiceLoss("multilabel", smooth=1.0),
+        "tversky": smp.losses.TverskyLoss("multilabel", smooth=1.0, alpha=0.3, beta=0.7),
+    }[kind]
+    losses = mask_loss(kind, logits, masks, over="batch")
+    assert losses.tolist() == pytest.approx([theirs(logits, masks).item()] * 3, abs=1e-6)
+
+
 def test_cross_entropy_is_that_of_segmentation_models_with_pixels_inside_weighted():
     logits, masks = drawn(1)
     theirs = smp.losses.SoftBCEWithLogitsLoss(pos_weight=torch.tensor(40.0))

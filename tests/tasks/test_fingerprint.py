@@ -16,12 +16,12 @@ from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.augment import AugmentConfig
+from assay.data.inputs.normalise import EPS
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
-from assay.data.inputs.photometric import EPS
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError
 from assay.metrics.decide import Decision
-from assay.nn.selection import LEARNING, selection_entropy
+from assay.nn.selection import selection_entropy
 from assay.nn.topk import draw_noise, perturbed_topk
 from assay.train.patches import MIN_ENTROPY
 from assay.train.source import TaskSource, load_task
@@ -145,7 +145,7 @@ def test_the_baseline_differs_in_nothing_but_where_it_looks() -> None:
     for name, config in task.presets().items():
         (baseline,) = task.baselines(config).values()
         assert baseline.model.mode == "random", name
-        inert = {n: getattr(config.model, n) for n in LEARNING}
+        inert = {n: getattr(config.model, n) for n in baseline.model.idle()}
         assert replace(baseline, model=replace(baseline.model, mode="dps", **inert)) == config
         assert task.baselines(baseline) == {}
 
@@ -155,7 +155,14 @@ def test_one_baseline_serves_all_ways_of_selecting(pixels: Pixels) -> None:
     demo: Any = task.presets()["demo"]
     noise = {"estimator": "plain", "num_noise": 9, "sigma": 0.3, "sigma_final": 0.2}
     other = noise | {"warmup": 0.1, "guide": 0.0, "guide_temperature": 2.0, "scorer_lr": 3.0}
-    assert set(other) == set(LEARNING)
+    other |= {"scorer_weights": "hub", "spacing": 0.5, "ips_chunk": 7}
+    heads = {
+        "head_depth",
+        "head_width",
+        "head_norm",
+        "head_dropout",
+    }  # of the head that is not there
+    assert set(other) | heads == set(task.baselines(demo)["random"].model.idle())
     changed = replace(demo, model=replace(demo.model, **other))
     assert task.baselines(changed) == task.baselines(demo)
     # and they have no effect on it: the same loss and the same gradients
@@ -289,7 +296,13 @@ def test_evidence_is_what_deletion_costs_beyond_random_deletion(tmp_path: Path) 
 
 IMPOSSIBLE: list[dict[str, Any]] = [
     {"k": 65},
-    {"warmup_k": 6},
+    {"warmup_k": 80},
+    {"positions": True},
+    {"positions": True, "alone": 0.0, "mode": "ips"},
+    {"norm": "frozen", "backbone": "test_resnet"},
+    {"norm": "frozen", "trunk": "test_resnet"},
+    {"trunk": "test_vit2"},
+    {"scorer_weights": "none.safetensors", "trunk": "test_resnet"},
     {"spacing": -1.0},
     {"ips_chunk": 0},
     {"mode": "ips", "k": 26, "warmup_k": 26},
@@ -298,8 +311,32 @@ IMPOSSIBLE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", IMPOSSIBLE)
 def test_selections_that_cannot_be_are_refused(pixels: Pixels, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"model\."):
+    with pytest.raises(ConfigError, match=r"model\.|is no trunk|cannot be read as weights"):
         make(pixels, changes)
+
+
+@pytest.mark.parametrize(("k", "warmup_k", "drawn"), [(4, 4, 4), (4, 11, 8), (16, 8, 16)])
+def test_random_patches_come_in_whole_sets(
+    pixels: Pixels, k: int, warmup_k: int, drawn: int
+) -> None:
+    """A sweep's test_samples may be more than the warm-up draws."""
+    task = make(pixels, {"k": k, "warmup_k": warmup_k})
+    batch = batch_of(task)
+    assert batch["random_cells"].shape == (4, drawn)
+    assert torch.isfinite(task(batch, 0.0)["loss"])
+
+
+def test_positions_count_the_patches(pixels: Pixels) -> None:
+    task = make(pixels, {"positions": True, "alone": 0.0}).eval()
+    patches = torch.rand(2, 4, 3, 16, 16)
+    torch.nn.init.normal_(task.aggregator.positions)
+    turned = task.classify(patches.flip(1))[0]
+    assert not torch.allclose(task.classify(patches)[0], turned, atol=1e-3)
+
+
+def test_patience_waits_for_the_scorer_to_decide(pixels: Pixels) -> None:
+    assert make(pixels, {"warmup": 0.4}).patience_begins == 0.4
+    assert make(pixels, {"warmup": 0.4, "mode": "grid"}).patience_begins == 0.0
 
 
 def test_selection_entropy_tells_a_place_from_a_pattern(pixels: Pixels) -> None:

@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from assay.cli import console
 from assay.cli.task import main
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
@@ -22,6 +25,7 @@ from assay.data.images.store import Store
 from assay.data.manifest import Manifest
 from assay.data.split import draw_split
 from assay.errors import ConfigError, MaskError, SplitError
+from assay.nn.mask_net import MaskNetConfig, create_mask_net
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows, TaskConfig
 
@@ -297,3 +301,78 @@ def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, c
     assert "In 8 bits" in page
     assert "Precision over recall of pixels" in page
     assert "falsely marked" in page
+
+
+def test_masks_are_made_and_the_command_stops(tmp_path, capsys, monkeypatch):
+    """A person corrects one, and the same options then learn from what was corrected."""
+    user_files(tmp_path)
+    monkeypatch.chdir(SCRIPT.parents[1])
+    options = [
+        "--preset",
+        "files",
+        "--data.root",
+        str(tmp_path / "images"),
+        "--masks.maker",
+        "otsu",
+    ]
+    words = ["masks", *options, "--storage", str(tmp_path / "runs")]
+    console.main(words)
+    shown = capsys.readouterr().out
+    assert "8 masks (label)" in shown
+    [folder] = (tmp_path / "runs" / "masks").iterdir()
+    assert str(folder / "contact.png") in shown
+    assert not [*(tmp_path / "runs").glob("segment-*")]
+    mask = next(folder.glob("b0_0*.png"))
+    cv2.imwrite(str(mask), np.full((64, 64), 255, np.uint8))
+    console.main(words)
+    assert cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE).min() == 255
+    with pytest.raises(SystemExit) as ended:
+        console.main(
+            ["masks", "tasks/fingerprint.py", "--preset", "smoke", "--storage", str(tmp_path)]
+        )
+    assert ended.value.code == 2
+
+
+def test_light_is_not_changed_where_the_image_normalises_it_away():
+    """Else it would be added to what the image's own statistics have taken away."""
+    base: Any = TASK.presets()["files"]
+    by_image = replace(base, tiles=replace(base.tiles, normalise="image"))
+    assert {"crops.brightness", "crops.contrast"} <= by_image.idle().keys()
+    assert not {"crops.brightness", "crops.contrast"} & base.idle().keys()
+
+
+@pytest.mark.parametrize("encoder", ["tu-tf_efficientnet_lite0", "tu-convnext_atto"])
+def test_an_encoder_takes_the_weights_of_timms_model(tmp_path, lite0, encoder):
+    """By whatever names the part that gives feature maps has them."""
+    weights = lite0
+    if "lite0" not in encoder:
+        torch.manual_seed(3)
+        whole = timm.create_model(encoder.removeprefix("tu-"))
+        weights = tmp_path / "whole.safetensors"
+        save_file({k: v.contiguous() for k, v in whole.state_dict().items()}, weights)
+    config = MaskNetConfig(encoder=encoder, weights=str(weights))
+    torch.manual_seed(0)
+    net: Any = create_mask_net(config, 1)
+    state, image = load_file(weights), torch.rand(1, 3, 64, 64)
+    reference = timm.create_model(encoder.removeprefix("tu-"), num_classes=0)
+    reference.load_state_dict({key: state[key] for key in reference.state_dict()})
+    _, expected = reference.eval().forward_intermediates(image)
+    with torch.no_grad():
+        found = net.eval().encoder(image)
+    torch.testing.assert_close(found[-1], expected[-1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="does not hold the weights of resnet18"):
+        create_mask_net(replace(config, encoder="tu-resnet18"), 1)
+
+
+def test_constants_of_other_weights_are_doubted():
+    base: Any = TASK.presets()["files"]
+    lite0 = replace(base.model, encoder="tu-tf_efficientnet_lite0", weights="a.safetensors")
+    [doubt] = replace(base, model=lite0).doubts()
+    assert doubt.endswith(
+        "give --tiles.normalise constants --tiles.mean 0.5 0.5 0.5 --tiles.std 0.5 0.5 0.5."
+    )
+    halves = replace(base.tiles, normalise="constants")
+    by_image = replace(base.tiles, normalise="image")
+    for tiles in (halves, by_image):
+        assert replace(base, model=lite0, tiles=tiles).doubts() == []
+    assert base.doubts() == []

@@ -18,8 +18,8 @@ from assay.data.inputs.cells import (
     overview_seed,
 )
 from assay.data.inputs.image import ImageConfig, ImageInput
+from assay.data.inputs.normalise import normalise
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
-from assay.data.inputs.photometric import normalise
 from assay.data.masks.overlay import FALSE
 from assay.errors import BundleError
 from assay.shapes import Float, UInt8

@@ -60,6 +60,13 @@ class QuantizeConfig(Settings, section="quantize"):
     max_kept: Annotated[int, Ge(0)] = 8
     """Most layers left in float to win the score back; 0: all in 8 bits or none."""
 
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        if self.variant != "none":
+            return {}
+        names = ("num_calibration", "method", "max_drop", "max_kept")
+        return dict.fromkeys(names, "quantize.variant is none")
+
 
 @dataclass(frozen=True)
 class GraphReport:

@@ -117,7 +117,8 @@ class Segmenter:
         pipeline = card.pipeline
         self.classes, self.thresholds = tuple(card.classes), card.thresholds or []
         self.graph: Any = next(iter(graphs.values()), None)
-        self.tiles = settings_of(tiles.TileConfig, pipeline["tiles"])
+        # bundles from before this was a setting were normalised so
+        self.tiles = settings_of(tiles.TileConfig, {"normalise": "image"} | pipeline["tiles"])
         self.rule = settings_of(MaskConfig, pipeline.get("masks", {}) | {"classes": self.classes})
 
     def predict(self, pyramids: Sequence[ImagePyramid]) -> list[MaskAnswer]:

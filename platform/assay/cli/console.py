@@ -5,6 +5,7 @@
     assay compare A B [C ...]    is A better, on the same test rows?
     assay judge RUN              judge again, by other settings of `decide`; recorded as such
     assay report RUN             make report.html again
+    assay masks [TASK] ...       make the masks of tasks/segment.py, by its options, and stop: to correct them first
     assay promote RUN            make it the champion of its task
     assay registry               who answers for each task, and the history
     assay rollback TASK          return to the champion before
@@ -216,6 +217,36 @@ def make_report(run: Name, storage: Path = _RUNS) -> None:
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 
+def make_masks(words: Sequence[str]) -> None:
+    """Make or read the masks that a task learns from, say where they are, and stop.
+
+    A mask that a person then corrects is read back by the same options, and never written again.
+
+    Args:
+        words: The task's file, if not tasks/segment.py, and its options.
+
+    Raises:
+        RunError: the task has no masks.
+    """
+    from assay.experiment.options import parse  # torch comes with these, and takes seconds
+    from assay.experiment.run import absolute, storage_of
+    from assay.train.source import TaskSource, load_task
+
+    has_path = bool(words) and words[0].endswith(".py")
+    path, options = (words[0], words[1:]) if has_path else ("tasks/segment.py", words)
+    task = load_task(TaskSource.read(path))
+    config, resources, _ = parse(task, options)
+    manifest = task.manifest(absolute(config), storage_of(resources))
+    if not manifest.masks:
+        raise RunError(f"{path} learns from no masks; name the file of a task that does.")
+    for kind, keys in manifest.masks.items():
+        folders = sorted({str(Path(manifest.files[key]).parent) for key in keys})
+        print(f"{len(keys)} masks ({kind}): {', '.join(folders)}")
+        for sheet in (Path(folder) / "contact.png" for folder in folders):
+            if sheet.exists():
+                print(f"to look at: {sheet}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one sentence where the user can mend something."""
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -223,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with one_sentence():
             if words == ["--version"]:
                 print(assay.__version__)
+            elif words[:1] == ["masks"]:
+                make_masks(words[1:])
             elif words[:1] == ["judge"] and words[1:] and not words[1].startswith("-"):
                 default = _default_judge(words[1:])
                 judge_again(tyro.cli(Judge, args=words[1:], default=default, prog="assay judge"))

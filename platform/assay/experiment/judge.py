@@ -31,6 +31,7 @@ from assay.metrics.predictions import (
     rows_of,
 )
 from assay.metrics.summary import Summary
+from assay.runs.folder import Run
 from assay.runs.results import (
     ComparedRun,
     ComparedSet,
@@ -90,6 +91,8 @@ def judge(
         scorings=scorings,
     )
     write_result(folder, result)
+    for text in findings.warnings:
+        Run(folder).warn(text)
     if (folder / "bundle" / "bundle.json").exists():
         answering = {"decision": decision, "thresholds": result.thresholds}
         seal.update(folder / "bundle", **answering, metrics=sets)

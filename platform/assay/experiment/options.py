@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from assay.config import from_dict
+from assay.config import from_dict, to_dict
 from assay.errors import ConfigError
 from assay.experiment.resources import Resources
 from assay.train.task import Task, TaskConfig
@@ -63,7 +63,28 @@ def parse_with(
     parsed: Any = tyro.cli(
         command, args=list(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
     )
+    for doubt in parsed.what.doubts():
+        print(doubt, file=sys.stderr)
+    for name, why in _given_in_vain(parsed.what, default).items():
+        print(f"--{name} has no effect: {why}.", file=sys.stderr)
     return parsed.what, parsed.resources, parsed.launch
+
+
+def _given_in_vain(config: TaskConfig, default: TaskConfig) -> dict[str, str]:
+    """Name options that were given other values than the preset's and have no effect, with why."""
+    given, before = to_dict(config), to_dict(default)
+
+    def value(settings: Any, name: str) -> Any:
+        for part in name.split("."):
+            settings = settings[part]
+        return settings
+
+    idle = config.idle().items()
+    return {
+        name.replace("_", "-"): why
+        for name, why in idle
+        if value(given, name) != value(before, name)
+    }
 
 
 def _group(name: str, kind: type, default: Any) -> tuple[str, Any, Any]:

@@ -2,7 +2,9 @@
 
 Columns of a layer, each a list of numbers (C classes, L levels of `levels`, S sizes):
 
-    pixels_<kind>      C x 2 x L   pixels outside and inside the mask of that kind, by their level
+    pixels_<kind>      C x 2 x L   pixels outside and inside the mask of that kind, by the level of the
+                                   class that leads there (levels.leading); the others count as level 0
+    levels_<kind>      C x 2 x L   the same by the level of each class, which is what is calibrated
     components_<kind>  C x S       its components, by size
     found_<kind>       C x S x L   of them those found, by the threshold's level
     alarms_<kind>      C x L       marked components that touch no pixel of it, by the threshold's level
@@ -15,8 +17,7 @@ Conventions
     clean layer    its mask of the kind is empty, over all classes.
     both empty     a layer without a pixel in mask and answer has IoU 1 as a layer, and adds nothing to
                    the sums that the micro measures are made of.
-    threshold      chosen on val by the masks of kind label: best F1, or the highest that keeps a stated
-                   recall. One per class.
+    threshold      chosen on val by the masks of kind label (scores.masks.best_thresholds). One per class.
 """
 
 import json
@@ -26,18 +27,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assay.errors import PredictionsError
-from assay.levels import LEVELS, level_probs, threshold_prob
+from assay.levels import LEVELS, NEVER, level_probs, threshold_prob
 from assay.metrics.estimate import Estimate, interval, interval_of
 from assay.metrics.figure import Figure, Series
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
-from assay.metrics.scores.masks import SIZE_NAMES
+from assay.metrics.scores.masks import SIZE_NAMES, best_thresholds
 from assay.shapes import Float, Int
 
 MEASURES: Mapping[str, Measure] = {
     "iou": Measure("IoU", "hits over pixels in mask or answer, all layers together"),
     "pixel_precision": Measure("Pixel precision", "of marked pixels, those inside the mask"),
+    "prevalence": Measure(
+        "Prevalence", "of all pixels, those in a mask: the precision of marking everything"
+    ),
     "pixel_recall": Measure("Pixel recall", "of pixels inside the mask, those marked"),
     "pixel_f1": Measure("Pixel F1", "harmonic mean of the two"),
     "layer_iou": Measure("Layer IoU", "mean over layers; 1 where mask and answer are empty"),
@@ -51,6 +54,9 @@ MEASURES: Mapping[str, Measure] = {
     "pixel_ece": Measure("Pixel ECE", "gap between probability and share inside; lower is better"),
 }
 """How the measures of masks are shown; those of one class or size by their own names."""
+
+MARKS_EVERYTHING = 0.95
+"""Share of val's pixels above which a class marks everything."""
 
 
 def judged_kind(predictions: pa.Table) -> str:
@@ -87,27 +93,10 @@ def curve_of(
 
 
 def fit_thresholds(predictions: pa.Table, num_classes: int, least_recall: float) -> list[int]:
-    """Choose the threshold of each class on val, from level 1 up; see the module's docstring.
-
-    Raises:
-        PredictionsError: the masks of val hold no pixel of a class.
-    """
+    """Choose the threshold of each class on val (see `best_thresholds`)."""
     val = rows_of(predictions, "val")
-    pixels = _column(val, "pixels_label", (num_classes, 2, LEVELS)).sum((0, 3))
-    empty = np.flatnonzero(pixels[:, 1] == 0)
-    if len(empty):
-        raise PredictionsError(
-            f"The masks of val hold no pixel of class {empty[0] + 1} of {num_classes}, so no threshold can be chosen for it; "
-            "draw another val (--split.seed), add layers with such pixels, or leave the class out."
-        )
-    precision, recall = curve_of(val, "label", num_classes)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    chosen = []
-    for i in range(num_classes):
-        enough = np.flatnonzero(recall[i, 1:] >= least_recall) + 1
-        best = enough[-1] if least_recall and len(enough) else 1 + f1[i, 1:].argmax()
-        chosen.append(int(best))
-    return chosen
+    pixels = _column(val, "pixels_label", (num_classes, 2, LEVELS)).sum(0)
+    return best_thresholds(pixels, least_recall)
 
 
 def score(predictions: pa.Table, thresholds: Sequence[int]) -> pa.Table:
@@ -145,6 +134,31 @@ def findings(
     return metrics, figures
 
 
+def warnings(predictions: pa.Table, classes: Sequence[str]) -> list[str]:
+    """Say which classes val knows nothing of, and where nothing or everything is marked."""
+    val, thresholds = rows_of(predictions, "val"), thresholds_of(predictions)
+    pixels = _column(val, "pixels_label", (len(classes), 2, LEVELS)).sum(0)
+    texts = []
+    for name, (outside, inside), at in zip(classes, pixels, thresholds, strict=True):
+        share = inside.sum() / (inside.sum() + outside.sum())
+        marked = (inside[at:].sum() + outside[at:].sum()) / (inside.sum() + outside.sum())
+        if not share:
+            texts.append(
+                f"The masks of val hold no pixel of {name}, so its threshold is a probability of a half and nothing is known of it; "
+                "draw another val (--split.seed), or add layers that show it."
+            )
+        elif at == NEVER:
+            texts.append(
+                f"{name} was not learnt: on val no threshold is better than marking everything (precision {share:.3f}, the share of its pixels), so nothing of it is marked; "
+                "train longer, begin from pretrained weights (--model.weights), or look at the masks."
+            )
+        elif marked > MARKS_EVERYTHING:
+            texts.append(
+                f"{marked:.0%} of all pixels of val are marked as {name}, and {share:.1%} are: this marks everything; lower --decide.pixel-recall."
+            )
+    return texts
+
+
 def _measures(
     rows: pa.Table, classes: Sequence[str], thresholds: Sequence[int]
 ) -> dict[str, Estimate]:
@@ -153,6 +167,7 @@ def _measures(
     sums = counts.sum(1)
     estimates = {
         "pixel_precision": interval_of(sums, group, _precision),
+        "prevalence": _prevalence(rows, kind, len(classes), group),
         "pixel_recall": interval_of(sums, group, _recall),
         "pixel_f1": interval_of(sums, group, _f1),
         "layer_iou": interval(rows["score"].to_numpy(), group),
@@ -168,6 +183,12 @@ def _measures(
     estimates |= _component_measures(rows, group, kind, thresholds)
     by_level = _by_level(rows, kind, len(classes))
     return estimates | {"pixel_ece": interval_of(by_level, group, _ece)}
+
+
+def _prevalence(rows: pa.Table, kind: str, num_classes: int, group: np.ndarray) -> Estimate:
+    """Measure the share of pixels that lie in a mask of any class."""
+    pixels = _column(rows, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(-1)
+    return _share_of_sums(pixels[:, :, 1].sum(1), pixels[:, 0].sum(1), group)
 
 
 def _component_measures(
@@ -201,6 +222,10 @@ def _component_counts(
     num = _column(rows, f"components_{kind}", (len(thresholds), num_sizes))
     hits = _column(rows, f"found_{kind}", (len(thresholds), num_sizes, LEVELS))
     alarms = _column(rows, f"alarms_{kind}", (len(thresholds), LEVELS))
+    hits, alarms = (
+        np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, 1)])  # none at NEVER
+        for counts in (hits, alarms)
+    )
     return num.sum(1), hits[:, each, :, at].sum(0), alarms[:, each, at].sum(1)
 
 
@@ -233,7 +258,7 @@ def _by_level(
     rows: pa.Table, kind: str, num_classes: int
 ) -> Float[np.ndarray, "layers two_levels"]:
     """Count pixels inside the masks, then all, by level, summed over classes."""
-    pixels = _column(rows, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(1)
+    pixels = _column(rows, f"levels_{kind}", (num_classes, 2, LEVELS)).sum(1)
     return np.concatenate([pixels[:, 1], pixels.sum(1)], axis=1)
 
 
@@ -261,7 +286,10 @@ def _curve_figure(
         for i, class_name in enumerate(classes)
     }
     at = thresholds[0]
-    probs = ", ".join(f"{threshold_prob(level):.2f}" for level in thresholds)
+    ring = [float(recall[0, at]), float(precision[0, at])] if at < NEVER else None
+    probs = ", ".join(
+        f"{threshold_prob(level):.2f}" if level < NEVER else "never" for level in thresholds
+    )
     of_class = f" for {classes[0]}" if len(classes) > 1 else ""
     return Figure(
         title=f"Precision over recall of pixels, {name}",
@@ -271,7 +299,7 @@ def _curve_figure(
         x_range=[0.0, 1.0],
         y_range=[0.0, 1.0],
         series=series,
-        chosen=[float(recall[0, at]), float(precision[0, at])],
+        chosen=ring,
         caption=f"n = {rows.num_rows} layers. Ring: the threshold that val chose{of_class} (probability {probs}).",
     )
 

@@ -28,12 +28,15 @@ class AggregatorConfig(Settings, section="model"):
     """Dropout after attention and feed-forward layers (probability)."""
     attn_dropout: Share = 0.1
     """Dropout of attention weights (probability)."""
+    positions: bool = False
+    """Add a learned position to each of the k patches, in the order of the grid, so that their number and order count."""
 
-    def aggregator(self, in_dim: int, num_classes: int) -> "TransformerAggregator":
-        """Build the aggregator of patches with so many features."""
+    def aggregator(self, in_dim: int, num_classes: int, k: int) -> "TransformerAggregator":
+        """Build the aggregator of k patches with so many features."""
         return TransformerAggregator(
             in_dim,
             num_classes,
+            num_patches=k if self.positions else None,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             embed_dim=self.embed_dim,

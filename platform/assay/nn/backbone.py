@@ -1,35 +1,70 @@
 """Networks from a patch to an embedding: any timm model by name, or the house's texture net."""
 
 import difflib
-import inspect
 import math
-import pickle
-import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-import huggingface_hub
 import timm
 import torch
 from annotated_types import Ge
 from jaxtyping import Float
-from safetensors import SafetensorError
 from timm.layers.norm_act import (
     BatchNormAct2d,
     GroupNormAct,
     convert_sync_batchnorm,
     freeze_batch_norm_2d,
 )
-from timm.models import group_parameters, load_state_dict
+from timm.models import group_parameters
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import avg_pool2d
 
-from assay.config import Settings
+from assay.config import Settings, Share
 from assay.errors import ConfigError
+from assay.nn.weights import load_weights, pretrained_config
 
 Norm = Literal["group", "frozen", "sync", "batch"]
-Head = Literal["linear", "mlp"]
+
+NAMES = {
+    "eva02": "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",
+    "convnext_xxlarge": "convnext_xxlarge.clip_laion2b_soup_ft_in12k",
+    "convnext_large": "convnext_large.fb_in1k",
+    "convnext_base": "convnext_base.fb_in1k",
+    "convnext_small": "convnext_small.fb_in1k",
+    "convnext_tiny": "convnext_tiny.fb_in1k",
+    "dinov3-vits16": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3-vitb16": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3-vitl16": "vit_large_patch16_dinov3.lvd1689m",
+    "dinov3-vith16plus": "vit_huge_plus_patch16_dinov3.lvd1689m",
+    "dinov3-vit7b16": "vit_7b_patch16_dinov3.lvd1689m",
+    "dino_vits8": "vit_small_patch8_224.dino",
+    "efficientnetv2_m": "tf_efficientnetv2_m.in1k",
+    "efficientnet_v2_s": "tf_efficientnetv2_s.in1k",
+    "efficientnet_v2_m": "tf_efficientnetv2_m.in1k",
+    "efficientnet_v2_l": "tf_efficientnetv2_l.in1k",
+    "vit_b_16": "vit_base_patch16_224.augreg_in1k",
+    "vit_b_32": "vit_base_patch32_224.augreg_in1k",
+    "vit_l_16": "vit_large_patch16_224.augreg_in21k_ft_in1k",
+    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
+    "swin_b": "swin_base_patch4_window7_224.ms_in1k",
+    "mobilenet_v2": "mobilenetv2_100.ra_in1k",
+    "mobilenet_v3_small": "mobilenetv3_small_100.lamb_in1k",
+    "mobilenet_v3_large": "mobilenetv3_large_100.ra_in1k",
+    "mobilenetv3_large": "mobilenetv3_large_100.ra_in1k",
+}
+"""timm's name, and the weights meant, of what the fingerprint reference and torchvision call otherwise."""
+
+BLOCKS = {
+    "stem": r"^(?:stem|patch_embed|conv_?1|conv_stem|bn1)",
+    "blocks": [
+        (r"^(?:stages|layers|blocks)\.(\d+)\.(?:blocks|layers)\.(\d+)", None),
+        (r"^(?:stages|layers|blocks)\.(\d+)", (0,)),
+        (r"^(?:norm|head|final_conv)", (99999,)),
+    ],
+}
+"""Blocks in order, for those of timm's models that do not name theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,26 +72,41 @@ class BackboneConfig(Settings, section="model"):
     """What embeds a patch."""
 
     backbone: str = "efficientnetv2_rw_s"
-    """Any timm model, or texture_small (a tiny net for textures, trained from scratch)."""
+    """Any timm model, by its name or the source's (eva02, vit_b_16), or texture_small (a tiny net for textures, trained from scratch)."""
     weights: str = "none"
     """Backbone weights: none, hub (fetched by timm), or a .safetensors file."""
-    norm: Norm = "frozen"
-    """Batch normalisation: replaced by group norm, frozen, synced over GPUs, or per worker's batch."""
+    norm: Norm = "group"
+    """Batch normalisation: replaced by group norm, frozen (what is loaded), synced over GPUs, or per worker's batch."""
     trainable_blocks: Annotated[int, Ge(-1)] = -1
     """Blocks of the backbone that are trained, from the end; -1: all of it."""
     head: Literal["none", "linear", "mlp"] = "linear"
     """Projection from the backbone's features to the transformer's width, before the transformer's own."""
+    head_depth: Annotated[int, Ge(1)] = 1
+    """Hidden layers of an mlp head."""
+    head_width: Annotated[int, Ge(0)] = 0
+    """Their width; 0: half of the backbone's features."""
+    head_norm: Literal["none", "batch", "layer"] = "none"
+    """What normalises each hidden layer."""
+    head_dropout: Share = 0.0
+    """Dropout after each hidden layer (probability)."""
 
-    def build(self, img_size: int) -> nn.Module:
-        """Build the backbone for patches of this side (see `create_backbone`)."""
-        return create_backbone(
-            self.backbone,
-            pretrained=self.weights == "hub",
-            weights=None if self.weights in ("hub", "none") else Path(self.weights),
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        if self.head == "mlp":
+            return {}
+        names = ("head_depth", "head_width", "head_norm", "head_dropout")
+        return dict.fromkeys(names, f"model.head is {self.head}")
+
+    def build(self, img_size: int) -> tuple[nn.Module, int]:
+        """Build the backbone for patches of this side, and say how wide its embeddings are."""
+        backbone = create_backbone(
+            timm_name(self.backbone),
+            weights=self.weights,
             norm=self.norm,
             trainable_blocks=None if self.trainable_blocks < 0 else self.trainable_blocks,
             img_size=img_size,
         )
+        return backbone, feature_width(backbone, img_size)
 
 
 class TextureNet(nn.Module):
@@ -121,34 +171,31 @@ def _gabor(side: int, directions: int, periods: tuple[float, ...]) -> Tensor:
 def create_backbone(
     name: str,
     *,
-    pretrained: bool = False,
-    weights: Path | None = None,
+    weights: str = "none",
     norm: Norm = "group",
     trainable_blocks: int | None = None,
     drop_path: float = 0.0,
     img_size: int | None = None,
 ) -> nn.Module:
-    """Build a network from patches (n 3 p p) to embeddings (n f); f is its `num_features`.
+    """Build a network from patches (n 3 p p) to embeddings (n f).
 
     Args:
         name: A timm model, or "texture_small".
-        pretrained: Fetch timm's weights for this model from the hub (or its local cache).
-        weights: A safetensors file (or a .pth of plain tensors) to load instead. A classifier
-            in it is ignored; every other weight must be there.
+        weights: "none", "hub" (timm's weights for this model, or what lies in its local cache), or a
+            file of them (see `weights`).
         norm: What to make of batch normalisation (see `normalise_layers`).
         trainable_blocks: None trains all, 0 nothing, n only the last n blocks.
         drop_path: Rate of stochastic depth.
         img_size: Side of the patches; for models whose input size is fixed when they are built.
 
     Raises:
-        ConfigError: The name is unknown, the weights cannot be had or do not fit, or the
-            model lacks the option or the number of blocks.
+        ConfigError: The name is unknown, the weights cannot be had or do not fit, the model lacks
+            the option or the number of blocks, or what is frozen was never trained.
     """
     model = _build(name, drop_path, img_size)
-    if weights is not None:
-        load_weights(model, name, weights)
-    elif pretrained:
-        _load(model, name, _fetch(name), "the hub's file")
+    load_weights(model, name, weights)
+    if weights == "none":
+        refuse_frozen(model, norm, f"--model.weights none with the backbone {name}")
     # convolutions are about 1.7 times faster so on a CPU
     model = normalise_layers(model, norm).to(memory_format=torch.channels_last)
     if trainable_blocks is not None:
@@ -156,19 +203,60 @@ def create_backbone(
     return model
 
 
-def create_head(kind: Head, num_features: int, num_outputs: int) -> nn.Module:
-    """Build a head, or a projection, on embeddings.
+def feature_width(backbone: nn.Module, img_size: int) -> int:
+    """Measure how wide the embeddings of patches of this side are.
 
-    Args:
-        kind: "linear", or "mlp" with one hidden layer of half the features (the first recipe of
-            the fingerprint reference).
-        num_features: Width of the embeddings.
-        num_outputs: Width of what the head puts out.
+    A timm model's `num_features` is the width before its own last layers, which some have
+    (inception_next, mobilenetv3, vgg). Nothing is computed: tensors have shapes alone.
     """
-    if kind == "linear":
-        return nn.Linear(num_features, num_outputs)
-    hidden = num_features // 2
-    return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, num_outputs))
+    was_training = backbone.training
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        embeddings = backbone.eval()(torch.zeros(1, 3, img_size, img_size))
+    backbone.train(was_training)
+    return int(embeddings.shape[1])
+
+
+def refuse_frozen(model: nn.Module, norm: Norm, what: str) -> None:
+    """Refuse to freeze batch normalisation that was never trained.
+
+    Its statistics say nothing then, and where timm begins the last gain of a residual block at 0 it stays 0,
+    so that the block never learns.
+
+    Raises:
+        ConfigError: the model has such layers.
+    """
+    is_batch = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if norm == "frozen" and is_batch:
+        raise ConfigError(
+            f"--model.norm frozen keeps statistics that no data have made, as there is {what}; "
+            "give weights (hub or a file), or take --model.norm group (or batch)."
+        )
+
+
+def create_head(config: BackboneConfig, num_features: int, num_outputs: int) -> nn.Module:
+    """Build the head, or the projection, on embeddings of this width that the settings ask for.
+
+    "mlp" has `head_depth` hidden layers, each with its normalisation, a ReLU and its dropout; one of half
+    the features is the first recipe of the fingerprint reference, two of 2048 with batch
+    normalisation and dropout .1 the second.
+    """
+    layers: list[nn.Module] = []
+    width = num_features
+    for _ in range(config.head_depth if config.head == "mlp" else 0):
+        hidden = config.head_width or num_features // 2
+        layers.append(nn.Linear(width, hidden))
+        if config.head_norm != "none":
+            layers.append(
+                {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[config.head_norm](hidden)
+            )
+        layers += [nn.ReLU(), nn.Dropout(config.head_dropout)]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, num_outputs))
+
+
+def timm_name(name: str) -> str:
+    """Return timm's name of a model that is called otherwise elsewhere."""
+    return NAMES.get(name.rpartition("/")[2].removesuffix("-pretrain-lvd1689m"), name)
 
 
 def normalise_layers(model: nn.Module, norm: Norm) -> nn.Module:
@@ -206,7 +294,7 @@ def _build(name: str, drop_path: float, img_size: int | None) -> nn.Module:
             "(timm.list_models() names them all)."
         )
     options: dict[str, Any] = {}
-    if img_size is not None and _config(name).fixed_input_size:
+    if img_size is not None and pretrained_config(name).fixed_input_size:
         options["img_size"] = img_size
     if drop_path:
         options["drop_path_rate"] = drop_path
@@ -219,71 +307,9 @@ def _build(name: str, drop_path: float, img_size: int | None) -> nn.Module:
         ) from error
 
 
-def _config(name: str) -> timm.models.PretrainedCfg:
-    config = timm.models.get_pretrained_cfg(name)
-    return config if config is not None else timm.models.PretrainedCfg()
-
-
-def _fetch(name: str) -> dict[str, Tensor]:
-    repo = _config(name).hf_hub_id
-    if not repo:
-        raise ConfigError(
-            f"There are no pretrained weights for the backbone {name}; "
-            "use --model.weights FILE or --model.weights none."
-        )
-    file = "model.safetensors"
-    try:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file)
-        if not isinstance(cached, str):
-            # One request tells an unreachable hub at once; the download would retry for 25 s.
-            hub = huggingface_hub.constants.ENDPOINT
-            urllib.request.urlopen(f"{hub}/api/models/{repo}", timeout=10).close()
-            cached = huggingface_hub.hf_hub_download(repo, file)
-    except OSError as error:
-        raise ConfigError(
-            f"The weights of {name} are not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}); use --model.weights FILE or --model.weights none."
-        ) from error
-    return load_state_dict(cached, weights_only=True)
-
-
-def _read(weights: Path) -> dict[str, Tensor]:
-    try:
-        return load_state_dict(str(weights), weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ConfigError(
-            f"{weights} cannot be read as weights ({type(error).__name__}); give a safetensors "
-            "file, or a .pth file that holds tensors only."
-        ) from error
-
-
-def load_weights(model: nn.Module, name: str, weights: Path) -> None:
-    """Load a safetensors file (or a .pth of plain tensors) that holds every tensor of a model.
-
-    Raises:
-        ConfigError: It cannot be read, or does not hold them.
-    """
-    _load(model, name, _read(weights), str(weights))
-
-
-def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) -> None:
-    adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
-    if adapt is not None:
-        state = adapt(state, model)
-    wanted = model.state_dict()
-    missing = wanted.keys() - state.keys()
-    misfit = [key for key in wanted.keys() - missing if wanted[key].shape != state[key].shape]
-    if missing or misfit:
-        raise ConfigError(
-            f"{source} does not hold the weights of {name}: {len(missing)} of {len(wanted)} "
-            f"tensors are missing and {len(misfit)} have another shape "
-            f"(first: {min([*missing, *misfit])}); name the backbone they belong to."
-        )
-    model.load_state_dict({key: state[key] for key in wanted})
-
-
 def _freeze(model: nn.Module, name: str, trainable_blocks: int) -> None:
-    blocks = group_parameters(model, cast(Any, model).group_matcher(coarse=False))
+    named = getattr(model, "group_matcher", None)
+    blocks = group_parameters(model, BLOCKS if named is None else named(coarse=False))
     if not 0 <= trainable_blocks <= len(blocks):
         raise ConfigError(
             f"--model.trainable-blocks {trainable_blocks} is not possible: {name} has "

@@ -1,8 +1,9 @@
-"""Losses of masks, per image: a batch may be shared out over workers in any way.
+"""Losses of masks.
 
-Overlap losses have one pixel of smoothing in numerator and denominator, so that an image without a
-pixel of a class still asks for nothing to be marked; without it their gradient there is 0 and a
-batch of clean layers teaches nothing.
+Overlap losses are taken over each image, so that a batch may be shared out over workers in any way, or
+over each worker's whole batch, where an image with few pixels of a class weighs little. They have one pixel
+of smoothing in numerator and denominator, so that where there is no pixel of a class they still ask for
+nothing to be marked; without it their gradient there is 0 and a batch of clean layers teaches nothing.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 MaskLoss = Literal["dice", "bce", "focal", "tversky", "combined"]
 
+Over = Literal["image", "batch"]
+
 SMOOTHING = 1.0
 """Pixels."""
 
@@ -25,6 +28,7 @@ def mask_loss(
     masks: Float[Tensor, "batch classes h w"],
     pos_weight: float = 1.0,
     beta: float = 0.7,
+    over: Over = "image",
 ) -> Float[Tensor, " batch"]:
     """Return the loss of each image, the mean over its classes.
 
@@ -41,15 +45,16 @@ def mask_loss(
         masks: 1 inside, 0 outside.
         pos_weight: For bce and combined.
         beta: For tversky.
+        over: What dice and tversky sum over; of a batch all images have the same.
     """
     logits = logits.float()
     losses: dict[MaskLoss, Callable[[], Tensor]] = {
-        "dice": lambda: _overlap(logits, masks, 0.5),
-        "tversky": lambda: _overlap(logits, masks, beta),
+        "dice": lambda: _overlap(logits, masks, 0.5, over),
+        "tversky": lambda: _overlap(logits, masks, beta, over),
         "bce": lambda: _cross_entropy(logits, masks, pos_weight),
         "focal": lambda: 16 * sigmoid_focal_loss(logits, masks).mean((1, 2, 3)),
         "combined": lambda: (
-            _overlap(logits, masks, 0.5) + _cross_entropy(logits, masks, pos_weight)
+            _overlap(logits, masks, 0.5, over) + _cross_entropy(logits, masks, pos_weight)
         ),
     }
     return losses[kind]()
@@ -63,9 +68,10 @@ def _cross_entropy(logits: Tensor, masks: Tensor, pos_weight: float) -> Tensor:
     return losses.mean((1, 2, 3))
 
 
-def _overlap(logits: Tensor, masks: Tensor, beta: float) -> Tensor:
+def _overlap(logits: Tensor, masks: Tensor, beta: float, over: Over) -> Tensor:
     probs = logits.sigmoid()
-    hits = (probs * masks).sum((2, 3))
-    alarms, missed = probs.sum((2, 3)) - hits, masks.sum((2, 3)) - hits
+    dims = (2, 3) if over == "image" else (0, 2, 3)
+    hits = (probs * masks).sum(dims)
+    alarms, missed = probs.sum(dims) - hits, masks.sum(dims) - hits
     wrong = (1 - beta) * alarms + beta * missed
-    return (1 - (hits + SMOOTHING) / (hits + wrong + SMOOTHING)).mean(1)
+    return (1 - (hits + SMOOTHING) / (hits + wrong + SMOOTHING)).mean(-1).expand(len(logits))

@@ -3,7 +3,6 @@
 import difflib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import segmentation_models_pytorch as smp
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from assay.config import Settings, Share
 from assay.errors import ConfigError
-from assay.nn.backbone import load_weights, normalise_layers
-from assay.nn.mask_loss import MaskLoss
+from assay.nn.backbone import normalise_layers
+from assay.nn.mask_loss import MaskLoss, Over
+from assay.nn.weights import load_features, load_weights
 
 PRIOR = 0.01
 """Share of pixels that a new network marks: rare, so that it need not first unlearn the common (Lin et al. 2017, 3.3)."""
@@ -29,7 +29,7 @@ class MaskNetConfig(Settings, section="model"):
     encoder: str = "mobilenet_v2"
     """Any of its encoders, or tu-NAME for a timm model."""
     weights: str = "none"
-    """Encoder weights: none, hub (ImageNet, fetched), or a .safetensors file of the encoder."""
+    """Encoder weights: none, hub (ImageNet, fetched), or a .safetensors file: of timm's whole model for tu-NAME, else of the encoder."""
     decoder_channels: tuple[int, ...] = ()
     """Widths of a U-Net's decoder from the deepest block on; none: the architecture's own."""
     norm: Literal["batch", "sync", "group"] = "batch"
@@ -38,8 +38,23 @@ class MaskNetConfig(Settings, section="model"):
     """dice, bce, focal, tversky, or dice and bce combined."""
     pos_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of pixels inside the mask in bce and combined."""
+    over: Over = "batch"
+    """What dice and tversky are taken over: each worker's batch (so workers change the numbers a little), or each image."""
     tversky_beta: Share = 0.7
     """Weight of missed pixels in tversky; falsely marked ones have the rest."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        used = {
+            "pos_weight": ("bce", "combined"),
+            "tversky_beta": ("tversky",),
+            "over": ("dice", "tversky", "combined"),
+        }
+        return {
+            name: f"model.loss is {self.loss}"
+            for name, losses in used.items()
+            if self.loss not in losses
+        }
 
 
 def create_mask_net(config: MaskNetConfig, num_classes: int) -> nn.Module:
@@ -54,13 +69,14 @@ def create_mask_net(config: MaskNetConfig, num_classes: int) -> nn.Module:
             "decoder_channels": config.decoder_channels,
             "encoder_depth": len(config.decoder_channels),
         }
+    is_timm = config.encoder.startswith("tu-")
     try:
         net: nn.Module = smp.create_model(
             config.arch,
             encoder_name=config.encoder,
             in_channels=3,
             classes=num_classes,
-            encoder_weights="imagenet" if config.weights == "hub" else None,
+            encoder_weights="imagenet" if config.weights == "hub" and not is_timm else None,
             **options,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -76,8 +92,11 @@ def create_mask_net(config: MaskNetConfig, num_classes: int) -> nn.Module:
     head = cast(Any, net).segmentation_head
     last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
     nn.init.constant_(cast(Tensor, last.bias), math.log(PRIOR / (1 - PRIOR)))
-    if config.weights not in ("none", "hub"):
-        load_weights(cast(Any, net).encoder, config.encoder, Path(config.weights))
+    encoder = cast(Any, net).encoder
+    if is_timm:
+        load_features(encoder.model, config.encoder.removeprefix("tu-"), config.weights)
+    elif config.weights != "hub":
+        load_weights(encoder, config.encoder, config.weights)
     net = normalise_layers(net, config.norm)
     return net.to(memory_format=torch.channels_last)
 

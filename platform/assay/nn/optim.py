@@ -23,9 +23,11 @@ class OptimConfig(Settings, section="optim"):
     lr: Annotated[float, Gt(0)] = 5e-4
     """Highest learning rate (per update)."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
-    """Decoupled weight decay; norms and biases are left out (per update, times lr)."""
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """Learning rate over the run: cosine up and down, linear up and cosine down, or flat."""
+    """Decoupled weight decay (per update, times lr)."""
+    decays: Literal["weights", "all"] = "weights"
+    """What decays: weights, without norms and biases, or every parameter."""
+    schedule: Literal["onecycle", "cosine", "exponential", "constant"] = "onecycle"
+    """Learning rate over the run: cosine up and down, linear up and cosine down, linear up and by the same share in each update down, or flat."""
     warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.3
     """Share of the run in which the learning rate rises."""
     start_factor: Share = 0.04
@@ -34,6 +36,13 @@ class OptimConfig(Settings, section="optim"):
     """Learning rate at the very end as a share of the highest."""
     grad_clip: Annotated[float, Ge(0)] = 1.0
     """Largest gradient norm; 0: no clipping."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        if self.schedule == "constant":
+            names = ("warmup", "start_factor", "final_factor")
+            return dict.fromkeys(names, "optim.schedule is constant")
+        return {} if self.warmup else {"start_factor": "optim.warmup is 0"}
 
 
 class Multiplier(NamedTuple):
@@ -51,7 +60,10 @@ def lr_factor(config: OptimConfig, progress: float) -> float:
         rise = progress / config.warmup
         rise = (1 - math.cos(math.pi * rise)) / 2 if config.schedule == "onecycle" else rise
         return config.start_factor + (1 - config.start_factor) * rise
-    fall = (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))) / 2
+    fallen = (progress - config.warmup) / (1 - config.warmup)
+    if config.schedule == "exponential":
+        return float(config.final_factor**fallen)
+    fall = (1 + math.cos(math.pi * fallen)) / 2
     return config.final_factor + (1 - config.final_factor) * fall
 
 
@@ -68,7 +80,9 @@ def build_optimizer(
         if not parameter.requires_grad:
             continue
         prefix = max((p for p in prefixes if name.startswith(p)), key=len, default="")
-        groups.setdefault((prefix, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((prefix, config.decays == "all" or parameter.ndim > 1), []).append(
+            parameter
+        )
     if not groups:
         raise ConfigError("No parameter is left to train; unfreeze the backbone or its head.")
     param_groups: list[dict[str, Any]] = [

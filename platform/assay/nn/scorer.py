@@ -1,15 +1,20 @@
 """Scores for the cells of an image, from its overview alone."""
 
-from collections import OrderedDict
-from typing import Literal
+from functools import lru_cache, partial
+from typing import Any
 
 import timm
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from assay.nn.backbone import Norm, normalise_layers
+from assay.errors import ConfigError
+from assay.nn.backbone import Norm, normalise_layers, refuse_frozen, timm_name
+from assay.nn.weights import load_features
 
-Trunk = Literal["small", "resnet18"]
+FINEST = 8
+"""Pixels of the overview for each place of the maps that a timm trunk is cut at."""
 
 
 class Scorer(nn.Module):
@@ -19,17 +24,21 @@ class Scorer(nn.Module):
     perturbation means the same for every image and at every stage of training.
 
     Args:
-        trunk: "resnet18" is its layers up to layer2, a 3x3 convolution without padding and a
-            2x2 max pooling, a grid about 1/16 of the overview (850 px to 52 cells), the scorer
-            of the fingerprint reference; "small" is four convolutions with GroupNorm for
+        trunk: a timm model up to its maps of 1/8 of the overview, then a 3x3 convolution without padding
+            and a 2x2 max pooling, a grid of about 1/16; of resnet18 (850 px to 52 cells) that is the scorer
+            of the fingerprint reference. Or "small", four convolutions with GroupNorm for
             overviews of 96 to 256 px, a grid of 1/4 (128 px to 32 cells) and a field of 47 px.
-        norm: What to make of the batch normalisation of "resnet18" (see `normalise_layers`).
+        norm: What to make of a timm trunk's batch normalisation (see `normalise_layers`).
+        weights: Of a timm trunk: "none", "hub", or a file that holds the whole model.
+
+    Raises:
+        ConfigError: there is no such trunk, its weights cannot be had, or what is frozen was never trained.
     """
 
-    def __init__(self, trunk: Trunk = "small", norm: Norm = "group") -> None:
+    def __init__(self, trunk: str = "small", norm: Norm = "group", weights: str = "none") -> None:
         super().__init__()
         self.trunk = trunk
-        self.net = _small() if trunk == "small" else _resnet18(norm)
+        self.net = _small() if trunk == "small" else _of_timm(timm_name(trunk), norm, weights)
 
     def forward(
         self, overviews: Float[Tensor, "batch 3 height width"]
@@ -39,18 +48,26 @@ class Scorer(nn.Module):
         low, high = scores.amin((1, 2), keepdim=True), scores.amax((1, 2), keepdim=True)
         return (scores - low) / (high - low + 1e-5)
 
-    def grid(self, overview_px: int) -> int:
-        """Count the cells along a side of `overview_px` pixels."""
-        return grid_side(self.trunk, overview_px)
 
+@lru_cache(maxsize=16)
+def grid_side(trunk: str, overview_px: int) -> int:
+    """Count the cells along a side that a scorer of this trunk makes of `overview_px` pixels.
 
-def grid_side(trunk: Trunk, overview_px: int) -> int:
-    """Count the cells along a side that a scorer of this trunk makes of `overview_px` pixels."""
-    halvings = 2 if trunk == "small" else 3
-    side = overview_px
-    for _ in range(halvings):
-        side = (side + 1) // 2
-    return side if trunk == "small" else (side - 2) // 2
+    Raises:
+        ConfigError: there is no such trunk, or the overview is too small for it.
+    """
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # whoever asks first draws the same numbers as the others
+        scorer = Scorer(trunk, "batch").eval()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            return int(scorer(torch.zeros(1, 3, overview_px, overview_px)).shape[1])
+    except RuntimeError as error:
+        raise ConfigError(
+            f"An overview of {overview_px} pixels is too small for the scorer {trunk} "
+            f"({str(error).splitlines()[0][:80]}); raise --patches.overview-px."
+        ) from None
 
 
 def _small() -> nn.Sequential:
@@ -69,9 +86,34 @@ def _small() -> nn.Sequential:
     )
 
 
-def _resnet18(norm: Norm) -> nn.Sequential:
-    net = timm.create_model("resnet18", num_classes=0)
-    names = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2")
-    layers = OrderedDict((name, net.get_submodule(name)) for name in names)
-    trunk = normalise_layers(nn.Sequential(layers), norm)
-    return nn.Sequential(trunk, nn.Conv2d(128, 1, 3, bias=False), nn.MaxPool2d(2))
+def _of_timm(name: str, norm: Norm, weights: str) -> nn.Sequential:
+    features: Any
+    try:
+        # cut behind those maps: what lies deeper would be held and never learn
+        parts = partial(timm.create_model, name, features_only=True, feature_cls="getter")
+        levels = parts().feature_info.reduction()
+        index = max(i for i, step in enumerate(levels) if step <= FINEST)
+        features = parts(out_indices=(index,))
+    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} is no trunk of a scorer ({str(error).splitlines()[0][:80]}); take --model.trunk small, resnet18 or another "
+            f"timm model that gives maps of 1/{FINEST} of the image."
+        ) from None
+    load_features(features, name, weights)
+    if weights == "none":
+        refuse_frozen(features, norm, f"--model.scorer-weights none with the trunk {name}")
+    chans: int = features.feature_info.channels()[0]
+    head = [nn.Conv2d(chans, 1, 3, bias=False), nn.MaxPool2d(2)]
+    return nn.Sequential(_Only(normalise_layers(features, norm)), *head)
+
+
+class _Only(nn.Module):
+    """The one map of features that a part of a timm model gives."""
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        [maps] = self.features(images)
+        return maps

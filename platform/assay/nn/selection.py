@@ -9,7 +9,6 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from assay.config import Settings, Share
-from assay.nn.scorer import Trunk
 from assay.nn.topk import hard_topk
 
 LEARNING = (
@@ -20,9 +19,8 @@ LEARNING = (
     "warmup",
     "guide",
     "guide_temperature",
-    "scorer_lr",
 )
-"""Settings of the scorer's learning, without effect where patches are drawn at random."""
+"""Settings of the scorer's learning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +35,10 @@ class SelectionConfig(Settings, section="model"):
     """Least distance of two chosen patches along x or y (patch sides; dps only); 0: they may repeat each other."""
     ips_chunk: Annotated[int, Ge(1)] = 32
     """Patches that ips looks at together."""
-    trunk: Trunk = "resnet18"
-    """Scorer: resnet18 up to layer2 (grid 1/16 of the overview), or small (grid 1/4)."""
+    trunk: str = "resnet18"
+    """Scorer: any timm model up to its maps of 1/8 (grid 1/16 of the overview; resnet18 is the reference's), or small (grid 1/4)."""
+    scorer_weights: str = "none"
+    """Weights of a timm trunk: none, hub (fetched by timm), or a .safetensors file of the whole model."""
     estimator: Literal["score_function", "masked_loo", "plain", "diagonal"] = "score_function"
     """Gradient of the selection: score function over hard draws, or perturbed top-k in three forms."""
     num_noise: Annotated[int, Ge(1)] = 4
@@ -50,7 +50,7 @@ class SelectionConfig(Settings, section="model"):
     warmup: Share = 0.5
     """Share of the run that learns from random patches before the scorer decides."""
     warmup_k: Annotated[int, Ge(1)] = 16
-    """Random patches per image in the warm-up and for the baseline; a multiple of k."""
+    """Random patches per image in the warm-up and for the baseline, in sets of k: as many whole sets as it holds, at least one."""
     alone: Annotated[float, Ge(0)] = 1.0
     """Weight of the loss of each patch's own answer; 0: patches answer only together."""
     guide: Annotated[float, Ge(0)] = 1.0
@@ -59,6 +59,37 @@ class SelectionConfig(Settings, section="model"):
     """Temperature of the guide's softmax over scores (units of the scores)."""
     scorer_lr: Annotated[float, Ge(0)] = 1.0
     """Learning rate of the scorer as a multiple of optim.lr."""
+
+    @property
+    def num_drawn(self) -> int:
+        """Random patches per image: whole sets of k."""
+        return self.k * max(self.warmup_k // self.k, 1)
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        mode, names = self.mode, dict[str, str]()
+        if mode != "dps":
+            learning = (*LEARNING, "scorer_lr", "scorer_weights", "spacing")
+            names |= dict.fromkeys(learning, f"model.mode is {mode}")
+        elif self.warmup == 1:
+            never = ("estimator", "num_noise", "sigma", "sigma_final")
+            names |= dict.fromkeys(
+                never, "model.warmup is 1, so the scorer never decides in training"
+            )
+        elif self.warmup == 0 and self.estimator != "score_function":
+            why = f"model.warmup is 0 and model.estimator {self.estimator}"
+            names |= dict.fromkeys(("alone", "guide", "guide_temperature"), why)
+        if mode != "ips":
+            names["ips_chunk"] = f"model.mode is {mode}"
+        if mode == "all":
+            names["k"] = "model.mode is all"
+        if not self.alone:
+            names |= dict.fromkeys(("guide", "guide_temperature"), "model.alone is 0")
+        elif not self.guide:
+            names["guide_temperature"] = "model.guide is 0"
+        if self.trunk == "small":
+            names["scorer_weights"] = "model.trunk is small"
+        return names
 
     def sigma_at(self, progress: float) -> float:
         """Return the noise's deviation at this share (0 to 1) of what follows the warm-up."""

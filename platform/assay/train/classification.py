@@ -18,7 +18,7 @@ from assay.bundle.quantize import QuantizeConfig
 from assay.config import Settings, to_dict
 from assay.data.dataset import Dataset
 from assay.data.inputs.image import ImageConfig, ImageInput
-from assay.data.inputs.photometric import EPS
+from assay.data.inputs.normalise import EPS
 from assay.data.inputs.transforms import TransformConfig, change
 from assay.metrics.scores.classes import accuracy
 from assay.nn.export import GraphModule, write_graph
@@ -79,7 +79,8 @@ class Classification(Task):
             pyramid = dataset.pixels[row]
             frame, covered = view.show(pyramid), view.covered(pyramid)
             if samples.train:
-                frame, covered = change(config.transform, frame, covered, key & 0x7FFFFFFF)
+                light = pyramid.mean, pyramid.std
+                frame, covered = change(config.transform, frame, covered, key & 0x7FFFFFFF, *light)
             mean, std = view.statistics(frame, covered)
             frames.append(frame)
             means.append(mean)

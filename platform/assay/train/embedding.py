@@ -18,7 +18,7 @@ from torch import Tensor
 from assay.config import to_dict
 from assay.data.dataset import Dataset
 from assay.data.inputs.image import ImageConfig, ImageInput
-from assay.data.inputs.photometric import normalise
+from assay.data.inputs.normalise import normalise
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import PredictionsError
 from assay.metrics.estimate import Estimate, interval

@@ -314,6 +314,8 @@ class Loop:
     def _count_stale(self, value: float, improved: bool) -> None:
         """Count the looks since the last improvement that is large enough for patience."""
         least, counted = self.config.min_improvement, self.position.counted
+        if self.position.step < self.task.patience_begins * self.total:
+            return
         if least:
             improved = counted is None or value >= counted + least
         self.position.stale = 0 if improved else self.position.stale + 1

@@ -27,14 +27,14 @@ from assay.data.inputs.cells import (
     overview_seed,
     tile_cells,
 )
+from assay.data.inputs.normalise import EPS
 from assay.data.inputs.patches import Canvas, PatchConfig, blank_mask, cell_corners
-from assay.data.inputs.photometric import EPS
 from assay.errors import ConfigError
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
 from assay.nn.aggregate import AggregatorConfig
-from assay.nn.backbone import BackboneConfig, create_head
+from assay.nn.backbone import BackboneConfig, create_head, timm_name
 from assay.nn.export import write_graph
 from assay.nn.optim import Multiplier
 from assay.nn.scorer import Scorer, grid_side
@@ -49,7 +49,7 @@ from assay.nn.topk import (
 )
 from assay.train.classification import Classification, batch_rows, share_right
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics
+from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics, doubt_constants
 
 MIN_ENTROPY = 0.02
 """Selection entropy (0 to 1) below which a scorer has collapsed; a sound one kept above .8."""
@@ -63,6 +63,24 @@ class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, sectio
     """Probability mass spread over the other classes."""
     backbone_lr: Annotated[float, Ge(0)] = 1.0
     """Learning rate of the backbone as a multiple of optim.lr."""
+    aggregator_lr: Annotated[float, Ge(0)] = 1.0
+    """Learning rate of what joins the patches (without the projection before it) as a multiple of optim.lr."""
+
+    def __post_init__(self) -> None:
+        """Refuse positions where patches do not always come by k."""
+        super().__post_init__()
+        if self.positions and (self.alone or self.mode == "ips"):
+            raise ConfigError(
+                f"model.positions numbers the k patches of an image, and with model.alone {self.alone:g} and model.mode {self.mode} other numbers of patches are asked; "
+                "set model.alone 0 and another mode than ips, or leave positions out."
+            )
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect, of all that this joins."""
+        names = SelectionConfig.idle(self) | BackboneConfig.idle(self)
+        if self.trainable_blocks == 0:
+            names["backbone_lr"] = "model.trainable-blocks is 0"
+        return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +91,11 @@ class PatchClassificationConfig(TaskConfig):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: PatchModelConfig = field(default_factory=PatchModelConfig)
 
+    def doubts(self) -> list[str]:
+        """Say so where weights were trained on other values than they are shown."""
+        model = self.model
+        return doubt_constants(timm_name(model.backbone), model.weights, self.patches)
+
 
 class PatchClassification(Classification):
     """Scorer, selection, backbone, aggregator."""
@@ -82,21 +105,20 @@ class PatchClassification(Classification):
     def __init__(self, config: PatchClassificationConfig, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         model = config.model
-        self.scorer = Scorer(model.trunk, model.norm)
-        self.grid = self.scorer.grid(config.patches.overview_px)
-        if model.mode != "dps":
-            self.scorer.requires_grad_(False)
+        self.grid = grid_side(model.trunk, config.patches.overview_px)
+        self.scorer: nn.Module = nn.Identity()
+        if model.mode == "dps":
+            self.scorer = Scorer(model.trunk, model.norm, model.scorer_weights)
         self.tiles = tile_cells(self.grid, config.patches)
         self.k = len(self.tiles) if model.mode == "all" else model.k
         stride = config.patches.image_px // self.grid  # canvas pixels from one cell to the next
         self.apart = math.ceil(model.spacing * config.patches.patch_px / stride)
         self._check(model)
-        self.backbone = model.build(config.patches.patch_px)
-        width: Any = self.backbone.num_features
+        self.backbone, width = model.build(config.patches.patch_px)
         self.project: nn.Module = nn.Identity()
         if model.head != "none":
-            self.project, width = create_head(model.head, width, model.embed_dim), model.embed_dim
-        self.aggregator = model.aggregator(width, len(self.classes))
+            self.project, width = create_head(model, width, model.embed_dim), model.embed_dim
+        self.aggregator = model.aggregator(width, len(self.classes), self.k)
 
     def _check(self, model: PatchModelConfig) -> None:
         num = len(self.tiles) if model.mode == "ips" else self.grid**2
@@ -104,10 +126,9 @@ class PatchClassification(Classification):
             raise ConfigError(
                 f"model.k is {model.k} and the {self.grid}x{self.grid} grid has {num} cells to choose from; give 1 to {num}."
             )
-        if not model.k <= model.warmup_k <= self.grid**2 or model.warmup_k % model.k:
+        if model.num_drawn > self.grid**2:
             raise ConfigError(
-                f"model.k is {model.k} and model.warmup-k {model.warmup_k}; the grid has {self.grid}x{self.grid} cells: "
-                f"warmup-k must be a multiple of k of at most {self.grid**2}."
+                f"model.warmup-k is {model.warmup_k} and the {self.grid}x{self.grid} grid has {self.grid**2} cells to draw from; give at most that many."
             )
 
     @classmethod
@@ -124,9 +145,8 @@ class PatchClassification(Classification):
             overview, mean, std = Canvas(dataset.pixels[row], config.patches, change).overview()
             if not samples.train:  # what is judged depends on no order, batch or seed
                 rng = np.random.default_rng(overview_seed(overview))
-            cells = informative_cells(overview, grid, config.patches, config.model.warmup_k, rng)
-            statistics = mean.astype(np.float32), std.astype(np.float32)
-            rows.append((overview, *statistics, change.to_row(), rng.permutation(cells)))
+            cells = informative_cells(overview, grid, config.patches, config.model.num_drawn, rng)
+            rows.append((overview, mean, std, change.to_row(), rng.permutation(cells)))
         columns = zip(names, zip(*rows, strict=True), strict=True)
         return {name: np.stack(arrays) for name, arrays in columns} | batch_rows(dataset, samples)
 
@@ -211,6 +231,11 @@ class PatchClassification(Classification):
             total = total + model.guide * guide.mean()
         alone: Tensor = model.alone * total
         return alone
+
+    @property
+    def patience_begins(self) -> float:
+        """The scorer decides only after its warm-up; what val says before is of a choice not learnt yet."""
+        return float(self.config.model.warmup) if self.config.model.mode == "dps" else 0.0
 
     @property
     def label_smoothing(self) -> float:
@@ -360,6 +385,7 @@ class PatchClassification(Classification):
         return {
             "scorer.": Multiplier(lr=model.scorer_lr),
             "backbone.": Multiplier(lr=model.backbone_lr),
+            "aggregator.": Multiplier(lr=model.aggregator_lr),
         }
 
     def limits(self) -> Sequence[Limit]:
@@ -400,7 +426,7 @@ class PatchClassification(Classification):
             "kind": "patches",
             "select": model.mode,
             "k": self.k,
-            "draws": model.warmup_k,
+            "draws": model.num_drawn,
             "apart": self.apart,
             "chunk": model.ips_chunk,
             "cells": cells[model.mode].tolist() if model.mode in cells else [],

@@ -6,7 +6,7 @@ levels, counts, thresholds, pictures, export and int8. Any method may be overrid
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -21,7 +21,7 @@ from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.inputs import tiles
 from assay.data.inputs.crops import CropConfig, draw_crop
-from assay.data.inputs.photometric import EPS
+from assay.data.inputs.normalise import EPS
 from assay.data.inputs.tiles import TileConfig
 from assay.data.masks import overlay
 from assay.metrics import masks
@@ -32,7 +32,7 @@ from assay.nn.mask_loss import mask_loss
 from assay.nn.mask_net import MaskNetConfig
 from assay.train.int8 import add_int8
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, doubt_constants
 
 GRAPH = "segment"
 
@@ -45,6 +45,19 @@ class SegmentationConfig(TaskConfig):
     tiles: TileConfig = field(default_factory=TileConfig)
     model: MaskNetConfig = field(default_factory=MaskNetConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+
+    def doubts(self) -> list[str]:
+        """Say so where an encoder's weights were trained on other values than they are shown."""
+        name = self.model.encoder.removeprefix("tu-")
+        return doubt_constants(name, self.model.weights, self.tiles)
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect: light that normalisation by the image takes away again."""
+        names = super().idle()
+        if self.tiles.normalise == "image":
+            lit = ("crops.brightness", "crops.contrast")
+            names |= dict.fromkeys(lit, "tiles.normalise is image, which takes light away")
+        return names
 
 
 class Segmentation(Task):
@@ -72,16 +85,17 @@ class Segmentation(Task):
         }
         if not samples.train:
             return batch
-        pixels = dataset.pixels
+        pixels, drawn = dataset.pixels, config.crops
+        if config.tiles.normalise == "image":  # which takes light away again
+            drawn = replace(drawn, brightness=0.0, contrast=0.0)
         crops = [
-            draw_crop(pixels, row, config.crops, key)
+            draw_crop(pixels, row, drawn, key)
             for row, key in zip(samples.rows.tolist(), samples.keys.tolist(), strict=True)
         ]
         images, marks = (np.stack(arrays) for arrays in zip(*crops, strict=True))
-        statistics = [tiles.tile_statistics(pixels[row]) for row in samples.rows.tolist()]
-        mean, std = (
-            np.stack(values).astype(np.float32) for values in zip(*statistics, strict=True)
-        )
+        images_of = [pixels[row] for row in samples.rows.tolist()]
+        statistics = [config.tiles.statistics(image.mean, image.std) for image in images_of]
+        mean, std = (np.stack(values) for values in zip(*statistics, strict=True))
         return batch | {"image": images, "mask": marks, "mean": mean, "std": std}
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
@@ -95,7 +109,9 @@ class Segmentation(Task):
         logits = self.logits((image / 255 - mean) / (std + EPS))
         numbers = torch.arange(1, len(self.classes) + 1, device=self.device)[:, None, None]
         inside = (torch.from_numpy(batch["mask"]).to(self.device)[:, None] == numbers).float()
-        losses = mask_loss(model.loss, logits, inside, model.pos_weight, model.tversky_beta)
+        losses = mask_loss(
+            model.loss, logits, inside, model.pos_weight, model.tversky_beta, model.over
+        )
         marked, share = logits.detach().float().sigmoid().mean(), inside.mean()
         scalars = {"loss": losses.mean(), "marked_share": marked}
         # of a batch without a pixel inside nothing can be said
@@ -161,8 +177,12 @@ class Segmentation(Task):
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Judge pixels, images, components, false alarms, calibration."""
-        metrics, figures = masks.findings(predictions, class_names(predictions))
-        return TaskMetrics(metrics=metrics, figures=figures, measures=masks.MEASURES)
+        classes = class_names(predictions)
+        metrics, figures = masks.findings(predictions, classes)
+        warnings = masks.warnings(predictions, classes)
+        return TaskMetrics(
+            metrics=metrics, figures=figures, measures=masks.MEASURES, warnings=warnings
+        )
 
     @classmethod
     def draw(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from assay.config import Settings
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
+from assay.data.inputs.normalise import NormaliseConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
 from assay.data.split import SplitConfig
@@ -28,6 +29,7 @@ from assay.metrics.figure import Figure
 from assay.metrics.measures import Measure
 from assay.metrics.scores.classes import accuracy, nll
 from assay.nn.optim import Multiplier, OptimConfig
+from assay.nn.weights import pretrained_config
 from assay.shapes import Int64, UInt64
 from assay.space import Float, Space
 from assay.train.monitor import Limit
@@ -59,6 +61,10 @@ class TrainConfig(Settings, section="train"):
     min_improvement: Annotated[float, Ge(0)] = 0.0
     """Least improvement (of the score, or of the nll in nats) that patience counts as one; 0: any."""
 
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        return {} if self.patience else {"min_improvement": "train.patience is 0"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(Settings):
@@ -71,6 +77,10 @@ class TaskConfig(Settings):
     decide: DecideConfig = field(default_factory=DecideConfig)
     """How answers are judged and made; changes nothing that is trained, so not the run either."""
 
+    def doubts(self) -> list[str]:
+        """Return sentences on what was set and is hardly meant."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskMetrics:
@@ -82,6 +92,8 @@ class TaskMetrics:
     """Figures for the report."""
     measures: Mapping[str, Measure] = field(default_factory=dict)
     """How the estimates are shown, by name; the standard ones need nothing."""
+    warnings: Sequence[str] = ()
+    """Sentences for whoever reads the numbers, kept with the run."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +235,22 @@ class Task(nn.Module):
         """Do what follows each update (EMA and the like)."""
 
     @property
+    def patience_begins(self) -> float:
+        """Share of the run before which a look at val without improvement does not count for patience."""
+        return 0.0
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+
+def doubt_constants(name: str, weights: str, settings: NormaliseConfig) -> list[str]:
+    """Say so where images are normalised by other constants than those that weights were trained with."""
+    config = pretrained_config(name)
+    options = "" if weights == "none" else settings.differs(config.mean, config.std)
+    if not options:
+        return []
+    return [
+        f"The weights of {name} were trained on images that are normalised otherwise; give {options}."
+    ]

@@ -5,8 +5,6 @@ from math import atan2, degrees, pi, sqrt
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-import sys
-from pathlib import Path
 
 import albumentations
 import cv2
@@ -21,10 +19,9 @@ from assay.data.images.affine import compose, crop_matrix, fit, warp
 from assay.data.inputs.augment import IDENTITY, Augment, AugmentConfig, draw_augment
 from assay.data.inputs.photometric import photometric
 from assay.errors import ConfigError
-from assay.train.source import TaskSource, load_task
+from assay.train.recipes import reference_recipes
 
-TASK = TaskSource.read(Path(__file__).parents[3] / "tasks" / "fingerprint.py")
-PRESETS: dict[str, AugmentConfig] = sys.modules[load_task(TASK).__module__].AUGMENT
+PRESETS = {name: recipe.augment for name, recipe in reference_recipes().items()}
 """What the task changes, by preset."""
 
 

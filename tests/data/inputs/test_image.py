@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from assay.config import from_dict, to_dict
 from assay.data.images.pyramid import ImagePyramid
-from assay.data.inputs.image import IMAGENET_MEAN, IMAGENET_STD, ImageConfig, ImageInput
-from assay.data.inputs.photometric import EPS
+from assay.data.inputs.image import ImageConfig, ImageInput
+from assay.data.inputs.normalise import EPS, IMAGENET_MEAN, IMAGENET_STD
 from assay.errors import ConfigError
 
 FITS = ("scale", "crop", "stretch", "pad")

@@ -7,7 +7,16 @@ from scipy import ndimage
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.tiles import TileConfig, _starts, cut_inside, level_map
 from assay.errors import ConfigError
-from assay.levels import LEVELS, find_components, level_probs, threshold_prob, to_levels, to_mask
+from assay.levels import (
+    LEVELS,
+    NEVER,
+    find_components,
+    leading,
+    level_probs,
+    threshold_prob,
+    to_levels,
+    to_mask,
+)
 
 CONFIG = TileConfig(tile_px=64, overlap_px=16)
 
@@ -24,12 +33,22 @@ def pointwise(tiles: np.ndarray) -> np.ndarray:
 SIDES = st.integers(1, 200)
 
 
-@given(SIDES, SIDES, st.sampled_from([0, 8, 16, 32]))
-def test_a_pointwise_network_gives_what_it_gives_on_the_whole_image(height, width, overlap):
+KINDS = st.sampled_from(["image", "imagenet", "constants"])
+
+
+@given(SIDES, SIDES, st.sampled_from([0, 8, 16, 32]), KINDS)
+def test_a_pointwise_network_gives_what_it_gives_on_the_whole_image(height, width, overlap, kind):
     entry = ImagePyramid.of(image_of(height, width))
-    config = TileConfig(tile_px=64, overlap_px=overlap)
+    constants = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    config = TileConfig(tile_px=64, overlap_px=overlap, normalise=kind, **constants)
     found = level_map(entry, pointwise, 2, config)
-    scaled = (entry.levels[0] / 255 - entry.mean) / (np.maximum(entry.std, 1 / 255) + 1e-6)
+    mean, std = {
+        "image": (entry.mean, np.maximum(entry.std, 1 / 255)),
+        "imagenet": ((0.485, 0.456, 0.406), np.array([0.229, 0.224, 0.225])),
+        "constants": (constants["mean"], np.array(constants["std"])),
+    }[kind]
+    mean, std = np.float32(mean), np.float32(std)
+    scaled = (entry.levels[0] / 255 - mean) / (std + 1e-6)
     expected = pointwise(scaled.transpose(2, 0, 1)[None].astype(np.float32))[0]
     assert found.shape == (2, height, width)
     # blending rounds in float32, which may cross the edge of a level
@@ -84,10 +103,24 @@ def test_levels_are_logits_in_steps(logit):
         assert threshold_prob(level) < level_probs()[level] < threshold_prob(level + 1)
 
 
-def test_a_mask_takes_the_class_furthest_above_its_threshold():
-    levels = np.array([[[10, 40, 50, 30]], [[10, 45, 52, 60]]], dtype=np.uint8)
-    assert to_mask(levels, [32, 48]).tolist() == [[0, 1, 1, 2]]
-    assert to_mask(levels[:1], [63]).tolist() == [[0, 0, 0, 0]]
+def test_a_mask_takes_the_likeliest_class_where_it_reaches_its_threshold():
+    levels = np.array([[[10, 40, 50, 47, 20]], [[10, 39, 52, 46, 47]]], dtype=np.uint8)
+    assert to_mask(levels, [32, 48]).tolist() == [[0, 1, 2, 1, 0]]
+    assert to_mask(levels[:1], [63]).tolist() == [[0, 0, 0, 0, 0]]
+    assert not to_mask(np.full((2, 1, 3), LEVELS - 1, np.uint8), [NEVER, NEVER]).any()
+    assert threshold_prob(NEVER) == 1
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_the_mask_is_what_each_leading_class_marks_by_itself(seed, num_classes):
+    """So that counts of single classes are counts of the mask that ships."""
+    rng = np.random.default_rng(seed)
+    levels = rng.integers(0, LEVELS, (num_classes, 9, 11), dtype=np.uint8)
+    thresholds = rng.integers(1, NEVER + 1, num_classes).tolist()
+    marked = leading(levels) >= np.array(thresholds)[:, None, None]
+    assert (marked.sum(0) <= 1).all()
+    numbers = np.arange(1, num_classes + 1)[:, None, None]
+    assert np.array_equal((marked * numbers).sum(0), to_mask(levels, thresholds))
 
 
 @given(st.integers(0, 10_000))

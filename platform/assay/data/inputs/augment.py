@@ -101,6 +101,32 @@ class AugmentConfig(Settings, section="augment"):
                     f"augment.{name}-low is {low} and augment.{name}-high {high}; give low <= high."
                 )
 
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect: probabilities of what changes nothing, and amounts of what is never drawn."""
+        names: dict[str, str] = {}
+        exposure = ("brightness", "contrast", "gamma", "saturation")
+        for group, ranges in (
+            ("scale", ("scale",)),
+            ("exposure", exposure),
+            ("resample", ("resample",)),
+        ):
+            ends = [f"{name}_{end}" for name in ranges for end in ("low", "high")]
+            if all(self.range(name) == (1.0, 1.0) for name in ranges):
+                names[f"{group}_p"] = (
+                    f"augment.{ends[0].replace('_', '-')} to {ends[-1].replace('_', '-')} are 1"
+                )
+            if not getattr(self, f"{group}_p"):
+                names |= dict.fromkeys(ends, f"augment.{group}-p is 0")
+        if not self.rotation_p:
+            names["rotation_deg"] = "augment.rotation-p is 0"
+        if not self.rotation_deg:
+            names["rotation_p"] = "augment.rotation-deg is 0"
+        if not self.noise_p:
+            names |= dict.fromkeys(("noise_max", "noise_kinds"), "augment.noise-p is 0")
+        if not self.noise_max:
+            names |= dict.fromkeys(("noise_p", "noise_kinds"), "augment.noise-max is 0")
+        return names
+
     def range(self, name: str) -> tuple[float, float]:
         """Return the lowest and highest value of one of the drawn factors."""
         return getattr(self, f"{name}_low"), getattr(self, f"{name}_high")

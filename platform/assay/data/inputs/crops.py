@@ -23,6 +23,8 @@ class CropConfig(TransformConfig, section="crops"):
 
     crop_px: Annotated[int, Ge(32), MultipleOf(32)] = 256
     """Side of a crop (pixels), a multiple of 32."""
+    affine: Share = 0.2
+    """Probability of rotation and scaling."""
     around: Share = 0.5
     """Share of crops cut around a pixel of the mask, where it has any; others fall anywhere."""
 
@@ -42,7 +44,8 @@ def draw_crop(
     y, x = np.clip(centre - side / 2, 0, most).astype(int).tolist()
     image = to_uint8(cut_inside(pixels[row].pixels, x, y, side))
     marks = cut_inside(mask, x, y, side)
-    return change(config, image, marks, int(rng.integers(1 << 31)))
+    pyramid = pixels[row]
+    return change(config, image, marks, int(rng.integers(1 << 31)), pyramid.mean, pyramid.std)
 
 
 _remembered: dict[tuple[str, str], Int[np.ndarray, "n 2"]] = {}

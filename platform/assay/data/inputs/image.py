@@ -10,18 +10,13 @@ import cv2
 import numpy as np
 from annotated_types import Ge
 
-from assay.config import Settings
 from assay.data.images.pyramid import Clahe, ImagePyramid
-from assay.data.inputs.photometric import normalise
-from assay.errors import ConfigError
+from assay.data.inputs.normalise import NormaliseConfig, normalise
 from assay.shapes import Float32, Float64, UInt8
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Constants that most published weights were trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig(Settings, section="image"):
+class ImageConfig(NormaliseConfig, section="image"):
     """How a whole image becomes an array; part of a bundle's input contract."""
 
     height_px: Annotated[int, Ge(1)] = 224
@@ -30,24 +25,17 @@ class ImageConfig(Settings, section="image"):
     """Width of the frame (pixels)."""
     fit: Literal["scale", "crop", "stretch", "pad"] = "scale"
     """Scale the image until it lies in the frame and pad the rest, until it fills the frame and cut the rest, each side apart, or keep its pixels and pad or cut."""
-    normalise: Literal["image", "imagenet", "constants"] = "image"
-    """Less the mean and over the deviation of the image as it is shown, of ImageNet, or of `mean` and `std`."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Means of red, green and blue (0 to 1), for constants."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Deviations of red, green and blue (above 0), for constants."""
     clahe_clip: Annotated[float, Ge(0)] = 0.0
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
     clahe_grid: Annotated[int, Ge(1)] = 64
     """Tiles of that equalisation along each side of the image."""
 
-    def __post_init__(self) -> None:
-        """Refuse means that are no numbers, and deviations that cannot divide."""
-        super().__post_init__()
-        if not np.isfinite(self.mean).all():
-            raise ConfigError(f"image.mean is {self.mean}; give three finite numbers.")
-        if not (np.isfinite(self.std).all() and min(self.std) > 0):
-            raise ConfigError(f"image.std is {self.std}; give three numbers above 0.")
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        names = super().idle()
+        if not self.clahe_clip:
+            names["clahe_grid"] = "image.clahe-clip is 0"
+        return names
 
     @property
     def clahe(self) -> Clahe | None:
@@ -98,17 +86,10 @@ class ImageInput:
     ) -> tuple[Float32[np.ndarray, "3"], Float32[np.ndarray, "3"]]:
         """Return the mean and deviation (0 to 1) that the frame is normalised by.
 
-        Those of the image are taken where it covers the frame; the deviation is at least one grey
-        level, so that a blank image stays finite.
+        Those of the image are taken where it covers the frame.
         """
-        config = self.config
-        if config.normalise == "imagenet":
-            return np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-        if config.normalise == "constants":
-            return np.array(config.mean, np.float32), np.array(config.std, np.float32)
         mean, std = cv2.meanStdDev(shown, mask=covered)
-        deviation = np.maximum(std[:, 0], 1)
-        return (mean[:, 0] / 255).astype(np.float32), (deviation / 255).astype(np.float32)
+        return self.config.statistics(mean[:, 0] / 255, std[:, 0] / 255)
 
     def array(self, pyramid: ImagePyramid) -> Float32[np.ndarray, "3 h w"]:
         """Show and normalise an image, as judging and serving do."""

@@ -13,17 +13,18 @@ import cv2
 import numpy as np
 from annotated_types import Ge
 
-from assay.config import Settings, Share
+from assay.config import Share
 from assay.data.images.affine import compose, crop_matrix, fit
 from assay.data.images.pyramid import Clahe, ImagePyramid
 from assay.data.inputs.augment import IDENTITY, Augment
-from assay.data.inputs.photometric import EPS, photometric
+from assay.data.inputs.normalise import EPS, NormaliseConfig
+from assay.data.inputs.photometric import photometric
 from assay.errors import ConfigError
-from assay.shapes import Bool, Float64, Int, Real, UInt8
+from assay.shapes import Bool, Float32, Float64, Int, Real, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchConfig(Settings, section="patches"):
+class PatchConfig(NormaliseConfig, section="patches"):
     """How an image becomes an overview and patches; part of a bundle's input contract."""
 
     image_px: Annotated[int, Ge(8)] = 2550
@@ -49,6 +50,13 @@ class PatchConfig(Settings, section="patches"):
             raise ConfigError(
                 f"patches.patch-px is {self.patch_px} and patches.overview-px {self.overview_px}; give at most patches.image-px, which is {self.image_px}."
             )
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        names = super().idle()
+        if not self.clahe_clip:
+            names["clahe_grid"] = "patches.clahe-clip is 0"
+        return names
 
     @property
     def clahe(self) -> Clahe | None:
@@ -106,12 +114,11 @@ class Canvas:
 
     def overview(
         self,
-    ) -> tuple[UInt8[np.ndarray, "s s 3"], Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
-        """Return the whole canvas in small, and mean and deviation (in [0, 1]) of the image in it.
+    ) -> tuple[UInt8[np.ndarray, "s s 3"], Float32[np.ndarray, "3"], Float32[np.ndarray, "3"]]:
+        """Return the whole canvas in small, and the mean and deviation (0 to 1) that it and its patches are normalised by.
 
-        The deviation is at least one grey level of 255, so that a blank image normalises to
-        finite values. If no pixel of the overview lies wholly in the image, both are those of the
-        stored image.
+        Those of the image are taken from the overview's pixels that lie wholly in the image, or of
+        the stored image if none does.
         """
         side = self.config.overview_px
         window = crop_matrix(self.matrix, 0, 0, self.config.image_px / side)
@@ -119,9 +126,9 @@ class Canvas:
         pixels = self._photometric(pixels[None], key=1)[0]
         inside = self._inside(window, side)
         if not inside.any():
-            return pixels, self.entry.mean, np.maximum(self.entry.std, 1 / 255)
+            return pixels, *self.config.statistics(self.entry.mean, self.entry.std)
         mean, std = cv2.meanStdDev(pixels, mask=inside)
-        return pixels, mean[:, 0] / 255, np.maximum(std[:, 0], 1) / 255
+        return pixels, *self.config.statistics(mean[:, 0] / 255, std[:, 0] / 255)
 
     def patches(self, corners: Int[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "n p p 3"]:
         """Cut patches that begin at these canvas pixels (left, top)."""

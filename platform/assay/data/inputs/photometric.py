@@ -7,11 +7,7 @@ import cv2
 import numpy as np
 
 from assay.data.inputs.augment import Augment
-from assay.shapes import Float, Float32, UInt8
-
-EPS = 1e-6
-"""Added to a standard deviation before it divides."""
-
+from assay.shapes import UInt8
 
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 
@@ -82,15 +78,3 @@ def _salt_pepper(
 
 
 _NOISE = {"gaussian": _gaussian, "salt_pepper": _salt_pepper}
-
-
-def normalise(
-    pixels: UInt8[np.ndarray, "n h w 3"],
-    mean: Float[np.ndarray, "3"],
-    std: Float[np.ndarray, "3"],
-) -> Float32[np.ndarray, "n 3 h w"]:
-    """Return pixels less the mean, over the deviation (both in [0, 1]), by a table of the 256 values."""
-    values = (np.arange(256)[:, None] / 255 - mean) / (std + EPS)
-    height, width = pixels.shape[1:3]
-    scaled = cv2.LUT(pixels.reshape(-1, width, 3), values[None].astype(np.float32))
-    return np.ascontiguousarray(scaled.reshape(-1, height, width, 3).transpose(0, 3, 1, 2))

@@ -9,16 +9,15 @@ height of the image.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 from annotated_types import Ge, MultipleOf
 
-from assay.config import Settings
 from assay.data.images.decode import to_uint8
 from assay.data.images.pyramid import ImagePyramid
-from assay.data.inputs.photometric import normalise
+from assay.data.inputs.normalise import NormaliseConfig, normalise
 from assay.errors import ConfigError
 from assay.levels import to_levels
 from assay.shapes import Float, Shaped, UInt8
@@ -32,13 +31,15 @@ Network = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig(Settings, section="tiles"):
+class TileConfig(NormaliseConfig, section="tiles"):
     """How an image is cut into tiles; part of a bundle's input contract."""
 
     tile_px: Annotated[int, Ge(32), MultipleOf(32)] = 512
     """Side of a tile (pixels), a multiple of 32."""
     overlap_px: Annotated[int, Ge(0)] = 64
     """Pixels that neighbouring tiles share, and over which their logits are blended."""
+    normalise: Literal["image", "imagenet", "constants"] = "imagenet"
+    """Less the mean and over the deviation of ImageNet, of the image itself (its light and contrast are gone), or of `mean` and `std`."""
 
     def __post_init__(self) -> None:
         """Refuse an overlap of more than half a tile."""
@@ -65,7 +66,7 @@ def level_map(
     for number, y in enumerate(ys):
         for start in range(0, len(xs), TILES_PER_RUN):
             run = xs[start : start + TILES_PER_RUN]
-            for x, logits in zip(run, _logits(entry, network, y, run, side), strict=True):
+            for x, logits in zip(run, _logits(entry, network, y, run, config), strict=True):
                 total[:, :, x : x + side] += logits * window
                 weight[:, x : x + side] += window
         done = (ys[number + 1] if number + 1 < len(ys) else y + side) - y
@@ -78,17 +79,10 @@ def level_map(
 
 
 def _logits(
-    entry: ImagePyramid, network: Network, y: int, xs: Sequence[int], side: int
+    entry: ImagePyramid, network: Network, y: int, xs: Sequence[int], config: TileConfig
 ) -> Float[np.ndarray, "n classes side side"]:
-    tiles = np.stack([to_uint8(cut_inside(entry.pixels, x, y, side)) for x in xs])
-    return network(normalise(tiles, *tile_statistics(entry)))
-
-
-def tile_statistics(
-    pyramid: ImagePyramid,
-) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Return the mean and deviation (0 to 1) that tiles and crops of an image are normalised by."""
-    return pyramid.mean, np.maximum(pyramid.std, 1 / 255)
+    tiles = np.stack([to_uint8(cut_inside(entry.pixels, x, y, config.tile_px)) for x in xs])
+    return network(normalise(tiles, *config.statistics(entry.mean, entry.std)))
 
 
 def cut_inside(

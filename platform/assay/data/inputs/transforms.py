@@ -10,13 +10,16 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it asks no network
 import albumentations
 
 from assay.config import Settings, Share
-from assay.shapes import UInt8
+from assay.shapes import Float, UInt8
+
+NOISY = 0.5
+"""Share of the samples that get noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,21 @@ class TransformConfig(Settings, section="transform"):
     """Scaling by up to this share either way, of height and width apart."""
     affine: Share = 0.5
     """Probability of rotation and scaling."""
-    brightness: Share = 0.2
-    """Change of brightness by up to this either way, of full scale."""
+    brightness: Annotated[float, Ge(0)] = 0.2
+    """Change of brightness by up to this either way (standard deviations of the image)."""
     contrast: Share = 0.2
-    """Change of contrast by up to this share either way."""
-    noise: Share = 0.0
-    """Largest standard deviation of the noise that half of the samples get, of full scale."""
+    """Change of contrast about the image's mean by up to this share either way."""
+    noise: Annotated[float, Ge(0)] = 0.0
+    """Largest deviation of the noise that half of the samples get (standard deviations of the image)."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        section = self._section
+        if not self.affine:
+            return dict.fromkeys(("degrees", "scale"), f"{section}.affine is 0")
+        if not (self.degrees or self.scale):
+            return {"affine": f"{section}.degrees and {section}.scale are 0"}
+        return {}
 
 
 def change(
@@ -46,12 +58,46 @@ def change(
     image: UInt8[np.ndarray, "h w 3"],
     mask: UInt8[np.ndarray, "h w"],
     seed: int,
+    mean: Float[np.ndarray, "3"],
+    std: Float[np.ndarray, "3"],
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Change an image and its mask alike, a function of the seed (below 2**31) alone."""
+    """Change an image and its mask alike, a function of the seed (below 2**31) alone.
+
+    Light changes by amounts that are measured in the image's own contrast: what is little in a
+    photograph drowns a faint defect on grey steel.
+
+    Args:
+        config: what may be changed.
+        image: all of an image, or a crop.
+        mask: of the same size.
+        seed: of what is drawn.
+        mean: of the whole image (0 to 1).
+        std: of the whole image (0 to 1).
+    """
     compose = _transforms(config)
     compose.set_random_seed(seed)
     changed = compose(image=np.ascontiguousarray(image), mask=np.ascontiguousarray(mask))
-    return changed["image"], changed["mask"]
+    lit = _expose(config, changed["image"], np.random.default_rng(seed), mean.mean(), std.mean())
+    return lit, changed["mask"]
+
+
+def _expose(
+    config: TransformConfig,
+    image: UInt8[np.ndarray, "h w 3"],
+    rng: np.random.Generator,
+    mean: float,
+    std: float,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Change contrast and brightness, then add noise; values are rounded once."""
+    gain = 1 + config.contrast * rng.uniform(-1, 1)
+    offset = 255 * (mean * (1 - gain) + config.brightness * std * rng.uniform(-1, 1))
+    is_noisy, strength = rng.random() < NOISY, 255 * std * config.noise * rng.random()
+    if not (is_noisy and strength):
+        table = np.rint(np.arange(256) * gain + offset).clip(0, 255).astype(np.uint8)
+        return cv2.LUT(image, table)
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(strength)
+    lit = image * np.float32(gain) + np.float32(offset) + noise
+    return np.rint(lit).clip(0, 255).astype(np.uint8)
 
 
 def change_colours(
@@ -76,12 +122,6 @@ def _transforms(config: TransformConfig) -> albumentations.Compose:
                 rotate=(-limit, limit),
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=config.affine,
-            ),
-            albumentations.RandomBrightnessContrast(
-                brightness_limit=config.brightness, contrast_limit=config.contrast, p=1.0
-            ),
-            albumentations.GaussNoise(
-                std_range=(0.0, config.noise), p=0.5 if config.noise else 0.0
             ),
         ]
     )

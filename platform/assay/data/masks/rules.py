@@ -76,6 +76,21 @@ class MaskConfig(Settings, section="masks"):
                 "masks.files, set masks.values index, give a COCO file, or name one class."
             )
 
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect; the rule of masks that are given draws the baseline still."""
+        names: dict[str, str] = {}
+        if not self.files:
+            names |= dict.fromkeys(
+                ("values", "missing"), "masks.files is empty, so a rule makes them"
+            )
+        elif self.is_coco:
+            names["values"] = "masks.files is a COCO file"
+        if self.maker not in ("fixed", "vote"):
+            names["threshold"] = f"masks.maker is {self.maker}"
+        if self.maker not in ("adaptive", "vote"):
+            names |= dict.fromkeys(("block_px", "offset"), f"masks.maker is {self.maker}")
+        return names
+
     @property
     def is_coco(self) -> bool:
         """Whether the masks are given by a COCO file."""

@@ -1,0 +1,242 @@
+"""Which of timm's models work as a backbone of patches: one small member of each of its modules, and the source's.
+
+python tests/benchmarks/backbones.py
+
+Each is built for patches of 96 or 224 pixels, measured, frozen up to its last block, taught one step, exported,
+and answered by ONNX Runtime as by torch. The large ones that the source names are built without memory for
+their weights (meta device), and their width and blocks are read off.
+"""
+
+import logging
+import signal
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+from bench import table, write
+from torch import nn
+
+from assay.errors import ConfigError
+from assay.nn.backbone import NAMES, create_backbone, feature_width
+from assay.nn.export import write_graph
+
+SMALL = [
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "coat_tiny",
+    "convit_tiny",
+    "convmixer_768_32",
+    "cpubone_nano",
+    "crossvit_tiny_240",
+    "cs3darknet_focus_s",
+    "csatv2",
+    "cspnext_tiny",
+    "davit_tiny",
+    "deepseek_vit_412m",
+    "deit_tiny_patch16_224",
+    "densenet121",
+    "dla46x_c",
+    "dpn48b",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvim_m1",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "ese_vovnet19b_slim_dw",
+    "fasternet_t0",
+    "fastvit_t8",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "gemma4_vit_167m",
+    "ghostnet_050",
+    "gmlp_ti16_224",
+    "halonet_h1",
+    "hardcorenas_b",
+    "hgnetv2_b0",
+    "hiera_tiny_224",
+    "hrnet_w18_small",
+    "iformer_t",
+    "inception_next_atto",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
+    "lcnet_035",
+    "lcnetv2_small",
+    "legacy_seresnet18",
+    "legacy_xception",
+    "levit_128s",
+    "lowformer_b0",
+    "mobilenetv5_base",
+    "mobilevit_xxs",
+    "mvitv2_tiny",
+    "naflexvit_base_patch16_parfac_gap",
+    "nasnetalarge",
+    "nest_tiny",
+    "nextvit_small",
+    "pit_ti_224",
+    "pnasnet5large",
+    "poolformerv2_s12",
+    "pvt_v2_b0",
+    "qwen3_vit_88m",
+    "rdnet_tiny",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvit_m1",
+    "res2next50",
+    "resnest14d",
+    "resnetv2_18",
+    "rexnet_100",
+    "sam2_hiera_tiny",
+    "samvit_base_patch16_224",
+    "selecsls42",
+    "sequencer2d_s",
+    "shvit_s1",
+    "skresnet18",
+    "starnet_s050",
+    "swiftformer_xs",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_224",
+    "swinv2_tiny_window8_256",
+    "test_byobnet",
+    "test_coatnet",
+    "test_convnext",
+    "test_efficientnet",
+    "test_mambaout",
+    "test_nfnet",
+    "test_resnet",
+    "test_vit",
+    "test_vit_relpos",
+    "tiny_vit_5m_224",
+    "tnt_s_legacy_patch16_224",
+    "tresnet_m",
+    "twins_svt_small",
+    "vgg11",
+    "visformer_tiny",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "vit_tiny_r_s16_p8_224",
+    "vitamin_small_224",
+    "volo_d1_224",
+    "xception41p",
+    "xcit_nano_12_p8_224",
+]
+"""The member with fewest parameters of each of timm's modules, as `torch.device("meta")` counts them."""
+
+MOST_PARAMETERS = 100e6
+"""Above, a model is not run, only built and measured without memory."""
+
+SECONDS = 240
+"""For each model."""
+TOLERANCE = 1e-3
+
+
+def try_model(name: str) -> dict[str, str]:
+    """What works of one model; the first thing that does not says why."""
+    side = side_of(name)
+    row = {"model": name, "parameters": "", "width": "", "patch": str(side), "fails": ""}
+    reached = ["build"]
+    signal.alarm(SECONDS)
+    try:
+        check(name, side, row, reached)
+    except (
+        ConfigError,
+        Exception,
+    ) as error:  # whatever a third party's model raises is a row of the table
+        text = (str(error).strip().splitlines() or [""])[0][:110]
+        row["fails"] = f"{reached[0]}: {type(error).__name__} {text}".replace("|", "/")
+    finally:
+        signal.alarm(0)
+    return row
+
+
+def side_of(name: str) -> int:
+    """The side of patches: the model's own where it is fixed when it is built and cannot be another."""
+    config = timm.models.get_pretrained_cfg(name)
+    return config.input_size[1] if config is not None and config.fixed_input_size else 224
+
+
+def check(name: str, side: int, row: dict[str, str], reached: list[str]) -> None:
+    """Do all that a task does with a backbone, writing down how far it came."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in timm.create_model(name, num_classes=0).parameters())
+    row["parameters"] = f"{count / 1e6:.1f} M"
+    if count > MOST_PARAMETERS:
+        row["fails"] = "(not run)"
+        return check_large(name, side, row, reached)
+    net = create_backbone(name, img_size=side)
+    reached[0] = "width"
+    width = feature_width(net, side)
+    row["width"] = f"{width}" + (f" (not {net.num_features})" if width != net.num_features else "")
+    reached[0] = "train"
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    features = net.train()(images)
+    assert features.shape == (2, width), f"gives {tuple(features.shape)}"
+    features.square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters()), "gradient"
+    reached[0] = "freeze"
+    frozen = create_backbone(name, img_size=side, trainable_blocks=1)
+    check_frozen(frozen)
+    reached[0] = "export"
+    net.eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "net.onnx"
+        write_graph(path, net, net, ("patches", (3, side, side)), ["features"])
+        reached[0] = "answer"
+        [answer] = onnxruntime.InferenceSession(path).run(None, {"patches": images.numpy()})
+        expected = net(images).numpy()
+    gap = np.abs(answer - expected).max() / np.abs(expected).max()
+    assert gap < TOLERANCE, f"the graph differs by {gap:.2g} of the largest value"
+
+
+def check_large(name: str, side: int, row: dict[str, str], reached: list[str]) -> None:
+    """Build, measure and freeze a model whose weights have shapes alone."""
+    with torch.device("meta"):
+        net = create_backbone(name, img_size=side, trainable_blocks=1)
+        reached[0] = "width"
+        row["width"] = str(net.eval()(torch.zeros(1, 3, side, side)).shape[1])
+    reached[0] = "freeze"
+    check_frozen(net)
+
+
+def check_frozen(net: nn.Module) -> None:
+    """Part of it is trained, and not all."""
+    total = sum(p.numel() for p in net.parameters())
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert 0 < trained < total, f"{trained} of {total} parameters would be trained"
+
+
+def out_of_time(*_: object) -> None:
+    """End a model that takes too long."""
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+def main() -> None:
+    """Try all, print each, write the table of those that do not work and of the source's."""
+    signal.signal(signal.SIGALRM, out_of_time)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    rows = []
+    for name in [*SMALL, *dict.fromkeys(NAMES.values())]:
+        rows.append(try_model(name))
+        print(list(rows[-1].values()), flush=True)
+    small, source = rows[: len(SMALL)], rows[len(SMALL) :]
+    header = list(rows[0])
+    works = [row["model"] for row in small if not row["fails"]]
+    failing = [list(row.values()) for row in small if row["fails"]]
+    write(
+        __file__,
+        f"Of one small member of each of timm's {len(small)} modules {len(works)} are built, measured, taught, frozen, exported and answered alike:",
+        ", ".join(works) + ".",
+        "The others:",
+        table(header, failing),
+        "What the fingerprint reference and torchvision name, by timm's names:",
+        table(header, [list(row.values()) for row in source]),
+    )
+
+
+if __name__ == "__main__":
+    main()
