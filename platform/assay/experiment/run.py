@@ -59,7 +59,8 @@ class StoredImages:
 def read_data(
     source: TaskSource, manifest: Manifest, config: TaskConfig, resources: Resources, storage: Path
 ) -> StoredImages:
-    """Decode what the store lacks, and leave out what cannot be read."""
+    """Decode what the store lacks, and leave out what cannot be read; what else is needed is fetched first."""
+    load_task(source).fetch(config)
     store = _store_of(resources, storage)
     bad = fill(manifest, store, config.data.on_error, parallel=resources.workers > 0)
     readable = _without(manifest, bad)

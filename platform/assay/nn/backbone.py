@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import timm
 import torch
 from annotated_types import Ge
-from jaxtyping import Float
 from timm.layers.norm_act import (
     BatchNormAct2d,
     GroupNormAct,
@@ -16,12 +15,12 @@ from timm.layers.norm_act import (
     freeze_batch_norm_2d,
 )
 from timm.models import group_parameters
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import avg_pool2d
 
 from assay.config import Settings, Share
 from assay.errors import ConfigError
+from assay.nn.texture import TextureNet
 from assay.nn.weights import load_weights, pretrained_config
 
 Norm = Literal["group", "frozen", "sync", "batch"]
@@ -107,65 +106,6 @@ class BackboneConfig(Settings, section="model"):
             img_size=img_size,
         )
         return backbone, feature_width(backbone, img_size)
-
-
-class TextureNet(nn.Module):
-    """A very small net for fine texture, to be trained from scratch on a CPU: "texture_small".
-
-    Grey values less their local mean (light, colour and most of an outline are no texture); the
-    local energy in 24 bands, by pairs of filters that start as Gabor wavelets in quadrature,
-    eight directions of three periods (Gabor 1946; Bovik et al. 1990 for textures), and are
-    trained like all else; two convolutions; the mean and the maximum over positions.
-    """
-
-    num_features = 128
-
-    def __init__(self) -> None:
-        super().__init__()
-        wavelets = nn.Conv2d(1, 48, 9, stride=2, padding=4, bias=False)
-        with torch.no_grad():
-            wavelets.weight.copy_(_gabor(9, directions=8, periods=(2.8, 4.0, 5.6)))
-        self.blocks = nn.ModuleList(
-            [
-                wavelets,
-                nn.Sequential(nn.GroupNorm(1, 24), _convolution(24, 48)),
-                _convolution(48, 64),
-            ]
-        )
-
-    def forward(self, patches: Float[Tensor, "n 3 p p"]) -> Float[Tensor, "n features"]:
-        """Embed patches of any size from 16 px on."""
-        wavelets, *rest = self.blocks
-        grey = patches.mean(1, keepdim=True)
-        texture = grey - avg_pool2d(grey, 5, 1, 2, count_include_pad=False)
-        even, odd = wavelets(texture).chunk(2, dim=1)
-        features = (even.square() + odd.square() + 1e-6).sqrt()
-        for block in rest:
-            features = block(features)
-        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Name blocks the way timm models do."""
-        return {"blocks": r"^blocks\.(\d+)"}
-
-
-def _convolution(in_chans: int, chans: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_chans, chans, 3, 2, 1, bias=False), nn.GroupNorm(chans // 8, chans), nn.SiLU()
-    )
-
-
-def _gabor(side: int, directions: int, periods: tuple[float, ...]) -> Tensor:
-    """Draw the even, then the odd wavelets (2 * directions * periods, 1, side, side), each of norm 1."""
-    reach = torch.arange(side) - side // 2
-    angle = torch.arange(directions)[:, None, None, None] * math.pi / directions
-    along = reach * angle.cos() + reach[:, None] * angle.sin()
-    phase = 2 * math.pi * along / torch.tensor(periods)[:, None, None]
-    envelope = torch.exp(-(reach.square() + reach[:, None].square()) / (2 * (side / 4) ** 2))
-    waves = torch.stack([phase.cos(), phase.sin()]) * envelope
-    waves = waves - waves.mean((-2, -1), keepdim=True)
-    waves = waves / waves.square().sum((-2, -1), keepdim=True).sqrt()
-    return waves.reshape(-1, 1, side, side)
 
 
 def create_backbone(

@@ -99,7 +99,7 @@ def _of_timm(name: str, norm: Norm, weights: str) -> nn.Sequential:
             f"{name} is no trunk of a scorer ({str(error).splitlines()[0][:80]}); take --model.trunk small, resnet18 or another "
             f"timm model that gives maps of 1/{FINEST} of the image."
         ) from None
-    load_features(features, name, weights)
+    load_features(features, name, weights, "--model.scorer-weights")
     if weights == "none":
         refuse_frozen(features, norm, f"--model.scorer-weights none with the trunk {name}")
     chans: int = features.feature_info.channels()[0]

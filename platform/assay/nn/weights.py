@@ -26,45 +26,27 @@ def pretrained_config(name: str) -> timm.models.PretrainedCfg:
     return config if config is not None else timm.models.PretrainedCfg()
 
 
-def load_weights(model: nn.Module, name: str, weights: str) -> None:
-    """Load `weights` into timm's model of this name: "none", "hub", or a file that fits.
+def find_weights(name: str, weights: str, option: str = "--model.weights") -> Path | None:
+    """Find the file of `weights` for timm's model of this name, fetching it where it is the hub's.
+
+    Args:
+        name: timm's name.
+        weights: "none", "hub", or a file.
+        option: What the user gave them by.
 
     Raises:
-        ConfigError: they cannot be had or read, or do not fit.
+        ConfigError: there is none, or the hub cannot be reached.
     """
     if weights == "none":
-        return
-    state = _fetch(name) if weights == "hub" else _read(Path(weights))
-    _load(model, name, state, "the hub's file" if weights == "hub" else weights)
-
-
-def load_features(features: nn.Module, name: str, weights: str) -> None:
-    """Load `weights` of timm's model of this name into a part of it that gives feature maps.
-
-    timm builds such parts from the same layers under names with other separators (stages.0 as
-    stages_0), or as `model` of a wrapper.
-
-    Raises:
-        ConfigError: they cannot be had or read, do not fit, or the part has a tensor that the model
-            does not have.
-    """
-    if weights == "none":
-        return
-    whole = timm.create_model(name, num_classes=0)
-    load_weights(whole, name, weights)
-    state = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
-    names = {key: key.replace(".", "_").removeprefix("model_") for key in features.state_dict()}
-    renamed = {key: state[plain] for key, plain in names.items() if plain in state}
-    _refuse_misfit(features.state_dict(), renamed, name, weights)
-    features.load_state_dict(renamed)
-
-
-def _fetch(name: str) -> State:
+        return None
+    if weights != "hub":
+        if not Path(weights).is_file():
+            raise ConfigError(f"{option} is {weights}, which is no file; give one, or hub or none.")
+        return Path(weights)
     repo = pretrained_config(name).hf_hub_id
     if not repo:
         raise ConfigError(
-            f"There are no pretrained weights for {name}; "
-            "give a file of weights in the place of hub, or none."
+            f"There are no pretrained weights for {name}; use {option} FILE or {option} none."
         )
     file = "model.safetensors"
     try:
@@ -77,9 +59,45 @@ def _fetch(name: str) -> State:
     except OSError as error:
         raise ConfigError(
             f"The weights of {name} are not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}); use --model.weights FILE or --model.weights none."
+            f"({type(error).__name__}); use {option} FILE, or {option} none with --model.norm group."
         ) from error
-    return load_state_dict(cached, weights_only=True)
+    return Path(cached)
+
+
+def load_weights(
+    model: nn.Module, name: str, weights: str, option: str = "--model.weights"
+) -> None:
+    """Load `weights` into timm's model of this name (see `find_weights`).
+
+    Raises:
+        ConfigError: they cannot be had or read, or do not fit.
+    """
+    file = find_weights(name, weights, option)
+    if file is not None:
+        _load(model, name, _read(file), "the hub's file" if weights == "hub" else weights)
+
+
+def load_features(
+    features: nn.Module, name: str, weights: str, option: str = "--model.weights"
+) -> None:
+    """Load `weights` of timm's model of this name into a part of it that gives feature maps.
+
+    timm builds such parts from the same layers under names with other separators (stages.0 as
+    stages_0), or as `model` of a wrapper.
+
+    Raises:
+        ConfigError: they cannot be had or read, do not fit, or the part has a tensor that the model
+            does not have.
+    """
+    if weights == "none":
+        return
+    whole = timm.create_model(name, num_classes=0)
+    load_weights(whole, name, weights, option)
+    state = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
+    names = {key: key.replace(".", "_").removeprefix("model_") for key in features.state_dict()}
+    renamed = {key: state[plain] for key, plain in names.items() if plain in state}
+    _refuse_misfit(features.state_dict(), renamed, name, weights)
+    features.load_state_dict(renamed)
 
 
 def _read(weights: Path) -> State:

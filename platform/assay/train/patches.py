@@ -30,8 +30,7 @@ from assay.data.inputs.cells import (
 from assay.data.inputs.normalise import EPS
 from assay.data.inputs.patches import Canvas, PatchConfig, blank_mask, cell_corners
 from assay.errors import ConfigError
-from assay.metrics.estimate import Estimate, interval
-from assay.metrics.measures import Measure
+from assay.metrics import deletion
 from assay.metrics.predictions import rows_of, sets_of
 from assay.nn.aggregate import AggregatorConfig
 from assay.nn.backbone import BackboneConfig, create_head, timm_name
@@ -47,6 +46,7 @@ from assay.nn.topk import (
     perturbed_topk,
     score_function_loss,
 )
+from assay.nn.weights import find_weights
 from assay.train.classification import Classification, batch_rows, share_right
 from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics, doubt_constants
@@ -130,6 +130,15 @@ class PatchClassification(Classification):
             raise ConfigError(
                 f"model.warmup-k is {model.warmup_k} and the {self.grid}x{self.grid} grid has {self.grid**2} cells to draw from; give at most that many."
             )
+
+    @classmethod
+    def fetch(cls, config: Any) -> None:
+        """Fetch the weights of backbone and scorer."""
+        model = config.model
+        find_weights(timm_name(model.backbone), model.weights)
+        if model.mode == "dps" and model.trunk != "small":
+            option = "--model.scorer-weights"
+            find_weights(timm_name(model.trunk), model.scorer_weights, option)
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
@@ -376,8 +385,8 @@ class PatchClassification(Classification):
         """Judge the evidence by the deletion test."""
         metrics = {}
         for name in sets_of(predictions):
-            metrics[name] = deletion(rows_of(predictions, name))
-        return TaskMetrics(metrics=metrics, measures=MEASURES)
+            metrics[name] = deletion.measure(rows_of(predictions, name))
+        return TaskMetrics(metrics=metrics, measures=deletion.MEASURES)
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Train the scorer and the backbone at their own rates."""
@@ -437,27 +446,3 @@ class PatchClassification(Classification):
 
     def int8(self, folder: Path) -> None:
         """Ship no int8 graph: what chooses would choose otherwise."""
-
-
-MEASURES = {
-    "accuracy_without_chosen": Measure("Without chosen patches", "accuracy where they are blank"),
-    "accuracy_without_random": Measure(
-        "Without random patches", "accuracy where as many are blank"
-    ),
-    "evidence": Measure(
-        "Evidence", "accuracy that blanking chosen patches costs beyond random ones"
-    ),
-}
-
-
-def deletion(rows: pa.Table) -> dict[str, Estimate]:
-    """Measure accuracy with the chosen patches blank, with random ones blank, and what more the first costs."""
-    if "logits_without_chosen" not in rows.column_names:
-        return {}
-    truth, group = rows["truth"].to_numpy(), np.array(rows["group"].to_pylist())
-    right = {}
-    for name in ("chosen", "random"):
-        logits = np.array(rows[f"logits_without_{name}"].to_pylist())
-        right[name] = (logits.argmax(1) == truth) * 1.0
-    without = {f"accuracy_without_{name}": interval(hits, group) for name, hits in right.items()}
-    return without | {"evidence": interval(right["random"] - right["chosen"], group, lowest=-1.0)}

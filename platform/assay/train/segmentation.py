@@ -30,6 +30,7 @@ from assay.metrics.scores.masks import component_columns, pixel_columns, validat
 from assay.nn.export import GraphModule, write_graph
 from assay.nn.mask_loss import mask_loss
 from assay.nn.mask_net import MaskNetConfig
+from assay.nn.weights import find_weights
 from assay.train.int8 import add_int8
 from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, doubt_constants
@@ -75,6 +76,13 @@ class Segmentation(Task):
     def __init__(self, config: SegmentationConfig, dataset: Dataset, net: nn.Module) -> None:
         super().__init__(config, dataset, dataset.mask_classes)
         self.net = net
+
+    @classmethod
+    def fetch(cls, config: Any) -> None:
+        """Fetch the weights of a timm encoder; others of the library's own are fetched as it is built."""
+        model = config.model
+        if model.encoder.startswith("tu-") or model.weights != "hub":
+            find_weights(model.encoder.removeprefix("tu-"), model.weights)
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:

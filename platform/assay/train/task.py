@@ -147,6 +147,10 @@ class Task(nn.Module):
         return read_manifest(config.data, storage / "hashes.sqlite")
 
     @classmethod
+    def fetch(cls, config: Any) -> None:
+        """Fetch what a run needs besides images, as weights, before any image is decoded; raises ConfigError."""
+
+    @classmethod
     def baselines(cls, config: Any) -> Mapping[str, Any]:
         """Return configurations to be judged beside this one, by name."""
         return {}
