@@ -103,7 +103,11 @@ class Segment(Segmentation):
         few = replace(demo.bed, num_builds=6, layers_per_build=3)
         brief = replace(demo.train, epochs=2, val_every=1)
         smoke = replace(demo, train=brief, optim=replace(demo.optim, lr=1e-2), bed=few)
-        files = SegmentConfig(optim=OptimConfig(lr=1e-3))
+        files = SegmentConfig(
+            model=SegmentModelConfig(encoder="tu-mobilenetv2_100.ra_in1k", weights="hub"),
+            train=TrainConfig(epochs=50, batch_size=16, patience=10, min_improvement=0.002),
+            optim=OptimConfig(lr=1e-3),
+        )
         return {"demo": demo, "smoke": smoke, "files": files}
 
     @classmethod

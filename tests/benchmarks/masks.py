@@ -59,7 +59,7 @@ SETS = {
     ),
 }
 ENCODERS = {
-    "scratch": "--model.encoder tu-mobilenetv2_050 --train.epochs {epochs[0]} --train.val-every {epochs[1]}",
+    "scratch": "--model.encoder tu-mobilenetv2_050 --model.weights none --train.epochs {epochs[0]} --train.val-every {epochs[1]}",
     "lite0": "--train.epochs {epochs[1]} --train.val-every {epochs[1]} --model.encoder tu-tf_efficientnet_lite0 --model.weights {weights} --tiles.normalise constants",
 }
 EPOCHS = {"neu": (24, 8), "magnetic": (24, 8), "layers": (120, 40)}

@@ -58,6 +58,7 @@ def settings_of(root: Path, files: str = "../masks/{folder}/{name}.png") -> obje
         masks=replace(base.masks, files=files),
         crops=replace(base.crops, crop_px=64),
         tiles=replace(base.tiles, tile_px=64, overlap_px=0),
+        model=replace(base.model, weights="none"),
     )
 
 
@@ -65,7 +66,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
     images = ["--data.root", str(folder / "images")]
     masks = ["--masks.files", "../masks/{folder}/{name}.png"]
     where = ["--workers", "0", "--storage", str(folder / "runs")]
-    return ["--preset", "files", *images, *masks, *where, *more]
+    return ["--preset", "files", "--model.weights", "none", *images, *masks, *where, *more]
 
 
 def no_images(classes: str = "a") -> Dataset:
