@@ -260,7 +260,7 @@ PATCH_SETTINGS = [
 ]
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(PATCHES, AUGMENTS, MODELS, OPTIMS, st.sampled_from(PATCH_SETTINGS))
 def test_settings_of_patches_act_or_are_said_not_to(
     dataset, patches, augment, model, optim, setting
@@ -295,7 +295,7 @@ MASK_SETTINGS = [
 ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(CROPS, TILES, NETS, st.sampled_from(MASK_SETTINGS))
 def test_settings_of_masks_act_or_are_said_not_to(dataset, crops, tiles, model, setting):
     demo: Any = SEGMENT.presets()["demo"]

@@ -3,7 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import timm
 import torch
@@ -16,7 +16,6 @@ from timm.layers.norm_act import (
 )
 from timm.models import group_parameters
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from assay.config import Settings, Share
 from assay.errors import ConfigError
@@ -105,7 +104,7 @@ class BackboneConfig(Settings, section="model"):
             trainable_blocks=None if self.trainable_blocks < 0 else self.trainable_blocks,
             img_size=img_size,
         )
-        return backbone, feature_width(backbone, img_size)
+        return backbone, feature_width(backbone)
 
 
 def create_backbone(
@@ -143,17 +142,14 @@ def create_backbone(
     return model
 
 
-def feature_width(backbone: nn.Module, img_size: int) -> int:
-    """Measure how wide the embeddings of patches of this side are.
+def feature_width(backbone: nn.Module) -> int:
+    """Say how wide a backbone's embeddings are.
 
-    A timm model's `num_features` is the width before its own last layers, which some have
-    (inception_next, mobilenetv3, vgg). Nothing is computed: tensors have shapes alone.
+    `num_features` is the width before a timm model's own last layers, which some have (inception_next,
+    mobilenetv3, vgg); `head_hidden_size` is the width behind them.
     """
-    was_training = backbone.training
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        embeddings = backbone.eval()(torch.zeros(1, 3, img_size, img_size))
-    backbone.train(was_training)
-    return int(embeddings.shape[1])
+    behind: Any = getattr(backbone, "head_hidden_size", None)
+    return int(behind or cast(Any, backbone).num_features)
 
 
 def refuse_frozen(model: nn.Module, norm: Norm, what: str) -> None:
