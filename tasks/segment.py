@@ -111,6 +111,12 @@ class Segment(Segmentation):
         return {"demo": demo, "smoke": smoke, "files": files}
 
     @classmethod
+    def fetch(cls, config: SegmentConfig) -> None:
+        """Fetch the encoder's weights; the rule needs none."""
+        if config.model.mode == "net":
+            super().fetch(config)
+
+    @classmethod
     def manifest(cls, config: SegmentConfig, storage: Path) -> Manifest:
         """Read layers, the masks that training learns from, and the true ones where they are known."""
         data = config.data

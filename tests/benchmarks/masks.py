@@ -247,7 +247,8 @@ def main() -> None:
 
 
 TEXT = """`tasks/segment.py` beside 60 lines of segmentation-models-pytorch: same split, encoder, crop size, updates,
-batch and highest rate. IoU on test, all images together; 95 % intervals over groups; seconds of both on one thread."""
+batch and highest rate. IoU on test, all images together; 95 % intervals over groups. Seconds on one
+thread while another training ran, Assay's with judging, the rule beside it, export and int8: no measure of speed."""
 
 
 if __name__ == "__main__":

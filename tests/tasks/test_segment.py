@@ -377,3 +377,11 @@ def test_constants_of_other_weights_are_doubted():
     for tiles in (halves, by_image):
         assert replace(base, model=lite0, tiles=tiles).doubts() == []
     assert base.doubts() == []
+
+
+def test_the_rule_asks_for_no_weights():
+    base: Any = TASK.presets()["files"]
+    missing = replace(base.model, weights="there-is-none.safetensors")
+    with pytest.raises(ConfigError, match="which is no file"):
+        TASK.fetch(replace(base, model=missing))
+    TASK.fetch(replace(base, model=replace(missing, mode="heuristic")))
