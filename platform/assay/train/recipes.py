@@ -28,78 +28,52 @@ class PatchRecipe:
     optim: OptimConfig
 
 
-def reference_recipes() -> dict[str, PatchRecipe]:
-    """Return the recipes by name."""
-    patches = PatchConfig(
-        image_px=2550,
-        overview_px=850,
-        patch_px=448,
-        clahe_clip=3.0,
-        clahe_grid=64,
-        normalise="image",
-    )
-    model = PatchModelConfig(
-        k=8,
-        trunk="resnet18",
-        scorer_weights="hub",
-        estimator="plain",
-        num_noise=500,
-        sigma=0.01,
-        sigma_final=1e-5,
-        warmup=0.0,
-        warmup_k=8,
-        alone=0.0,
-        guide=0.0,
-        backbone="eva02",
-        weights="hub",
-        norm="batch",
-        head="linear",
-        embed_dim=1024,
-        num_layers=2,
-        num_heads=16,
-        d_inner=4096,
-        dropout=0.1,
-        attn_dropout=0.1,
-        positions=True,
-        label_smoothing=0.0,
-    )
-    train = TrainConfig(
-        epochs=50, batch_size=144, eval_batch_size=144, precision="fp16", val_every=5
-    )
-    optim = OptimConfig(
-        optimizer="lamb",
-        lr=5e-4,
-        weight_decay=0.01,
-        decays="all",
-        schedule="onecycle",
-        warmup=0.3,
-        start_factor=1 / 25,
-        final_factor=1 / 25 / 1000,
-        grad_clip=1.0,
-    )
-    readme = PatchRecipe(
-        patches=patches,
-        augment=README,
-        model=model,
-        train=train,
-        optim=replace(optim, optimizer="adamw"),
-    )
-    main = replace(readme, augment=MAIN, model=replace(model, label_smoothing=0.1), optim=optim)
-    epochs = 30
-    falling = replace(
-        optim, schedule="exponential", warmup=0.0, start_factor=0.04, final_factor=0.99**epochs
-    )
-    sweep = replace(
-        readme,
-        patches=replace(patches, clahe_grid=128),
-        augment=SWEEP,
-        train=replace(train, epochs=epochs),
-        optim=falling,
-    )
-    rates = replace(main.model, backbone="dinov3-vits16", backbone_lr=0.01, aggregator_lr=0.2)
-    return {"readme": readme, "main": main, "sweep": sweep, "dinov3": replace(main, model=rates)}
-
-
+# what the recipes have in common: input, model, run and update rule; then the pipelines of each
+PATCHES = PatchConfig(
+    image_px=2550,
+    overview_px=850,
+    patch_px=448,
+    clahe_clip=3.0,
+    clahe_grid=64,
+    normalise="image",
+)
+MODEL = PatchModelConfig(
+    k=8,
+    trunk="resnet18",
+    scorer_weights="hub",
+    estimator="plain",
+    num_noise=500,
+    sigma=0.01,
+    sigma_final=1e-5,
+    warmup=0.0,
+    warmup_k=8,
+    alone=0.0,
+    guide=0.0,
+    backbone="eva02",
+    weights="hub",
+    norm="batch",
+    head="linear",
+    embed_dim=1024,
+    num_layers=2,
+    num_heads=16,
+    d_inner=4096,
+    dropout=0.1,
+    attn_dropout=0.1,
+    positions=True,
+    label_smoothing=0.0,
+)
+TRAIN = TrainConfig(epochs=50, batch_size=144, eval_batch_size=144, precision="fp16", val_every=5)
+OPTIM = OptimConfig(
+    optimizer="lamb",
+    lr=5e-4,
+    weight_decay=0.01,
+    decays="all",
+    schedule="onecycle",
+    warmup=0.3,
+    start_factor=1 / 25,
+    final_factor=1 / 25 / 1000,
+    grad_clip=1.0,
+)
 README = AugmentConfig(
     hflip=0.5,
     vflip=0.5,
@@ -152,3 +126,28 @@ SWEEP = AugmentConfig(
     resample_high=1.5,
     noise_p=0.25,
 )
+
+
+def reference_recipes() -> dict[str, PatchRecipe]:
+    """Return the recipes by name."""
+    readme = PatchRecipe(
+        patches=PATCHES,
+        augment=README,
+        model=MODEL,
+        train=TRAIN,
+        optim=replace(OPTIM, optimizer="adamw"),
+    )
+    main = replace(readme, augment=MAIN, model=replace(MODEL, label_smoothing=0.1), optim=OPTIM)
+    epochs = 30
+    falling = replace(
+        OPTIM, schedule="exponential", warmup=0.0, start_factor=0.04, final_factor=0.99**epochs
+    )
+    sweep = replace(
+        readme,
+        patches=replace(PATCHES, clahe_grid=128),
+        augment=SWEEP,
+        train=replace(TRAIN, epochs=epochs),
+        optim=falling,
+    )
+    rates = replace(main.model, backbone="dinov3-vits16", backbone_lr=0.01, aggregator_lr=0.2)
+    return {"readme": readme, "main": main, "sweep": sweep, "dinov3": replace(main, model=rates)}
