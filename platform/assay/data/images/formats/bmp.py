@@ -1,0 +1,67 @@
+"""BMP files: which headers and compressions are read; pixels by Pillow."""
+
+import os
+import struct
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from PIL.BmpImagePlugin import BmpImageFile
+
+from assay.data.images.formats.directory import File, read_at
+from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples
+
+MAGIC = (b"BM",)
+
+
+HEADERS = (12, 40, 52, 56, 64, 108, 124)
+"""Bytes of the headers that are read."""
+
+
+DEPTHS = {0: (1, 4, 8, 16, 24, 32), 1: (8,), 2: (4,), 3: (16, 32)}
+"""Compression (0: none, 1 and 2: run lengths, 3: bit fields): bits per pixel."""
+
+
+def parse(file: File, page: int | None) -> Header:
+    """Read the header; a BMP file has one page.
+
+    Raises:
+        FormatError: it is damaged or of a kind that is not read.
+    """
+    (size,) = struct.unpack("<I", read_at(file, 14, 4))
+    if size not in HEADERS:
+        raise FormatError(
+            f"its BMP header has {size} bytes, allowed: {', '.join(map(str, HEADERS))}"
+        )
+    if size == 12:
+        width, height, _, bits = struct.unpack("<HHHH", read_at(file, 18, 8))
+        compression = 0
+    else:
+        width, height, _, bits, compression = struct.unpack("<iiHHI", read_at(file, 18, 16))
+    if bits not in DEPTHS.get(compression, ()):
+        raise FormatError(
+            f"its BMP has compression {compression} and {bits} bits, allowed: "
+            + ", ".join(f"{key} with {'/'.join(map(str, bits))}" for key, bits in DEPTHS.items())
+            + "; save it as PNG"
+        )
+    if page:
+        raise FormatError(f"it holds 1 page, and --data.page {page} counts from 0")
+    if width < 1 or not height:
+        raise FormatError(f"its header says {width} x {height} pixels")
+    return Header(abs(height), width, 1, partial(_decode, file))
+
+
+def _decode(file: File, convert: Callable[[Samples], Pixels]) -> Pixels:
+    file.seek(0, os.SEEK_SET)
+    image = BmpImageFile(file)
+    image.load()
+    if image.mode == "P":
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        return convert(Samples(np.array(image), "palette", palette=palette))
+    pixels = np.array(image)
+    if image.mode == "1":
+        return convert(Samples(pixels.astype(np.uint8), "grey", bits=1))
+    if image.mode == "L":
+        return convert(Samples(pixels, "grey"))
+    alpha = pixels[..., 3] if image.mode == "RGBA" else None
+    return convert(Samples(pixels[..., :3], "rgb", alpha=alpha))

@@ -1,0 +1,216 @@
+"""Directories of tags as TIFF files hold them, classic and Big, and EXIF blocks.
+
+Whatever a header says is bounded before it is read: entries of a directory, directories of a file,
+values of a tag.
+
+Source: TIFF 6.0 (Adobe, 1992), section 2; BigTIFF (Aware Systems, 2007) as tag and offset widths.
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from assay.data.images.formats.samples import FormatError
+
+File: TypeAlias = io.BytesIO | io.BufferedReader
+
+
+MOST_ENTRIES = 4096
+MOST_DIRECTORIES = 10_000
+MOST_VALUES = 65_536
+MOST_SEGMENTS = 200_000
+"""What is beyond is damage, or an attack."""
+
+
+ORIENTATION = 274
+
+
+NAMES = {
+    254: "NewSubfileType",
+    255: "SubfileType",
+    256: "ImageWidth",
+    257: "ImageLength",
+    258: "BitsPerSample",
+    259: "Compression",
+    262: "PhotometricInterpretation",
+    266: "FillOrder",
+    270: "ImageDescription",
+    273: "StripOffsets",
+    274: "Orientation",
+    277: "SamplesPerPixel",
+    278: "RowsPerStrip",
+    279: "StripByteCounts",
+    284: "PlanarConfiguration",
+    292: "T4Options",
+    317: "Predictor",
+    320: "ColorMap",
+    322: "TileWidth",
+    323: "TileLength",
+    324: "TileOffsets",
+    325: "TileByteCounts",
+    330: "SubIFDs",
+    332: "InkSet",
+    338: "ExtraSamples",
+    339: "SampleFormat",
+    347: "JPEGTables",
+    32997: "ImageDepth",
+    45058: "MPEntry",
+}
+"""Tags that are read; of the others nothing is."""
+
+
+_TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4"}
+_TYPES |= {16: "u8", 17: "i8", 18: "u8"}
+"""Types of whole numbers and bytes, as NumPy names them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Widths of a file: byte order ("<" or ">"), and whether it is a BigTIFF."""
+
+    order: str
+    big: bool
+
+    @property
+    def entry(self) -> np.dtype:
+        """Return one entry of a directory."""
+        wide, o = ("u8" if self.big else "u4"), self.order
+        place = "V8" if self.big else "V4"
+        return np.dtype(
+            [("code", f"{o}u2"), ("type", f"{o}u2"), ("count", f"{o}{wide}"), ("value", place)]
+        )
+
+
+class Directory:
+    """One directory; of its tags those that are asked for are read."""
+
+    def __init__(self, file: File, layout: Layout, offset: int) -> None:
+        self.file, self.layout, self.offset = file, layout, offset
+        head = 8 if layout.big else 2
+        (num,) = struct.unpack(
+            layout.order + ("Q" if layout.big else "H"), read_at(file, offset, head)
+        )
+        if not 1 <= num <= MOST_ENTRIES:
+            raise FormatError(f"its directory has {num} tags, from 1 to {MOST_ENTRIES} are read")
+        entry, wide = layout.entry, layout.entry["value"].itemsize
+        content = read_at(file, offset + head, num * entry.itemsize + wide)
+        self.next = self._number(content[-wide:])
+        self._start = offset + head
+        self._entries: dict[int, tuple[int, int, int, bytes]] = {}
+        for i, (code, kind, count, value) in enumerate(
+            np.frombuffer(content[:-wide], entry).tolist()
+        ):
+            if code in self._entries:
+                raise FormatError(f"its directory has the tag {code} ({NAMES[code]}) twice")
+            if code in NAMES:
+                place = self._start + (i + 1) * entry.itemsize - wide
+                self._entries[code] = kind, count, place, value
+
+    def _number(self, content: bytes) -> int:
+        return int.from_bytes(content, "little" if self.layout.order == "<" else "big")
+
+    def __contains__(self, code: int) -> bool:
+        """Tell whether there is such a tag."""
+        return code in self._entries
+
+    def array(self, code: int, most: int = MOST_VALUES) -> np.ndarray:
+        """Read the numbers of a tag; none where it is missing.
+
+        Raises:
+            FormatError: it holds other than whole numbers, more than `most`, or is cut off.
+        """
+        if code not in self._entries:
+            return np.zeros(0, np.int64)
+        kind, count, place, value = self._entries[code]
+        if kind not in _TYPES or not 1 <= count <= most:
+            raise FormatError(
+                f"its tag {code} ({NAMES[code]}) has {count} values of type {kind}, which is damage"
+            )
+        dtype = np.dtype(self.layout.order + _TYPES[kind])
+        size = count * dtype.itemsize
+        where = place if size <= len(value) else self._number(value)
+        return np.frombuffer(read_at(self.file, where, size), dtype)
+
+    def numbers(self, code: int) -> tuple[int, ...]:
+        """Read a tag of few numbers; none where it is missing."""
+        return tuple(self.array(code).tolist())
+
+    def number(self, code: int, default: int | None = None) -> int:
+        """Read the one number of a tag.
+
+        Raises:
+            FormatError: it is missing and has no default, or holds several that differ.
+        """
+        values = set(self.numbers(code)) or ({default} if default is not None else set())
+        if len(values) != 1:
+            raise FormatError(
+                f"its tag {code} ({NAMES[code]}) "
+                + (f"has the values {sorted(values)}, one is read" if values else "is missing")
+            )
+        return int(values.pop())
+
+
+def read_at(file: File, offset: int, num: int) -> bytes:
+    """Read bytes at a place.
+
+    Raises:
+        FormatError: the file ends before.
+    """
+    if num <= 0 or offset + num > file.seek(0, os.SEEK_END):
+        raise FormatError(f"it is truncated: {num} bytes at {offset} are beyond its end")
+    file.seek(offset)
+    return file.read(num)
+
+
+def read_chain(file: File) -> Iterator[Directory]:
+    """Read the directories of a TIFF file, or of an EXIF block, in the order of the chain.
+
+    Raises:
+        FormatError: it is cut off, goes round in a circle, or has too many.
+    """
+    start = read_at(file, 0, 8)
+    order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
+    version = struct.unpack(order + "H", start[2:4])[0] if order else 0
+    if version not in (42, 43):
+        raise FormatError("its header is none of TIFF")
+    layout = Layout(order, version == 43)
+    if layout.big:
+        sizes = struct.unpack(order + "HH", start[4:])
+        if sizes != (8, 0):
+            raise FormatError(f"its header has offsets of {sizes[0]} bytes, BigTIFF has 8")
+        (offset,) = struct.unpack(order + "Q", read_at(file, 8, 8))
+    else:
+        (offset,) = struct.unpack(order + "I", start[4:])
+    seen: set[int] = set()
+    while offset:
+        if offset in seen or len(seen) >= MOST_DIRECTORIES:
+            raise FormatError(
+                "its directories go round in a circle"
+                if offset in seen
+                else f"it has more than {MOST_DIRECTORIES} directories"
+            )
+        seen.add(offset)
+        directory = Directory(file, layout, offset)
+        yield directory
+        offset = directory.next
+
+
+def read_orientation(exif: bytes) -> int:
+    """Read the orientation (1 to 8) of an EXIF block; unreadable EXIF is no reason to lose pixels."""
+    try:
+        for directory in read_chain(io.BytesIO(exif.removeprefix(b"Exif\0\0"))):
+            return orientation_of(directory)
+    except FormatError:
+        pass
+    return 1
+
+
+def orientation_of(directory: Directory) -> int:
+    """Return the orientation (1 to 8) that a directory says, else 1."""
+    (value, *_) = (*directory.numbers(ORIENTATION), 1)
+    return value if 1 <= value <= 8 else 1

@@ -1,0 +1,194 @@
+"""PNG files: chunks, checked and bounded, and pixels by libpng.
+
+libpng is given a file with no more than the header and the pixels, so that it changes no value by a
+palette, transparency or gamma: sBIT, gAMA, cHRM and iCCP do not change what was stored.
+
+Source: PNG (W3C, third edition), sections 5, 11 and 13.
+"""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL.PngImagePlugin import PngImageFile
+
+from assay.data.images.formats.directory import File, read_orientation
+from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+
+MAGIC = (b"\x89PNG\r\n\x1a\n",)
+
+
+MOST_CHUNKS = 100_000
+
+
+MOST_BYTES = 1 << 20
+"""Of a chunk that is read beside the pixels."""
+
+
+KINDS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("rgb", 4)}
+"""Colour type: what it holds and how many samples."""
+
+
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Colour type: bits per sample."""
+
+
+@dataclass
+class Chunks:
+    """What the chunks say."""
+
+    width: int = 0
+    height: int = 0
+    bits: int = 0
+    kind: int = 0
+    interlace: int = 0
+    named: dict[bytes, bytes] = field(default_factory=dict)
+    """Content of the chunks that are read."""
+    pixels: list[tuple[int, int]] = field(default_factory=list)
+    """Start and length of each IDAT chunk with its frame of 12 bytes."""
+    has_end: bool = False
+
+
+def parse(file: File, page: int | None) -> Header:
+    """Read the header.
+
+    Raises:
+        FormatError: it is damaged, or an animation of which no frame was chosen.
+    """
+    chunks = _read_chunks(file)
+    frames = max(int.from_bytes(chunks.named.get(b"acTL", b"")[:4], "big"), 1)
+    page = choose_page(page, frames, "frames of an animation")
+    decode = partial(_decode_frame, file, page) if page else partial(_decode, file, chunks)
+    orientation = read_orientation(chunks.named.get(b"eXIf", b""))
+    return Header(chunks.height, chunks.width, orientation, decode)
+
+
+def _read_chunks(file: File) -> Chunks:
+    """Walk the chunks; those that hold no pixels are checked by their sums."""
+    chunks, at, size = Chunks(), 8, file.seek(0, os.SEEK_END)
+    for _ in range(MOST_CHUNKS):
+        file.seek(at)
+        start = file.read(8)
+        if at + 12 > size or len(start) < 8:
+            break  # a truncated file still has a size; `_decode` refuses it
+        length, kind = struct.unpack(">I4s", start)
+        if not chunks.width and kind != b"IHDR":
+            raise FormatError("its first chunk is not IHDR")
+        if at + 12 + length > size:
+            break
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"eXIf") and kind not in chunks.named:
+            chunks.named[kind] = _read_chunk(file, kind, length)
+            if kind == b"IHDR":
+                _read_sizes(chunks)
+        elif kind == b"IDAT":
+            chunks.pixels.append((at, length + 12))
+        elif kind == b"IEND":
+            chunks.has_end = True
+            break
+        at += length + 12
+    else:
+        raise FormatError(f"it has more than {MOST_CHUNKS} chunks")
+    if not chunks.width:
+        raise FormatError("it is truncated, its header is missing")
+    return chunks
+
+
+def _read_chunk(file: File, kind: bytes, length: int) -> bytes:
+    if length > MOST_BYTES:
+        if kind == b"eXIf":
+            return b""
+        raise FormatError(f"its chunk {kind.decode()} has {length} bytes")
+    content = file.read(length + 4)
+    if zlib.crc32(kind + content[:length]) != int.from_bytes(content[length:], "big"):
+        raise FormatError(f"its chunk {kind.decode()} is damaged")
+    return content[:length]
+
+
+def _read_sizes(chunks: Chunks) -> None:
+    content = chunks.named[b"IHDR"]
+    if len(content) != 13:
+        raise FormatError("its header is damaged")
+    chunks.width, chunks.height, chunks.bits, chunks.kind, packing, filters, chunks.interlace = (
+        struct.unpack(">IIBBBBB", content)
+    )
+    if chunks.bits not in DEPTHS.get(chunks.kind, ()) or packing or filters or chunks.interlace > 1:
+        raise FormatError(
+            f"its header says colour type {chunks.kind}, {chunks.bits} bits, compression {packing}, filter {filters} and interlace "
+            f"{chunks.interlace}, which PNG does not have"
+        )
+    if not chunks.width or not chunks.height or max(chunks.width, chunks.height) >= 1 << 31:
+        raise FormatError(f"its header says {chunks.width} x {chunks.height} pixels")
+
+
+def _decode(file: File, chunks: Chunks, convert: Callable[[Samples], Pixels]) -> Pixels:
+    """Decode the image that stands in the IDAT chunks."""
+    import imagecodecs  # a file of another format is read without it
+
+    if not chunks.has_end or not chunks.pixels:
+        raise FormatError("it is truncated, its end marker is missing")
+    kind = 0 if chunks.kind == 3 else chunks.kind
+    numbers = chunks.width, chunks.height, chunks.bits, kind, 0, 0, chunks.interlace
+    parts = [MAGIC[0], _chunk(b"IHDR", struct.pack(">IIBBBBB", *numbers))]
+    for start, length in chunks.pixels:
+        file.seek(start)
+        parts.append(file.read(length))
+    parts.append(_chunk(b"IEND", b""))
+    try:
+        pixels = imagecodecs.png_decode(b"".join(parts))
+    except imagecodecs.PngError as error:
+        raise FormatError(f"its pixels are truncated or damaged ({error})") from None
+    if chunks.bits < 8:  # libpng spreads them over 8 bits
+        pixels = pixels // np.uint8(255 // (2**chunks.bits - 1))
+    return convert(_samples(pixels, chunks))
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    sums = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", sums)
+
+
+def _samples(pixels: np.ndarray, chunks: Chunks) -> Samples:
+    colour: Any
+    colour, num = KINDS[chunks.kind]
+    alpha = palette = None
+    if num in (2, 4):
+        alpha, pixels = pixels[..., -1], pixels[..., : num - 1]
+        pixels = pixels[..., 0] if num == 2 else pixels
+    clear = chunks.named.get(b"tRNS")
+    if colour == "palette":
+        named = chunks.named.get(b"PLTE", b"")
+        if not named or len(named) % 3:
+            raise FormatError("its palette is missing or damaged")
+        palette = np.frombuffer(named, np.uint8).reshape(-1, 3)
+        if clear is not None:
+            opaque = np.frombuffer(clear[:256].ljust(256, b"\xff"), np.uint8)
+            return Samples(pixels, colour, 8, palette=palette, alpha=opaque[pixels])
+        return Samples(pixels, colour, chunks.bits, palette=palette)
+    if clear is not None and num in (1, 3):
+        alpha = _opaque(pixels, clear, num, chunks.bits)
+    return Samples(pixels, colour, chunks.bits, alpha=alpha)
+
+
+def _opaque(pixels: np.ndarray, clear: bytes, num: int, bits: int) -> np.ndarray:
+    """Return alpha where one colour is transparent; 0, or 255, or 65535 of 16 bits."""
+    if len(clear) != 2 * num:
+        raise FormatError("its chunk tRNS is damaged")
+    key = np.frombuffer(clear, ">u2") & (2**bits - 1)
+    same = pixels == key if num == 3 else (pixels == key[0])[..., None]
+    top = np.uint16(65535) if bits == 16 else np.uint8(255)
+    return np.where(same.all(2), top.dtype.type(0), top)
+
+
+def _decode_frame(file: File, page: int, convert: Callable[[Samples], Pixels]) -> Pixels:
+    """Decode a later frame of an animation, drawn over those before it."""
+    file.seek(0)
+    image = PngImageFile(io.BytesIO(file.read()))
+    image.seek(page)
+    pixels = np.array(image.convert("RGBA"))
+    return convert(Samples(pixels[..., :3], "rgb", alpha=pixels[..., 3]))

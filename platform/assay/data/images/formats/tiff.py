@@ -1,0 +1,104 @@
+"""TIFF and BigTIFF files: which of their directories is the image, and its pixels.
+
+Reduced pictures and masks (254, bits 0 and 2) are no pages. A picture that hangs below a reduced one
+as a SubIFD, as in raw files of cameras, is one.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from assay.data.images.formats.directory import Directory, File, orientation_of, read_chain
+from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+from assay.data.images.formats.segments import Segments
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+REDUCED, MASK = 1, 4
+"""Bits of the new subfile type."""
+
+
+MOST_BELOW = 64
+"""SubIFDs of one directory."""
+
+
+def parse(file: File, page: int | None) -> Header:
+    """Read the header of a page.
+
+    Raises:
+        FormatError: it is damaged, holds several pages of which none was chosen, or is not in the table.
+    """
+    directory = find_page(file, page)
+    segments = Segments(directory)
+    decode = partial(_decode, file, segments)
+    return Header(segments.height, segments.width, orientation_of(directory), decode)
+
+
+def find_page(file: File, page: int | None) -> Directory:
+    """Find the directory of a page.
+
+    Raises:
+        FormatError: as `parse`.
+    """
+    pages = []
+    first = None
+    for directory in read_chain(file):
+        first = first or directory
+        kind = subfile_type(directory)
+        if not kind & (REDUCED | MASK):
+            pages.append(directory)
+        else:
+            pages += [below for below in read_below(directory) if _is_image(below)]
+    if first is None:
+        raise FormatError("it has no directory, and so no image")
+    if not pages:
+        raise FormatError(
+            "its NewSubfileType (254) marks every picture in it as a preview or a mask; save the image itself"
+        )
+    frames = _frames_of_imagej(first) if len(pages) == 1 else 1
+    if frames > 1 and page != 0:
+        choose_page(page if page is None or page >= frames else None, frames, "frames of ImageJ")
+    return pages[choose_page(page, len(pages)) if frames == 1 else 0]
+
+
+def subfile_type(directory: Directory) -> int:
+    """Return the new subfile type, or what the old one means in it."""
+    if 254 in directory:
+        return directory.number(254)
+    return {2: REDUCED}.get(directory.number(255, 1), 0)
+
+
+def read_below(directory: Directory) -> Iterator[Directory]:
+    """Read the directories that hang below one (330)."""
+    for offset in directory.array(330, MOST_BELOW).tolist():
+        yield Directory(directory.file, directory.layout, offset)
+
+
+def _is_image(directory: Directory) -> bool:
+    return not subfile_type(directory) & (REDUCED | MASK)
+
+
+def _frames_of_imagej(directory: Directory) -> int:
+    """Count the frames that ImageJ wrote behind the first without a directory, as of large stacks."""
+    words = directory.array(270, 1 << 20).tobytes() if 270 in directory else b""
+    named = re.search(rb"\nimages=(\d{1,9})", words) if words.startswith(b"ImageJ=") else None
+    return int(named[1]) if named else 1
+
+
+def _decode(file: File, segments: Segments, convert: Callable[[Samples], Pixels]) -> Pixels:
+    """Decode all segments, one after the other."""
+    rows, columns = segments.grid
+    pixels: np.ndarray | None = None
+    for index in range(rows * columns):
+        part = convert(segments.read(file, index))
+        if rows * columns == 1:
+            return part
+        if pixels is None:
+            shape = segments.height, segments.width, *part.shape[2:]
+            pixels = np.empty(shape, part.dtype)
+        pixels[segments.box(index)] = part
+    assert pixels is not None
+    return pixels
