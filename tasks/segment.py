@@ -136,8 +136,9 @@ class Segment(Segmentation):
         images = [*zip(manifest.column("id"), map(Path, manifest.column("image")), strict=True)]
         paths = {}
         for kind, rule in rules.items():
-            drawn = storage / "masks" / f"{kind}-{fingerprint([str(data.root), to_dict(rule)])}"
-            paths[kind] = prepare(images, root, rule, drawn)
+            what = [str(data.root), to_dict(rule), *([] if data.page is None else [data.page])]
+            drawn = storage / "masks" / f"{kind}-{fingerprint(what)}"
+            paths[kind] = prepare(images, root, rule, drawn, data.page)
         return manifest.with_masks(paths, config.masks.classes, storage / "hashes.sqlite")
 
     @classmethod

@@ -219,9 +219,9 @@ def is_inside(value: Any, bounds: tuple[Any, ...]) -> bool:
 
 def values_of(kind: type[Settings], name: str) -> st.SearchStrategy[Any]:
     hint = get_type_hints(kind)[name]
-    if hint is float:
+    if hint in (float, float | None):
         return st.floats(0, 1) | st.floats(-2, 2) | st.floats()
-    if hint is int:
+    if hint in (int, int | None):
         return st.integers(-2, 300) | st.integers(1, 9).map(lambda n: 32 * n) | st.integers()
     assert get_origin(hint) is tuple, (kind, name)
     entry = getattr(kind(), name)[0]
@@ -266,6 +266,7 @@ def test_a_range_lets_in_what_is_inside_it_and_nothing_else(kind, name, data):
         ({"train": {"epochs": -1}}, "train.epochs is -1; it must be at least 0."),
         ({"train": {"batch_size": 0}}, "train.batch-size is 0; it must be at least 1."),
         ({"optim": {"warmup": 1.0}}, "optim.warmup is 1.0; it must be at least 0 and below 1."),
+        ({"data": {"page": -1}}, "data.page is -1; it must be at least 0."),
         ({"optim": {"lr": math.nan}}, "optim.lr is nan; it must be a finite number."),
         ({"optim": {"lr": math.inf}}, "optim.lr is inf; it must be a finite number."),
         (

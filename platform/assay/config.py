@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from numbers import Real
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MaxLen, MinLen, MultipleOf
 
@@ -85,7 +86,8 @@ def read_ranges(kind: type[Settings]) -> dict[str, tuple[Any, ...]]:
     bounds: dict[str, tuple[Any, ...]] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         notes: list[Any] = []
-        for note in getattr(hint, "__metadata__", ()):
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        for note in (note for part in parts for note in getattr(part, "__metadata__", ())):
             notes += note if isinstance(note, GroupedMetadata) else [note]
         bounds[name] = tuple(note for note in notes if type(note) in _MET)
     return {name: notes for name, notes in bounds.items() if notes}
@@ -93,7 +95,7 @@ def read_ranges(kind: type[Settings]) -> dict[str, tuple[Any, ...]]:
 
 def _check(kind: Any, name: str, value: Any) -> None:
     bounds = read_ranges(kind).get(name, ())
-    if not bounds:
+    if not bounds or value is None:  # only a field that may be none holds it
         return
     option = f"{kind._section}.{name}".lstrip(".").replace("_", "-")
     number, shown, must = value, f"is {value!r}", "be"

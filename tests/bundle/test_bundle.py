@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import nn
 
-from assay.bundle.bundle import Bundle, read
+from assay.bundle.bundle import Bundle
 from assay.bundle.card import Card
-from assay.bundle.seal import quantized_share, seal
+from assay.bundle.seal import quantized_share, seal, update
 from assay.data.images.pyramid import ImagePyramid, pyramid
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.errors import BundleError, ImageError
@@ -451,15 +451,30 @@ def test_a_tile_that_is_found_damaged_late_is_its_own_images_error(tmp_path, ima
     assert answer.probs == opened.predict_each([ImagePyramid.of(pixels)])[0].probs
     damaged, opening = bytearray(content), ImagePyramid.read(content).levels[0]
     for tile in set(range(256)) - set(opening.tiles):
-        start, num = opening.offsets[tile], opening.counts[tile]
+        start, num = opening.segments.offsets[tile], opening.segments.counts[tile]
         damaged[start : start + num] = b"\xff" * num
-    assert isinstance(read(bytes(damaged)), ImagePyramid)
+    assert isinstance(opened.read(bytes(damaged)), ImagePyramid)
     first, none, last = opened.predict_each([content, bytes(damaged), images[1]])
     assert isinstance(none, ImageError)
     assert first.probs == answer.probs
     assert last.probs == pytest.approx(opened.predict(images[1]).probs, abs=1e-6)
     with pytest.raises(ImageError, match="cannot be read"):
         opened.predict(bytes(damaged))
+
+
+def test_the_page_that_was_learnt_from_ships_with_the_bundle(sealed, images, tmp_path):
+    pages = [cv2.imread(str(image)) for image in images[:2]]
+    with tifffile.TiffWriter(tmp_path / "stack.tif") as out:
+        for page in pages:
+            out.write(page[..., ::-1], photometric="rgb", metadata=None)
+    opened = Bundle(sealed)
+    (refused,) = opened.predict_each([tmp_path / "stack.tif"])
+    assert isinstance(refused, ImageError)
+    assert "2 pages" in str(refused)
+    folder = Path(shutil.copytree(sealed, tmp_path / "bundle"))
+    update(folder, page=1)
+    (chosen,) = Bundle(folder).predict_each([tmp_path / "stack.tif"])
+    assert chosen.probs == opened.predict_each([ImagePyramid.of(pages[1][..., ::-1])])[0].probs
 
 
 def test_views_of_one_part_are_judged_by_their_mean_logits_and_its_set_holds_theirs(sealed, images):

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from itertools import product
 
 import cv2
@@ -480,3 +481,11 @@ def test_a_file_may_be_an_image_and_a_mask(tmp_path):
         {"label": [tmp_path / "x.png"]}, ["pore"], tmp_path / "hashes.sqlite"
     )
     assert both.masks["label"] == [f"{manifest.column('content')[0]}-mask"]
+
+
+def test_a_page_is_part_of_what_the_data_are(tmp_path, cache):
+    put(tmp_path / "parts", "A/x.tif", "B/y.tif")
+    config = DataConfig(root=tmp_path / "parts")
+    plain, paged = read_manifest(config, cache), read_manifest(replace(config, page=1), cache)
+    assert paged.column("content") == [f"{key}-page1" for key in plain.column("content")]
+    assert paged.fingerprint != plain.fingerprint

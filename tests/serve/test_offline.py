@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assay.bundle.bundle import Bundle, read
+from assay.bundle.bundle import Bundle
 from assay.data.images import decode
 from assay.data.images.pyramid import MASK, ImagePyramid, write_pyramid
 from assay.data.images.store import Store
@@ -127,7 +127,7 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
         for name in ("files", "entries")
     ]
     assert tables[0].equals(tables[1])
-    opened = read(stored[0])
+    opened = Bundle(folder).read(stored[0])
     assert isinstance(opened.levels[0], np.memmap)
 
 
@@ -158,7 +158,7 @@ def test_an_overlay_shows_where_it_looked(registry, pictures):
     for task in ("parts", "layers"):
         opened = Bundle(registry.fetch(registry.holder(task, "champion")))
         answer = opened.predict(pictures[0])
-        overlay = offline.draw_overlay(read(pictures[0]), answer)
+        overlay = offline.draw_overlay(opened.read(pictures[0]), answer)
         changed = (overlay != pixels).any(2)
         expected = answer.mask > 0 if task == "layers" else np.zeros(pixels.shape[:2], bool)
         if task == "parts":  # the whole image, outlined

@@ -131,9 +131,23 @@ class Bundle:
         self, sources: Sequence[Path | bytes | ImagePyramid | ImageError]
     ) -> list[Any]:
         """Answer for several images at once; in the place of an answer stands why there is none."""
-        images = [read(source) for source in sources]
+        images = [self.read(source) for source in sources]
         answers = iter(self._answers([im for im in images if isinstance(im, ImagePyramid)]))
         return [next(answers) if isinstance(im, ImagePyramid) else im for im in images]
+
+    def read(self, source: Path | bytes | ImagePyramid | ImageError) -> ImagePyramid | ImageError:
+        """Decode an image as the data were decoded, unless that was done or tried before.
+
+        Of a file of the store (.pixels) only what is looked at is read. Returns why it cannot be read.
+        """
+        if isinstance(source, ImagePyramid | ImageError):
+            return source
+        try:
+            if isinstance(source, Path) and source.suffix == SUFFIX:
+                return open_pyramid(source)
+            return ImagePyramid.read(source, self.card.page)
+        except (ImageError, StoreError) as error:
+            return ImageError(str(error))
 
     def _answers(self, pyramids: Sequence[ImagePyramid]) -> list[Any]:
         try:
@@ -147,21 +161,6 @@ class Bundle:
         """Answer for one part by the answers for several views of it; nothing where those are no classes."""
         verdict: Verdict | None = self._answerer.together(views)
         return verdict
-
-
-def read(source: Path | bytes | ImagePyramid | ImageError) -> ImagePyramid | ImageError:
-    """Decode an image, unless that was done or tried before; returns why it cannot be read.
-
-    Of a file of the store (.pixels) only what is looked at is read.
-    """
-    if isinstance(source, ImagePyramid | ImageError):
-        return source
-    try:
-        if isinstance(source, Path) and source.suffix == SUFFIX:
-            return open_pyramid(source)
-        return ImagePyramid.read(source)
-    except (ImageError, StoreError) as error:
-        return ImageError(str(error))
 
 
 def _providers(provider: Provider) -> list[str]:

@@ -47,6 +47,8 @@ class Card:
     classes: list[str]
     pipeline: Mapping[str, Any]
     """How an image becomes the input of the graphs; what it holds follows from its `kind`."""
+    page: int | None = None
+    """Which image of a file that holds several is read, from 0; none: such a file is refused."""
     decision: Decision | None = None
     """None where masks are drawn."""
     thresholds: list[int] | None = None

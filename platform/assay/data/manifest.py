@@ -1,7 +1,7 @@
 """The manifest: one row per image, read from folders whose names speak or from a table.
 
 Columns: `id` (unique, stable), `image` (path), `label`, `group` (the physical part: never crosses
-sets), `split` (a set given by the data, or null), `content` (hash of the file's bytes), one column
+sets), `split` (a set given by the data, or null), `content` (hash of the file's bytes, with the page that was chosen), one column
 `domain.<name>` for each domain (design, printer, exposure, camera...), one `column.<name>` for each
 that `data.keep` names, and for each kind of mask its path `mask.<kind>` and key `mask_content.<kind>`. Rows stand in the order of their ids, so that
 the order of a table's rows decides nothing.
@@ -15,18 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from annotated_types import Ge
 
 from assay.config import Settings, fingerprint
 from assay.data.hashes import content_hashes
 from assay.data.images.decode import SUFFIXES
-from assay.data.images.pyramid import MASK
+from assay.data.images.pyramid import MASK, entry_key
 from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
@@ -36,7 +37,7 @@ SPLITS = ("train", "val", "test", "test_seen", "test_unseen")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Settings):
+class DataConfig(Settings, section="data"):
     """Where the images are and what their names or columns mean."""
 
     root: Path | None = None
@@ -59,6 +60,8 @@ class DataConfig(Settings):
     """For tables: keep rows with COLUMN=VALUE and COLUMN!=VALUE, e.g. kind=image exposure!=exp0."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
+    page: Annotated[int, Ge(0)] | None = None
+    """Which image of files that hold several (stacks, animations), from 0; none: such are refused."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     rows = _scan_folder(root, config) if root.is_dir() else _read_table(root, config)
     rows.sort(key=lambda row: row["id"])
     columns = _columns(rows, config)
-    columns["content"] = [*content_hashes([Path(row["image"]) for row in rows], cache)]
+    hashes = content_hashes([Path(row["image"]) for row in rows], cache)
+    columns["content"] = [entry_key(content, config.page) for content in hashes]
     manifest = Manifest(pa.table(columns))
     _check(manifest)
     if config.label and len(manifest.classes) < 2:

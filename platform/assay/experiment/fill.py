@@ -17,7 +17,7 @@ import numpy as np
 import ray.data
 
 from assay.data.images.decode import probe
-from assay.data.images.pyramid import pyramid_bytes
+from assay.data.images.pyramid import page_of, pyramid_bytes
 from assay.data.images.store import SPARE_DISK, Store, decode_into
 from assay.data.manifest import Manifest
 from assay.errors import ImageError, StoreError
@@ -53,7 +53,7 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
         return []
     store.here.mkdir(parents=True, exist_ok=True)
     if store.is_folder:
-        _refuse_full_disk([Path(path_of[content]) for content in missing], store.here)
+        _refuse_full_disk({content: path_of[content] for content in missing}, store.here)
     work: list[dict[str, Any]] = [{"content": c, "path": path_of[c]} for c in missing]
     outcomes = _fill_with_ray(work, store) if parallel else (decode_into(store, w) for w in work)
     bad = _follow(outcomes, len(work))
@@ -87,12 +87,12 @@ def _follow(outcomes: Iterable[dict[str, Any]], num: int) -> dict[str, str]:
     return bad
 
 
-def _refuse_full_disk(paths: list[Path], folder: Path) -> None:
-    sampled = paths[:: max(1, len(paths) // 256)]
+def _refuse_full_disk(paths: dict[str, str], folder: Path) -> None:
+    sampled = [*paths.items()][:: max(1, len(paths) // 256)]
     sizes = []
-    for path in sampled:
+    for content, path in sampled:
         try:
-            sizes.append(pyramid_bytes(*probe(path)))
+            sizes.append(pyramid_bytes(*probe(path, page=page_of(content))))
         except ImageError:
             continue  # named when it is decoded
     need = int(np.mean(sizes) * len(paths)) if sizes else 0

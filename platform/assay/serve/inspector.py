@@ -17,7 +17,7 @@ import numpy as np
 
 from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.answer import AnyAnswer
-from assay.bundle.bundle import Bundle, Provider, Variant, read
+from assay.bundle.bundle import Bundle, Provider, Variant
 from assay.bundle.registry import Record, Registry
 from assay.data.images import decode
 from assay.errors import AssayError, ImageError
@@ -170,7 +170,7 @@ def inspect(items: Sequence[Item]) -> list[Any]:
 
 
 def _predict(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
-    entries = [read(content) for content in images]
+    entries = [bundle.read(content) for content in images]
     try:
         answers = bundle.predict_each(entries)
     except Exception as error:  # whatever a graph may raise must reach its own request alone

@@ -22,6 +22,8 @@ MAGIC = {
     "bmp": b"BM",
     "tiff": b"II*\0",
     "tiff-be": b"MM\0*",
+    "bigtiff": b"II+\0",
+    "bigtiff-be": b"MM\0+",
     "webp": b"RIFF",
 }
 """First bytes of the formats that are read."""
@@ -132,7 +134,7 @@ def _check(content: bytes, number: int, limits: Limits) -> None:
             415, f"Image {number} is none of: JPEG, PNG, TIFF, BMP, WebP (by its first bytes)."
         )
     try:
-        height, width = decode.probe(content)
+        height, width = decode.probe(content, page=0)
     except ImageError:
         raise RefusedError(422, f"Image {number} has a damaged header.") from None
     if height * width > limits.image_mp * 1e6:

@@ -12,8 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from assay.data.images import store as module
+from assay.data.images.pyramid import entry_key, page_of
 from assay.data.images.store import Store
 from assay.errors import ConfigError, ImageError, StoreError
 
@@ -39,6 +41,22 @@ def test_an_entry_that_exists_is_left_as_it_is(tmp_path):
     before = path.read_bytes(), path.stat().st_mtime_ns
     assert Store(str(tmp_path / "store")).build(CONTENT, tmp_path / "no such file.png") == 0
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_pages_of_a_file_are_entries_of_their_own(tmp_path):
+    source, store = tmp_path / "stack.tif", Store(str(tmp_path / "store"))
+    pages = [NOISE, NOISE[::-1]]
+    with tifffile.TiffWriter(source) as out:
+        for page in pages:
+            out.write(page, photometric="rgb", metadata=None)
+    with pytest.raises(ImageError, match="it holds 2 pages"):
+        store.build(entry_key(CONTENT, None), source)
+    for number, page in enumerate(pages):
+        key = entry_key(CONTENT, number)
+        assert page_of(key) == number
+        store.build(key, source)
+        np.testing.assert_array_equal(store.open(key).pixels, page)
+    assert store.missing([CONTENT]) == [CONTENT]
 
 
 def test_added_images_leave_entries_untouched(tmp_path):
@@ -80,6 +98,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from assay.data.images.pyramid import entry_key, page_of
 from assay.data.images.store import Store
 Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Store(sys.argv[1]).build(sys.argv[2], Path(sys.argv[3]))
@@ -126,6 +145,7 @@ def test_an_entry_travels_to_the_store_and_back(remote: Store, tmp_path: Path) -
 
 OPEN = """
 import sys
+from assay.data.images.pyramid import entry_key, page_of
 from assay.data.images.store import Store
 address, cache, content = sys.argv[1:]
 sys.stdin.readline()  # all at once

@@ -44,6 +44,10 @@ MASK = "-mask"
 """Ends the key of a mask."""
 
 
+PAGE = "-page"
+"""Stands in the key of an image before the number of its page, where one was chosen."""
+
+
 Level: TypeAlias = np.ndarray | tiff.TiledPage
 
 
@@ -70,18 +74,22 @@ class ImagePyramid:
         return cls._of_levels([*pyramid(pixels)])
 
     @classmethod
-    def read(cls, source: decode.Source) -> "ImagePyramid":
+    def read(cls, source: decode.Source, page: int | None = None) -> "ImagePyramid":
         """Read an image file as the store would hold it.
 
         Of a tiled TIFF that has overviews these are its levels, and a tile is decoded when it is
         first looked at.
 
+        Args:
+            source: path of the file, or its bytes.
+            page: as for `decode.read`.
+
         Raises:
             ImageError: as `decode.read`; damage that shows later raises it where it is cut.
         """
-        pages = tiff.open_pages(source, 2 * SMALLEST_LEVEL)
+        pages = tiff.open_pages(source, 2 * SMALLEST_LEVEL, page)
         if not pages:
-            return cls.of(decode.read(source))
+            return cls.of(decode.read(source, page=page))
         return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))])
 
     @classmethod
@@ -186,6 +194,17 @@ class ImagePyramid:
         scaled = matrix / ratio[:, None]
         scaled[:, 2] += 0.5 / ratio - 0.5
         return index, scaled
+
+
+def entry_key(content: str, page: int | None) -> str:
+    """Name the entry of an image by the hash of its file and the page that is read of it."""
+    return content if page is None else f"{content}{PAGE}{page}"
+
+
+def page_of(key: str) -> int | None:
+    """Return the page that an entry's key names."""
+    _, mark, number = key.partition(PAGE)
+    return int(number) if mark else None
 
 
 def whole_pixels(

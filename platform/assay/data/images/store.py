@@ -2,7 +2,8 @@
 
     <place>/<first two digits>/<content>.pixels          see `pyramid`
 
-An entry is keyed by the image file's content and the version of its layout alone: labels, domains
+An entry is keyed by the image file's content, the page that was chosen of it and the version of its
+layout alone: labels, domains
 and splits never enter, and added images cost only themselves. From object storage, or where a
 cache is named, each node copies an entry on first use and maps its own copy from then on; copies
 that were not used for longest make room for others.
@@ -18,7 +19,14 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from assay.data.images import decode
-from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid, open_pyramid, write_pyramid
+from assay.data.images.pyramid import (
+    MASK,
+    SUFFIX,
+    ImagePyramid,
+    open_pyramid,
+    page_of,
+    write_pyramid,
+)
 from assay.errors import ImageError, StoreError
 from assay.files import replacing
 from assay.storage import reach, whole
@@ -92,7 +100,7 @@ class Store:
         if content.endswith(MASK):
             entry = ImagePyramid.of_mask(decode.read_plane(source, "index"))
         else:
-            entry = ImagePyramid.read(source)
+            entry = ImagePyramid.read(source, page_of(content))
         try:
             if not self.is_folder:
                 self._make_room(sum(level.nbytes for level in entry.levels))

@@ -104,9 +104,15 @@ class _MaskStats(NamedTuple):
 
 
 def prepare(
-    images: Sequence[tuple[str, Path]], root: Path, config: MaskConfig, folder: Path
+    images: Sequence[tuple[str, Path]],
+    root: Path,
+    config: MaskConfig,
+    folder: Path,
+    page: int | None = None,
 ) -> list[Path]:
     """Write the mask of each image (id, path) below `folder` where there is none; return their paths.
+
+    `page` says which image of a file that holds several is meant.
 
     Raises:
         MaskError: a mask is missing, unreadable, of another size than its image, or holds a value
@@ -122,13 +128,13 @@ def prepare(
 
     def prepare_mask(i: int) -> _MaskStats:
         if uses_rule:
-            return _make_mask(paths[i], masks[i], config)
-        return _take_mask(paths[i], masks[i], config, sources[i] if sources else None)
+            return _make_mask(paths[i], masks[i], config, page)
+        return _take_mask(paths[i], masks[i], config, sources[i] if sources else None, page)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         stats = list(pool.map(prepare_mask, range(len(images))))
     if uses_rule:
-        _write_overview(images, masks, stats, config, folder)
+        _write_overview(images, masks, stats, config, folder, page)
     _check_share(stats, config, folder, fresh)
     return masks
 
@@ -141,20 +147,20 @@ def file_name(name: str) -> str:
     return f"{plain}.png"
 
 
-def _make_mask(image: Path, target: Path, config: MaskConfig) -> _MaskStats:
+def _make_mask(image: Path, target: Path, config: MaskConfig, page: int | None) -> _MaskStats:
     """Write a heuristic mask; beside one that stands there already compute its agreement alone."""
-    mask, agreement = make(read(image), config)
+    mask, agreement = make(read(image, page=page), config)
     if target.exists():
-        return _take_mask(image, target, config, None)._replace(agreement=agreement)
+        return _take_mask(image, target, config, None, page)._replace(agreement=agreement)
     _write_mask(target, mask.astype(np.uint8), config)
     return _MaskStats(int(np.count_nonzero(mask)), mask.size, agreement)
 
 
 def _take_mask(
-    image: Path, target: Path, config: MaskConfig, source: _MaskSource | None
+    image: Path, target: Path, config: MaskConfig, source: _MaskSource | None, page: int | None
 ) -> _MaskStats:
     """Read a mask that stands there, or else write the given one."""
-    size = probe(image)
+    size = probe(image, page=page)
     if source is not None and not target.exists():
         mask = source.read(size)
         _write_mask(target, mask, config)
@@ -231,6 +237,7 @@ def _write_overview(
     stats: list[_MaskStats],
     config: MaskConfig,
     folder: Path,
+    page: int | None,
 ) -> None:
     """Write the table of agreements and the contact sheet."""
     names = [name for name, _ in images]
@@ -242,7 +249,7 @@ def _write_overview(
     for i in contact.choose_layers(agreements):
         mask = open_mask(masks[i], config.classes) > 0
         caption = f"agreement {agreements[i]:.2f}, marked {shares[i]:.2%}"
-        tiles.append(contact.draw_tile(read(images[i][1]), mask, (names[i], caption)))
+        tiles.append(contact.draw_tile(read(images[i][1], page=page), mask, (names[i], caption)))
     write_png(folder / "contact.png", contact.draw_sheet(tiles))
 
 

@@ -1,8 +1,8 @@
 """JPEG files: which kinds are read, and a check that no scan ends early.
 
-libjpeg fills with grey what is missing and says so on stderr alone. So the data are fed, scan by scan,
-to Pillow's decoder, which waits where data are missing. As that costs half of a decoding again, files
-of one sequential scan are asked first whether their last pixel has the grey of a missing block.
+libjpeg fills with grey what is missing and says so on stderr alone. So the data are also fed, scan by
+scan, to Pillow's decoder, which waits where data are missing; at an eighth of the size this costs a
+good half of a decoding. What lacks a few bytes at its very end may pass.
 
 Source: ITU-T T.81 (JPEG), annex B; CIPA DC-007 (several pictures in one file).
 """
@@ -59,10 +59,6 @@ COLOURS = {1: "grey", 3: "rgb", 4: "inks"}
 
 PAD = b"\xff\0" * 8
 """Bits that end a scan, as many as the decoder wants to look ahead."""
-
-
-GREY = 128
-"""What a missing block is decoded to."""
 
 
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")
@@ -239,7 +235,7 @@ def _check_frame(frame: Frame) -> None:
 def _decode(file: File, frame: Frame, convert: Callable[[Samples], Pixels]) -> Pixels:
     content = read_at(file, 0, _length(file))
     if len(frame.components) == 4:
-        _check_scans(content, frame)
+        _check_whole(content, frame)
         return convert(Samples(np.array(JpegImageFile(io.BytesIO(content))), "inks"))
     colour: Any = COLOURS[len(frame.components)]
     return convert(Samples(_decode_whole(content, frame), colour))
@@ -253,19 +249,13 @@ def _decode_whole(content: bytes, frame: Frame, **spaces: Any) -> np.ndarray:
     """
     import imagecodecs  # a file of another format is read without it
 
-    scans = find_scans(content, frame)
+    _check_whole(content, frame)
     pixels = imagecodecs.jpeg8_decode(content, **spaces)
     if pixels.shape[:2] != (frame.height, frame.width):
         raise FormatError(
             f"{pixels.shape[1]} x {pixels.shape[0]} pixels were decoded, not those of its header"
         )
-    if frame.kind == 0xC2 or len(scans) > 1 or (pixels[-1, -1] == GREY).all():
-        _feed(content, frame, scans)
     return pixels
-
-
-def _check_scans(content: bytes, frame: Frame) -> None:
-    _feed(content, frame, find_scans(content, frame))
 
 
 @dataclass
@@ -347,7 +337,7 @@ def _check_parts(scan: Scan) -> None:
         )
 
 
-def _feed(content: bytes, frame: Frame, scans: list[Scan]) -> None:
+def _check_whole(content: bytes, frame: Frame) -> None:
     """Decode in pieces, at an eighth of the size, and see that each part is whole.
 
     A decoder that has all blocks of a part skips what follows; one that lacks some keeps it back.
@@ -359,6 +349,7 @@ def _feed(content: bytes, frame: Frame, scans: list[Scan]) -> None:
     image = Image.new(mode, (-(-frame.width // 8), -(-frame.height // 8)))
     decoder = Image._getdecoder(mode, "jpeg", (raw, ""), (8, 0))
     decoder.setimage(image.im, (0, 0, *image.size))
+    scans = find_scans(content, frame)
     ends = [
         end
         for scan in scans

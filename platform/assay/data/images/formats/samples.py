@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -57,7 +58,7 @@ class Samples:
         if self.colour == "inks":
             return _without_inks(self.pixels)
         pixels = self._levels(white)
-        return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
+        return cv2.merge([pixels] * 3) if pixels.ndim == 2 else pixels
 
     def plane(
         self, plane: Literal["level", "index", "alpha"], white: float | None = None
@@ -154,7 +155,7 @@ def choose_page(page: int | None, num: int, what: str = "pages") -> int:
         raise FormatError(
             f"it holds {num} {what}, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
         )
-    if (page or 0) >= num:
+    if not 0 <= (page or 0) < num:
         raise FormatError(f"it holds {num} {what}, and --data.page {page} counts from 0")
     return page or 0
 
