@@ -10,6 +10,7 @@ A bundle checks its files and repeats its golden output before it says that it i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +21,9 @@ from assay.bundle.card import read_card
 from assay.bundle.classify import ImageClassifier, PatchClassifier, Verdict
 from assay.bundle.embed import Embedder
 from assay.bundle.segment import Segmenter
-from assay.data.images.pyramid import SUFFIX, ImagePyramid, open_pyramid
+from assay.data.images import decode
+from assay.data.images.entry import SUFFIX, open_entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.errors import BundleError, ImageError, StoreError
 from assay.files import sha256_of
 
@@ -131,37 +134,42 @@ class Bundle:
         self, sources: Sequence[Path | bytes | ImagePyramid | ImageError]
     ) -> list[Any]:
         """Answer for several images at once; in the place of an answer stands why there is none."""
-        images = [read(source) for source in sources]
+        images = [self.read(source) for source in sources]
         answers = iter(self._answers([im for im in images if isinstance(im, ImagePyramid)]))
         return [next(answers) if isinstance(im, ImagePyramid) else im for im in images]
+
+    def read(self, source: Path | bytes | ImagePyramid | ImageError) -> ImagePyramid | ImageError:
+        """Decode an image as in training, unless that was done or tried before; returns why it cannot be read.
+
+        Of a file of the store (.pixels) only what is looked at is read.
+        """
+        if isinstance(source, ImagePyramid | ImageError):
+            return source
+        try:
+            if isinstance(source, Path) and source.suffix == SUFFIX:
+                pyramid = replace(open_entry(source), white=self.card.white)
+            else:
+                pyramid = ImagePyramid.read(source, self.card.white)
+        except (ImageError, StoreError) as error:
+            return ImageError(str(error))
+        try:
+            pyramid.range.scale(pyramid.white)
+        except ImageError as error:
+            return ImageError(f"Image {decode.name(source)} cannot be read: {error}")
+        return pyramid
 
     def _answers(self, pyramids: Sequence[ImagePyramid]) -> list[Any]:
         try:
             return list(self._answerer.predict(pyramids)) if pyramids else []
-        except ImageError as error:  # a tile that was looked at is damaged
+        except (ImageError, StoreError) as error:  # a tile that was looked at is damaged
             if len(pyramids) == 1:
-                return [error]
+                return [ImageError(str(error))]
             return [self._answers([pyramid])[0] for pyramid in pyramids]
 
     def together(self, views: Sequence[Any]) -> Verdict | None:
         """Answer for one part by the answers for several views of it; nothing where those are no classes."""
         verdict: Verdict | None = self._answerer.together(views)
         return verdict
-
-
-def read(source: Path | bytes | ImagePyramid | ImageError) -> ImagePyramid | ImageError:
-    """Decode an image, unless that was done or tried before; returns why it cannot be read.
-
-    Of a file of the store (.pixels) only what is looked at is read.
-    """
-    if isinstance(source, ImagePyramid | ImageError):
-        return source
-    try:
-        if isinstance(source, Path) and source.suffix == SUFFIX:
-            return open_pyramid(source)
-        return ImagePyramid.read(source)
-    except (ImageError, StoreError) as error:
-        return ImageError(str(error))
 
 
 def _providers(provider: Provider) -> list[str]:

@@ -41,6 +41,7 @@ def ship(job: Job, result: Result, storage: Path) -> None:
         run=job.folder.name,
         classes=task.classes,
         pipeline=pipeline,
+        white=job.pixels.white,
         decision=result.decision,
         thresholds=result.thresholds,
         metrics=result.sets,

@@ -17,9 +17,8 @@ import numpy as np
 
 from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.answer import AnyAnswer
-from assay.bundle.bundle import Bundle, Provider, Variant, read
+from assay.bundle.bundle import Bundle, Provider, Variant
 from assay.bundle.registry import Record, Registry
-from assay.data.images import decode
 from assay.errors import AssayError, ImageError
 from assay.metrics.drift import Drift
 from assay.serve.contract import MaskFormat, Model, View
@@ -170,7 +169,7 @@ def inspect(items: Sequence[Item]) -> list[Any]:
 
 
 def _predict(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
-    entries = [read(content) for content in images]
+    entries = [bundle.read(content) for content in images]
     try:
         answers = bundle.predict_each(entries)
     except Exception as error:  # whatever a graph may raise must reach its own request alone
@@ -180,14 +179,14 @@ def _predict(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
     return [
         answer
         if isinstance(answer, ImageError) or isinstance(entry, ImageError)
-        else (answer, entry.size, entry.levels[-1])
+        else (answer, entry.size, entry.uint8(np.asarray(entry.levels[-1])))
         for answer, entry in zip(answers, entries, strict=True)
     ]
 
 
 def _encode_jpeg(level: np.ndarray) -> str:
     """Encode a small picture as JPEG in base64."""
-    ordered = np.ascontiguousarray(decode.to_uint8(level)[..., ::-1])
+    ordered = np.ascontiguousarray(level[..., ::-1])
     return base64.b64encode(cv2.imencode(".jpg", ordered)[1].tobytes()).decode()
 
 

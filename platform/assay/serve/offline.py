@@ -25,10 +25,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import ray.data
 
-from assay.bundle.bundle import Bundle, Variant, read
+from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.classify import Answer
 from assay.data.images import decode
-from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid
+from assay.data.images.entry import MASK, SUFFIX
+from assay.data.images.pyramid import ImagePyramid
 from assay.errors import BundleError, ImageError, ManifestError
 from assay.files import write_parquet, write_rows, write_whole
 from assay.progress import progress_bar
@@ -168,7 +169,7 @@ def _judge_one(
     Raises:
         ImageError: the image, or a part of it that was looked at, cannot be read.
     """
-    entry = read(path)
+    entry = bundle.read(path)
     (answer,) = bundle.predict_each([entry])
     if isinstance(entry, ImageError) or isinstance(answer, ImageError):
         raise answer

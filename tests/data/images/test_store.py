@@ -129,7 +129,7 @@ import sys
 from assay.data.images.store import Store
 address, cache, content = sys.argv[1:]
 sys.stdin.readline()  # all at once
-print(Store(address, cache).open(content).levels[0].sum())
+print(Store(address, cache).open(content).pixels.sum())
 """
 
 
