@@ -64,7 +64,7 @@ def test_images_of_all_16_bits_are_read_as_ever_and_say_nothing(tmp_path, capsys
 @pytest.mark.parametrize("white", ["-3", "nan", "inf"])
 def test_a_white_level_that_is_none_is_refused(tmp_path, white):
     draw(tmp_path, step=16)
-    with pytest.raises(ConfigError, match=r"data\.white"):
+    with pytest.raises(ConfigError, match="white is"):
         read_images(tmp_path, "--data.white", white)
 
 
