@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bench import photo, seconds, table, write
 
-from assay.data.images.pyramid import ImagePyramid, open_pyramid, write_pyramid
+from assay.data.images.entry import open_entry, write_entry
+from assay.data.images.pyramid import ImagePyramid
 
 SIZE, TILE, PATCH, NUM_PATCHES = 5100, 512, 448, 8
 GRID = -(-SIZE // TILE)
@@ -63,7 +64,7 @@ def tiles_of(pixels: np.ndarray) -> list[np.ndarray]:
 def save(path: Path, layout: Layout, pixels: np.ndarray) -> None:
     """Write one image."""
     if layout.container == "rows":
-        write_pyramid(path, ImagePyramid.of(pixels))
+        write_entry(path, ImagePyramid.of(pixels))
         return
     encoded = [layout.encode(np.ascontiguousarray(tile)) for tile in tiles_of(pixels)]
     if layout.container == "file":
@@ -88,7 +89,7 @@ def save(path: Path, layout: Layout, pixels: np.ndarray) -> None:
 def read(path: Path, layout: Layout, corners: np.ndarray) -> list[np.ndarray]:
     """Patches at corners (x, y)."""
     if layout.container == "rows":
-        entry = open_pyramid(path)
+        entry = open_entry(path)
         return [entry.cut((x, y, x + PATCH, y + PATCH)) for x, y in corners.tolist()]
     fetch = opened(path, layout)
     return [assemble(fetch, x, y) for x, y in corners.tolist()]

@@ -494,3 +494,27 @@ def test_a_provider_that_is_not_there_is_named(sealed):
     assert Bundle(sealed, provider="cpu", threads=1).card
     with pytest.raises(BundleError, match="cuda"):
         Bundle(sealed, provider="cuda")
+
+
+def test_images_of_more_bits_are_read_by_the_white_level_of_the_data(tmp_path, images):
+    """The same picture in 8, 12 and 16 bits is one input; what is of another level is refused."""
+    narrow = cv2.imread(str(images[1]))
+    for bits, step in ((12, 16), (16, 257)):
+        assert cv2.imwrite(str(tmp_path / f"{bits}.png"), narrow.astype(np.uint16) * step)
+    opened = {}
+    for name, white in (("none", None), ("twelve", {"value": 255.0 * 16})):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_graphs(folder)
+        card = from_json(Card, card_of() | {"white": white})
+        golden = images[0] if white is None else tmp_path / "12.png"
+        seal(folder, card, golden)
+        opened[name] = Bundle(folder)
+    expected = opened["none"].predict(images[1]).probs
+    assert opened["twelve"].predict(images[1]).probs == expected
+    assert opened["twelve"].predict(tmp_path / "12.png").probs == pytest.approx(expected, abs=1e-5)
+    assert opened["none"].predict(tmp_path / "16.png").probs == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ImageError, match=r"12\.png.*no white level is known"):
+        opened["none"].predict(tmp_path / "12.png")
+    with pytest.raises(ImageError, match=r"16\.png.*the white level of the data is 4080"):
+        opened["twelve"].predict(tmp_path / "16.png")

@@ -12,7 +12,8 @@ import pytest
 
 from assay.bundle.bundle import Bundle
 from assay.data.images import decode
-from assay.data.images.pyramid import MASK, ImagePyramid, write_pyramid
+from assay.data.images.entry import MASK, StoredLevel, write_entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.errors import BundleError, ManifestError
 from assay.serve import offline
@@ -114,9 +115,9 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
 ):
     store = Store(str(tmp_path / "store"))
     for i, path in enumerate(pictures):
-        write_pyramid(store.path(f"{i:032x}"), ImagePyramid.of(decode.read(path)))
+        write_entry(store.path(f"{i:032x}"), ImagePyramid.of(decode.read(path)))
     mask = ImagePyramid.of_mask(np.zeros((8, 8), np.uint8))
-    write_pyramid(store.path(f"{0:032x}{MASK}"), mask)
+    write_entry(store.path(f"{0:032x}{MASK}"), mask)
     stored, _ = offline.list_images([tmp_path / "store"])
     assert len(stored) == len(pictures)
     folder = registry.fetch(registry.holder("parts", "champion"))
@@ -128,7 +129,11 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
     ]
     assert tables[0].equals(tables[1])
     opened = Bundle(folder).read(stored[0])
-    assert isinstance(opened.levels[0], np.memmap)
+    assert isinstance(opened.levels[0], StoredLevel)
+    damaged = bytearray(stored[0].read_bytes())
+    damaged[len(damaged) // 2 :] = bytes(len(damaged) - len(damaged) // 2)
+    stored[0].write_bytes(damaged)
+    assert offline.predict(folder, stored, tmp_path / "again", "fp32", True) == (len(stored) - 1, 1)
 
 
 def test_paths_are_images_folders_and_tables(pictures, tmp_path):

@@ -10,6 +10,7 @@ A bundle checks its files and repeats its golden output before it says that it i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +21,9 @@ from assay.bundle.card import read_card
 from assay.bundle.classify import ImageClassifier, PatchClassifier, Verdict
 from assay.bundle.embed import Embedder
 from assay.bundle.segment import Segmenter
-from assay.data.images.pyramid import SUFFIX, ImagePyramid, open_pyramid
+from assay.data.images import decode
+from assay.data.images.entry import SUFFIX, open_entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.errors import BundleError, ImageError, StoreError
 from assay.files import sha256_of
 
@@ -144,17 +147,23 @@ class Bundle:
             return source
         try:
             if isinstance(source, Path) and source.suffix == SUFFIX:
-                return open_pyramid(source)
-            return ImagePyramid.read(source, self.card.page)
+                pyramid = replace(open_entry(source), white=self.card.white)
+            else:
+                pyramid = ImagePyramid.read(source, self.card.page, self.card.white)
         except (ImageError, StoreError) as error:
             return ImageError(str(error))
+        try:
+            pyramid.range.scale(pyramid.white)
+        except ImageError as error:
+            return ImageError(f"Image {decode.name(source)} cannot be read: {error}")
+        return pyramid
 
     def _answers(self, pyramids: Sequence[ImagePyramid]) -> list[Any]:
         try:
             return list(self._answerer.predict(pyramids)) if pyramids else []
-        except ImageError as error:  # a tile that was looked at is damaged
+        except (ImageError, StoreError) as error:  # a tile that was looked at is damaged
             if len(pyramids) == 1:
-                return [error]
+                return [ImageError(str(error))]
             return [self._answers([pyramid])[0] for pyramid in pyramids]
 
     def together(self, views: Sequence[Any]) -> Verdict | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from assay.data.images.white import White
 from assay.errors import BundleError
 from assay.files import write_json
 from assay.metrics.comparison import Comparison
@@ -49,6 +50,8 @@ class Card:
     """How an image becomes the input of the graphs; what it holds follows from its `kind`."""
     page: int | None = None
     """Which image of a file that holds several is read, from 0; none: such a file is refused."""
+    white: White | None = None
+    """Of images of more than 8 bits, where training saw any."""
     decision: Decision | None = None
     """None where masks are drawn."""
     thresholds: list[int] | None = None

@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from assay.config import Settings, fingerprint
 from assay.data.hashes import content_hashes
 from assay.data.images.decode import SUFFIXES
-from assay.data.images.pyramid import MASK, entry_key
+from assay.data.images.entry import MASK, entry_key
 from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
@@ -58,6 +58,8 @@ class DataConfig(Settings, section="data"):
     """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one."""
     where: tuple[str, ...] = ()
     """For tables: keep rows with COLUMN=VALUE and COLUMN!=VALUE, e.g. kind=image exposure!=exp0."""
+    white: Annotated[float, Ge(0), Le(1e38)] = 0.0
+    """For images of more than 8 bits: the value that is shown as white, brighter ones too; 0: chosen by the largest value of the data, and said."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
     page: Annotated[int, Ge(0)] | None = None

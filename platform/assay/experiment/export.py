@@ -42,6 +42,7 @@ def ship(job: Job, result: Result, storage: Path) -> None:
         classes=task.classes,
         pipeline=pipeline,
         page=config.data.page,
+        white=job.pixels.white,
         decision=result.decision,
         thresholds=result.thresholds,
         metrics=result.sets,

@@ -17,7 +17,8 @@ import numpy as np
 import ray.data
 
 from assay.data.images.decode import probe
-from assay.data.images.pyramid import page_of, pyramid_bytes
+from assay.data.images.entry import page_of
+from assay.data.images.pyramid import pyramid_bytes
 from assay.data.images.store import SPARE_DISK, Store, decode_into
 from assay.data.manifest import Manifest
 from assay.errors import ImageError, StoreError

@@ -7,13 +7,15 @@ trial of a search), on test too ("test", a trial of a grid of folds), or shipped
 import dataclasses
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from assay.bundle.bundle import Bundle
@@ -21,6 +23,7 @@ from assay.config import to_dict
 from assay.data.duplicates import NearDuplicate, counts, near_duplicates
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
+from assay.data.images.white import choose as choose_white
 from assay.data.manifest import Manifest
 from assay.data.split import Split, draw_split
 from assay.errors import AssayError, ConfigError, RunError
@@ -36,6 +39,7 @@ from assay.runs.folder import Run
 from assay.runs.record import Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result
 from assay.runs.watch import watch
+from assay.shapes import UInt8
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
@@ -52,6 +56,8 @@ class StoredImages:
     manifest: Manifest
     """Without what could not be read."""
     pixels: Pixels
+    signatures: UInt8[np.ndarray, "rows 32"]
+    """Of the rows, for near duplicates."""
     quarantined: list[UnreadableImage]
     storage: Path
 
@@ -65,7 +71,12 @@ def read_data(
     bad = fill(manifest, store, config.data.on_error, parallel=resources.workers > 0)
     readable = _without(manifest, bad)
     pixels = Pixels(store, readable.column("content"), readable.masks)
-    return StoredImages(source, readable, pixels, bad, storage)
+    signatures, ranges = pixels.survey()
+    white, news = choose_white(ranges, config.data.white)
+    if news:
+        print(news, file=sys.stderr)
+    pixels = replace(pixels, white=white, _open=OrderedDict())
+    return StoredImages(source, readable, pixels, signatures, bad, storage)
 
 
 def _store_of(resources: Resources, storage: Path) -> Store:
@@ -87,7 +98,7 @@ class RunPlan:
 def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
     """Draw a run's split and look for near duplicates across it."""
     split = draw_split(data.manifest, config.split)
-    near = near_duplicates(data.pixels.signatures(), split.sets)
+    near = near_duplicates(data.signatures, split.sets)
     split.report.update({f"near_duplicates_{k}": v for k, v in counts(near, split.sets).items()})
     return RunPlan(name, config, data, split, near)
 
@@ -168,6 +179,7 @@ def _begin(
         launches=(*run.record.launches, launch),
         split=prepared.split.report,
         quarantined=tuple(Quarantined(row=q.row, reason=q.reason) for q in data.quarantined),
+        white=data.pixels.white.value if data.pixels.white else None,
         data=data.manifest.fingerprint,
         recipe=recipe(data.source, config, data.manifest),
         content=content(config, data.manifest),

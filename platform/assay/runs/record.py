@@ -64,6 +64,8 @@ class RunRecord:
     split: Mapping[str, int] | None = None
     """What drawing the split counted: groups, copies dropped, near duplicates by set."""
     quarantined: tuple[Quarantined, ...] = ()
+    white: float | None = None
+    """The white level of images of more than 8 bits, where there were any."""
     data: str = ""
     """Fingerprint of the manifest."""
     recipe: str = ""

@@ -19,7 +19,6 @@ from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.answer import AnyAnswer
 from assay.bundle.bundle import Bundle, Provider, Variant
 from assay.bundle.registry import Record, Registry
-from assay.data.images import decode
 from assay.errors import AssayError, ImageError
 from assay.metrics.drift import Drift
 from assay.serve.contract import MaskFormat, Model, View
@@ -180,14 +179,14 @@ def _predict(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
     return [
         answer
         if isinstance(answer, ImageError) or isinstance(entry, ImageError)
-        else (answer, entry.size, entry.levels[-1])
+        else (answer, entry.size, entry.uint8(np.asarray(entry.levels[-1])))
         for answer, entry in zip(answers, entries, strict=True)
     ]
 
 
 def _encode_jpeg(level: np.ndarray) -> str:
     """Encode a small picture as JPEG in base64."""
-    ordered = np.ascontiguousarray(decode.to_uint8(level)[..., ::-1])
+    ordered = np.ascontiguousarray(level[..., ::-1])
     return base64.b64encode(cv2.imencode(".jpg", ordered)[1].tobytes()).decode()
 
 

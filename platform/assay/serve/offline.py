@@ -28,7 +28,8 @@ import ray.data
 from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.classify import Answer
 from assay.data.images import decode
-from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid
+from assay.data.images.entry import MASK, SUFFIX
+from assay.data.images.pyramid import ImagePyramid
 from assay.errors import BundleError, ImageError, ManifestError
 from assay.files import write_parquet, write_rows, write_whole
 from assay.progress import progress_bar

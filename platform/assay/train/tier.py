@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from assay.data.images.affine import crop_matrix
-from assay.data.images.decode import to_uint8
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import whole_pixels
 from assay.data.images.store import SPARE_DISK
@@ -161,7 +160,7 @@ class DeviceCache:
         if not windows or None in windows:
             return None
         if row not in self.images:
-            pixels = np.array(to_uint8(canvas.entry.pixels))
+            pixels = np.array(canvas.entry.uint8(canvas.entry.pixels))
             self.images[row] = torch.from_numpy(pixels).to(device)
         image = self.images[row]
         return torch.stack([_window(image, *window, side) for window in windows if window])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from assay.data.images.decode import SUFFIXES, probe, read, read_plane, to_uint8, write_png
+from assay.data.images.decode import SUFFIXES, probe, read, read_plane, write_png
 from assay.errors import ImageError
 
 RNG = np.random.default_rng(7)
@@ -341,13 +341,6 @@ def test_the_suffix_does_not_choose_the_format(tmp_path):
     path = tmp_path / f"image{SUFFIXES[0]}"
     path.write_bytes(pil_bytes(RGB, "PNG"))
     np.testing.assert_array_equal(read(path), RGB)
-
-
-def test_to_uint8_rounds_to_the_nearest():
-    values = np.arange(65535, dtype=np.uint16).reshape(-1, 5, 3)
-    np.testing.assert_array_equal(to_uint8(values), np.rint(values / 257))
-    assert to_uint8(np.full((1, 1, 3), 65535, np.uint16)).max() == 255
-    assert to_uint8(RGB) is RGB
 
 
 # Planes of masks

@@ -51,9 +51,20 @@ def test_only_so_many_maps_are_kept_open(pixels, monkeypatch):
         assert len(pixels._open) <= 2
 
 
+def test_an_entry_that_is_opened_again_is_not_checked_again(pixels, monkeypatch):
+    monkeypatch.setattr("assay.data.images.pixels.OPEN_ENTRIES", 1)
+    np.testing.assert_array_equal(pixels[0].pixels, smooth(90, 120, seed=0))
+    assert not pixels[1].levels[0].checked.any()
+    again = pixels[0].levels[0]
+    assert again.checked.all()
+    received = pickle.loads(pickle.dumps(pixels))
+    assert not received[0].levels[0].checked.any()
+
+
 def test_signatures_of_all_rows(pixels):
-    signatures = pixels.signatures()
+    signatures, ranges = pixels.survey()
     assert signatures.shape == (4, 32)
+    assert {values.dtype for values in ranges} == {"uint8"}
     for row in range(3):
         expected = ImagePyramid.of(smooth(90, 120, seed=row)).signature
         assert signatures[row].tobytes() == expected
@@ -73,4 +84,4 @@ def test_a_mask_is_kept_as_it_is_drawn(tmp_path):
     pixels = pickle.loads(pickle.dumps(Pixels(store, ["only"], masks)))
     np.testing.assert_array_equal(pixels.mask(0, "label"), drawn)
     np.testing.assert_array_equal(pixels.mask(0, "truth"), drawn > 0)
-    np.testing.assert_array_equal(pixels[0].levels[0][..., 1], 255 * (drawn > 0))
+    np.testing.assert_array_equal(pixels[0].pixels[..., 1], 255 * (drawn > 0))

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 from assay.data.images import store as module
-from assay.data.images.pyramid import entry_key, page_of
+from assay.data.images.entry import entry_key, page_of
 from assay.data.images.store import Store
 from assay.errors import ConfigError, ImageError, StoreError
 
@@ -98,7 +98,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from assay.data.images.pyramid import entry_key, page_of
+from assay.data.images.entry import entry_key, page_of
 from assay.data.images.store import Store
 Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Store(sys.argv[1]).build(sys.argv[2], Path(sys.argv[3]))
@@ -145,11 +145,11 @@ def test_an_entry_travels_to_the_store_and_back(remote: Store, tmp_path: Path) -
 
 OPEN = """
 import sys
-from assay.data.images.pyramid import entry_key, page_of
+from assay.data.images.entry import entry_key, page_of
 from assay.data.images.store import Store
 address, cache, content = sys.argv[1:]
 sys.stdin.readline()  # all at once
-print(Store(address, cache).open(content).levels[0].sum())
+print(Store(address, cache).open(content).pixels.sum())
 """
 
 

@@ -106,20 +106,10 @@ def probe(source: Source, *, page: int | None = None) -> tuple[int, int]:
         return size[::-1] if header.orientation >= 5 else size
 
 
-def to_uint8(image: Rgb) -> UInt8[np.ndarray, "h w 3"]:
-    """Bring 16 bits per channel to 8 by rounding value / 257, which maps 65535 to 255."""
-    if image.dtype == np.uint8:
-        return image
-    return _TO_UINT8[image]
-
-
 def write_png(path: Path, pixels: Shaped[np.ndarray, "h w"] | Shaped[np.ndarray, "h w 3"]) -> None:
     """Write grey or RGB pixels of 8 or 16 bits without loss; an OSError comes through."""
     ordered = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]
     write_whole(path, cv2.imencode(".png", np.ascontiguousarray(ordered))[1].tobytes())
-
-
-_TO_UINT8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def name(source: Source) -> str:

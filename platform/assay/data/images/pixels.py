@@ -1,14 +1,16 @@
 """The handle by which training, judging and serving look at pixels."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from assay.data.images.entry import remember
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
-from assay.shapes import UInt8
+from assay.data.images.white import Range, White
+from assay.shapes import Bool, UInt8
 
 OPEN_ENTRIES = 256
 """Memory maps that one process keeps open."""
@@ -21,13 +23,20 @@ class Pixels:
     store: Store
     contents: list[str]
     masks: dict[str, list[str]] = field(default_factory=dict)
+    white: White | None = None
+    """Of images of more than 8 bits."""
     _open: "OrderedDict[str, ImagePyramid]" = field(
         default_factory=OrderedDict, repr=False, compare=False
     )
 
+    _checked: "dict[str, list[Bool[np.ndarray, 'rows columns']]]" = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Which tiles of each entry's levels this process compared with their checksums."""
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind."""
-        return self.__dict__ | {"_open": OrderedDict()}
+        return self.__dict__ | {"_open": OrderedDict(), "_checked": {}}
 
     def __getitem__(self, row: int) -> ImagePyramid:
         """Return the stored image of a row."""
@@ -40,13 +49,15 @@ class Pixels:
     def _open_entry(self, content: str) -> ImagePyramid:
         entry = self._open.get(content)
         if entry is None:
-            entry = self.store.open(content)
+            entry = replace(self.store.open(content), white=self.white)
+            self._checked[content] = remember(entry, self._checked.get(content))
             self._open[content] = entry
             if len(self._open) > OPEN_ENTRIES:
                 self._open.popitem(last=False)
         return entry
 
-    def signatures(self) -> UInt8[np.ndarray, "rows 32"]:
-        """Return the near-duplicate signature of every row."""
+    def survey(self) -> tuple[UInt8[np.ndarray, "rows 32"], list[Range]]:
+        """Return the near-duplicate signature of every row, and the range of its values."""
         entries = (self[row] for row in range(len(self.contents)))
-        return np.stack([np.frombuffer(entry.signature, np.uint8) for entry in entries])
+        measured = [(np.frombuffer(entry.signature, np.uint8), entry.range) for entry in entries]
+        return np.stack([digest for digest, _ in measured]), [values for _, values in measured]

@@ -1,25 +1,13 @@
-"""One decoded image, laid out for fast reads of regions, in memory or in a file.
+"""One decoded image, laid out for fast reads of regions: in memory, in a stored file, or in a tiled TIFF.
 
-    <content>.pixels
-        8 bytes   magic and version of decoding and layout
-        4 bytes   length of the header (little-endian)
-        header    JSON: dtype, levels [{height, width, channels, offset}], mean, std, signature
-        levels    level 0 is the image, level i is 2^i times smaller (area mean); raw, row-major
-
-A mask is an entry of one level with one channel, the class of each pixel; its statistics mean nothing.
-
-A file is written under a temporary name and renamed, so one that exists is complete. It is read by
-memory-mapping, and of it only the pages that a region touches. Raw rows were chosen over tiles,
-compressed or not, by tests/benchmarks/formats.md.
+Level 0 is the image, level i is 2^i times smaller (area mean). Values are as the file has them; what
+is read of them has 8 bits, and where they have more, a white level says which value is 255.
 """
 
-import json
-import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import cv2
 import numpy as np
@@ -27,28 +15,16 @@ import numpy as np
 from assay.data.images import decode, tiff
 from assay.data.images.affine import warp
 from assay.data.images.clahe import clahe_region
-from assay.errors import StoreError
-from assay.files import replacing
+from assay.data.images.white import Range, White, to_uint8
 from assay.shapes import Float64, Shaped, UInt8
 
-MAGIC = b"ASSAYPX1"
-
+if TYPE_CHECKING:
+    from assay.data.images.entry import StoredLevel
 
 SMALLEST_LEVEL = 64
 
 
-SUFFIX = ".pixels"
-
-
-MASK = "-mask"
-"""Ends the key of a mask."""
-
-
-PAGE = "-page"
-"""Stands in the key of an image before the number of its page, where one was chosen."""
-
-
-Level: TypeAlias = np.ndarray | tiff.TiledPage
+Level: TypeAlias = Union[np.ndarray, tiff.TiledPage, "StoredLevel"]
 
 
 @dataclass(frozen=True)
@@ -61,20 +37,27 @@ class Clahe:
 
 @dataclass(frozen=True)
 class ImagePyramid:
-    """One image: pyramid levels (memory-mapped, in memory, or read on demand) and statistics in [0, 1]."""
+    """One image: pyramid levels (memory-mapped, in memory, or read on demand) and what was measured of it."""
 
     levels: list[Level]
-    mean: np.ndarray
-    std: np.ndarray
+    range: Range
+    """Of level 0; of an image whose pixels are read on demand, of the smallest level."""
+    mean_value: np.ndarray
+    """Per channel, in the values of the file."""
+    std_value: np.ndarray
     signature: bytes
+    white: White | None = None
+    """The white level of the data that it belongs to."""
 
     @classmethod
-    def of(cls, pixels: np.ndarray) -> "ImagePyramid":
+    def of(cls, pixels: np.ndarray, white: White | None = None) -> "ImagePyramid":
         """Lay out decoded pixels."""
-        return cls._of_levels([*pyramid(pixels)])
+        return cls._of_levels([*pyramid(pixels)], white)
 
     @classmethod
-    def read(cls, source: decode.Source, page: int | None = None) -> "ImagePyramid":
+    def read(
+        cls, source: decode.Source, page: int | None = None, white: White | None = None
+    ) -> "ImagePyramid":
         """Read an image file as the store would hold it.
 
         Of a tiled TIFF that has overviews these are its levels, and a tile is decoded when it is
@@ -89,19 +72,44 @@ class ImagePyramid:
         """
         pages = tiff.open_pages(source, 2 * SMALLEST_LEVEL, page)
         if not pages:
-            return cls.of(decode.read(source, page=page))
-        return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))])
+            return cls.of(decode.read(source, page=page), white)
+        return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))], white)
 
     @classmethod
-    def _of_levels(cls, levels: list[Level]) -> "ImagePyramid":
+    def _of_levels(cls, levels: list[Level], white: White | None) -> "ImagePyramid":
+        smallest = np.asarray(levels[-1])
+        measured = levels[0] if isinstance(levels[0], np.ndarray) else smallest
         mean, std = statistics(levels)
-        return cls(levels, mean, std, signature(decode.to_uint8(np.asarray(levels[-1]))))
+        return cls(levels, Range.of(measured), mean, std, signature(smallest), white)
 
     @classmethod
     def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "ImagePyramid":
         """Lay out a mask; 255 says class 1 (see `masks`)."""
-        values = np.where(mask == 255, 1, mask).astype(np.uint8)
-        return cls([values[..., None]], np.zeros(3), np.zeros(3), bytes(32))
+        values = np.where(mask == 255, 1, mask).astype(np.uint8)[..., None]
+        return cls([values], Range.of(values), np.zeros(3), np.zeros(3), bytes(32))
+
+    @cached_property
+    def scale(self) -> float:
+        """The value that is shown as 255.
+
+        Raises:
+            ImageError: it cannot be told, or the image is of another white level than the data.
+        """
+        return self.range.scale(self.white)
+
+    @property
+    def mean(self) -> Float64[np.ndarray, "3"]:
+        """Mean per channel, as a share of white."""
+        return self.mean_value / self.scale
+
+    @property
+    def std(self) -> Float64[np.ndarray, "3"]:
+        """Standard deviation per channel, as a share of white."""
+        return self.std_value / self.scale
+
+    def uint8(self, values: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Bring values of its levels to 8 bits."""
+        return to_uint8(values, self.scale)
 
     @property
     def pixels(self) -> Shaped[np.ndarray, "h w c"]:
@@ -122,7 +130,7 @@ class ImagePyramid:
         scale = min(1.0, most / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         *_, pixels = (x for x in self.levels if x.shape[1] >= size[0] and x.shape[0] >= size[1])
-        whole = decode.to_uint8(np.asarray(pixels))
+        whole = self.uint8(np.asarray(pixels))
         return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
 
     def cut(
@@ -139,7 +147,7 @@ class ImagePyramid:
             return window
 
         def read(x: int, y: int, end_x: int, end_y: int) -> UInt8[np.ndarray, "h w 3"]:
-            return decode.to_uint8(np.asarray(pixels[y:end_y, x:end_x]))
+            return self.uint8(np.asarray(pixels[y:end_y, x:end_x]))
 
         if clahe is None:
             inside = read(first_x, first_y, stop_x, stop_y)
@@ -196,17 +204,6 @@ class ImagePyramid:
         return index, scaled
 
 
-def entry_key(content: str, page: int | None) -> str:
-    """Name the entry of an image by the hash of its file and the page that is read of it."""
-    return content if page is None else f"{content}{PAGE}{page}"
-
-
-def page_of(key: str) -> int | None:
-    """Return the page that an entry's key names."""
-    _, mark, number = key.partition(PAGE)
-    return int(number) if mark else None
-
-
 def whole_pixels(
     matrix: Float64[np.ndarray, "2 3"], height: int, width: int
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
@@ -226,29 +223,7 @@ def pyramid_bytes(height: int, width: int) -> int:
     return height * width * 4 + 65536
 
 
-def write_pyramid(path: Path, entry: ImagePyramid) -> None:
-    """Write an entry's file, whole or not at all; an OSError comes through."""
-    header: dict[str, Any] = {
-        "dtype": str(entry.levels[0].dtype),
-        "mean": entry.mean.tolist(),
-        "std": entry.std.tolist(),
-        "signature": entry.signature.hex(),
-        "levels": [],
-    }
-    offset = 0
-    for level in entry.levels:
-        height, width, channels = level.shape
-        spec = {"height": height, "width": width, "channels": channels, "offset": offset}
-        header["levels"].append(spec)
-        offset += level.nbytes
-    head = json.dumps(header).encode()
-    with replacing(path) as hidden, hidden.open("wb") as file:
-        file.write(MAGIC + struct.pack("<I", len(head)) + head)
-        for level in entry.levels:
-            file.write(np.ascontiguousarray(level).data)
-
-
-def signature(level: UInt8[np.ndarray, "h w 3"]) -> bytes:
+def signature(level: Shaped[np.ndarray, "h w 3"]) -> bytes:
     """Digest an image to 32 bytes that near-copies share: signs of a 16x16 grey thumbnail against its own blur.
 
     A flip or quarter turn of the image permutes the 256 bits in the same way.
@@ -269,41 +244,7 @@ def pyramid(level: np.ndarray) -> list[np.ndarray]:
 
 
 def statistics(levels: Sequence[Level]) -> tuple[np.ndarray, np.ndarray]:
-    """Measure mean and standard deviation per channel in [0, 1] on the last level of at least 256 pixels."""
+    """Measure mean and standard deviation of the values per channel, on the last level of at least 256 pixels."""
     overview = next((x for x in reversed(levels) if min(x.shape[:2]) >= 256), levels[0])
-    mean, std = cv2.meanStdDev(decode.to_uint8(np.asarray(overview)))
-    return mean[:, 0] / 255, std[:, 0] / 255
-
-
-def open_pyramid(path: Path) -> ImagePyramid:
-    """Memory-map one entry.
-
-    Raises:
-        StoreError: the entry is missing, foreign or cut short.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(12)
-            if start[:8] != MAGIC:
-                raise StoreError(
-                    f"{path} is not an entry of this store's version; delete it and run again."
-                )
-            header = json.loads(file.read(struct.unpack("<I", start[8:])[0]))
-            begin = file.tell()
-        flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
-        return ImagePyramid(
-            [_level(flat, spec) for spec in header["levels"]],
-            np.array(header["mean"], dtype=np.float64),
-            np.array(header["std"], dtype=np.float64),
-            bytes.fromhex(header["signature"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise StoreError(
-            f"The stored image {path} is damaged or missing ({error}); delete it and run again."
-        ) from None
-
-
-def _level(flat: np.ndarray, spec: dict[str, int]) -> np.ndarray:
-    start = spec["offset"] // flat.dtype.itemsize
-    shape = spec["height"], spec["width"], spec.get("channels", 3)
-    return flat[start : start + math.prod(shape)].reshape(shape)
+    mean, std = cv2.meanStdDev(np.asarray(overview))
+    return mean[:, 0], std[:, 0]

@@ -1,6 +1,6 @@
 """The pixel store: every image decoded once, in a folder or on object storage.
 
-    <place>/<first two digits>/<content>.pixels          see `pyramid`
+    <place>/<first two digits>/<content>.pixels          see `entry`
 
 An entry is keyed by the image file's content, the page that was chosen of it and the version of its
 layout alone: labels, domains
@@ -19,14 +19,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from assay.data.images import decode
-from assay.data.images.pyramid import (
-    MASK,
-    SUFFIX,
-    ImagePyramid,
-    open_pyramid,
-    page_of,
-    write_pyramid,
-)
+from assay.data.images.entry import MASK, SUFFIX, open_entry, page_of, write_entry
+from assay.data.images.pyramid import ImagePyramid
 from assay.errors import ImageError, StoreError
 from assay.files import replacing
 from assay.storage import reach, whole
@@ -104,7 +98,7 @@ class Store:
         try:
             if not self.is_folder:
                 self._make_room(sum(level.nbytes for level in entry.levels))
-            write_pyramid(path, entry)
+            write_entry(path, entry)
             if not self.is_folder:
                 self._send(path, content)
         except OSError as error:
@@ -125,7 +119,7 @@ class Store:
                 os.utime(path)  # the order in which copies make room
             except OSError as error:
                 raise self._refusal(error) from None
-        return open_pyramid(path)
+        return open_entry(path)
 
     def _sizes(self) -> dict[str, int]:
         """Read the bytes of every entry in the store, by content."""

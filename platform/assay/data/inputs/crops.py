@@ -7,7 +7,6 @@ import numpy as np
 from annotated_types import Ge, MultipleOf
 
 from assay.config import Share
-from assay.data.images.decode import to_uint8
 from assay.data.images.pixels import Pixels
 from assay.data.inputs.tiles import cut_inside
 from assay.data.inputs.transforms import TransformConfig, change
@@ -42,9 +41,9 @@ def draw_crop(
         centre = inside[rng.integers(len(inside))] + rng.uniform(-side / 4, side / 4, 2)
     most = np.maximum((height - side, width - side), 0)
     y, x = np.clip(centre - side / 2, 0, most).astype(int).tolist()
-    image = to_uint8(cut_inside(pixels[row].pixels, x, y, side))
-    marks = cut_inside(mask, x, y, side)
     pyramid = pixels[row]
+    image = pyramid.uint8(cut_inside(pyramid.levels[0], x, y, side))
+    marks = cut_inside(mask, x, y, side)
     return change(config, image, marks, int(rng.integers(1 << 31)), pyramid.mean, pyramid.std)
 
 

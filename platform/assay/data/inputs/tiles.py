@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from annotated_types import Ge, MultipleOf
 
-from assay.data.images.decode import to_uint8
-from assay.data.images.pyramid import ImagePyramid
+from assay.data.images.pyramid import ImagePyramid, Level
 from assay.data.inputs.normalise import NormaliseConfig, normalise
 from assay.errors import ConfigError
 from assay.levels import to_levels
@@ -81,12 +80,12 @@ def level_map(
 def _logits(
     entry: ImagePyramid, network: Network, y: int, xs: Sequence[int], config: TileConfig
 ) -> Float[np.ndarray, "n classes side side"]:
-    tiles = np.stack([to_uint8(cut_inside(entry.pixels, x, y, config.tile_px)) for x in xs])
+    tiles = np.stack([entry.uint8(cut_inside(entry.levels[0], x, y, config.tile_px)) for x in xs])
     return network(normalise(tiles, *config.statistics(entry.mean, entry.std)))
 
 
 def cut_inside(
-    pixels: Shaped[np.ndarray, "h w *c"], x: int, y: int, side: int
+    pixels: Level | Shaped[np.ndarray, "h w *c"], x: int, y: int, side: int
 ) -> Shaped[np.ndarray, "side side *c"]:
     """Cut a square of an image or mask, or all of it mirrored at its edges where it is smaller."""
     cut = np.asarray(pixels[y : y + side, x : x + side])

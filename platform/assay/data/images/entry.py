@@ -1,0 +1,216 @@
+"""One decoded image or mask in a file of the store.
+
+    <content>.pixels
+        8 bytes   magic and version of decoding and layout
+        4 bytes   length of the header (little-endian)
+        8 bytes   checksum of the header
+        header    JSON: dtype, levels [{height, width, channels, offset, checksums}], low, high,
+                  mean, std, signature
+        levels    see `pyramid`; raw, row-major
+
+A mask is an entry of one level with one channel, the class of each pixel; its statistics mean nothing.
+
+A file is written under a temporary name and renamed, so one that exists is complete. It is read by
+memory-mapping, and of it only the pages that a region touches; each tile is compared with its
+checksum before it is first shown (the price: tests/benchmarks/checksums.md). Raw rows were chosen
+over tiles, compressed or not, by tests/benchmarks/formats.md.
+"""
+
+import itertools
+import json
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.data.images.pyramid import ImagePyramid
+from assay.data.images.white import Range
+from assay.errors import StoreError
+from assay.files import replacing
+from assay.shapes import Bool, Shaped, UInt64
+
+MAGIC = b"ASSAYPX2"
+
+
+SUFFIX = ".pixels"
+
+
+MASK = "-mask"
+"""Ends the key of a mask."""
+
+
+PAGE = "-page"
+"""Stands in the key of an image before the number of its page, where one was chosen."""
+
+
+TILE = 256
+"""Side of what has a checksum of its own (pixels)."""
+
+
+_START = "<8sIQ"
+
+
+def entry_key(content: str, page: int | None) -> str:
+    """Name the entry of an image by the hash of its file and the page that is read of it."""
+    return content if page is None else f"{content}{PAGE}{page}"
+
+
+def page_of(key: str) -> int | None:
+    """Return the page that an entry's key names."""
+    _, mark, number = key.partition(PAGE)
+    return int(number) if mark else None
+
+
+def write_entry(path: Path, entry: ImagePyramid) -> None:
+    """Write an entry's file, whole or not at all; an OSError comes through."""
+    levels = [np.ascontiguousarray(level) for level in entry.levels]
+    offsets = itertools.accumulate((level.nbytes for level in levels), initial=0)
+    header: dict[str, Any] = {
+        "dtype": str(levels[0].dtype),
+        "low": entry.range.low,
+        "high": entry.range.high,
+        "mean": entry.mean_value.tolist(),
+        "std": entry.std_value.tolist(),
+        "signature": entry.signature.hex(),
+        "levels": [_describe(*item) for item in zip(levels, offsets, strict=False)],
+    }
+    head = json.dumps(header).encode()
+    with replacing(path) as hidden, hidden.open("wb") as file:
+        file.write(struct.pack(_START, MAGIC, len(head), _digest(head)) + head)
+        for level in levels:
+            file.write(level.data)
+
+
+def open_entry(path: Path) -> ImagePyramid:
+    """Memory-map one entry.
+
+    Raises:
+        StoreError: the entry is missing, foreign, damaged or cut short; damage of pixels shows when
+            they are looked at.
+    """
+    try:
+        with path.open("rb") as file:
+            magic, length, digest = struct.unpack(_START, file.read(struct.calcsize(_START)))
+            if magic != MAGIC:
+                raise StoreError(
+                    f"{path} is no entry of this store's version; delete the store's folder and run again, which decodes the images anew."
+                )
+            head = file.read(length)
+            if _digest(head) != digest:
+                raise ValueError("its header is not what was written")
+            header, begin = json.loads(head), file.tell()
+        flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
+        return ImagePyramid(
+            [_level(path, flat, spec) for spec in header["levels"]],
+            Range(header["dtype"], header["low"], header["high"]),
+            np.array(header["mean"], dtype=np.float64),
+            np.array(header["std"], dtype=np.float64),
+            bytes.fromhex(header["signature"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise StoreError(
+            f"The stored image {path} is damaged or missing ({error}); delete it and run again."
+        ) from None
+
+
+class StoredLevel:
+    """Pixels of one level: like an array, but a tile is checked before it is first shown.
+
+    Args:
+        path: the entry, for what an error says.
+        pixels: memory-mapped.
+        checksums: of the tiles, by rows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pixels: Shaped[np.ndarray, "h w c"],
+        checksums: UInt64[np.ndarray, "rows columns"],
+    ) -> None:
+        self.path, self.mapped, self.checksums = path, pixels, checksums
+        self.checked = np.zeros(checksums.shape, bool)
+        self.shape, self.dtype, self.nbytes = pixels.shape, pixels.dtype, pixels.nbytes
+
+    def __getitem__(self, box: tuple[slice, slice]) -> Shaped[np.ndarray, "h w c"]:
+        """Return rows and columns, each without a step.
+
+        Raises:
+            StoreError: they are not what was written.
+        """
+        pixels = self.mapped[box]
+        if pixels.size:
+            rows, columns = (
+                slice(start // TILE, (stop - 1) // TILE + 1)
+                for start, stop, _ in (
+                    side.indices(length) for side, length in zip(box, self.shape, strict=False)
+                )
+            )
+            self._check(rows, columns)
+        return pixels
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return all of it."""
+        self._check(slice(None), slice(None))
+        return np.array(self.mapped, dtype=dtype, copy=copy)
+
+    def _check(self, rows: slice, columns: slice) -> None:
+        """Compare those tiles with their checksums that were not compared yet."""
+        due = ~self.checked[rows, columns]
+        if not due.any():
+            return
+        first = np.array([rows.start or 0, columns.start or 0])
+        for row, column in (np.argwhere(due) + first).tolist():
+            if _digest(_tile(self.mapped, row, column)) != self.checksums[row, column]:
+                raise StoreError(
+                    f"The stored image {self.path} is damaged: pixels from row {row * TILE} and column {column * TILE} "
+                    "are not what was written; delete it and run again, and check the disk."
+                )
+            self.checked[row, column] = True
+
+
+def remember(
+    entry: ImagePyramid, checked: Sequence[Bool[np.ndarray, "rows columns"]] | None
+) -> list[Bool[np.ndarray, "rows columns"]]:
+    """Let a stored entry that is opened again know its tiles that were checked; return what it notes them in."""
+    levels = [level for level in entry.levels if isinstance(level, StoredLevel)]
+    for level, tiles in zip(levels, checked or [], strict=False):
+        level.checked = tiles
+    return [level.checked for level in levels]
+
+
+def _tile(level: np.ndarray, row: int, column: int) -> memoryview:
+    rows, columns = (slice(i * TILE, (i + 1) * TILE) for i in (row, column))
+    return np.ascontiguousarray(level[rows, columns]).data
+
+
+def _describe(level: np.ndarray, offset: int) -> dict[str, Any]:
+    """Write down where a level is and what its tiles hold."""
+    height, width, channels = level.shape
+    grid = math.ceil(height / TILE), math.ceil(width / TILE)
+    digests = [_digest(_tile(level, *place)) for place in np.ndindex(*grid)]
+    return {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "offset": offset,
+        "checksums": np.array(digests, np.uint64).astype("<u8").tobytes().hex(),
+    }
+
+
+def _level(path: Path, flat: np.ndarray, spec: dict[str, Any]) -> StoredLevel:
+    start = spec["offset"] // flat.dtype.itemsize
+    shape = spec["height"], spec["width"], spec["channels"]
+    pixels = flat[start : start + math.prod(shape)].reshape(shape)
+    grid = math.ceil(shape[0] / TILE), math.ceil(shape[1] / TILE)
+    digests = np.frombuffer(bytes.fromhex(spec["checksums"]), "<u8")
+    return StoredLevel(path, pixels, digests.astype(np.uint64).reshape(grid))
+
+
+def _digest(content: bytes | memoryview) -> int:
+    import xxhash  # a bundle answers for images without it
+
+    return xxhash.xxh3_64_intdigest(content)
