@@ -37,11 +37,11 @@ from assay.experiment.run import (
     storage_of,
 )
 from assay.experiment.workers import cluster
-from assay.files import read_json, write_json
+from assay.files import write_json
 from assay.report.page import fill_page, write_page, write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
-from assay.runs.results import read_result
+from assay.runs.results import read_config, read_result
 from assay.space import Space, change
 from assay.sweep import space_file, space_text
 from assay.sweep.figures import Budget, EndedTrials, budget_of, figures
@@ -212,7 +212,7 @@ def _select(search: Search, folder: Path) -> Run:
 def _score_once(run: Run, name: str, data: StoredImages, resources: Resources, tried: int) -> None:
     """Run the selected trial to its end; the only one that is scored on test."""
     task = load_task(data.source)
-    config = from_dict(task.Config, read_json(run.folder / "config.json"))
+    config = from_dict(task.Config, read_config(run.folder))
     alone = replace(resources, workers=0) if resources.workers == 1 else resources
     with run.lease():
         if not is_whole(run):
