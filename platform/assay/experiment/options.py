@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from assay.config import from_dict, to_dict
+from assay.config import Settings, from_dict, to_dict
 from assay.errors import ConfigError
 from assay.experiment.resources import Resources
 from assay.files import read_json
@@ -18,7 +18,7 @@ from assay.train.task import Task, TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class Launch(Settings):
     """How the command itself behaves."""
 
     preset: str = ""

@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from markupsafe import Markup
 from optuna.trial import FrozenTrial
 
@@ -71,21 +72,21 @@ class SearchLaunch(SweepLaunch):
     """Changes to the task's search space: SETTING=LOW..HIGH[,log], SETTING=A|B|C; SETTING=A takes it out."""
     space_file: Path | None = None
     """YAML file with the search space, in the place of the task's; also a W&B sweep."""
-    trials: int = 20
+    trials: Annotated[int, Interval(ge=1, le=1_000_000)] = 20
     """Trials in all, those of earlier launches among them."""
-    epochs: int = 0
+    epochs: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
     """Epochs after which no further trial begins, for methods that are compared at equal cost; 0: no limit."""
     sampling: Sampling = "tpe"
     """How settings are proposed: TPE (multivariate, constant liar), at random, as a grid, or NSGA-II."""
     objectives: tuple[Objective, ...] = ("score",)
     """What val is to improve: score, nll, latency_ms, num_params; several make a Pareto front by NSGA-II."""
-    grace: int = 1
+    grace: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """Epochs (looks at val) before a trial may be stopped early."""
-    eta: int = 3
+    eta: Annotated[int, Interval(ge=0, le=1000)] = 3
     """One of so many trials goes on at each rung of early stopping (ASHA); 0: every trial runs to its end."""
     warm_start: tuple[Path, ...] = ()
     """Folders of earlier sweeps, whose best settings are tried first."""
-    sweep_seed: int = 0
+    sweep_seed: Annotated[int, Interval(ge=0, le=2**31)] = 0
     """Seed of the proposals."""
 
 
@@ -151,10 +152,8 @@ def _read_space(
     space_text.check(space, config)
     if len(launch.objectives) > 1 and launch.sampling == "tpe":
         launch = replace(launch, sampling="nsga2")
-    if launch.trials < 1 or launch.grace < 1 or (launch.eta < 2 and launch.eta != 0):
-        raise ConfigError(
-            f"--trials is {launch.trials}, --grace {launch.grace} and --eta {launch.eta}; give at least 1, 1, and 2 (or 0 for no early stopping)."
-        )
+    if launch.eta == 1:
+        raise ConfigError("--eta is 1; give 2 or more, or 0 for no early stopping.")
     if len(set(launch.objectives)) != len(launch.objectives) or not launch.objectives:
         raise ConfigError(f"--objectives is {launch.objectives}; name one or several, each once.")
     return space, launch
