@@ -41,7 +41,7 @@ def describe(error: BaseException) -> str:
     """Say in a few words what was raised."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     text = text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
-    return f"{text[:117]}..." if len(text) > 120 else text.rstrip(": .")
+    return f"{text[:197]}..." if len(text) > 200 else text.rstrip(": .")
 
 
 def read_json(

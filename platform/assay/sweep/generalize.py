@@ -8,7 +8,6 @@
 Each training is a run of its own below runs/, recognised by what it computes.
 """
 
-import itertools
 import statistics
 import sys
 from collections import Counter
@@ -28,7 +27,7 @@ from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
 from assay.runs.folder import Run
-from assay.space import change
+from assay.space import change, combinations
 from assay.sweep import space_text
 from assay.sweep.folds import Fold, plan
 from assay.sweep.generalization import Summary, curve, gather, matrices, summarize
@@ -129,7 +128,7 @@ def settings_of(
     space = dict(space_text.parse(text, config) for text in texts)
     space_text.check(space, config)
     settings = {}
-    for levels in itertools.product(*(dimension.levels() for dimension in space.values())):
+    for levels in combinations(space):
         values = dict(zip(space, levels, strict=True))
         name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in values.items())
         settings[name] = change(config, values)

@@ -13,7 +13,7 @@ no setting that could be run again.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +43,7 @@ from assay.report.page import fill_page, write_page, write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
 from assay.runs.results import read_config, read_result
-from assay.space import Space, change
+from assay.space import Space, change, rounded
 from assay.sweep import space_file, space_text
 from assay.sweep.figures import Budget, EndedTrials, budget_of, figures
 from assay.sweep.launch import SweepLaunch, run_command
@@ -226,7 +226,8 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
     """Write the sweep's files and print what they say; returns how many trials failed."""
     trials = [(trial, search.outcome_of(trial)) for trial in search.trials]
     outcomes = [outcome for _, outcome in trials]
-    rows = [_row(trial, outcome) for trial, outcome in trials]
+    params = {trial.number: rounded(search.space, trial.params) for trial, _ in trials}
+    rows = [_row(trial, outcome, params[trial.number]) for trial, outcome in trials]
     write_trials(folder, rows)
     budget = budget_of(outcomes, search.base.train.epochs)
     best, shares, result = search.best(), importances(search.study), read_result(selected.folder)
@@ -236,14 +237,14 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
         "tried": len(trials),
     }
     front = [
-        {"run": trial.user_attrs["run"], "values": trial.values, "params": trial.params}
+        {"run": trial.user_attrs["run"], "values": trial.values, "params": params[trial.number]}
         for trial in best
     ]
     record = {
         "schema": 1,
         **summary,
         "selected": selected.folder.name,
-        "params": best[0].params,
+        "params": params[best[0].number],
         "front": front,
         "budget": asdict(budget),
         "importance": shares,
@@ -257,6 +258,7 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
         lines=rows,
         chosen=selected.folder.name,
         best=best,
+        params=params,
         shares=shares,
         budget=budget,
         halving=halving,
@@ -266,11 +268,11 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
         coordinates=Markup(render_parallel(axes_of(search.space, trials), trials)),
         figures=figures(trials, search.settings.objectives, shares, best),
     )
-    _print(trials, best[0], budget, selected, write_page(folder, page))
+    _print(trials, params[best[0].number], budget, selected, write_page(folder, page))
     return sum(outcome.state == "failed" for outcome in outcomes)
 
 
-def _row(trial: FrozenTrial, outcome: Outcome) -> dict[str, Any]:
+def _row(trial: FrozenTrial, outcome: Outcome, params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "run": trial.user_attrs.get("run", ""),
@@ -281,17 +283,17 @@ def _row(trial: FrozenTrial, outcome: Outcome) -> dict[str, Any]:
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,
         **outcome.measured,
-        **trial.params,
+        **params,
     }
 
 
 def _print(
-    trials: EndedTrials, best: FrozenTrial, budget: Budget, selected: Run, path: Path
+    trials: EndedTrials, best: Mapping[str, Any], budget: Budget, selected: Run, path: Path
 ) -> None:
     counts = Counter(outcome.state for _, outcome in trials)
     states = ", ".join(f"{num} {state}" for state, num in counts.items())
     print(f"{len(trials)} trials: {states}; {budget}")
-    print(f"selected on val: {describe_values(best.params)}")
+    print(f"selected on val: {describe_values(best)}")
     print_run({selected.folder.name: selected.folder})
     print(f"{len(trials)} configurations were tried; test was scored for the selected one alone.")
     print(f"study: {path.parent / JOURNAL}\nreport: {path}")
