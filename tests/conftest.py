@@ -7,10 +7,11 @@ remains of Ray last.
 Also bundles and predictions made by hand, for tests of what comes after training.
 """
 
+import io
 import json
 import os
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # read as Ray is imported: under `uv run` its workers would each make an environment of their own
@@ -22,6 +23,7 @@ import cv2
 import numpy as np
 import onnx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -43,6 +45,36 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of EfficientNet-Lite0, pretrained on ImageNet, as a file for timm's tf_efficientnet_lite0."""
     script = runpy.run_path(str(Path(__file__).with_name("pretrained.py")))
     return script["lite0"](tmp_path_factory.mktemp("weights") / "lite0.safetensors")
+
+
+@pytest.fixture
+def damages() -> Callable[[Path], Iterator[str]]:
+    """A function that puts into a file's place what torn and foreign files hold, one after the other."""
+
+    def spoil(path: Path) -> Iterator[str]:
+        path.parent.mkdir(exist_ok=True)
+        content = path.read_bytes() if path.is_file() else b'{"schema": 4}'
+        table = io.BytesIO()
+        pq.write_table(pa.table({"other": [1]}), table)
+        for name, damaged in {
+            "half": content[: len(content) // 2],
+            "nothing": b"",
+            "an object": b"{}",
+            "a list": b"[]",
+            "deep lists": b"[" * 100_000,
+            "a huge number": b'{"schema": 1' + b"0" * 5000 + b"}",
+            "no UTF-8": b"\xff\xfe\x00",
+            "another table": table.getvalue(),
+        }.items():
+            path.write_bytes(damaged)
+            yield name
+        path.unlink()
+        path.mkdir()
+        yield "a folder"
+        path.rmdir()
+        path.write_bytes(content)
+
+    return spoil
 
 
 class ByFile(LoadScopeScheduling):

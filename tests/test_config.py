@@ -8,18 +8,19 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.config import Settings, fingerprint, from_dict, read_ranges, to_dict
+from assay.config import Settings, fingerprint, from_dict, read_entry_ranges, read_ranges, to_dict
 from assay.errors import ConfigError
 from assay.train.source import TaskSource, load_task
 
 ROOT = Path(__file__).parents[1]
+FINGERPRINT: Any = load_task(TaskSource.read(ROOT / "tasks" / "fingerprint.py"))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -176,7 +177,9 @@ def settings_classes() -> list[type[Settings]]:
         load_task(TaskSource.read(path)).__module__ for path in (ROOT / "tasks").glob("*.py")
     }
     for path in sorted((ROOT / "platform" / "assay").rglob("*.py")):
-        if re.search(r"^class \w+\(Settings", path.read_text(), re.MULTILINE):
+        if re.search(
+            r"^class \w+\((Settings|Launch|SweepLaunch)\b", path.read_text(), re.MULTILINE
+        ):
             parts = path.relative_to(ROOT / "platform").with_suffix("").parts
             modules.add(importlib.import_module(".".join(parts)).__name__)
     return sorted(
@@ -224,7 +227,7 @@ def values_of(kind: type[Settings], name: str) -> st.SearchStrategy[Any]:
     if hint in (int, int | None):
         return st.integers(-2, 300) | st.integers(1, 9).map(lambda n: 32 * n) | st.integers()
     assert get_origin(hint) is tuple, (kind, name)
-    entry = getattr(kind(), name)[0]
+    entry = next(iter(getattr(kind(), name)), 64)
     return (st.integers(0, 3) | st.integers(253, 256)).map(lambda num: (entry,) * num)
 
 
@@ -232,6 +235,48 @@ def test_every_number_with_a_range_is_seen():
     names = {f"{kind.__name__}.{name}" for kind, name in RANGED}
     assert len(names) > 100
     assert {"TrainConfig.epochs", "PatchModelConfig.k", "SegmentModelConfig.pos_weight"} <= names
+
+
+def test_no_number_is_without_a_lower_and_an_upper_end():
+    for kind in KINDS:
+        if kind.__module__.startswith("assay.serve"):
+            continue
+        for name, hint in get_type_hints(kind).items():
+            is_tuple = get_origin(hint) is tuple
+            number = get_args(hint)[0] if is_tuple else hint
+            if number in (int, float):
+                bounds = (read_entry_ranges if is_tuple else read_ranges)(kind).get(name, ())
+                assert any(isinstance(bound, Ge | Gt) for bound in bounds), (kind, name)
+                assert any(isinstance(bound, Le | Lt) for bound in bounds), (kind, name)
+
+
+def test_an_entry_outside_the_range_of_its_field_is_refused_as_a_number_is():
+    config = load_task(TaskSource.read(ROOT / "tasks" / "segment.py")).Config
+    for section, name, value in [
+        ("tiles", "mean", [0.5, math.nan, 0.5]),
+        ("tiles", "std", [0.5, 0.0, 0.5]),
+        ("model", "decoder_channels", [64, -1]),
+    ]:
+        option = f"{section}.{name.replace('_', '-')}"
+        with pytest.raises(ConfigError, match=rf"^{option} is \S+; it must be "):
+            from_dict(config, {section: {name: value}})
+
+
+@settings(max_examples=100)
+@given(st.data(), JSON | st.integers(10**300, 10**400) | st.just(math.nan) | st.just("9" * 5000))
+def test_a_saved_config_with_any_value_in_any_place_is_taken_or_refused_in_a_sentence(data, value):
+    config = FINGERPRINT.presets()["demo"]
+    tree = to_dict(config)
+    branch: Any = {"": tree}
+    key: Any = ""
+    while isinstance(branch[key], dict) and branch[key] and data.draw(st.booleans()):
+        branch, key = branch[key], data.draw(st.sampled_from(sorted(branch[key])))
+    branch[key] = value
+    try:
+        from_dict(type(config), tree)
+    except ConfigError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 1000  # noqa: PT017
 
 
 def test_a_section_is_called_as_in_the_configuration_that_holds_it():
@@ -263,15 +308,21 @@ def test_a_range_lets_in_what_is_inside_it_and_nothing_else(kind, name, data):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"train": {"epochs": -1}}, "train.epochs is -1; it must be at least 0."),
-        ({"train": {"batch_size": 0}}, "train.batch-size is 0; it must be at least 1."),
+        (
+            {"train": {"epochs": -1}},
+            "train.epochs is -1; it must be at least 0 and at most 100000.",
+        ),
+        (
+            {"train": {"batch_size": 0}},
+            "train.batch-size is 0; it must be at least 1 and at most 1000000.",
+        ),
         ({"optim": {"warmup": 1.0}}, "optim.warmup is 1.0; it must be at least 0 and below 1."),
         ({"data": {"page": -1}}, "data.page is -1; it must be at least 0."),
         ({"optim": {"lr": math.nan}}, "optim.lr is nan; it must be a finite number."),
         ({"optim": {"lr": math.inf}}, "optim.lr is inf; it must be a finite number."),
         (
             {"tiles": {"tile_px": 100}},
-            "tiles.tile-px is 100; it must be at least 32 and a multiple of 32.",
+            "tiles.tile-px is 100; it must be at least 32, at most 8192 and a multiple of 32.",
         ),
         (
             {"masks": {"classes": ()}},

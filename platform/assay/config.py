@@ -8,19 +8,36 @@ import hashlib
 import json
 import math
 import operator
+import reprlib
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from numbers import Real
 from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MaxLen, MinLen, MultipleOf
 
 from assay.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 Share = Annotated[float, Interval(ge=0, le=1)]
 """A probability, or a part of a whole."""
+
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+"""What random numbers begin with."""
 
 
 _MET: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -61,7 +78,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse values outside the ranges of their fields."""
         kind: Any = type(self)  # to mypy a class of settings is no key of a cache
-        for name in read_ranges(kind):
+        for name in read_ranges(kind) | read_entry_ranges(kind):
             _check(kind, name, getattr(self, name))
 
     def idle(self) -> dict[str, str]:
@@ -83,38 +100,69 @@ def without_idle(settings: S) -> S:
 @cache
 def read_ranges(kind: type[Settings]) -> dict[str, tuple[Any, ...]]:
     """Return the bounds of each field that has any, as they are annotated."""
-    bounds: dict[str, tuple[Any, ...]] = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        notes: list[Any] = []
-        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        for note in (note for part in parts for note in getattr(part, "__metadata__", ())):
-            notes += note if isinstance(note, GroupedMetadata) else [note]
-        bounds[name] = tuple(note for note in notes if type(note) in _MET)
+    hints = get_type_hints(kind, include_extras=True)
+    bounds = {name: _bounds(hint) for name, hint in hints.items()}
     return {name: notes for name, notes in bounds.items() if notes}
 
 
+@cache
+def read_entry_ranges(kind: type[Settings]) -> dict[str, tuple[Any, ...]]:
+    """Return the bounds of the entries of each field that is a tuple of numbers with bounds."""
+    bounds: dict[str, tuple[Any, ...]] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        plain = hint.__origin__ if get_origin(hint) is Annotated else hint
+        if get_origin(plain) is tuple:
+            bounds[name] = _bounds(get_args(plain)[0])
+    return {name: notes for name, notes in bounds.items() if notes}
+
+
+def _bounds(hint: Any) -> tuple[Any, ...]:
+    notes: list[Any] = []
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for note in (note for part in parts for note in getattr(part, "__metadata__", ())):
+        notes += note if isinstance(note, GroupedMetadata) else [note]
+    return tuple(note for note in notes if type(note) in _MET)
+
+
 def _check(kind: Any, name: str, value: Any) -> None:
-    bounds = read_ranges(kind).get(name, ())
-    if not bounds or value is None:  # only a field that may be none holds it
+    """Refuse a field's value, or an entry of it, that is outside its range."""
+    if value is None:  # only a field that may be none holds it
         return
     option = f"{kind._section}.{name}".lstrip(".").replace("_", "-")
-    number, shown, must = value, f"is {value!r}", "be"
+    _compare(option, value, read_ranges(kind).get(name, ()))
+    entries = read_entry_ranges(kind).get(name, ())
+    for entry in value if entries else ():
+        _compare(option, entry, entries)
+
+
+def _compare(option: str, value: Any, bounds: tuple[Any, ...]) -> None:
+    if not bounds:
+        return
+    number, shown, must = value, f"is {reprlib.repr(value)}", "be"
     if isinstance(bounds[0], MinLen | MaxLen):
         number, shown, must = len(value), f"has {len(value)} entries", "have"
     if not isinstance(number, Real) or (isinstance(number, float) and not math.isfinite(number)):
         raise ConfigError(f"{option} {shown}; it must be a finite number.")
     asked = [(*_MET[type(bound)], *astuple(bound)) for bound in bounds]
     if not all(met(number, end) for _, met, end in asked):
-        words = " and ".join(f"{phrase} {end}" for phrase, _, end in asked)
+        *first, last = [f"{phrase} {end}" for phrase, _, end in asked]
+        words = f"{', '.join(first)} and {last}" if first else last
         raise ConfigError(f"{option} {shown}; it must {must} {words}.")
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain JSON values."""
+    kind: Any = type(settings)  # to mypy a class of settings is no key of a cache
+    dumped: dict[str, Any] = _adapter(kind).dump_python(settings, mode="json")
+    return dumped
+
+
+@cache
+def _adapter(kind: type[S]) -> "TypeAdapter[S]":
+    """Make what reads and writes settings of a kind, which takes as long as reading many."""
     from pydantic import TypeAdapter  # a bundle opens without it
 
-    dumped: dict[str, Any] = TypeAdapter(type(settings)).dump_python(settings, mode="json")
-    return dumped
+    return TypeAdapter(kind)
 
 
 def from_dict(kind: type[S], values: dict[str, Any]) -> S:
@@ -123,17 +171,18 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
     Raises:
         ConfigError: a key is unknown or a value has the wrong type; names the first such key.
     """
-    from pydantic import TypeAdapter, ValidationError  # a bundle opens without it
+    from pydantic import ValidationError  # a bundle opens without it
 
     try:
-        return TypeAdapter(kind).validate_python(values)
+        hashable: Any = kind
+        return _adapter(hashable).validate_python(values)
     except ValidationError as invalid:
         first = invalid.errors()[0]
         if first["type"].startswith(("greater_than", "less_than", "multiple_of", "too_")):
             _check_at(kind, first["loc"], first["input"])
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"The saved setting {key!r} is {first['input']!r}: {first['msg']}. "
+            f"The saved setting {key!r} is {reprlib.repr(first['input'])}: {first['msg']}. "
             "Correct it, or remove it to take the default."
         ) from None
 
@@ -141,6 +190,8 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
 def _check_at(kind: Any, path: tuple[int | str, ...], value: Any) -> None:
     """Refuse a value outside its range by the sentence that its own class has for it."""
     *groups, name = path
+    if isinstance(name, int) and groups:  # an entry of a tuple
+        name, value = groups.pop(), (value,)
     for group in groups:
         kind = get_type_hints(kind).get(str(group)) if isinstance(kind, type) else None
     if isinstance(kind, type) and issubclass(kind, Settings):

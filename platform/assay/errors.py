@@ -10,18 +10,34 @@
     |- ResourceError      workers, CPUs, GPUs or memory that are not there
     |- CheckpointError    no checkpoint that can be resumed
     |- RunError           a run directory: in use, newer schema, failed
+    |- DiskError          a disk that is full, may not be written, or has something else in a file's place
     |- PredictionsError   a predictions table that cannot be judged
     |- BundleError        a bundle that does not open or does not verify
     |- QuantizeError      a graph that loses too much in 8 bits
     |- RegistryError      a registry that cannot be used, or that refuses a bundle
     '- ServeError         a server that cannot be started, or an answer that it refused
 
-Whatever is not an AssayError is a bug of ours and keeps its traceback.
+Whatever is not an AssayError, nor an OSError of a user's file (see `disk_faults`), is a bug of ours
+and keeps its traceback.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+STOPPED = 130
+"""Exit code of a program that Ctrl-C ended, as shells give it."""
+
+CLOSED = 141
+"""Exit code of a program whose output nobody reads any more."""
+
+_PACKAGE = Path(__file__).parent
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+"""Faults of a disk, which some libraries tell without the file."""
 
 
 class AssayError(Exception):
@@ -30,12 +46,46 @@ class AssayError(Exception):
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the program with exit code 2 and one sentence where the user can mend something."""
+    """End the program as its user would have it: never with a traceback of what the user can mend.
+
+    Exits with 2 and one sentence after an AssayError or a fault of a disk, with 130 after Ctrl-C, and
+    with 141 and nothing where the output was closed (`assay runs | head`).
+    """
     try:
-        yield
+        with disk_faults():
+            yield
+            sys.stdout.flush()
     except AssayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on where this one ended.", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+    except BrokenPipeError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what they still hold is written at the very end
+            os.dup2(nothing, stream.fileno())
+        raise SystemExit(CLOSED) from None
+
+
+@contextmanager
+def disk_faults() -> Iterator[None]:
+    """Say in a sentence what a disk refused, wherever a file was opened, read or written.
+
+    Raises:
+        DiskError: in the place of an OSError that names a file, or that is a fault of disks.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = error.filename if isinstance(error.filename, str | os.PathLike) else ""
+        ours = path and Path(path).is_relative_to(_PACKAGE)  # a file of the package: a bug
+        if ours or not (path or error.errno in _OF_DISKS):
+            raise
+        raise DiskError(
+            f"{path or 'A file'} cannot be read or written ({error.strerror or error}); mend that, and give the same command again: "
+            "what was written before is kept."
+        ) from error
 
 
 class ConfigError(AssayError):
@@ -72,6 +122,10 @@ class CheckpointError(AssayError):
 
 class RunError(AssayError):
     """A run directory cannot be used."""
+
+
+class DiskError(AssayError):
+    """A disk is full, may not be written, or has something else in a file's place."""
 
 
 class PredictionsError(AssayError):

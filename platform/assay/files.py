@@ -1,4 +1,4 @@
-"""Files on this machine that appear when they are complete."""
+"""Files on this machine: read as what they must be or refused in a sentence, and written whole."""
 
 import csv
 import hashlib
@@ -6,40 +6,90 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from assay.errors import RunError
+from assay.errors import AssayError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def open_to_write(path: Path) -> TextIO:
-    """Open a file to write.
+RESTORE = "restore it, or train the run again"
+
+
+@contextmanager
+def reading(
+    path: str | Path, kind: type[AssayError] = RunError, remedy: str = RESTORE
+) -> Iterator[None]:
+    """Say in a sentence what is wrong with a file that is read, and taken apart, in this block.
 
     Raises:
-        RunError: it cannot be written.
+        AssayError: of this kind, in the place of whatever a missing, torn or foreign file makes its
+            reader raise; names the file and what to do.
     """
     try:
-        return path.open("w", newline="")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name another file.") from None
+        yield
+    except AssayError:
+        raise
+    # parsers raise what they like of bytes that nobody foresaw: RecursionError, KeyError, MemoryError...
+    except Exception as error:
+        raise kind(f"{path} is missing or damaged ({describe(error)}); {remedy}.") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def describe(error: BaseException) -> str:
+    """Say in a few words what was raised."""
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    text = text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
+    return f"{text[:197]}..." if len(text) > 200 else text.rstrip(": .")
+
+
+def read_json(
+    path: Path, kind: type[AssayError] = RunError, remedy: str = RESTORE
+) -> dict[str, Any]:
+    """Read a JSON object, whose every name stands once.
 
     Raises:
-        RunError: the file is missing or damaged.
+        AssayError: of this kind; the file is missing or damaged, or holds something else.
     """
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} is missing or damaged; restore it, or train the run again.")
+    with reading(path, kind, remedy):
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_named_once)
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__} and no object")
     return value
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {max(names, key=names.count)!r} twice")
+    return value
+
+
+def read_parquet(
+    path: Path, needed: Sequence[str], others: Sequence[str] | None = None
+) -> "pa.Table":
+    """Read the columns of a Parquet table that are needed, and those of the others that it has.
+
+    Args:
+        path: the file.
+        needed: columns that it must have.
+        others: columns that it may have; None: whatever else it has.
+
+    Raises:
+        RunError: the file is missing or damaged, or lacks a column.
+    """
+    import pyarrow.parquet as pq  # a bundle opens without it
+
+    with reading(path):
+        file = pq.ParquetFile(path)  # pq.read_table takes a second to import what it needs
+        names = file.schema_arrow.names
+        missing = [name for name in needed if name not in names]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]!r}")
+        wanted = names if others is None else [n for n in (*needed, *others) if n in names]
+        return file.read(wanted)
 
 
 def write_json(path: Path, value: Any) -> None:

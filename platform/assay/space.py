@@ -13,8 +13,8 @@ searched: folds and seeds are repeated, not chosen.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from assay.config import Settings, from_dict, to_dict
@@ -22,6 +22,10 @@ from assay.errors import ConfigError
 
 NUM_LEVELS = 3
 """Values of a range in a grid: its ends and its middle."""
+
+
+MAX_POINTS = 10_000
+"""Points of a grid."""
 
 
 Value = str | int | float | bool
@@ -34,13 +38,11 @@ S = TypeVar("S", bound=Settings)
 class Suggester(Protocol):
     """What Optuna's trial can do, as far as it is needed here."""
 
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None, log: bool
-    ) -> float:
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
         """Draw a number."""
         ...
 
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
         """Draw a whole number."""
         ...
 
@@ -57,20 +59,15 @@ class Float:
     high: float
     log: bool = False
     """Draw uniformly in the logarithm."""
-    step: float | None = None
-    """Distance of the values; None: any."""
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
     def sample(self, name: str, suggester: Suggester) -> float:
         """Draw a value."""
-        return suggester.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return suggester.suggest_float(name, self.low, self.high, log=self.log)
 
-    def levels(self) -> list[Value]:
+    def levels(self) -> Sequence[Value]:
         """Return the values of a grid."""
-        if self.step is not None:
-            num = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-            return [self.low + i * self.step for i in range(num)]
         shares = [i / (NUM_LEVELS - 1) for i in range(NUM_LEVELS)]
         if self.log:
             return [self.low * (self.high / self.low) ** share for share in shares]
@@ -85,18 +82,52 @@ class Int:
     high: int
     log: bool = False
     """Draw uniformly in the logarithm."""
-    step: int = 1
-    """Distance of the values."""
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Settings and the values of them under which this one is drawn."""
 
     def sample(self, name: str, suggester: Suggester) -> int:
         """Draw a value."""
-        return suggester.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+        return suggester.suggest_int(name, self.low, self.high, log=self.log)
 
-    def levels(self) -> list[Value]:
+    def levels(self) -> Sequence[Value]:
         """Return the values of a grid: all of them."""
-        return list(range(self.low, self.high + 1, self.step))
+        return range(self.low, self.high + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """Multiples of a step: a number of a range is drawn, and rounded to the nearest; 0.5 .. 10 by 4 gives 0, 4, 8."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Draw uniformly in the logarithm."""
+    q: float
+    """The step."""
+    whole: bool
+    """Whether the setting is a whole number, as the step is then."""
+    when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Settings and the values of them under which this one is drawn."""
+
+    def sample(self, name: str, suggester: Suggester) -> float | int:
+        """Draw a value; what is suggested is the number before it is rounded."""
+        return self.round(suggester.suggest_float(name, self.low, self.high, log=self.log))
+
+    def round(self, number: float) -> float | int:
+        """Return the nearest multiple."""
+        return self._multiple(round(number / self.q))
+
+    def before(self, multiple: float) -> float:
+        """Return a number of the range that is rounded to this multiple."""
+        return min(max(multiple, self.low), self.high)
+
+    def levels(self) -> Sequence[Value]:
+        """Return the values of a grid: all of them."""
+        first, last = round(self.low / self.q), round(self.high / self.q)
+        return [self._multiple(i) for i in range(first, last + 1)]
+
+    def _multiple(self, times: int) -> float | int:
+        return int(times * self.q) if self.whole else float(f"{times * self.q:.12g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +145,12 @@ class Choice:
         choice: Value = suggester.suggest_categorical(name, self.values)
         return choice
 
-    def levels(self) -> list[Value]:
+    def levels(self) -> Sequence[Value]:
         """Return the values of a grid."""
-        return list(self.values)
+        return self.values
 
 
-Dimension = Float | Int | Choice
+Dimension = Float | Int | Rounded | Choice
 
 
 Space = Mapping[str, Dimension]
@@ -136,15 +167,38 @@ def sample(space: Space, config: Settings, suggester: Suggester) -> dict[str, Va
 
 def grid(space: Space, config: Settings) -> list[dict[str, Value]]:
     """List all combinations of the levels, each once; settings whose condition fails are left out."""
-    points: list[dict[str, Value]] = []
-    for levels in itertools.product(*(dimension.levels() for dimension in space.values())):
+    points: dict[Any, dict[str, Value]] = {}
+    for levels in combinations(space):
         point: dict[str, Value] = {}
         for (name, dimension), level in zip(space.items(), levels, strict=True):
             if _holds(dimension, point, config):
                 point[name] = level
-        if point not in points:
-            points.append(point)
-    return points
+        points.setdefault(tuple(point.items()), point)
+    return list(points.values())
+
+
+def combinations(space: Space) -> Iterator[tuple[Value, ...]]:
+    """Combine the levels of all dimensions.
+
+    Raises:
+        ConfigError: they are more than anybody trains.
+    """
+    levels = [dimension.levels() for dimension in space.values()]
+    num = math.prod(map(len, levels))
+    if num > MAX_POINTS:
+        raise ConfigError(
+            f"The grid of {', '.join(space)} has {num:.3g} points; give fewer values, at most {MAX_POINTS} in all."
+        )
+    return itertools.product(*levels)
+
+
+def rounded(space: Space, drawn: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what was suggested as the settings had it."""
+    values = dict(drawn)
+    for name, dimension in space.items():
+        if isinstance(dimension, Rounded) and name in values:
+            values[name] = dimension.round(float(values[name]))
+    return values
 
 
 def _holds(dimension: Dimension, drawn: Mapping[str, Value], config: Settings) -> bool:
@@ -162,18 +216,21 @@ def value_of(config: Settings, name: str) -> Any:
     """
     value: Any = config
     for part in name.split("."):
-        fields = getattr(type(value), "__dataclass_fields__", {})
-        if part not in fields:
-            allowed = ", ".join(fields) or "nothing below it"
+        names = [entry.name for entry in fields(value)] if isinstance(value, Settings) else []
+        if part not in names:
+            allowed = _listed(names) or "nothing below it"
             raise ConfigError(
                 f"There is no setting {name!r}: at {part!r} the settings have {allowed}; name one as the command line does, such as optim.lr."
             )
         value = getattr(value, part)
     if isinstance(value, Settings):
-        raise ConfigError(
-            f"{name!r} is a group of settings; name one of {', '.join(type(value).__dataclass_fields__)} in it."
-        )
+        names = [entry.name for entry in fields(value)]
+        raise ConfigError(f"{name!r} is a group of settings; name one of {_listed(names)} in it.")
     return value
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names).replace("_", "-")
 
 
 def change(config: S, values: Mapping[str, Any]) -> S:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def make_run(
         "seconds": 12.0,
     } | fields
     (folder / "run.json").write_text(json.dumps(record))
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"data": {}, "split": {}, "train": {}}')
     return folder
 
 
@@ -190,6 +191,43 @@ def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
             == 1
         )
     assert not reasons
+
+
+JSON = ("run.json", "config.json", "result.json", "lease.json", "comparison.json")
+
+
+@pytest.mark.parametrize(
+    "name", [*JSON, "predictions.parquet", "split.parquet", "metrics.jsonl", "bundle/bundle.json"]
+)
+def test_whatever_lies_in_a_file_of_a_run_no_command_fails_but_by_a_sentence(
+    storage: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    damages: Callable[[Path], Iterator[str]],
+) -> None:
+    write_task(storage)
+    monkeypatch.chdir(storage.parent)
+    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
+    folder = storage / "toy-good"
+    kept = {path: path.read_bytes() for path in folder.glob("*.parquet") if path.name != name}
+    for damage in damages(folder / name):
+        commands = [["show", "good"]]
+        commands += {
+            "half": [["runs"], ["judge", "good"]],
+            "an object": [["compare", "bad", "good"]],
+        }.get(damage, [])
+        for words in commands:
+            code = 0
+            try:
+                main([*words, "--storage", str(storage)])
+            except SystemExit as left:
+                code = int(left.code or 0)
+            printed = capsys.readouterr()
+            assert code in (0, 2), (damage, words, printed)
+            assert "Traceback" not in printed.err
+            assert code == 0 or words != ["runs"], printed  # one bad run hides no other
+        assert all(path.read_bytes() == content for path, content in kept.items())
 
 
 def judged_run(storage: Path, name: str) -> Path:
@@ -347,7 +385,9 @@ def test_judging_again_changes_what_is_given_and_nothing_else(
     (folder / "task.py").write_text("raise SystemExit('stored source is never executed')")
     write_task(storage)
     monkeypatch.chdir(storage.parent)
-    (folder / "config.json").write_text('{"decide": {"positive": "m1", "coverage": 0.8}}')
+    (folder / "config.json").write_text(
+        '{"data": {}, "split": {}, "train": {}, "decide": {"positive": "m1", "coverage": 0.8}}'
+    )
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | {"tried": 12}))
     printed = said(capsys, "judge", "good", "--storage", str(storage), "--decide.recall", "0.9")
@@ -430,7 +470,7 @@ def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
         (["show", "nobody"], "There is no run 'nobody'"),
         (["runs", "--by", "train"], "--by is train; these runs have: test, val"),
         (["runs", "--task", "other"], "holds no run of the task other"),
-        (["runs", "--csv", "/nowhere/x.csv"], "cannot be written"),
+        (["runs", "--csv", "/dev/null/x.csv"], "cannot be read or written"),
         (["compare", "toy-good", "toy-new"], "toy-new cannot be compared"),
         (["compare", "toy-good", "good"], "A run is named twice"),
         (["compare", "toy", "toy-good"], "may be any of toy-bad, toy-good, toy-new"),

@@ -113,6 +113,76 @@ def test_no_pickle_is_run(tmp_path: Path, monkeypatch, content):
     assert not Path("executed").exists()
 
 
+def bundled(state):
+    """Ways in which others save a model's tensors: wrapped by a trainer, in 16 bits, of before 2018, by another name."""
+    half = {key: v.half() if v.is_floating_point() else v for key, v in state.items()}
+    old = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    return {
+        "a": {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 3},
+        "b": {"model": {f"module.{key}": value for key, value in state.items()}},
+        "c": {"net": state, "args": {"lr": 0.1}},
+        "d": half,
+        "e": old,
+        "f": {f"backbone.{key}": v for key, v in state.items()} | {"head.weight": torch.rand(3)},
+    }
+
+
+def test_weights_are_taken_from_the_wrappers_that_trainers_put_around_them(tmp_path: Path):
+    torch.manual_seed(0)
+    source = timm.create_model("test_resnet", num_classes=10).eval()
+    torch.nn.init.normal_(source.bn1.running_mean)
+    patches = torch.rand(2, 3, 48, 48)
+    expected = source.forward_head(source.forward_features(patches), pre_logits=True)
+    for name, content in bundled(source.state_dict()).items():
+        file = tmp_path / f"{name}.pth"
+        torch.save(content, file)
+        backbone = create_backbone("test_resnet", weights=str(file), norm="batch").eval()
+        tolerance = 1e-2 if name == "d" else 1e-5
+        torch.testing.assert_close(backbone(patches), expected, rtol=tolerance, atol=tolerance)
+    file = tmp_path / "safetensors_by_another_name.pth"
+    safetensors.torch.save_file(source.state_dict(), file)
+    create_backbone("test_resnet", weights=str(file))
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "test_vit", "test_resnet", "texture_small"])
+def test_whatever_a_file_of_weights_holds_it_is_refused_in_a_sentence(
+    tmp_path: Path, name, damages
+):
+    state = timm.create_model("resnet18").state_dict()
+    own = create_backbone(name, norm="batch").state_dict()
+    first = next(iter(own))
+    contents = {
+        "resnet18": state,
+        "a list": [1, 2, 3],
+        "a number": 7,
+        "nothing": {},
+        "no tensors": {"state_dict": {"a": 1}},
+        "state_dict is none": {"state_dict": None},
+        "names are numbers": {1: torch.rand(3)},
+        "two nets": {"student": own, "teacher": own},
+        "two prefixes": {f"{p}.{key}": v for p in ("student", "teacher") for key, v in own.items()},
+        "no numbers": own | {first: torch.full_like(own[first], torch.nan)},
+        "8 bits": {key: value.to(torch.int8) for key, value in own.items()},
+        "sparse": own | {first: own[first].to_sparse()},
+        "another shape": own | {first: own[first][..., None]},
+    }
+    file = tmp_path / "a.pth"
+    for content in contents.values():
+        torch.save(content, file)
+        with pytest.raises(ConfigError, match=r"^\S+a\.pth (cannot be|does not|holds)"):
+            create_backbone(name, weights=str(file))
+    for start in (b"version https://git-lfs.github.com/spec/v1\noid", b"<!DOCTYPE html>\n<html>"):
+        file.write_bytes(start)
+        with pytest.raises(ConfigError, match=r"Git LFS pointer|web page"):
+            create_backbone(name, weights=str(file))
+    plain = {key: value.contiguous() for key, value in own.items()}
+    safetensors.torch.save_file(plain, tmp_path / "b.safetensors")
+    for path in (file, tmp_path / "b.safetensors"):
+        for _ in damages(path):
+            with pytest.raises(ConfigError, match=r"cannot be read as weights|is no file"):
+                create_backbone(name, weights=str(path))
+
+
 def test_frozen_statistics_stay_frozen_in_training():
     backbone = normalise_layers(
         create_backbone("test_efficientnet", norm="batch"), "frozen"

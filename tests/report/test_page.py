@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assay.errors import RunError
+from assay.errors import AssayError, RunError
 from assay.metrics.figure import Figure, Series
 from assay.metrics.measures import STANDARD
 from assay.report import charts
@@ -480,8 +480,8 @@ def test_an_unfinished_run_has_no_report(run, state):
         ),
         ("run.json", {"schema": 9, "state": "finished"}, "update Assay"),
         ("result.json", None, "has no result.json"),
-        ("split.parquet", None, "has no split.parquet"),
-        ("config.json", None, "has no config.json"),
+        ("split.parquet", None, r"split\.parquet is missing"),
+        ("config.json", None, r"config\.json is missing"),
     ],
 )
 def test_files_of_another_schema_or_missing_are_refused(run, name, value, words):
@@ -497,6 +497,24 @@ def test_a_damaged_file_is_refused(run):
     (run / "result.json").write_text('{"schema": 1, "se')
     with pytest.raises(RunError, match="damaged"):
         report.write_report(run)
+
+
+DAMAGEABLE = ("run.json", "config.json", "result.json", "comparison.json", "split.parquet")
+
+
+@pytest.mark.parametrize(
+    "name", [*DAMAGEABLE, "metrics.jsonl", "samples/samples.json", "bundle/bundle.json"]
+)
+def test_a_file_damaged_in_any_way_is_refused_in_a_sentence(run, name, damages):
+    for damage in damages(run / name):
+        told = ""
+        try:
+            report.render(run)
+        except AssayError as error:
+            told = str(error)
+        assert "\n" not in told
+        # of the metrics a last line that was cut off is passed over
+        assert told or name == "metrics.jsonl", damage
 
 
 def test_a_failed_rebuild_keeps_the_old_page(run):

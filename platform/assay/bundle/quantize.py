@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnx
 import onnxruntime
-from annotated_types import Ge
+from annotated_types import Interval
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -51,13 +51,13 @@ class QuantizeConfig(Settings, section="quantize"):
 
     variant: Literal["none", "int8"] = "int8"
     """int8: quantized after training; none: the float graph alone."""
-    num_calibration: Annotated[int, Ge(1)] = 64
+    num_calibration: Annotated[int, Interval(ge=1, le=100_000)] = 64
     """Tiles of the training set that set the ranges."""
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
     """How ranges follow from what calibration saw."""
-    max_drop: Annotated[float, Ge(0)] = 0.005
+    max_drop: Annotated[float, Interval(ge=0, le=1)] = 0.005
     """Largest fall of the score on val that is accepted."""
-    max_kept: Annotated[int, Ge(0)] = 8
+    max_kept: Annotated[int, Interval(ge=0, le=1000)] = 8
     """Most layers left in float to win the score back; 0: all in 8 bits or none."""
 
     def idle(self) -> dict[str, str]:

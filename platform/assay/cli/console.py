@@ -17,7 +17,6 @@ A RUN is a folder, the name of one below --storage, or a part of a name that no 
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +29,14 @@ import assay
 from assay.cli import registry, serve
 from assay.config import from_dict, to_dict
 from assay.errors import RunError, one_sentence
-from assay.files import open_to_write, read_json
+from assay.files import write_json
 from assay.metrics.compare import compare
 from assay.metrics.decide import DecideConfig
 from assay.report import text
 from assay.report.page import write_report
 from assay.runs import listing
 from assay.runs.listing import RunSummary
+from assay.runs.results import read_config
 from assay.typed import to_json
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def compare_runs(
     if any(run.result and run.result.oracle for run in summaries):
         print("ORACLE: val was of the test domain; the numbers of that run are upper bounds.")
     if json is not None:
-        _write(json, to_json(comparisons))
+        write_json(json, to_json(comparisons))
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _default_judge(arguments: Sequence[str]) -> Judge:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--storage", type=Path, default=_RUNS)
     storage = early.parse_known_args(arguments)[0].storage
-    config = read_json(listing.find(arguments[0], storage).folder / "config.json")
+    config = read_config(listing.find(arguments[0], storage).folder)
     decide = from_dict(DecideConfig, config.get("decide", {}))
     return Judge(arguments[0], storage, decide=decide)
 
@@ -159,7 +159,6 @@ def judge_again(command: Judge) -> None:
         RunError: the run is not finished, is being written, or its task is not in the folder.
     """
     from assay.experiment.judge import judge  # torch comes with these, and takes seconds
-    from assay.files import write_json
     from assay.runs.folder import Run
     from assay.train.source import load_task
 
@@ -170,7 +169,7 @@ def judge_again(command: Judge) -> None:
             f"{folder.name} cannot be judged again ({summary.why}); give a run that is finished."
         )
     task = load_task(_task_of(summary, command.tasks))
-    config = from_dict(task.Config, read_json(folder / "config.json"))
+    config = from_dict(task.Config, read_config(folder))
     config = dataclasses.replace(config, decide=command.decide)
     with Run(folder).lease():
         result = judge(folder, task, config, folder.parent)
@@ -250,19 +249,16 @@ def make_masks(words: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one sentence where the user can mend something."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        with one_sentence():
-            if words == ["--version"]:
-                print(assay.__version__)
-            elif words[:1] == ["masks"]:
-                make_masks(words[1:])
-            elif words[:1] == ["judge"] and words[1:] and not words[1].startswith("-"):
-                default = _default_judge(words[1:])
-                judge_again(tyro.cli(Judge, args=words[1:], default=default, prog="assay judge"))
-            else:
-                _dispatch(words)
-    except BrokenPipeError:  # `assay runs | head` has seen enough
-        sys.stderr.close()
+    with one_sentence():
+        if words == ["--version"]:
+            print(assay.__version__)
+        elif words[:1] == ["masks"]:
+            make_masks(words[1:])
+        elif words[:1] == ["judge"] and words[1:] and not words[1].startswith("-"):
+            default = _default_judge(words[1:])
+            judge_again(tyro.cli(Judge, args=words[1:], default=default, prog="assay judge"))
+        else:
+            _dispatch(words)
 
 
 def _dispatch(words: Sequence[str]) -> None:
@@ -285,8 +281,3 @@ def _dispatch(words: Sequence[str]) -> None:
         raise RunError(
             "The run must come first, since the options change its settings; write assay judge RUN --decide.coverage 0.95."
         )
-
-
-def _write(path: Path, value: Any) -> None:
-    with open_to_write(path) as file:
-        json.dump(value, file, indent=1)

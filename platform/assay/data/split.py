@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 
-from assay.config import Settings
+from assay.config import Seed, Settings
 from assay.data.duplicates import (
     fold_name,
     join_rows,
@@ -41,7 +41,7 @@ RULES = {
 class SplitConfig(Settings, section="split"):
     """How the sets are drawn; sets that the data gives are kept as given."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw."""
     val: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     """Share of the groups that goes to val; under the rule oracle, of those of test_unseen."""
@@ -51,7 +51,7 @@ class SplitConfig(Settings, section="split"):
     """Domain whose held-out values make test_unseen (design, printer...); empty: none."""
     unseen: tuple[str, ...] = ()
     """Held-out values of that domain; none named: those of a given test_unseen, else drawn."""
-    num_unseen: Annotated[int, Ge(1)] = 3
+    num_unseen: Annotated[int, Interval(ge=1, le=1_000_000)] = 3
     """Number of held-out values to draw by seed where none are named or given."""
     crossing: Literal["refuse", "drop"] = "refuse"
     """Groups with held-out and other values (a part under several lights): refuse, or draw the sets as if none were held out, then leave held-out values out of train and val; those of test groups are test_unseen."""

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import assay
 from assay.bundle import seal
+from assay.bundle.card import read_card
 from assay.config import fingerprint, to_dict
 from assay.data.split import RULES
 from assay.files import write_json
@@ -41,6 +41,7 @@ from assay.runs.results import (
     read_predictions,
     read_result,
     read_scorings,
+    read_split,
     write_predictions,
     write_result,
 )
@@ -66,8 +67,13 @@ def judge(
         PredictionsError: the table cannot be judged, or its rows are not those of the split.
     """
     predictions, earlier = read_predictions(folder), read_scorings(folder)
+    has_bundle = (folder / "bundle" / "bundle.json").exists()
+    if has_bundle:
+        read_card(
+            folder / "bundle"
+        )  # one that cannot be brought up to date is refused before test is scored
     tried = tried or earlier.tried
-    refuse_strangers(predictions, pq.read_table(folder / "split.parquet"))
+    refuse_strangers(predictions, read_split(folder, ("id", "group", "split", "content")))
     scored = task.score(config, predictions)
     if scored is not predictions:
         write_predictions(folder, scored)  # what compares runs reads the scores there
@@ -93,7 +99,7 @@ def judge(
     write_result(folder, result)
     for text in findings.warnings:
         Run(folder).warn(text)
-    if (folder / "bundle" / "bundle.json").exists():
+    if has_bundle:
         answering = {"decision": decision, "thresholds": result.thresholds}
         seal.update(folder / "bundle", **answering, metrics=sets)
     return result

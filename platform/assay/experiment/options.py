@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,15 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from assay.config import from_dict, to_dict
+from assay.config import Settings, from_dict, to_dict
 from assay.errors import ConfigError
 from assay.experiment.resources import Resources
+from assay.files import read_json
 from assay.train.task import Task, TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class Launch(Settings):
     """How the command itself behaves."""
 
     preset: str = ""
@@ -101,10 +101,4 @@ def option(arguments: Sequence[str], name: str) -> str | None:
 
 
 def _read_config(task: type[Task], path: Path) -> TaskConfig:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--config {path} cannot be read ({error}); give a run's config.json."
-        ) from None
-    return from_dict(task.Config, values)
+    return from_dict(task.Config, read_json(path, ConfigError, "give a run's config.json"))

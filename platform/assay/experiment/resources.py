@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 
 from assay.config import Settings
 from assay.errors import ResourceError
@@ -16,7 +16,7 @@ from assay.train.tier import Tier
 class Resources(Settings):
     """Where a run is computed; none of this changes what is computed."""
 
-    workers: Annotated[int, Ge(0)] = 1
+    workers: Annotated[int, Interval(ge=0, le=10_000)] = 1
     """Training workers; 0 trains in this process, without Ray, for debugging."""
     gpus: bool = False
     """Give each worker one GPU (not checked on a GPU yet)."""
@@ -24,9 +24,9 @@ class Resources(Settings):
     """Device of the workers; auto: cuda with --gpus, else cpu (cuda and mps: not checked on hardware yet)."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Replicate the model on the workers, or shard it over them (FSDP2)."""
-    cpus_per_worker: Annotated[float, Ge(0)] = 0.0
+    cpus_per_worker: Annotated[float, Interval(ge=0, le=1000)] = 0.0
     """CPUs reserved for each worker, and its threads; 0: what leaves one CPU for Ray Data, at most 1, and as many threads as the node has for it."""
-    retries: Annotated[int, Ge(0)] = 3
+    retries: Annotated[int, Interval(ge=0, le=1000)] = 3
     """Worker failures survived before the run is given up."""
     storage: Path | None = None
     """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
@@ -36,7 +36,7 @@ class Resources(Settings):
     """Folder on each node for copies of what is read from the store, such as a local disk or /dev/shm; none: only of an URI, below ~/.cache."""
     tier: Tier = "auto"
     """Where pixels are held: disk (the store or copies of it), memory (copies in each node's /dev/shm, which stay for the next run), device (also in the accelerator's memory, from which patches that are whole pixels of the image are cut, not checked on hardware yet); auto: what half of would do, memory for an URI only."""
-    checkpoint_steps: Annotated[int, Ge(0)] = 0
+    checkpoint_steps: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
     """Updates between two checkpoints besides those at each look at val; 0: none besides."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from assay.bundle.bundle import Bundle
 from assay.config import to_dict
@@ -37,7 +36,7 @@ from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
 from assay.runs.record import Launch, Quarantined, Stage, read_record
-from assay.runs.results import Result, read_predictions, read_result
+from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
 from assay.shapes import UInt8
 from assay.train.loop import TrainState
@@ -153,7 +152,8 @@ def complete(
         run.note(state="stopped")
         raise
     except AssayError as error:
-        run.note(state="failed", reason=str(error))
+        with suppress(OSError):  # of a full disk the error itself is what counts
+            run.note(state="failed", reason=str(error))
         raise
     spent = (run.record.seconds or 0.0) if is_judged else 0.0
     run.note(state="finished", stage=stage, seconds=spent + time.time() - began)
@@ -205,10 +205,10 @@ def _begin(
 
 def _refuse_other_split(prepared: RunPlan, run: Run) -> None:
     """Refuse a launch that finds other sets than the one before: it would test on what was trained on."""
-    path = run.folder / "split.parquet"
-    if not path.exists() or not (run.folder / "checkpoints").exists():
+    is_begun = (run.folder / "split.parquet").exists() and (run.folder / "checkpoints").exists()
+    if not is_begun:
         return
-    before = pq.read_table(path, columns=["id", "split"]).to_pylist()
+    before = read_split(run.folder).select(["id", "split"]).to_pylist()
     now = prepared.split.table(prepared.data.manifest).select(["id", "split"]).to_pylist()
     if before != now:
         changed = len(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,13 +16,13 @@ from assay.config import Settings, Share
 class AggregatorConfig(Settings, section="model"):
     """What makes one answer of several patches."""
 
-    embed_dim: Annotated[int, Ge(1)] = 1024
+    embed_dim: Annotated[int, Interval(ge=1, le=65_536)] = 1024
     """Width of the transformer."""
-    num_layers: Annotated[int, Ge(1)] = 2
+    num_layers: Annotated[int, Interval(ge=1, le=1000)] = 2
     """Cross-attention layers."""
-    num_heads: Annotated[int, Ge(1)] = 16
+    num_heads: Annotated[int, Interval(ge=1, le=1024)] = 16
     """Attention heads."""
-    d_inner: Annotated[int, Ge(1)] = 4096
+    d_inner: Annotated[int, Interval(ge=1, le=65_536)] = 4096
     """Hidden width of the feed-forward layers."""
     dropout: Share = 0.1
     """Dropout after attention and feed-forward layers (probability)."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 import timm
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 from timm.layers.norm_act import (
     BatchNormAct2d,
     GroupNormAct,
@@ -75,13 +75,13 @@ class BackboneConfig(Settings, section="model"):
     """Backbone weights: none, hub (fetched by timm), or a .safetensors file."""
     norm: Norm = "group"
     """Batch normalisation: replaced by group norm, frozen (what is loaded), synced over GPUs, or per worker's batch."""
-    trainable_blocks: Annotated[int, Ge(-1)] = -1
+    trainable_blocks: Annotated[int, Interval(ge=-1, le=1000)] = -1
     """Blocks of the backbone that are trained, from the end; -1: all of it."""
     head: Literal["none", "linear", "mlp"] = "linear"
     """Projection from the backbone's features to the transformer's width, before the transformer's own."""
-    head_depth: Annotated[int, Ge(1)] = 1
+    head_depth: Annotated[int, Interval(ge=1, le=100)] = 1
     """Hidden layers of an mlp head."""
-    head_width: Annotated[int, Ge(0)] = 0
+    head_width: Annotated[int, Interval(ge=0, le=65_536)] = 0
     """Their width; 0: half of the backbone's features."""
     head_norm: Literal["none", "batch", "layer"] = "none"
     """What normalises each hidden layer."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 import segmentation_models_pytorch as smp
 import torch
-from annotated_types import Ge
+from annotated_types import Interval, Len
 from torch import Tensor, nn
 
 from assay.config import Settings, Share
@@ -20,6 +20,10 @@ PRIOR = 0.01
 """Share of pixels that a new network marks: rare, so that it need not first unlearn the common (Lin et al. 2017, 3.3)."""
 
 
+Width = Annotated[int, Interval(ge=1, le=8192)]
+"""Channels of a layer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskNetConfig(Settings, section="model"):
     """What draws the mask, and what it learns by."""
@@ -30,13 +34,13 @@ class MaskNetConfig(Settings, section="model"):
     """Any of its encoders, or tu-NAME for a timm model."""
     weights: str = "none"
     """Encoder weights: none, hub (ImageNet, fetched), or a .safetensors file: of timm's whole model for tu-NAME, else of the encoder."""
-    decoder_channels: tuple[int, ...] = ()
+    decoder_channels: Annotated[tuple[Width, ...], Len(0, 8)] = ()
     """Widths of a U-Net's decoder from the deepest block on; none: the architecture's own."""
     norm: Literal["batch", "sync", "group"] = "batch"
     """Normalisation: per worker's batch (so workers change the numbers a little), over all GPUs, or by groups of channels."""
     loss: MaskLoss = "combined"
     """dice, bce, focal, tversky, or dice and bce combined."""
-    pos_weight: Annotated[float, Ge(0)] = 1.0
+    pos_weight: Annotated[float, Interval(ge=0, le=1_000_000)] = 1.0
     """Weight of pixels inside the mask in bce and combined."""
     over: Over = "batch"
     """What dice and tversky are taken over: each worker's batch (so workers change the numbers a little), or each image."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Interval
 from timm.optim import Lamb
 from torch import nn
 
@@ -20,9 +20,9 @@ class OptimConfig(Settings, section="optim"):
 
     optimizer: Literal["adamw", "lamb"] = "adamw"
     """Update rule: AdamW, or LAMB (You et al. 2020) for very large batches."""
-    lr: Annotated[float, Gt(0)] = 5e-4
+    lr: Annotated[float, Interval(gt=0, le=1000)] = 5e-4
     """Highest learning rate (per update)."""
-    weight_decay: Annotated[float, Ge(0)] = 0.01
+    weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.01
     """Decoupled weight decay (per update, times lr)."""
     decays: Literal["weights", "all"] = "weights"
     """What decays: weights, without norms and biases, or every parameter."""
@@ -34,7 +34,7 @@ class OptimConfig(Settings, section="optim"):
     """First learning rate as a share of the highest."""
     final_factor: Share = 4e-5
     """Learning rate at the very end as a share of the highest."""
-    grad_clip: Annotated[float, Ge(0)] = 1.0
+    grad_clip: Annotated[float, Interval(ge=0, le=1_000_000)] = 1.0
     """Largest gradient norm; 0: no clipping."""
 
     def idle(self) -> dict[str, str]:

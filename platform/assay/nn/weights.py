@@ -1,23 +1,36 @@
 """Weights of timm's models: from the hub, or a file, whole or not at all.
 
-Every tensor that a model has must be there and of its shape; what a file holds beyond them, as a
-classifier, is left. Files are safetensors, or .pth of plain tensors; no pickle is run.
+Every tensor that a model has must be there, of its shape and finite; what a file holds beyond them,
+as a classifier, is left. Only the counters of batch normalisation may be missing: files of before 2018
+have none, and nothing is computed from them. Files are safetensors, or .pth of plain tensors, those of
+a trainer's wrapper too (state_dict, model, module., model.); no pickle is run.
 """
 
 import inspect
-import pickle
 import urllib.request
 from pathlib import Path
 
 import huggingface_hub
 import timm
-from safetensors import SafetensorError
+import torch
+from safetensors.torch import load_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from assay.errors import ConfigError
+from assay.files import describe
 
 State = dict[str, Tensor]
+
+COUNTER = "num_batches_tracked"
+"""Batches that a batch normalisation has seen; used only where its momentum is None, which no model here has."""
+
+FOREIGN = {
+    b"version https://git-lfs": "it is a Git LFS pointer: fetch what it stands for by git lfs pull",
+    b"<!doctype html": "it is a web page, not the file that it links to",
+    b"<html": "it is a web page, not the file that it links to",
+}
+"""What files begin with that were saved in the place of weights."""
 
 
 def pretrained_config(name: str) -> timm.models.PretrainedCfg:
@@ -101,30 +114,116 @@ def load_features(
 
 
 def _read(weights: Path) -> State:
+    """Read a file's tensors by name.
+
+    Raises:
+        ConfigError: it is no such file, or holds several sets of tensors.
+    """
     try:
-        return load_state_dict(str(weights), weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        with weights.open("rb") as file:
+            start = file.read(32)
+        is_safe = start[8:9] == b"{" and not start.startswith(b"{")  # whatever its name ends in
+        content = load_file(weights) if is_safe else load_state_dict(str(weights))
+        return _tensors(content)
+    # torch, timm and safetensors raise what they like of a file that is none of theirs
+    except Exception as error:
+        known = [why for first, why in FOREIGN.items() if start.lower().startswith(first)]
         raise ConfigError(
-            f"{weights} cannot be read as weights ({type(error).__name__}); give a safetensors "
+            f"{weights} cannot be read as weights ({known[0] if known else describe(error)}); give a safetensors "
             "file, or a .pth file that holds tensors only."
-        ) from error
+        ) from None
+
+
+def _tensors(content: object) -> State:
+    """Return the tensors of a mapping, or of the one mapping in it that has any."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    own = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    inner = {key: value for key, value in content.items() if isinstance(value, dict)}
+    sets = {
+        key: {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        for key, values in inner.items()
+    }
+    sets = {key: tensors for key, tensors in sets.items() if tensors}
+    if own or len(sets) == 1:
+        return own or next(iter(sets.values()))
+    names = ", ".join(map(str, sets))
+    raise ValueError(f"it holds several sets of tensors: {names}" if sets else "it has no tensor")
 
 
 def _load(model: nn.Module, name: str, state: State, source: str) -> None:
-    adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
-    if adapt is not None:
-        state = adapt(state, model)
     wanted = model.state_dict()
-    _refuse_misfit(wanted, state, name, source)
+    adapted = _adapt(model, state)
+    if adapted is None or _misfit(wanted, adapted):
+        prefixes = _prefixes(wanted, state)
+        if len(prefixes) > 1:
+            raise ConfigError(
+                f"{source} holds the weights of {name} {len(prefixes)} times, below {' and '.join(prefixes)}; give a file of one of them."
+            )
+        for prefix in prefixes:
+            adapted = {
+                key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)
+            }
+    _refuse_misfit(wanted, adapted or {}, name, source)
+    state = _with_counters(wanted, adapted or {})
+    broken = [key for key in wanted if not torch.isfinite(state[key]).all()]
+    if broken:
+        raise ConfigError(
+            f"{source} holds values that are no numbers (first: {broken[0]}); give weights of a training that did not fail."
+        )
     model.load_state_dict({key: state[key] for key in wanted})
 
 
+def _adapt(model: nn.Module, state: State) -> State | None:
+    """Bring tensors to the names that timm's model has today; None where it cannot: they are another net's."""
+    adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
+    if adapt is None:
+        return state
+    try:
+        adapted: State = adapt(dict(state), model)
+    except Exception:  # it looks up, and cuts, what only its own nets have
+        return None
+    return adapted
+
+
+def _prefixes(wanted: State, state: State) -> list[str]:
+    """List what stands before the names of the model in a file that was saved from around it."""
+    first = next(iter(wanted))
+    before = {key.removesuffix(first) for key in state if key.endswith(f".{first}")}
+    return sorted(
+        prefix
+        for prefix in before
+        if not _misfit(
+            wanted,
+            {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)},
+        )
+    )
+
+
+def _with_counters(wanted: State, state: State) -> State:
+    counters = {key: value for key, value in wanted.items() if key.endswith(COUNTER)}
+    return counters | state
+
+
+def _misfit(wanted: State, state: State) -> list[str]:
+    """Name what is missing, or has another shape or kind of numbers."""
+    state = _with_counters(wanted, state)
+    return [
+        key
+        for key, value in wanted.items()
+        if key not in state
+        or value.shape != state[key].shape
+        or value.is_floating_point() != state[key].is_floating_point()
+        or state[key].layout != torch.strided
+    ]
+
+
 def _refuse_misfit(wanted: State, state: State, name: str, source: str) -> None:
-    missing = wanted.keys() - state.keys()
-    misfit = [key for key in wanted.keys() - missing if wanted[key].shape != state[key].shape]
-    if missing or misfit:
+    misfit = _misfit(wanted, state)
+    if misfit:
+        missing = [key for key in misfit if key not in state]
         raise ConfigError(
             f"{source} does not hold the weights of {name}: {len(missing)} of {len(wanted)} "
-            f"tensors are missing and {len(misfit)} have another shape "
-            f"(first: {min([*missing, *misfit])}); name the backbone they belong to."
+            f"tensors are missing and {len(misfit) - len(missing)} have another shape or type "
+            f"(first: {min(misfit)}); name the backbone they belong to."
         )

@@ -6,7 +6,6 @@ script, and holds no path of the machine it was made on; equal runs make equal p
 """
 
 import base64
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from assay.bundle.card import Card
 from assay.errors import RunError
-from assay.files import write_whole
+from assay.files import read_json, reading, write_whole
 from assay.metrics.comparison import SIGNIFICANT, Comparison
 from assay.metrics.estimate import Estimate
 from assay.report import charts
@@ -80,7 +79,7 @@ def write_page(folder: Path, page: str) -> Path:
 def render(folder: Path) -> str:
     """Return the text of report.html; see `write_report`."""
     run, result = _finished(folder)
-    config = _json(folder / "config.json")
+    config = _without_paths(results.read_config(folder))
     comparison = _comparisons(folder)
     tests = result.tests or list(result.sets)
     names = {name: _set_name(name, config) for name in result.sets}
@@ -103,8 +102,8 @@ def render(folder: Path) -> str:
         confusion={test: charts.confusion(result.sets[test], result.classes) for test in tests},
         trust=charts.trust(result.sets, tests, names),
         int8=charts.int8(_card(folder / "bundle"), tests),
-        data=_data(folder / "split.parquet", run),
-        samples=_pictures(folder / "samples", samples) if samples else None,
+        data=_data(folder, run),
+        samples=None if samples is None else _pictures(folder / "samples", samples),
     )
 
 
@@ -151,7 +150,7 @@ def _finished(folder: Path) -> tuple[RunRecord, Result]:
     _check_schema(folder, "run.json", schema_of(values), record.SCHEMA)
     _check_schema(folder, "result.json", schema_of(judged), results.SCHEMA)
     run = as_record(RunRecord, values, folder / "run.json")
-    return run, as_record(Result, judged, folder / "result.json")
+    return run, results.as_result(judged, folder / "result.json")
 
 
 def _check_schema(folder: Path, name: str, schema: int, newest: int) -> None:
@@ -184,16 +183,11 @@ def _card(bundle: Path) -> Card | None:
 
 def _json(path: Path, optional: bool = False) -> Any:
     """Read a JSON file without the machine's paths; None if it may be missing and is."""
-    try:
-        return _without_paths(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        if optional:
-            return None
-        raise RunError(
-            f"{path.parent.name} has no {path.name}; run it to the end, or judge it again."
-        ) from None
-    except ValueError:
-        raise RunError(f"{path} is damaged; judge the run again.") from None
+    if path.exists():
+        return _without_paths(read_json(path, remedy="restore it, or judge the run again"))
+    if optional:
+        return None
+    raise RunError(f"{path.parent.name} has no {path.name}; run it to the end, or judge it again.")
 
 
 def _without_paths(value: Any) -> Any:
@@ -293,11 +287,13 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _data(path: Path, run: RunRecord) -> dict[str, Any]:
+def _data(folder: Path, run: RunRecord) -> dict[str, Any]:
     """Count images, groups, classes and domains by set; and each class's and domain's images."""
-    if not path.exists():
-        raise RunError(f"{path.parent.name} has no {path.name}; run it again.")
-    table = pq.read_table(path)
+    with reading(folder / "split.parquet"):
+        return _count(results.read_split(folder), run)
+
+
+def _count(table: pa.Table, run: RunRecord) -> dict[str, Any]:
     titles = {"group": "groups"}
     if any(table["label"].to_pylist()):
         titles["label"] = "classes"
@@ -339,10 +335,12 @@ def _pictures(folder: Path, images: Mapping[str, Any]) -> dict[str, Any]:
         room -= size
         return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
 
-    samples = [s | {"src": source(s["image"])} for s in images["samples"]]
-    near = [
-        p | {"src": source(p["image"]), "twin_src": source(p["twin_image"])} for p in images["near"]
-    ]
+    with reading(folder / "samples.json", remedy="delete it, and make the report without pictures"):
+        samples = [s | {"src": source(s["image"])} for s in images["samples"]]
+        near = [
+            p | {"src": source(p["image"]), "twin_src": source(p["twin_image"])}
+            for p in images["near"]
+        ]
     return {
         "samples": [s for s in samples if s["src"]],
         "near": [p for p in near if p["src"] and p["twin_src"]],

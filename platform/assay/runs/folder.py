@@ -18,20 +18,20 @@ A run is identified by *what* it computes (settings, data, source of the task an
 trains with), not by *where*; the same command finds the same directory again.
 """
 
-import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from assay.errors import RunError
-from assay.files import write_json
+from assay.files import read_json, reading, write_json
 from assay.runs.record import RunRecord, State, read_record, write_record
+from assay.typed import from_json
 
 STALE_LEASE_S = 180
 """A lease that was not renewed for so long is nobody's."""
@@ -76,16 +76,18 @@ class Run:
         """
         path = self.folder / "lease.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if is_held(path) and not _is_ours(path):
+        holder = _holder(path)
+        if holder is not None and is_held(path) and holder != _us():
             raise RunError(
-                f"{self.folder} is being written by {path.read_text()}; wait for it, or end that process."
+                f"{self.folder} is being written by process {holder.pid} on {holder.host}; wait for it, or end that process."
             )
-        write_json(path, {"host": socket.gethostname(), "pid": os.getpid()})
+        write_json(path, vars(_us()))
         ended = threading.Event()
 
         def renew() -> None:
             while not ended.wait(30):
-                path.touch()
+                with suppress(OSError):  # a lease that is not renewed becomes nobody's
+                    path.touch()
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
@@ -102,24 +104,33 @@ def is_held(lease: Path) -> bool:
     holder = _holder(lease)
     if holder is None or time.time() - lease.stat().st_mtime >= STALE_LEASE_S:
         return False
-    if holder["host"] != socket.gethostname():
+    if holder.host != socket.gethostname():
         return True
     try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
+        os.kill(holder.pid, 0)
+    except (ProcessLookupError, OverflowError):  # no process, or no number of one
         return False
     except PermissionError:  # another user's
         return True
     return True
 
 
-def _is_ours(lease: Path) -> bool:
-    return _holder(lease) == {"host": socket.gethostname(), "pid": os.getpid()}
+@dataclass(frozen=True)
+class Holder:
+    """Contents of lease.json: the process that writes a run."""
+
+    host: str
+    pid: int
 
 
-def _holder(lease: Path) -> dict[str, Any] | None:
+def _us() -> Holder:
+    return Holder(socket.gethostname(), os.getpid())
+
+
+def _holder(lease: Path) -> Holder | None:
+    """Read who holds a lease; None where nobody does, or where it does not say who."""
     try:
-        holder: dict[str, Any] = json.loads(lease.read_text())
-    except (OSError, ValueError):
+        with reading(lease):
+            return from_json(Holder, read_json(lease))
+    except RunError:
         return None
-    return holder

@@ -4,7 +4,6 @@ Reads run.json, result.json and predictions.parquet (see `run` and `judge`) and 
 Runs are ranked only among those whose rows of every set, and whose rule, are the same.
 """
 
-import csv
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from assay.errors import RunError
-from assay.files import open_to_write, read_json
+from assay.files import read_json, reading, write_rows
 from assay.metrics.estimate import Estimate
 from assay.metrics.summary import Summary
 from assay.runs import record, results
@@ -28,7 +26,12 @@ from assay.runs.results import Result
 _NEEDED = {"rule", "oracle", "seed", "sets", "scorings", "tried"}
 
 
-_JUDGED = ("id", "split", "group", "truth", "logits", "probs", "score", "weight")
+_JUDGED = ("truth", "logits", "probs", "score", "weight")
+"""What runs are compared by, besides id, split and group."""
+
+
+_ROW = ("split", "id", "group", "truth")
+"""What tells a row from another one."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,12 @@ class RunSummary:
         return summary.main[1] if summary else None
 
     def predictions(self, columns: Sequence[str] = _JUDGED) -> pa.Table:
-        """Read those of the columns that predictions.parquet has.
+        """Read id, split, group, and those of the columns that predictions.parquet has.
 
         Raises:
             RunError: it is missing or damaged.
         """
-        path = self.folder / "predictions.parquet"
-        try:
-            file = pq.ParquetFile(path)  # pq.read_table takes a second to import what it needs
-            return file.read([name for name in columns if name in file.schema_arrow.names])
-        except (OSError, pa.ArrowException):
-            raise RunError(
-                f"{path} is missing or damaged; restore it, or train the run again."
-            ) from None
+        return results.read_predictions(self.folder, columns)
 
     @cached_property
     def rows(self) -> dict[str, str]:
@@ -102,12 +98,14 @@ class RunSummary:
         Raises:
             RunError: the predictions are missing or damaged.
         """
-        table = self.predictions(("split", "id", "group", "truth"))
+        table = self.predictions(("truth",))
+        table = table.select([name for name in _ROW if name in table.column_names])
         classes = (table.schema.metadata or {}).get(b"classes", b"")
         digests: dict[str, Any] = {}
-        ordered = table.sort_by([("split", "ascending"), ("id", "ascending")])
-        for row in zip(*(column.to_pylist() for column in ordered.columns), strict=True):
-            digests.setdefault(row[0], hashlib.sha256(classes)).update(f"{row}\n".encode())
+        with reading(self.folder / "predictions.parquet"):
+            ordered = table.sort_by([("split", "ascending"), ("id", "ascending")])
+            for row in zip(*(column.to_pylist() for column in ordered.columns), strict=True):
+                digests.setdefault(row[0], hashlib.sha256(classes)).update(f"{row}\n".encode())
         return {name: digest.hexdigest() for name, digest in digests.items()}
 
     @property
@@ -145,7 +143,7 @@ def _with_result(run: RunSummary) -> RunSummary:
             return replace(run, reason="It was judged by a newer Assay; update Assay.")
         if schema < results.SCHEMA or not values.keys() >= _NEEDED:
             return replace(run, reason=f"It was judged by an older Assay; {again}", is_stale=True)
-        result = as_record(Result, values, path)
+        result = results.as_result(values, path)
     except RunError as error:
         return replace(run, reason=str(error))
     if result.sets.keys() != rows.keys():
@@ -200,17 +198,10 @@ def judged(name: str, storage: Path) -> RunSummary:
 
 
 def write_csv(path: Path, runs: Sequence[RunSummary]) -> None:
-    """Write a line per run, with each set's score, its interval, and numbers of rows and groups.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Write a line per run, with each set's score, its interval, and numbers of rows and groups."""
     sets = sorted({name for run in runs for name in run.sets})
     rows = [_csv_row(run, sets) for run in runs]
-    with open_to_write(path) as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, list(rows[0]), rows)
 
 
 def _csv_row(run: RunSummary, sets: Sequence[str]) -> dict[str, Any]:
@@ -232,5 +223,8 @@ def _csv_row(run: RunSummary, sets: Sequence[str]) -> dict[str, Any]:
 
 
 def when(seconds: float | None) -> str:
-    """Tell a local time, ISO to the minute; empty for None."""
-    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    """Tell a local time, ISO to the minute; empty for None, and for a number that is no time."""
+    try:
+        return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return ""

@@ -1,16 +1,15 @@
 """What a run left to read: predictions, result, comparison, metrics."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from assay.errors import RunError
-from assay.files import read_json, write_json, write_parquet
+from assay.files import RESTORE, read_json, read_parquet, reading, write_json, write_parquet
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.estimate import Estimate
@@ -118,16 +117,41 @@ class Comparisons:
     """By name, the run in question among them."""
 
 
-def read_predictions(folder: Path) -> pa.Table:
-    """Read a run's predictions table.
+def read_predictions(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a run's predictions table: id, split and group, and those of the columns that it has (None: all).
 
     Raises:
-        RunError: the run has none yet.
+        RunError: the run has none yet, or it is damaged.
     """
     path = folder / "predictions.parquet"
     if not path.exists():
         raise RunError(f"{folder} has no predictions yet; run it to the end first.")
-    return pq.read_table(path)
+    return read_parquet(path, ("id", "split", "group"), columns)
+
+
+def read_split(folder: Path, needed: Sequence[str] = ("id", "group", "split")) -> pa.Table:
+    """Read the manifest of a run with the sets that were drawn, of which some columns are needed.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    return read_parquet(folder / "split.parquet", needed)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run's config.json, of which no task lacks the settings of data, split and training.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    missing = [
+        name for name in ("data", "split", "train") if not isinstance(config.get(name), dict)
+    ]
+    if missing:
+        raise RunError(f"{path} has no settings of {missing[0]!r}; {RESTORE}.")
+    return config
 
 
 def write_predictions(folder: Path, predictions: pa.Table) -> None:
@@ -146,7 +170,21 @@ def read_result(folder: Path) -> Result:
         raise RunError(
             f"{folder.name} was judged by an older Assay; judge it again by assay judge {folder}."
         )
-    return as_record(Result, values, folder / "result.json")
+    return as_result(values, folder / "result.json")
+
+
+def as_result(values: Any, path: Path) -> Result:
+    """Turn what a result.json holds into a result, whose every set has a score.
+
+    Raises:
+        RunError: a field is missing or of another type, or a set has no score; names the file.
+    """
+    result = as_record(Result, values, path)
+    with reading(path, remedy="judge the run again"):
+        _ = [summary.main for summary in result.sets.values()]
+        if not result.sets:
+            raise ValueError("it has no set")
+    return result
 
 
 def read_scorings(folder: Path) -> Scorings:
@@ -191,11 +229,24 @@ Line = Mapping[str, Any]
 
 
 def read_metrics(path: Path) -> dict[str, list[Line]]:
-    """Read the lines of metrics.jsonl by kind, in order; a resumed run's repeated lines count once."""
+    """Read the lines of metrics.jsonl by kind, in order; a resumed run's repeated lines count once.
+
+    A last line that a killed process left half written is passed over.
+
+    Raises:
+        RunError: any other line is damaged; names it.
+    """
     lines: dict[tuple[str, int], Line] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        line = json.loads(text)
-        lines[line["kind"], line["step"]] = line
+    with reading(path):
+        texts = path.read_bytes().splitlines() if path.exists() else []
+    for number, text in enumerate(texts, 1):
+        try:
+            with reading(f"Line {number} of {path}", remedy="take it out, or train the run again"):
+                line = json.loads(text)
+                lines[str(line["kind"]), int(line["step"])] = line
+        except RunError:
+            if number < len(texts):
+                raise
     kinds: dict[str, list[Line]] = {"step": [], "val": [], "epoch": []}
     for (kind, _), line in sorted(lines.items()):
         kinds.setdefault(kind, []).append(line)

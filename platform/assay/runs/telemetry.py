@@ -20,6 +20,7 @@ A resumed run repeats the lines after its last checkpoint: of equal kind and ste
 of warnings each text once.
 """
 
+import errno
 import json
 import math
 import os
@@ -51,8 +52,9 @@ class Telemetry:
         self.folder, self.keep = folder, keep
         self.wandb: Any = _start_wandb(folder, config or {}) if "wandb" in sinks else None
         self.board: Any = _start_tensorboard(folder) if "tensorboard" in sinks else None
-        _drop_torn_line(folder / "metrics.jsonl")
-        self.file = (folder / "metrics.jsonl").open("a", buffering=1)
+        self.path = folder / "metrics.jsonl"
+        _drop_torn_line(self.path)
+        self.file = self.path.open("ab", buffering=0)
 
     def log(self, kind: str, **fields: float | int) -> None:
         """Write one line; floats are rounded to six significant digits."""
@@ -71,7 +73,14 @@ class Telemetry:
 
     def _write(self, kind: str, fields: dict[str, Any]) -> None:
         line = {"kind": kind} | fields | {"time": round(time.time(), 3)}
-        self.file.write(json.dumps(line) + "\n")
+        content = json.dumps(line).encode() + b"\n"
+        try:
+            num = self.file.write(content)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        if num < len(content):  # a disk takes what it has room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Flush and end every sink."""

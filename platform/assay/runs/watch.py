@@ -14,7 +14,8 @@ from assay.progress import progress_bar
 def watch(folder: Path, label: str) -> Iterator[None]:
     """Show a bar and the warnings that some process, wherever it runs, writes to metrics.jsonl from now on."""
     path = folder / "metrics.jsonl"
-    skip = path.stat().st_size if path.exists() else 0
+    # what a killed process left of its last line is cut off before more is written
+    skip = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
     ended = threading.Event()
     thread = threading.Thread(target=_follow, args=(path, skip, label, ended), daemon=True)
     thread.start()

@@ -8,14 +8,15 @@
 Each training is a run of its own below runs/, recognised by what it computes.
 """
 
-import itertools
 import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
@@ -26,7 +27,7 @@ from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
 from assay.runs.folder import Run
-from assay.space import change
+from assay.space import change, combinations
 from assay.sweep import space_text
 from assay.sweep.folds import Fold, plan
 from assay.sweep.generalization import Summary, curve, gather, matrices, summarize
@@ -36,6 +37,9 @@ from assay.sweep.tune import SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
+Count = Annotated[int, Interval(ge=1, le=10_000)]
+"""Of values of a domain."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoldLaunch(SweepLaunch):
@@ -43,13 +47,13 @@ class FoldLaunch(SweepLaunch):
 
     fold_column: str = "design"
     """Domain whose values are trained on or tested: design, printer, exposure, build."""
-    train_on: tuple[int, ...] = ()
+    train_on: tuple[Count, ...] = ()
     """Numbers of values to train on; none: all but --leave-out of them."""
-    leave_out: int = 1
+    leave_out: Annotated[int, Interval(ge=0, le=10_000)] = 1
     """Values held out of each fold where --train-on is not given."""
-    choices: int = 0
+    choices: Annotated[int, Interval(ge=0, le=100_000)] = 0
     """Choices of values drawn for each number and seed, evenly over all seeds; 0: all there are."""
-    seeds: int = 1
+    seeds: Annotated[int, Interval(ge=1, le=10_000)] = 1
     """Seeds of training, each with choices of its own."""
     settings: tuple[str, ...] = ()
     """What to compare: SETTING=A|B, several are combined; none: the task and its baselines."""
@@ -124,7 +128,7 @@ def settings_of(
     space = dict(space_text.parse(text, config) for text in texts)
     space_text.check(space, config)
     settings = {}
-    for levels in itertools.product(*(dimension.levels() for dimension in space.values())):
+    for levels in combinations(space):
         values = dict(zip(space, levels, strict=True))
         name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in values.items())
         settings[name] = change(config, values)

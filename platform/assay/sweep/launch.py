@@ -4,7 +4,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+from annotated_types import Interval
 
 from assay.errors import ConfigError, one_sentence
 from assay.experiment.options import Launch, option, parse_with
@@ -19,9 +21,9 @@ class SweepLaunch(Launch):
 
     task: Path = Path("tasks/fingerprint.py")
     """The task file."""
-    parallel: int = 0
+    parallel: Annotated[int, Interval(ge=0, le=10_000)] = 0
     """Trials at once; 0: as many as fit."""
-    gpus_per_worker: float = 1.0
+    gpus_per_worker: Annotated[float, Interval(gt=0, le=1000)] = 1.0
     """GPUs of each worker, with --gpus; below 1 several trials share one (not checked on a GPU yet)."""
 
 

@@ -13,11 +13,12 @@ no setting that could be run again.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from markupsafe import Markup
 from optuna.trial import FrozenTrial
 
@@ -37,12 +38,12 @@ from assay.experiment.run import (
     storage_of,
 )
 from assay.experiment.workers import cluster
-from assay.files import read_json, write_json
+from assay.files import write_json
 from assay.report.page import fill_page, write_page, write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
-from assay.runs.results import read_result
-from assay.space import Space, change
+from assay.runs.results import read_config, read_result
+from assay.space import Space, change, rounded
 from assay.sweep import space_file, space_text
 from assay.sweep.figures import Budget, EndedTrials, budget_of, figures
 from assay.sweep.launch import SweepLaunch, run_command
@@ -71,21 +72,21 @@ class SearchLaunch(SweepLaunch):
     """Changes to the task's search space: SETTING=LOW..HIGH[,log], SETTING=A|B|C; SETTING=A takes it out."""
     space_file: Path | None = None
     """YAML file with the search space, in the place of the task's; also a W&B sweep."""
-    trials: int = 20
+    trials: Annotated[int, Interval(ge=1, le=1_000_000)] = 20
     """Trials in all, those of earlier launches among them."""
-    epochs: int = 0
+    epochs: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
     """Epochs after which no further trial begins, for methods that are compared at equal cost; 0: no limit."""
     sampling: Sampling = "tpe"
     """How settings are proposed: TPE (multivariate, constant liar), at random, as a grid, or NSGA-II."""
     objectives: tuple[Objective, ...] = ("score",)
     """What val is to improve: score, nll, latency_ms, num_params; several make a Pareto front by NSGA-II."""
-    grace: int = 1
+    grace: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """Epochs (looks at val) before a trial may be stopped early."""
-    eta: int = 3
+    eta: Annotated[int, Interval(ge=0, le=1000)] = 3
     """One of so many trials goes on at each rung of early stopping (ASHA); 0: every trial runs to its end."""
     warm_start: tuple[Path, ...] = ()
     """Folders of earlier sweeps, whose best settings are tried first."""
-    sweep_seed: int = 0
+    sweep_seed: Annotated[int, Interval(ge=0, le=2**31)] = 0
     """Seed of the proposals."""
 
 
@@ -151,10 +152,8 @@ def _read_space(
     space_text.check(space, config)
     if len(launch.objectives) > 1 and launch.sampling == "tpe":
         launch = replace(launch, sampling="nsga2")
-    if launch.trials < 1 or launch.grace < 1 or (launch.eta < 2 and launch.eta != 0):
-        raise ConfigError(
-            f"--trials is {launch.trials}, --grace {launch.grace} and --eta {launch.eta}; give at least 1, 1, and 2 (or 0 for no early stopping)."
-        )
+    if launch.eta == 1:
+        raise ConfigError("--eta is 1; give 2 or more, or 0 for no early stopping.")
     if len(set(launch.objectives)) != len(launch.objectives) or not launch.objectives:
         raise ConfigError(f"--objectives is {launch.objectives}; name one or several, each once.")
     return space, launch
@@ -212,7 +211,7 @@ def _select(search: Search, folder: Path) -> Run:
 def _score_once(run: Run, name: str, data: StoredImages, resources: Resources, tried: int) -> None:
     """Run the selected trial to its end; the only one that is scored on test."""
     task = load_task(data.source)
-    config = from_dict(task.Config, read_json(run.folder / "config.json"))
+    config = from_dict(task.Config, read_config(run.folder))
     alone = replace(resources, workers=0) if resources.workers == 1 else resources
     with run.lease():
         if not is_whole(run):
@@ -227,7 +226,8 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
     """Write the sweep's files and print what they say; returns how many trials failed."""
     trials = [(trial, search.outcome_of(trial)) for trial in search.trials]
     outcomes = [outcome for _, outcome in trials]
-    rows = [_row(trial, outcome) for trial, outcome in trials]
+    params = {trial.number: rounded(search.space, trial.params) for trial, _ in trials}
+    rows = [_row(trial, outcome, params[trial.number]) for trial, outcome in trials]
     write_trials(folder, rows)
     budget = budget_of(outcomes, search.base.train.epochs)
     best, shares, result = search.best(), importances(search.study), read_result(selected.folder)
@@ -237,14 +237,14 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
         "tried": len(trials),
     }
     front = [
-        {"run": trial.user_attrs["run"], "values": trial.values, "params": trial.params}
+        {"run": trial.user_attrs["run"], "values": trial.values, "params": params[trial.number]}
         for trial in best
     ]
     record = {
         "schema": 1,
         **summary,
         "selected": selected.folder.name,
-        "params": best[0].params,
+        "params": params[best[0].number],
         "front": front,
         "budget": asdict(budget),
         "importance": shares,
@@ -258,6 +258,7 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
         lines=rows,
         chosen=selected.folder.name,
         best=best,
+        params=params,
         shares=shares,
         budget=budget,
         halving=halving,
@@ -267,11 +268,11 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
         coordinates=Markup(render_parallel(axes_of(search.space, trials), trials)),
         figures=figures(trials, search.settings.objectives, shares, best),
     )
-    _print(trials, best[0], budget, selected, write_page(folder, page))
+    _print(trials, params[best[0].number], budget, selected, write_page(folder, page))
     return sum(outcome.state == "failed" for outcome in outcomes)
 
 
-def _row(trial: FrozenTrial, outcome: Outcome) -> dict[str, Any]:
+def _row(trial: FrozenTrial, outcome: Outcome, params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "run": trial.user_attrs.get("run", ""),
@@ -282,17 +283,17 @@ def _row(trial: FrozenTrial, outcome: Outcome) -> dict[str, Any]:
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,
         **outcome.measured,
-        **trial.params,
+        **params,
     }
 
 
 def _print(
-    trials: EndedTrials, best: FrozenTrial, budget: Budget, selected: Run, path: Path
+    trials: EndedTrials, best: Mapping[str, Any], budget: Budget, selected: Run, path: Path
 ) -> None:
     counts = Counter(outcome.state for _, outcome in trials)
     states = ", ".join(f"{num} {state}" for state, num in counts.items())
     print(f"{len(trials)} trials: {states}; {budget}")
-    print(f"selected on val: {describe_values(best.params)}")
+    print(f"selected on val: {describe_values(best)}")
     print_run({selected.folder.name: selected.folder})
     print(f"{len(trials)} configurations were tried; test was scored for the selected one alone.")
     print(f"study: {path.parent / JOURNAL}\nreport: {path}")

@@ -5,20 +5,23 @@ Ours is a mapping of settings to dimensions; W&B's has the same mapping under `p
 
     optim.lr: {min: 1e-4, max: 1e-2, distribution: log_uniform_values}
     model.k: {values: [2, 4, 8]}
+
+What W&B documents is taken as W&B takes it, or refused by its name. Source: the schema of W&B's sweeps
+and its page of sweep configuration options (2026).
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from assay.config import Settings
 from assay.errors import ConfigError
 from assay.space import Choice, Dimension, Space, value_of
 from assay.sweep.space_text import is_whole, make_range, parse_scalar
+from assay.sweep.strict_yaml import read_yaml
 
 Method = Literal["tpe", "random", "grid"]
 
@@ -27,7 +30,8 @@ METHODS: Mapping[str, Method] = {"bayes": "tpe", "random": "random", "grid": "gr
 """W&B's methods and ours."""
 
 
-IGNORED = {"program", "command", "name", "project", "entity", "description"}
+WHERE = {"program", "command", "name", "project", "entity", "description", "apiVersion", "kind"}
+ELSEWHERE = {"controller", "job", "image_uri"}
 """What of a W&B sweep says where it runs and not what."""
 
 
@@ -35,8 +39,27 @@ UNDERSTOOD = {"parameters", "method", "metric", "early_terminate", "run_cap"}
 """What of a W&B sweep is taken over."""
 
 
-PLAIN = ("", "uniform", "q_uniform", "int_uniform", "log_uniform_values", "q_log_uniform_values")
-"""W&B's distributions whose ends are given as they are; log_uniform's are exponents of e."""
+ENDS = {"min", "max"}
+
+
+KEYS: Mapping[str, set[str]] = {
+    "constant": {"value"},
+    "categorical": {"values"},
+    "int_uniform": ENDS,
+    "uniform": ENDS,
+    "q_uniform": ENDS,
+    "log_uniform": ENDS,
+    "q_log_uniform": ENDS,
+    "inv_log_uniform": ENDS,
+    "log_uniform_values": ENDS,
+    "q_log_uniform_values": ENDS,
+    "inv_log_uniform_values": ENDS,
+}
+"""W&B's distributions that are drawn here, and what each must say; those of a step (q_) may also say `q`."""
+
+
+EXPONENTS = ("log_uniform", "q_log_uniform", "inv_log_uniform")
+"""Distributions whose ends are exponents of e."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,72 +87,115 @@ def read(path: Path, config: Settings, names: Mapping[str, str]) -> SpaceFile:
     Raises:
         ConfigError: it cannot be read, or has what no sweep here can do; names it.
     """
+    content = read_yaml(path, "give a YAML file of settings")
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"{path} cannot be read ({reason}); give a YAML file of settings."
-        ) from None
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(
-            f"{path} holds no mapping; write one setting per line, such as model.k: {{values: [2, 4]}}."
-        )
-    if "parameters" not in content:
-        return SpaceFile(space=_space(content, config, names))
-    unknown = content.keys() - IGNORED - UNDERSTOOD
+        if not isinstance(content, dict) or "parameters" not in content:
+            return SpaceFile(space=_space(content, config, names))
+        return _read_sweep(content, config, names)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _read_sweep(
+    content: Mapping[Any, Any], config: Settings, names: Mapping[str, str]
+) -> SpaceFile:
+    unknown = content.keys() - WHERE - ELSEWHERE - UNDERSTOOD
     if unknown:
         raise ConfigError(
-            f"{path} has {min(unknown)!r}, which is not understood; take it out and say it on the command line."
+            f"{min(map(str, unknown))!r} is not understood; take it out and say it on the command line."
         )
     method = content.get("method", "random")
-    if method not in METHODS:
-        raise ConfigError(f"{path} has the method {method!r}; allowed: {', '.join(METHODS)}.")
-    grace, eta = _halving(content.get("early_terminate"), path)
+    if not isinstance(method, str) or method not in METHODS:
+        raise ConfigError(f"The method is {_show(method)}; allowed: {', '.join(METHODS)}.")
+    grace, eta = _halving(content.get("early_terminate"))
+    cap = content.get("run_cap")
     return SpaceFile(
         space=_space(content["parameters"], config, names),
         method=METHODS[method],
-        objective=_objective(content.get("metric"), path),
-        trials=content.get("run_cap"),
+        objective=_objective(content.get("metric")),
+        trials=None if cap is None else _whole("run_cap", cap),
         grace=grace,
         eta=eta,
     )
 
 
-def _objective(metric: Any, path: Path) -> Literal["score", "nll"] | None:
+def _objective(metric: Any) -> Literal["score", "nll"] | None:
     if metric is None:
         return None
-    name = str(metric.get("name", ""))
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
+        raise ConfigError(
+            f"The metric is {_show(metric)}; write metric: {{name: val_loss, goal: minimize}}."
+        )
+    name, goal = metric["name"], metric.get("goal", "minimize")
+    unknown = metric.keys() - {"name", "goal"}
+    if unknown:
+        raise ConfigError(
+            f"The metric has {min(map(str, unknown))!r}, which no sweep here does; take it out."
+        )
     if "test" in name.lower():
         raise ConfigError(
-            f"{path} chooses by {name!r}; a sweep is chosen by val alone: name a metric of val, such as val_accuracy."
+            f"The metric is {name!r}; a sweep is chosen by val alone: name a metric of val, such as val_accuracy."
         )
-    return "nll" if any(word in name.lower() for word in ("loss", "nll")) else "score"
+    is_loss = any(word in name.lower() for word in ("loss", "nll"))
+    wanted = "minimize" if is_loss else "maximize"
+    if goal != wanted:
+        raise ConfigError(
+            f"The metric {name!r} has the goal {_show(goal)} (W&B's own is minimize); {'nll' if is_loss else 'the score'} of val is what a sweep here can {wanted}: write goal: {wanted}, or name another metric."
+        )
+    return "nll" if is_loss else "score"
 
 
-def _halving(early: Any, path: Path) -> tuple[int | None, int | None]:
+def _halving(early: Any) -> tuple[int | None, int | None]:
+    """Read where early stopping begins, in epochs, and how many of the trials go on."""
     if early is None:
         return None, None
-    if early.get("type") != "hyperband" or "min_iter" not in early:
+    is_hyperband = isinstance(early, dict) and early.get("type") == "hyperband"
+    allowed = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
+    has_ends = is_hyperband and ("min_iter" in early or {"max_iter", "s"} <= early.keys())
+    if not has_ends or not early.keys() <= allowed:
         raise ConfigError(
-            f"{path} stops early by {early}; allowed is type hyperband with min_iter and eta, which ASHA takes the place of."
+            f"early_terminate is {_show(early)}; allowed is type hyperband with min_iter, or max_iter and s, and eta, which ASHA takes the place of."
         )
-    return int(early["min_iter"]), int(early.get("eta", 3))
+    eta = _whole("early_terminate.eta", early.get("eta", 3), least=2)
+    if "max_iter" not in early:
+        return _whole("early_terminate.min_iter", early["min_iter"]), eta
+    grace = _whole("early_terminate.max_iter", early["max_iter"])
+    for _ in range(min(_whole("early_terminate.s", early["s"]), 64)):
+        grace = grace // eta or grace  # W&B has no bracket below 1 either
+    return grace, eta
 
 
-def _space(specs: Mapping[str, Any], config: Settings, names: Mapping[str, str]) -> Space:
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    number = parse_scalar(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if not is_whole(number) or number < least:
+        raise ConfigError(f"{name} is {_show(value)}; give a whole number of at least {least}.")
+    return int(number)
+
+
+def _space(specs: Any, config: Settings, names: Mapping[str, str]) -> Space:
     space: dict[str, Dimension] = {}
     for name, spec in _flatten(specs).items():
-        setting = names.get(name, name)
+        plain = name.replace("-", "_")
+        setting = names.get(name) or names.get(plain) or plain
+        if setting in space:
+            raise ConfigError(f"The setting {setting} is named twice, the second time as {name}.")
         space[setting] = _dimension(name, spec, value_of(config, setting))
     return space
 
 
-def _flatten(specs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(specs: Any, prefix: str = "") -> dict[str, Any]:
     """Dot the names of parameters that W&B nests in parameters."""
+    if not isinstance(specs, dict) or not specs:
+        raise ConfigError(
+            f"{_show(specs)} is no mapping of settings; write one per line, such as model.k: {{values: [2, 4]}}."
+        )
     flat: dict[str, Any] = {}
     for name, spec in specs.items():
-        if isinstance(spec, dict) and isinstance(spec.get("parameters"), dict):
+        if not isinstance(name, str):
+            raise ConfigError(f"{_show(name)} is no name of a setting; write one such as model.k.")
+        if isinstance(spec, dict) and spec.keys() == {"parameters"}:
             flat |= _flatten(spec["parameters"], f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = spec
@@ -138,22 +204,69 @@ def _flatten(specs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _dimension(name: str, spec: Any, default: Any) -> Dimension:
     if not isinstance(spec, dict):
-        return Choice(values=(parse_scalar(spec),))
-    kind = spec.get("distribution", "")
-    if "value" in spec or kind == "constant":
-        return Choice(values=(parse_scalar(spec.get("value")),))
-    if "values" in spec and "probabilities" not in spec:
-        return Choice(values=tuple(parse_scalar(value) for value in spec["values"]))
-    if "min" not in spec or "max" not in spec:
+        return _choice(name, [spec])
+    kind = _kind(spec)
+    allowed = KEYS.get(kind)
+    if allowed is None:
         raise ConfigError(
-            f"The parameter {name} is {spec}; give values, or min and max (chances of values, and normal distributions, are not drawn here)."
+            f"The parameter {name} has the distribution {kind!r}, which is not drawn here; allowed are {', '.join(KEYS)}."
         )
-    low, high = parse_scalar(spec["min"]), parse_scalar(spec["max"])
-    step = parse_scalar(spec["q"]) if "q" in spec else None
-    if kind in ("log_uniform", "q_log_uniform"):
-        low, high = math.exp(float(low)), math.exp(float(high))
-    elif kind not in PLAIN:
+    given = spec.keys() - {"distribution"} - ({"q"} if kind.startswith("q_") else set())
+    if given != allowed:
         raise ConfigError(
-            f"The parameter {name} has the distribution {kind!r}; allowed are uniform, int_uniform, q_uniform, log_uniform and log_uniform_values."
+            f"The parameter {name} is {_show(spec)}; give values, or min and max ({kind} has {' and '.join(sorted(allowed))})."
         )
-    return make_range(name, low, high, log="log" in kind, whole=is_whole(default), step=step)
+    if kind == "constant":
+        return _choice(name, [spec["value"]])
+    if kind == "categorical":
+        return _choice(name, spec["values"])
+    low, high = (parse_scalar(spec[end]) for end in ("min", "max"))
+    if kind in EXPONENTS:
+        low, high = (_power(name, end) for end in (low, high))
+    if kind == "inv_log_uniform":
+        low, high = 1 / high, 1 / low
+    q = parse_scalar(spec.get("q", 1)) if kind.startswith("q_") else None
+    whole = kind == "int_uniform" or is_whole(default)
+    return make_range(name, low, high, log="log" in kind, whole=whole, q=q)
+
+
+def _kind(spec: Mapping[str, Any]) -> str:
+    """Name a distribution as W&B does where none is named."""
+    if "distribution" in spec:
+        kind = spec["distribution"]
+        return kind if isinstance(kind, str) else _show(kind)
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
+    if "q" in spec:
+        return "q_uniform"
+    ends = [parse_scalar(spec.get(end)) for end in ("min", "max")]
+    return "int_uniform" if all(map(is_whole, ends)) else "uniform"
+
+
+def _choice(name: str, values: Any) -> Choice:
+    plain = [parse_scalar(value) for value in values] if isinstance(values, list) else []
+    if not plain or not all(isinstance(value, str | int | float) for value in plain):
+        raise ConfigError(
+            f"The parameter {name} has the values {_show(values)}; give a list of numbers, texts, true or false."
+        )
+    return Choice(values=tuple(plain))
+
+
+def _power(name: str, exponent: Any) -> float:
+    """Return e to an exponent."""
+    try:
+        power = math.exp(exponent)
+        if power and math.isfinite(1 / power):
+            return power
+    except (TypeError, OverflowError):
+        pass
+    raise ConfigError(
+        f"The parameter {name} ends at e to the {_show(exponent)}; log_uniform has exponents of e, log_uniform_values the values themselves."
+    )
+
+
+def _show(value: Any) -> str:
+    """Show a value of a file, however large."""
+    return reprlib.repr(value)

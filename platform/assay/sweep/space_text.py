@@ -1,13 +1,17 @@
 """A search space as text: dimensions on the command line, merged and checked."""
 
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from assay.config import Settings
 from assay.errors import ConfigError
-from assay.space import Choice, Dimension, Float, Int, Space, change, value_of
+from assay.space import MAX_POINTS, Choice, Dimension, Float, Int, Rounded, Space, change, value_of
+
+LARGEST = 1e15
+"""Largest end of a range, below which whole numbers are whole as floats too."""
+
 
 NEVER = ("data", "split", "decide", "train.seed")
 """Settings, or groups of them, that no sweep may choose."""
@@ -20,6 +24,7 @@ def parse(text: str, config: Settings) -> tuple[str, Dimension]:
         ConfigError: it is not of that form, or does not fit the setting.
     """
     name, _, rest = text.partition("=")
+    name = name.strip().replace("-", "_")
     if not rest:
         raise ConfigError(
             f"The search space has {text!r}; write SETTING=LOW..HIGH, SETTING=LOW..HIGH,log or SETTING=A|B|C."
@@ -54,33 +59,42 @@ def is_whole(value: Any) -> bool:
 
 
 def make_range(
-    name: str, low: Any, high: Any, *, log: bool = False, whole: bool, step: Any = None
+    name: str, low: Any, high: Any, *, log: bool = False, whole: bool, q: Any = None
 ) -> Dimension:
-    """Make a range between two values.
+    """Make a range between two values, of multiples of `q` where that is given.
 
     Raises:
-        ConfigError: they are no numbers, in the wrong order, or not positive where log is asked for.
+        ConfigError: they are no numbers, in the wrong order, or not positive where log is asked for;
+            or the step is none, or too fine.
     """
-    ends = [low, high, 0 if step is None else step]
-    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+    ends = [low, high] if q is None else [low, high, q]
+    if not all(map(_is_number, ends)):
+        shown = ", ".join(reprlib.repr(end) for end in ends)
         raise ConfigError(
-            f"The range of {name} is {low} to {high}; give finite numbers, or a choice A|B|C."
+            f"The range of {name} is {shown}; give numbers between -{LARGEST:g} and {LARGEST:g}, or a choice A|B|C."
         )
-    if not low < high or (log and low <= 0) or (step is not None and step <= 0):
+    if not low < high or (log and low <= 0):
         raise ConfigError(
             f"The range of {name} is {low:g} to {high:g}{', log' if log else ''}; the low end must be below the high one, and above 0 for log."
         )
-    if log and step is not None:
+    if q is not None and not 0 < (high - low) / MAX_POINTS <= q:
         raise ConfigError(
-            f"The range of {name} has both log and a step; Optuna draws one or the other."
+            f"The step of {name} is {q:g} from {low:g} to {high:g}; give one above 0 that has at most {MAX_POINTS} multiples there."
         )
-    if not whole:
-        return Float(
-            low=float(low), high=float(high), log=log, step=None if step is None else float(step)
+    if whole and any(float(end) != int(end) for end in ([low, high] if q is None else [q])):
+        raise ConfigError(
+            f"The range of {name} is {low} to {high}{'' if q is None else f' by {q}'}; the setting is a whole number."
         )
-    if any(float(end) != int(end) for end in ends):
-        raise ConfigError(f"The range of {name} is {low} to {high}; the setting is a whole number.")
-    return Int(low=int(low), high=int(high), log=log, step=int(step or 1))
+    if q is not None:
+        return Rounded(low=float(low), high=float(high), log=log, q=float(q), whole=whole)
+    if whole:
+        return Int(low=int(low), high=int(high), log=log)
+    return Float(low=float(low), high=float(high), log=log)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= LARGEST  # which nan is not
 
 
 def merge(space: Space, changes: Mapping[str, Dimension]) -> Space:

@@ -139,7 +139,13 @@ class Search:
                 study.enqueue_trial(values)
 
     def _grid(self) -> list[dict[str, Any]]:
-        return space.grid(self.space, self.base)
+        """List the points of a grid as they are suggested: before they are rounded."""
+        points = space.grid(self.space, self.base)
+        rounds = {n: d for n, d in self.space.items() if isinstance(d, space.Rounded)}
+        return [
+            {n: rounds[n].before(float(v)) if n in rounds else v for n, v in point.items()}
+            for point in points
+        ]
 
     def _catch_up(self) -> None:
         """Hear of what ended while nobody listened, and propose again what did not."""

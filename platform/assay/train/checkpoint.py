@@ -28,7 +28,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from assay.errors import CheckpointError
+from assay.errors import CheckpointError, DiskError, RunError
+from assay.files import describe, read_json, reading
 
 KEEP = 2
 """Checkpoints that stay on disk."""
@@ -58,9 +59,14 @@ def save(
     with warnings.catch_warnings():
         # dcp says that it saves in a single process; that is what is wanted
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
-        state_dict_saver.save(
-            {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=hidden
-        )
+        try:
+            state_dict_saver.save(
+                {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=hidden
+            )
+        except CheckpointException as error:
+            raise DiskError(
+                f"The checkpoint {final} cannot be written ({_reasons(error)}); free space and give the same command again, which goes on from the one before."
+            ) from error
     _barrier()
     if rank == 0:
         (hidden / "position.json").write_text(json.dumps(position))
@@ -89,11 +95,7 @@ def latest(folder: Path) -> Path | None:
     """
     paths = sorted(folder.glob("step-*"), reverse=True)
     for path in paths:
-        try:
-            sums = json.loads((path / "checksums.json").read_text())
-        except (OSError, ValueError):
-            sums = None
-        if sums is not None and sums == _checksums(path):
+        if _is_whole(path):
             return path
         warnings.warn(
             f"The checkpoint {path} is damaged; falling back to the one before.", stacklevel=2
@@ -103,6 +105,14 @@ def latest(folder: Path) -> Path | None:
             f"All {len(paths)} checkpoints in {folder} are damaged; delete the folder to train from the start."
         )
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with reading(path):
+            return read_json(path / "checksums.json") == _checksums(path)
+    except RunError:
+        return False
 
 
 def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -127,8 +137,7 @@ def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
             state_dict_loader.load(state, checkpoint_id=path)
     except CheckpointException as error:
-        reasons = "; ".join(str(failure[0]) for failure in error.failures.values())
-        raise _misfit(path, reasons) from error
+        raise _misfit(path, _reasons(error)) from error
     set_state_dict(
         module,
         optimizer,
@@ -147,6 +156,11 @@ def _refuse_other_model(path: Path, model_state: Mapping[str, Any], saved: Itera
     if different:
         side = "the checkpoint" if different[0] in names else "this model"
         raise _misfit(path, f"only {side} has {different[0]}")
+
+
+def _reasons(error: CheckpointException) -> str:
+    """Tell what went wrong on the workers, each fault once."""
+    return "; ".join(dict.fromkeys(describe(failure[0]) for failure in error.failures.values()))
 
 
 def _misfit(path: Path, reason: str) -> CheckpointError:

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from assay.data.order import Step, steps_of
-from assay.errors import ConfigError, RunError
-from assay.files import replacing
+from assay.errors import ConfigError, DiskError, RunError
+from assay.files import reading, replacing
 from assay.nn.optim import Multiplier, build_optimizer, set_rates
 from assay.runs.telemetry import Telemetry
 from assay.train import checkpoint
@@ -331,8 +332,14 @@ class Loop:
             self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
         if self.rank == 0:
-            with replacing(self.folder / "best" / "weights.safetensors") as hidden:
-                save_file({k: v.contiguous() for k, v in state.items()}, hidden)
+            path = self.folder / "best" / "weights.safetensors"
+            try:
+                with replacing(path) as hidden:
+                    save_file({k: v.contiguous() for k, v in state.items()}, hidden)
+            except SafetensorError as error:  # which holds the disk's fault as a text
+                raise DiskError(
+                    f"{path} cannot be written ({error}); free space and give the same command again, which goes on from the last checkpoint."
+                ) from None
 
     def _save(self, done: bool = False) -> None:
         self.position.done = done
@@ -345,13 +352,15 @@ def load_best(task: Task, folder: Path) -> None:
     """Load a run's best weights into a fresh, unsharded task.
 
     Raises:
-        RunError: the run has no best weights, or they are another model's.
+        RunError: the run has no best weights, they are damaged, or another model's.
     """
     path = folder / "best" / "weights.safetensors"
     if not path.is_file():
         raise RunError(f"{folder} has no best weights yet; train it first.")
+    with reading(path):
+        weights = load_file(path)
     try:
-        task.load_state_dict(load_file(path))
+        task.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(
             f"The weights in {path} do not fit this model ({str(error).splitlines()[0]}); use the run's own settings."

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from assay.config import Share, to_dict
@@ -61,9 +61,9 @@ class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, sectio
 
     label_smoothing: Share = 0.1
     """Probability mass spread over the other classes."""
-    backbone_lr: Annotated[float, Ge(0)] = 1.0
+    backbone_lr: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """Learning rate of the backbone as a multiple of optim.lr."""
-    aggregator_lr: Annotated[float, Ge(0)] = 1.0
+    aggregator_lr: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """Learning rate of what joins the patches (without the projection before it) as a multiple of optim.lr."""
 
     def __post_init__(self) -> None:

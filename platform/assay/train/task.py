@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from assay.config import Settings
+from assay.config import Seed, Settings
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.inputs.normalise import NormaliseConfig
@@ -42,23 +42,23 @@ Batch = dict[str, np.ndarray]
 class TrainConfig(Settings, section="train"):
     """How long and in what portions a task is trained."""
 
-    epochs: Annotated[int, Ge(0)] = 30
+    epochs: Annotated[int, Interval(ge=0, le=100_000)] = 30
     """Passes over the training set."""
-    batch_size: Annotated[int, Ge(1)] = 32
+    batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = 32
     """Images per update over all workers."""
-    eval_batch_size: Annotated[int, Ge(1)] = 32
+    eval_batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = 32
     """Images per batch when judging."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, order, augmentation and noise."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass; fp16 scales its loss and needs a CUDA device."""
     select: Literal["score", "nll"] = "score"
     """What val chooses the best epoch by: the main score (accuracy, IoU of masks), ties going to the lower nll, or the nll."""
-    val_every: Annotated[int, Ge(1)] = 1
+    val_every: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """Epochs between two looks at val; the last epoch is always looked at."""
-    patience: Annotated[int, Ge(0)] = 0
+    patience: Annotated[int, Interval(ge=0, le=100_000)] = 0
     """Stop after this many looks at val without improvement; 0: never."""
-    min_improvement: Annotated[float, Ge(0)] = 0.0
+    min_improvement: Annotated[float, Interval(ge=0, le=1000)] = 0.0
     """Least improvement (of the score, or of the nll in nats) that patience counts as one; 0: any."""
 
     def idle(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.manifest import Manifest
 from assay.data.split import Split
-from assay.errors import RunError
+from assay.errors import RunError, disk_faults
 from assay.runs.folder import Run
 from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
@@ -64,11 +64,13 @@ class Job:
         return lambda steps, train: batches(task, config, dataset, steps, train)
 
 
+@disk_faults()
 def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> TrainState:
     """Train to the end and predict the sets to be judged; the same on every worker and without Ray.
 
     Raises:
         RunError: the workers were not given the same run, or a monitor stops it.
+        DiskError: something cannot be written.
     """
     refuse_divergence(job)
     task_class, config = job.load()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, MultipleOf
+from annotated_types import Interval, MultipleOf
 
 from assay.config import Share
 from assay.data.images.pixels import Pixels
@@ -20,7 +20,7 @@ MOST_PIXELS = 4096
 class CropConfig(TransformConfig, section="crops"):
     """How crops are drawn from an image; everything is drawn anew for each sample."""
 
-    crop_px: Annotated[int, Ge(32), MultipleOf(32)] = 256
+    crop_px: Annotated[int, Interval(ge=32, le=8192), MultipleOf(32)] = 256
     """Side of a crop (pixels), a multiple of 32."""
     affine: Share = 0.2
     """Probability of rotation and scaling."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Interval
 
 from assay.data.images.pyramid import Clahe, ImagePyramid
 from assay.data.inputs.normalise import NormaliseConfig, normalise
@@ -19,15 +19,15 @@ from assay.shapes import Float32, Float64, UInt8
 class ImageConfig(NormaliseConfig, section="image"):
     """How a whole image becomes an array; part of a bundle's input contract."""
 
-    height_px: Annotated[int, Ge(1)] = 224
+    height_px: Annotated[int, Interval(ge=1, le=32_768)] = 224
     """Height of the frame (pixels)."""
-    width_px: Annotated[int, Ge(1)] = 224
+    width_px: Annotated[int, Interval(ge=1, le=32_768)] = 224
     """Width of the frame (pixels)."""
     fit: Literal["scale", "crop", "stretch", "pad"] = "scale"
     """Scale the image until it lies in the frame and pad the rest, until it fills the frame and cut the rest, each side apart, or keep its pixels and pad or cut."""
-    clahe_clip: Annotated[float, Ge(0)] = 0.0
+    clahe_clip: Annotated[float, Interval(ge=0, le=1000)] = 0.0
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
-    clahe_grid: Annotated[int, Ge(1)] = 64
+    clahe_grid: Annotated[int, Interval(ge=1, le=1024)] = 64
     """Tiles of that equalisation along each side of the image."""
 
     def idle(self) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+from annotated_types import Interval
 
 from assay.config import Settings
-from assay.errors import ConfigError
 from assay.shapes import Float, Float32, UInt8
 
 EPS = 1e-6
@@ -18,24 +18,20 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Constants that most published weights were trained with."""
 
 
+Mean = Annotated[float, Interval(ge=-100, le=100)]
+Deviation = Annotated[float, Interval(gt=0, le=100)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class NormaliseConfig(Settings):
     """What images are normalised by; part of a bundle's input contract."""
 
     normalise: Literal["image", "imagenet", "constants"] = "image"
     """Less the mean and over the deviation of the image itself (its light and contrast are gone), of ImageNet, or of `mean` and `std`."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
     """Means of red, green and blue (0 to 1), for constants."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
     """Deviations of red, green and blue (above 0), for constants."""
-
-    def __post_init__(self) -> None:
-        """Refuse means that are no numbers, and deviations that cannot divide."""
-        super().__post_init__()
-        if not np.isfinite(self.mean).all():
-            raise ConfigError(f"{self._section}.mean is {self.mean}; give three finite numbers.")
-        if not (np.isfinite(self.std).all() and min(self.std) > 0):
-            raise ConfigError(f"{self._section}.std is {self.std}; give three numbers above 0.")
 
     def differs(self, mean: Sequence[float], std: Sequence[float]) -> str:
         """Say how to normalise by these constants, where others are taken; empty where they are taken, or the image's own."""

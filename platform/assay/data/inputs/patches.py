@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Interval
 
 from assay.config import Share
 from assay.data.images.affine import compose, crop_matrix, fit
@@ -27,17 +27,17 @@ from assay.shapes import Bool, Float32, Float64, Int, Real, UInt8
 class PatchConfig(NormaliseConfig, section="patches"):
     """How an image becomes an overview and patches; part of a bundle's input contract."""
 
-    image_px: Annotated[int, Ge(8)] = 2550
+    image_px: Annotated[int, Interval(ge=8, le=32_768)] = 2550
     """Side of the square canvas (pixels)."""
     fit: Literal["scale", "pad"] = "scale"
     """Scale an image's longer side to the canvas, or keep its pixels and pad (or cut) to it."""
-    overview_px: Annotated[int, Ge(8)] = 850
+    overview_px: Annotated[int, Interval(ge=8, le=32_768)] = 850
     """Side of the overview that the scorer sees (pixels)."""
-    patch_px: Annotated[int, Ge(8)] = 448
+    patch_px: Annotated[int, Interval(ge=8, le=8192)] = 448
     """Side of a patch (canvas pixels)."""
-    clahe_clip: Annotated[float, Ge(0)] = 3.0
+    clahe_clip: Annotated[float, Interval(ge=0, le=1000)] = 3.0
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
-    clahe_grid: Annotated[int, Ge(1)] = 64
+    clahe_grid: Annotated[int, Interval(ge=1, le=1024)] = 64
     """Tiles of that equalisation along each side of the image."""
 
     bright: Share = 0.1

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from annotated_types import Ge, MultipleOf
+from annotated_types import Interval, MultipleOf
 
 from assay.data.images.pyramid import ImagePyramid, Level
 from assay.data.inputs.normalise import NormaliseConfig, normalise
@@ -33,9 +33,9 @@ Network = Callable[[np.ndarray], np.ndarray]
 class TileConfig(NormaliseConfig, section="tiles"):
     """How an image is cut into tiles; part of a bundle's input contract."""
 
-    tile_px: Annotated[int, Ge(32), MultipleOf(32)] = 512
+    tile_px: Annotated[int, Interval(ge=32, le=8192), MultipleOf(32)] = 512
     """Side of a tile (pixels), a multiple of 32."""
-    overlap_px: Annotated[int, Ge(0)] = 64
+    overlap_px: Annotated[int, Interval(ge=0, le=8192)] = 64
     """Pixels that neighbouring tiles share, and over which their logits are blended."""
     normalise: Literal["image", "imagenet", "constants"] = "imagenet"
     """Less the mean and over the deviation of ImageNet, of the image itself (its light and contrast are gone), or of `mean` and `std`."""

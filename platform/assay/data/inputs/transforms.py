@@ -10,7 +10,7 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it asks no network
 import albumentations
@@ -36,11 +36,11 @@ class TransformConfig(Settings, section="transform"):
     """Scaling by up to this share either way, of height and width apart."""
     affine: Share = 0.5
     """Probability of rotation and scaling."""
-    brightness: Annotated[float, Ge(0)] = 0.2
+    brightness: Annotated[float, Interval(ge=0, le=100)] = 0.2
     """Change of brightness by up to this either way (standard deviations of the image)."""
     contrast: Share = 0.2
     """Change of contrast about the image's mean by up to this share either way."""
-    noise: Annotated[float, Ge(0)] = 0.0
+    noise: Annotated[float, Interval(ge=0, le=100)] = 0.0
     """Largest deviation of the noise that half of the samples get (standard deviations of the image)."""
 
     def idle(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from math import exp, log
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 
 from assay.config import Settings, Share
 from assay.data.images.pyramid import ImagePyramid
@@ -26,19 +26,19 @@ AreaShare = Annotated[float, Interval(gt=0, le=1)]
 class ViewConfig(Settings, section="views"):
     """How many crops an image gives, how large, and how much they are changed."""
 
-    num_global: Annotated[int, Ge(1)] = 2
+    num_global: Annotated[int, Interval(ge=1, le=100)] = 2
     """Crops that show much of the image."""
-    num_local: Annotated[int, Ge(0)] = 8
+    num_local: Annotated[int, Interval(ge=0, le=100)] = 8
     """Crops that show little of it."""
-    global_px: Annotated[int, Ge(8)] = 224
+    global_px: Annotated[int, Interval(ge=8, le=8192)] = 224
     """Side of the first (pixels)."""
-    local_px: Annotated[int, Ge(8)] = 98
+    local_px: Annotated[int, Interval(ge=8, le=8192)] = 98
     """Side of the others (pixels)."""
     global_area: tuple[AreaShare, AreaShare] = (0.32, 1.0)
     """Least and largest share of the image's area in the first; of a long image, as far as `ratio` allows."""
     local_area: tuple[AreaShare, AreaShare] = (0.05, 0.32)
     """The same in the others."""
-    ratio: Annotated[float, Ge(1)] = 4 / 3
+    ratio: Annotated[float, Interval(ge=1, le=100)] = 4 / 3
     """Largest ratio of a crop's sides in the image, either way."""
     hflip: Share = 0.5
     """Probability of a horizontal flip."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from annotated_types import Ge, Interval, Len
+from annotated_types import Interval, Len
 
 from assay.config import Settings
 from assay.data.images.decode import Plane, Rgb
@@ -37,15 +37,15 @@ class MaskConfig(Settings, section="masks"):
     """Defects are dark; no-dark: they are bright, and the image is inverted first."""
     threshold: Annotated[int, Interval(ge=1, le=255)] = 40
     """fixed: marked below this grey level of 255, after the image's range was stretched to 0..255."""
-    block_px: Annotated[int, Ge(3)] = 101
+    block_px: Annotated[int, Interval(ge=3, le=9999)] = 101
     """adaptive: side of the square whose mean a pixel is compared with, odd (pixels)."""
-    offset: Annotated[int, Ge(1)] = 25
+    offset: Annotated[int, Interval(ge=1, le=255)] = 25
     """adaptive: grey levels below that mean from which a pixel is marked."""
-    open_px: Annotated[int, Ge(0)] = 3
+    open_px: Annotated[int, Interval(ge=0, le=999)] = 3
     """Marks thinner than this are removed (pixels; 0: none)."""
-    close_px: Annotated[int, Ge(0)] = 3
+    close_px: Annotated[int, Interval(ge=0, le=999)] = 3
     """Gaps thinner than this are closed (pixels; 0: none)."""
-    min_area_px: Annotated[int, Ge(0)] = 25
+    min_area_px: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 25
     """Connected marks of fewer pixels are removed."""
 
     def __post_init__(self) -> None:

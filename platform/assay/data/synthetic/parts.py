@@ -13,9 +13,9 @@ from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
-from annotated_types import Ge, MultipleOf
+from annotated_types import Interval, MultipleOf
 
-from assay.config import Settings
+from assay.config import Seed, Settings
 from assay.data.synthetic.draw_once import TRUTH, draw_once
 from assay.errors import ManifestError
 from assay.shapes import Bool, Float32, Int, Real, UInt8
@@ -56,17 +56,17 @@ _RASTERS = ((0.0, 3.8), (30.0, 3.2), (60.0, 3.2), (90.0, 3.8), (120.0, 4.6), (15
 class PartsConfig(Settings, section="parts"):
     """Parts of nine designs printed by six machines; a view is one image of a part."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Key of everything that is drawn."""
-    size_px: Annotated[int, Ge(4), MultipleOf(4)] = 512
+    size_px: Annotated[int, Interval(ge=4, le=8192), MultipleOf(4)] = 512
     """Side of an image in pixels, a multiple of 4."""
-    parts_per_seen: Annotated[int, Ge(0)] = 11
+    parts_per_seen: Annotated[int, Interval(ge=0, le=100_000)] = 11
     """Parts of each machine and each of the six designs meant for training."""
-    parts_per_unseen: Annotated[int, Ge(0)] = 3
+    parts_per_unseen: Annotated[int, Interval(ge=0, le=100_000)] = 3
     """Parts of each machine and each of the three designs meant for testing only."""
-    num_views: Annotated[int, Ge(1)] = 2
+    num_views: Annotated[int, Interval(ge=1, le=1000)] = 2
     """Images of a part."""
-    signal: Annotated[float, Ge(0)] = 1.0
+    signal: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Amplitude of the machine's texture, in standard deviations of the grain (6 of 255 levels)."""
     shortcut: bool = False
     """Let the colour of the table give the machine away, in the six designs only."""

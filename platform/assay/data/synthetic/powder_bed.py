@@ -19,9 +19,9 @@ from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Interval
 
-from assay.config import Settings, Share
+from assay.config import Seed, Settings, Share
 from assay.data.synthetic.draw_once import draw_once
 from assay.shapes import Bool, Float, Float32, UInt8
 
@@ -38,17 +38,17 @@ _HATCH_TURN = 67.0  # degrees from layer to layer, so that no direction comes ba
 class LayersConfig(Settings, section="bed"):
     """Layers of several builds; about a quarter of them are free of defects."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Key of everything that is drawn."""
-    size_px: Annotated[int, Ge(1)] = 256
+    size_px: Annotated[int, Interval(ge=1, le=8192)] = 256
     """Side of an image in pixels; defects and grain keep their sizes, parts grow with it."""
-    num_builds: Annotated[int, Ge(1)] = 30
+    num_builds: Annotated[int, Interval(ge=1, le=100_000)] = 30
     """Builds, each with parts, light and wear of its own."""
-    layers_per_build: Annotated[int, Ge(1)] = 6
+    layers_per_build: Annotated[int, Interval(ge=1, le=100_000)] = 6
     """Consecutive layers of a build."""
     clean_share: Share = 0.25
     """Share of layers without defects."""
-    contrast: Annotated[float, Ge(0)] = 1.0
+    contrast: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Factor on the depth of all defects, 0: the truth marks them but nothing is to be seen."""
 
 

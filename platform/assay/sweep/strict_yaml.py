@@ -1,0 +1,64 @@
+"""YAML that cannot be misread: every name once, and no more than is written, however its aliases repeat it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from assay.errors import ConfigError
+from assay.files import reading
+
+MAX_BYTES = 1 << 20
+"""A longer file is no file of settings."""
+
+MAX_NODES = 10_000
+"""Values of a file, those that its aliases repeat counted each time."""
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """Read a file of plain YAML values.
+
+    Raises:
+        ConfigError: it is missing, no YAML, too long, names something twice in one mapping, or has an
+            alias in itself or too many of them.
+    """
+    with reading(path, ConfigError, remedy):
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it is longer than {MAX_BYTES >> 20} MB")
+        return yaml.load(content.decode("utf-8-sig"), _Loader)
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Composes nodes as yaml does, and counts them."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.num_nodes = 0
+        self.sizes: dict[int, int] = {}
+        """Nodes below each whole node, by its address: the document keeps it."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node; an alias counts as much as what it stands for."""
+        before, is_alias = self.num_nodes, self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and id(node) not in self.sizes:
+            raise yaml.YAMLError("an alias stands in what it stands for")
+        self.num_nodes += self.sizes[id(node)] if is_alias else 1
+        if self.num_nodes > MAX_NODES:
+            raise yaml.YAMLError(f"it has more than {MAX_NODES} values")
+        if not is_alias:
+            self.sizes[id(node)] = self.num_nodes - before
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Compose a mapping, whose every name must stand once."""
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(
+                f"{twice!r} stands twice in the mapping at line {node.start_mark.line + 1}"
+            )
+        return node
