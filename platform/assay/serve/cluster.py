@@ -29,6 +29,7 @@ from assay.config import from_dict
 from assay.errors import ServeError
 from assay.serve.config import ServeConfig, configuration, read_token
 from assay.serve.contract import MaskFormat
+from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.http import Guard, make_app
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.meters import FrontMeters, ReplicaMeters
@@ -45,8 +46,18 @@ logger = logging.getLogger("ray.serve")
 class Replica:
     """One process that answers for a task."""
 
-    def __init__(self, registry: str, task: str, threads: int, provider: Provider) -> None:
+    def __init__(
+        self,
+        registry: str,
+        task: str,
+        threads: int,
+        provider: Provider,
+        image_mp: float,
+        decode_s: float,
+    ) -> None:
         self.inspector = Inspector(Registry(registry), task, threads, provider)
+        # one more than graphs have threads: an image that hangs holds no other up
+        self.decoders = Decoders(threads + 1, DecodeLimits(image_mp * 1e6, decode_s))
         self.meters = ReplicaMeters(task)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -58,7 +69,8 @@ class Replica:
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat
     ) -> dict[str, Any]:
         """Return a reply's parts, and count them."""
-        parts = await self.inspector.answer(images, alias, mask, self._inspect)
+        read = self.decoders.read
+        parts = await self.inspector.answer(images, alias, mask, read, self._inspect)
         opened = self.inspector.opened.get(alias)
         self.meters.count(parts, opened.drift if opened else None)
         return parts

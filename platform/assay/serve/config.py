@@ -174,6 +174,8 @@ def _application(name: str, config: ServeConfig) -> dict[str, Any]:
             "task": name,
             "threads": max(1, int(app.cpus)),
             "provider": app.provider,
+            "image_mp": config.limits.image_mp,
+            "decode_s": config.limits.decode_s,
         },
         "deployments": [deployment],
     }
