@@ -40,8 +40,10 @@ TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 RESERVED = frozenset(
-    ("docs", "front", "health", "healthz", "login", "logout", "metrics", "models", "openapi")
-    + ("page", "ready", "redoc", "registry", "routes", "static", "v1")
+    {
+        *("docs", "front", "health", "healthz", "login", "metrics", "models", "openapi"),
+        *("page", "ready", "redoc", "routes", "static", "v1"),
+    }
 )
 """What no task may be called, since the server has paths or applications of these names."""
 
