@@ -17,6 +17,8 @@ FAST = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # on a loaded machine a proxy takes longer to start than Ray Serve waits before it kills it
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # what bounds the heads and the time of requests; see `serve.gate`
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "assay.serve.gate:middlewares",
 }
 """Where this starts Ray, unless the user says otherwise: an image travels inside the call, not by way of
 the object store, and what handles a request waits for no other thread."""

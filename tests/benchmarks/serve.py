@@ -33,8 +33,9 @@ from assay.data.images.decode import probe
 from assay.runs import listing
 from assay.serve import cluster
 from assay.serve.client import Client
-from assay.serve.config import ApplicationConfig, ServeConfig, configuration
+from assay.serve.config import ApplicationConfig, ServeConfig
 from assay.serve.contract import View
+from assay.serve.deployment import configuration
 
 CLIENTS = (1, 8, 32)
 ROUNDS, WARM_S, SECONDS = 3, 2.0, 8.0

@@ -16,6 +16,7 @@ import pytest
 
 from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
+from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, inspect
 from assay.serve.limits import Limits
@@ -47,11 +48,19 @@ def registry(tmp_path_factory, make_bundle, judged_rows) -> Registry:
     return registry
 
 
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Decoders]:
+    opened = Decoders(1, DecodeLimits(120e6, 20.0))
+    yield opened
+    opened.close()
+
+
 class Here:
     """Answers in this process, each image alone."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, decoders: Decoders) -> None:
         self.inspectors = {}
+        self.decoders = decoders
         self.counted: list[tuple[str, int]] = []
         self.recent: Any = None
         for task in registry.tasks():
@@ -66,7 +75,8 @@ class Here:
         async def alone(item: Any) -> Any:
             return (await asyncio.to_thread(inspect, [item]))[0]
 
-        parts = await self.inspectors[task].answer(images, alias, mask, alone)
+        read = self.decoders.read
+        parts = await self.inspectors[task].answer(images, alias, mask, read, alone)
         if self.recent and parts.get("answer"):
             self.recent.add(task, parts["answer"], parts["thumb"])
         return parts
@@ -91,8 +101,8 @@ def ids(registry: Registry, task: str, variant: str = "fp32") -> dict[str, str]:
 
 
 @pytest.fixture
-def here(registry) -> Here:
-    return Here(registry)
+def here(registry, decoders) -> Here:
+    return Here(registry, decoders)
 
 
 @pytest.fixture

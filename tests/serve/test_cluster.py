@@ -23,7 +23,8 @@ from assay.bundle.registry import Registry
 from assay.data.images.decode import write_png
 from assay.serve import cluster
 from assay.serve.client import Client
-from assay.serve.config import ApplicationConfig, ServeConfig, configuration, read_token
+from assay.serve.config import ApplicationConfig, ServeConfig, read_token
+from assay.serve.deployment import configuration
 
 
 @pytest.fixture(scope="module")

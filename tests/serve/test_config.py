@@ -9,7 +9,8 @@ from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
 from assay.cli.console import main
 from assay.errors import ConfigError, ServeError
-from assay.serve.config import ApplicationConfig, ServeConfig, configuration, read_token
+from assay.serve.config import ApplicationConfig, ServeConfig, read_token
+from assay.serve.deployment import configuration
 
 
 def names(wanted: dict) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import onnxruntime
 
 from assay.bundle.answer import Answerer, AnyAnswer
-from assay.bundle.card import read_card
+from assay.bundle.card import check_content, read_card
 from assay.bundle.classify import ImageClassifier, PatchClassifier, Verdict
 from assay.bundle.embed import Embedder
 from assay.bundle.segment import Segmenter
@@ -25,7 +25,6 @@ from assay.data.images import decode
 from assay.data.images.entry import SUFFIX, open_entry
 from assay.data.images.pyramid import ImagePyramid
 from assay.errors import BundleError, ImageError, StoreError
-from assay.files import sha256_of
 
 Variant: TypeAlias = Literal["fp32", "int8"]
 
@@ -65,8 +64,8 @@ class Bundle:
         provider: what runs the graphs; auto: a GPU or OpenVINO where this onnxruntime has it.
 
     Raises:
-        BundleError: a file is missing or changed, the schema is another one, or the golden
-            output is not repeated.
+        BundleError: whatever is wrong with it: a file is missing or changed, the schema is another
+            one, a graph does not load, or the golden output is not repeated.
     """
 
     def __init__(
@@ -78,16 +77,23 @@ class Bundle:
         provider: Provider = "auto",
     ) -> None:
         self.card = card = read_card(folder)
-        for name, expected in card.sha256.items():
-            if not (folder / name).is_file() or sha256_of(folder / name) != expected:
-                raise BundleError(
-                    f"{folder / name} is missing or was changed after export; export the bundle again."
-                )
-        self._start(folder, variant, threads, _providers(provider))
-        if verify:
-            golden = card.golden
-            repeated = golden.probs if variant == "fp32" else golden.int8 or {}
-            self._compare(self.predict(folder / golden.image), repeated, folder)
+        check_content(folder, card)
+        providers = _providers(provider)
+        try:
+            self._start(folder, variant, threads, providers)
+            if verify:
+                golden = card.golden
+                repeated = golden.probs if variant == "fp32" else golden.int8 or {}
+                self._compare(self.predict(folder / golden.image), repeated, folder)
+        except BundleError:
+            raise
+        except (
+            Exception
+        ) as error:  # onnxruntime's own, and whatever a card leads to that misfits its graphs
+            why = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+            raise BundleError(
+                f"{folder} does not open ({why}); export the bundle again."
+            ) from error
 
     def _start(self, folder: Path, variant: str, threads: int, providers: list[str]) -> None:
         pipeline = self.card.pipeline
@@ -113,6 +119,8 @@ class Bundle:
 
     def _compare(self, answer: AnyAnswer, expected: Mapping[str, float], folder: Path) -> None:
         golden = answer.golden()
+        if not expected:
+            raise BundleError(f"{folder} has no golden output to repeat; export it again.")
         worst = max(abs(golden[name] - value) for name, value in expected.items())
         if not worst <= TOLERANCE:
             raise BundleError(
@@ -147,16 +155,24 @@ class Bundle:
             return source
         try:
             if isinstance(source, Path) and source.suffix == SUFFIX:
-                pyramid = replace(open_entry(source), white=self.card.white)
+                pyramid = open_entry(source)
             else:
-                pyramid = ImagePyramid.read(source, self.card.page, self.card.white)
+                pyramid = ImagePyramid.read(source, self.card.page)
         except (ImageError, StoreError) as error:
             return ImageError(str(error))
         try:
-            pyramid.range.scale(pyramid.white)
+            return self.by_white(pyramid)
         except ImageError as error:
-            return ImageError(f"Image {decode.name(source)} cannot be read: {error}")
-        return pyramid
+            return ImageError(f"Image {decode.name(source)} cannot be read: {error}.")
+
+    def by_white(self, pyramid: ImagePyramid) -> ImagePyramid:
+        """Read an image's values by the white level of the data.
+
+        Raises:
+            ImageError: they are of another level; half a sentence that says so.
+        """
+        pyramid.range.scale(self.card.white)
+        return replace(pyramid, white=self.card.white)
 
     def _answers(self, pyramids: Sequence[ImagePyramid]) -> list[Any]:
         try:

@@ -1,6 +1,7 @@
 """bundle.json: what a bundle says of itself."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +9,30 @@ from typing import Any
 
 from assay.data.images.white import White
 from assay.errors import BundleError
-from assay.files import write_json
+from assay.files import sha256_of, write_json
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.summary import Summary
 from assay.typed import MisfitError, from_json, to_json
 
 SCHEMA = 4
+
+
+NAME = "bundle.json"
+
+
+MOST_BYTES = 64 << 20
+"""Largest card."""
+
+
+MOST_FILES = 64
+"""Most other files of a bundle."""
+
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +94,83 @@ def read_card(folder: Path) -> Card:
     Raises:
         BundleError: it is missing or damaged, or of another schema.
     """
-    path = folder / "bundle.json"
+    path = folder / NAME
     try:
-        values = json.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"{folder} is no bundle ({error}); give a folder that holds bundle.json."
+            f"{folder} is no bundle ({error}); give a folder that holds {NAME}."
         ) from None
-    if not isinstance(values, dict) or "schema" not in values:
+    return parse_card(content, path)
+
+
+def parse_card(content: bytes, path: Path | str) -> Card:
+    """Read the card of a bundle from the bytes of bundle.json, which anyone may have written.
+
+    Raises:
+        BundleError: it is damaged, of another schema, too large, or names files that cannot be
+            beside it.
+    """
+    try:
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{path} is no bundle's card ({error}); give a folder that holds {NAME}."
+        ) from None
+    if not isinstance(values, dict) or type(values.get("schema")) is not int:
         raise BundleError(f"{path} is no bundle's card; export the bundle again.")
     schema = values["schema"]
     if schema != SCHEMA:
         remedy = "update Assay" if schema > SCHEMA else "export the bundle again"
-        raise BundleError(f"{folder} has schema {schema}, this Assay knows {SCHEMA}; {remedy}.")
+        raise BundleError(f"{path} has schema {schema}, this Assay knows {SCHEMA}; {remedy}.")
     try:
-        return from_json(Card, values)
-    except MisfitError as misfit:
+        card = from_json(Card, values)
+    except (MisfitError, RecursionError) as misfit:
         raise BundleError(f"{path}: {misfit}. Export the bundle again.") from None
+    _check_files(card, path)
+    return card
+
+
+def _check_files(card: Card, path: Path | str) -> None:
+    """Refuse a card that names files elsewhere, or is opened with files whose content it does not say.
+
+    Raises:
+        BundleError: it does.
+    """
+    if len(card.sha256) > MOST_FILES:
+        raise BundleError(f"{path} names {len(card.sha256)} files; at most {MOST_FILES} are taken.")
+    for name, digest in card.sha256.items():
+        if not _FILE_NAME.fullmatch(name) or name == NAME or not _SHA256.fullmatch(digest):
+            raise BundleError(
+                f"{path} names the file {name[:80]!r} with the hash {digest[:80]!r}; files lie beside it under plain names, each with its SHA-256. Export the bundle again."
+            )
+    graphs, int8 = card.pipeline.get("graphs") or [], card.pipeline.get("int8") or []
+    if not all(isinstance(names, list) for names in (graphs, int8)):
+        raise BundleError(f"{path} does not list its graphs; export the bundle again.")
+    needed = [*(f"{graph}.onnx" for graph in (*graphs, *int8)), card.golden.image]
+    unhashed = [name for name in needed if name not in card.sha256]
+    if unhashed:
+        raise BundleError(
+            f"{path} has no hash of {', '.join(unhashed)[:200] or 'a golden image'}, so nobody can tell whether it is what was exported; export the bundle again."
+        )
+
+
+def check_content(folder: Path, card: Card) -> None:
+    """Compare the files of a bundle with their hashes.
+
+    Raises:
+        BundleError: one is missing, is no file, or was changed.
+    """
+    for name, digest in card.sha256.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+            raise BundleError(
+                f"{folder / name} is missing or was changed after export; export the bundle again."
+            )
 
 
 def write_card(folder: Path, card: Card) -> None:
     """Write the card of a bundle, whole or not at all."""
-    write_json(folder / "bundle.json", to_json(card))
+    write_json(folder / NAME, to_json(card))

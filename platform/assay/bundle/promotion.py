@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.bundle.aliases import Alias
-from assay.bundle.bundle import Bundle
-from assay.bundle.card import Card
-from assay.bundle.registry import TASK_NAME, Record, Registry
+from assay.bundle.card import Card, read_card
+from assay.bundle.registry import RESERVED, TASK_NAME, Record, Registry
+from assay.bundle.trial import apart, try_bundle
 from assay.errors import PredictionsError, RegistryError
 from assay.metrics.compare import compare
 from assay.metrics.comparison import SIGNIFICANT, Comparison
@@ -34,8 +34,12 @@ def promote(
         BundleError: it does not verify; no reason overrules that, since no server would open it.
         RegistryError: something stands against it, and there is no reason.
     """
-    card = Bundle(folder).card
+    card = read_card(folder)
     task = _task_of(card, folder)
+    with apart(folder, card) as copy:
+        try_bundle(copy)
+        if card.pipeline.get("int8"):
+            try_bundle(copy, "int8")
     before = registry.holder(task, alias)
     test_rows = predictions.filter(pc.starts_with(predictions["split"], "test"))
     metrics = {name: numbers for name, numbers in card.metrics.items() if name.startswith("test")}
@@ -72,14 +76,20 @@ def promote(
 
 
 def _task_of(card: Card, folder: Path) -> str:
-    """Return the task of a bundle, or refuse a card that names files outside the registry."""
-    task = card.task
-    unsafe = [name for name in card.sha256 if Path(name).name != name or name.startswith(".")]
-    if not TASK_NAME.fullmatch(task) or unsafe:
+    """Return the task of a bundle, or refuse a name that is no folder of the registry.
+
+    Raises:
+        RegistryError: it is none, or is reserved.
+    """
+    if not TASK_NAME.fullmatch(card.task):
         raise RegistryError(
-            f"{folder} is of the task {task!r} with files {', '.join(unsafe) or 'of plain names'}; a task's name is a-z, 0-9 and _, and files lie in the bundle itself."
+            f"{folder} is of the task {card.task[:80]!r}; a task's name is a-z, 0-9 and _, and begins with a letter."
         )
-    return task
+    if card.task in RESERVED:
+        raise RegistryError(
+            f"{folder} is of the task {card.task!r}, a name that the server needs itself ({', '.join(sorted(RESERVED))}); rename the task's file and train it under that name."
+        )
+    return card.task
 
 
 def _previous(before: Record | None, sha256: str) -> str:
@@ -122,7 +132,7 @@ def roll_back(registry: Registry, task: str, alias: Alias) -> Record:
             f"{task} has no earlier {alias} in {registry.address} to go back to; tasks with records: {tasks}."
         )
     earlier = registry.record(task, present.previous)
-    Bundle(registry.fetch(earlier))
+    try_bundle(registry.fetch(earlier))
     now = time.time()
     record = replace(earlier, id=_record_id(now), kind="rolled back", time=now)
     registry.point(record)

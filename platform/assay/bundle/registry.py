@@ -10,11 +10,14 @@ A version is the first 12 hex digits of the SHA-256 of bundle.json, which holds 
 other file. Of two promotions at once the last wins, and both are in the history.
 """
 
+import errno
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,40 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from assay.bundle.aliases import ALIASES
+from assay.bundle.card import MOST_BYTES, NAME, parse_card
 from assay.errors import RegistryError
 from assay.storage import reach, whole
+from assay.typed import from_json
 
 SCHEMA = 1
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """A task's name, which is a folder here."""
+
+
+RESERVED = frozenset(
+    {
+        *("docs", "front", "health", "healthz", "login", "metrics", "models", "openapi"),
+        *("page", "ready", "redoc", "routes", "static", "v1"),
+    }
+)
+"""What no task may be called, since the server has paths or applications of these names."""
+
+
+PIECE = 16 << 20
+"""Bytes that are read at once."""
+
+
+FREE_BYTES = 1 << 30
+"""What copies leave free on the disk."""
+
+
+MOST_RECORD_BYTES, MOST_ROWS_BYTES = 16 << 20, 1 << 30
+"""Largest record, and largest table of test rows."""
+
+
+_RECORD_NAME = re.compile(r"[0-9]{18}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +112,18 @@ class Registry:
         self.files, self.root = reach(address)
 
     def tasks(self) -> list[str]:
-        """List the tasks that have any record."""
-        return sorted(name for name in self._list("") if TASK_NAME.fullmatch(name))
+        """List the tasks that have any record, but for names that no task may have."""
+        names = [name for name in self._list("") if TASK_NAME.fullmatch(name)]
+        return sorted(set(names) - RESERVED)
+
+    def reserved(self) -> list[str]:
+        """List what lies here under a name that no task may have; nothing answers for it."""
+        return sorted(RESERVED.intersection(self._list("")))
 
     def holder(self, task: str, alias: str) -> Record | None:
         """Read the record in force; None where the alias was never given."""
-        content = self._read(f"{task}/{alias}.json")
-        return None if content is None else self._record(f"{task}/{alias}.json", content)
+        content = self._read(f"{task}/{alias}.json", MOST_RECORD_BYTES)
+        return None if content is None else self._record(task, f"{alias}.json", content)
 
     def history(self, task: str) -> list[Record]:
         """Read every record of a task, the oldest first."""
@@ -96,9 +131,15 @@ class Registry:
         return [self.record(task, name.removesuffix(".json")) for name in sorted(names)]
 
     def record(self, task: str, name: str) -> Record:
-        """Read a record of the history."""
-        path = f"{task}/history/{name}.json"
-        return self._record(path, self._read(path) or b"")
+        """Read a record of the history.
+
+        Raises:
+            RegistryError: it is gone or damaged.
+        """
+        path = f"history/{name}.json"
+        has_name = _RECORD_NAME.fullmatch(name)
+        content = self._read(f"{task}/{path}", MOST_RECORD_BYTES) if has_name else None
+        return self._record(task, path, content or b"")
 
     def test_rows(self, record: Record) -> pa.Table:
         """Read the test rows that a version was judged on.
@@ -106,12 +147,13 @@ class Registry:
         Raises:
             RegistryError: they are gone.
         """
-        content = self._read(f"{record.task}/{record.version}/judged.parquet")
-        if content is None:
+        content = self._read(f"{record.task}/{record.version}/judged.parquet", MOST_ROWS_BYTES)
+        try:
+            return pq.ParquetFile(io.BytesIO(content or b"")).read()
+        except (pa.ArrowException, OSError):
             raise RegistryError(
                 f"The registry {self.address} has lost the test rows of {record.task} {record.version}; restore them, or force the promotion by --force REASON."
-            )
-        return pq.ParquetFile(io.BytesIO(content)).read()
+            ) from None
 
     def add(self, folder: Path, test_rows: pa.Table) -> tuple[str, str]:
         """Copy a bundle and its test rows, unless they are there; return version and SHA-256."""
@@ -119,14 +161,14 @@ class Registry:
         content = json.loads(card)
         task, sha256 = content["task"], hashlib.sha256(card).hexdigest()
         home = f"{task}/{sha256[:12]}"
-        if self._read(f"{home}/bundle/bundle.json") == card:
+        if self._read(f"{home}/bundle/{NAME}", MOST_BYTES) == card:
             return sha256[:12], sha256
         parquet = io.BytesIO()
         pq.write_table(test_rows, parquet)
         self._write(f"{home}/judged.parquet", parquet.getvalue())
         for name in content["sha256"]:
             self._write(f"{home}/bundle/{name}", (folder / name).read_bytes())
-        self._write(f"{home}/bundle/bundle.json", card)
+        self._write(f"{home}/bundle/{NAME}", card)
         return sha256[:12], sha256
 
     def point(self, record: Record) -> None:
@@ -142,53 +184,95 @@ class Registry:
             RegistryError: it is gone, or is another than the record says.
         """
         home = f"{record.task}/{record.version}/bundle"
-        card = self._read(f"{home}/bundle.json")
-        if card is None or hashlib.sha256(card).hexdigest() != record.sha256:
+        content = self._read(f"{home}/{NAME}", MOST_BYTES)
+        if content is None or hashlib.sha256(content).hexdigest() != record.sha256:
             raise RegistryError(
                 f"The bundle {record.task} {record.version} in {self.address} is missing or was changed; promote the run again."
             )
         if isinstance(self.files, pafs.LocalFileSystem):
             return Path(self.root) / home
         folder = self.cache / record.sha256
-        if not (folder / "bundle.json").exists():
-            self._download(home, ("bundle.json", *json.loads(card)["sha256"]), folder)
+        if not (folder / NAME).exists():
+            card = parse_card(content, f"{home}/{NAME} of {self.address}")
+            self._download(home, {NAME: record.sha256, **card.sha256}, folder)
         return folder
 
-    def _download(self, home: str, names: Iterable[str], folder: Path) -> None:
-        """Copy files to `folder`, by way of one that has a name of its own, so that two processes may."""
+    def _download(self, home: str, digests: Mapping[str, str], folder: Path) -> None:
+        """Copy files of plain names to `folder`, by way of one that has a name of its own, so that two processes may.
+
+        Raises:
+            RegistryError: one is missing or changed, or there is no room for it.
+        """
         hidden = self.cache / f".{uuid4().hex}"
         hidden.mkdir(parents=True)
-        for name in names:
-            (hidden / name).write_bytes(self._read(f"{home}/{name}") or b"")
         try:
-            hidden.rename(folder)
-        except OSError:  # the other one was first
-            for path in hidden.iterdir():
-                path.unlink()
-            hidden.rmdir()
+            for name, digest in digests.items():
+                self._copy(f"{home}/{name}", hidden / name, digest)
+            with suppress(OSError):  # the other one was first
+                hidden.rename(folder)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
-    def _record(self, name: str, content: bytes) -> Record:
+    def _copy(self, name: str, target: Path, digest: str) -> None:
+        """Copy a file piece by piece, and check its hash on the way."""
+        seen = hashlib.sha256()
+        try:
+            with (
+                self.files.open_input_file(f"{self.root}/{name}") as file,
+                target.open("xb") as out,
+            ):
+                room = shutil.disk_usage(target.parent).free
+                if file.size() > room - FREE_BYTES:
+                    raise OSError(errno.ENOSPC, f"{file.size()} bytes of {name} have no room")
+                while piece := file.read(PIECE):
+                    seen.update(piece)
+                    out.write(piece)
+        except OSError as error:
+            raise self._refusal(error) from None
+        if seen.hexdigest() != digest:
+            raise RegistryError(
+                f"{name} in the registry {self.address} was changed after promotion; promote the run again."
+            )
+
+    def _record(self, task: str, path: str, content: bytes) -> Record:
+        """Build a record that is of this task, and names nothing outside its folder."""
+        name = f"{task}/{path}"
         try:
             values = json.loads(content)
             if values.pop("schema") > SCHEMA:
                 raise RegistryError(
                     f"{name} of the registry {self.address} was written by a newer Assay; update Assay."
                 )
-            return Record(**values)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            record = from_json(Record, values)
+            names = [record.id, *filter(None, [record.previous])]
+            if not (
+                record.task == task
+                and record.alias in ALIASES
+                and re.fullmatch(r"[0-9a-f]{64}", record.sha256)
+                and record.version == record.sha256[:12]
+                and all(map(_RECORD_NAME.fullmatch, names))
+            ):
+                raise ValueError
+            return record
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RegistryError(
                 f"{name} of the registry {self.address} is damaged; restore it, or promote again."
             ) from None
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, most: int) -> bytes | None:
+        """Read a file of at most so many bytes; None where there is none."""
         try:
             with self.files.open_input_file(f"{self.root}/{name}") as file:
-                content: bytes = file.read()
-                return content
+                content: bytes = file.read(most + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._refusal(error) from None
+        if len(content) > most:
+            raise RegistryError(
+                f"{name} of the registry {self.address} is larger than {most >> 20} MiB; restore it, or promote again."
+            )
+        return content
 
     def _write(self, name: str, content: bytes) -> None:
         try:

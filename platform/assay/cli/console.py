@@ -271,12 +271,14 @@ def _dispatch(words: Sequence[str]) -> None:
         "promote": registry.promote_run,
         "registry": registry.show_registry,
         "rollback": registry.rollback,
-        "serve": serve.serve,
+        "serve": serve.Serve,
         "predict": serve.predict,
     }
     parsed = tyro.extras.subcommand_cli_from_dict(
         commands, args=words, prog="assay", description=__doc__
     )
+    if isinstance(parsed, serve.Serve):
+        serve.serve(parsed, words)
     if isinstance(parsed, Judge):
         raise RunError(
             "The run must come first, since the options change its settings; write assay judge RUN --decide.coverage 0.95."

@@ -3,49 +3,75 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from assay.bundle.bundle import Variant
+from assay.errors import ServeError
 from assay.files import write_whole
-from assay.serve.config import ServeConfig, configuration
+from assay.serve.config import ServeConfig, read_token
+from assay.serve.deployment import changes, configuration, read_applications
 
 _SERVE = ServeConfig()
 
 
-def serve(
-    config: Annotated[ServeConfig, tyro.conf.arg(name="")] = _SERVE,
-    file: Path = Path("cluster/serve.yaml"),
-) -> None:
+@dataclass(frozen=True)
+class Serve:
     """Serve the champions of a registry; a later promotion reaches the cluster by itself.
 
     Without RAY_ADDRESS on a Ray of this machine, until Ctrl-C; else on that cluster, which goes on.
-
-    Args:
-        config: Where and how.
-        file: What is deployed is written here; options of applications may be changed in it.
     """
+
+    config: Annotated[ServeConfig, tyro.conf.arg(name="")] = _SERVE
+    """Where and how."""
+    file: Path = Path("cluster/serve.yaml")
+    """What is deployed is written here; options of applications may be changed in it, and flags go before them."""
+
+
+def serve(command: Serve, words: Sequence[str]) -> None:
+    """Serve by a command that was given in these words."""
     import yaml
 
+    config, file = command.config, command.file
+    read_token(config, create=True)
     _ask_for_a_token()
     from assay.serve import cluster
 
-    present = yaml.safe_load(file.read_text())["applications"] if file.exists() else ()
-    wanted = configuration(config, present)
-    write_whole(file, yaml.safe_dump(wanted, sort_keys=False).encode())
+    told = {word.partition("=")[0].lstrip("-").replace("_", "-") for word in words}
+    told |= {name.removeprefix("no-") for name in told}
+    present = read_applications(file)
+    wanted = configuration(config, present, told)
+    for change in changes(present, wanted["applications"]):
+        print(f"{file} is changed by the flags: {change}")
+    _write(file, yaml.safe_dump(wanted, sort_keys=False))
     with cluster.cluster(config) as address, suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # requests under way are answered
         cluster.deploy(wanted)
-        cluster.wait()
-        names = [app["name"] for app in wanted["applications"][1:]]
+        names = cluster.wait()
         print(f"{address}/v1/{{{','.join(names)}}}; the page: {address}/", flush=True)
         if not config.open and not os.environ.get("ASSAY_TOKEN"):
             print(f"token: {config.token_file}", flush=True)
         if not os.environ.get("RAY_ADDRESS"):
             signal.pause()
+
+
+def _write(file: Path, text: str) -> None:
+    """Write what is deployed.
+
+    Raises:
+        ServeError: it cannot be written.
+    """
+    try:
+        write_whole(file, text.encode())
+    except OSError as error:
+        raise ServeError(
+            f"{file} cannot be written ({error.strerror}); name another --file."
+        ) from None
 
 
 def _ask_for_a_token() -> None:

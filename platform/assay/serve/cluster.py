@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.context import _get_global_client
@@ -27,8 +28,10 @@ from assay.bundle.bundle import Provider
 from assay.bundle.registry import Registry
 from assay.config import from_dict
 from assay.errors import ServeError
-from assay.serve.config import ServeConfig, configuration, read_token
+from assay.serve.config import ServeConfig, read_token
 from assay.serve.contract import MaskFormat
+from assay.serve.decoders import DecodeLimits, Decoders
+from assay.serve.deployment import Refused, configuration
 from assay.serve.http import Guard, make_app
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.meters import FrontMeters, ReplicaMeters
@@ -45,8 +48,18 @@ logger = logging.getLogger("ray.serve")
 class Replica:
     """One process that answers for a task."""
 
-    def __init__(self, registry: str, task: str, threads: int, provider: Provider) -> None:
+    def __init__(
+        self,
+        registry: str,
+        task: str,
+        threads: int,
+        provider: Provider,
+        image_mp: float,
+        decode_s: float,
+    ) -> None:
         self.inspector = Inspector(Registry(registry), task, threads, provider)
+        # one more than graphs have threads: an image that hangs holds no other up
+        self.decoders = Decoders(threads + 1, DecodeLimits(image_mp * 1e6, decode_s))
         self.meters = ReplicaMeters(task)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -58,7 +71,8 @@ class Replica:
         self, images: Sequence[bytes], alias: Alias, mask: MaskFormat
     ) -> dict[str, Any]:
         """Return a reply's parts, and count them."""
-        parts = await self.inspector.answer(images, alias, mask, self._inspect)
+        read = self.decoders.read
+        parts = await self.inspector.answer(images, alias, mask, read, self._inspect)
         opened = self.inspector.opened.get(alias)
         self.meters.count(parts, opened.drift if opened else None)
         return parts
@@ -87,6 +101,7 @@ class Front:
         self.handles: dict[str, DeploymentHandle[Any]] = {}
         self.meters = FrontMeters()
         self.recent = UncertainRequests() if self.config.keep_uncertain else None
+        self.refused: Refused = {}
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Take note of the tasks, and begin to follow the registry."""
@@ -104,7 +119,7 @@ class Front:
 
     def _deploy_changes(self) -> None:
         present = applications()
-        wanted = configuration(self.config, present)
+        wanted = configuration(self.config, present, refused=self.refused)
         if _user_configs(wanted["applications"]) != _user_configs(present):
             deploy(wanted)
 
@@ -140,7 +155,11 @@ class Front:
     async def models(self) -> dict[str, dict[str, Any]]:
         """See `http.Service`."""
         descriptions = await asyncio.gather(*[self._describe(task) for task in self.names])
-        return dict(zip(self.names, descriptions, strict=True))
+        models = dict(zip(self.names, descriptions, strict=True))
+        for (task, alias), refusal in list(self.refused.items()):
+            if alias in models.get(task, {}):
+                models[task][alias]["refused"] = refusal.record or "its record is damaged"
+        return models
 
     async def _describe(self, task: str) -> dict[str, Any]:
         try:
@@ -191,8 +210,20 @@ def applications() -> list[dict[str, Any]]:
 
 
 def deploy(wanted: Mapping[str, Any]) -> None:
-    """Bring the cluster to a configuration, as `serve deploy` does."""
-    _client().deploy_apps(ServeDeploySchema.model_validate(wanted))
+    """Bring the cluster to a configuration, as `serve deploy` does.
+
+    Raises:
+        ServeError: it is none that Ray Serve takes, since it was changed by hand.
+    """
+    try:
+        schema = ServeDeploySchema.model_validate(wanted)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ServeError(
+            f"Ray Serve does not take {where} = {str(first['input'])[:80]} ({first['msg']}); correct it in the file, or by its flag."
+        ) from None
+    _client().deploy_apps(schema)
 
 
 def _client() -> Any:
@@ -219,23 +250,27 @@ def cluster(config: ServeConfig) -> Iterator[str]:
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def wait(timeout_s: float = 300.0) -> None:
-    """Wait until every application runs.
+def wait(timeout_s: float = 300.0) -> list[str]:
+    """Wait until every application runs that can; return the tasks.
 
     Raises:
-        ServeError: one fails, or the time is over.
+        ServeError: the front or every task fails, or the time is over.
     """
     end = time.monotonic() + timeout_s
     while True:
         status = serve.status()
         states = {name: app.status.value for name, app in status.applications.items()}
-        states |= {f"proxy {node[:6]}": proxy.value for node, proxy in status.proxies.items()}
-        late = [name for name, state in states.items() if state not in ("RUNNING", "HEALTHY")]
-        failed = [name for name in late if states[name] == "DEPLOY_FAILED"]
-        if status.proxies and not late:
-            return
-        if failed or time.monotonic() > end:
-            raise ServeError(
-                f"Not running: {', '.join(f'{name} ({states[name]})' for name in failed or late)}; the logs of Ray Serve say why."
-            )
+        proxies = {f"proxy {node[:6]}": proxy.value for node, proxy in status.proxies.items()}
+        running = [name for name, state in states.items() if state == "RUNNING"]
+        failed = [name for name, state in states.items() if state == "DEPLOY_FAILED"]
+        late = [name for name in states if name not in (*running, *failed)]
+        late += [name for name, state in proxies.items() if state != "HEALTHY"]
+        tasks = [name for name in running if name != "front"]
+        if proxies and not late and "front" in running and tasks:
+            for name in failed:  # what is wrong with one keeps no other from answering
+                logger.error(f"{name} does not run; the logs of Ray Serve say why.")
+            return tasks
+        if "front" in failed or (failed and not late) or time.monotonic() > end:
+            named = [f"{name} ({(states | proxies)[name]})" for name in failed or late]
+            raise ServeError(f"Not running: {', '.join(named)}; the logs of Ray Serve say why.")
         time.sleep(0.2)

@@ -1,21 +1,15 @@
-"""Where and how winners are served, as settings and in the form of `serve deploy`; no Ray.
-
-`configuration` says all of it: a front that also follows the registry, and one application per
-task that has a champion. A promotion changes nothing but `user_config` in it.
-"""
+"""Where and how winners are served, as settings; and the token."""
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Interval
 
-from assay.bundle.aliases import ALIASES
 from assay.bundle.bundle import Provider, Variant
-from assay.bundle.registry import Registry
-from assay.config import Settings, to_dict
+from assay.config import Settings
 from assay.errors import ConfigError, ServeError
 from assay.serve.limits import Limits
 from assay.session import write_secret
@@ -23,8 +17,7 @@ from assay.session import write_secret
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-FOLLOW_S = 2.0
-"""Seconds between looks into the registry."""
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,119 +80,42 @@ class ServeConfig(Settings):
             )
 
 
-def configuration(config: ServeConfig, present: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Describe for `serve deploy` what the registry has now.
-
-    Args:
-        config: where and how.
-        present: applications of an earlier time, whose options are kept.
-
-    Raises:
-        RegistryError: the registry cannot be read.
-        ServeError: no task has a champion.
-    """
-    config = _absolute(config)
-    registry = Registry(config.registry)
-    earlier = {app["name"]: dict(app) for app in present}
-    tasks, applications = [], []
-    for name in registry.tasks():
-        records = {alias: registry.holder(name, alias) for alias in ALIASES}
-        if records["champion"] is None:
-            continue
-        app = earlier.get(name) or _application(name, config)
-        (deployment,) = app["deployments"]
-        ids = {alias: record.id if record else "" for alias, record in records.items()}
-        user_config = deployment["user_config"] | ids
-        tasks.append(name)
-        applications.append(app | {"deployments": [deployment | {"user_config": user_config}]})
-    if not tasks:
-        raise ServeError(
-            f"No task of the registry {config.registry} has a champion; promote a run by assay promote RUN."
-        )
-    return {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": config.host, "port": config.port},
-        "applications": [_front(tasks, config), *applications],
-    }
-
-
-def _absolute(config: ServeConfig) -> ServeConfig:
-    """Spell out paths for a process that begins in another folder."""
-    registry = config.registry
-    if "://" not in registry:
-        registry = str(Path(registry).absolute())
-    token_file = config.token_file.expanduser().absolute()
-    return replace(config, registry=registry, token_file=token_file)
-
-
-def _front(tasks: list[str], config: ServeConfig) -> dict[str, Any]:
-    deployment = {
-        "name": "front",
-        "user_config": {"tasks": tasks, "every_s": FOLLOW_S},
-        "num_replicas": 1,
-        "max_ongoing_requests": 1000,
-        "ray_actor_options": {"num_cpus": 0},
-    }
-    return {
-        "name": "front",
-        "route_prefix": "/",
-        "import_path": "assay.serve.cluster:front",
-        "args": {"config": to_dict(config)},
-        "deployments": [deployment],
-    }
-
-
-def _application(name: str, config: ServeConfig) -> dict[str, Any]:
-    app = config.app
-    deployment = {
-        "name": "replica",
-        "autoscaling_config": {
-            "min_replicas": app.min_replicas,
-            "max_replicas": app.max_replicas,
-            "target_ongoing_requests": app.batch,
-        },
-        # what exceeds a batch waits in front of all replicas, for the one that is first free
-        "max_ongoing_requests": app.batch + 2,
-        "max_queued_requests": app.queue,
-        "graceful_shutdown_timeout_s": 30,
-        "ray_actor_options": {"num_cpus": app.cpus, "num_gpus": app.gpus},
-        "user_config": {"variant": app.variant, "batch": app.batch, "keep": config.keep_uncertain},
-    }
-    return {
-        "name": name,
-        "route_prefix": None,
-        "import_path": "assay.serve.cluster:task",
-        "args": {
-            "registry": config.registry,
-            "task": name,
-            "threads": max(1, int(app.cpus)),
-            "provider": app.provider,
-        },
-        "deployments": [deployment],
-    }
-
-
 def read_token(config: ServeConfig, create: bool = False) -> str | None:
     """Return the token, None where everyone is let in.
 
     Raises:
-        ServeError: there is none, or its file can be read by others.
+        ServeError: there is none, it is blank or holds spaces, or its file can be read by others.
     """
     if config.open:
         return None
-    token, path = os.environ.get("ASSAY_TOKEN", ""), config.token_file.expanduser()
-    if token:
-        return token
+    token, path = os.environ.get("ASSAY_TOKEN"), config.token_file.expanduser()
+    if token is not None:
+        return _checked(token, "ASSAY_TOKEN")
     if create and not path.exists():
         write_secret(path)
     try:
-        token, mode = path.read_text().strip(), path.stat().st_mode
-    except OSError:
+        token, mode = path.read_text(), path.stat().st_mode
+    except (OSError, ValueError):
         raise ServeError(
             f"There is no token in ASSAY_TOKEN nor in {path}; write one there, readable by its owner alone."
         ) from None
-    if not token or mode & 0o077:
+    if mode & 0o077:
+        raise ServeError(f"The token file {path} is open to others; chmod 600 it.")
+    return _checked(token.rstrip("\r\n"), f"The token file {path}")
+
+
+def _checked(token: str, where: str) -> str:
+    """Return a token that a header can bear.
+
+    Raises:
+        ServeError: it is none.
+    """
+    if not token.strip():
         raise ServeError(
-            f"The token file {path} is {'empty' if not token else 'open to others'}; write a token into it and chmod 600 it."
+            f"{where} is empty, which would let everyone in; write a token into it, or give --open."
+        )
+    if not _TOKEN.fullmatch(token):
+        raise ServeError(
+            f"{where} holds spaces or characters beyond ASCII; a token is one word of ASCII letters, digits and signs."
         )
     return token

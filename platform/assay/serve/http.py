@@ -13,11 +13,9 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol, runtime_checkable
-from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,18 +24,17 @@ from starlette.exceptions import HTTPException
 
 import assay
 from assay.bundle.aliases import Alias
+from assay.errors import ServeError
 from assay.serve import page
 from assay.serve.contract import MaskFormat, Refusal, Reply
-from assay.serve.limits import Limits, RefusedError, read_body, read_images
+from assay.serve.gate import name_request
+from assay.serve.limits import Limits, RefusedError, Room, read_body, read_images, refuse_encoding
 
 OPEN = ("/health", "/ready", "/login")
 """Paths that ask for no token; they tell nothing of models or images."""
 
 
 logger = logging.getLogger("ray.serve")
-
-
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 Message = MutableMapping[str, Any]
@@ -55,9 +52,10 @@ _REASONS = {
     404: "No such task or alias",
     408: "The body took too long",
     413: "The body is too large",
-    415: "No format that is read",
+    415: "No format that is read, or encoded on its way",
     422: "An image, or a parameter, cannot be used",
-    429: "The queue is full; see Retry-After",
+    429: "The queue or the memory is full; see Retry-After",
+    431: "The head of the request is too large",
     503: "No model is ready; see Retry-After",
     504: "No answer in time",
 }
@@ -108,6 +106,7 @@ class Service(Protocol):
 
 def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
     """Build the application; without a token everyone is let in."""
+    room = Room(limits.held_mb * 1e6)
     app = FastAPI(title="Assay", version=assay.__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -125,7 +124,9 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
         began = time.perf_counter()
         status = 500
         try:
-            reply = await _judge(service, limits, request, task, model, mask)
+            _refuse_unknown(request, "model", "mask")
+            with room.share() as take:
+                reply = await _judge(service, limits, request, take, task, model, mask)
             status = 200
             return reply
         except RefusedError as refused:
@@ -136,8 +137,9 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
             service.count(counted, status, time.perf_counter() - began)
 
     @app.get("/v1/models", responses={401: responses[401]})
-    async def models() -> dict[str, dict[str, Any]]:
+    async def models(request: Request) -> dict[str, dict[str, Any]]:
         """List which bundles answer, by task and alias, with their numbers."""
+        _refuse_unknown(request)
         return await service.models()
 
     @app.get("/health")
@@ -157,12 +159,36 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
     return Guard(app, token)
 
 
+def _refuse_unknown(request: Request, *names: str) -> None:
+    """Refuse a parameter of another name, or one that is given twice.
+
+    Raises:
+        RefusedError: there is one.
+    """
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in names or name in seen:
+            why = "is given twice" if name in names else "is unknown"
+            raise RefusedError(
+                422, f"The parameter {name[:40]!r} {why}; there are: {', '.join(names) or 'none'}."
+            )
+        seen.add(name)
+
+
 async def _judge(
-    service: Service, limits: Limits, request: Request, task: str, alias: Alias, mask: MaskFormat
+    service: Service,
+    limits: Limits,
+    request: Request,
+    take: Callable[[int], None],
+    task: str,
+    alias: Alias,
+    mask: MaskFormat,
 ) -> Reply:
     if task not in service.tasks():
         raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
-    body = await read_body(request.receive, request.headers.get("content-length"), limits)
+    refuse_encoding(",".join(request.headers.getlist("content-encoding")))
+    declared, most = request.headers.get("content-length"), int(limits.body_mb * 1e6)
+    body = await read_body(request.receive, declared, most, limits.body_s, take)
     began = time.perf_counter()
     images = read_images(body, request.headers.get("content-type", ""), limits)
     try:
@@ -179,14 +205,19 @@ async def _judge(
 
 
 class Guard:
-    """In front of the application: ids, the token, and no trace of what went wrong.
+    """In front of the application: ids, the token, HEAD, and no trace of what went wrong.
 
     Args:
         app: the application.
         token: what a request must bear; None lets everyone in.
+
+    Raises:
+        ServeError: the token is blank.
     """
 
     def __init__(self, app: FastAPI, token: str | None) -> None:
+        if token is not None and not token.strip():
+            raise ServeError("The token is blank; give one of letters and digits.")
         self.app = app
         self.expected = None if token is None else _digest(token)
         self.cookie = None if token is None else page.sign_cookie(token)
@@ -197,10 +228,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        name = headers.get(b"x-request-id", "")
-        if not _ID.fullmatch(name):
-            name = uuid4().hex
-        scope["state"] = dict(scope.get("state") or {}) | {"id": name}
+        name = name_request(dict(scope["headers"]))
+        is_head = scope["method"] == "HEAD"
+        scope = dict(scope) | {
+            "state": dict(scope.get("state") or {}) | {"id": name},
+            "method": "GET" if is_head else scope["method"],  # where GET is, HEAD is
+        }
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -209,6 +242,8 @@ class Guard:
                     (b"x-request-id", name.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
+            elif is_head and message["type"] == "http.response.body":
+                message = dict(message) | {"body": b""}
             await send(message)
 
         try:

@@ -19,7 +19,8 @@ from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.answer import AnyAnswer
 from assay.bundle.bundle import Bundle, Provider, Variant
 from assay.bundle.registry import Record, Registry
-from assay.errors import AssayError, ImageError
+from assay.data.images.pyramid import ImagePyramid
+from assay.errors import ImageError
 from assay.metrics.drift import Drift
 from assay.serve.contract import MaskFormat, Model, View
 
@@ -37,8 +38,12 @@ class OpenBundle:
     """Of what it answered; None where its graphs give no embedding."""
 
 
-Item = tuple[OpenBundle, bytes]
+Item = tuple[OpenBundle, ImagePyramid]
 """An image, and the bundle that is to look at it."""
+
+
+Read = Callable[[bytes, int | None], Awaitable[ImagePyramid | ImageError]]
+"""Decodes an image, or a page of a file of several, or says in half a sentence why it cannot be read; see `serve.decoders`."""
 
 
 Batch = Callable[[Item], Awaitable[Any]]
@@ -74,7 +79,7 @@ class Inspector:
                 answers come with a small picture to keep.
 
         Raises:
-            AssayError: the champion does not verify, and there is none yet.
+            Exception: the champion does not open, and there is none yet.
         """
         opened = dict(self.opened)
         self.refused, self.keep = {}, bool(config.get("keep"))
@@ -84,7 +89,7 @@ class Inspector:
                 continue
             try:
                 opened[alias] = self._open(alias, config[alias], config["variant"])
-            except AssayError as error:
+            except Exception as error:  # whatever it is, what answers goes on answering
                 logger.error(f"{self.task} {alias}: {error}")
                 self.refused[alias] = type(error).__name__
                 if alias == "champion" and alias not in opened:
@@ -106,17 +111,27 @@ class Inspector:
         )
 
     async def answer(
-        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, batch: Batch
+        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, read: Read, batch: Batch
     ) -> dict[str, Any]:
         """Return a reply's parts; or a status and why there is none."""
         opened = self.opened.get(alias)
         if opened is None:
             return {"status": 404, "error": f"{self.task} has no {alias}."}
-        outcomes = await asyncio.gather(*[batch((opened, content)) for content in images])
+        page = opened.bundle.card.page
+        entries = await asyncio.gather(*[read(content, page) for content in images])
+        pyramids = []
+        for number, entry in enumerate(entries, 1):
+            try:
+                if isinstance(entry, ImageError):
+                    raise entry
+                pyramids.append(opened.bundle.by_white(entry))
+            except ImageError as error:
+                return {"status": 422, "error": f"Image {number} cannot be read: {error}."}
+        outcomes = await asyncio.gather(*[batch((opened, pyramid)) for pyramid in pyramids])
         for number, outcome in enumerate(outcomes, 1):
             if isinstance(outcome, ImageError):
                 logger.warning(f"{self.task}: {outcome}")
-                return {"status": 422, "error": f"Image {number} is truncated or damaged."}
+                return {"status": 422, "error": f"Image {number} cannot be read: it is damaged."}
             if isinstance(outcome, Exception):
                 raise outcome
         verdict = opened.bundle.together([answer for answer, _, _ in outcomes])
@@ -168,17 +183,16 @@ def inspect(items: Sequence[Item]) -> list[Any]:
     return outcomes
 
 
-def _predict(bundle: Bundle, images: Sequence[bytes]) -> list[Any]:
-    entries = [bundle.read(content) for content in images]
+def _predict(bundle: Bundle, entries: Sequence[ImagePyramid]) -> list[Any]:
     try:
         answers = bundle.predict_each(entries)
     except Exception as error:  # whatever a graph may raise must reach its own request alone
-        if len(images) == 1:
+        if len(entries) == 1:
             return [error]
-        return [_predict(bundle, [content])[0] for content in images]
+        return [_predict(bundle, [entry])[0] for entry in entries]
     return [
         answer
-        if isinstance(answer, ImageError) or isinstance(entry, ImageError)
+        if isinstance(answer, ImageError)
         else (answer, entry.size, entry.uint8(np.asarray(entry.levels[-1])))
         for answer, entry in zip(answers, entries, strict=True)
     ]

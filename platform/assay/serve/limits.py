@@ -1,38 +1,68 @@
 """What a request may bring: how many bytes, of which formats, of how many pixels, in what time.
 
-Everything is checked before an image is decoded: bytes while they arrive, the format by its magic
-bytes, the pixels by the header.
+Bytes are counted while they arrive, the format is told by its first bytes; pixels by the header, in
+the process that decodes (see `serve.decoders`).
 """
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
 from assay.config import Settings
-from assay.data.images import decode
-from assay.errors import AssayError, ImageError
+from assay.errors import AssayError
 
-MAGIC = {
-    "jpeg": b"\xff\xd8\xff",
-    "png": b"\x89PNG\r\n\x1a\n",
-    "bmp": b"BM",
-    "tiff": b"II*\0",
-    "tiff-be": b"MM\0*",
-    "bigtiff": b"II+\0",
-    "bigtiff-be": b"MM\0+",
-    "webp": b"RIFF",
+MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"RIFF",
+)
+"""First bytes of the formats that are read: JPEG, PNG, BMP, TIFF, BigTIFF, WebP."""
+
+
+OTHERS = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "ZIP",
+    b"%PDF": "PDF",
+    b"GIF8": "GIF",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
 }
-"""First bytes of the formats that are read."""
+"""First bytes of what is sent by mistake."""
+
+
+MOST_PARTS = 256
+"""Parts of a multipart form, fields and images."""
 
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 _BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?', re.IGNORECASE)
+
+
+MOST_HEAD = 8192
+"""Longest head of a part (bytes)."""
+
+
+_FILE = re.compile(
+    rb"^content-disposition:[^\r\n]*;\s*filename\*?\s*=\s*\"?[^\"\s;]", re.IGNORECASE | re.MULTILINE
+)
+"""A field has no file name, and a file's place that was left empty an empty one."""
+
+
+_ENCODED = re.compile(
+    rb"^content-transfer-encoding:\s*(?!binary|8bit|7bit)([\w-]{1,32})",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +72,9 @@ class Limits(Settings, section="limits"):
     body_mb: Annotated[float, Gt(0)] = 96.0
     """Largest body (MB); more is answered 413. An uncompressed image of 5100x5100 has 78 MB."""
 
+    held_mb: Annotated[float, Gt(0)] = 1000.0
+    """Bodies of all requests under way together (MB); more are answered 429."""
+
     image_mp: Annotated[float, Gt(0)] = 120.0
     """Largest image (megapixels), by its header; more is answered 422."""
 
@@ -50,6 +83,9 @@ class Limits(Settings, section="limits"):
 
     body_s: Annotated[float, Gt(0)] = 30.0
     """Longest time that a body may take to arrive (s); else 408."""
+
+    decode_s: Annotated[float, Gt(0)] = 20.0
+    """Longest time that an image may take to decode (s); else 422."""
 
     answer_s: Annotated[float, Gt(0)] = 60.0
     """Longest time until an answer (s); else 504."""
@@ -63,19 +99,58 @@ class RefusedError(AssayError):
         self.status, self.reason, self.retry_after_s = status, reason, retry_after_s
 
 
-async def read_body(receive: Receive, declared: str | None, limits: Limits) -> bytes:
-    """Collect a request's body, as long as it stays within the limits.
+class Room:
+    """Memory for the bodies of all requests under way.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most, self.num = most, 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """Yield what takes so many bytes of it, which are given back at the end of the block."""
+        mine = 0
+
+        def take(num: int) -> None:
+            nonlocal mine
+            if self.num + num > self.most:
+                raise RefusedError(429, "The server holds too many images; try again.", 1)
+            self.num, mine = self.num + num, mine + num
+
+        try:
+            yield take
+        finally:
+            self.num -= mine
+
+
+async def read_body(
+    receive: Receive,
+    declared: str | None,
+    most: int,
+    seconds: float,
+    take: Callable[[int], None] = lambda num: None,
+) -> bytes:
+    """Collect a request's body.
+
+    Args:
+        receive: gives the next piece.
+        declared: the header content-length.
+        most: longest body (bytes).
+        seconds: longest time.
+        take: is told of every piece's length, and may refuse it.
 
     Raises:
         RefusedError: it is too long, too slow or cut off.
     """
-    most = int(limits.body_mb * 1e6)
-    too_long = RefusedError(413, f"The body is larger than {limits.body_mb:g} MB.")
-    if declared and declared.isdecimal() and int(declared) > most:
+    too_long = RefusedError(413, f"The body is larger than {most / 1e6:g} MB.")
+    if declared and declared.isdecimal() and int(declared[:20]) > most:
         raise too_long
     parts, size, is_last = [], 0, False
     try:
-        async with asyncio.timeout(limits.body_s):
+        async with asyncio.timeout(seconds):
             while not is_last:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -84,61 +159,93 @@ async def read_body(receive: Receive, declared: str | None, limits: Limits) -> b
                 size += len(parts[-1])
                 if size > most:
                     raise too_long
+                take(len(parts[-1]))
                 is_last = not message.get("more_body", False)
     except TimeoutError:
-        raise RefusedError(408, f"The body took longer than {limits.body_s:g} s.") from None
+        raise RefusedError(408, f"The body took longer than {seconds:g} s.") from None
     return b"".join(parts)
+
+
+def refuse_encoding(encoding: str) -> None:
+    """Refuse a body that is compressed on its way.
+
+    Raises:
+        RefusedError: it is.
+    """
+    names = [name.strip() for name in encoding.split(",")]
+    if any(name.lower() not in ("", "identity") for name in names):
+        shown = re.sub(r"[^\w, -]", "?", encoding)[:40]
+        raise RefusedError(
+            415, f"The body has the content encoding {shown}; send images as they are, without one."
+        )
 
 
 def read_images(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
     """Take the images out of a body: the body itself, or the parts of a multipart form that hold a file.
 
     Raises:
-        RefusedError: there is none, there are too many, or one is of no allowed format or too large.
+        RefusedError: there is none, there are too many, or one is of no allowed format.
     """
-    images = [body]
+    images = [body] if body else []
     if content_type.strip().lower().startswith("multipart/form-data"):
         images = form_parts(body, content_type)
-    if not 1 <= len(images) <= limits.views or not images[0]:
-        raise RefusedError(
-            422, f"{len(images) if body else 0} images were sent; send 1 to {limits.views}."
-        )
+    if not images:
+        raise RefusedError(422, f"There is no image; send 1 to {limits.views}.")
+    if len(images) > limits.views:
+        raise RefusedError(422, f"{len(images)} images were sent; send 1 to {limits.views}.")
     for number, content in enumerate(images, 1):
-        _check(content, number, limits)
+        _check(content, number)
     return images
 
 
 def form_parts(body: bytes, content_type: str) -> list[bytes]:
-    """Take a multipart form apart, in order (RFC 7578; no nesting, no transfer encoding).
+    """Take the files out of a multipart form, in order (RFC 7578; no nesting).
 
     Raises:
-        RefusedError: it is not one.
+        RefusedError: it is no such form.
     """
     named = _BOUNDARY.search(content_type)
-    mark = b"\r\n--" + named[1].encode() if named else b""
-    _, *parts = (b"\r\n" + body).split(mark) if mark else [b""]
-    if not parts or not parts[-1].startswith(b"--"):
-        raise RefusedError(422, "The multipart form has no boundary or no end.")
-    contents = []
-    for part in parts[:-1]:
-        _, gap, content = part.partition(b"\r\n\r\n")
-        if not gap:
-            raise RefusedError(422, "A part of the multipart form has no header.")
+    if named is None:
+        raise RefusedError(422, "The multipart form has no boundary.")
+    contents: list[bytes] = []
+    for part in _cut(b"\r\n" + body, b"\r\n--" + named[1].rstrip().encode()):
+        head, gap, content = part.partition(b"\r\n\r\n")
+        if not gap or len(head) > MOST_HEAD:
+            raise RefusedError(422, "A part of the multipart form has no header, or a long one.")
+        if not _FILE.search(head):
+            continue  # a field
+        encoded = _ENCODED.search(head)
+        if encoded:
+            raise RefusedError(
+                415, f"A part has the transfer encoding {encoded[1].decode()}; send it as it is."
+            )
         contents.append(content)
     return contents
 
 
-def _check(content: bytes, number: int, limits: Limits) -> None:
-    if not any(content.startswith(magic) for magic in MAGIC.values()):
-        raise RefusedError(
-            415, f"Image {number} is none of: JPEG, PNG, TIFF, BMP, WebP (by its first bytes)."
-        )
-    try:
-        height, width = decode.probe(content, page=0)
-    except ImageError:
-        raise RefusedError(422, f"Image {number} has a damaged header.") from None
-    if height * width > limits.image_mp * 1e6:
-        raise RefusedError(
-            422,
-            f"Image {number} has {width} x {height} pixels, more than {limits.image_mp:g} megapixels.",
-        )
+def _cut(body: bytes, mark: bytes) -> Iterator[bytes]:
+    """Yield what stands between marks, each of which ends its line, up to the last.
+
+    Raises:
+        RefusedError: there is no last mark, or there are too many.
+    """
+    marks = re.finditer(re.escape(mark) + rb"(--|[ \t]*(?=\r\n))", body)
+    start = -1
+    for number, line in enumerate(marks):
+        if start >= 0:
+            yield body[start : line.start()]
+        if line[1] == b"--":
+            return
+        if number == MOST_PARTS:
+            raise RefusedError(422, f"The multipart form has more than {MOST_PARTS} parts.")
+        start = line.end()
+    raise RefusedError(422, "The multipart form has no end.")
+
+
+def _check(content: bytes, number: int) -> None:
+    if not content:
+        raise RefusedError(422, f"Image {number} is empty; there is no image in it.")
+    if not content.startswith(MAGIC):
+        kinds = [kind for magic, kind in OTHERS.items() if content.startswith(magic)]
+        told = f"by its first bytes it is {kinds[0]}" if kinds else "by its first bytes"
+        raise RefusedError(415, f"Image {number} is none of: JPEG, PNG, TIFF, BMP, WebP ({told}).")

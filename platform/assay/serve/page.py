@@ -14,6 +14,8 @@ from urllib.parse import parse_qs
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
+from assay.serve.limits import read_body
+
 PAGES = Path(__file__).parents[1] / "pages"
 
 
@@ -36,6 +38,10 @@ POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; fra
 
 MAX_FORM = 4096
 """Longest body of the login form (bytes)."""
+
+
+LOGIN_S = 5.0
+"""Longest time that it may take to arrive: whoever sends it has shown no token yet."""
 
 
 def sign_cookie(token: str) -> str:
@@ -78,12 +84,12 @@ def add_to(app: FastAPI, service: Any, token: str | None) -> None:
 
 
 async def _enter(request: Request, token: str | None) -> Response:
-    """Exchange the token for a cookie."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM:
-            return JSONResponse({"error": "The form is too long."}, 413)
+    """Exchange the token for a cookie.
+
+    Raises:
+        RefusedError: the form is too long or too slow.
+    """
+    body = await read_body(request.receive, None, MAX_FORM, LOGIN_S)
     entered = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
     if token is None or not hmac.compare_digest(sign_cookie(entered), sign_cookie(token)):
         return _page("login.html", 401 if token is not None else 200)

@@ -55,9 +55,7 @@ class ImagePyramid:
         return cls._of_levels([*pyramid(pixels)], white)
 
     @classmethod
-    def read(
-        cls, source: decode.Source, page: int | None = None, white: White | None = None
-    ) -> "ImagePyramid":
+    def read(cls, source: decode.Source, page: int | None = None) -> "ImagePyramid":
         """Read an image file as the store would hold it.
 
         Of a tiled TIFF that has overviews these are its levels, and a tile is decoded when it is
@@ -72,11 +70,11 @@ class ImagePyramid:
         """
         pages = tiff.open_pages(source, 2 * SMALLEST_LEVEL, page)
         if not pages:
-            return cls.of(decode.read(source, page=page), white)
-        return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))], white)
+            return cls.of(decode.read(source, page=page))
+        return cls._of_levels([*pages[:-1], *pyramid(np.asarray(pages[-1]))])
 
     @classmethod
-    def _of_levels(cls, levels: list[Level], white: White | None) -> "ImagePyramid":
+    def _of_levels(cls, levels: list[Level], white: White | None = None) -> "ImagePyramid":
         smallest = np.asarray(levels[-1])
         measured = levels[0] if isinstance(levels[0], np.ndarray) else smallest
         mean, std = statistics(levels)

@@ -69,11 +69,11 @@ class Range:
                 return FULL
             raise ImageError(
                 f"it holds {self}, no white level is known, and the values do not tell what is white; "
-                "pass --data.white to training, or convert the image to 8 bits for a model that saw no others."
+                "pass --data.white to training, or convert the image to 8 bits for a model that saw no others"
             )
         if not white.clips and not (self.low >= 0 and self.high <= white.value):
             raise ImageError(
-                f"it holds {self}, and the white level of the data is {white.value:g}; send images as they were in training."
+                f"it holds {self}, and the white level of the data is {white.value:g}; send images as they were in training"
             )
         return white.value
 

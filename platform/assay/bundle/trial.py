@@ -1,0 +1,126 @@
+"""Opening a bundle in a process of its own, which may die of it, before anything depends on it.
+
+A graph may crash onnxruntime, never end, or take all memory; what answers meanwhile must not notice.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import get_args
+
+import assay
+from assay.bundle.bundle import Bundle, Variant
+from assay.bundle.card import NAME, Card, check_content, read_card
+from assay.errors import BundleError, one_sentence
+from assay.files import sha256_of
+
+SECONDS = 300.0
+"""Longest time that opening and the golden sample may take."""
+
+
+MOST_FILE_BYTES = 16 << 30
+"""Largest file of a bundle."""
+
+
+FLOOR_BYTES, BYTES_PER_BYTE = 8 << 30, 8
+"""Address space that a trial may take: that of the libraries, and by the size of the files."""
+
+
+_PASSED: set[tuple[str, Variant]] = set()
+
+
+def try_bundle(folder: Path, variant: Variant = "fp32", seconds: float = SECONDS) -> None:
+    """Open a bundle in another process, on the CPU, and repeat its golden output there.
+
+    What passed once in this process is compared with its hashes alone.
+
+    Raises:
+        BundleError: it does not open, takes too long, or ends the process.
+    """
+    check_content(folder, read_card(folder))
+    key = sha256_of(folder / NAME), variant
+    if key in _PASSED:
+        return
+    package = str(Path(assay.__file__).parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "assay.bundle.trial", str(folder), variant]
+    try:
+        ended = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BundleError(
+            f"{folder} does not open within {seconds:g} s; export it again, with a smaller graph."
+        ) from None
+    if ended.returncode == 0:
+        _PASSED.add(key)
+        return
+    said = ended.stderr.strip().splitlines() or [""]
+    if ended.returncode == 2 and said[-1].startswith("BundleError: "):
+        raise BundleError(said[-1].removeprefix("BundleError: "))
+    with suppress(ValueError):
+        said = [f"signal {signal.Signals(-ended.returncode).name}"]
+    raise BundleError(
+        f"{folder} ends the process that opens it ({said[-1][:200]}); export the bundle again."
+    )
+
+
+@contextmanager
+def apart(folder: Path, card: Card) -> Iterator[Path]:
+    """Yield a copy that holds the files with a hash and no other, as the registry will.
+
+    Raises:
+        BundleError: a file is missing, is no plain file, has no hash, or is too large.
+    """
+    others = [path.name for path in folder.iterdir() if path.name not in (NAME, *card.sha256)]
+    if others:
+        raise BundleError(
+            f"{folder} holds {', '.join(sorted(others))[:200]} without a hash in its {NAME}; take it away, or export the bundle again."
+        )
+    for name in card.sha256:
+        path = folder / name
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_FILE_BYTES:
+            raise BundleError(
+                f"{path} is missing, a link, no plain file, or larger than {MOST_FILE_BYTES >> 30} GiB; export the bundle again."
+            )
+    with tempfile.TemporaryDirectory(prefix="assay-trial-") as copy:
+        for name in (NAME, *card.sha256):
+            try:
+                os.link(folder / name, Path(copy) / name)
+            except OSError:  # another file system
+                shutil.copyfile(folder / name, Path(copy) / name)
+        yield Path(copy)
+
+
+def _limit_memory(folder: Path) -> None:
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    most = FLOOR_BYTES + BYTES_PER_BYTE * size
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with suppress(ValueError, OSError):  # it is lower already, or this system has none
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+def main(folder: Path, variant: Variant) -> None:
+    """Open a bundle here; exits with 2 and a sentence where it does not open."""
+    assert variant in get_args(Variant)
+    _limit_memory(folder)
+    with one_sentence():
+        Bundle(folder, variant=variant, provider="cpu")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])  # type: ignore[arg-type]

@@ -1,0 +1,184 @@
+"""Bounds on heads and connections, over sockets, against uvicorn in this process."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import uvicorn
+import uvicorn.config
+
+from assay.serve import gate
+from assay.serve.gate import HEAD_BYTES, HEADERS, BoundedProtocol, Gate
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    """Tell the request's id; or fail as Ray Serve's proxy does when what is behind it dies."""
+    headers = dict(scope["headers"])
+    if scope["path"] == "/dies":
+        raise RuntimeError("no replica")
+    if scope["path"] == "/silent":
+        return
+    plain, status = (b"text/plain", 500) if scope["path"] == "/plain" else (b"a/b", 200)
+    start = {"type": "http.response.start", "status": status, "headers": [(b"content-type", plain)]}
+    await send(start | {"headers": [*start["headers"], (b"x-request-id", b"another")]})
+    await send(
+        {"type": "http.response.body", "body": json.dumps(sorted(map(str, headers))).encode()}
+    )
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]
+
+
+@pytest.fixture
+def talk(monkeypatch):
+    """Let a function talk to a server in this process through a connection of its own."""
+    monkeypatch.setattr(gate, "SECONDS", dict.fromkeys(gate.SECONDS, 0.2))
+
+    def run(*talks: Talk) -> Any:
+        async def serve() -> Any:
+            with socket.socket() as listening:
+                listening.bind(("127.0.0.1", 0))
+                config = uvicorn.Config(
+                    Gate(answer), http=BoundedProtocol, log_level="critical", lifespan="off"
+                )
+                server = uvicorn.Server(config)
+                task = asyncio.create_task(server.serve([listening]))
+                while not server.started:
+                    await asyncio.sleep(0.01)
+                try:
+                    async with asyncio.timeout(20):
+                        return await asyncio.gather(*[_talk(listening, one) for one in talks])
+                finally:
+                    server.should_exit = True
+                    await task
+
+        return asyncio.run(serve())
+
+    return run
+
+
+async def _talk(listening: socket.socket, one: Talk) -> Any:
+    reader, writer = await asyncio.open_connection(*listening.getsockname())
+    try:
+        return await one(reader, writer)
+    finally:
+        writer.close()
+
+
+def sends(*pieces: bytes, pause: float = 0.0) -> Talk:
+    """Send pieces, then read until the server ends the connection."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        reading = asyncio.create_task(_read(reader))
+        with suppress(ConnectionError):  # it may have heard enough
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        return await reading
+
+    return one
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    content = b""
+    with suppress(ConnectionError):
+        while piece := await reader.read(65536):
+            content += piece
+    return content
+
+
+def parsed(reply: bytes) -> tuple[int, dict[str, str], bytes]:
+    head, _, body = reply.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = [line.split(": ", 1) for line in lines]
+    assert len({name for name, _ in headers}) == len(headers), headers
+    return int(first.split()[1]), dict(headers), body
+
+
+def is_refused(reply: bytes, status: int) -> bool:
+    code, headers, body = parsed(reply)
+    told = json.loads(body)
+    assert set(told) == {"error", "request"}
+    assert told["request"] == headers["x-request-id"]
+    return code == status
+
+
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n"
+
+
+def test_a_head_is_bounded_in_bytes_and_in_headers(talk):
+    line = b"x-%d: " + b"y" * 100 + b"\r\n"
+    whole = GET + b"".join(line % i for i in range(90)) + b"connection: close\r\n\r\n"
+    long = GET + b"x: " + b"y" * HEAD_BYTES + b"\r\n\r\n"
+    many = GET + b"".join(b"x-%d: y\r\n" % i for i in range(HEADERS + 1)) + b"\r\n"
+    address = b"GET /" + b"y" * HEAD_BYTES + b" HTTP/1.1\r\nhost: a\r\n\r\n"
+    endless = [GET] + [b"x: " + b"y" * 8000] * 100  # one header that never ends
+    replies = talk(*[sends(text) for text in (whole, long, many, address)], sends(*endless))
+    assert parsed(replies[0])[0] == 200
+    assert all(is_refused(reply, 431) for reply in replies[1:])
+
+
+def test_a_head_that_comes_in_pieces_is_bounded_too(talk):
+    pieces = [b"x-%d: y\r\n" % i for i in range(HEADERS + 5)]
+    assert is_refused(talk(sends(GET, *pieces, pause=0.001))[0], 431)
+
+
+def test_time_runs_from_the_first_byte_and_on_connections_that_say_nothing(talk):
+    close = b"connection: close\r\n\r\n"
+    nothing, partial, dribble, lines, rest = talk(
+        sends(),
+        sends(GET),
+        sends(*[b"%c" % byte for byte in (GET + close)[:12]], pause=0.04),
+        sends(GET + b"\r\n", *[b"\r\n"] * 9, pause=0.04),
+        sends(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n", pause=0.04),
+    )
+    assert nothing == b""
+    assert is_refused(partial, 408)
+    assert is_refused(dribble, 408)
+    assert parsed(lines)[0] == parsed(rest)[0] == 200  # and were ended after their answers
+
+
+def test_what_is_no_request_has_an_id_too(talk):
+    assert is_refused(talk(sends(b"\x16\x03\x01 tls?\r\n\r\n"))[0], 400)
+
+
+def test_requests_on_one_connection_are_each_counted_alone(talk):
+    """The bound is of one head: many requests of half of it each pass."""
+    text = GET + b"x: " + b"y" * (HEAD_BYTES // 2) + b"\r\n\r\n"
+    (reply,) = talk(sends(*[text] * 5))
+    assert reply.count(b"HTTP/1.1 200") == 5
+
+
+def test_a_fault_behind_it_has_the_form_of_a_refusal(talk):
+    for path, status in (("dies", 503), ("silent", 503), ("plain", 503), ("-/routes", 404)):
+        text = f"GET /{path} HTTP/1.1\r\nconnection: close\r\n\r\n".encode()
+        assert is_refused(talk(sends(text))[0], status)
+
+
+def test_ids_are_plain_and_headers_that_steer_ray_are_taken_away(talk):
+    def ask(header: bytes) -> tuple[str, str]:
+        text = GET + header + b"\r\nconnection: close\r\n\r\n"
+        status, headers, body = parsed(talk(sends(text))[0])
+        assert status == 200
+        return headers["x-request-id"], body.decode()
+
+    assert ask(b"X-Request-ID: line-4.17")[0] == "line-4.17"
+    for odd in (b"\xfc\x6e", b"a b", b"\xff" * 70, b""):
+        name, _ = ask(b"X-Request-ID: " + odd)
+        assert len(name) == 32
+    for steering in (b"x-session-id: \xfc", b"serve_multiplexed_model_id: a"):
+        assert steering.partition(b":")[0].decode() not in ask(steering)[1]
+
+
+def test_ray_is_given_both(monkeypatch):
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
+    (around,) = gate.middlewares()
+    assert around.cls is Gate
+    config = uvicorn.Config(answer)
+    config.load()
+    assert config.http_protocol_class is BoundedProtocol
