@@ -175,7 +175,8 @@ def _judge_one(
     except ImageError as error:
         return {"error": str(error)}
     except Exception as error:  # whatever a decoder raises at one image, the others are answered
-        return {"error": f"Image {show(path)} cannot be read: {type(error).__name__}, {error}."}
+        reason = " ".join(f"{type(error).__name__}, {error}".split())
+        return {"error": f"Image {show(path)} cannot be read: {reason}."}
     height, width = entry.size
     row: dict[str, Any] = {"error": "", "height": height, "width": width}
     row["cells"] = answer.cells(bundle.classes)

@@ -270,6 +270,8 @@ def open_pyramid(path: Path) -> ImagePyramid:
                     f"{path} is not an entry of this store's version; delete it and run again."
                 )
             header = json.loads(file.read(struct.unpack("<I", start[8:])[0]))
+            if not header["levels"]:
+                raise ValueError("it has no level")
             begin = file.tell()
         flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
         return ImagePyramid(
