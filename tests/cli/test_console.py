@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -228,6 +229,27 @@ def test_whatever_lies_in_a_file_of_a_run_no_command_fails_but_by_a_sentence(
             assert "Traceback" not in printed.err
             assert code == 0 or words != ["runs"], printed  # one bad run hides no other
         assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+@pytest.mark.parametrize("copy", ["{}-backup", "copy of {}"])
+def test_a_copy_of_a_run_is_not_listed_and_makes_no_name_ambiguous(
+    storage: Path, capsys: pytest.CaptureFixture[str], copy: str
+) -> None:
+    original = judged_run(storage, "toy-0123456789ab")
+    where = ("--storage", str(storage))
+    before = said(capsys, "runs", *where)
+    shutil.copytree(original, storage / copy.format(original.name))
+    (storage / "latest").symlink_to(original.name)
+    (storage / "stray.txt").touch()
+    (storage / "toy-ba9876543210").mkdir()
+    assert said(capsys, "runs", *where) == before
+    assert said(capsys, "show", "0123456789ab", *where).startswith("toy-0123456789ab: finished")
+    assert "accuracy" in said(capsys, "compare", "0123456789", "good", *where)
+    name = copy.format(original.name)
+    assert said(capsys, "show", name, *where).startswith(f"{name}: finished")
+    shutil.rmtree(original)  # a copy alone is found by a part of its name too
+    (storage / "latest").unlink()
+    assert said(capsys, "show", "0123456789", *where).startswith(f"{name}: finished")
 
 
 def judged_run(storage: Path, name: str) -> Path:

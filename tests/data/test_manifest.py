@@ -1,3 +1,4 @@
+import os
 import shutil
 from dataclasses import replace
 from itertools import product
@@ -204,6 +205,134 @@ def test_one_class_is_too_few(tmp_path, cache):
     assert "All 2 images have the class 'A'" in text
 
 
+def test_hidden_folders_are_no_classes(tmp_path, cache, capsys):
+    root = put(tmp_path, "good/1.png", "scratch/1.png", ".ipynb_checkpoints/1.png")
+    put(root, "__MACOSX/good/._1.png", "train/@eaDir/1.png", "lost+found/x")
+    manifest = read_manifest(DataConfig(root=root), cache)
+    assert manifest.classes == ["good", "scratch"]
+    assert "hidden or system entries are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("patterns", [("{label}/{name}", "{label}/{s}/{name}")])
+def test_what_cannot_be_walked_is_refused(tmp_path, cache, patterns):
+    root = put(tmp_path, "good/1.png", "scratch/1.png")
+    (root / "scratch" / "again").symlink_to(".")
+    text = refusal(DataConfig(root=root, patterns=patterns), cache)
+    assert str(root / "scratch" / "again") in text
+
+
+def test_a_root_that_is_neither_folder_nor_table_is_refused(tmp_path, cache):
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "no regular file" in refusal(DataConfig(root=tmp_path / "pipe.csv"), cache)
+    odd = tmp_path / "Pr\udcfcf"
+    put(odd, "a/1.png", "b/1.png")
+    text = refusal(DataConfig(root=odd), cache)
+    assert "no UTF-8" in text
+    assert text.encode()
+
+
+def test_a_field_may_be_called_id_or_image(tmp_path, cache):
+    names = [f"{label}/{part}_{view}.png" for label in "ab" for part in "12" for view in "xy"]
+    config = {"patterns": ("{label}/{id}_{image}",), "group": ("id",), "domains": ("image",)}
+    manifest = read_manifest(DataConfig(root=put(tmp_path, *names), **config), cache)
+    assert set(manifest.column("group")) == {"1", "2"}
+    assert set(manifest.column("domain.image")) == {"x", "y"}
+    path = table_of(tmp_path, "file,label,id", *(f"{name},{name[0]},{name[2]}" for name in names))
+    manifest = read_manifest(DataConfig(root=path, image="file", group=("id",)), cache)
+    assert set(manifest.column("group")) == {"1", "2"}
+    assert manifest.column("id") == names
+
+
+# One name, one spelling
+
+TWINS = [
+    ("Missing_hole", "missing_hole"),
+    ("good", "good "),
+    ("a b", "a  b"),
+    ("Pr\u00fcf", "Pru\u0308f"),
+]
+TWINS += [("good", "good\u200b"), ("a b", "a\u00a0b"), ("STRASSE", "stra\u00dfe")]
+
+
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_a_class_folder_spelled_in_two_ways_is_refused(tmp_path, cache, one, other):
+    root = put(tmp_path, "z/1.png", f"{one}/1.png", f"{other}/2.png")
+    text = refusal(DataConfig(root=root), cache)
+    assert "label has the values" in text
+    shown = ascii if {one, other} == {"Pr\u00fcf", "Pru\u0308f"} else repr
+    assert shown(one) in text
+    assert shown(other) in text
+
+
+@pytest.mark.parametrize("column", ["label", "group", "domains"])
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_a_cell_spelled_in_two_ways_is_refused(tmp_path, cache, column, one, other):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    path = table_of(tmp_path, "image,label,x", f"1.png,a,{one}", f"2.png,b,{other}", "3.png,b,z")
+    asked = {"label": "x"} if column == "label" else {column: ("x",)}
+    text = refusal(DataConfig(root=path, **asked), cache)
+    assert "differ in case, spaces or Unicode form" in text
+    assert text.encode()
+
+
+def test_names_of_images_without_groups_may_differ_in_case(tmp_path, cache):
+    root = put(tmp_path, "a/x.png", "a/X.png", "b/1.jpg", "b/1.JPG")
+    assert len(read_manifest(DataConfig(root=root), cache)) == 4
+
+
+def test_other_names_are_not_taken_for_one(tmp_path, cache):
+    root = put(
+        tmp_path, *(f"{name}/1.png" for name in ("ab", "a b", "a-b", "a_b", "1", "01", "1.0"))
+    )
+    assert len(read_manifest(DataConfig(root=root), cache).classes) == 7
+
+
+def test_decomposed_names_are_composed_and_found_in_either_form(tmp_path, cache):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    lines = ["1.png,Pru\u0308f,a", "2.png,gut,a", "3.png,alt,b"]
+    path = table_of(tmp_path, "image,label,kind", *lines)
+    for form in ("Pru\u0308f", "Pr\u00fcf"):
+        config = DataConfig(root=path, where=("kind=a",), keep=("kind",))
+        assert read_manifest(config, cache).classes == ["Pr\u00fcf", "gut"]
+        rest = DataConfig(root=path, where=(f"label!={form}",))
+        assert read_manifest(rest, cache).classes == ["alt", "gut"]
+
+
+def test_groups_of_several_columns_that_read_alike_are_refused(tmp_path, cache):
+    put(tmp_path, "1.png", "2.png")
+    path = table_of(tmp_path, "image,label,build,part", "1.png,a,1/2,3", "2.png,b,1,2/3")
+    text = refusal(DataConfig(root=path, group=("build", "part")), cache)
+    assert "['1/2', '3']" in text
+    assert "'1/2/3'" in text
+
+
+# One content, one label
+
+
+def test_a_content_of_two_labels_is_refused_by_the_first_pair_and_their_number(tmp_path, cache):
+    root = put(
+        tmp_path / "parts", *(f"{label}/{i}.png" for label in ("good", "scratch") for i in range(6))
+    )
+    for i in range(4):
+        shutil.copy(root / "good" / f"{i}.png", root / "scratch" / f"copy{i}.png")
+    for on_error in ("stop", "skip"):
+        text = refusal(DataConfig(root=root, on_error=on_error), cache)
+        assert "4 file content(s) have two labels" in text
+        assert "'good/0.png' (good) and 'scratch/copy0.png' (scratch)" in text
+    path = table_of(root, "image,label", "good/0.png,a", "scratch/copy0.png,b", "good/1.png,b")
+    assert "'good/0.png' (a) and 'scratch/copy0.png' (b)" in refusal(DataConfig(root=path), cache)
+
+
+def test_copies_of_one_label_and_empty_files_are_no_contradiction(tmp_path, cache):
+    root = put(tmp_path, "a/1.png", "b/1.png")
+    shutil.copy(root / "a" / "1.png", root / "a" / "copy.png")
+    for label in "ab":
+        (root / label / "empty.png").touch()  # damaged, which on_error decides
+    assert len(read_manifest(DataConfig(root=root), cache)) == 5
+    masks = DataConfig(root=put(tmp_path, "c/1.png"), label="", patterns=("{build}/{layer}",))
+    assert len(read_manifest(masks, cache)) == 6
+
+
 # Tables
 
 COLUMNS = {"image": "file", "label": "exposure", "group": ("block",), "domains": ("lamp",)}
@@ -351,6 +480,77 @@ def test_a_column_of_no_text_is_refused(tmp_path, cache):
 def test_on_error_is_one_of_two_words():
     with pytest.raises(ConfigError, match="'stop' or 'skip'"):
         from_dict(DataConfig, {"on_error": "ignore"})
+
+
+def test_excels_semicolons_make_the_same_manifest(table, cache):
+    comma = read_manifest(DataConfig(root=table, **COLUMNS), cache)
+    text = table.read_text().replace(",", ";").replace("\n", "\r\n")
+    (table.parent / "excel.csv").write_bytes(text.encode("utf-8-sig"))
+    excel = read_manifest(DataConfig(root=table.parent / "excel.csv", **COLUMNS), cache)
+    assert excel.table == comma.table
+
+
+@pytest.mark.parametrize("empty", ["", "NaN", "  "])
+@pytest.mark.parametrize("column", ["label", "group", "domains", "keep"])
+def test_a_row_without_a_value_is_refused_by_its_number(tmp_path, cache, empty, column):
+    put(tmp_path, "1.png", "2.png")
+    path = table_of(tmp_path, "image,label,x", "1.png,a,1", f"2.png,b,{empty}")
+    asked = {"label": "x"} if column == "label" else {column: ("x",)}
+    text = refusal(DataConfig(root=path, **asked), cache)
+    assert "row 2 (line 3) has no value in column 'x'" in text
+    numbers = pa.table({"image": ["1.png", "2.png"], "label": ["a", "b"], "x": [1.0, float("nan")]})
+    pq.write_table(numbers, tmp_path / "t.parquet")
+    text = refusal(DataConfig(root=tmp_path / "t.parquet", **asked), cache)
+    assert "row 2 has no value in column 'x'" in text
+
+
+def test_an_empty_condition_is_of_rows_without_a_value(tmp_path, cache):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    path = table_of(tmp_path, "image,label,x", "1.png,a,", "2.png,b,", "3.png,b,bad")
+    pq.write_table(
+        pa.table(
+            {"image": ["1.png", "2.png", "3.png"], "label": [*"abb"], "x": [None, None, "bad"]}
+        ),
+        tmp_path / "t.parquet",
+    )
+    for root in (path, tmp_path / "t.parquet"):
+        assert len(read_manifest(DataConfig(root=root, where=("x=",)), cache)) == 2
+        assert len(read_manifest(DataConfig(root=root, where=("x!=bad",)), cache)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("img%201.png", "does not exist"),
+        ("file:///data/1.png", "does not exist"),
+        ("sub", "is a folder"),
+        ("gone.png", "is a link to nothing"),
+        ("x" * 300, "cannot be looked at"),
+    ],
+)
+def test_an_image_that_is_no_file_is_named_with_its_row(tmp_path, cache, name, reason):
+    put(tmp_path, "1.png", "sub/2.png")
+    (tmp_path / "gone.png").symlink_to("nothing")
+    text = refusal(
+        DataConfig(root=table_of(tmp_path, "image,label", "1.png,a", f"{name},b")), cache
+    )
+    assert "row 2 (line 3)" in text
+    assert reason in text
+
+
+def test_a_table_of_a_header_alone_is_refused(tmp_path, cache):
+    text = refusal(DataConfig(root=table_of(tmp_path, "image,label")), cache)
+    assert "0 row(s)" in text
+
+
+def test_ids_are_one_however_a_table_spells_its_paths(tmp_path, cache):
+    put(tmp_path, "img/1.png", "img/2.png", "lists/x")
+    of_spelling = []
+    for spelt in ("../img/{}.png", "./.././img/{}.png", "..\\img\\{}.png"):
+        lines = (f"{spelt.format(i)},{i}" for i in "12")
+        path = table_of(tmp_path / "lists", "image,label", *lines)
+        of_spelling.append(read_manifest(DataConfig(root=path), cache).column("id"))
+    assert of_spelling == [["../img/1.png", "../img/2.png"]] * 3
 
 
 # Identity

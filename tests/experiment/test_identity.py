@@ -324,3 +324,26 @@ def test_a_run_of_this_code_comes_before_any_other(
         (tmp_path / f"{named(tmp_path).name}-{number}").mkdir()
     assert lookup(tmp_path).folder.name.endswith("-10")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("copy", ["{}-backup", "{}.old", "copy of {}", "{} (1)", "{}-20261128"])
+def test_a_copy_of_a_runs_folder_disturbs_nothing(tmp_path: Path, copy: str) -> None:
+    ending = named(tmp_path).name.removeprefix("spots-")
+    current, older = older_run(tmp_path, ending), older_run(tmp_path)
+    for run in (current, older):
+        shutil.copytree(run.folder, tmp_path / copy.format(run.folder.name))
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "spots-empty").mkdir()
+    assert lookup(tmp_path).folder == current.folder
+    assert lookup(tmp_path, again=True).folder.name == f"{current.folder.name}-2"
+    shutil.rmtree(current.folder)
+    assert lookup(tmp_path, reuse=True).folder == older.folder
+    shutil.rmtree(older.folder)
+    assert lookup(tmp_path, reuse=True).folder == named(tmp_path)
+
+
+def test_another_attempt_never_takes_a_number_that_is_there(tmp_path: Path) -> None:
+    for number in ("", "-2", "-5"):
+        (tmp_path / f"{named(tmp_path).name}{number}").mkdir()
+    (tmp_path / f"{named(tmp_path).name}-2").rmdir()
+    assert lookup(tmp_path, again=True).folder.name.endswith("-6")

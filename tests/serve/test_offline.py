@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 
 import cv2
 import numpy as np
@@ -149,6 +150,137 @@ def test_paths_are_images_folders_and_tables(pictures, tmp_path):
     for name, sentence in mistakes.items():
         with pytest.raises(ManifestError, match=sentence):
             offline.list_images([tmp_path / name])
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_table_of_views_is_read_as_training_reads_it(tmp_path, pictures):
+    names = [path.name for path in pictures]
+    for path in pictures:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    expected = [tmp_path / name for name in names], ["01", "1", "", ""]
+    lines = zip(names, ("01", "1", "", "nan"), strict=True)
+    rows = [f"{name};{group}" for name, group in lines]
+    listed = write(tmp_path / "excel.csv", "\ufeffimage;group\r\n" + "\r\n".join(rows))
+    assert offline.list_images([listed]) == expected
+    listed = write(tmp_path / "tabs.tsv", "image\tgroup\n" + "\n".join(rows).replace(";", "\t"))
+    assert offline.list_images([listed]) == expected
+    numbers = pa.table({"image": names, "group": [1.0, 10.0, None, float("nan")]})
+    pq.write_table(numbers, tmp_path / "t.parquet")
+    assert offline.list_images([tmp_path / "t.parquet"])[1] == ["1", "10", "", ""]
+    composed = write(tmp_path / "c.csv", "image,group\n0.png,Cle\u0301\n1.png,Cle\u0301\n")
+    assert offline.list_images([composed])[1] == ["Cl\u00e9"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("image,group\n0.png,p1\n1.png,P1\n", "'P1' and 'p1'"),
+        ("image,group\n0.png,p1\n./0.png,p2\n", "2 times"),
+        ("image,group\n0.png,p1\n,p2\n", r"row 2 \(line 3\) has no value in column 'image'"),
+        ("image,group\n0.png,p1,\n", "line 2 has 3 cells"),
+        ("image\n", "No image"),
+    ],
+)
+def test_tables_that_say_two_things_are_refused(tmp_path, text, sentence):
+    with pytest.raises(ManifestError, match=sentence):
+        offline.list_images([write(tmp_path / "t.csv", text)])
+
+
+def test_parts_01_and_1_are_two_and_images_without_a_part_are_in_none(
+    here, registry, pictures, tmp_path
+):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    lines = (f"{path},{part}" for path, part in zip(pictures, ("01", "1", "", ""), strict=True))
+    listed = write(tmp_path / "views.csv", "image,group\n" + "\n".join(lines))
+    images, groups = offline.list_images([listed])
+    assert offline.predict(folder, images, tmp_path, "fp32", False, groups) == (4, 0)
+    parts = pq.read_table(tmp_path / "parts.parquet").to_pylist()
+    assert [(part["group"], part["views"]) for part in parts] == [("01", 1), ("1", 1)]
+
+
+def bad_files(folder):
+    """Plant what is no image in every way; return words of the reasons, by name."""
+    folder.mkdir(exist_ok=True)
+    (folder / "zero.png").touch()
+    (folder / "text.png").write_text("no image")
+    damaged = cv2.imencode(".tif", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    (folder / "damaged.tif").write_bytes(damaged[:200])
+    header = b'{"levels": [], "dtype": "uint8", "mean": [0,0,0], "std": [0,0,0], "signature": ""}'
+    start = b"ASSAYPX1" + len(header).to_bytes(4, "little")
+    (folder / "e.pixels").write_bytes(start + header)
+    (folder / "list.pixels").write_bytes(b"ASSAYPX1\2\0\0\0[]")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "link.png").symlink_to("nothing")
+    (folder / "Pr\udcfcf.png").write_bytes(b"")
+    return {
+        "zero.png": "",
+        "text.png": "",
+        "damaged.tif": "",
+        "e.pixels": "no level",
+        "list.pixels": "",
+        "folder.png": "is a folder",
+        "pipe.jpg": "no regular file",
+        "link.png": "link to nothing",
+        "Pr\\udcfcf.png": "no UTF-8",
+    }
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_one_bad_image_takes_no_other_down(here, registry, pictures, tmp_path, capsys, listed):
+    folder, root = registry.fetch(registry.holder("parts", "champion")), tmp_path / "in"
+    reasons = bad_files(root)
+    for path in pictures:
+        (root / path.name).write_bytes(path.read_bytes())
+    (root / ".ipynb_checkpoints").mkdir()
+    (root / ".ipynb_checkpoints" / "0.png").write_bytes(pictures[0].read_bytes())
+    paths = [root]
+    if listed:  # no table holds a name that is no UTF-8
+        names = [path.name for path in offline.list_images([root])[0] if path.name.isascii()]
+        reasons = {
+            name: why for name, why in reasons.items() if name.isascii() and "\\" not in name
+        }
+        reasons["gone.png"] = "does not exist"
+        paths = [write(root / "t.csv", "\n".join(["image", *names, "gone.png"]))]
+    images, groups = offline.list_images(paths)
+    out = tmp_path / "out"
+    done = offline.predict(folder, images, out, "fp32", True, groups)
+    assert done == (len(pictures), len(reasons))
+    answers = pq.read_table(out / "answers.parquet").to_pylist()
+    assert [row["image"] for row in answers] == [str(root / path.name) for path in pictures]
+    with (out / "bad.csv").open() as file:
+        bad = {
+            row["image"].strip("'").rpartition("/")[2]: row["error"] for row in csv.DictReader(file)
+        }
+    assert bad.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in bad[name]
+        assert "\n" not in bad[name]
+
+
+def test_whatever_a_decoder_raises_is_that_images_row(
+    here, registry, pictures, tmp_path, monkeypatch
+):
+    folder, read_file = registry.fetch(registry.holder("parts", "champion")), offline.read
+
+    def fail(path):
+        if path == pictures[1]:
+            raise RecursionError("nested\ntoo deep")
+        return read_file(path)
+
+    monkeypatch.setattr(offline, "read", fail)
+    assert offline.predict(folder, pictures, tmp_path, "fp32", True) == (3, 1)
+    assert "RecursionError, nested too deep" in (tmp_path / "bad.csv").read_text()
+
+
+def test_a_folder_that_cannot_be_walked_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to(".")
+    with pytest.raises(ManifestError, match="remove the link"):
+        offline.list_images([tmp_path])
 
 
 def test_a_bundle_may_be_named_by_its_run(registry, tmp_path):

@@ -5,7 +5,6 @@ nothing. Parts pictured in one jig look alike by nature, so near-duplicates are 
 refused.
 """
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from assay.data.manifest import SPLITS
+from assay.data.folder import SPLITS
 from assay.errors import SplitError
 from assay.shapes import Float32, UInt8
 
@@ -43,26 +42,6 @@ def refuse_crossing(
             f"The given split has {len(crossing)} {what}(s) in more than one set, first {crossing[0]!r} in "
             f"{' and '.join(sorted(sides[crossing[0]]))}; a {what} may be in one set only: {remedy}."
         )
-
-
-def fold_name(name: str) -> str:
-    """Return one spelling for names that differ in case, spaces or Unicode form alone ("P1", "p1 ")."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
-
-
-def refuse_spellings(domain: str, values: list[str]) -> None:
-    """Refuse values of a domain that are one value written in two ways.
-
-    Raises:
-        SplitError: there are such; the text names two.
-    """
-    spelled = {fold_name(value): value for value in values}
-    for value in values:
-        if (other := spelled[fold_name(value)]) != value:
-            raise SplitError(
-                f"{domain!r} has the values {value!r} and {other!r}, which differ in case or spaces alone, so that holding "
-                "out one would train on the other; write each value in one way."
-            )
 
 
 def settle_copies(

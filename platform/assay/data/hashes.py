@@ -1,48 +1,107 @@
 """Hashes of files' contents, remembered between runs."""
 
 import hashlib
+import re
 import sqlite3
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import lru_cache
 from pathlib import Path
 
+from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
+
+FileState = tuple[str, int, int, int]
+"""Path, size in bytes, times of modification and of change in ns."""
+
+EMPTY = hashlib.blake2b(digest_size=16).hexdigest()
+"""Hash of a file without a byte."""
 
 
 def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     """Hash each file's bytes (BLAKE2b, 32 hex digits); unchanged files are looked up, not read.
 
     A file counts as unchanged while its path, size, and times of modification and of change stay
-    the same: tools that copy may restore the first time, none the second.
+    the same: tools that copy may restore the first time, none the second. What this cannot see is
+    bytes that were changed within one tick of the file system's clock after they were hashed
+    (milliseconds on a disk here, up to 2 s on FAT and some network folders), at the same size.
+
+    A cache that is damaged is set aside and begun anew; one that cannot be written is done without.
 
     Raises:
         ManifestError: a file does not exist or its bytes cannot be read.
     """
-    keys = [_cache_key(path) for path in paths]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(cache, timeout=60)
-    try:
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, content TEXT)"
-        )
-        rows = database.execute("SELECT path, size, mtime, ctime, content FROM files")
-        contents = {tuple(key): content for *key, content in rows}
-        fresh = [i for i, key in enumerate(keys) if key not in contents]
-        with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(_digest, [paths[i] for i in fresh]))
-        contents |= {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
-        added = [(*keys[i], contents[keys[i]]) for i in fresh]
-        database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", added)
-        database.commit()
-    finally:
-        database.close()
+    keys = [_state_of(path) for path in paths]
+    contents = _load(cache)
+    fresh = [i for i, key in enumerate(keys) if key not in contents]
+    with ThreadPoolExecutor(8) as pool:
+        digests = list(pool.map(_digest, [paths[i] for i in fresh]))
+    added = {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
+    if added:
+        _save(cache, added)
+    contents |= added
     return [contents[key] for key in keys]
 
 
-def _cache_key(path: Path) -> tuple[str, int, int, int]:
-    if not path.is_file():
+def _load(cache: Path) -> dict[FileState, str]:
+    """Read what was kept; of a damaged cache, nothing, and it is set aside."""
+    if not cache.is_file():
+        return {}
+    try:
+        with closing(_connect(cache)) as database:
+            rows = database.execute("SELECT path, size, mtime, ctime, content FROM files")
+            return {
+                (path, size, mtime, ctime): content
+                for path, size, mtime, ctime, content in rows
+                if isinstance(content, str) and re.fullmatch("[0-9a-f]{32}", content)
+            }
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):  # another process has just begun it
+            _say(f"{show(cache)} cannot be read ({error}), so every file is read again.")
+        return {}
+    except (sqlite3.Error, OverflowError) as error:
+        aside = cache.with_name(f"{cache.name}.damaged")
+        with suppress(OSError):
+            cache.replace(aside)
+        _say(
+            f"{show(cache)} is damaged ({error}) and was moved to {aside.name}; every file is read again."
+        )
+        return {}
+
+
+def _save(cache: Path, added: dict[FileState, str]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with closing(_connect(cache)) as database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, content TEXT)"
+            )
+            rows = [(*key, content) for key, content in added.items()]
+            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+            database.commit()
+    except (sqlite3.Error, OSError) as error:
+        _say(
+            f"{show(cache)} cannot be written ({error}), so that the next run reads every file again."
+        )
+
+
+def _connect(cache: Path) -> sqlite3.Connection:
+    return sqlite3.connect(cache, timeout=60)
+
+
+@lru_cache(maxsize=64)
+def _say(text: str) -> None:
+    """Say once what is wrong with a cache."""
+    print(text, file=sys.stderr)
+
+
+def _state_of(path: Path) -> FileState:
+    reason = why_unreadable(path)
+    if reason:
         raise ManifestError(
-            f"The image {path} does not exist; correct the table or restore the file."
+            f"The image {show(path)} {reason}; correct the table or restore the file."
         )
     stat = path.stat()
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
@@ -54,5 +113,5 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
         raise ManifestError(
-            f"The image {path} cannot be read ({error.strerror}); mend it, or leave it out of the data."
+            f"The image {show(path)} cannot be read ({error.strerror}); mend it, or leave it out of the data."
         ) from None

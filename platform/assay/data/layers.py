@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from assay.config import Settings
 from assay.data.images.decode import SUFFIXES, Plane, Rgb, read, write_png
+from assay.data.walk import find_files
 from assay.errors import ManifestError
 from assay.files import write_table
 
@@ -64,16 +65,12 @@ def collect(root: Path, config: LayerConfig, folder: Path) -> Path:
 
 def _find_pictures(root: Path, config: LayerConfig, folder: Path) -> list[Path]:
     """List the pictures below root that the channels ask for, sorted, without those in `folder`."""
-    walk = os.walk(root, followlinks=True)
-    paths = (Path(base, name) for base, _, names in walk for name in names)
     letters = {"all": ("",), "b": ("b",), "triplet": ("a", "b", "c")}[config.channels]
-    return sorted(
+    return [
         path
-        for path in paths
-        if path.suffix.lower() in SUFFIXES
-        and path.stem.endswith(letters)
-        and not path.is_relative_to(folder)
-    )
+        for path in find_files(root, SUFFIXES)
+        if path.stem.endswith(letters) and not path.is_relative_to(folder)
+    ]
 
 
 def _write_table(layers: dict[str, str], root: Path, table: Path) -> Path:

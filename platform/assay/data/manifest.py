@@ -10,7 +10,6 @@ the order of a table's rows decides nothing.
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,21 +18,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 from annotated_types import Ge, Le
 
 from assay.config import Settings, fingerprint
-from assay.data.hashes import content_hashes
-from assay.data.images.decode import SUFFIXES
+from assay.data.folder import SPLITS, ImageRow, scan_folder
+from assay.data.hashes import EMPTY, content_hashes
 from assay.data.images.entry import MASK, entry_key
+from assay.data.spellings import compose, refuse_spellings
+from assay.data.table import read_table
+from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
-
-
-SPLITS = ("train", "val", "test", "test_seen", "test_unseen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,23 +162,31 @@ class Manifest:
 def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     """Build the manifest that `config` describes; `cache` keeps content hashes between runs.
 
+    Labels, groups, domains and kept columns are composed (NFC).
+
     Raises:
         ManifestError: the root is missing or empty, a name does not parse, a column or value is
-            missing, a class has no image, two rows are the same file, a file is missing, or a
-            given set has an unknown name.
+            missing, a class has no image, two rows are the same file, a file is missing or cannot
+            be read, a given set has an unknown name, a label, group or domain is written in two
+            ways, or one content has two labels.
     """
     root = config.root
-    if root is None or not root.exists():
+    reason = "is not given" if root is None else why_unreadable(root)
+    if root is None or reason not in ("", "is a folder"):
         raise ManifestError(
-            f"data.root is {str(root)!r}, which does not exist; give an existing folder or table."
+            f"data.root is {root and show(root)}, which {reason}; give an existing folder or table."
         )
-    rows = _scan_folder(root, config) if root.is_dir() else _read_table(root, config)
-    rows.sort(key=lambda row: row["id"])
+    if reason:
+        rows = scan_folder(root, config.patterns, config.label, config.split)
+    else:
+        rows = _table_rows(root, config)
+    rows.sort(key=lambda row: row.id)
     columns = _columns(rows, config)
-    hashes = content_hashes([Path(row["image"]) for row in rows], cache)
+    hashes = content_hashes([row.image for row in rows], cache)
     columns["content"] = [entry_key(content, config.page) for content in hashes]
     manifest = Manifest(pa.table(columns))
-    _check(manifest)
+    _check_sets(manifest)
+    _refuse_two_labels(manifest)
     if config.label and len(manifest.classes) < 2:
         raise ManifestError(
             f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed."
@@ -190,106 +194,49 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     return manifest
 
 
-def _pattern_regex(pattern: str) -> re.Pattern[str]:
-    pieces = re.split(r"\{(\w+)\}", pattern)
-    try:
-        return re.compile(
-            "".join(f"(?P<{p}>[^/]+?)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
-        )
-    except re.error as error:
-        raise ManifestError(
-            f"data.patterns has {pattern!r} ({error}); give each {{field}} once, by a name of letters."
-        ) from None
-
-
-def _scan_folder(root: Path, config: DataConfig) -> list[dict[str, str]]:
-    files = sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(SUFFIXES)
-    )
-    if not files:
-        raise ManifestError(
-            f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); point data.root at a folder that does."
-        )
-    regexes = [_pattern_regex(p) for p in config.patterns]
-    rows: list[dict[str, str]] = []
-    strangers: list[str] = []
-    for file in files:
-        path = file.relative_to(root)
-        name = path.with_suffix("").as_posix()
-        first, _, rest = name.partition("/")
-        declared = {config.split: first} if first in SPLITS else {}
-        inner = rest if declared else name
-        match = next(
-            # a pattern that names the set itself sees the whole name
-            (
-                m
-                for r in regexes
-                if (m := r.fullmatch(name if config.split in r.groupindex else inner))
-            ),
-            None,
-        )
-        if match is None:
-            strangers.append(name)
-            continue
-        rows.append(declared | match.groupdict() | {"id": path.as_posix(), "image": str(file)})
-    if strangers:
-        raise ManifestError(
-            f"{len(strangers)} of {len(files)} images under {root} fit no pattern, first {strangers[0]!r}; "
-            f"allowed: {' or '.join(config.patterns)}, with or without a first folder train, val or test. "
-            "Rename or move them, or give --data.patterns."
-        )
-    _refuse_empty_classes(root, config, rows)
-    return rows
-
-
-def _refuse_empty_classes(root: Path, config: DataConfig, rows: list[dict[str, str]]) -> None:
-    if not all(p.startswith("{" + (config.label or "?") + "}/") for p in config.patterns):
-        return
-    sets = [root / name for name in SPLITS if (root / name).is_dir()]
-    labels = {row[config.label] for row in rows}
-    folders = {d for top in (root, *sets) for d in top.iterdir() if d.is_dir()}
-    for folder in sorted(folders.difference(sets)):
-        if folder.name not in labels and not folder.name.startswith("."):
-            raise ManifestError(
-                f"The class folder {folder} holds no image; add images or remove the folder."
-            )
-
-
-def _read_table(path: Path, config: DataConfig) -> list[dict[str, str]]:
+def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
     conditions = [_condition(text) for text in config.where]
     labels = [config.label] if config.label else []
     needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
-    table = _open_table(path)
-    optional = [config.split] if config.split in table.column_names else []
-    columns = {
-        name: _texts(path, table, name)
-        for name in dict.fromkeys([*needed, *optional, *(column for column, _, _ in conditions)])
-    }
-    rows: list[dict[str, str]] = []
-    for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
-        record = dict(zip(columns, values, strict=True))
-        if any((record[column] == value) != wanted for column, wanted, value in conditions):
-            continue
-        missing = [name for name in needed if not record[name]]
-        if missing:
-            raise ManifestError(
-                f"{path} row {number} has no value in column {missing[0]!r}; fill it in or leave the row out."
-            )
-        row = {name: value for name, value in record.items() if value}
-        image = os.path.normpath(path.parent / row[config.image])
-        inside = Path(image).is_relative_to(os.path.normpath(path.parent))
-        # an absolute path below the table is the same image as a relative one
-        row["id"] = os.path.relpath(image, path.parent) if inside else row[config.image]
-        row["image"] = image
-        rows.append(row)
-    if not rows:
-        raise ManifestError(
-            f"{path} has no row left after data.where={list(config.where)}; loosen the conditions."
+    asked = (*needed, *(column for column, _, _ in conditions))
+    table = read_table(path, asked, (config.split,))
+    chosen = [
+        row
+        for row in range(len(table))
+        if all(
+            (compose(table.columns[column][row] or "") == value) == wanted
+            for column, wanted, value in conditions
         )
+    ]
+    if not chosen:
+        raise ManifestError(
+            f"{show(path)} has {len(table)} row(s) and no row left after data.where={list(config.where)}; add rows, or loosen "
+            "the conditions."
+        )
+    rows: list[ImageRow] = []
+    for row, image in zip(chosen, table.images(config.image, chosen), strict=True):
+        fields = {name: cell for name, cells in table.columns.items() if (cell := cells[row])}
+        for name in needed:
+            if name not in fields:
+                raise table.refusal(row, name)
+        if reason := why_unreadable(image):
+            raise ManifestError(
+                f"{table.place(row)} names the image {show(image)}, which {reason}; give paths, absolute or relative to the "
+                "table."
+            )
+        rows.append(ImageRow(_id_of(image, fields[config.image], path), image, fields))
     return rows
+
+
+def _id_of(image: Path, name: str, table: Path) -> str:
+    """Name an image by its path from the table, unless it is given by an absolute path elsewhere.
+
+    An absolute path below the table is the same image as a relative one.
+    """
+    folder = os.path.normpath(table.parent)
+    if os.path.isabs(name) and not image.is_relative_to(folder):
+        return name
+    return Path(os.path.relpath(image, folder)).as_posix()
 
 
 def _condition(text: str) -> tuple[str, bool, str]:
@@ -299,67 +246,73 @@ def _condition(text: str) -> tuple[str, bool, str]:
         raise ManifestError(
             f"data.where has {text!r}; allowed: COLUMN=VALUE and COLUMN!=VALUE, such as kind=image."
         )
-    return match[1], match[2] == "=", match[3]
+    return match[1], match[2] == "=", compose(match[3])
 
 
-def _open_table(path: Path) -> pa.Table:
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pq.read_table(path)
-        with pacsv.open_csv(path) as reader:
-            names = reader.schema.names
-        # as text: a serial number 007 must stay one
-        as_text = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return pacsv.read_csv(path, convert_options=as_text)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(
-            f"{path} cannot be read as a table ({error}); allowed: CSV with a header, or Parquet."
-        ) from None
-
-
-def _texts(path: Path, table: pa.Table, column: str) -> list[str | None]:
-    if table.column_names.count(column) != 1:
-        raise ManifestError(
-            f"{path} must have one column {column!r}; it has: {', '.join(table.column_names)}."
-        )
-    try:
-        texts: list[str | None] = pc.cast(table[column], pa.string()).to_pylist()
-    except pa.ArrowException:
-        raise ManifestError(
-            f"{path} column {column!r} holds {table[column].type}; allowed: text, numbers or dates."
-        ) from None
-    return texts
-
-
-def _columns(rows: list[dict[str, str]], config: DataConfig) -> dict[str, list[str | None]]:
+def _columns(rows: list[ImageRow], config: DataConfig) -> dict[str, list[str | None]]:
     labels = [config.label] if config.label else []
     wanted = (*labels, *config.group, *config.domains, *config.keep)
-    names = set.intersection(*(set(row) for row in rows))
+    names = set.intersection(*(set(row.fields) for row in rows))
     for name in wanted:
         if name not in names:
             raise ManifestError(
                 f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(names))}."
             )
+    # the prefix of a column, and the field that it is made of
+    sources = [("label", name) for name in labels]
+    sources += [(f"domain.{name}", name) for name in config.domains]
+    sources += [(f"column.{name}", name) for name in config.keep]
+    fields = {column: [row.fields[name] for row in rows] for column, name in sources}
+    groups = _groups(rows, config.group)
+    for column, cells in fields.items():
+        if not column.startswith("column."):
+            refuse_spellings(column.replace("domain.", "domain "), cells)
     columns: dict[str, list[str | None]] = {
-        "id": [row["id"] for row in rows],
-        "image": [row["image"] for row in rows],
-        "label": [row[config.label] if config.label else "" for row in rows],
-        "group": ["/".join(row[g] for g in config.group) or row["id"] for row in rows],
-        "split": [row.get(config.split) for row in rows],
+        "id": [row.id for row in rows],
+        "image": [str(row.image) for row in rows],
+        "label": [""] * len(rows),
+        "group": [*groups],
+        "split": [row.fields.get(config.split) for row in rows],
     }
-    columns |= {f"domain.{name}": [row[name] for row in rows] for name in config.domains}
-    return columns | {f"column.{name}": [row[name] for row in rows] for name in config.keep}
+    return columns | {column: [*map(compose, cells)] for column, cells in fields.items()}
 
 
-def _check(manifest: Manifest) -> None:
-    doubled = [(i, n) for i, n in Counter(manifest.column("image")).items() if n > 1]
-    if doubled:
-        raise ManifestError(
-            f"{len(doubled)} image(s) are listed more than once, first {doubled[0][0]!r} ({doubled[0][1]} times); "
-            "list each image once."
-        )
+def _groups(rows: list[ImageRow], names: Sequence[str]) -> list[str]:
+    """Name the part of each row; without names of fields every image is its own."""
+    if not names:
+        return [row.id for row in rows]
+    parts = {tuple(row.fields[name] for name in names): row for row in rows}
+    first: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        other = first.setdefault("/".join(part), part)
+        if other != part:
+            raise ManifestError(
+                f"The groups {list(other)} and {list(part)} of {', '.join(names)} are both {'/'.join(part)!r}; write one of them "
+                "otherwise."
+            )
+    refuse_spellings("group", first)
+    return [compose("/".join(row.fields[name] for name in names)) for row in rows]
+
+
+def _check_sets(manifest: Manifest) -> None:
     for row, name in zip(manifest.column("id"), manifest.declared_sets, strict=True):
         if name is not None and name not in SPLITS:
             raise ManifestError(
                 f"{row!r} has split {name!r}; allowed: {', '.join(SPLITS)}, or empty to have it drawn."
             )
+
+
+def _refuse_two_labels(manifest: Manifest) -> None:
+    """Refuse files of the same bytes and different labels; empty ones are merely damaged."""
+    rows = [*zip(*map(manifest.column, ("content", "label", "id")), strict=True)]
+    first: dict[str, tuple[str, str]] = {}
+    pairs: dict[str, str] = {}
+    for content, label, name in rows:
+        other_label, other = first.setdefault(content, (label, name))
+        if other_label != label and content != EMPTY:
+            pairs.setdefault(content, f"{other!r} ({other_label}) and {name!r} ({label})")
+    if pairs:
+        raise ManifestError(
+            f"{len(pairs)} file content(s) have two labels, first {next(iter(pairs.values()))}, byte for byte the same; keep the "
+            "right one of each."
+        )

@@ -18,15 +18,9 @@ import pyarrow as pa
 from annotated_types import Interval
 
 from assay.config import Seed, Settings
-from assay.data.duplicates import (
-    fold_name,
-    join_rows,
-    refuse_crossing,
-    refuse_spellings,
-    settle_copies,
-    spread_sets,
-)
+from assay.data.duplicates import join_rows, refuse_crossing, settle_copies, spread_sets
 from assay.data.manifest import Manifest
+from assay.data.spellings import compose, fold_name
 from assay.errors import ConfigError, SplitError
 
 RULES = {
@@ -227,15 +221,15 @@ def _values(manifest: Manifest, config: SplitConfig) -> list[str]:
 def _unseen_values(sets_of: dict[str, set[str | None]], config: SplitConfig) -> set[str]:
     """Return the values to hold out: those named, else those of a given test_unseen, else drawn ones."""
     values = sorted(sets_of)
-    refuse_spellings(config.unseen_domain, values)
-    unknown = sorted(set(config.unseen) - set(values))
+    named = set(map(compose, config.unseen))
+    unknown = sorted(named - set(values))
     if unknown:
         raise SplitError(
             f"split.unseen names {unknown[0]!r}, which no image has; the data has: {', '.join(values)}."
         )
     required = {v for v, names in sets_of.items() if "test_unseen" in names}
     drawn = sorted(values, key=lambda v: _random_key(config.seed, v))[: config.num_unseen]
-    unseen = set(config.unseen) or required or set(drawn)
+    unseen = named or required or set(drawn)
     if len(unseen) >= len(values):
         raise SplitError(
             f"{len(unseen)} of {len(values)} values of {config.unseen_domain!r} would be held out; "
@@ -259,12 +253,13 @@ def _val_value(sets_of: dict[str, set[str | None]], unseen: set[str], config: Sp
             f"be trained on and {len(free)} have no image in a given test; one must stay for val and another to train "
             "on: lower --split.num-unseen, or use another rule."
         )
-    if config.val_domain and config.val_domain not in free:
+    named = compose(config.val_domain)
+    if named and named not in free:
         raise SplitError(
             f"split.val-domain is {config.val_domain!r}; values of {config.unseen_domain!r} that are neither held out "
             f"nor in a given test: {', '.join(sorted(free))}."
         )
-    return config.val_domain or min(free, key=lambda v: _random_key(config.seed, v))
+    return named or min(free, key=lambda v: _random_key(config.seed, v))
 
 
 def _draw_oracle(

@@ -35,6 +35,7 @@ from assay.experiment.workers import train
 from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
+from assay.runs.names import attempts, is_run_name
 from assay.runs.record import Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
@@ -258,10 +259,8 @@ def find(
     `reuse`; without, a sentence says that it is there and which files have changed since.
     """
     name = f"{source.name}-{identity(source, config, manifest)}"
-    attempts = sorted(
-        storage.glob(f"{name}*"), key=lambda p: int(p.name.removeprefix(name).lstrip("-") or 1)
-    )
-    if not attempts:
+    tried = attempts(storage, name)
+    if not tried:
         older = _of_other_code(source, config, manifest, storage, stage)
         if older is not None and not again:
             if reuse:
@@ -269,8 +268,8 @@ def find(
             _say_what_changed(older.folder.name, tuple(_changed_files(older, source)))
         return Run(storage / name)
     if again:
-        return Run(storage / f"{name}-{len(attempts) + 1}")
-    return Run(attempts[-1])
+        return Run(storage / f"{name}-{max(tried) + 1}")
+    return Run(tried[max(tried)])
 
 
 def _of_other_code(
@@ -281,6 +280,8 @@ def _of_other_code(
     enough = stages[stages.index(stage) :]
     ended: dict[Path, float] = {}
     for path in storage.glob(f"{source.name}-*/run.json"):
+        if not is_run_name(path.parent.name, source.name):
+            continue
         with suppress(RunError):  # a damaged record is of no run to be taken
             record = read_record(path.parent)
             is_finished = record.state == "finished" and record.stage in enough

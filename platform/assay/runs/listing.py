@@ -20,6 +20,7 @@ from assay.metrics.estimate import Estimate
 from assay.metrics.summary import Summary
 from assay.runs import record, results
 from assay.runs.folder import is_held
+from assay.runs.names import is_copy
 from assay.runs.record import RunRecord, as_record, schema_of
 from assay.runs.results import Result
 
@@ -153,14 +154,21 @@ def _with_result(run: RunSummary) -> RunSummary:
 
 
 def read_all(storage: Path) -> list[RunSummary]:
-    """Read every run below a folder, in the order of their names.
+    """Read every run below a folder, in the order of their names, without copies of a run's directory.
 
     Raises:
         RunError: it is no folder.
     """
     if not storage.is_dir():
         raise RunError(f"{storage} is no folder; name the folder of the runs by --storage.")
-    return [read(path.parent) for path in sorted(storage.glob("*/run.json"))]
+    return [run for run in map(read, _folders(storage)) if not is_copy(run.folder.name, run.task)]
+
+
+def _folders(storage: Path) -> list[Path]:
+    """List folders with a record, each once: of a folder and links to it, the folder."""
+    folders = [path.parent for path in storage.glob("*/run.json")]
+    links_first = sorted(folders, key=Path.is_symlink, reverse=True)
+    return sorted({folder.resolve(): folder for folder in links_first}.values())
 
 
 def find(name: str, storage: Path) -> RunSummary:
@@ -172,11 +180,12 @@ def find(name: str, storage: Path) -> RunSummary:
     for folder in (Path(name), storage / name):
         if (folder / "run.json").is_file():
             return read(folder)
-    folders = [path.parent for path in storage.glob("*/run.json") if name in path.parent.name]
-    if len(folders) == 1:
-        return read(folders[0])
-    if folders:
-        names = ", ".join(sorted(folder.name for folder in folders))
+    runs = [read(folder) for folder in _folders(storage) if name in folder.name]
+    runs = [run for run in runs if not is_copy(run.folder.name, run.task)] or runs
+    if len(runs) == 1:
+        return runs[0]
+    if runs:
+        names = ", ".join(run.folder.name for run in runs)
         raise RunError(f"{name!r} may be any of {names}; write more of the name.")
     raise RunError(
         f"There is no run {name!r}, neither as a folder nor below {storage}; assay runs lists them."

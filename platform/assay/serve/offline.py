@@ -21,15 +21,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 import ray.data
 
 from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.classify import Answer
+from assay.data import table as tables
 from assay.data.images import decode
 from assay.data.images.entry import MASK, SUFFIX
 from assay.data.images.pyramid import ImagePyramid
+from assay.data.spellings import compose, refuse_spellings
+from assay.data.walk import is_text, show, walk_folder, why_unreadable
 from assay.errors import BundleError, ImageError, ManifestError
 from assay.files import write_parquet, write_rows, write_whole
 from assay.progress import progress_bar
@@ -45,47 +46,45 @@ OVERLAY_PX = 1024
 def list_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """List the images of files, folders, and tables (CSV, Parquet) that have a column `image`.
 
-    Also the group of each, "" where none is given: a table may have a column `group`.
+    Also the group of each, "" where none is given: a table may have a column `group`. What turns
+    out to be no image is listed too, for its row to say so.
 
     Raises:
-        ManifestError: there is none, or a path or a column is missing.
+        ManifestError: there is none, a path or a column is missing, a folder or table cannot be
+            read, or a group is written in two ways.
     """
     images: list[Path] = []
     groups: list[str] = []
     for path in paths:
-        if path.is_dir():
-            images += sorted(filter(_is_image, path.rglob("*")))
-        elif path.suffix.lower() in (".csv", ".parquet"):
-            names, named_groups = _read_columns(path)
-            images += [path.parent / name for name in names]
-            groups += named_groups
+        reason = why_unreadable(path)
+        if reason == "does not exist":
+            raise ManifestError(
+                f"{show(path)} is no file; give images ({', '.join(decode.SUFFIXES)}), folders of them, or tables with a "
+                "column 'image'."
+            )
+        if reason == "is a folder":
+            images += _images_below(path)
+        elif path.suffix.lower() in tables.SUFFIXES:
+            listed = tables.read_table(path, ("image",), ("group",))
+            images += listed.images("image", range(len(listed)))
+            groups += [group or "" for group in listed.columns.get("group", ())]
         else:
             images.append(path)
         groups += [""] * (len(images) - len(groups))
-    missing = [path for path in images if not path.is_file()]
-    if missing or not images:
+    if not images:
         raise ManifestError(
-            f"{missing[0] if missing else 'No image'} is {'no file' if missing else 'in ' + ', '.join(map(str, paths))}; give images ({', '.join(decode.SUFFIXES)}), folders of them, or tables with a column 'image'."
+            f"No image is in {', '.join(map(show, paths))}; give images ({', '.join(decode.SUFFIXES)}), folders of them, or "
+            "tables with a column 'image'."
         )
-    return images, groups
+    refuse_spellings("group", groups)
+    return images, [*map(compose, groups)]
 
 
-def _is_image(path: Path) -> bool:
-    """Judge by its name; an entry of a store is one too, unless that is a mask."""
-    is_entry = path.suffix == SUFFIX and not path.stem.endswith(MASK)
-    return is_entry or path.suffix.lower() in decode.SUFFIXES
-
-
-def _read_columns(path: Path) -> tuple[list[str], list[str]]:
-    try:
-        table = pacsv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
-        has_groups = "group" in table.column_names
-        groups = table["group"].to_pylist() if has_groups else [""] * len(table)
-        return table["image"].to_pylist(), list(map(str, groups))
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ManifestError(
-            f"{path} cannot be read as a table with a column 'image' ({str(error).splitlines()[0]}); give one."
-        ) from None
+def _images_below(folder: Path) -> list[Path]:
+    """List images, and what is named as one or cannot be looked into; of a store no masks."""
+    walk = walk_folder(folder, (*decode.SUFFIXES, SUFFIX))
+    paths = [*walk.files, *(stranger.path for stranger in walk.strangers)]
+    return sorted(path for path in paths if not path.name.endswith(MASK + SUFFIX))
 
 
 def predict(
@@ -121,11 +120,19 @@ def _cut(images: Sequence[Path], folder: Path, key: str) -> list[dict[str, Any]]
     chunks: list[dict[str, Any]] = []
     for start in range(0, len(images), CHUNK):
         paths = images[start : start + CHUNK]
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        stats = [(str(path), *_size_and_time(path)) for path in paths]
         identity = json.dumps([key, len(chunks), stats]).encode()
         file = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
         chunks.append({"start": start, "images": list(map(str, paths)), "file": str(file)})
     return chunks
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):  # its row will say why
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -152,11 +159,8 @@ def _judge(
     bundle = _open_bundle(folder, variant)
     rows = []
     for number, name in enumerate(chunk["images"], chunk["start"]):
-        try:
-            row = _judge_one(bundle, out, overlays, number, Path(name))
-        except ImageError as error:
-            row = {"error": str(error)}
-        rows.append({"image": name} | row)
+        image = name if is_text(name) else ascii(name)
+        rows.append({"image": image} | _judge_one(bundle, out, overlays, number, Path(name)))
     write_whole(Path(chunk["file"]), json.dumps(rows).encode())
     return {"num": len(rows)}
 
@@ -164,25 +168,42 @@ def _judge(
 def _judge_one(
     bundle: Bundle, out: Path, overlays: bool, number: int, path: Path
 ) -> dict[str, Any]:
-    """Return one image's row, once its mask and overlay are written.
-
-    Raises:
-        ImageError: the image, or a part of it that was looked at, cannot be read.
-    """
-    entry = bundle.read(path)
-    (answer,) = bundle.predict_each([entry])
-    if isinstance(entry, ImageError) or isinstance(answer, ImageError):
-        raise answer
+    """Return one image's row, once its mask and overlay are written; `error` says why there is no answer."""
+    try:
+        entry, answer = _answer(bundle, path)
+        # before the mask: what it finds damaged is no answered image
+        overlay = draw_overlay(entry, answer) if overlays else None
+    except ImageError as error:
+        return {"error": str(error)}
+    except Exception as error:  # whatever a decoder raises at one image, the others are answered
+        reason = " ".join(f"{type(error).__name__}, {error}".split())
+        return {"error": f"Image {show(path)} cannot be read: {reason}."}
     height, width = entry.size
     row: dict[str, Any] = {"error": "", "height": height, "width": width}
     row["cells"] = answer.cells(bundle.classes)
-    if overlays:  # before the mask: what it finds damaged is no answered image
-        decode.write_png(out / "overlays" / f"{number:06d}.png", draw_overlay(entry, answer))
+    if overlay is not None:
+        decode.write_png(out / "overlays" / f"{number:06d}.png", overlay)
     for folder, picture in answer.pictures().items():
         decode.write_png(out / folder / f"{number:06d}.png", picture)
     if isinstance(answer, Answer):
         row |= {"verdict": answer.verdict(), "logits": answer.logits.tolist()}
     return row
+
+
+def _answer(bundle: Bundle, path: Path) -> tuple[ImagePyramid, Any]:
+    """Answer for one image.
+
+    Raises:
+        ImageError: the image, or a part of it that was looked at, cannot be read.
+    """
+    reason = why_unreadable(path)
+    if reason:
+        raise ImageError(f"Image {show(path)} {reason}.")
+    entry = bundle.read(path)
+    (answer,) = bundle.predict_each([entry])
+    if isinstance(entry, ImageError) or isinstance(answer, ImageError):
+        raise answer
+    return entry, answer
 
 
 def draw_overlay(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]:

@@ -102,6 +102,8 @@ def open_entry(path: Path) -> ImagePyramid:
             if _digest(head) != digest:
                 raise ValueError("its header is not what was written")
             header, begin = json.loads(head), file.tell()
+            if not header["levels"]:
+                raise ValueError("it has no level")
         flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
         return ImagePyramid(
             [_level(path, flat, spec) for spec in header["levels"]],

@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from assay.data.walk import find_files
 from assay.errors import MaskError
 
 FIELDS = ("{folder}", "{parent}", "{name}", "{kind}", "*")
@@ -73,8 +74,7 @@ def _candidates(filled: str, root: Path, listings: dict[str, list[str]]) -> list
         return [filled] if (root / filled).is_file() else []
     top = posixpath.dirname(prefix)
     if top not in listings:
-        walk = os.walk(root / top, followlinks=True)
-        paths = (Path(folder, name) for folder, _, names in walk for name in names)
+        paths = find_files(root / top) if (root / top).is_dir() else []
         listings[top] = sorted(Path(os.path.relpath(path, root)).as_posix() for path in paths)
     names = listings[top]
     start = bisect_left(names, prefix)

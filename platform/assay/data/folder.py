@@ -1,0 +1,97 @@
+"""Rows of a folder of images whose names speak."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from assay.data.images.decode import SUFFIXES
+from assay.data.walk import find_files, is_left_out
+from assay.errors import ManifestError
+
+SPLITS = ("train", "val", "test", "test_seen", "test_unseen")
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image, and what its name or its row of a table says of it."""
+
+    id: str
+    """Its path below the folder, or from the table."""
+    image: Path
+    fields: Mapping[str, str]
+
+
+def scan_folder(root: Path, patterns: Sequence[str], label: str, split: str) -> list[ImageRow]:
+    """List the images below a folder, with the fields of their names.
+
+    Args:
+        root: the folder.
+        patterns: paths below it without suffix, {field} for each part of the name.
+        label: field of the class, or "".
+        split: field of the set, which a first folder of a set's name gives too.
+
+    Raises:
+        ManifestError: there is no image, a name fits no pattern, a class folder is empty, or as
+            `find_files`.
+    """
+    files = find_files(root, SUFFIXES)
+    if not files:
+        raise ManifestError(
+            f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); point data.root at a folder that does."
+        )
+    regexes = [_regex(pattern) for pattern in patterns]
+    rows: list[ImageRow] = []
+    strangers: list[str] = []
+    for file in files:
+        path = file.relative_to(root)
+        name = path.with_suffix("").as_posix()
+        fields = _fields(name, regexes, split)
+        if fields is None:
+            strangers.append(name)
+        else:
+            rows.append(ImageRow(path.as_posix(), file, fields))
+    if strangers:
+        raise ManifestError(
+            f"{len(strangers)} of {len(files)} images under {root} fit no pattern, first {strangers[0]!r}; "
+            f"allowed: {' or '.join(patterns)}, with or without a first folder train, val or test. "
+            "Rename or move them, or give --data.patterns."
+        )
+    if all(pattern.startswith("{" + (label or "?") + "}/") for pattern in patterns):
+        _refuse_empty_classes(root, {row.fields[label] for row in rows})
+    return rows
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+)\}", pattern)
+    try:
+        return re.compile(
+            "".join(f"(?P<{p}>[^/]+?)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
+        )
+    except re.error as error:
+        raise ManifestError(
+            f"data.patterns has {pattern!r} ({error}); give each {{field}} once, by a name of letters."
+        ) from None
+
+
+def _fields(name: str, regexes: Sequence[re.Pattern[str]], split: str) -> Mapping[str, str] | None:
+    """Read the fields of a path by the first pattern that it fits."""
+    first, _, rest = name.partition("/")
+    declared = {split: first} if first in SPLITS else {}
+    inner = rest if declared else name
+    for regex in regexes:
+        # a pattern that names the set itself sees the whole name
+        match = regex.fullmatch(name if split in regex.groupindex else inner)
+        if match is not None:
+            return declared | match.groupdict()
+    return None
+
+
+def _refuse_empty_classes(root: Path, labels: set[str]) -> None:
+    sets = [root / name for name in SPLITS if (root / name).is_dir()]
+    folders = {d for top in (root, *sets) for d in top.iterdir() if d.is_dir()}
+    for folder in sorted(folders.difference(sets)):
+        if folder.name not in labels and not is_left_out(folder.name):
+            raise ManifestError(
+                f"The class folder {folder} holds no image; add images or remove the folder."
+            )

@@ -1,0 +1,194 @@
+"""Walk a folder of images or masks: what counts, what is left out, and what nobody can read.
+
+Files and folders that systems and programs leave behind (hidden ones, thumbnails, recycle bins) are
+left out and counted. A link is followed. No folder is entered twice: two links to one, or a link to
+a folder above, would list images again, in the worst case without end.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from assay.errors import ManifestError
+
+LEFTOVERS = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+}
+"""What systems put beside files, in small letters, beyond names that begin with a dot."""
+
+
+@dataclass(frozen=True, order=True)
+class Stranger:
+    """An entry that should be an image or a folder and is none, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What stands below a folder."""
+
+    files: list[Path] = field(default_factory=list)
+    """Regular files of the suffixes asked for, sorted."""
+    strangers: list[Stranger] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    """Hidden and system files and folders, of any suffix."""
+
+
+def find_files(root: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
+    """List the files below a folder, sorted, and say how many entries are left out.
+
+    Args:
+        root: the folder; its own name may be a hidden one.
+        suffixes: in small letters, that count; none: all files.
+
+    Raises:
+        ManifestError: a folder cannot be read or is reached twice, or there is a stranger.
+    """
+    walk = walk_folder(root, suffixes)
+    if walk.strangers:
+        first = walk.strangers[0]
+        more = f" ({len(walk.strangers)} such in all)" if len(walk.strangers) > 1 else ""
+        raise ManifestError(
+            f"{show(first.path)} {first.reason}{more}; mend it, or move it out of {show(root)}."
+        )
+    return walk.files
+
+
+def walk_folder(root: Path, suffixes: tuple[str, ...] = ()) -> Walk:
+    """Walk all folders below one, and say how many entries are left out.
+
+    Raises:
+        ManifestError: a folder cannot be read or is reached twice.
+    """
+    walk, oddly_named = Walk(), list[Path]()
+    real_root = os.path.realpath(root)
+    reached = {real_root: str(root)}
+    waiting = [(str(root), real_root)]
+    while waiting:
+        folder, real = waiting.pop()
+        for entry in _entries(folder):
+            path = Path(entry.path)
+            if is_left_out(entry.name):
+                walk.left_out.append(path)
+                continue
+            counts = entry.name.lower().endswith(suffixes or "")
+            kind = _kind(entry)
+            if kind == "folder" and is_text(entry.name):
+                waiting.append((entry.path, _enter(entry, real, real_root, reached)))
+                oddly_named += [path] if suffixes and counts else []
+            elif kind == "file" and counts and is_text(entry.name):
+                walk.files.append(path)
+            elif kind in ("folder", "broken") or counts:
+                walk.strangers.append(Stranger(path, why_unreadable(path)))
+    # a folder may bear any name, but one without an image was meant to be an image
+    for path in oddly_named:
+        if not any(file.is_relative_to(path) for file in walk.files):
+            walk.strangers.append(Stranger(path, why_unreadable(path)))
+    walk.files.sort()
+    walk.strangers.sort()
+    if walk.left_out:
+        _say_left_out(str(root), len(walk.left_out), min(walk.left_out))
+    return walk
+
+
+def is_left_out(name: str) -> bool:
+    """Tell whether a name is hidden or a system's."""
+    return name.startswith(".") or name.lower() in LEFTOVERS
+
+
+def is_text(name: str) -> bool:
+    """Tell whether a name is UTF-8; of others Python keeps bytes that no table can hold."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def show(path: Path | str) -> str:
+    """Return a path for a sentence: as it is where it can be printed, else escaped."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def why_unreadable(path: Path) -> str:
+    """Say why a path is no file that can be read, as the rest of a sentence; empty if it is one.
+
+    Nothing is opened: a pipe would wait for its other end.
+    """
+    if not is_text(str(path)):
+        return "has a name that is no UTF-8"
+    try:
+        if path.is_file():
+            return ""
+        if path.is_dir():
+            return "is a folder"
+        if path.exists():
+            return "is no regular file but a pipe, a socket or a device"
+        return "is a link to nothing" if path.is_symlink() else "does not exist"
+    except (OSError, ValueError) as error:  # no right to look, too long, a NUL character
+        return f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
+
+
+def _entries(folder: str) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ManifestError(
+            f"The folder {show(folder)} cannot be read ({error.strerror}); give yourself the right to read it, or move it "
+            "out of the data."
+        ) from None
+
+
+def _kind(entry: "os.DirEntry[str]") -> Literal["folder", "file", "broken", "other"]:
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        return "other" if os.path.exists(entry.path) else "broken"
+    except OSError:  # a link to itself, or to where one may not look
+        return "broken"
+
+
+def _enter(
+    entry: "os.DirEntry[str]", real_parent: str, real_root: str, reached: dict[str, str]
+) -> str:
+    """Return a folder's real path, once it is known that nobody was there before."""
+    if not entry.is_symlink():
+        real = os.path.join(real_parent, entry.name)
+    else:
+        real = os.path.realpath(entry.path)
+    for inner in (real_parent, real_root):
+        if entry.is_symlink() and f"{inner}{os.sep}".startswith(real.rstrip(os.sep) + os.sep):
+            raise ManifestError(
+                f"The link {show(entry.path)} leads to {show(real)}, which holds the link itself, so that a walk would not end; "
+                "remove the link."
+            )
+    other = reached.setdefault(real, entry.path)
+    if other != entry.path:
+        raise ManifestError(
+            f"{show(entry.path)} and {show(other)} are one folder, to which a link leads, so that its files would count twice; "
+            "remove the link."
+        )
+    return real
+
+
+@lru_cache(maxsize=1024)
+def _say_left_out(root: str, num: int, first: Path) -> None:
+    """Say once what does not count."""
+    what = "entry is" if num == 1 else "entries are"
+    print(
+        f"{num} hidden or system {what} left out below {show(root)}, first {show(first)}.",
+        file=sys.stderr,
+    )
