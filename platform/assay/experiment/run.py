@@ -22,6 +22,7 @@ from assay.data.duplicates import NearDuplicate, counts, near_duplicates
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.manifest import Manifest
+from assay.data.masks import account
 from assay.data.split import Split, draw_split
 from assay.errors import AssayError, ConfigError, RunError
 from assay.experiment.export import ship
@@ -168,6 +169,7 @@ def _begin(
         launches=(*run.record.launches, launch),
         split=prepared.split.report,
         quarantined=tuple(Quarantined(row=q.row, reason=q.reason) for q in data.quarantined),
+        masks=account.of_table(data.manifest.table) or None,
         data=data.manifest.fingerprint,
         recipe=recipe(data.source, config, data.manifest),
         content=content(config, data.manifest),

@@ -17,7 +17,7 @@ def names(root, images, pattern, classes=("defect",)):
         return [(Path(file).relative_to(root).as_posix(), number) for file, number in files]
 
     matches = match_files([root / image for image in images], root, pattern, classes)
-    return [relative(files) for files in matches]
+    return [relative(files) for files in matches.of_image]
 
 
 def test_folder_and_name(tmp_path):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pytest
 from hypothesis import given
@@ -11,7 +12,12 @@ from hypothesis.extra import numpy as hnp
 
 from assay.data.images.decode import read, write_png
 from assay.data.masks.contact import NUM_TILES, choose_layers
-from assay.data.masks.prepare import file_name, merge, open_mask, prepare, read_mask
+from assay.data.hashes import content_hashes
+from assay.data.manifest import Manifest
+from assay.data.masks import prepare as prepare_module
+from assay.data.masks.given import open_mask, read_mask
+from assay.data.masks.prepare import file_name
+from assay.data.masks.sources import merge
 from assay.data.masks.rules import MaskConfig, make
 from assay.errors import ConfigError, MaskError
 
@@ -160,6 +166,8 @@ def png(plane):
 
 @given(GREYS)
 def test_binary_and_alpha_masks(plane):
+    plane = np.where(plane > 127, np.uint8(255), np.uint8(0))
+    plane[0, 0] = 0
     mask = read_mask(png(plane), CONFIG)
     assert np.array_equal(mask, plane > 127)
     assert np.array_equal(read_mask(png(plane.astype(np.uint16) * 257), CONFIG), mask)
@@ -207,6 +215,18 @@ def test_merging_is_drawing_the_classes_in_order(parts):
 # Preparing
 
 
+def prepared(images, root, config, folder):
+    """Prepare masks of images (id, path) as they are now."""
+    names, paths = [name for name, _ in images], [path for _, path in images]
+    contents = content_hashes(paths, folder.parent / "hashes.sqlite")
+    columns = {"id": names, "image": [str(path) for path in paths], "content": contents}
+    return prepare_module.prepare(Manifest(pa.table(columns)), root, config, folder)
+
+
+def prepare(images, root, config, folder):
+    return prepared(images, root, config, folder).paths
+
+
 def pictures(root, num=3, size=64):
     """Write images in folders of one name each; return them as (id, path)."""
     images = []
@@ -230,7 +250,7 @@ def test_made_masks_their_table_and_sheet(tmp_path):
     assert table["agreement"] == pytest.approx([agreement for _, agreement in expected])
     sheet = read(tmp_path / "out" / "contact.png")
     assert (sheet == (255, 32, 32)).all(2).any(), "outlines"
-    assert len(list((tmp_path / "out").iterdir())) == 5
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
 
 
 def test_a_corrected_mask_is_kept_and_the_rest_is_made(tmp_path):
@@ -298,17 +318,20 @@ def test_another_size_is_refused_whether_given_or_corrected(tmp_path):
         prepare(images, tmp_path / "in", CONFIG, tmp_path / "out")
 
 
-def test_a_given_mask_that_changed_is_not_passed_over(tmp_path):
+def test_a_given_mask_that_changed_is_taken_by_its_content(tmp_path):
     images = pictures(tmp_path / "in", 1)
     config = MaskConfig(files="masks/{name}.png")
     source = tmp_path / "in" / "masks" / "0.png"
     write_png(source, np.eye(64, dtype=np.uint8) * 255)
     (mask,) = prepare(images, tmp_path / "in", config, tmp_path / "out")
+    written = mask.stat().st_mtime_ns
+    os.utime(source, (2e9, 2e9))  # another time says nothing
     assert prepare(images, tmp_path / "in", config, tmp_path / "out") == [mask]
-    later = mask.stat().st_mtime + 5
-    os.utime(source, (later, later))
-    with pytest.raises(MaskError, match="changed after"):
-        prepare(images, tmp_path / "in", config, tmp_path / "out")
+    assert mask.stat().st_mtime_ns == written
+    write_png(source, np.eye(64, dtype=np.uint8)[::-1] * 255)
+    os.utime(source, (1e9, 1e9))
+    prepare(images, tmp_path / "in", config, tmp_path / "out")
+    assert np.array_equal(open_mask(mask, ("defect",)), np.eye(64)[::-1])
 
 
 @pytest.mark.parametrize(
