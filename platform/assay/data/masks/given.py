@@ -16,6 +16,7 @@ from assay.data.images.decode import Plane, Source, name, read, read_plane
 from assay.data.masks.header import read_header
 from assay.data.masks.rules import MaskConfig
 from assay.errors import ImageError, MaskError
+from assay.levels import VOID
 from assay.shapes import Bool, UInt8
 
 MOST_VALUES = 8
@@ -62,9 +63,7 @@ def read_given(source: Source, config: MaskConfig) -> GivenMask:
     if config.values == "index":
         plane = _plane(source, "index")
         _check_lossless(source)
-        mask = indices(plane, config.classes, source)
-        _check_void(plane, source)
-        return GivenMask(mask, _count(plane))
+        return GivenMask(_read_numbers(plane, source, config), _count(plane))
     if config.values == "alpha":
         plane = _plane(source, "alpha")
         if plane.min() == plane.max() == 255:
@@ -88,7 +87,10 @@ def open_mask(path: Path, classes: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
     Raises:
         MaskError: the file cannot be read, or a value is no class.
     """
-    return indices(_plane(path, "index"), classes, path)
+    plane = _plane(path, "index")
+    numbers = _take_numbers(np.where(plane == VOID, 0, plane), classes, path)
+    numbers[plane == VOID] = VOID
+    return numbers
 
 
 def _plane(source: Source, plane: Literal["level", "index", "alpha"]) -> Plane:
@@ -100,12 +102,21 @@ def _plane(source: Source, plane: Literal["level", "index", "alpha"]) -> Plane:
         ) from None
 
 
-def indices(plane: Plane, classes: Sequence[str], source: Source) -> UInt8[np.ndarray, "h w"]:
-    """Take a plane of numbers of classes; of one class 255 is its number too.
+def _read_numbers(plane: Plane, source: Source, config: MaskConfig) -> UInt8[np.ndarray, "h w"]:
+    """Take numbers of classes, and apart from them what nobody judged."""
+    void = (plane == config.void) & (config.void > 0)
+    if len(config.classes) == 1 and not config.void and {1, 255} <= {*np.unique(plane).tolist()}:
+        raise MaskError(
+            f"The mask {name(source)} holds the values 1 and 255, of which 255 commonly is the border that nobody judged; pass "
+            "--masks.void 255 if it is, or save it as 0 or 1."
+        )
+    numbers = _take_numbers(np.where(void, 0, plane), config.classes, source)
+    numbers[void] = VOID
+    return numbers
 
-    Raises:
-        MaskError: a value is no class.
-    """
+
+def _take_numbers(plane: Plane, classes: Sequence[str], source: Source) -> UInt8[np.ndarray, "h w"]:
+    """Take a plane of numbers of classes; of one class 255 is its number too."""
     if len(classes) == 1:
         plane = np.where(plane == 255, 1, plane)
     strange = plane[plane > len(classes)]
@@ -113,18 +124,10 @@ def indices(plane: Plane, classes: Sequence[str], source: Source) -> UInt8[np.nd
         allowed = ", ".join(f"{i} {name}" for i, name in enumerate(("background", *classes)))
         raise MaskError(
             f"The mask {name(source)} has the value {strange.min()} among {strange.size} pixels that are no class; allowed: {allowed}"
-            f"{' (or 255)' * (len(classes) == 1)}. Redraw it with hard edges, or set --masks.classes or --masks.values."
+            f"{' (or 255)' * (len(classes) == 1)}. Redraw it with hard edges, set --masks.classes or --masks.values, or pass "
+            f"--masks.void {strange.min()} if nobody judged these pixels."
         )
     return plane.astype(np.uint8)
-
-
-def _check_void(plane: Plane, source: Source) -> None:
-    """Refuse 1 and 255 in one file of one class: the one is the class, the other says that nobody knows."""
-    if (plane == 1).any() and (plane == 255).any():
-        raise MaskError(
-            f"The mask {name(source)} holds the values 1 and 255, of which 255 commonly is the border that nobody judged; save "
-            "it as 0 or as the class."
-        )
 
 
 def _check_lossless(source: Source) -> None:
@@ -152,7 +155,8 @@ def _check_levels(plane: Plane, marked: Bool[np.ndarray, "h w"], source: Source,
             "index if they are numbers of classes (of one class, 1 and 255 both are it), or save what is marked as "
             f"{np.iinfo(plane.dtype).max}."
         )
-    if np.count_nonzero(between) > PICTURE * plane.size:
+    noise = FAINT * (int(np.iinfo(plane.dtype).max) // 255)
+    if np.count_nonzero((plane > noise) & (plane < top - noise)) > PICTURE * plane.size:
         raise MaskError(
             f"The mask {name(source)} holds the values {_shown(plane)}, most of them neither background nor mark, so it is a picture or "
             "a map of probabilities; correct --masks.files, or save it with two levels."
