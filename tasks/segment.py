@@ -26,10 +26,11 @@ from assay.data.inputs.crops import CropConfig
 from assay.data.inputs.tiles import TileConfig
 from assay.data.layers import LayerConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.masks.prepare import prepare
+from assay.data.masks.prepare import add_masks, prepare
 from assay.data.masks.rules import MaskConfig, make, rule_levels
 from assay.data.split import SplitConfig
 from assay.data.synthetic.powder_bed import LayersConfig, draw_layers
+from assay.errors import ConfigError
 from assay.nn.mask_net import MaskNetConfig, create_mask_net, try_sides
 from assay.nn.optim import OptimConfig
 from assay.train.segmentation import Segmentation, SegmentationConfig
@@ -60,6 +61,14 @@ class SegmentConfig(SegmentationConfig):
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
     bed: LayersConfig = field(default_factory=LayersConfig)
     """The synthetic layers, drawn where data.root is not given."""
+
+    def __post_init__(self) -> None:
+        """Refuse to train the rule, which learns nothing."""
+        super().__post_init__()
+        if self.model.mode == "heuristic" and self.train.epochs:
+            raise ConfigError(
+                f"model.mode is heuristic, which learns nothing, and train.epochs is {self.train.epochs}; pass --train.epochs 0, and the rule is judged."
+            )
 
 
 class Rule(nn.Module):
@@ -133,13 +142,11 @@ class Segment(Segmentation):
         rules = {"label": config.masks}
         if config.truth:
             rules["truth"] = replace(config.masks, files=config.truth)
-        images = [*zip(manifest.column("id"), map(Path, manifest.column("image")), strict=True)]
-        paths = {}
+        masks = {}
         for kind, rule in rules.items():
-            what = [str(data.root), to_dict(rule), *([] if data.page is None else [data.page])]
-            drawn = storage / "masks" / f"{kind}-{fingerprint(what)}"
-            paths[kind] = prepare(images, root, rule, drawn, data.page)
-        return manifest.with_masks(paths, config.masks.classes, storage / "hashes.sqlite")
+            drawn = storage / "masks" / f"{kind}-{fingerprint([str(data.root), to_dict(rule)])}"
+            masks[kind] = prepare(manifest, root, rule, drawn)
+        return add_masks(manifest, masks, config.masks.classes, storage / "hashes.sqlite")
 
     @classmethod
     def baselines(cls, config: SegmentConfig) -> Mapping[str, SegmentConfig]:

@@ -16,6 +16,10 @@ NEVER = LEVELS
 """A threshold that no level reaches: of a class that was not learnt nothing is marked."""
 
 
+VOID = 254
+"""In a mask: nobody judged this pixel, so it neither teaches nor is judged."""
+
+
 STEPS_PER_LOGIT = 4
 
 

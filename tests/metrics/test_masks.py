@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import jaccard_score, precision_recall_fscore_support
 
-from assay.levels import LEVELS, NEVER, level_probs, to_mask
+from assay.levels import LEVELS, NEVER, VOID, level_probs, to_mask
 from assay.metrics import evaluate, masks
 from assay.metrics.scores.masks import SIZES, component_columns, pixel_columns, validate_masks
 
@@ -254,3 +254,19 @@ def test_figures_show_curve_sizes_and_calibration_of_test():
     x, y = curve.series["pore"].x, curve.series["pore"].y
     assert tuple(curve.chosen) in set(zip(x, y, strict=True))
     assert x == sorted(x)
+
+
+@given(SEEDS)
+def test_pixels_that_nobody_judged_are_not_counted(seed):
+    """They count as if they were cut away; a mark that touches them is no false alarm."""
+    levels, mask = layer(seed, 2)
+    known = SIDE // 2
+    mask[:, known:] = VOID
+    counted = pixel_columns(levels, mask, "label")
+    cut = pixel_columns(levels[..., :known], mask[:, :known], "label")
+    assert all(np.array_equal(counted[name], cut[name]) for name in cut)
+    alone = np.zeros((1, SIDE, SIDE), np.uint8)
+    alone[:, 2:4, known - 2 : known + 1] = LEVELS - 1  # reaches into them
+    alone[:, 9:11, 2:4] = LEVELS - 1
+    empty = np.where(mask == VOID, VOID, 0).astype(np.uint8)
+    assert component_columns(alone, empty, "label")["alarms_label"][LEVELS - 1] == 1

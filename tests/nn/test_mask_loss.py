@@ -89,3 +89,20 @@ def test_a_batch_costs_the_mean_of_its_images_however_it_is_shared_out(kind):
     logits, masks = drawn(3)
     alone = [mask_loss(kind, logits[i : i + 1], masks[i : i + 1]).item() for i in range(3)]
     assert mask_loss(kind, logits, masks).tolist() == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_that_nobody_judged_have_no_part(kind, over):
+    """Neither value nor gradient; and half of an image judged is that half beside nothing."""
+    logits, masks = drawn(3)
+    judged = torch.ones(3, 1, 16, 16)
+    judged[..., 8:] = 0
+    masks = masks * judged
+    logits.requires_grad_()
+    loss = mask_loss(kind, logits, masks, 3.0, 0.7, over, judged)
+    loss.sum().backward()
+    assert not logits.grad[..., 8:].any()
+    assert logits.grad[..., :8].any()
+    certain = torch.where(judged > 0, logits.detach(), -200.0)  # as sure of no defect as can be
+    assert torch.allclose(loss, mask_loss(kind, certain, masks, 3.0, 0.7, over), atol=1e-6)

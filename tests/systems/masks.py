@@ -15,7 +15,7 @@ from assay.data.dataset import Dataset
 from assay.data.inputs.crops import CropConfig
 from assay.data.inputs.tiles import TileConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.masks.prepare import prepare
+from assay.data.masks.prepare import add_masks, prepare
 from assay.data.masks.rules import MaskConfig
 from assay.nn.optim import OptimConfig
 from assay.train.segmentation import Segmentation, SegmentationConfig
@@ -89,9 +89,8 @@ class Marks(Segmentation):
         draw_marks(folder)
         data = replace(config.data, root=folder / "images")
         manifest = read_manifest(data, storage / "hashes.sqlite")
-        images = [*zip(manifest.column("id"), map(Path, manifest.column("image")), strict=True)]
-        paths = prepare(images, folder / "images", config.masks, storage / "masks")
-        return manifest.with_masks({"label": paths}, ("spot",), storage / "hashes.sqlite")
+        masks = prepare(manifest, folder / "images", config.masks, storage / "masks")
+        return add_masks(manifest, {"label": masks}, ("spot",), storage / "hashes.sqlite")
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Masks, and the label that stands beside them."""

@@ -93,6 +93,8 @@ def show(run: Name, storage: Path = _RUNS) -> None:
         print(f"  launch {listing.when(launch.time)}, {kind}, Assay {launch.stamp.get('assay')}")
     for warning in record.warnings:
         print(f"  warning: {warning}")
+    for line in record.masks_said():
+        print(f"  {line}")
     if summary.result:
         text.print_result(summary.rule, summary.result)
         text.print_comparisons(summary.folder)
@@ -227,6 +229,7 @@ def make_masks(words: Sequence[str]) -> None:
     Raises:
         RunError: the task has no masks.
     """
+    from assay.data.masks import account
     from assay.experiment.options import parse  # torch comes with these, and takes seconds
     from assay.experiment.run import absolute, storage_of
     from assay.train.source import TaskSource, load_task
@@ -244,6 +247,9 @@ def make_masks(words: Sequence[str]) -> None:
         for sheet in (Path(folder) / "contact.png" for folder in folders):
             if sheet.exists():
                 print(f"to look at: {sheet}")
+    for name, counts in account.of_table(manifest.table).items():
+        for line in counts.sentences():
+            print(f"masks ({name}): {line}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

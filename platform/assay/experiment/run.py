@@ -24,6 +24,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.images.white import choose as choose_white
 from assay.data.manifest import Manifest
+from assay.data.masks import account
 from assay.data.split import Split, draw_split
 from assay.errors import AssayError, ConfigError, RunError
 from assay.experiment.export import ship
@@ -181,6 +182,7 @@ def _begin(
         split=prepared.split.report,
         quarantined=tuple(Quarantined(row=q.row, reason=q.reason) for q in data.quarantined),
         white=data.pixels.white.value if data.pixels.white else None,
+        masks=account.of_table(data.manifest.table) or None,
         data=data.manifest.fingerprint,
         recipe=recipe(data.source, config, data.manifest),
         content=content(config, data.manifest),

@@ -29,6 +29,7 @@ def mask_loss(
     pos_weight: float = 1.0,
     beta: float = 0.7,
     over: Over = "image",
+    judged: Float[Tensor, "batch 1 h w"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """Return the loss of each image, the mean over its classes.
 
@@ -46,30 +47,34 @@ def mask_loss(
         pos_weight: For bce and combined.
         beta: For tversky.
         over: What dice and tversky sum over; of a batch all images have the same.
+        judged: 0 where nobody knows the class, else 1; None: 1 everywhere. Those pixels have no part in
+            any sum; means stay over all pixels.
     """
     logits = logits.float()
+    judged = torch.ones_like(logits[:, :1]) if judged is None else judged
     losses: dict[MaskLoss, Callable[[], Tensor]] = {
-        "dice": lambda: _overlap(logits, masks, 0.5, over),
-        "tversky": lambda: _overlap(logits, masks, beta, over),
-        "bce": lambda: _cross_entropy(logits, masks, pos_weight),
-        "focal": lambda: 16 * sigmoid_focal_loss(logits, masks).mean((1, 2, 3)),
+        "dice": lambda: _overlap(logits, masks, 0.5, over, judged),
+        "tversky": lambda: _overlap(logits, masks, beta, over, judged),
+        "bce": lambda: _cross_entropy(logits, masks, pos_weight, judged),
+        "focal": lambda: 16 * (sigmoid_focal_loss(logits, masks) * judged).mean((1, 2, 3)),
         "combined": lambda: (
-            _overlap(logits, masks, 0.5, over) + _cross_entropy(logits, masks, pos_weight)
+            _overlap(logits, masks, 0.5, over, judged)
+            + _cross_entropy(logits, masks, pos_weight, judged)
         ),
     }
     return losses[kind]()
 
 
-def _cross_entropy(logits: Tensor, masks: Tensor, pos_weight: float) -> Tensor:
+def _cross_entropy(logits: Tensor, masks: Tensor, pos_weight: float, judged: Tensor) -> Tensor:
     weight = torch.tensor(pos_weight, device=logits.device)
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits, masks, pos_weight=weight, reduction="none"
     )
-    return losses.mean((1, 2, 3))
+    return (losses * judged).mean((1, 2, 3))
 
 
-def _overlap(logits: Tensor, masks: Tensor, beta: float, over: Over) -> Tensor:
-    probs = logits.sigmoid()
+def _overlap(logits: Tensor, masks: Tensor, beta: float, over: Over, judged: Tensor) -> Tensor:
+    probs = logits.sigmoid() * judged
     dims = (2, 3) if over == "image" else (0, 2, 3)
     hits = (probs * masks).sum(dims)
     alarms, missed = probs.sum(dims) - hits, masks.sum(dims) - hits

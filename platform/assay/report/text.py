@@ -12,6 +12,7 @@ from assay.metrics.estimate import bracket, signed
 from assay.metrics.summary import Summary
 from assay.runs import listing
 from assay.runs.listing import RunSummary
+from assay.runs.record import read_record
 from assay.runs.results import Result, read_comparisons, read_result
 
 NOT_PRINTED = {"nll", "ece", "macro_f1", "calibrated_nll", "calibrated_ece", "vote_accuracy"}
@@ -156,6 +157,8 @@ def print_run(folders: Mapping[str, Path]) -> None:
             f"\nThis is scoring {len(first.scorings)} of the test sets of this run.",
             file=sys.stderr,
         )
+    for line in read_record(folders[method]).masks_said():
+        print(line, file=sys.stderr)
     print()
     for name, folder in folders.items():
         print(f"{name}: {folder}")

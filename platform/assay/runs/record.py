@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from assay.data.masks.account import MaskAccount
 from assay.errors import RunError
 from assay.files import read_json, write_json
 from assay.typed import MisfitError, from_json, rest, to_json
@@ -66,6 +67,8 @@ class RunRecord:
     quarantined: tuple[Quarantined, ...] = ()
     white: float | None = None
     """The white level of images of more than 8 bits, where there were any."""
+    masks: Mapping[str, MaskAccount] | None = None
+    """What became of the files that masks were asked from, by kind of mask."""
     data: str = ""
     """Fingerprint of the manifest."""
     recipe: str = ""
@@ -78,6 +81,14 @@ class RunRecord:
     """What a sweep measured besides: latency_ms, num_params."""
     others: Mapping[str, Any] = rest()
     """What this Assay does not know; kept as it is."""
+
+    def masks_said(self) -> list[str]:
+        """Say what of the masks was not used, or was used with a doubt."""
+        return [
+            f"masks ({kind}): {text}."
+            for kind, account in (self.masks or {}).items()
+            for text in account.sentences()
+        ]
 
 
 def as_record(kind: type[T], values: Any, path: Path) -> T:

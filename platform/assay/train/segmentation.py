@@ -24,6 +24,7 @@ from assay.data.inputs.crops import CropConfig, draw_crop
 from assay.data.inputs.normalise import EPS
 from assay.data.inputs.tiles import TileConfig
 from assay.data.masks import overlay
+from assay.levels import VOID
 from assay.metrics import masks
 from assay.metrics.predictions import class_names
 from assay.metrics.scores.masks import component_columns, pixel_columns, validate_masks
@@ -116,9 +117,10 @@ class Segmentation(Task):
         )
         logits = self.logits((image / 255 - mean) / (std + EPS))
         numbers = torch.arange(1, len(self.classes) + 1, device=self.device)[:, None, None]
-        inside = (torch.from_numpy(batch["mask"]).to(self.device)[:, None] == numbers).float()
+        mask = torch.from_numpy(batch["mask"]).to(self.device)[:, None]
+        inside, judged = (mask == numbers).float(), (mask != VOID).float()
         losses = mask_loss(
-            model.loss, logits, inside, model.pos_weight, model.tversky_beta, model.over
+            model.loss, logits, inside, model.pos_weight, model.tversky_beta, model.over, judged
         )
         marked, share = logits.detach().float().sigmoid().mean(), inside.mean()
         scalars = {"loss": losses.mean(), "marked_share": marked}

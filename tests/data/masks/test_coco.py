@@ -1,4 +1,6 @@
 import json
+from contextlib import suppress
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,16 +8,51 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.data.masks.coco import decode_runs, fill_polygon, read_coco
+from assay.data.masks.annotations import match_names
+from assay.data.masks.coco import read_coco
+from assay.data.masks.marks import draw
 from assay.errors import MaskError
 
-SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+SIZE = (48, 64)
+SQUARE = [40, 30, 60, 30, 60, 40, 40, 40]
+SAID = {"bbox": [40, 30, 20, 10], "area": 200}
 
 
-def runs_of(mask):
-    """Measure the runs down the columns, the first of zeros."""
+def annotation(number=1, image=1, category=1, segmentation=None, **fields):
+    shape = [SQUARE] if segmentation is None else segmentation
+    keys = {"id": number, "image_id": image, "category_id": category, "segmentation": shape}
+    return keys | fields
+
+
+def image(number=1, file="b0/l0.png", size=SIZE):
+    return {"id": number, "file_name": file, "height": size[0], "width": size[1]}
+
+
+def written(tmp_path, annotations, images=None, categories=("Pore", "crack")):
+    content = {
+        "images": [image()] if images is None else images,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(categories, start=1)],
+        "annotations": annotations,
+    }
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def mask_of(path, file="b0/l0.png", classes=("pore", "crack")):
+    return draw(read_coco(path, classes)[file], str(path))
+
+
+def box(left, top, right, bottom, size=SIZE):
+    mask = np.zeros(size, dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def runs_of(pixels):
+    """Measure runs of a flat list of pixels, the first of zeros."""
     lengths, value = [0], False
-    for pixel in mask.T.ravel():
+    for pixel in pixels:
         if pixel != value:
             lengths.append(0)
             value = pixel
@@ -23,149 +60,273 @@ def runs_of(mask):
     return lengths
 
 
-def text_of(lengths):
-    """Write COCO's text, made from its description: signed base 32, difference to two runs before."""
-    text = ""
-    for i, length in enumerate(lengths):
-        rest = length - lengths[i - 2] if i > 2 else length
-        while True:
-            digit, rest = rest % 32, rest // 32
-            is_last = rest == (-1 if digit & 16 else 0)
-            text += chr(48 + digit + (0 if is_last else 32))
-            if is_last:
-                break
-    return text
-
-
-@given(SIZES, st.randoms(use_true_random=False))
-def test_run_lengths_come_back_from_both_forms(size, random):
-    mask = np.array([random.random() < 0.4 for _ in range(size[0] * size[1])]).reshape(size)
-    lengths = runs_of(mask)
-    assert np.array_equal(decode_runs(lengths, *size), mask)
-    assert np.array_equal(decode_runs(text_of(lengths), *size), mask)
-
-
-@given(st.lists(st.integers(0, 5000), min_size=1, max_size=12))
-def test_long_runs_come_back(lengths):
-    total = sum(lengths)
-    if total:
-        values = np.concatenate([np.full(n, i % 2 == 1) for i, n in enumerate(lengths)])
-        assert np.array_equal(decode_runs(text_of(lengths), total, 1)[:, 0], values)
-
-
-def test_text_of_a_known_mask():
-    # by hand: runs 6, 1, 40 of 47: "6", "1", 40 = 8 + 32 -> "X" (8 + 32 + 48) and "1"
-    mask = decode_runs("61X1", 47, 1)[:, 0]
-    assert np.flatnonzero(mask).tolist() == [6]
-
-
-@pytest.mark.parametrize("counts", [[5], [3, -1, 4], "5", "X", "\x7f", [2, 5, 0]])
-def test_damaged_runs_are_refused(counts):
-    with pytest.raises(ValueError, match="run"):
-        decode_runs(counts, 2, 3)
-
-
-@given(st.lists(st.tuples(st.integers(-8, 40), st.integers(-8, 40)), min_size=3, max_size=7))
-def test_polygon_is_its_pixels_centres(corners):
-    # quarter pixels: no centre lies on a corner, and edges are told from centres by opencv
-    points = np.array(corners) * 0.75 + 0.25
-    mask = fill_polygon(points, 24, 20)
-    contour = points.astype(np.float32)
-    for y, x in np.ndindex(mask.shape):
-        crossings = _crossings(contour, x + 0.5, y + 0.5)
-        if crossings is not None:
-            assert mask[y, x] == (crossings % 2 == 1)
-
-
-def _crossings(contour, x, y):
-    """Count edges right of a point; None where the point lies on one (opencv's distance)."""
-    if abs(cv2.pointPolygonTest(contour, (x, y), True)) < 1e-3:
-        return None
-    ends = np.roll(contour, -1, axis=0)
-    spans = (contour[:, 1] <= y) != (ends[:, 1] <= y)
-    side = (ends[:, 0] - contour[:, 0]) * (y - contour[:, 1]) - (x - contour[:, 0]) * (
-        ends[:, 1] - contour[:, 1]
-    )
-    return int((spans & ((side > 0) == (ends[:, 1] > contour[:, 1]))).sum())
-
-
-def test_box_has_its_area():
-    mask = fill_polygon(np.array([[2, 3], [7, 3], [7, 9], [2, 9]]), 12, 12)
-    expected = np.zeros((12, 12), dtype=bool)
-    expected[3:9, 2:7] = True
-    assert np.array_equal(mask, expected)
-
-
-BOX, INNER = [1, 1, 6, 1, 6, 5, 1, 5], [2, 2, 4, 2, 4, 4, 2, 4]
-
-
-def coco(tmp_path, *marks, file="a/1.png", categories=("Pore", "streak")):
-    content = {
-        "images": [{"id": 7, "file_name": file, "height": 6, "width": 8}],
-        "categories": [{"id": i + 3, "name": name} for i, name in enumerate(categories)],
-        "annotations": [
-            {"id": i, "image_id": 7, "category_id": category, "segmentation": segmentation}
-            for i, (category, segmentation) in enumerate(marks)
-        ],
-    }
-    path = tmp_path / "coco.json"
-    path.write_text(json.dumps(content))
-    return path
+# What is drawn
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_later_class_wins_whatever_the_order(tmp_path, order):
-    marks = [(3, [BOX]), (4, {"size": [6, 8], "counts": text_of(runs_of(box(INNER)))})][::order]
-    mask = read_coco(coco(tmp_path, *marks), ("pore", "streak")).mask("a/1.png", (6, 8))
-    expected = box(BOX).astype(np.uint8)
-    expected[box(INNER)] = 2
+    inner = {"size": list(SIZE), "counts": runs_of(box(45, 32, 50, 35).T.ravel())}
+    marks = [annotation(1), annotation(2, category=2, segmentation=inner)][::order]
+    mask, drawn = mask_of(written(tmp_path, marks))
+    expected = box(40, 30, 60, 40).astype(np.uint8)
+    expected[32:35, 45:50] = 2
     assert np.array_equal(mask, expected)
-
-
-def box(flat):
-    mask = np.zeros((6, 8), dtype=bool)
-    mask[flat[1] : flat[5], flat[0] : flat[2]] = True
-    return mask
-
-
-def test_images_are_found_by_path_or_bare_name(tmp_path):
-    annotations = read_coco(coco(tmp_path, (3, [BOX]), file="1.png"), ("pore", "streak"))
-    assert annotations.mask("deep/1.png", (6, 8)).sum() == 20
-    assert annotations.find("deep/2.png") is None
-    assert not annotations.mask("deep/2.png", (6, 8)).any()
+    assert (drawn.marks, drawn.crowds, drawn.specks) == (2, 0, 0)
 
 
 def test_parts_of_an_annotation_are_joined(tmp_path):
-    two = read_coco(coco(tmp_path, (3, [INNER, [6, 0, 8, 0, 8, 2, 6, 2]])), ("pore",))
-    assert two.mask("a/1.png", (6, 8)).sum() == 8
+    parts = [SQUARE, [0, 0, 4, 0, 4, 5, 0, 5]]
+    said = {"bbox": [0, 0, 60, 40], "area": 220}
+    mask, _ = mask_of(written(tmp_path, [annotation(segmentation=parts, **said)]))
+    assert mask.sum() == 220
 
 
 def test_unused_categories_do_not_matter(tmp_path):
-    path = coco(tmp_path, (3, [BOX]), categories=("pore", "everything"))
-    assert read_coco(path, ("pore",)).mask("a/1.png", (6, 8)).max() == 1
+    path = written(tmp_path, [annotation()], categories=("pore", "everything"))
+    assert mask_of(path, classes=("pore",))[0].max() == 1
+
+
+def test_two_categories_of_one_name_are_one_class(tmp_path):
+    marks = [annotation(1), annotation(2, category=2, segmentation=[[0, 0, 4, 0, 4, 5, 0, 5]])]
+    mask, _ = mask_of(written(tmp_path, marks, categories=("pore", "PORE")), classes=("pore",))
+    assert (mask == 1).sum() == 220
+
+
+def test_a_crowd_is_counted(tmp_path):
+    crowd = {"size": list(SIZE), "counts": runs_of(box(40, 30, 60, 40).T.ravel())}
+    mask, drawn = mask_of(written(tmp_path, [annotation(segmentation=crowd, iscrowd=1, **SAID)]))
+    assert (mask.sum(), drawn.crowds) == (200, 1)
+
+
+def test_a_file_listed_twice_has_the_marks_of_both(tmp_path):
+    images = [image(1), image(2, "b0\\l0.png")]
+    marks = [annotation(1), annotation(2, 2, 2, [[0, 0, 4, 0, 4, 5, 0, 5]])]
+    mask, _ = mask_of(written(tmp_path, marks, images))
+    assert ((mask == 1).sum(), (mask == 2).sum()) == (200, 20)
+    images[1]["width"] = 65
+    with pytest.raises(MaskError, match=r"b0/l0\.png twice, with 64 x 48 pixels and with 65 x 48"):
+        read_coco(written(tmp_path, marks, images), ("pore", "crack"))
+
+
+# What a mark says of itself
 
 
 @pytest.mark.parametrize(
-    ("mark", "size", "message"),
+    "said",
     [
-        ((4, [BOX]), (6, 8), "'streak'; allowed: pore"),
-        ((3, [BOX]), (6, 9), "8 x 6 pixels, the image has 9 x 6"),
-        ((3, [[1, 1, 2, 2]]), (6, 8), "annotation 0"),
-        ((3, []), (6, 8), "empty"),
-        ((3, {"size": [8, 6], "counts": [48]}), (6, 8), r"\[8, 6\]"),
-        ((3, {"size": [6, 8], "counts": [4]}), (6, 8), "4 pixels"),
-        ((9, [BOX]), (6, 8), "KeyError"),
+        SAID,
+        {"bbox": [40, 30, 60, 40], "area": 200},  # two corners
+        {"bbox": [40.4, 29.6, 19, 9]},  # the last pixel not counted
+        {"bbox": [40, 30, 20, 10], "area": 171},
+        {"bbox": [0, 0, 0, 0], "area": 0},  # placeholders
+        {"bbox": None, "area": None},
+        {"bbox": []},
     ],
 )
-def test_bad_annotations_are_refused(tmp_path, mark, size, message):
-    path = coco(tmp_path, mark)
+def test_what_agrees_within_a_pixel_of_the_edge_is_taken(tmp_path, said):
+    assert mask_of(written(tmp_path, [annotation(**said)]))[0].sum() == 200
+
+
+NORMALISED = [(v / 64 if i % 2 == 0 else v / 48) for i, v in enumerate(SQUARE)]
+ROWS = {"size": list(SIZE), "counts": runs_of(box(40, 30, 60, 40).ravel())}
+THIN = [40, 30, 60, 30, 60, 30.4, 40, 30.4]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "said", "message"),
+    [
+        ([NORMALISED], SAID, "normalised"),
+        ([NORMALISED], {"bbox": [0.625, 0.625, 0.3, 0.2], "area": 0.06}, "normalised"),
+        ([NORMALISED], {}, "normalised"),
+        (ROWS, SAID, "along the rows"),
+        ([THIN], {"bbox": [40, 30, 20, 0.4], "area": 8}, "draws no pixel"),
+        ([THIN], {}, "draws no pixel"),
+        ([SQUARE * 2], SAID, "draws no pixel"),  # the outline goes round twice
+        ([SQUARE], {"bbox": [30, 40, 10, 20]}, r"lies in \[40, 30, 20, 10\].*\[30, 40, 10, 20\]"),
+        ([SQUARE], {"bbox": [40, 30, 20, 10], "area": 800}, "draws 200 pixels .* 800"),
+        ([[x * 3 for x in SQUARE]], {}, "outside its image of 64 x 48"),
+        (ROWS, {"bbox": [1, 1, 20, 10], "area": 200}, r"its bbox is \[1, 1, 20, 10\]"),
+        ({"size": [48, 64], "counts": [3072]}, SAID, "draws no pixel"),
+        ([], {}, "empty"),
+        ([], SAID, "empty"),
+        ([[1, 1, 2, 2]], {}, "2 points"),
+        ([[1, 1, 2, 2, 3]], {}, "does not decode"),
+        ([1, 1, 2, 2, 3, 3], {}, "does not decode"),
+        ([[1, 1, 2, None, 3, 3]], {}, "not finite"),
+        ({"size": [64, 48], "counts": [3072]}, {}, r"\[64, 48\]"),
+        ({"size": [48, 64], "counts": [4]}, {}, "4 pixels"),
+        ({"counts": [3072]}, {}, "does not decode"),
+        ([SQUARE], {"bbox": [1, 2, 3]}, r"bbox of annotation 1 is \[1, 2, 3\], not 4 numbers"),
+        ([SQUARE], {"area": "200"}, "area of annotation 1 is '200', not a number"),
+    ],
+)
+def test_marks_that_draw_elsewhere_or_nothing_are_refused(tmp_path, segmentation, said, message):
+    path = written(tmp_path, [annotation(segmentation=segmentation, **said)])
+    with pytest.raises(MaskError, match=message) as error:
+        mask_of(path)
+    assert "coco.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "said"),
+    [
+        ([[10.1, 10.1, 10.4, 10.1, 10.2, 10.4]], {}),
+        ([], {"area": 0, "bbox": [3, 3, 0, 0]}),
+        ({"size": [48, 64], "counts": [3072]}, {"area": 0}),
+    ],
+)
+def test_marks_within_one_pixel_are_counted(tmp_path, segmentation, said):
+    mask, drawn = mask_of(written(tmp_path, [annotation(segmentation=segmentation, **said)]))
+    assert (mask.any(), drawn.specks) == (False, 1)
+
+
+# What does not hang together
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "message"),
+    [
+        ([annotation(), annotation(2, image=5)], None, "Annotation 2 .* image 5"),
+        ([annotation(), annotation(2, category=9)], None, "Annotation 2 .* category 9"),
+        ([annotation(image="1")], None, "image '1'"),
+        ([annotation(), annotation(1, category=2)], None, "id 1 to two annotations"),
+        ([], [image(1), image(1, "b0/l1.png")], "id 1 to two images"),
+        ([], [image(size=(48.5, 64))], "not whole"),
+        ([], [image(size=(0, 64))], "height and width are 0"),
+        ([], [image(file=None)], "no text"),
+        ([{"id": 1, "image_id": 1, "category_id": 1}], None, "KeyError"),
+    ],
+)
+def test_what_does_not_hang_together_is_refused(tmp_path, annotations, images, message):
     with pytest.raises(MaskError, match=message):
-        read_coco(path, ("pore",)).mask("a/1.png", size)
+        read_coco(written(tmp_path, annotations, images), ("pore", "crack"))
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"images": []}'])
+def test_the_same_annotation_twice_is_one(tmp_path):
+    assert mask_of(written(tmp_path, [annotation(), annotation()]))[1].marks == 1
+
+
+def test_a_category_that_is_no_class_is_refused(tmp_path):
+    with pytest.raises(MaskError, match="'crack'; allowed: pore"):
+        read_coco(written(tmp_path, [annotation(category=2)]), ("pore",))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"images": []}', "[" * 100_000, "\xff", '{"images": [], "images": []}', "null"],
+)
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "coco.json"
-    path.write_text(content)
-    with pytest.raises(MaskError, match="COCO"):
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(MaskError, match=r"coco\.json"):
         read_coco(path, ("pore",))
+
+
+# Whose entry is whose
+
+
+@pytest.mark.parametrize(
+    ("images", "entries", "expected"),
+    [
+        (["a/1.png", "b/1.png"], ["a/1.png", "b/1.png"], ["a/1.png", "b/1.png"]),
+        (["a/1.png"], ["1.png"], ["1.png"]),
+        (["a/1.png", "b/1.png"], ["x/a/1.png", "x/b/1.png"], ["x/a/1.png", "x/b/1.png"]),
+        (["a/1.png"], ["b/1.png"], ["b/1.png"]),  # no other has the name
+        (["a/1.png", "b/1.png"], ["b/1.png"], [None, "b/1.png"]),
+        (["a/1.png"], ["a/1.png", "b/1.png"], ["a/1.png"]),
+        (["a/1.png"], ["b/1.png", "c/1.png"], [None]),
+        (["a/1.png", "b/1.png"], ["c/1.png"], [None, None]),
+        (["e\u0301.png"], ["\u00e9.png"], ["\u00e9.png"]),
+    ],
+)
+def test_entries_are_found_by_path_or_by_a_name_that_no_other_has(images, entries, expected):
+    matches = match_names(images, entries, "coco.json")
+    assert [matches.get(name) for name in images] == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "entries", "message"),
+    [
+        (["a/1.png", "b/1.png"], ["1.png"], "fits the images a/1.png and b/1.png"),
+        (["x/a/1.png"], ["1.png", "a/1.png"], "both fit the image x/a/1.png"),
+    ],
+)
+def test_entries_that_fit_twice_are_refused(images, entries, message):
+    with pytest.raises(MaskError, match=message):
+        match_names(images, entries, "coco.json")
+
+
+# Against another rasteriser, and against damage
+
+CORNERS = st.tuples(st.integers(0, 60), st.integers(0, 44))
+
+
+@given(st.lists(st.tuples(CORNERS, st.integers(3, 16), st.integers(3, 16)), min_size=1, max_size=5))
+def test_ellipses_of_random_files_are_drawn_as_opencv_draws_them(tmp_path_factory, ellipses):
+    """Convex polygons with their true box and area, beside cv2.fillPoly, which adds the edge."""
+    annotations, least, most = [], np.zeros(SIZE, bool), np.zeros(SIZE, bool)
+    for number, ((x, y), a, b) in enumerate(ellipses, start=1):
+        angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        points = np.stack([x + a * np.cos(angle), y + b * np.sin(angle)], axis=1)
+        points = points.clip(0, (64, 48))
+        contour = np.rint((points - 0.5) * 16).astype(np.int32)  # opencv: a pixel's middle is whole
+        drawn = cv2.fillPoly(np.zeros(SIZE, np.uint8), [contour], 1, shift=4)
+        edge = cv2.polylines(np.zeros(SIZE, np.uint8), [contour], True, 1, 3, shift=4)
+        least |= (drawn > 0) & (edge == 0)
+        most |= (drawn > 0) | (edge > 0)
+        low, high = points.min(0), points.max(0)
+        said = {"bbox": [*low, *(high - low)], "area": cv2.contourArea(points.astype(np.float32))}
+        annotations.append(annotation(number, segmentation=[points.ravel().tolist()], **said))
+    path = written(tmp_path_factory.getbasetemp(), annotations)
+    mask = mask_of(path)[0] > 0
+    assert (least <= mask).all()
+    assert (mask <= most).all()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**20) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def places(value, path=()):
+    """List the paths to everything in a JSON value."""
+    yield path
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+GOOD = {
+    "images": [image(1), image(2, "b0/l1.png")],
+    "categories": [{"id": 1, "name": "pore"}],
+    "annotations": [annotation(1, **SAID), annotation(2, 2, 1, ROWS, iscrowd=1)],
+}
+
+
+@given(st.data(), JSON)
+def test_damaged_files_raise_a_mask_error_alone(tmp_path_factory, data, value):
+    content = json.loads(json.dumps(GOOD))
+    *way, last = data.draw(st.sampled_from([path for path in places(GOOD) if path]))
+    parent = content
+    for key in way:
+        parent = parent[key]
+    if data.draw(st.booleans()):
+        parent[last] = value
+    else:
+        del parent[last]
+    path: Path = tmp_path_factory.getbasetemp() / "coco.json"
+    path.write_text(json.dumps(content))
+    with suppress(MaskError):
+        for entry in read_coco(path, ("pore",)).values():
+            if entry.size in (SIZE, SIZE[::-1]):
+                draw(entry, str(path))

@@ -17,7 +17,7 @@ def names(root, images, pattern, classes=("defect",)):
         return [(Path(file).relative_to(root).as_posix(), number) for file, number in files]
 
     matches = match_files([root / image for image in images], root, pattern, classes)
-    return [relative(files) for files in matches]
+    return [relative(files) for files in matches.of_image]
 
 
 def test_folder_and_name(tmp_path):
@@ -69,3 +69,26 @@ def test_a_mask_of_two_images_is_refused_unless_the_folder_tells(tmp_path):
 
 def test_unknown_fields_are_named():
     assert unknown_fields("{folder}/{stem}_{kind}*{}.png") == ["{stem}", "{}"]
+
+
+def test_what_is_no_images_or_no_class_is_told(tmp_path):
+    put(tmp_path, "x/1.jpg", "m/x/1_hole.png", "m/x/2_hole.png", "m/y/z/1_hole.png", "m/1_hole.png")
+    put(tmp_path, "m/x/1_dirt.png", "m/x/1_Dust.png", "m/x/.1_hole.png", "m/x/1_hole.txt")
+    (tmp_path / "m" / "loop").symlink_to(tmp_path / "m")
+    matches = match_files(
+        [tmp_path / "x/1.jpg"], tmp_path, "m/{folder}/{name}_{kind}.png", ("hole",)
+    )
+    assert matches.other_kinds == {"dirt": 1, "Dust": 1}
+    assert matches.unused == ["m/1_hole.png", "m/x/2_hole.png", "m/y/z/1_hole.png"]
+
+
+def test_images_are_no_unused_masks(tmp_path):
+    put(tmp_path, "a/images/1.png", "a/masks/1.png", "a/masks/2.png")
+    pattern = "{folder}/../masks/{name}.png"
+    matches = match_files([tmp_path / "a/images/1.png"], tmp_path, pattern, ("defect",))
+    assert matches.of_image == [[(tmp_path / "a/masks/1.png", 1)]]
+    assert matches.unused == ["a/masks/2.png"]
+    beside = match_files(
+        [tmp_path / "a/images/1.png"], tmp_path / "a/images", "{name}.png", ("defect",)
+    )
+    assert beside.unused == []

@@ -10,6 +10,7 @@ from assay.config import Share
 from assay.data.images.pixels import Pixels
 from assay.data.inputs.tiles import cut_inside
 from assay.data.inputs.transforms import TransformConfig, change
+from assay.levels import VOID
 from assay.shapes import Int, UInt8
 
 MOST_PIXELS = 4096
@@ -54,7 +55,7 @@ def _inside(content: str, store: str, mask: UInt8[np.ndarray, "h w"]) -> Int[np.
     """Return some of the pixels (row, column) inside a mask, spread evenly; counted once per process."""
     pixels = _remembered.get((store, content))
     if pixels is None:
-        flat = np.flatnonzero(mask)
+        flat = np.flatnonzero((mask > 0) & (mask != VOID))
         flat = flat[:: max(1, len(flat) // MOST_PIXELS)]
         pixels = np.stack(np.divmod(flat, mask.shape[1]), axis=1)
         _remembered[store, content] = pixels

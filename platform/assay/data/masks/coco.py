@@ -1,162 +1,95 @@
-"""Masks from a COCO annotation file: polygons, and run lengths as lists or as COCO's text.
+"""Marks from a COCO annotation file: polygons, and run lengths as lists or as COCO's text."""
 
-An image's entry is found by its path below the data's root, or else by its file name alone.
-"""
-
-import json
-import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from assay.data.masks.annotations import class_number, position, read_object, size_of
+from assay.data.masks.marks import Mark, MarkedImage, read_numbers
 from assay.errors import MaskError
-from assay.shapes import Bool, UInt8
 
 
-@dataclass(frozen=True)
-class _Image:
-    """The size that the file gives an image, and its annotations: id, class number, segmentation."""
+def read_coco(path: Path, classes: Sequence[str]) -> dict[str, MarkedImage]:
+    """Read what a COCO file says of each image, by the path that it has for it.
 
-    size: tuple[int, int]
-    marks: list[tuple[int, int, Any]]
-
-
-@dataclass(frozen=True)
-class Coco:
-    """The annotations of one file; see `read_coco`."""
-
-    path: Path
-    images: dict[str, _Image]
-
-    def find(self, name: str) -> _Image | None:
-        """Find what the file says of an image, if it lists it."""
-        return self.images.get(name) or self.images.get(PurePosixPath(name).name)
-
-    def mask(self, name: str, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-        """Draw the index mask of an image of this height and width; empty if the image is not listed.
-
-        Where annotations overlap, the class with the greater number wins.
-
-        Raises:
-            MaskError: the file gives the image another size, or a segmentation does not decode.
-        """
-        entry = self.find(name) or _Image(size, [])
-        if entry.size != size:
-            raise MaskError(
-                f"{self.path} gives {name} {entry.size[1]} x {entry.size[0]} pixels, the image has {size[1]} x {size[0]}; "
-                "annotate the image that is used, or resize neither."
-            )
-        mask = np.zeros(size, dtype=np.uint8)
-        for number, index, segmentation in entry.marks:
-            try:
-                mark = _decode(segmentation, size)
-            except (ValueError, TypeError, KeyError) as error:
-                raise MaskError(
-                    f"The segmentation of annotation {number} in {self.path} does not decode ({error}); allowed: polygons "
-                    "of three points and more, or run lengths that fill the image. Export it again."
-                ) from None
-            np.maximum(mask, mark * np.uint8(index), out=mask)
-        return mask
-
-
-def read_coco(path: Path, classes: Sequence[str]) -> Coco:
-    """Read a COCO file; the categories that are used must be `classes`, whatever their case.
+    An image that is listed twice under one path has the marks of both entries. The categories that
+    are used must be `classes`, whatever their case.
 
     Raises:
-        MaskError: the file is not COCO, or uses a category that is no class.
+        MaskError: the file is not COCO; an id stands for two things; an annotation is of an image or
+            a category that the file does not have, or of one that is no class; or one file has two
+            sizes.
     """
+    content = read_object(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = {c["id"]: str(c["name"]) for c in content["categories"]}
-        entries = {i["id"]: _Image((i["height"], i["width"]), []) for i in content["images"]}
-        files = {i["id"]: str(PurePosixPath(i["file_name"])) for i in content["images"]}
-        index = {name.casefold(): i for i, name in enumerate(classes, start=1)}
-        for annotation in content["annotations"]:
-            name = names[annotation["category_id"]]
-            if name.casefold() not in index:
-                raise MaskError(
-                    f"{path} uses the category {name!r}; allowed: {', '.join(classes)}. "
-                    "Add it to --masks.classes, or leave its annotations out."
-                )
-            mark = annotation["id"], index[name.casefold()], annotation["segmentation"]
-            entries[annotation["image_id"]].marks.append(mark)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return _read(content, path, classes)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise MaskError(
             f"{path} cannot be read as COCO annotations ({type(error).__name__}: {error}); it must hold images, "
             "categories, and annotations with a segmentation each."
         ) from None
-    by_path = {file: entries[i] for i, file in files.items()}
-    uses = Counter(PurePosixPath(file).name for file in files.values())
-    by_name = {PurePosixPath(file).name: entry for file, entry in by_path.items()}
-    unique = {name: entry for name, entry in by_name.items() if uses[name] == 1}
-    return Coco(path, unique | by_path)
 
 
-def _decode(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    if isinstance(segmentation, dict):
-        if tuple(segmentation["size"]) != size:
-            raise ValueError(f"its size is {segmentation['size']}, the image's {list(size)}")
-        return decode_runs(segmentation["counts"], *size)
-    if not segmentation:
-        raise ValueError("it is empty")
-    polygons = [np.array(flat, dtype=np.float64).reshape(-1, 2) for flat in segmentation]
-    return np.logical_or.reduce([fill_polygon(points, *size) for points in polygons])
+def _read(content: Mapping[str, Any], path: Path, classes: Sequence[str]) -> dict[str, MarkedImage]:
+    names = {key: str(entry["name"]) for key, entry in _by_id(content, "categories", path).items()}
+    images = _by_id(content, "images", path)
+    files = {key: _posix(entry["file_name"]) for key, entry in images.items()}
+    marks: dict[str, list[Mark]] = {file: [] for file in files.values()}
+    for key, annotation in _by_id(content, "annotations", path).items():
+        image, category = annotation["image_id"], annotation["category_id"]
+        for kind, number, known in (("image", image, files), ("category", category, names)):
+            if number not in known:
+                raise MaskError(
+                    f"Annotation {key} in {path} is of the {kind} {number!r}, which the file does not list (KeyError); "
+                    "export it whole, or leave the annotation out."
+                )
+        marks[files[image]].append(_mark(key, annotation, names[category], path, classes))
+    return {
+        file: MarkedImage(size, tuple(marks[file])) for file, size in _sizes(images, path).items()
+    }
 
 
-def decode_runs(counts: str | list[int], height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """Decode run lengths: of 0 and 1 in turn, beginning with 0, down the columns.
-
-    Raises:
-        ValueError: the lengths are no such text, negative, or not height times width in all.
-    """
-    runs = np.array(_lengths(counts) if isinstance(counts, str) else counts, dtype=np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"run lengths of {runs.sum()} pixels in all, of {height * width}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-
-
-def _lengths(text: str) -> list[int]:
-    """Read COCO's text of run lengths (pycocotools, maskApi.c, rleFrString).
-
-    A character holds 5 bits, the lowest first; from the fourth length on the text gives the
-    difference to the last but one.
-    """
-    lengths: list[int] = []
-    value = shift = 0
-    for char in text:
-        bits = ord(char) - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"the character {char!r} is no part of run lengths")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:  # more characters follow
-            continue
-        if bits & 16:  # the sign
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("the text of run lengths is cut short")
-    return lengths
+def _mark(
+    key: Any, annotation: Mapping[str, Any], name: str, path: Path, classes: Sequence[str]
+) -> Mark:
+    area = read_numbers(annotation.get("area"), None, f"the area of annotation {key}")
+    return Mark(
+        f"annotation {key}",
+        class_number(name, classes, f"{path} uses the category"),
+        annotation["segmentation"],
+        read_numbers(annotation.get("bbox"), 4, f"the bbox of annotation {key}"),
+        area[0] if area else None,
+        bool(annotation.get("iscrowd")),
+    )
 
 
-def fill_polygon(points: np.ndarray, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """Mark pixels whose centres lie inside the polygon (x, y of its corners), by the even-odd rule.
+def _by_id(content: Mapping[str, Any], kind: str, path: Path) -> dict[Any, Mapping[str, Any]]:
+    """Return entries by their id; the same entry may stand there twice, and is one."""
+    entries: dict[Any, Mapping[str, Any]] = {}
+    for entry in content[kind]:
+        first = entries.setdefault(entry["id"], entry)
+        if first != entry:
+            raise MaskError(
+                f"{path} gives the id {entry['id']!r} to two {kind}, so that one of them would be lost; number them anew, "
+                "as where two files were merged."
+            )
+    return entries
 
-    Raises:
-        ValueError: there are fewer than three corners, or a coordinate is not finite.
-    """
-    if len(points) < 3 or not np.isfinite(points).all():
-        raise ValueError(f"a polygon of {len(points)} points, or one that is not finite")
-    crossed = np.zeros((height, width + 1), dtype=bool)
-    for start, end in zip(points, np.roll(points, -1, axis=0), strict=True):
-        (x0, y0), (x1, y1) = sorted((start, end), key=lambda point: point[1])
-        rows = np.arange(max(math.ceil(y0 - 0.5), 0), min(math.ceil(y1 - 0.5), height))
-        if len(rows):
-            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-            crossed[rows, np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)] ^= True
-    return np.logical_xor.accumulate(crossed[:, :width], axis=1)
+
+def _sizes(images: Mapping[Any, Mapping[str, Any]], path: Path) -> dict[str, tuple[int, int]]:
+    sizes: dict[str, tuple[int, int]] = {}
+    for entry in images.values():
+        file, size = _posix(entry["file_name"]), size_of(entry, "height", "width")
+        if sizes.setdefault(file, size) != size:
+            raise MaskError(
+                f"{path} lists {file} twice, with {sizes[file][1]} x {sizes[file][0]} pixels and with {size[1]} x {size[0]}; "
+                "correct one of them, and the marks of both are joined."
+            )
+    return sizes
+
+
+def _posix(file: Any) -> str:
+    """Return a path as it is compared: slashes, whatever system wrote it, and one spelling of letters."""
+    if not isinstance(file, str) or not file:
+        raise ValueError(f"the file name {file!r} is no text")
+    return position(PurePosixPath(file.replace("\\", "/")).as_posix())

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
+from assay.levels import VOID
 from assay.shapes import UInt8
 
 SIDE_PX = 320
@@ -39,7 +40,8 @@ def panels(
     gap = np.full((size[1], GAP_PX, 3), 255, np.uint8)
     strips = [small]
     for mask in answers.values():
-        hit, marked, inside = (mask == truth) & (mask > 0), mask > 0, truth > 0
+        known = truth != VOID
+        hit, marked, inside = (mask == truth) & (mask > 0), (mask > 0) & known, (truth > 0) & known
         panel = small.astype(np.float32)
         for where, colour in ((hit, HIT), (marked & ~hit, FALSE), (inside & ~hit, MISSED)):
             touched = cv2.resize(where.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0

@@ -4,7 +4,9 @@ import os
 import posixpath
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from assay.data.walk import find_files
@@ -15,7 +17,8 @@ FIELDS = ("{folder}", "{parent}", "{name}", "{kind}", "*")
 name without suffix, a class's name, and anything within one part of the path."""
 
 
-_KIND, _ANY = "\1", "\2"  # stand for {kind} and * where an image's own name may hold an asterisk
+_KIND, _ANY, _DEEP = "\1", "\2", "\3"
+"""Stand for {kind}, * and any folders where an image's own name may hold an asterisk."""
 
 
 def unknown_fields(pattern: str) -> list[str]:
@@ -23,13 +26,25 @@ def unknown_fields(pattern: str) -> list[str]:
     return [field for field in re.findall(r"\{\w*\}", pattern) if field not in FIELDS]
 
 
+@dataclass(frozen=True)
+class Matches:
+    """Files of the user's, and whose they are."""
+
+    of_image: list[list[tuple[Path, int]]]
+    """Of each image, in the order of their paths, with the number of each file's class."""
+    other_kinds: Mapping[str, int]
+    """Files of an image whose kind is no class, by kind."""
+    unused: list[str]
+    """Files that the pattern fits, and that are no image's; paths below the root."""
+
+
 def match_files(
     images: Sequence[Path], root: Path, pattern: str, classes: Sequence[str]
-) -> list[list[tuple[Path, int]]]:
-    """Find for each image the files that fit and the number of each file's class, in the paths' order.
+) -> Matches:
+    """Find for each image the files that fit.
 
-    Kinds are classes whatever their case; files of other kinds are no masks and left out. Without
-    {kind} every file is of class 1.
+    Kinds are classes whatever their case; files of other kinds are no masks. Without {kind} every
+    file is of class 1. Hidden files are passed over.
 
     Raises:
         MaskError: a file fits two images.
@@ -37,24 +52,49 @@ def match_files(
     numbers = {name.casefold(): i for i, name in enumerate(classes, start=1)} | {None: 1}
     listings: dict[str, list[str]] = {}
     owners: dict[str, Path] = {}
+    others: Counter[str] = Counter()
     files_of: list[list[tuple[Path, int]]] = []
     for image in images:
-        filled = _fill(pattern, PurePosixPath(Path(os.path.relpath(image, root)).as_posix()))
+        filled = _fill(pattern, PurePosixPath(_below(image, root)))
         regex = _regex(filled, classes)
         files: list[tuple[Path, int]] = []
         for name in _candidates(filled, root, listings):
             match = regex.fullmatch(name)
-            number = numbers.get(_kind(match)) if match else None
-            if number is None:
+            if match is None:
                 continue
-            files.append((root / name, number))
             if owners.setdefault(name, image) != image:
                 raise MaskError(
                     f"The mask {name} fits the images {owners[name]} and {image}; put {{folder}} or {{parent}} into "
                     f"--masks.files ({pattern!r}), so that each mask has one image."
                 )
+            number = numbers.get(_kind(match))
+            if number is None:
+                others[match["kind"]] += 1
+            else:
+                files.append((root / name, number))
         files_of.append(files)
-    return files_of
+    unused = _find_unused(pattern, root, {*owners, *(_below(image, root) for image in images)})
+    return Matches(files_of, dict(others), unused)
+
+
+def _find_unused(pattern: str, root: Path, used: set[str]) -> list[str]:
+    """List files that fit the pattern whatever the image, and are not used."""
+    parts: list[str] = []
+    for part in pattern.split("/"):
+        if part == ".." and _DEEP in parts[-1:]:  # above any folder stands any
+            continue
+        parts.append(_DEEP if part == "{folder}" else re.sub(r"\{\w+\}|\*", _ANY, part))
+    free = posixpath.normpath("/".join(parts)).replace(f"{_DEEP}/", _DEEP)
+    prefix = re.split(f"[{_ANY}{_DEEP}]", free)[0]
+    if prefix == free:
+        return []
+    regex = _regex(free, ())
+    names = _list_files(root, posixpath.dirname(prefix))
+    return [name for name in names if name not in used and regex.fullmatch(name)]
+
+
+def _below(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _kind(match: re.Match[str]) -> str | None:
@@ -74,17 +114,22 @@ def _candidates(filled: str, root: Path, listings: dict[str, list[str]]) -> list
         return [filled] if (root / filled).is_file() else []
     top = posixpath.dirname(prefix)
     if top not in listings:
-        paths = find_files(root / top) if (root / top).is_dir() else []
-        listings[top] = sorted(Path(os.path.relpath(path, root)).as_posix() for path in paths)
+        listings[top] = _list_files(root, top)
     names = listings[top]
     start = bisect_left(names, prefix)
     stop = bisect_right(names, prefix, lo=start, key=lambda name: name[: len(prefix)])
     return names[start:stop]
 
 
+def _list_files(root: Path, top: str) -> list[str]:
+    """List the files below a folder of the root, sorted."""
+    paths = find_files(root / top) if (root / top).is_dir() else []
+    return sorted(_below(path, root) for path in paths)
+
+
 def _regex(filled: str, classes: Sequence[str]) -> re.Pattern[str]:
     # classes before any other kind, longer ones first: one class may begin as another does
     names = "|".join(re.escape(name) for name in sorted(classes, key=len, reverse=True))
-    wild = {_KIND: f"(?P<kind>(?i:{names})|[^/]+?)", _ANY: "[^/]*"}
-    parts = re.split(f"([{_KIND}{_ANY}])", filled)
+    wild = {_KIND: f"(?P<kind>(?i:{names})|[^/]+?)", _ANY: "[^/]*", _DEEP: "(?:[^/]+/)*"}
+    parts = re.split(f"([{_KIND}{_ANY}{_DEEP}])", filled)
     return re.compile("".join(wild.get(part) or re.escape(part) for part in parts))

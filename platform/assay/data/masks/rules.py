@@ -14,7 +14,7 @@ from assay.config import Settings
 from assay.data.images.decode import Plane, Rgb
 from assay.data.masks.patterns import FIELDS, unknown_fields
 from assay.errors import ConfigError
-from assay.levels import LEVELS
+from assay.levels import LEVELS, VOID
 from assay.shapes import Bool, UInt8
 
 
@@ -22,15 +22,21 @@ from assay.shapes import Bool, UInt8
 class MaskConfig(Settings, section="masks"):
     """Where masks come from: files of the user's, or a heuristic."""
 
-    classes: Annotated[tuple[str, ...], Len(1, 254)] = ("defect",)
+    classes: Annotated[tuple[str, ...], Len(1, VOID - 1)] = ("defect",)
     """Names of the classes; a mask's value is a class's place in this list, from 1."""
     files: str = ""
     """Given masks: pattern of their paths below the data's root with {folder} and {name} of the image, {parent} (last
-    part of folder), {kind} (a class; other kinds are ignored) and *; or a COCO .json; empty: made by a heuristic."""
+    part of folder), {kind} (a class; other kinds are counted and left out) and *; masks are images, LabelMe's .json or
+    VOC's .xml (boxes are marked whole); or one COCO .json for all; empty: made by a heuristic."""
     values: Literal["binary", "index", "alpha"] = "binary"
     """What given masks hold: binary (above 127, of 16 bits above half), index (the class's number), alpha (above 128)."""
+    void: Annotated[int, Interval(ge=0, le=65535)] = 0
+    """index: value of pixels that nobody judged (255 in VOC); they neither teach nor are judged; 0: none."""
     missing: Literal["refuse", "empty"] = "refuse"
     """An image without a given mask: refuse it, or take it as free of defects."""
+    orientation: Literal["same", "stored", "upright"] = "same"
+    """Where an image has another EXIF orientation than its mask: refuse it, or the masks were drawn on the pixels as
+    stored, or on the image as it is seen."""
     maker: Literal["fixed", "otsu", "adaptive", "vote"] = "vote"
     """The heuristic; vote: at least 2 of 3 (the channels where they differ, else the three makers)."""
     dark: bool = True
@@ -69,7 +75,7 @@ class MaskConfig(Settings, section="masks"):
             raise ConfigError(
                 "masks.files has {kind} and masks.values is 'index', which name the class twice; use one of them."
             )
-        names_class = num_kinds or self.values == "index" or self.is_coco
+        names_class = num_kinds or self.values == "index" or self.is_coco or self.is_export
         if len(self.classes) > 1 and not (self.files and names_class):
             raise ConfigError(
                 f"masks.classes has {len(self.classes)} names, but the masks tell only one class; put {{kind}} into "
@@ -81,10 +87,13 @@ class MaskConfig(Settings, section="masks"):
         names: dict[str, str] = {}
         if not self.files:
             names |= dict.fromkeys(
-                ("values", "missing"), "masks.files is empty, so a rule makes them"
+                ("values", "void", "missing", "orientation"),
+                "masks.files is empty, so a rule makes them",
             )
-        elif self.is_coco:
-            names["values"] = "masks.files is a COCO file"
+        elif self.is_coco or self.is_export:
+            names |= dict.fromkeys(("values", "void"), "masks.files names files of marks")
+        elif self.values != "index":
+            names["void"] = f"masks.values is {self.values}"
         if self.maker not in ("fixed", "vote"):
             names["threshold"] = f"masks.maker is {self.maker}"
         if self.maker not in ("adaptive", "vote"):
@@ -93,8 +102,17 @@ class MaskConfig(Settings, section="masks"):
 
     @property
     def is_coco(self) -> bool:
-        """Whether the masks are given by a COCO file."""
-        return self.files.lower().endswith(".json")
+        """Whether the masks are given by one COCO file."""
+        return self.files.lower().endswith(".json") and not self._is_pattern
+
+    @property
+    def is_export(self) -> bool:
+        """Whether each image has a file of marks: LabelMe's JSON or VOC's XML."""
+        return self.files.lower().endswith((".json", ".xml")) and self._is_pattern
+
+    @property
+    def _is_pattern(self) -> bool:
+        return any(field in self.files for field in FIELDS)
 
 
 def make(pixels: Rgb, config: MaskConfig) -> tuple[Bool[np.ndarray, "h w"], float]:

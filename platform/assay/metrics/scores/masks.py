@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from assay.levels import LEVELS, NEVER, leading, level_probs
+from assay.levels import LEVELS, NEVER, VOID, leading, level_probs
 from assay.shapes import Float, UInt8
 
 SIZES = (25, 100, 400, 1600)
@@ -18,7 +18,7 @@ SIZE_NAMES = ("under 25", "25-99", "100-399", "400-1599", "1600 and more")
 def pixel_columns(
     levels: UInt8[np.ndarray, "classes h w"], mask: UInt8[np.ndarray, "h w"], kind: str
 ) -> dict[str, np.ndarray]:
-    """Count pixels outside and inside the mask of each class by level, as every validation does.
+    """Count pixels outside and inside the mask of each class by level, as every validation does; none of VOID.
 
     `pixels` are of the class that leads at each pixel, which is what a mask is made of; `levels` of all.
     """
@@ -32,9 +32,10 @@ def _count_pixels(
     levels: UInt8[np.ndarray, "classes h w"], mask: UInt8[np.ndarray, "h w"]
 ) -> Float[np.ndarray, " counts"]:
     counts = np.zeros((len(levels), 2, LEVELS), dtype=np.float32)
+    judged = mask != VOID
     for i, class_levels in enumerate(levels):
         inside = mask == i + 1
-        counts[i, 0] = np.bincount(class_levels[~inside], minlength=LEVELS)
+        counts[i, 0] = np.bincount(class_levels[~inside & judged], minlength=LEVELS)
         counts[i, 1] = np.bincount(class_levels[inside], minlength=LEVELS)
     return counts.ravel()
 
@@ -50,7 +51,8 @@ def component_columns(
     for i, class_levels in enumerate(leading(levels)):
         class_mask = (mask == i + 1).astype(np.uint8)
         num[i], hits[i] = _count_components(class_levels, class_mask)
-        alarms[i] = _count_alarms(class_levels, class_mask)
+        # what touches a pixel that nobody judged may be true
+        alarms[i] = _count_alarms(class_levels, class_mask | (mask == VOID))
     return {
         f"components_{kind}": num.ravel(),
         f"found_{kind}": hits.ravel(),

@@ -1,0 +1,80 @@
+"""What a file's header says of how its pixels are to be seen: its orientation, and whether they are numbers of colours."""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from assay.errors import MaskError
+from assay.shapes import UInt8
+
+_ORIENTATION_TAG = 274
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings stored pixels upright (Exif 2.32, tag 0x0112)."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """An image file's format, Pillow's mode of its pixels, and its EXIF orientation (1: stored upright)."""
+
+    format: str
+    mode: str
+    orientation: int
+
+
+def read_header(path: Path) -> Header:
+    """Read a file's header.
+
+    Raises:
+        MaskError: it is no image.
+    """
+    reason = "its format is not known"
+    for plugin in (JpegImageFile, PngImageFile, BmpImageFile, TiffImageFile, WebPImageFile):
+        try:
+            with plugin(path) as image:
+                return Header(str(image.format), image.mode, _orientation(image, path))
+        except SyntaxError:  # of another format
+            continue
+        except (OSError, ValueError, TypeError, struct.error) as error:
+            reason = str(error)
+    raise MaskError(f"The header of {path} cannot be read ({reason}); mend the file.")
+
+
+def _orientation(image: ImageFile, path: Path) -> int:
+    # of a PNG, Pillow would decode all pixels to look for EXIF behind them
+    if isinstance(image, PngImageFile) and b"eXIf" not in path.read_bytes():
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (SyntaxError, ValueError, struct.error):  # unreadable EXIF is no reason to lose pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def turn(mask: UInt8[np.ndarray, "h w"], orientation: int) -> UInt8[np.ndarray, "rows columns"]:
+    """Bring a mask that was drawn on stored pixels upright."""
+    if orientation == 1:
+        return mask
+    return np.array(Image.fromarray(mask).transpose(_TURNS[orientation]))
+
+
+def as_stored(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return height and width of the stored pixels of an upright image."""
+    return size[::-1] if orientation >= 5 else size

@@ -1,0 +1,240 @@
+"""Where the given mask of each image comes from: mask files, files of marks, or one COCO file."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.data.masks import account
+from assay.data.masks.account import MaskAccount
+from assay.data.masks.annotations import is_end, match_names, position
+from assay.data.masks.coco import read_coco
+from assay.data.masks.exports import read_export
+from assay.data.masks.given import read_given
+from assay.data.masks.header import as_stored, read_header, turn
+from assay.data.masks.marks import MarkedImage, draw
+from assay.data.masks.patterns import Matches, match_files
+from assay.data.masks.rules import MaskConfig
+from assay.errors import MaskError
+from assay.files import sha256_of
+from assay.shapes import UInt8
+
+Read = Callable[[tuple[int, int]], tuple[UInt8[np.ndarray, "h w"], MaskAccount]]
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """A given mask: what it is made of, as JSON has it, and how it is read for an image of this size."""
+
+    key: Callable[[], Any]
+    read: Read
+
+
+def find_sources(
+    images: Sequence[Path], root: Path, config: MaskConfig
+) -> tuple[list[MaskSource], MaskAccount]:
+    """Find the given mask of each image; count what is given and is no image's.
+
+    Raises:
+        MaskError: an image has none and masks.missing refuses that, one fits two images, or the COCO
+            file cannot be read.
+    """
+    find = _find_in_coco if config.is_coco else _find_files
+    return find(images, root, config)
+
+
+def _find_files(
+    images: Sequence[Path], root: Path, config: MaskConfig
+) -> tuple[list[MaskSource], MaskAccount]:
+    matches = match_files(images, root, config.files, config.classes)
+    missing = [path for path, files in zip(images, matches.of_image, strict=True) if not files]
+    _refuse_missing(missing, len(images), config)
+    read = _read_export if config.is_export else _read_files
+    sources = [
+        MaskSource(partial(_digest, files), partial(read, image, files, config))
+        for image, files in zip(images, matches.of_image, strict=True)
+    ]
+    return sources, _left_over(matches, missing)
+
+
+def _left_over(matches: Matches, missing: Sequence[Path]) -> MaskAccount:
+    first = {"without": str(missing[0])} if missing else {}
+    if matches.unused:
+        first["unused_files"] = matches.unused[0]
+    return MaskAccount(
+        without=len(missing),
+        unused_files=len(matches.unused),
+        other_kinds=matches.other_kinds,
+        first=first,
+    )
+
+
+def _refuse_missing(missing: Sequence[Path], num: int, config: MaskConfig) -> None:
+    if missing and config.missing == "refuse":
+        raise MaskError(
+            f"{len(missing)} of {num} images have no mask of the classes {', '.join(config.classes)} by "
+            f"--masks.files {config.files!r}, first {missing[0]}; correct the pattern, or pass --masks.missing empty to "
+            "take them as free of defects."
+        )
+
+
+def _digest(files: Sequence[tuple[Path, int]]) -> list[Any]:
+    try:
+        return [[sha256_of(file), number] for file, number in files]
+    except OSError as error:
+        raise MaskError(
+            f"The mask {error.filename} cannot be read ({error.strerror}); mend it, or leave its image out."
+        ) from None
+
+
+def _read_files(
+    image: Path, files: Sequence[tuple[Path, int]], config: MaskConfig, size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+    """Read the mask files of an image; where they overlap, the class with the greater number wins."""
+    masks, counts = [np.zeros(size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
+    for file, number in files:
+        given = read_given(file, config)
+        orientation = read_header(file).orientation
+        masks.append(_place(given.mask, image, size, orientation, file, config) * np.uint8(number))
+        first = {"soft": str(file)} if given.is_soft else {}
+        if given.num_faint:
+            first["faint"] = str(file)
+        values = {str(value): num for value, num in given.values.items()}
+        counts.append(
+            MaskAccount(values=values, soft=int(given.is_soft), faint=given.num_faint, first=first)
+        )
+    return merge(masks), account.add(counts)
+
+
+def merge(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> UInt8[np.ndarray, "h w"]:
+    """Merge index masks; where they overlap, the class with the greater number wins."""
+    merged: np.ndarray = np.maximum.reduce(masks)
+    return merged
+
+
+def _read_export(
+    image: Path, files: Sequence[tuple[Path, int]], config: MaskConfig, size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+    """Draw the files of marks of an image; their marks name the class."""
+    masks, counts = [np.zeros(size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
+    for file, _ in files:
+        mask, counted = _draw(read_export(file, config.classes), file, image, size, config)
+        masks.append(mask)
+        counts.append(counted)
+    return merge(masks), account.add(counts)
+
+
+def _draw(
+    marked: MarkedImage, file: Path, image: Path, size: tuple[int, int], config: MaskConfig
+) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+    if marked.size not in (size, size[::-1]):
+        raise MaskError(
+            f"{file} gives {image} {marked.size[1]} x {marked.size[0]} pixels, the image has {size[1]} x {size[0]}; "
+            "annotate the image that is used, or resize neither."
+        )
+    mask, drawn = draw(marked, str(file))
+    first = {"specks": f"in {file} on {image}"} if drawn.specks else {}
+    counted = MaskAccount(marks=drawn.marks, crowds=drawn.crowds, specks=drawn.specks, first=first)
+    return _place(mask, image, size, 1, file, config), counted
+
+
+def _find_in_coco(
+    images: Sequence[Path], root: Path, config: MaskConfig
+) -> tuple[list[MaskSource], MaskAccount]:
+    path = root / config.files
+    entries = read_coco(path, config.classes)
+    names = [Path(os.path.relpath(image, root)).as_posix() for image in images]
+    matches = match_names(names, list(entries), str(path))
+    missing = [image for image, name in zip(images, names, strict=True) if name not in matches]
+    _refuse_missing(missing, len(images), config)
+
+    def source(image: Path, name: str) -> MaskSource:
+        if name not in matches:
+            return MaskSource(lambda: None, _nothing)
+        entry = entries[matches[name]]
+
+        def read(size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+            mask, counted = _draw(entry, path, image, size, config)
+            return mask, account.add([counted, MaskAccount(given=1)])
+
+        return MaskSource(entry.key, read)
+
+    sources = [source(image, name) for image, name in zip(images, names, strict=True)]
+    strangers = sorted(entries.keys() - set(matches.values()))
+    elsewhere = [name for name, entry in matches.items() if not is_end(entry, position(name))]
+    first = {"without": str(missing[0])} if missing else {}
+    first |= {"stranger_marks": strangers[0]} if strangers else {}
+    first |= {"by_bare_name": elsewhere[0]} if elsewhere else {}
+    return sources, MaskAccount(
+        without=len(missing),
+        unlisted=len(missing),
+        strangers=len(strangers),
+        stranger_marks=sum(len(entries[name].marks) for name in strangers),
+        by_bare_name=len(elsewhere),
+        first=first,
+    )
+
+
+def _nothing(size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+    return np.zeros(size, dtype=np.uint8), MaskAccount()
+
+
+def _place(
+    mask: UInt8[np.ndarray, "h w"],
+    image: Path,
+    size: tuple[int, int],
+    orientation: int,
+    source: Path,
+    config: MaskConfig,
+) -> UInt8[np.ndarray, "rows columns"]:
+    """Bring a mask upon its upright image.
+
+    Args:
+        mask: as it was read, turned by its own file's orientation.
+        image: its image.
+        size: of that, upright.
+        orientation: of the mask's file, 1 where it has none.
+        source: the mask's file, for the error.
+        config: says what the masks were drawn on where orientations differ.
+
+    Raises:
+        MaskError: the sizes differ, or the orientations do and nothing says which one is meant.
+    """
+    turned = read_header(image).orientation
+    stored = as_stored(size, turned)
+    if not mask.any() and mask.shape == stored:  # lies on it in the same way, however it is turned
+        return np.zeros(size, dtype=np.uint8)
+    if turned == orientation or not mask.any():
+        check_size(mask, size, source, image)
+        return mask
+    if config.orientation == "stored" and orientation == 1:
+        check_size(mask, stored, source, image)
+        return turn(mask, turned)
+    size_tells = stored != size and mask.shape == size and orientation == 1
+    if config.orientation == "upright" or size_tells:
+        check_size(mask, size, source, image)
+        return mask
+    raise MaskError(
+        f"The image {image} has EXIF orientation {turned} and its mask {source} {orientation}, so that the mask may lie on it turned; "
+        "pass --masks.orientation stored if masks were drawn on the pixels as they are stored, upright if on the image as it is seen, or "
+        "save both upright."
+    )
+
+
+def check_size(
+    mask: UInt8[np.ndarray, "h w"], size: tuple[int, int], source: Path, image: Path
+) -> None:
+    """Refuse a mask of another size than its image.
+
+    Raises:
+        MaskError: names both.
+    """
+    if mask.shape != size:
+        raise MaskError(
+            f"The mask {source} has {mask.shape[1]} x {mask.shape[0]} pixels and its image {image} {size[1]} x {size[0]}; "
+            "both must be of one size: replace one of them."
+        )

@@ -1,0 +1,122 @@
+import json
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assay.data.masks.exports import read_export
+from assay.data.masks.marks import draw
+from assay.errors import MaskError
+
+CLASSES = ("crack", "pore")
+POLYGON = {"label": "crack", "points": [[4, 5], [14, 5], [14, 9], [4, 9]], "shape_type": "polygon"}
+
+
+def labelme(tmp_path, *shapes, **fields):
+    content = {
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": list(shapes),
+        "imagePath": "..\\images\\l0.png",
+        "imageData": None,
+        "imageHeight": 48,
+        "imageWidth": 64,
+    }
+    path = tmp_path / "l0.json"
+    path.write_text(json.dumps(content | fields))
+    return path
+
+
+def voc(tmp_path, *objects, size="<width>64</width><height>48</height><depth>1</depth>"):
+    parts = [
+        f"<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{left}</xmin><ymin>{top}</ymin>"
+        f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+        for name, left, top, right, bottom in objects
+    ]
+    path = tmp_path / "l0.xml"
+    path.write_text(f"<annotation><size>{size}</size>{''.join(parts)}</annotation>")
+    return path
+
+
+def mask_of(path):
+    return draw(read_export(path, CLASSES), str(path))[0]
+
+
+def test_labelme_shapes(tmp_path):
+    rectangle = {"label": "Pore", "points": [[40, 20], [30, 10]], "shape_type": "rectangle"}
+    mask = mask_of(labelme(tmp_path, POLYGON, rectangle))
+    expected = np.zeros((48, 64), np.uint8)
+    expected[5:9, 4:14], expected[10:20, 30:40] = 1, 2
+    assert np.array_equal(mask, expected)
+    assert not mask_of(labelme(tmp_path)).any()
+
+
+def test_a_circle_is_the_pixels_nearer_than_its_radius(tmp_path):
+    circle = {"label": "pore", "points": [[30, 20], [30, 31.3]], "shape_type": "circle"}
+    mask = mask_of(labelme(tmp_path, circle))
+    y, x = np.mgrid[:48, :64] + 0.5
+    distance = np.hypot(x - 30, y - 20)
+    assert (mask[distance < 11.2] == 2).all()
+    assert (mask[distance > 11.4] == 0).all()
+
+
+def test_a_voc_box_counts_pixels_from_one(tmp_path):
+    mask = mask_of(voc(tmp_path, ("pore", 1, 1, 64, 2), ("crack", 10, 10, 10, 10)))
+    expected = np.zeros((48, 64), np.uint8)
+    expected[:2], expected[9, 9] = 2, 1
+    assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (POLYGON | {"shape_type": "linestrip"}, "'linestrip' of 4 points, which has no area"),
+        (POLYGON | {"shape_type": "point", "points": [[3, 3]]}, "no area"),
+        (POLYGON | {"shape_type": "mask"}, "no area; allowed: polygon, rectangle, circle"),
+        (POLYGON | {"shape_type": "circle"}, "'circle' of 4 points"),
+        (POLYGON | {"label": "dirt"}, "label 'dirt'; allowed: crack, pore"),
+        (POLYGON | {"points": [[1, 1], [2, 2]]}, "2 points"),
+        (POLYGON | {"points": [[1, 1], [2, "x"], [3, 3]]}, "a point of shape 1"),
+        (POLYGON | {"points": [[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]}, "normalised"),
+        ({"label": "crack"}, "KeyError"),
+    ],
+)
+def test_shapes_without_an_area_are_refused_by_name(tmp_path, shape, message):
+    with pytest.raises(MaskError, match=message) as error:
+        mask_of(labelme(tmp_path, shape))
+    assert "l0.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("objects", "size", "message"),
+    [
+        ([("dirt", 1, 1, 2, 2)], None, "name 'dirt'"),
+        ([("pore", 5, 1, 2, 2)], None, "reaches from 5, 1 to 2, 2"),
+        ([("pore", "", 1, 2, 2)], None, "bndbox/xmin is missing"),
+        ([("pore", "nan", 1, 2, 2)], None, "object 1"),
+        ([("pore", 1, 1, 200, 20)], None, "outside its image"),
+        ([], "<width>64</width>", "size/height is missing"),
+        ([], "<", "ParseError|not well-formed"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(tmp_path, objects, size, message):
+    path = voc(tmp_path, *objects, **({"size": size} if size else {}))
+    with pytest.raises(MaskError, match=message) as error:
+        mask_of(path)
+    assert "l0.xml" in str(error.value)
+
+
+@given(st.data(), st.binary(max_size=8))
+def test_mutated_files_raise_a_mask_error_alone(tmp_path_factory, data, noise):
+    folder = tmp_path_factory.getbasetemp()
+    write = data.draw(st.sampled_from([labelme, lambda f, _: voc(f, ("pore", 1, 1, 9, 9))]))
+    path = write(folder, POLYGON)
+    content = path.read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:start] + noise + content[start + data.draw(st.integers(0, 9)) :])
+    with suppress(MaskError):
+        entry = read_export(path, CLASSES)
+        if entry.size == (48, 64):
+            draw(entry, str(path))

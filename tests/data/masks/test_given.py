@@ -1,0 +1,199 @@
+from contextlib import suppress
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from assay.data.images.decode import write_png
+from assay.data.masks.given import open_mask, read_given, read_mask
+from assay.data.masks.rules import MaskConfig
+from assay.errors import MaskError
+from assay.levels import VOID
+
+CONFIG = MaskConfig()
+INDEX = MaskConfig(classes=("pore", "streak"), files="{name}.png", values="index")
+ONE = replace(INDEX, classes=("defect",))
+ALPHA = replace(CONFIG, values="alpha")
+GREYS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+def png(plane):
+    return cv2.imencode(".png", plane)[1].tobytes()
+
+
+def disc(value=255, dtype=np.uint8, radius=12, at=(32, 32)):
+    plane = np.zeros((64, 64), dtype)
+    cv2.circle(plane, at, radius, value, -1)
+    return plane
+
+
+# Taken
+
+
+@given(GREYS)
+def test_binary_and_alpha_masks(plane):
+    plane = np.where(plane > 127, np.uint8(255), np.uint8(0))
+    plane[0, 0] = 0
+    mask = read_mask(png(plane), CONFIG)
+    assert np.array_equal(mask, plane > 127)
+    assert np.array_equal(read_mask(png(plane.astype(np.uint16) * 257), CONFIG), mask)
+    cut_out = png(np.dstack([plane[::-1]] * 3 + [plane]))
+    assert np.array_equal(read_mask(cut_out, ALPHA), plane > 128)
+
+
+@given(GREYS, st.integers(1, 5))
+def test_index_masks_are_taken_exactly_or_refused(plane, num):
+    config = replace(INDEX, classes=tuple("abcde"[:num]))
+    small = plane % (num + 1)
+    assert np.array_equal(read_mask(png(small), config), small)
+    assert np.array_equal(read_mask(png(small.astype(np.uint16)), config), small)
+    small[0, 0] = 200
+    with pytest.raises(MaskError, match="<bytes> has the value 200 among 1 pixels"):
+        read_mask(png(small), config)
+
+
+@pytest.mark.parametrize("level", [128, 200, 254])
+def test_one_level_above_the_threshold_is_the_mark(level):
+    mask, values, is_soft, _ = read_given(png(disc(level)), CONFIG)
+    assert np.array_equal(mask, disc() > 0)
+    assert values == {0: int((disc() == 0).sum()), level: int((disc() > 0).sum())}
+    assert not is_soft
+
+
+def test_soft_edges_are_cut_and_counted(tmp_path):
+    """Antialiased, blurred, resized, and through JPEG: the middle of the edge is where it was."""
+    smooth = cv2.GaussianBlur(disc(), (0, 0), 2)
+    small = cv2.resize(disc(), (40, 40), interpolation=cv2.INTER_LINEAR)
+    line = np.zeros((64, 64), np.uint8)
+    cv2.line(line, (3, 5), (60, 50), 255, 2, cv2.LINE_AA)
+    Image.fromarray(disc()).save(tmp_path / "m.jpg", quality=70)
+    for source in (png(smooth), png(small), png(line), tmp_path / "m.jpg"):
+        assert read_given(source, CONFIG).is_soft
+    read = read_given(tmp_path / "m.jpg", CONFIG).mask
+    assert np.abs(read.astype(int) - (disc() > 0)).mean() < 0.01
+    assert np.array_equal(read_mask(png(smooth), CONFIG), smooth > 127)
+
+
+def test_marks_too_faint_are_counted():
+    plane = cv2.GaussianBlur(disc(radius=8) + disc(100, radius=4, at=(56, 56)), (0, 0), 1.5)
+    assert read_given(png(plane), CONFIG).num_faint == 1
+
+
+def test_void_is_kept_apart():
+    plane = disc(1)
+    plane[0] = 255
+    read = read_mask(png(plane), replace(ONE, void=255))
+    assert (read[0] == VOID).all()
+    assert np.array_equal(read[1:], disc(1)[1:])
+
+
+def test_255_is_the_only_class_and_soft_edges_are_refused(tmp_path):
+    path = tmp_path / "m.png"
+    write_png(path, np.array([[0, 1, 255]], dtype=np.uint8))
+    assert open_mask(path, ("defect",)).tolist() == [[0, 1, 1]]
+    with pytest.raises(MaskError, match="value 255"):
+        open_mask(path, ("pore", "streak"))
+    write_png(path, np.array([[0, 130, 255]], dtype=np.uint8))
+    with pytest.raises(MaskError, match=r"m.png has the value 130 .*1 defect \(or 255\)"):
+        open_mask(path, ("defect",))
+
+
+def palette(plane):
+    image = Image.fromarray(plane, "P")
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 750 + [224, 224, 192])
+    return image
+
+
+def painted(kinds):
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for row, colour in enumerate(kinds):
+        pixels[10 + 20 * row : 20 + 20 * row] = colour
+    return Image.fromarray(pixels)
+
+
+def cut_out(alpha):
+    return Image.fromarray(np.dstack([np.full((64, 64, 3), 255, np.uint8), alpha]), "RGBA")
+
+
+def two_levels(low, high):
+    plane = disc(high)
+    plane[:10, :10] = low
+    return plane
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "config", "message"),
+    [
+        (disc(1), CONFIG, "values 0, 1 and marks nothing above 127; give --masks.values index"),
+        (disc(3), CONFIG, "values 0, 3 and marks nothing"),
+        (disc(127), CONFIG, "values 0, 127 and marks nothing"),
+        (disc(255, np.uint16), CONFIG, "values 0, 255 and marks nothing above 32767"),
+        (two_levels(1, 255), CONFIG, "values 0, 1, 255, areas of more than two levels"),
+        (two_levels(128, 255), CONFIG, "values 0, 128, 255, areas of more than two levels"),
+        (PICTURE, CONFIG, "a picture or a map of probabilities"),
+        (PICTURE // 2, CONFIG, "marks nothing above 127"),
+        (palette(two_levels(2, 1)), CONFIG, "palette .*--masks.values index"),
+        (painted([(255, 0, 0), (0, 255, 0)]), CONFIG, "more than one colour"),
+        (cut_out(disc()), CONFIG, "transparent pixels.*--masks.values alpha"),
+        (cut_out(np.full((64, 64), 255, np.uint8)), ALPHA, "255 everywhere"),
+        (cut_out(disc(1)), ALPHA, "values 0, 1 and marks nothing above 128"),
+        (disc(), ALPHA, "no alpha channel"),
+        (two_levels(1, 255), ONE, "1 and 255.*--masks.void 255"),
+        (two_levels(1, 255), INDEX, "value 255 .*--masks.void 255"),
+        (two_levels(1, 3), INDEX, "value 3 among"),
+        (painted([(1, 0, 0), (2, 2, 2)]), INDEX, "colours"),
+        (disc(300, np.uint16), ONE, "value 300"),
+    ],
+)
+def test_what_would_be_misread_is_refused_with_what_to_give(tmp_path, image, config, message):
+    path = tmp_path / "m.png"
+    if isinstance(image, np.ndarray):
+        write_png(path, image)
+    else:
+        image.save(path)
+    with pytest.raises(MaskError, match=message) as error:
+        read_mask(path, config)
+    assert str(path) in str(error.value)
+
+
+def test_a_palette_of_numbers_is_taken_by_its_numbers(tmp_path):
+    palette(two_levels(2, 1)).save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png", INDEX), two_levels(2, 1))
+    palette(disc(1)).save(tmp_path / "m.png")  # dark red on black
+    assert np.array_equal(read_mask(tmp_path / "m.png", CONFIG), disc(1))
+
+
+def test_numbers_of_classes_are_no_jpeg(tmp_path):
+    Image.fromarray(disc(2)).save(tmp_path / "m.jpg", quality=100)
+    with pytest.raises(MaskError, match=r"m\.jpg is a JPEG"):
+        read_mask(tmp_path / "m.jpg", INDEX)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, 100])
+def test_damaged_masks_are_refused(tmp_path, kept):
+    path = tmp_path / "m.png"
+    path.write_bytes(png(disc())[:kept])
+    for config in (CONFIG, INDEX, ALPHA):
+        with pytest.raises(MaskError, match=r"m\.png"):
+            read_mask(path, config)
+    with pytest.raises(MaskError, match=r"m\.png"):
+        open_mask(path, ("defect",))
+
+
+@given(st.binary(max_size=60), st.integers(0, 400))
+def test_mutated_files_raise_a_mask_error_alone(tmp_path_factory, noise, start):
+    content = bytearray(png(two_levels(128, 255)))
+    content[start : start + len(noise)] = noise
+    path = tmp_path_factory.getbasetemp() / "mutated.png"
+    path.write_bytes(content)
+    for config in (CONFIG, INDEX, ALPHA):
+        with suppress(MaskError):
+            read_mask(path, config)

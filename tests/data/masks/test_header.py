@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from assay.data.masks.header import as_stored, read_header, turn
+from assay.errors import MaskError
+
+PIXELS = np.arange(12, dtype=np.uint8).reshape(3, 4)
+
+
+def save(path, orientation, pixels=PIXELS):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_orientation_is_read_and_undone_as_pillow_does(tmp_path, suffix, orientation):
+    path = tmp_path / f"a.{suffix}"
+    save(path, orientation)
+    assert read_header(path).orientation == orientation
+    save(tmp_path / "b.png", orientation)
+    with Image.open(tmp_path / "b.png") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(turn(PIXELS, orientation), upright)
+    assert as_stored(upright.shape, orientation) == PIXELS.shape
+
+
+def test_a_file_without_exif_stands_upright(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.bmp")
+    header = read_header(tmp_path / "a.bmp")
+    assert (header.format, header.mode, header.orientation) == ("BMP", "L", 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"II*\0\0\0", b"text"])
+def test_what_is_no_image_is_refused(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(MaskError, match=r"a\.png"):
+        read_header(tmp_path / "a.png")
