@@ -16,6 +16,8 @@ from pathlib import Path
 
 # read as Ray is imported: under `uv run` its workers would each make an environment of their own
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# on a loaded machine a node takes long to start
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 

@@ -250,7 +250,9 @@ def test_a_step_rounds_what_is_drawn_to_its_multiples_with_the_chances_that_this
     [points] = [[point["train.eval_batch_size"] for point in grid(space, CONFIG)]]
     dimension = space["train.eval_batch_size"]
     assert isinstance(dimension, Rounded)
-    assert points == [dimension.round(dimension.before(float(point))) for point in points] == [0, 4, 8]
+    assert (
+        points == [dimension.round(dimension.before(float(point))) for point in points] == [0, 4, 8]
+    )
     with pytest.raises(
         ConfigError, match=r"has 0 for train\.eval_batch_size, which the task refuses"
     ):
@@ -273,7 +275,10 @@ def test_a_step_rounds_what_is_drawn_to_its_multiples_with_the_chances_that_this
             "{distribution: q_log_uniform_values, min: 0.1, max: 0.5, q: 0.1}",
             Rounded(low=0.1, high=0.5, log=True, q=0.1, whole=False),
         ),
-        ("{distribution: q_uniform, min: 0, max: 1}", Rounded(low=0.0, high=1.0, q=1.0, whole=False)),
+        (
+            "{distribution: q_uniform, min: 0, max: 1}",
+            Rounded(low=0.0, high=1.0, q=1.0, whole=False),
+        ),
     ],
 )
 def test_distributions_of_wandb_are_drawn_as_wandb_draws_them(
