@@ -10,12 +10,16 @@ Also bundles and predictions made by hand, for tests of what comes after trainin
 import io
 import json
 import os
+import resource
 import runpy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 # read as Ray is imported: under `uv run` its workers would each make an environment of their own
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# on a loaded machine a node takes long to start
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
@@ -75,6 +79,22 @@ def damages() -> Callable[[Path], Iterator[str]]:
         path.write_bytes(content)
 
     return spoil
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """A function that lets no file of this process grow beyond so many bytes in a block, as a full disk does not."""
+
+    @contextmanager
+    def limited(num: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 class ByFile(LoadScopeScheduling):

@@ -318,8 +318,14 @@ def test_a_range_lets_in_what_is_inside_it_and_nothing_else(kind, name, data):
         ),
         ({"optim": {"warmup": 1.0}}, "optim.warmup is 1.0; it must be at least 0 and below 1."),
         ({"data": {"page": -1}}, "data.page is -1; it must be at least 0."),
-        ({"optim": {"lr": math.nan}}, "optim.lr is nan; it must be a finite number."),
-        ({"optim": {"lr": math.inf}}, "optim.lr is inf; it must be a finite number."),
+        (
+            {"optim": {"lr": math.nan}},
+            "optim.lr is nan; it must be a finite number, above 0 and at most 1000.",
+        ),
+        (
+            {"optim": {"lr": math.inf}},
+            "optim.lr is inf; it must be a finite number, above 0 and at most 1000.",
+        ),
         (
             {"tiles": {"tile_px": 100}},
             "tiles.tile-px is 100; it must be at least 32, at most 8192 and a multiple of 32.",

@@ -141,13 +141,13 @@ def _compare(option: str, value: Any, bounds: tuple[Any, ...]) -> None:
     number, shown, must = value, f"is {reprlib.repr(value)}", "be"
     if isinstance(bounds[0], MinLen | MaxLen):
         number, shown, must = len(value), f"has {len(value)} entries", "have"
-    if not isinstance(number, Real) or (isinstance(number, float) and not math.isfinite(number)):
-        raise ConfigError(f"{option} {shown}; it must be a finite number.")
     asked = [(*_MET[type(bound)], *astuple(bound)) for bound in bounds]
-    if not all(met(number, end) for _, met, end in asked):
+    is_number = isinstance(number, Real) and (isinstance(number, int) or math.isfinite(number))
+    if not is_number or not all(met(number, end) for _, met, end in asked):
         *first, last = [f"{phrase} {end}" for phrase, _, end in asked]
         words = f"{', '.join(first)} and {last}" if first else last
-        raise ConfigError(f"{option} {shown}; it must {must} {words}.")
+        finite = "" if is_number else "a finite number, "
+        raise ConfigError(f"{option} {shown}; it must {must} {finite}{words}.")
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def reading(
 
 def describe(error: BaseException) -> str:
     """Say in a few words what was raised."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     text = text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
     return f"{text[:197]}..." if len(text) > 200 else text.rstrip(": .")

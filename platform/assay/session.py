@@ -3,11 +3,20 @@
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import assay
+from assay.errors import ResourceError
+
+STARTS = 2
+"""Times that a Ray is started before it is given up."""
+
+PATIENT = {"RAY_raylet_start_wait_time_s": "180"}
+"""Set where this starts Ray, unless the user says otherwise: on a loaded machine a node takes long to start."""
 
 FAST = {
     "RAY_max_direct_call_object_size": "16000000",
@@ -34,6 +43,9 @@ def ray_session(serves: bool = False) -> Iterator[bool]:
         serves: images travel inside calls (`FAST`); and the nodes of another cluster have this
             package themselves, since what is deployed outlives this process. Else they work with
             the very package that runs here.
+
+    Raises:
+        ResourceError: Ray did not start, nor when it was tried again.
     """
     import ray  # takes a second, and many commands need none
 
@@ -46,9 +58,9 @@ def ray_session(serves: bool = False) -> Iterator[bool]:
         write_secret(Path.home() / ".ray" / "auth_token")  # Ray's own is readable by everyone
         paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        if serves:
-            os.environ |= {name: value for name, value in FAST.items() if name not in os.environ}
-        ray.init(
+        wanted = PATIENT | FAST if serves else PATIENT
+        os.environ |= {name: value for name, value in wanted.items() if name not in os.environ}
+        _start(
             address="local",
             include_dashboard=False,
             log_to_driver=False,
@@ -56,11 +68,35 @@ def ray_session(serves: bool = False) -> Iterator[bool]:
         )
     else:
         modules = None if serves else {"py_modules": [str(package)]}
-        ray.init(runtime_env=modules, log_to_driver=False)
+        _start(runtime_env=modules, log_to_driver=False)
     try:
         yield is_local
     finally:
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Start a Ray, or join one; tried again where it does not answer in time."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # of a node that is late Ray raises just that
+            ray.shutdown()
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if not left:
+                remedy = (
+                    "see that the cluster of RAY_ADDRESS runs and can be reached"
+                    if address
+                    else "end other programs, or wait until this machine has less to do"
+                )
+                raise ResourceError(
+                    f"Ray did not start in {STARTS} tries ({reason}); {remedy}, and give the same command again."
+                ) from error
+            print(f"Ray did not start ({reason}); trying again.", file=sys.stderr)
 
 
 def write_secret(path: Path) -> None:

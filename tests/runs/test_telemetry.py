@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from assay.errors import ConfigError, DiskError, RunError, disk_faults
+from assay.runs.results import read_metrics
 from assay.runs.telemetry import Telemetry
 from assay.runs.watch import watch
 from assay.train.loop import memory_mb
@@ -51,6 +53,36 @@ def test_a_torn_last_line_is_cut_off_by_the_next_launch(tmp_path, left, kept):
     with_telemetry.log("start", step=1, total=3)
     with_telemetry.close()
     assert [line["kind"] for line in lines_of(tmp_path)] == ["step"] * kept + ["start"]
+
+
+def test_a_full_disk_is_named_and_costs_no_line_that_was_whole(tmp_path, full_disk):
+    telemetry = Telemetry(tmp_path)
+    telemetry.log("step", step=1, loss=0.5)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    for room in (size, size + 10):  # nothing of the next line, or a part of it
+        with (
+            pytest.raises(DiskError, match=r"metrics\.jsonl cannot be read or written"),
+            disk_faults(),
+            full_disk(room),
+        ):
+            telemetry.log("step", step=2, loss=0.5)
+    telemetry.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")["step"]] == [1]
+    again = Telemetry(tmp_path)
+    again.log("step", step=2, loss=0.5)
+    again.close()
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
+
+
+def test_a_damaged_line_is_named_and_one_that_was_cut_off_is_not_missed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"kind": "val", "step": 1}\n'
+    for end in (b"", b'{"kind"', b"\xff\xfe", b"[1]", b"{}", b"[" * 100_000):
+        path.write_bytes(whole + end)
+        assert read_metrics(path)["val"] == [{"kind": "val", "step": 1}]
+    path.write_bytes(b'{"kind": "v\n' + whole)
+    with pytest.raises(RunError, match=r"^Line 1 of \S+metrics\.jsonl is missing or damaged"):
+        read_metrics(path)
 
 
 def test_sinks_are_given_the_same_values(tmp_path, monkeypatch):
@@ -128,3 +160,14 @@ def test_memory_is_in_megabytes():
         pytest.skip("this system has no /proc")
     (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     assert memory_mb() == pytest.approx(int(peak.split()[1]) * 1024 / 1e6, rel=0.05)
+
+
+def test_a_tracker_that_does_not_start_is_said_in_a_sentence(tmp_path, monkeypatch):
+    def init(**options: object) -> None:
+        raise PermissionError(13, "Permission denied", "wandb/run-1")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(
+        ConfigError, match=r"wandb is missing or damaged \(Permission denied\); mend"
+    ):
+        Telemetry(tmp_path, ("wandb",))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from assay.errors import CheckpointError
+from assay.errors import CheckpointError, DiskError
 from assay.nn.optim import Multiplier, OptimConfig, build_optimizer, set_rates
 from assay.train import checkpoint
 
@@ -197,3 +197,28 @@ def test_another_model_is_refused(tmp_path, fields):
         with pytest.raises(CheckpointError, match="does not fit this model"):
             loader.load(path)
         assert torch.equal(loader.net.body.weight, before)
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path, full_disk):
+    trainee = Trainee("adamw")
+    trainee.steps(0, 1)
+    whole = trainee.save(tmp_path, 1)
+    for room in (0, 100, 1000):
+        with (
+            pytest.raises(DiskError, match=r"step-00000002 cannot be written"),
+            full_disk(room),
+        ):
+            trainee.save(tmp_path, 2)
+        assert checkpoint.latest(tmp_path) == whole
+    assert checkpoint.latest(trainee.save(tmp_path, 2).parent).name == "step-00000002"
+
+
+def test_whatever_lies_in_the_newest_checkpoint_the_one_before_is_taken(tmp_path, damages):
+    trainee = Trainee("adamw")
+    trainee.steps(0, 1)
+    whole, newest = trainee.save(tmp_path, 1), trainee.save(tmp_path, 2)
+    for name in ("checksums.json", "position.json", ".metadata", "__0_0.distcp"):
+        for _ in damages(newest / name):
+            with pytest.warns(UserWarning, match="is damaged"):
+                assert checkpoint.latest(tmp_path) == whole
+    assert checkpoint.latest(tmp_path) == newest

@@ -158,7 +158,7 @@ def complete(
             run.note(state="failed", reason=str(error))
         raise
     spent = (run.record.seconds or 0.0) if is_judged else 0.0
-    run.note(state="finished", stage=stage, seconds=spent + time.time() - began)
+    run.note(state="finished", reason="", stage=stage, seconds=spent + time.time() - began)
 
 
 def _begin(

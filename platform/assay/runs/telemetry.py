@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import ConfigError
+from assay.files import reading
 
 
 class Telemetry:
@@ -109,15 +110,20 @@ def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
     logged_in = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
-    return wandb.init(
-        project="assay",
-        name=folder.name,
-        id=folder.name,
-        resume="allow",
-        dir=folder,
-        config=config,
-        mode=mode,
-    )
+    with reading(
+        folder / "wandb",
+        ConfigError,
+        "mend that, set WANDB_MODE=offline, or leave out --track wandb",
+    ):
+        return wandb.init(
+            project="assay",
+            name=folder.name,
+            id=folder.name,
+            resume="allow",
+            dir=folder,
+            config=config,
+            mode=mode,
+        )
 
 
 def _start_tensorboard(folder: Path) -> Any:

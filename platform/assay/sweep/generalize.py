@@ -20,6 +20,7 @@ from annotated_types import Interval
 
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
+from assay.errors import RunError
 from assay.experiment.resources import Resources
 from assay.experiment.run import absolute, find, read_data, storage_of
 from assay.experiment.workers import cluster
@@ -143,8 +144,11 @@ def _plan(settings: Mapping[str, TaskConfig], manifest: Manifest, launch: FoldLa
 
 
 def _is_tested(folder: Path) -> bool:
-    run = Run(folder)
-    return run.state == "finished" and run.record.stage != "val"
+    try:
+        record = Run(folder).record
+    except RunError:  # one that cannot be read fails alone
+        return False
+    return record.state == "finished" and record.stage != "val"
 
 
 def _count(folds: Sequence[Fold]) -> str:

@@ -10,6 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from assay import space
 from assay.errors import ConfigError
+from assay.files import reading
 from assay.space import Space
 from assay.sweep.trial import Outcome, Trial, describe_values, print_outcome, read_outcome
 from assay.train.task import TaskConfig
@@ -63,17 +65,27 @@ class StudySettings:
 
 
 def open_study(folder: Path, settings: StudySettings) -> optuna.Study:
-    """Open the study of a sweep's folder, new or as it was last."""
+    """Open the study of a sweep's folder, new or as it was last.
+
+    Raises:
+        RunError: its journal is damaged.
+    """
     optuna.logging.set_verbosity(logging.WARNING)
-    study = optuna.create_study(
-        storage=_storage(folder),
-        study_name=STUDY,
-        load_if_exists=True,
-        directions=[DIRECTIONS[name] for name in settings.objectives],
-    )
-    # a sampler that began again with the same seed would repeat its first proposals
-    study.sampler = _sampler(settings, settings.seed + len(study.trials))
+    with _opening(folder):
+        study = optuna.create_study(
+            storage=_storage(folder),
+            study_name=STUDY,
+            load_if_exists=True,
+            directions=[DIRECTIONS[name] for name in settings.objectives],
+        )
+        # a sampler that began again with the same seed would repeat its first proposals
+        study.sampler = _sampler(settings, settings.seed + len(study.trials))
     return study
+
+
+def _opening(folder: Path) -> AbstractContextManager[None]:
+    remedy = "delete it to begin the study anew, which takes finished trials as they are"
+    return reading(folder / JOURNAL, remedy=remedy)
 
 
 def load_study(folder: Path) -> optuna.Study:
@@ -81,12 +93,14 @@ def load_study(folder: Path) -> optuna.Study:
 
     Raises:
         ConfigError: the folder has none.
+        RunError: its journal is damaged.
     """
     if not (folder / JOURNAL).exists():
         raise ConfigError(
             f"--warm-start {folder} holds no {JOURNAL}; name the folder of a sweep, below runs/sweeps."
         )
-    return optuna.load_study(study_name=None, storage=_storage(folder))
+    with _opening(folder):
+        return optuna.load_study(study_name=None, storage=_storage(folder))
 
 
 def _storage(folder: Path) -> JournalStorage:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from assay.errors import RunError
 from assay.files import write_parquet, write_rows
 from assay.runs.folder import Run
-from assay.runs.results import NAMED, read_metrics
+from assay.runs.record import RunRecord
+from assay.runs.results import NAMED, Line, read_metrics
 from assay.train.task import TaskConfig
 
 
@@ -58,21 +60,26 @@ class Outcome:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """Read what became of the trial in a run's directory."""
-    run = Run(folder)
-    record = run.record
+    """Read what became of the trial in a run's directory; one that cannot be read has failed."""
+    try:
+        return _read(Run(folder).record, read_metrics(folder / "metrics.jsonl")["val"])
+    except RunError as error:
+        return Outcome("failed", str(error))
+
+
+def _read(record: RunRecord, looks: Sequence[Line]) -> Outcome:
     curve: list[tuple[int, float]] = []
     nlls = []
-    for line in read_metrics(folder / "metrics.jsonl")["val"]:
+    for line in looks:
         score = next((value for name, value in line.items() if name not in NAMED), None)
         if score is not None:
             best = max(score, curve[-1][1]) if curve else score
             curve.append((line["epoch"] + 1, best))
         if line.get("nll") is not None:
             nlls.append(line["nll"])
-    failed = run.state == "failed"
+    failed = record.state == "failed"
     return Outcome(
-        state=run.state,
+        state=record.state,
         reason=record.reason if failed else "",
         score=curve[-1][1] if curve and not failed else None,
         nll=min(nlls) if nlls and not failed else None,

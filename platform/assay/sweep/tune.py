@@ -10,6 +10,7 @@ import shutil
 import statistics
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -32,9 +33,10 @@ from ray.tune.search import Searcher
 from assay.config import from_dict, to_dict
 from assay.data.dataset import Dataset
 from assay.data.order import steps_of
-from assay.errors import AssayError, ResourceError
+from assay.errors import AssayError, ResourceError, RunError, disk_faults
 from assay.experiment.resources import Resources
 from assay.experiment.run import StoredImages, complete, prepare
+from assay.files import describe
 from assay.runs.folder import Run
 from assay.runs.record import Stage
 from assay.sweep.trial import Outcome, Trial, read_outcome
@@ -204,10 +206,11 @@ class _SourceSearcher(Searcher):
     ) -> None:
         trial = self.running.pop(trial_id)
         run = Run(trial.folder)
-        if error and run.state != "failed":
-            run.note(state="failed", reason="Its process died, and did so again when retried.")
-        elif run.state == "running":  # Tune may end the process before it can say so
-            run.note(state="stopped")
+        with suppress(RunError):  # a damaged run.json is read as the trial's failure
+            if error and run.state != "failed":
+                run.note(state="failed", reason="Its process died, and did so again when retried.")
+            elif run.state == "running":  # Tune may end the process before it can say so
+                run.note(state="stopped")
         self.source.tell(trial, read_outcome(trial.folder))
 
     def save(self, checkpoint_path: str) -> None:
@@ -233,7 +236,7 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
         tune.report(reached(position, config.train.select))
 
     try:
-        with run.lease():
+        with disk_faults(), run.lease():
             try:
                 prepared = prepare(data, config, settings["name"])
                 stage, sweep = shared.stage, shared.sweep
@@ -242,6 +245,10 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
                     run.note(measured=_measure(shared, config, run))
             except AssayError as error:
                 run.note(state="failed", reason=str(error))
+                raise
+            # what the user cannot mend is tried again, and then ends this trial alone
+            except Exception as error:
+                run.note(state="failed", reason=describe(error))
                 raise
     except AssayError as error:  # to try again would fail again
         print(f"{settings['name']}: {error}", file=sys.stderr)

@@ -36,19 +36,25 @@ def load_task(source: TaskSource) -> type[Task]:
     """Execute a task file's bytes as module `assay_task_<name>` and return its Task class.
 
     Raises:
-        ConfigError: the file defines no subclass of `Task`, or several.
+        ConfigError: the file is no Python, or defines no subclass of `Task`, or several.
     """
     module_name = f"assay_task_{source.name}"
     module = sys.modules.get(module_name)
     if module is None or getattr(module, "__source__", None) != source.code:
         module = ModuleType(module_name)
         file = f"<task {source.name}.py>"
+        try:
+            compiled = compile(source.code, file, "exec")
+            text = source.code.decode()
+        except (SyntaxError, ValueError) as error:  # a ValueError of null bytes, or of no UTF-8
+            raise ConfigError(
+                f"The task file {source.name}.py is no Python ({error}); mend it."
+            ) from None
         module.__dict__.update(__source__=source.code, __file__=file)
         # tracebacks and the help text of settings read the source by this name
-        text = source.code.decode()
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         sys.modules[module_name] = module
-        exec(compile(source.code, file, "exec"), module.__dict__)
+        exec(compiled, module.__dict__)
     tasks = [
         value
         for value in vars(module).values()

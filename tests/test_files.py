@@ -1,0 +1,96 @@
+"""Files appear whole or not at all, whatever the disk does; what is read is whole or refused."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.errors import AssayError, ConfigError, DiskError, RunError, disk_faults
+from assay.files import (
+    describe,
+    read_json,
+    read_parquet,
+    reading,
+    write_json,
+    write_parquet,
+    write_rows,
+)
+
+TABLE = pa.table({"id": [str(i) for i in range(1000)]})
+WRITERS = {
+    "a.json": lambda path: write_json(path, list(range(9999))),
+    "a.parquet": lambda path: write_parquet(path, TABLE),
+    "a.csv": lambda path: write_rows(path, ["a"], ({"a": i} for i in range(9999))),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("room", [0, 1000])
+def test_a_full_disk_leaves_what_was_there_and_nothing_half(tmp_path, full_disk, name, room):
+    path = tmp_path / name
+    path.write_bytes(b"before")
+    with pytest.raises(DiskError), disk_faults(), full_disk(room):
+        WRITERS[name](path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    WRITERS[name](path)
+    assert path.stat().st_size > room
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_in_a_files_place_is_said(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DiskError, match=name), disk_faults():
+        WRITERS[name](tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_stands_twice_is_no_setting(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"train": {"lr": 1, "lr": 2}}')
+    with pytest.raises(ConfigError, match="names 'lr' twice"):
+        read_json(path, ConfigError)
+    path.write_bytes(b"\xef\xbb\xbf{}")  # as editors on Windows write
+    assert read_json(path) == {}
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_no_damage_gives_anything_but_a_sentence(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    for name, read in (
+        ("x.json", read_json),
+        ("x.parquet", lambda path: read_parquet(path, ("id",))),
+    ):
+        path: Path = folder / name
+        if name == "x.json":
+            path.write_text(json.dumps({"schema": 1, "sets": {"val": [1.5, None, "\u00e4"]}}))
+        else:
+            pq.write_table(TABLE.slice(0, 20), path)
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            start = data.draw(st.integers(0, len(content)))
+            end = min(len(content), start + data.draw(st.integers(0, 20)))
+            content[start:end] = data.draw(st.binary(max_size=4))
+        path.write_bytes(content)
+        try:
+            read(path)
+        except AssayError as error:
+            told = str(error)
+            assert told.startswith(f"{path} is missing or damaged (")
+            assert told.endswith("); restore it, or train the run again.")
+
+
+def test_the_kind_of_a_reader_is_kept_and_its_own_sentences_pass():
+    with (
+        pytest.raises(ConfigError, match=r"^x is missing or damaged \(KeyError: 'a'\); mend it\.$"),
+        reading("x", ConfigError, "mend it"),
+    ):
+        raise KeyError("a")
+    with pytest.raises(RunError, match=r"^said$"), reading("x", ConfigError):
+        raise RunError("said")
+    assert len(describe(ValueError("x" * 10_000))) == 200
