@@ -436,7 +436,7 @@ def test_headers_without_end_are_refused_at_once(name):
         began = time.process_time()
         with pytest.raises(ImageError):
             read_it(ATTACKS[name])
-        assert time.process_time() - began < 0.8
+        assert time.process_time() - began < 2  # .05 s without the checks of shapes
 
 
 def test_sizes_that_fit_no_memory_are_refused(monkeypatch):

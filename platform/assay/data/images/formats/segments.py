@@ -9,7 +9,6 @@ and WebP as libtiff numbers them.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +57,17 @@ CODECS = {
     50001: Codec(_BYTE, colours=(2,)),
 }
 """Compressions that are read (259); tifffile names them."""
+
+
+BYTE_CODECS = {
+    5: "lzw",
+    8: "zlib",
+    32773: "packbits",
+    32946: "zlib",
+    34925: "lzma",
+    50000: "zstd",
+}
+"""What imagecodecs calls those that give bytes."""
 
 
 @dataclass(frozen=True)
@@ -258,17 +268,10 @@ class Segments:
             content = bytes(imagecodecs.bitorder_decode(content))
         if self.compression in (2, 3, 4):
             return self._unpack_fax(content, rows).tobytes()
-        unpack: dict[int, Callable[..., Any]] = {
-            5: imagecodecs.lzw_decode,
-            8: imagecodecs.zlib_decode,
-            32773: imagecodecs.packbits_decode,
-            32946: imagecodecs.zlib_decode,
-            34925: imagecodecs.lzma_decode,
-            50000: imagecodecs.zstd_decode,
-        }
         if self.compression == 1:
             return content
-        return bytes(unpack[self.compression](content, out=room + SLACK))
+        unpack = getattr(imagecodecs, f"{BYTE_CODECS[self.compression]}_decode")
+        return bytes(unpack(content, out=room + SLACK))
 
     def _unpack_fax(self, content: bytes, rows: int) -> np.ndarray:
         """Decode a fax segment; its black is 1, as the photometric interpretation reckons with."""
