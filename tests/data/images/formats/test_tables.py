@@ -270,6 +270,28 @@ def test_bmp_bit_fields(layout):
     assert np.abs(read(content) - values * 255 / (2**sizes - 1)).max() < 1
 
 
+def test_bmp_of_32_bits_in_fields():
+    """As Windows and GIMP write them, with alpha in a header of 124 bytes."""
+    rgba = RNG.integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.uint8)
+    for order in ((2, 1, 0, 3), (0, 1, 2, 3), (3, 2, 1, 0)):
+        masks = [0xFF << 8 * order.index(channel) for channel in range(4)]
+        body = rgba[::-1][..., order].tobytes()
+        if order == (3, 2, 1, 0):
+            masks = [0xFF << 8 * (3 - channel) for channel in range(4)]
+        head = struct.pack("<IiiHHIIiiII", 124, WIDTH, HEIGHT, 1, 32, 3, 0, 0, 0, 0, 0)
+        head = (head + struct.pack("<4I", *masks)).ljust(124, b"\0")
+        content = b"BM" + struct.pack("<IHHI", 138 + len(body), 0, 0, 138) + head + body
+        np.testing.assert_array_equal(read(content), rgba[..., :3])
+        np.testing.assert_array_equal(read_plane(content, "alpha"), rgba[..., 3])
+
+
+def test_bmp_fields_that_are_not_read_are_named():
+    masks = struct.pack("<3I", 0xF00, 0xF0, 0xF)
+    content = bmp(WIDTH, HEIGHT, 16, bytes(9000), compression=3, masks=masks)
+    with pytest.raises(ImageError, match="16 bits in fields that are not read"):
+        read(content)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_bmp_run_lengths(bits):
     index = np.repeat(RNG.integers(0, 2**bits, (HEIGHT, WIDTH // 2)), 2, 1)
