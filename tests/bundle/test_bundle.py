@@ -21,7 +21,7 @@ from torch import nn
 
 from assay.bundle.bundle import Bundle
 from assay.bundle.card import Card
-from assay.bundle.seal import quantized_share, seal, update
+from assay.bundle.seal import quantized_share, seal
 from assay.data.images.pyramid import ImagePyramid, pyramid
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.errors import BundleError, ImageError
@@ -467,13 +467,12 @@ def test_the_page_that_was_learnt_from_ships_with_the_bundle(sealed, images, tmp
     with tifffile.TiffWriter(tmp_path / "stack.tif") as out:
         for page in pages:
             out.write(page[..., ::-1], photometric="rgb", metadata=None)
-    opened = Bundle(sealed)
-    (refused,) = opened.predict_each([tmp_path / "stack.tif"])
+    (refused,) = Bundle(sealed).predict_each([tmp_path / "stack.tif"])
     assert isinstance(refused, ImageError)
     assert "2 pages" in str(refused)
-    folder = Path(shutil.copytree(sealed, tmp_path / "bundle"))
-    update(folder, page=1)
-    (chosen,) = Bundle(folder).predict_each([tmp_path / "stack.tif"])
+    write_graphs(tmp_path)
+    opened = seal(tmp_path, from_json(Card, card_of() | {"page": 1}), tmp_path / "stack.tif")
+    (chosen,) = opened.predict_each([tmp_path / "stack.tif"])
     assert chosen.probs == opened.predict_each([ImagePyramid.of(pages[1][..., ::-1])])[0].probs
 
 

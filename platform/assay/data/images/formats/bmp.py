@@ -22,6 +22,19 @@ DEPTHS = {0: (1, 4, 8, 16, 24, 32), 1: (8,), 2: (4,), 3: (16, 32)}
 """Compression (0: none, 1 and 2: run lengths, 3: bit fields): bits per pixel."""
 
 
+MASKS = {
+    16: ((0xF800, 0x7E0, 0x1F, 0), (0x7C00, 0x3E0, 0x1F, 0)),
+    32: (
+        (0xFF0000, 0xFF00, 0xFF, 0),
+        (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+        (0xFF, 0xFF00, 0xFF0000, 0xFF000000),
+        (0xFF000000, 0xFF0000, 0xFF00, 0),
+        (0xFF000000, 0xFF0000, 0xFF00, 0xFF),
+    ),
+}
+"""Bits per pixel: which bits of a pixel are red, green, blue and alpha, where the header says so."""
+
+
 def parse(file: File, page: int | None) -> Header:
     """Read the header; a BMP file has one page.
 
@@ -44,11 +57,23 @@ def parse(file: File, page: int | None) -> Header:
             + ", ".join(f"{key} with {'/'.join(map(str, bits))}" for key, bits in DEPTHS.items())
             + "; save it as PNG"
         )
+    if compression == 3:
+        _check_masks(file, size, bits)
     if page:
         raise FormatError(f"it holds 1 page, and --data.page {page} counts from 0")
     if width < 1 or not height:
         raise FormatError(f"its header says {width} x {height} pixels")
     return Header(abs(height), width, 1, partial(_decode, file))
+
+
+def _check_masks(file: File, size: int, bits: int) -> None:
+    num = 3 if size < 56 or bits == 16 else 4
+    masks = *struct.unpack(f"<{num}I", read_at(file, 54, 4 * num)), *[0] * (4 - num)
+    if masks not in MASKS[bits]:
+        names = ", ".join(f"{mask:#x}" for mask in masks)
+        raise FormatError(
+            f"its BMP has {bits} bits in fields that are not read ({names}); save it as PNG"
+        )
 
 
 def _decode(file: File, convert: Callable[[Samples], Pixels]) -> Pixels:

@@ -21,7 +21,7 @@ File: TypeAlias = io.BytesIO | io.BufferedReader
 
 
 MOST_ENTRIES = 4096
-MOST_DIRECTORIES = 10_000
+MOST_DIRECTORIES = 4096
 MOST_VALUES = 65_536
 MOST_SEGMENTS = 200_000
 """What is beyond is damage, or an attack."""

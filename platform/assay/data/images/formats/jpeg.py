@@ -1,38 +1,21 @@
-"""JPEG files: which kinds are read, and a check that no scan ends early.
-
-libjpeg fills with grey what is missing and says so on stderr alone. So the data are also fed, scan by
-scan, to Pillow's decoder, which waits where data are missing; at an eighth of the size this costs a
-good half of a decoding. What lacks a few bytes at its very end may pass.
+"""JPEG files: which kinds are read, and their pixels.
 
 Source: ITU-T T.81 (JPEG), annex B; CIPA DC-007 (several pictures in one file).
 """
 
 import io
-import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from assay.data.images.formats.directory import File, read_at, read_chain, read_orientation
 from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+from assay.data.images.formats.scans import MOST_MARKERS, Frame, check_whole
 
 MAGIC = (b"\xff\xd8\xff",)
-
-
-MOST_MARKERS = 10_000
-
-
-MOST_SCANS = 128
-
-
-MOST_CHECKED = 4096
-"""Restart intervals of a scan that are checked one by one; of more only their number is."""
 
 
 FRAMES = {0xC0: "baseline", 0xC1: "sequential", 0xC2: "progressive"}
@@ -55,35 +38,6 @@ OTHER_FRAMES = {
 
 COLOURS = {1: "grey", 3: "rgb", 4: "inks"}
 """By the number of components."""
-
-
-PAD = b"\xff\0" * 8
-"""Bits that end a scan, as many as the decoder wants to look ahead."""
-
-
-_MARKER = re.compile(rb"\xff([\x01-\xfe])")
-
-
-@dataclass
-class Frame:
-    """What stands before the first scan."""
-
-    kind: int = 0
-    precision: int = 8
-    height: int = 0
-    width: int = 0
-    components: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Sampling factors (horizontal, vertical) by the component's number."""
-    interval: int = 0
-    """Blocks between two restart markers."""
-    adobe: int | None = None
-    """Adobe's colour transform."""
-    is_jfif: bool = False
-    orientation: int = 1
-    pictures: tuple[int, ...] = ()
-    """Where further pictures begin that are no previews."""
-    scan: int = 0
-    """Where the first scan's header begins."""
 
 
 def parse(file: File, page: int | None) -> Header:
@@ -235,7 +189,7 @@ def _check_frame(frame: Frame) -> None:
 def _decode(file: File, frame: Frame, convert: Callable[[Samples], Pixels]) -> Pixels:
     content = read_at(file, 0, _length(file))
     if len(frame.components) == 4:
-        _check_whole(content, frame)
+        check_whole(content, frame)
         return convert(Samples(np.array(JpegImageFile(io.BytesIO(content))), "inks"))
     colour: Any = COLOURS[len(frame.components)]
     return convert(Samples(_decode_whole(content, frame), colour))
@@ -249,121 +203,10 @@ def _decode_whole(content: bytes, frame: Frame, **spaces: Any) -> np.ndarray:
     """
     import imagecodecs  # a file of another format is read without it
 
-    _check_whole(content, frame)
+    check_whole(content, frame)
     pixels = imagecodecs.jpeg8_decode(content, **spaces)
     if pixels.shape[:2] != (frame.height, frame.width):
         raise FormatError(
             f"{pixels.shape[1]} x {pixels.shape[0]} pixels were decoded, not those of its header"
         )
     return pixels
-
-
-@dataclass
-class Scan:
-    """Where the parts of a scan between restart markers end."""
-
-    ends: list[int]
-    num_parts: int
-    """As many as its size and the restart interval ask for."""
-
-
-def find_scans(content: bytes, frame: Frame) -> list[Scan]:
-    """Find the scans, up to the end of the image.
-
-    Raises:
-        FormatError: a scan, a restart interval or the end marker is missing.
-    """
-    scans: list[Scan] = []
-    interval, at, marks = frame.interval, frame.scan, 0
-    missing = {(number, i): 16 for number in frame.components for i in range(64)}
-    while True:
-        marker = _MARKER.search(content, at)
-        if marker is None:
-            raise FormatError("it is truncated, its end marker is missing")
-        code, at = marker[1][0], marker.end()
-        if 0xD0 <= code <= 0xD7:
-            if scans:
-                scans[-1].ends.append(marker.start())
-            continue
-        if scans and len(scans[-1].ends) < scans[-1].num_parts:
-            scans[-1].ends.append(marker.start())
-            _check_parts(scans[-1])
-        if code == 0xD9:
-            break
-        size = int.from_bytes(content[at : at + 2], "big")
-        marks += 1
-        if marks > MOST_MARKERS or len(scans) > MOST_SCANS:
-            raise FormatError(f"it has more than {MOST_SCANS} scans or {MOST_MARKERS} markers")
-        if code == 0xDD:
-            interval = int.from_bytes(content[at + 2 : at + 4], "big")
-        elif code == 0xDA:
-            scans.append(_read_scan(content[at + 2 : at + size], frame, interval, missing))
-        at += max(size, 2)
-    if any(missing.values()):
-        raise FormatError("it is truncated, scans of it are missing")
-    return scans
-
-
-def _read_scan(
-    header: bytes, frame: Frame, interval: int, missing: dict[tuple[int, int], int]
-) -> Scan:
-    """Count the parts of a scan by its header, and cross off what it brings."""
-    num = header[0] if header else 0
-    if len(header) != 4 + 2 * num or not set(header[1 : 1 + 2 * num : 2]) <= set(frame.components):
-        raise FormatError("a scan's header is damaged")
-    numbers = header[1 : 1 + 2 * num : 2]
-    first, last, approximation = header[-3:]
-    if frame.kind != 0xC2:
-        first, last, approximation = 0, 63, 0
-    for number in numbers:
-        for i in range(first, min(last, 63) + 1):
-            missing[number, i] = approximation & 15
-    most_x, most_y = (
-        max(factors[axis] for factors in frame.components.values()) for axis in (0, 1)
-    )
-    if num == 1:
-        across, down = frame.components[numbers[0]]
-        width, height = -(-frame.width * across // most_x), -(-frame.height * down // most_y)
-        blocks = math.ceil(width / 8) * math.ceil(height / 8)
-    else:
-        blocks = math.ceil(frame.width / (8 * most_x)) * math.ceil(frame.height / (8 * most_y))
-    return Scan([], -(-blocks // interval) if interval else 1)
-
-
-def _check_parts(scan: Scan) -> None:
-    if len(scan.ends) < scan.num_parts:
-        raise FormatError(
-            f"its data end early: a scan has {len(scan.ends)} of {scan.num_parts} restart intervals"
-        )
-
-
-def _check_whole(content: bytes, frame: Frame) -> None:
-    """Decode in pieces, at an eighth of the size, and see that each part is whole.
-
-    A decoder that has all blocks of a part skips what follows; one that lacks some keeps it back.
-
-    Raises:
-        FormatError: data are missing.
-    """
-    mode, raw = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}[len(frame.components)]
-    image = Image.new(mode, (-(-frame.width // 8), -(-frame.height // 8)))
-    decoder = Image._getdecoder(mode, "jpeg", (raw, ""), (8, 0))
-    decoder.setimage(image.im, (0, 0, *image.size))
-    scans = find_scans(content, frame)
-    ends = [
-        end
-        for scan in scans
-        for end in (scan.ends if len(scan.ends) <= MOST_CHECKED else scan.ends[-1:])
-    ]
-    start = 0
-    for end in ends:
-        piece = content[start:end] + PAD
-        start = end
-        num, error = decoder.decode(piece)
-        if num == len(piece):
-            num, error = decoder.decode(b"\0")
-            if num == 1:
-                continue
-        if num < 0 and not error and end == ends[-1]:
-            return
-        raise FormatError("its data end early" if num >= 0 else "its data are damaged")

@@ -7,8 +7,10 @@ Source: PNG (W3C, third edition), sections 5, 11 and 13.
 """
 
 import io
+import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
-from assay.data.images.formats.directory import File, read_orientation
+from assay.data.images.formats.directory import File, read_at, read_orientation
 from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
 
 MAGIC = (b"\x89PNG\r\n\x1a\n",)
@@ -37,6 +39,10 @@ KINDS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("
 
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Colour type: bits per sample."""
+
+
+HARMLESS = ("xtra compressed data", "oo much image data", "nterlace")
+"""In what libpng warns of: rows are followed by something, or it was not told how they are interlaced."""
 
 
 @dataclass
@@ -128,24 +134,49 @@ def _read_sizes(chunks: Chunks) -> None:
 
 def _decode(file: File, chunks: Chunks, convert: Callable[[Samples], Pixels]) -> Pixels:
     """Decode the image that stands in the IDAT chunks."""
-    import imagecodecs  # a file of another format is read without it
-
     if not chunks.has_end or not chunks.pixels:
         raise FormatError("it is truncated, its end marker is missing")
     kind = 0 if chunks.kind == 3 else chunks.kind
     numbers = chunks.width, chunks.height, chunks.bits, kind, 0, 0, chunks.interlace
     parts = [MAGIC[0], _chunk(b"IHDR", struct.pack(">IIBBBBB", *numbers))]
-    for start, length in chunks.pixels:
-        file.seek(start)
-        parts.append(file.read(length))
-    parts.append(_chunk(b"IEND", b""))
-    try:
-        pixels = imagecodecs.png_decode(b"".join(parts))
-    except imagecodecs.PngError as error:
-        raise FormatError(f"its pixels are truncated or damaged ({error})") from None
+    parts += [read_at(file, start, length) for start, length in chunks.pixels]
+    pixels = _decode_strictly(b"".join([*parts, _chunk(b"IEND", b"")]))
     if chunks.bits < 8:  # libpng spreads them over 8 bits
         pixels = pixels // np.uint8(255 // (2**chunks.bits - 1))
     return convert(_samples(pixels, chunks))
+
+
+class _Warnings(logging.Handler):
+    """Keeps what libpng warns of, by thread; else it would be printed, and damage passed over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        getattr(self.kept, "words", []).append(record.getMessage())
+
+
+_WARNINGS = _Warnings()
+logging.getLogger("imagecodecs").addHandler(_WARNINGS)
+logging.getLogger("imagecodecs").propagate = False
+
+
+def _decode_strictly(content: bytes) -> np.ndarray:
+    """Decode by libpng; what it warns of is damage, but for bytes behind the last row."""
+    import imagecodecs  # a file of another format is read without it
+
+    words: list[str] = []
+    _WARNINGS.kept.words = words
+    try:
+        pixels = imagecodecs.png_decode(content)
+    except imagecodecs.PngError as error:
+        raise FormatError(f"its pixels are truncated or damaged ({error})") from None
+    damage = [each for each in words if not any(word in each for word in HARMLESS)]
+    if damage:
+        raise FormatError(f"its pixels are truncated or damaged ({damage[0]})")
+    return pixels
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

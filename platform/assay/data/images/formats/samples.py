@@ -75,7 +75,7 @@ class Samples:
         if plane == "index":
             return self._index()
         if self.colour == "grey" and 8 < self.bits < 16 and white is None:
-            return self._levels(2**self.bits - 1)  # half of the range is then half of 16 bits
+            return self._levels(2.0**self.bits - 1)  # half of the range is then half of 16 bits
         if self.colour == "grey":
             return self._levels(white)
         return self.rgb(white).max(2)
@@ -156,7 +156,8 @@ def choose_page(page: int | None, num: int, what: str = "pages") -> int:
             f"it holds {num} {what}, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
         )
     if not 0 <= (page or 0) < num:
-        raise FormatError(f"it holds {num} {what}, and --data.page {page} counts from 0")
+        held = f"{num} {what}" if num > 1 else "1 page"
+        raise FormatError(f"it holds {held}, and --data.page {page} counts from 0")
     return page or 0
 
 

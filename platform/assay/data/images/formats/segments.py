@@ -1,88 +1,27 @@
-"""Strips and tiles of one directory of a TIFF file: which layouts are read, and their samples.
+"""Strips and tiles of one directory of a TIFF file, and their samples.
 
-`CODECS` and `COLOURS` are the table: a layout that is in it is decoded from what its tags say, by
-imagecodecs; any other is refused by the tag's name and value. A whole file, and a tile of a large
-one, come from the same code.
-
-Source: TIFF 6.0 (Adobe, 1992); its Technical Notes 2 (JPEG) and 3 (predictor of floats); zstd, LZMA
-and WebP as libtiff numbers them.
+A layout that is in the table is decoded from what its tags say, by imagecodecs; any other is refused by
+the tag's name and value. A whole file, and a tile of a large one, come from the same code.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from assay.data.images.formats.directory import MOST_SEGMENTS, NAMES, Directory, File, read_at
 from assay.data.images.formats.samples import FormatError, Samples
+from assay.data.images.formats.table import (
+    ALPHA,
+    BYTE_CODECS,
+    BYTES,
+    CODECS,
+    COLOURS,
+    Colour,
+    refusal,
+)
 
 SLACK = 256
 """Bytes that a codec may write beyond a segment, as some writers pad."""
-
-
-INTS = frozenset({(1, bits) for bits in (1, 2, 4, 8, 10, 12, 14, 16, 32, 64)})
-BYTES = frozenset({(1, 8), (1, 16)})
-FLOATS = frozenset({(3, 16), (3, 32), (3, 64)})
-"""Sample formats (1: whole numbers from 0, 3: floats) with their bits."""
-
-
-@dataclass(frozen=True)
-class Codec:
-    """What a compression is read with: sample formats, colours, predictors and fill orders."""
-
-    samples: frozenset[tuple[int, int]]
-    predictors: tuple[int, ...] = (1,)
-    colours: tuple[int, ...] = (0, 1, 2, 3, 5)
-    fill_orders: tuple[int, ...] = (1,)
-
-
-_PLAIN = Codec(INTS | FLOATS, fill_orders=(1, 2))
-_PREDICTED = Codec(INTS | FLOATS, predictors=(1, 2, 3))
-_FAX = Codec(frozenset({(1, 1)}), colours=(0, 1), fill_orders=(1, 2))
-_BYTE = frozenset({(1, 8)})
-
-CODECS = {
-    1: _PLAIN,
-    2: _FAX,
-    3: _FAX,
-    4: _FAX,
-    5: _PREDICTED,
-    7: Codec(_BYTE, colours=(0, 1, 2, 6)),
-    8: _PREDICTED,
-    32773: Codec(INTS | FLOATS),
-    32946: _PREDICTED,
-    34925: _PREDICTED,
-    50000: _PREDICTED,
-    50001: Codec(_BYTE, colours=(2,)),
-}
-"""Compressions that are read (259); tifffile names them."""
-
-
-@dataclass(frozen=True)
-class Colour:
-    """What a photometric interpretation is read with."""
-
-    kind: Literal["grey", "rgb", "inks", "palette"]
-    channels: int
-    samples: frozenset[tuple[int, int]]
-    inverted: bool = False
-
-
-COLOURS = {
-    0: Colour("grey", 1, INTS, inverted=True),
-    1: Colour("grey", 1, INTS | FLOATS),
-    2: Colour("rgb", 3, INTS - {(1, 1), (1, 2), (1, 4)} | FLOATS),
-    3: Colour("palette", 1, frozenset({(1, 1), (1, 2), (1, 4), (1, 8)})),
-    5: Colour("inks", 4, BYTES),
-    6: Colour("rgb", 3, _BYTE),
-}
-"""Photometric interpretations that are read (262); tifffile names them."""
-
-
-ALPHA = {0: "unspecified", 1: "associated alpha", 2: "unassociated alpha"}
-"""What one extra sample may mean (338)."""
 
 
 class Segments:
@@ -122,24 +61,24 @@ class Segments:
             raise FormatError(f"its header says {self.width} x {self.height} pixels")
         codec, colour = CODECS.get(self.compression), COLOURS.get(self.photometric)
         if codec is None:
-            raise _refusal(259, self.compression, CODECS)
+            raise refusal(259, self.compression, CODECS)
         if colour is None or self.photometric not in codec.colours:
-            raise _refusal(262, self.photometric, codec.colours, self.compression)
+            raise refusal(262, self.photometric, codec.colours, self.compression)
         sample = self.format, self.bits
         if self.format not in (1, 3):
-            raise _refusal(339, self.format, (1, 3))
+            raise refusal(339, self.format, (1, 3))
         if sample not in colour.samples & codec.samples:
             allowed = sorted(b for f, b in colour.samples & codec.samples if f == self.format)
-            raise _refusal(258, self.bits, allowed, self.compression)
+            raise refusal(258, self.bits, allowed, self.compression)
         if self.predictor not in codec.predictors or not self._is_predicted():
-            raise _refusal(317, self.predictor, codec.predictors, self.compression)
+            raise refusal(317, self.predictor, codec.predictors, self.compression)
         if self.fill_order not in codec.fill_orders or (self.fill_order == 2 and self.bits > 8):
-            raise _refusal(266, self.fill_order, codec.fill_orders, self.compression)
+            raise refusal(266, self.fill_order, codec.fill_orders, self.compression)
         if self.planar not in ((1,) if self.compression in (7, 50001) else (1, 2)):
-            raise _refusal(284, self.planar, (1,), self.compression)
+            raise refusal(284, self.planar, (1,), self.compression)
         for code in (32997, 332):  # one slice; inks in the usual order
             if tags.number(code, 1) != 1:
-                raise _refusal(code, tags.number(code), (1,))
+                raise refusal(code, tags.number(code), (1,))
         self._check_extras(colour)
 
     def _is_predicted(self) -> bool:
@@ -157,11 +96,11 @@ class Segments:
             )
         self.extra = (*self.extras, 0)[0] if num else None
         if self.extra is not None and self.extra not in ALPHA:
-            raise _refusal(338, self.extra, ALPHA)
+            raise refusal(338, self.extra, ALPHA)
         if self.extra == 1 and (self.format, self.bits) not in BYTES:
-            raise _refusal(258, self.bits, (8, 16))
+            raise refusal(258, self.bits, (8, 16))
         if num and self.bits < 8:
-            raise _refusal(258, self.bits, (8, 16))
+            raise refusal(258, self.bits, (8, 16))
 
     def _read_places(self, tags: Directory) -> None:
         """Read where the segments are."""
@@ -258,17 +197,10 @@ class Segments:
             content = bytes(imagecodecs.bitorder_decode(content))
         if self.compression in (2, 3, 4):
             return self._unpack_fax(content, rows).tobytes()
-        unpack: dict[int, Callable[..., Any]] = {
-            5: imagecodecs.lzw_decode,
-            8: imagecodecs.zlib_decode,
-            32773: imagecodecs.packbits_decode,
-            32946: imagecodecs.zlib_decode,
-            34925: imagecodecs.lzma_decode,
-            50000: imagecodecs.zstd_decode,
-        }
         if self.compression == 1:
             return content
-        return bytes(unpack[self.compression](content, out=room + SLACK))
+        unpack = getattr(imagecodecs, f"{BYTE_CODECS[self.compression]}_decode")
+        return bytes(unpack(content, out=room + SLACK))
 
     def _unpack_fax(self, content: bytes, rows: int) -> np.ndarray:
         """Decode a fax segment; its black is 1, as the photometric interpretation reckons with."""
@@ -314,24 +246,3 @@ class Segments:
             whole = self.tables[:-2] + content[2:] if self.tables else content
             pixels = jpeg.decode_part(whole, size, {2: "RGB", 6: "YCBCR"}.get(self.photometric))
         return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _refusal(code: int, value: int, allowed: Any, compression: int | None = None) -> FormatError:
-    """Word what is not read: a tag with its value, and what may stand there."""
-    beside = "" if compression in (None, 1) else f" with compression {_named(259, compression)}"
-    names = ", ".join(_named(code, each) for each in allowed) or "none"
-    return FormatError(
-        f"its {NAMES[code]} ({code}) is {_named(code, value)}{beside}, allowed: {names}; save it as such or as PNG"
-    )
-
-
-def _named(code: int, value: int | None) -> str:
-    """Write a tag's value with its name."""
-    from tifffile import COMPRESSION, PHOTOMETRIC, PREDICTOR, SAMPLEFORMAT
-
-    enums: dict[int, Any] = {259: COMPRESSION, 262: PHOTOMETRIC, 317: PREDICTOR, 339: SAMPLEFORMAT}
-    enum = enums.get(code)
-    try:
-        return f"{value} ({enum(value).name})" if enum else str(value)
-    except ValueError:
-        return str(value)

@@ -18,7 +18,7 @@ from assay.data.images.formats.samples import FormatError, Header, Pixels, Sampl
 MAGIC = (b"RIFF",)
 
 
-MOST_CHUNKS = 100_000
+MOST_CHUNKS = 16_384
 
 
 MOST_EXIF_BYTES = 1 << 20

@@ -1,0 +1,378 @@
+"""Every layout of the TIFF table, written by tifffile, OpenCV or by hand, value by value."""
+
+import io
+import struct
+from itertools import product
+
+import cv2
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from assay.data.images.formats.table import CODECS, COLOURS
+from PIL import Image
+
+from assay.data.images.decode import probe, read, read_plane
+from assay.errors import ImageError
+
+RNG = np.random.default_rng(3)
+HEIGHT, WIDTH = 37, 53
+LOSSLESS = ["none", "packbits", "lzw", "deflate", "adobe_deflate", "zstd", "lzma"]
+PREDICTED = LOSSLESS[2:]
+
+
+def noise(dtype, *channels, bits=None):
+    top = 2 ** (bits or 8 * np.dtype(dtype).itemsize)
+    return RNG.integers(0, top, (HEIGHT, WIDTH, *channels), dtype=dtype)
+
+
+def written(pixels, *, big=False, order="<", **options):
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, bigtiff=big, byteorder=order) as out:
+        out.write(pixels, metadata=None, **options)
+    return file.getvalue()
+
+
+def by_hand(tags, content, order="<"):
+    """A TIFF of one strip, of tags (code: value or values, of 16 bits but where given as bytes)."""
+    tags = {256: WIDTH, 257: HEIGHT, 259: 1, 262: 1, 277: 1, 278: HEIGHT} | tags
+    tags |= {273: 0, 279: len(content)}
+    tags = dict(sorted((code, value) for code, value in tags.items() if value is not None))
+    room = 8 + 2 + 12 * len(tags) + 4
+    entries, extra = b"", b""
+    for code, value in tags.items():
+        wide = code in (273, 279)
+        values = value if isinstance(value, tuple) else (value,)
+        packed = struct.pack(order + ("I" if wide else "H") * len(values), *values)
+        if code == 273:
+            packed = b"here"
+        entries += struct.pack(order + "HHI", code, 4 if wide else 3, len(values))
+        if len(packed) > 4:
+            entries += struct.pack(order + "I", room + len(extra))
+            extra += packed
+        else:
+            entries += packed.ljust(4, b"\0")
+    start = struct.pack(order + "I", room + len(extra))
+    entries = entries.replace(b"here", start)
+    magic = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8)
+    return magic + struct.pack(order + "H", len(tags)) + entries + bytes(4) + extra + content
+
+
+def pack(values, bits):
+    """Numbers of any bits, the high bit first, rows on whole bytes."""
+    digits = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
+
+
+def grey(values):
+    return np.stack([values] * 3, -1)
+
+
+@pytest.mark.parametrize("layout", ["strips", "tiles", "planes"])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("codec", LOSSLESS)
+def test_rgb_of_any_codec(codec, dtype, layout):
+    pixels = noise(dtype, 3)
+    how = {
+        "tiles": {"tile": (16, 32)},
+        "strips": {"rowsperstrip": 5},
+        "planes": {"rowsperstrip": 9},
+    }
+    stored = pixels.transpose(2, 0, 1) if layout == "planes" else pixels
+    predictors = [None, 2] if codec in PREDICTED else [None]
+    planes = "separate" if layout == "planes" else "contig"
+    for predictor, order, big in product(predictors, "<>", [False, True]):
+        options = {"compression": codec, "predictor": predictor, "planarconfig": planes}
+        content = written(stored, photometric="rgb", order=order, big=big, **options, **how[layout])
+        np.testing.assert_array_equal(read(content), pixels)
+        assert probe(content) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("codec", LOSSLESS)
+def test_grey_and_white_is_zero(codec, dtype, order):
+    pixels = noise(dtype)
+    top = np.iinfo(dtype).max
+    for photometric, right in (("minisblack", pixels), ("miniswhite", top - pixels)):
+        content = written(pixels, photometric=photometric, compression=codec, order=order)
+        np.testing.assert_array_equal(read(content), grey(right))
+        for plane in ("level", "index"):
+            np.testing.assert_array_equal(read_plane(content, plane), right)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("bits", [1, 2, 4, 10, 12, 14])
+def test_packed_grey(bits, photometric, order):
+    values = noise("u2", bits=bits)
+    content = by_hand({258: bits, 262: photometric}, pack(values, bits), order)
+    right = values if photometric else 2**bits - 1 - values
+    shown = right * (255 // (2**bits - 1)) if bits < 8 else right
+    pixels = read(content)
+    assert pixels.dtype == (np.uint8 if bits < 8 else np.uint16)
+    np.testing.assert_array_equal(pixels, grey(shown))
+    np.testing.assert_array_equal(read_plane(content, "index"), right)
+    level = shown if bits < 8 else np.rint(right / (2**bits - 1) * 65535)
+    np.testing.assert_array_equal(read_plane(content, "level"), level)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_packed_rgb(bits):
+    values = noise("u2", 3, bits=bits)
+    tags = {258: (bits,) * 3, 262: 2, 277: 3}
+    content = by_hand(tags, pack(values.reshape(HEIGHT, -1), bits))
+    np.testing.assert_array_equal(read(content), values)
+
+
+@pytest.mark.parametrize("fill_order", [1, 2])
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+def test_bilevel_of_any_codec(codec, photometric, fill_order):
+    """Fax codes are written by Pillow's libtiff, in the order of bits that is not asked for too."""
+    bits = RNG.integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8)
+    content = pack(bits, 1)
+    if codec > 1:
+        content = fax(bits, codec)
+    if fill_order == 2:
+        content = bytes(imagecodecs.bitorder_encode(content))
+    file = by_hand({258: 1, 259: codec, 262: photometric, 266: fill_order}, content)
+    right = bits if photometric else 1 - bits
+    np.testing.assert_array_equal(read(file), grey(right * np.uint8(255)))
+    np.testing.assert_array_equal(read_plane(file, "index"), right)
+
+
+def fax(bits, codec):
+    """The strip that libtiff makes of bits, which count black as 1."""
+    name = {2: "tiff_ccitt", 3: "group3", 4: "group4"}[codec]
+    file = io.BytesIO()
+    Image.fromarray(bits.astype(bool)).save(file, "TIFF", compression=name, tiffinfo={278: HEIGHT})
+    with tifffile.TiffFile(io.BytesIO(file.getvalue())) as tiff:
+        (start,), (num,) = tiff.pages.first.dataoffsets, tiff.pages.first.databytecounts
+    return file.getvalue()[start : start + num]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("predictor", [None, 3])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_floats_need_a_white_level(dtype, predictor, channels):
+    pixels = (RNG.random((HEIGHT, WIDTH, *channels)) * 3 - 0.5).astype(dtype)
+    codec = "deflate" if predictor else "none"
+    photometric = "rgb" if channels else "minisblack"
+    for order in "<>":
+        options = {"compression": codec, "predictor": predictor, "photometric": photometric}
+        content = written(pixels, order=order, **options)
+        right = np.rint(np.clip(pixels.astype(np.float64) / 2, 0, 1) * 65535).astype(np.uint16)
+        np.testing.assert_array_equal(read(content, white=2.0), right if channels else grey(right))
+        assert probe(content) == (HEIGHT, WIDTH)
+        with pytest.raises(ImageError, match=r"-bit floats; pass --data\.white"):
+            read(content)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_no_numbers_are_refused(value):
+    pixels = np.ones((5, 6), "f4")
+    pixels[2, 3] = value
+    with pytest.raises(ImageError, match="NaN or infinite"):
+        read(written(pixels, photometric="minisblack"), white=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["u4", "u8"])
+def test_large_integers_need_a_white_level(dtype):
+    pixels = noise(dtype) >> 1
+    content = written(pixels, photometric="minisblack")
+    white = float(np.iinfo(dtype).max // 2)
+    right = np.rint(np.clip(pixels.astype(np.float64) / white, 0, 1) * 65535)
+    np.testing.assert_array_equal(read(content, white=white), grey(right))
+    with pytest.raises(ImageError, match=r"-bit integers; pass --data\.white"):
+        read(content)
+
+
+def test_a_white_level_stretches_what_has_more_than_8_bits():
+    deep, plain = noise("u2", 3, bits=12), noise("u1", 3)
+    right = np.rint(np.clip(deep / 3000, 0, 1) * 65535)
+    np.testing.assert_array_equal(read(written(deep, photometric="rgb"), white=3000.0), right)
+    np.testing.assert_array_equal(read(written(plain, photometric="rgb"), white=3000.0), plain)
+    png = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(read(png, white=3000.0), right)
+    white_is_zero = written(deep[..., 0], photometric="miniswhite")
+    right = np.rint(np.clip((65535 - deep[..., 0]) / 65000, 0, 1) * 65535)
+    np.testing.assert_array_equal(read(white_is_zero, white=65000.0), grey(right))
+    np.testing.assert_array_equal(read_plane(white_is_zero, "level", white=65000.0), right)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alpha_by_its_meaning(channels, dtype):
+    top = np.iinfo(dtype).max
+    alpha = noise(dtype)
+    alpha[:5] = top
+    alpha[5] = 0
+    colours = noise(dtype, channels)
+    photometric = "rgb" if channels == 3 else "minisblack"
+    levels = alpha if dtype == "u1" else np.rint(alpha / 257)
+    for meaning in ("unassalpha", "assocalpha", "unspecified"):
+        stored, right = colours, colours
+        if meaning == "assocalpha":
+            share = alpha[..., None].astype(np.float64) / top
+            stored = np.rint(colours * share).astype(dtype)
+            with np.errstate(all="ignore"):
+                right = np.where(share == 0, 0, np.floor(stored / share + 0.5).clip(0, top))
+        content = written(
+            np.dstack([stored, alpha]),
+            photometric=photometric,
+            planarconfig="contig",
+            extrasamples=[meaning],
+        )
+        expected = np.repeat(right, 3, 2) if channels == 1 else right
+        # a half may go up or down
+        assert np.abs(read(content).astype(float) - expected).max() <= (meaning == "assocalpha")
+        if meaning == "unspecified":
+            with pytest.raises(ImageError, match="no alpha channel"):
+                read_plane(content, "alpha")
+        else:
+            np.testing.assert_array_equal(read_plane(content, "alpha"), levels)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("scale", [1, 256, 257])
+def test_palettes_of_8_bits_in_16(bits, scale):
+    colours = RNG.integers(0, 256, (2**bits, 3), dtype=np.uint16)
+    colours[0] = 255
+    index = noise("u2", bits=bits)
+    tags = {258: bits, 262: 3, 320: tuple((colours.T * scale).ravel().tolist())}
+    content = by_hand(tags, pack(index, bits))
+    image = read(content)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, colours[index])
+    np.testing.assert_array_equal(read_plane(content, "index"), index)
+
+
+def test_palettes_of_16_bits_keep_them():
+    colours = RNG.integers(0, 65536, (256, 3), dtype=np.uint16)
+    index = noise("u1")
+    image = read(written(index, photometric="palette", colormap=colours.T))
+    assert image.dtype == np.uint16
+    np.testing.assert_array_equal(image, colours[index])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_inks(dtype):
+    inks, top = noise(dtype, 4), np.iinfo(dtype).max
+    light = (top - inks.astype(np.float64)) / top
+    right = light[..., :3] * light[..., 3:] * top
+    image = read(written(inks, photometric="separated"))
+    assert image.dtype == dtype
+    assert np.abs(image - right).max() <= 1
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("how", [{"rowsperstrip": 16}, {"tile": (32, 32)}])
+def test_jpeg_strips_and_tiles_are_close_to_what_was_written(how, subsampling):
+    smooth = cv2.GaussianBlur(noise("u1", 3), (0, 0), 4)
+    options = {"compression": "jpeg", "compressionargs": {"level": 98}, **how}
+    content = written(smooth, photometric="rgb", subsampling=subsampling, **options)
+    assert np.abs(read(content).astype(int) - smooth).mean() < 2
+    content = written(smooth[..., 0].copy(), photometric="minisblack", **options)
+    assert np.abs(read(content)[..., 1].astype(int) - smooth[..., 0]).mean() < 2
+    inverted = with_photometric(content, 0)
+    np.testing.assert_array_equal(read(inverted), 255 - read(content))
+
+
+def with_photometric(content, value):
+    """The file with another photometric interpretation."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        place = file.pages.first.tags["PhotometricInterpretation"].valueoffset
+    return content[:place] + bytes([value]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_webp_strips(channels):
+    pixels = noise("u1", channels)
+    extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    options = {"compression": "webp", "compressionargs": {"lossless": True}, "tile": (32, 32)}
+    pixels[..., 3:] |= 1  # WebP keeps no colour where nothing is seen
+    content = written(pixels, photometric="rgb", **options, **extra)
+    np.testing.assert_array_equal(read(content), pixels[..., :3])
+
+
+def test_opencv_and_pillow_files():
+    for pixels in (noise("u2", 3), noise("u1", 3)):
+        content = cv2.imencode(".tif", pixels[..., ::-1])[1].tobytes()
+        np.testing.assert_array_equal(read(content), pixels)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "TIFF", compression="tiff_lzw", big_tiff=True)
+    np.testing.assert_array_equal(read(file.getvalue()), pixels)
+
+
+# What is not in the table
+
+
+REFUSED = {
+    "lerc": (noise("u1", 3), {"photometric": "rgb", "compression": "lerc"}, r"34887 \(LERC\)"),
+    "jpeg 2000": (noise("u1", 3), {"photometric": "rgb", "compression": "jpeg2000"}, "JPEG2000"),
+    "jpeg xl": (noise("u1", 3), {"photometric": "rgb", "compression": "jpegxl"}, "JPEGXL"),
+    "lab": (noise("u1", 3), {"photometric": "cielab"}, r"\(262\) is 8 \(CIELAB\)"),
+    "signed": (noise("u1").view("i1"), {}, r"SampleFormat \(339\) is 2 \(INT\)"),
+    "signed 16": (noise("u2").view("i2"), {}, r"SampleFormat \(339\) is 2 \(INT\)"),
+    "complex": (noise("u1").astype("c8"), {}, r"SampleFormat \(339\) is 6"),
+    "raw": (noise("u2"), {"photometric": "cfa"}, r"\(262\) is 32803 \(CFA\)"),
+    "inverted floats": (np.ones((9, 9), "f4"), {"photometric": "miniswhite"}, r"\(258\) is 32"),
+    "webp of grey": (noise("u1", 4), {"photometric": "separated", "compression": "webp"}, "262"),
+    "five channels": (
+        noise("u1", 5),
+        {"photometric": "rgb", "extrasamples": ["unspecified"] * 2},
+        r"samples per pixel \(277\) are 5",
+    ),
+    "predictor of run lengths": (
+        noise("u1", 3),
+        {"photometric": "rgb", "compression": "packbits", "predictor": 2},
+        r"Predictor \(317\) is 2 \(HORIZONTAL\) with compression 32773 \(PACKBITS\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_layouts_are_refused_by_tag_and_value(name):
+    pixels, options, reason = REFUSED[name]
+    if name == "webp of grey":
+        content = with_photometric(
+            written(pixels[..., :3], photometric="rgb", compression="webp"), 5
+        )
+    else:
+        content = written(pixels, **({"photometric": "minisblack"} | options))
+    for read_it in (read, probe, lambda each: read_plane(each, "level")):
+        with pytest.raises(ImageError, match=reason) as caught:
+            read_it(content)
+        assert "allowed" in str(caught.value) or "save" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({259: 6}, r"Compression \(259\) is 6 \(OJPEG\)"),
+        ({259: None}, r"259 \(Compression\) is missing"),
+        ({262: None}, r"262 \(PhotometricInterpretation\) is missing"),
+        ({262: 6}, r"\(262\) is 6 \(YCBCR\)"),
+        ({258: (5, 6, 5), 277: 3, 262: 2}, r"258 \(BitsPerSample\) has the values \[5, 6\]"),
+        ({258: 24}, r"BitsPerSample \(258\) is 24"),
+        ({266: 2, 258: 16}, r"FillOrder \(266\) is 2"),
+        ({332: 2, 262: 5, 277: 4}, r"InkSet \(332\) is 2"),
+        ({338: 3, 277: 2}, r"ExtraSamples \(338\) is 3"),
+        ({339: 4}, r"SampleFormat \(339\) is 4"),
+        ({32997: 2}, r"ImageDepth \(32997\) is 2"),
+        ({317: 34892}, r"Predictor \(317\) is 34892"),
+        ({256: 0}, "0 x 37 pixels"),
+        ({278: 5}, r"273 \(StripOffsets\) has 1 values, and its size needs 8"),
+        ({262: 3}, r"320 \(ColorMap\) has 0 values"),
+    ],
+)
+def test_other_tags_are_refused_by_name(tags, reason):
+    content = by_hand({258: 8} | tags, bytes(HEIGHT * WIDTH * 4))
+    with pytest.raises(ImageError, match=reason):
+        read(content)
+
+
+def test_the_table_is_tested():
+    assert set(CODECS) == {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000, 50001}
+    assert set(COLOURS) == {0, 1, 2, 3, 5, 6}
