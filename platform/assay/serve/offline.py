@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+import ray.exceptions
 
 from assay.bundle.bundle import Bundle, Variant, read
 from assay.bundle.classify import Answer
@@ -30,7 +31,7 @@ from assay.data.images import decode
 from assay.data.images.pyramid import MASK, SUFFIX, ImagePyramid
 from assay.data.spellings import compose, refuse_spellings
 from assay.data.walk import is_text, show, walk_folder, why_unreadable
-from assay.errors import BundleError, ImageError, ManifestError
+from assay.errors import AssayError, BundleError, ImageError, ManifestError, ResourceError
 from assay.files import write_parquet, write_rows, write_whole
 from assay.progress import progress_bar
 from assay.shapes import UInt8
@@ -142,7 +143,26 @@ def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     dataset = ray.data.from_items([{"chunk": json.dumps(chunk)} for chunk in chunks])
-    yield from dataset.repartition(len(chunks)).map(work).iter_rows()
+    try:
+        yield from dataset.repartition(len(chunks)).map(work).iter_rows()
+    except ray.exceptions.RayError as error:
+        raise _root_of(error) from None
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """Return what ended a job: an error of ours, a disk or a process as a sentence, or a bug with its traceback."""
+    cause = error
+    while inner := getattr(cause, "cause", None) or cause.__cause__:
+        cause = inner
+    is_environment = isinstance(cause, OSError | ray.exceptions.RayError)
+    if isinstance(cause, AssayError):
+        return cause
+    if not is_environment:
+        return error
+    return ResourceError(
+        f"The job ended early ({type(cause).__name__}, {str(cause).splitlines()[0]}); mend this and give the same command again: "
+        "what is answered is kept."
+    )
 
 
 @lru_cache(maxsize=2)
