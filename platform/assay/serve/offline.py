@@ -7,7 +7,7 @@
         masks/, overlays/              PNG by the number of the row
         chunks/                        those that are finished, and are not done again
 
-Chunks are named by bundle, files and their contents' size and time, so a job that was interrupted
+Chunks are named by bundle, files and their size and times, so a job that was interrupted
 goes on, and one with another bundle, or a changed file, does what it changes.
 """
 
@@ -120,19 +120,20 @@ def _cut(images: Sequence[Path], folder: Path, key: str) -> list[dict[str, Any]]
     chunks: list[dict[str, Any]] = []
     for start in range(0, len(images), CHUNK):
         paths = images[start : start + CHUNK]
-        stats = [(str(path), *_size_and_time(path)) for path in paths]
+        stats = [(str(path), *_state_of(path)) for path in paths]
         identity = json.dumps([key, len(chunks), stats]).encode()
         file = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
         chunks.append({"start": start, "images": list(map(str, paths)), "file": str(file)})
     return chunks
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _state_of(path: Path) -> tuple[int, int, int]:
+    """Return size and times of modification and of change, which rights that are given later alter too."""
     try:
         stat = path.stat()
     except (OSError, ValueError):  # its row will say why
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+        return 0, 0, 0
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
