@@ -43,6 +43,14 @@ OVERLAY_PX = 1024
 """Longer side of an overlay."""
 
 
+_DEATHS = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
+"""What Ray raises where a process that judged came to its end, again and again."""
+
+
 def list_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """List the images of files, folders, and tables (CSV, Parquet) that have a column `image`.
 
@@ -99,6 +107,7 @@ def predict(
 
     Raises:
         BundleError: the bundle does not verify.
+        ResourceError: the disk is full, or a process died.
     """
     bundle = Bundle(folder, variant=variant)
     (out / "chunks").mkdir(parents=True, exist_ok=True)
@@ -108,6 +117,8 @@ def predict(
     bar = progress_bar(len(images), "judge")
     bar.update(len(images) - sum(len(chunk["images"]) for chunk in due))
     for finished in _run(partial(_judge, folder, variant, out, overlays), due):
+        if finished["ended"]:
+            raise _ended(finished["ended"])
         bar.update(finished["num"])
     bar.close()
     rows = [row for chunk in chunks for row in json.loads(Path(chunk["file"]).read_text())]
@@ -146,23 +157,13 @@ def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     dataset = ray.data.from_items([{"chunk": json.dumps(chunk)} for chunk in chunks])
     try:
         yield from dataset.repartition(len(chunks)).map(work).iter_rows()
-    except ray.exceptions.RayError as error:
-        raise _root_of(error) from None
+    except _DEATHS as error:
+        raise _ended(f"{type(error).__name__}, {str(error).splitlines()[0]}") from None
 
 
-def _root_of(error: BaseException) -> BaseException:
-    """Return what ended a job: an error of ours, a disk or a process as a sentence, or a bug with its traceback."""
-    cause = error
-    while inner := getattr(cause, "cause", None) or cause.__cause__:
-        cause = inner
-    is_environment = isinstance(cause, OSError | ray.exceptions.RayError)
-    if isinstance(cause, AssayError):
-        return cause
-    if not is_environment:
-        return error
+def _ended(reason: str) -> ResourceError:
     return ResourceError(
-        f"The job ended early ({type(cause).__name__}, {str(cause).splitlines()[0]}); mend this and give the same command again: "
-        "what is answered is kept."
+        f"The job ended early ({reason.rstrip('.')}); mend this and give the same command again: what is answered is kept."
     )
 
 
@@ -173,16 +174,19 @@ def _open_bundle(folder: Path, variant: Variant) -> Bundle:
 
 def _judge(
     folder: Path, variant: Variant, out: Path, overlays: bool, row: dict[str, Any]
-) -> dict[str, int]:
-    """Judge one chunk, image by image, and write its file last."""
+) -> dict[str, Any]:
+    """Judge one chunk, image by image, and write its file last; `ended` says what is no matter of one image."""
     chunk = json.loads(row["chunk"])
-    bundle = _open_bundle(folder, variant)
     rows = []
-    for number, name in enumerate(chunk["images"], chunk["start"]):
-        image = name if is_text(name) else ascii(name)
-        rows.append({"image": image} | _judge_one(bundle, out, overlays, number, Path(name)))
-    write_whole(Path(chunk["file"]), json.dumps(rows).encode())
-    return {"num": len(rows)}
+    try:
+        bundle = _open_bundle(folder, variant)
+        for number, name in enumerate(chunk["images"], chunk["start"]):
+            image = name if is_text(name) else ascii(name)
+            rows.append({"image": image} | _judge_one(bundle, out, overlays, number, Path(name)))
+        write_whole(Path(chunk["file"]), json.dumps(rows).encode())
+    except (AssayError, OSError) as error:  # a bundle that was changed, a full disk
+        return {"num": 0, "ended": str(error)}
+    return {"num": len(rows), "ended": ""}
 
 
 def _judge_one(
