@@ -44,6 +44,17 @@ def test_every_picture(tmp_path):
     assert table["layer"] == [5, 5, 5, None, None, None]
 
 
+def test_hidden_pictures_are_none_and_loops_are_refused(tmp_path):
+    root = build(tmp_path / "in", "m1/1", ".thumbnails/1", "m1/._2")
+    table = rows(collect(root, LayerConfig(channels="b"), tmp_path / "out"))
+    assert table["id"] == ["m1/1b.PNG"]
+    (root / "m1" / "again").symlink_to("..")
+    with pytest.raises(ManifestError, match="remove the link"):
+        collect(root, LayerConfig(channels="b"), tmp_path / "out")
+    with pytest.raises(ManifestError, match="is a file; give a folder"):
+        collect(root / "m1" / "1b.PNG", LayerConfig(), tmp_path / "out")
+
+
 def test_triplets_keep_their_order_and_bits(tmp_path):
     root = build(tmp_path / "in", "m/1", "m/2", suffix=".png")
     write_png(root / "m" / "recoater.png", PLANES["a"])

@@ -213,12 +213,11 @@ def test_hidden_folders_are_no_classes(tmp_path, cache, capsys):
     assert "hidden or system entries are left out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("patterns", [("{label}/{name}", "{label}/{s}/{name}")])
-def test_what_cannot_be_walked_is_refused(tmp_path, cache, patterns):
+def test_what_cannot_be_walked_is_refused(tmp_path, cache):
     root = put(tmp_path, "good/1.png", "scratch/1.png")
     (root / "scratch" / "again").symlink_to(".")
-    text = refusal(DataConfig(root=root, patterns=patterns), cache)
-    assert str(root / "scratch" / "again") in text
+    config = DataConfig(root=root, patterns=("{label}/{name}", "{label}/{s}/{name}"))
+    assert str(root / "scratch" / "again") in refusal(config, cache)
 
 
 def test_a_root_that_is_neither_folder_nor_table_is_refused(tmp_path, cache):
@@ -229,6 +228,11 @@ def test_a_root_that_is_neither_folder_nor_table_is_refused(tmp_path, cache):
     text = refusal(DataConfig(root=odd), cache)
     assert "no UTF-8" in text
     assert text.encode()
+
+
+def test_conditions_on_a_folder_are_refused(tmp_path, cache):
+    root = put(tmp_path, "a/1.png", "b/1.png")
+    assert "conditions are for tables" in refusal(DataConfig(root=root, where=("label=a",)), cache)
 
 
 def test_a_field_may_be_called_id_or_image(tmp_path, cache):

@@ -16,7 +16,7 @@ from assay.data.images import decode
 from assay.data.images.entry import MASK, StoredLevel, write_entry
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
-from assay.errors import BundleError, ManifestError
+from assay.errors import BundleError, ManifestError, ResourceError
 from assay.serve import offline
 
 
@@ -275,6 +275,20 @@ def test_whatever_a_decoder_raises_is_that_images_row(
     monkeypatch.setattr(offline, "read", fail)
     assert offline.predict(folder, pictures, tmp_path, "fp32", True) == (3, 1)
     assert "RecursionError, nested too deep" in (tmp_path / "bad.csv").read_text()
+
+
+def test_a_disk_that_cannot_be_written_ends_the_job_in_a_sentence_and_loses_nothing(
+    here, registry, pictures, tmp_path, monkeypatch
+):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    monkeypatch.setattr(offline, "CHUNK", 2)
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "overlays" / "000003.png").mkdir()  # in the way of the last
+    with pytest.raises(ResourceError, match=r"ended early.*000003"):
+        offline.predict(folder, pictures, tmp_path, "fp32", True)
+    assert len([*(tmp_path / "chunks").iterdir()]) == 1
+    (tmp_path / "overlays" / "000003.png").rmdir()
+    assert offline.predict(folder, pictures, tmp_path, "fp32", True) == (4, 0)
 
 
 def test_a_folder_that_cannot_be_walked_is_refused(tmp_path):

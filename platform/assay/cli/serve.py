@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from assay.bundle.bundle import Variant
-from assay.errors import ServeError
+from assay.errors import ImageError, ServeError
 from assay.files import write_whole
 from assay.serve.config import ServeConfig, read_token
 from assay.serve.deployment import changes, configuration, read_applications
@@ -92,7 +92,8 @@ def predict(
     Args:
         bundle: A bundle, or a run that holds one.
         paths: Images, folders of images (a store too), or tables (CSV, Parquet) with a column `image`; where they
-            have a column `group` too, its images are views of one part and judged together.
+            have a column `group` too, its images are views of one part and judged together. What cannot be read is
+            a line of bad.csv; only where nothing can, the exit code is 2.
         out: Folder of the answers.
         variant: The graphs to use.
         overlays: Draw patches or masks over each image.
@@ -109,3 +110,5 @@ def predict(
     print(f"{good} images answered: {out}/answers.parquet, answers.csv")
     if bad:
         print(f"{bad} cannot be read: {out}/bad.csv")
+    if not good:
+        raise ImageError(f"None of the {bad} images can be read; {out}/bad.csv says why.")

@@ -177,6 +177,11 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
             f"data.root is {root and show(root)}, which {reason}; give an existing folder or table."
         )
     if reason:
+        if config.where:
+            raise ManifestError(
+                f"data.where is {list(config.where)} and data.root {show(root)} is a folder; conditions are for tables: leave them "
+                "out, or give a table."
+            )
         rows = scan_folder(root, config.patterns, config.label, config.split)
     else:
         rows = _table_rows(root, config)

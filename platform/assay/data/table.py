@@ -56,23 +56,23 @@ class Table:
         Raises:
             ManifestError: a row has none, or two rows have one file.
         """
-        first: dict[Path, int] = {}
-        again: list[tuple[int, Path]] = []
+        first: dict[str, int] = {}
+        again: list[tuple[int, str]] = []
         for row in rows:
             name = self.columns[column][row]
             if name is None:
                 raise self.refusal(row, column)
-            path = _resolve(name, self.path.parent)
+            path = _resolve(name, str(self.path.parent))
             if first.setdefault(path, row) != row:
                 again.append((row, path))
         if again:
             row, path = again[0]
             times = 1 + sum(other == path for _, other in again)
             raise ManifestError(
-                f"{len({path for _, path in again})} image(s) are listed more than once, first {str(path)!r} ({times} times, "
+                f"{len({path for _, path in again})} image(s) are listed more than once, first {path!r} ({times} times, "
                 f"{self.place(first[path])} and row {row + 1}); list each image once."
             )
-        return list(first)
+        return [*map(Path, first)]
 
     def refusal(self, row: int, column: str) -> ManifestError:
         """Return the error of a row that lacks a value."""
@@ -135,16 +135,15 @@ def _value(cell: str) -> str | None:
     return None if cell.strip().lower() in NO_VALUE else cell
 
 
-def _resolve(name: str, folder: Path) -> Path:
+def _resolve(name: str, folder: str) -> str:
     """Return a path without . and .., read as the system reads it; a table from Windows may have backslashes."""
-    path = folder / name
+    path = os.path.join(folder, name)
     if "\\" in name and not os.path.lexists(path):
-        path = folder / name.replace("\\", "/")
-    plain = Path(os.path.normpath(path))
-    if ".." in path.parts and os.path.exists(path):
-        # behind a link .. leads elsewhere than its text says
-        return plain if os.path.realpath(plain) == os.path.realpath(path) else path.resolve()
-    return plain
+        path = os.path.join(folder, name.replace("\\", "/"))
+    plain = os.path.normpath(path)
+    # behind a link .. leads elsewhere than its text says
+    is_other = ".." in path and os.path.realpath(plain) != os.path.realpath(path)
+    return os.path.realpath(path) if is_other and os.path.exists(path) else plain
 
 
 # CSV

@@ -55,8 +55,11 @@ def find_files(root: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
         suffixes: in small letters, that count; none: all files.
 
     Raises:
-        ManifestError: a folder cannot be read or is reached twice, or there is a stranger.
+        ManifestError: it is no folder, one cannot be read or is reached twice, or there is a stranger.
     """
+    reason = why_unreadable(root)
+    if reason != "is a folder":
+        raise ManifestError(f"{show(root)} {reason or 'is a file'}; give a folder.")
     walk = walk_folder(root, suffixes)
     if walk.strangers:
         first = walk.strangers[0]

@@ -7,7 +7,7 @@
         masks/, overlays/              PNG by the number of the row
         chunks/                        those that are finished, and are not done again
 
-Chunks are named by bundle, files and their contents' size and time, so a job that was interrupted
+Chunks are named by bundle, files and their size and times, so a job that was interrupted
 goes on, and one with another bundle, or a changed file, does what it changes.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+import ray.exceptions
 
 from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.classify import Answer
@@ -31,7 +32,7 @@ from assay.data.images.entry import MASK, SUFFIX
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.spellings import compose, refuse_spellings
 from assay.data.walk import is_text, show, walk_folder, why_unreadable
-from assay.errors import BundleError, ImageError, ManifestError
+from assay.errors import AssayError, BundleError, ImageError, ManifestError, ResourceError
 from assay.files import write_parquet, write_rows, write_whole
 from assay.progress import progress_bar
 from assay.shapes import UInt8
@@ -41,6 +42,14 @@ CHUNK = 32
 
 OVERLAY_PX = 1024
 """Longer side of an overlay."""
+
+
+_DEATHS = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
+"""What Ray raises where a process that judged came to its end, again and again."""
 
 
 def list_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -99,6 +108,7 @@ def predict(
 
     Raises:
         BundleError: the bundle does not verify.
+        ResourceError: the disk is full, or a process died.
     """
     bundle = Bundle(folder, variant=variant)
     (out / "chunks").mkdir(parents=True, exist_ok=True)
@@ -108,6 +118,8 @@ def predict(
     bar = progress_bar(len(images), "judge")
     bar.update(len(images) - sum(len(chunk["images"]) for chunk in due))
     for finished in _run(partial(_judge, folder, variant, out, overlays), due):
+        if finished["ended"]:
+            raise _ended(finished["ended"])
         bar.update(finished["num"])
     bar.close()
     rows = [row for chunk in chunks for row in json.loads(Path(chunk["file"]).read_text())]
@@ -120,19 +132,20 @@ def _cut(images: Sequence[Path], folder: Path, key: str) -> list[dict[str, Any]]
     chunks: list[dict[str, Any]] = []
     for start in range(0, len(images), CHUNK):
         paths = images[start : start + CHUNK]
-        stats = [(str(path), *_size_and_time(path)) for path in paths]
+        stats = [(str(path), *_state_of(path)) for path in paths]
         identity = json.dumps([key, len(chunks), stats]).encode()
         file = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
         chunks.append({"start": start, "images": list(map(str, paths)), "file": str(file)})
     return chunks
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _state_of(path: Path) -> tuple[int, int, int]:
+    """Return size and times of modification and of change, which rights that are given later alter too."""
     try:
         stat = path.stat()
     except (OSError, ValueError):  # its row will say why
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+        return 0, 0, 0
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -143,7 +156,16 @@ def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     dataset = ray.data.from_items([{"chunk": json.dumps(chunk)} for chunk in chunks])
-    yield from dataset.repartition(len(chunks)).map(work).iter_rows()
+    try:
+        yield from dataset.repartition(len(chunks)).map(work).iter_rows()
+    except _DEATHS as error:
+        raise _ended(f"{type(error).__name__}, {str(error).splitlines()[0]}") from None
+
+
+def _ended(reason: str) -> ResourceError:
+    return ResourceError(
+        f"The job ended early ({reason.rstrip('.')}); mend this and give the same command again: what is answered is kept."
+    )
 
 
 @lru_cache(maxsize=2)
@@ -153,16 +175,19 @@ def _open_bundle(folder: Path, variant: Variant) -> Bundle:
 
 def _judge(
     folder: Path, variant: Variant, out: Path, overlays: bool, row: dict[str, Any]
-) -> dict[str, int]:
-    """Judge one chunk, image by image, and write its file last."""
+) -> dict[str, Any]:
+    """Judge one chunk, image by image, and write its file last; `ended` says what is no matter of one image."""
     chunk = json.loads(row["chunk"])
-    bundle = _open_bundle(folder, variant)
     rows = []
-    for number, name in enumerate(chunk["images"], chunk["start"]):
-        image = name if is_text(name) else ascii(name)
-        rows.append({"image": image} | _judge_one(bundle, out, overlays, number, Path(name)))
-    write_whole(Path(chunk["file"]), json.dumps(rows).encode())
-    return {"num": len(rows)}
+    try:
+        bundle = _open_bundle(folder, variant)
+        for number, name in enumerate(chunk["images"], chunk["start"]):
+            image = name if is_text(name) else ascii(name)
+            rows.append({"image": image} | _judge_one(bundle, out, overlays, number, Path(name)))
+        write_whole(Path(chunk["file"]), json.dumps(rows).encode())
+    except (AssayError, OSError) as error:  # a bundle that was changed, a full disk
+        return {"num": 0, "ended": str(error)}
+    return {"num": len(rows), "ended": ""}
 
 
 def _judge_one(

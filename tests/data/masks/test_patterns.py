@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from assay.data.masks.patterns import match_files, unknown_fields
-from assay.errors import MaskError
+from assay.errors import ManifestError, MaskError
 
 
 def put(root, *names):
@@ -65,6 +65,15 @@ def test_a_mask_of_two_images_is_refused_unless_the_folder_tells(tmp_path):
     with pytest.raises(MaskError, match=r"fits the images .*bad/1\.jpg and .*good/1\.jpg"):
         names(tmp_path, images, "masks/*/{name}.png")
     assert names(tmp_path, images, "masks/{parent}/{name}.png") == [[("masks/bad/1.png", 1)], []]
+
+
+def test_hidden_files_are_no_masks_and_loops_end(tmp_path):
+    put(tmp_path, "m/1_pore.png", "m/.ipynb_checkpoints/1_pore.png", "m/._1_pore.png")
+    assert names(tmp_path, ["1.jpg"], "m/*_pore.png") == [[("m/1_pore.png", 1)]]
+    assert names(tmp_path, ["1.jpg"], "none/*_pore.png") == [[]]
+    (tmp_path / "m" / "l1").symlink_to(".")
+    with pytest.raises(ManifestError, match="remove the link"):
+        names(tmp_path, ["1.jpg"], "m/*_pore.png")
 
 
 def test_unknown_fields_are_named():
