@@ -84,7 +84,16 @@ def test_the_token_comes_from_the_environment_or_a_file_of_its_owner(tmp_path, m
     with pytest.raises(ServeError, match="chmod 600"):
         read_token(config)
     path.chmod(0o600)
-    path.write_text("\n")
-    with pytest.raises(ServeError, match="empty"):
-        read_token(config)
+    for blank in ("\n", "", "  \n"):
+        path.write_text(blank)
+        with pytest.raises(ServeError, match="empty"):
+            read_token(config)
+        monkeypatch.setenv("ASSAY_TOKEN", blank)
+        with pytest.raises(ServeError, match="ASSAY_TOKEN is empty"):
+            read_token(config)
+        monkeypatch.delenv("ASSAY_TOKEN")
+    for odd in ("two words", " before", "t\u00e4", "a\tb", "a\nb"):
+        path.write_text(odd + "\n")
+        with pytest.raises(ServeError, match="one word"):
+            read_token(config)
     assert read_token(ServeConfig(open=True, token_file=Path("/none"))) is None
