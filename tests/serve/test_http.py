@@ -229,6 +229,15 @@ def test_an_empty_image_and_an_encoded_one_are_called_that(ask, pictures):
     assert is_refused(ask("POST", "/v1/parts", content=gzip.compress(whole)), 415, "it is gzip")
 
 
+def test_an_uncompressed_image_of_26_megapixels_passes_by_default(ask):
+    pixels = np.full((5100, 5100, 3), 40, np.uint8)
+    content = cv2.imencode(".bmp", pixels)[1].tobytes()
+    assert len(content) > 78e6
+    reply = ask("POST", "/v1/parts", content=content)
+    assert reply.status_code == 200, reply.text
+    assert [reply.json()["views"][0][side] for side in ("height", "width")] == [5100, 5100]
+
+
 def test_head_is_where_get_is(ask):
     for path in ("/health", "/ready", "/v1/models", "/", "/login", "/page/inspect.js"):
         reply, whole = ask("HEAD", path), ask("GET", path)
