@@ -1,5 +1,6 @@
 """The registry: what may become champion, what is remembered, and the way back."""
 
+import hashlib
 import json
 import shutil
 import threading
@@ -220,3 +221,102 @@ def test_the_commands(tmp_path, monkeypatch, capsys, bundles, judged_rows):
             main(wrong)
         assert ended.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def far(tmp_path, bundles, judged_rows) -> Registry:
+    """A registry on what is not this machine's file system, with a champion, and its cache."""
+    remote = Registry((tmp_path / "far").as_uri(), tmp_path / "home" / "cache")
+    remote.files = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    remote.root = "far"
+    promote(remote, bundles[0], judged_rows(0.9), "champion")
+    return remote
+
+
+def forge(far: Registry, tmp_path: Path, change: dict, **fields: str) -> None:
+    """Change the card of the champion, and its record so that it says so."""
+    alias = tmp_path / "far" / "parts" / "champion.json"
+    record = json.loads(alias.read_text())
+    home = tmp_path / "far" / "parts" / record["version"]
+    card = json.loads((home / "bundle" / "bundle.json").read_text())
+    card["sha256"] |= change
+    text = json.dumps(card)
+    (home / "bundle" / "bundle.json").write_text(text)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    home.rename(home.with_name(sha256[:12]))
+    alias.write_text(json.dumps(record | {"sha256": sha256, "version": sha256[:12]} | fields))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped.txt", "/escaped.txt", "a/../../../x", "..", "a\\b"]
+)
+def test_a_registry_writes_nothing_outside_its_cache(far, tmp_path, name):
+    (tmp_path / "far" / "parts" / "escaped.txt").write_text("x")
+    forge(far, tmp_path, {name: hashlib.sha256(b"x").hexdigest()})
+    with pytest.raises(BundleError, match="plain names"):
+        far.fetch(far.holder("parts", "champion"))
+    assert not list((tmp_path / "home").rglob("*"))
+
+
+def test_what_comes_from_a_registry_is_what_was_promoted(far, tmp_path, monkeypatch):
+    record = far.holder("parts", "champion")
+    graph = tmp_path / "far" / "parts" / record.version / "bundle" / "classify.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole + b"x")
+    with pytest.raises(RegistryError, match=r"classify\.onnx .* was changed"):
+        far.fetch(record)
+    graph.unlink()
+    with pytest.raises(RegistryError, match="cannot be used"):
+        far.fetch(record)
+    graph.write_bytes(whole)
+    monkeypatch.setattr("assay.bundle.registry.FREE_BYTES", 1 << 60)
+    with pytest.raises(RegistryError, match="have no room"):
+        far.fetch(record)
+    assert not list(far.cache.iterdir())
+    monkeypatch.undo()
+    assert Bundle(far.fetch(record)).card.run == "parts-0"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "../up"},
+        {"task": "layers"},
+        {"alias": "king"},
+        {"version": "../../x"},
+        {"sha256": "../" * 20},
+        {"sha256": 5},
+        {"id": "../x"},
+        {"previous": "../../layers/history/x"},
+        {"time": "now"},
+        {"metrics": []},
+    ],
+)
+def test_a_record_that_leads_elsewhere_is_damaged(registry, bundles, judged_rows, fields):
+    record = promote(registry, bundles[0], judged_rows(0.9), "champion")
+    folder = Path(registry.address) / "parts"
+    for path in (folder / "champion.json", folder / "history" / f"{record.id}.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    for read in (registry.holder, lambda task, _: registry.record(task, record.id)):
+        with pytest.raises(RegistryError, match="damaged"):
+            read("parts", "champion")
+    for name in ("../../x", "", "champion"):
+        with pytest.raises(RegistryError, match="damaged"):
+            registry.record("parts", name)
+
+
+def test_absurd_sizes_and_depths_are_refused(registry, bundles, judged_rows, monkeypatch):
+    record = promote(registry, bundles[0], judged_rows(0.9), "champion")
+    path = Path(registry.address) / "parts" / "champion.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(RegistryError, match="damaged"):
+        registry.holder("parts", "champion")
+    monkeypatch.setattr("assay.bundle.registry.MOST_RECORD_BYTES", 1 << 10)
+    with pytest.raises(RegistryError, match="larger than"):
+        registry.holder("parts", "champion")
+    monkeypatch.setattr("assay.bundle.registry.MOST_BYTES", 1 << 10)
+    with pytest.raises(RegistryError, match="larger than"):
+        registry.fetch(record)
+    (path.parent / record.version / "judged.parquet").write_bytes(b"PAR1 no table PAR1")
+    with pytest.raises(RegistryError, match="lost the test rows"):
+        registry.test_rows(record)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -139,6 +140,38 @@ def test_a_promotion_under_load_fails_no_request(client, winners, pictures):
     assert set(counted) == {new, old}
     last = [reply.model.version for _, reply in load.answers[-4:]]
     assert last == [old] * 4
+
+
+def test_a_bundle_that_does_not_open_changes_no_answer(
+    client, winners, pictures, tmp_path, make_bundle, judged_rows
+):
+    before = client.models()["parts"]
+    other = Registry(str(tmp_path / "other"))
+    record = promote(other, make_bundle(tmp_path / "bad", bias=3.0), judged_rows(0.9), "challenger")
+    (other.fetch(record) / "classify.onnx").write_bytes(b"no graph")
+    shutil.copytree(other.address, winners.address, dirs_exist_ok=True)
+    began = time.monotonic()
+    while "challenger" not in client.models()["parts"]["champion"].get("refused", {}):
+        assert time.monotonic() - began < 30
+        assert client.judge("parts", pictures[0]).model.version == before["champion"]["version"]
+        time.sleep(0.2)
+    assert "challenger" not in client.models()["parts"]
+    (Path(winners.address) / "parts" / "challenger.json").unlink()
+
+
+def test_the_proxy_bounds_heads_names_requests_and_lists_no_routes(served):
+    def ask(*lines: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as opened:
+            opened.sendall(b"\r\n".join([*lines, b"connection: close", b"", b""]))
+            return b"".join(iter(lambda: opened.recv(65536), b""))
+
+    odd = ask(b"GET /health HTTP/1.1", b"host: a", b"x-request-id: \xfcn", b"x-session-id: \xfc")
+    assert odd.startswith(b"HTTP/1.1 200"), odd
+    assert len(re.findall(rb"x-request-id: [0-9a-f]{32}\r\n", odd)) == 1
+    assert ask(b"GET /health HTTP/1.1", *[b"x-%d: y" % i for i in range(200)])[9:12] == b"431"
+    assert ask(b"GET /-/routes HTTP/1.1", b"host: a")[9:12] == b"404"
+    head = ask(b"HEAD /health HTTP/1.1", b"host: a")
+    assert head.startswith(b"HTTP/1.1 200") and head.endswith(b"\r\n\r\n")
 
 
 def test_a_replica_that_is_killed_under_load_loses_no_request(client, winners, pictures):

@@ -1,16 +1,19 @@
 """What is deployed: the registry in the form of Ray Serve; no server without a token."""
 
+import hashlib
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from assay.bundle.promotion import promote
+from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.cli.console import main
 from assay.errors import ConfigError, ServeError
 from assay.serve.config import ApplicationConfig, ServeConfig, read_token
-from assay.serve.deployment import configuration
+from assay.serve.deployment import changes, configuration, read_applications
 
 
 def names(wanted: dict) -> list[str]:
@@ -84,7 +87,163 @@ def test_the_token_comes_from_the_environment_or_a_file_of_its_owner(tmp_path, m
     with pytest.raises(ServeError, match="chmod 600"):
         read_token(config)
     path.chmod(0o600)
-    path.write_text("\n")
-    with pytest.raises(ServeError, match="empty"):
-        read_token(config)
+    for blank in ("\n", "", "  \n"):
+        path.write_text(blank)
+        with pytest.raises(ServeError, match="empty"):
+            read_token(config)
+        monkeypatch.setenv("ASSAY_TOKEN", blank)
+        with pytest.raises(ServeError, match="ASSAY_TOKEN is empty"):
+            read_token(config)
+        monkeypatch.delenv("ASSAY_TOKEN")
+    for odd in ("two words", " before", "t\u00e4", "a\tb", "a\nb"):
+        path.write_text(odd + "\n")
+        with pytest.raises(ServeError, match="one word"):
+            read_token(config)
     assert read_token(ServeConfig(open=True, token_file=Path("/none"))) is None
+
+
+def served(
+    registry: Registry, present: list | tuple = (), told: set | tuple = (), **options
+) -> dict:
+    """Describe what is deployed, by application."""
+    config = ServeConfig(registry=registry.address, app=ApplicationConfig(**options))
+    return {app["name"]: app for app in configuration(config, present, told)["applications"]}
+
+
+def test_flags_go_before_a_file_and_what_was_changed_by_hand_is_kept_where_none_speaks(registry):
+    before = served(registry, queue=9, cpus=2.0)
+    (parts,) = before["parts"]["deployments"]
+    assert parts["max_queued_requests"] == 9
+    present = list(before.values())
+    # another flag, or none: what the file's own flags gave is no change by hand
+    assert served(registry, present, queue=7)["parts"]["deployments"][0]["max_queued_requests"] == 7
+    (plain,) = served(registry, present)["parts"]["deployments"]
+    assert (plain["max_queued_requests"], plain["ray_actor_options"]["num_cpus"]) == (64, 1.0)
+    # by hand
+    parts["max_queued_requests"] = 3
+    parts["health_check_period_s"] = 5
+    parts["autoscaling_config"]["upscale_delay_s"] = 1
+    del parts["graceful_shutdown_timeout_s"]
+    before["parts"]["args"]["threads"] = 4
+    for options in ({"queue": 9, "cpus": 2.0}, {"queue": 9, "cpus": 2.0, "batch": 8}):
+        kept = served(registry, present, **options)["parts"]
+        (deployment,) = kept["deployments"]
+        assert deployment["max_queued_requests"] == 3
+        assert deployment["health_check_period_s"] == 5
+        assert deployment["autoscaling_config"]["upscale_delay_s"] == 1
+        assert deployment["user_config"]["batch"] == options.get("batch", 4)
+        assert "graceful_shutdown_timeout_s" not in deployment
+        assert kept["args"]["threads"] == 4
+    # a flag that is given speaks, whatever it says
+    assert deployment_of(registry, present, {"app.queue"}, queue=9, cpus=2.0) == 9
+    assert deployment_of(registry, present, (), queue=7, cpus=2.0) == 7
+
+
+def deployment_of(registry, present, told, **options) -> int:
+    (deployment,) = served(registry, present, told, **options)["parts"]["deployments"]
+    return deployment["max_queued_requests"]
+
+
+def test_another_registry_and_new_limits_reach_every_task_and_are_told(registry):
+    before = served(registry)
+    old = [
+        app | {"args": {"config": {}}} if app["name"] == "front" else app for app in before.values()
+    ]
+    for app in before.values():
+        if "registry" in app["args"]:
+            app["args"] |= {"registry": "/gone"}
+            del app["args"]["decode_s"]  # by an Assay that did not know it
+    for present in (list(before.values()), old):
+        after = served(registry, present, queue=7)
+        assert after["parts"]["args"]["registry"] == registry.address
+        assert after["parts"]["args"]["decode_s"] == 20.0
+    told = list(changes(before.values(), served(registry, queue=7).values()))
+    assert "parts: max_queued_requests was 64, is 7" in told
+    assert "front: app.queue was 64, is 7" in told
+    assert list(changes(before.values(), [before["front"]])) == [
+        "layers is not served any more",
+        "parts is not served any more",
+    ]
+    assert list(changes(before.values(), before.values())) == []
+
+
+def test_a_file_that_is_none_is_refused_in_one_sentence(tmp_path, registry, capsys):
+    assert read_applications(tmp_path / "none.yaml") == []
+    path = tmp_path / "serve.yaml"
+    texts = ["", "a", "[]", "applications: 1", "applications: [1]", "applications: [{name: a}]"]
+    texts += ["{", "\t", "applications: [{name: 1, deployments: [{name: a}]}]", "- " * 3000]
+    texts += [
+        "applications: [{name: a, deployments: [{name: a}, {name: b}]}]",
+        "!!python/object:os.a",
+    ]
+    for text in texts:
+        path.write_text(text)
+        with pytest.raises(ServeError, match="correct it") as refused:
+            read_applications(path)
+        assert "\n" not in str(refused.value)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--registry", registry.address, "--file", str(path), "--open"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def following(tmp_path, make_bundle, judged_rows):
+    """A registry with a champion, what follows it, and what is not followed."""
+    registry = Registry(str(tmp_path / "registry"))
+    promote(registry, make_bundle(tmp_path / "a"), judged_rows(0.9), "champion")
+    promote(registry, make_bundle(tmp_path / "b", "layers"), judged_rows(0.9), "champion")
+    config, refused, deployed = ServeConfig(registry=registry.address), {}, []
+
+    def follow() -> dict:
+        deployed[:] = configuration(config, deployed, refused=refused)["applications"]
+        return {app["name"]: app["deployments"][0]["user_config"] for app in deployed}
+
+    return registry, follow, refused
+
+
+def test_a_bundle_that_does_not_open_is_not_followed_whatever_is_wrong_with_it(
+    following, tmp_path, make_bundle, judged_rows, monkeypatch, caplog
+):
+    registry, follow, refused = following
+    before = follow()
+    promoted = promote(
+        registry, make_bundle(tmp_path / "c", bias=1.0), judged_rows(0.9), "champion"
+    )
+    card = registry.fetch(promoted) / "bundle.json"
+    (registry.fetch(promoted) / "classify.onnx").write_bytes(b"no graph")
+    assert follow() == before
+    assert refused["parts", "champion"].record == promoted.id
+    # a card without hashes, with a record that says it is so
+    text = card.read_text().replace('"sha256"', '"nothing"')
+    card.write_text(text)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    other = f"{int(promoted.id[:18]) + 1:018d}-{'a' * 8}"
+    record = replace(promoted, sha256=sha256, version=sha256[:12], id=other)
+    card.parent.parent.rename(Path(registry.address) / "parts" / record.version)
+    registry.point(record)
+    assert follow() == before
+    assert "hash" in refused["parts", "champion"].why
+    tried = []
+    monkeypatch.setattr("assay.serve.deployment.try_bundle", lambda *a: tried.append(a))
+    assert follow() == before
+    assert tried == []  # not so soon again
+    back = roll_back(registry, "parts", "champion")
+    assert follow()["parts"]["champion"] == back.id
+    assert refused == {}
+    assert len([line for line in caplog.messages if "is not followed" in line]) == 2
+
+
+def test_one_bad_entry_of_a_registry_stops_no_other(following, caplog):
+    registry, follow, refused = following
+    folder = Path(registry.address)
+    before = follow()
+    shutil.copytree(folder / "parts", folder / "front")
+    shutil.copytree(folder / "parts", folder / "Other")
+    shutil.copytree(folder / "parts", folder / "copied")  # its records are of another task
+    (folder / "parts" / "champion.json").write_text("[" * 100_000)
+    assert follow() == before
+    assert set(refused) == {("front", ""), ("copied", "champion"), ("parts", "champion")}
+    assert follow() == before
+    assert len([line for line in caplog.messages if "is not followed" in line]) == 3

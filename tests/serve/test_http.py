@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import itertools
 import json
 import re
@@ -13,10 +14,14 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
+import pytest
 
 from assay.bundle.bundle import Bundle
+from assay.errors import ServeError
 from assay.serve.http import make_app
 from assay.serve.limits import Limits
+
+TOKEN = "a-long-secret"
 
 
 def bundle_of(registry, task: str, alias: str = "champion") -> Bundle:
@@ -170,6 +175,129 @@ def test_counts_of_images_and_parameters_are_checked(ask, pictures):
     assert is_refused(ask("POST", "/v1/layers?model=challenger", content=whole), 404, "challenger")
     assert is_refused(ask("GET", "/elsewhere"), 404, "Not Found")
     assert is_refused(ask("DELETE", "/v1/models"), 405, "Not Allowed")
+
+
+def test_only_known_parameters_are_taken_each_once(ask, pictures):
+    whole = pictures[0].read_bytes()
+    for path, name in (("parts?alias=challenger", "'alias' is unknown"), ("parts?x", "'x'")):
+        assert is_refused(ask("POST", f"/v1/{path}", content=whole), 422, name)
+    twice = ask("POST", "/v1/parts?model=champion&model=challenger", content=whole)
+    assert is_refused(twice, 422, "'model' is given twice")
+    assert is_refused(ask("GET", "/v1/models?task=parts"), 422, "'task' is unknown")
+    assert is_refused(ask("POST", "/v1/parts?%fc=1", content=whole), 422, "is unknown")
+
+
+def test_fields_beside_images_are_no_images(ask, pictures):
+    whole = pictures[0].read_bytes()
+    plain = ask("POST", "/v1/parts", content=whole).json()["answer"]
+    for data in ({"serial": "A-17"}, {"a": "1", "b": "x" * 5000}):
+        files = {"image": ("a.png", whole)}
+        assert ask("POST", "/v1/parts", data=data, files=files).json()["answer"] == plain
+    mark = "x" * 8
+    parts = [
+        ("name=image; filename*=utf-8''t%c3%a4st.png", whole),
+        ("name=serial", b"filename=a.png"),
+        ('name=second; filename=""', b""),
+    ]
+    lines = [
+        b"--%b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n"
+        % (mark.encode(), head.encode(), content)
+        for head, content in parts
+    ]
+    form = {"content-type": f'multipart/form-data; boundary="{mark}"'}
+    for end in (b"--%b--\r\n" % mark.encode(), b"--%b--" % mark.encode()):
+        content = b"to skip\r\n" + b"".join(lines) + end
+        assert ask("POST", "/v1/parts", content=content, headers=form).json()["answer"] == plain
+    fields = ask("POST", "/v1/parts", content=lines[1] + end, headers=form)
+    assert is_refused(fields, 422, "There is no image")
+    coded = lines[0].replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1)
+    assert is_refused(ask("POST", "/v1/parts", content=coded + end, headers=form), 415, "base64")
+    many = ask("POST", "/v1/parts", content=lines[1] * 300 + end, headers=form)
+    assert is_refused(many, 422, "more than 256 parts")
+
+
+def test_an_empty_image_and_an_encoded_one_are_called_that(ask, pictures):
+    whole = pictures[0].read_bytes()
+    empty = ask("POST", "/v1/parts", files=[("image", ("null", b""))])
+    assert is_refused(empty, 422, "no image")
+    for encoding in ("gzip", "br", "identity, deflate", "GZIP"):
+        headers = {"content-encoding": encoding}
+        reply = ask("POST", "/v1/parts", content=gzip.compress(whole), headers=headers)
+        assert is_refused(reply, 415, f"content encoding {encoding}")
+    headers = {"content-encoding": "identity"}
+    assert ask("POST", "/v1/parts", content=whole, headers=headers).status_code == 200
+    assert is_refused(ask("POST", "/v1/parts", content=gzip.compress(whole)), 415, "it is gzip")
+
+
+def test_an_uncompressed_image_of_26_megapixels_passes_by_default(ask):
+    pixels = np.full((5100, 5100, 3), 40, np.uint8)
+    content = cv2.imencode(".bmp", pixels)[1].tobytes()
+    assert len(content) > 78e6
+    reply = ask("POST", "/v1/parts", content=content)
+    assert reply.status_code == 200, reply.text
+    assert [reply.json()["views"][0][side] for side in ("height", "width")] == [5100, 5100]
+
+
+def test_head_is_where_get_is(ask):
+    for path in ("/health", "/ready", "/v1/models", "/", "/login", "/page/inspect.js"):
+        reply, whole = ask("HEAD", path), ask("GET", path)
+        assert (reply.status_code, reply.content) == (200, b"")
+        assert reply.headers["content-length"] == str(len(whole.content))
+    assert ask("HEAD", "/v1/parts").status_code == 405
+
+
+def test_an_id_that_is_no_utf_8_is_replaced(here, pictures):
+    app = make_app(here, Limits(), None)
+    headers = [(b"x-request-id", b"\xfc\x6e"), (b"x-other", b"\xff")]
+    scope = {"type": "http", "method": "GET", "path": "/health", "query_string": b""}
+    messages: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    asyncio.run(app(scope | {"headers": headers}, receive, send))
+    assert messages[0]["status"] == 200
+    assert re.fullmatch(rb"[0-9a-f]{32}", dict(messages[0]["headers"])[b"x-request-id"])
+
+
+def test_bodies_are_limited_together_and_in_time_on_every_path(ask, here, pictures):
+    whole = pictures[0].read_bytes()
+    small = Limits(held_mb=len(whole) / 1e6)
+    full = ask("POST", "/v1/parts", content=whole + b"x", limits=small)
+    assert is_refused(full, 429, "too many images")
+    assert full.headers["retry-after"] == "1"
+    app = make_app(here, small, TOKEN)
+
+    async def twice() -> list[int]:
+        """What one request held is there for the next."""
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app),
+            base_url="http://here",
+            headers={"authorization": f"Bearer {TOKEN}"},
+        ) as client:
+            return [(await client.post("/v1/parts", content=whole)).status_code for _ in range(3)]
+
+    assert asyncio.run(twice()) == [200] * 3
+
+
+def test_a_login_that_does_not_arrive_is_ended(ask, monkeypatch):
+    monkeypatch.setattr("assay.serve.page.LOGIN_S", 0.05)
+
+    async def slow() -> Any:
+        yield b"t"
+        await asyncio.sleep(60)
+
+    reply = ask("POST", "/login", content=slow(), headers={"authorization": ""})
+    assert is_refused(reply, 408, "longer")
+
+
+def test_a_blank_token_is_no_token(here):
+    for token in ("", " ", "\n"):
+        with pytest.raises(ServeError, match="blank"):
+            make_app(here, Limits(), token)
 
 
 class Failing:

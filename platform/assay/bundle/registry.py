@@ -248,6 +248,7 @@ class Registry:
             if not (
                 record.task == task
                 and record.alias in ALIASES
+                and 0 <= record.time < 1e11
                 and re.fullmatch(r"[0-9a-f]{64}", record.sha256)
                 and record.version == record.sha256[:12]
                 and all(map(_RECORD_NAME.fullmatch, names))

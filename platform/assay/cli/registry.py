@@ -86,8 +86,11 @@ def _print_holder(record: Record) -> None:
     print(f"  {record.alias}: {record.version} since {listing.when(record.time)}")
     print(f"    run {record.run}, data {record.data}, Assay {record.code.get('assay')}")
     for name, summary in record.metrics.items():
-        metric, score = next(iter(summary["metrics"].items()))
-        print(f"    {name}: {metric} {bracket(Estimate(**score))}, n = {summary['num']}")
+        try:
+            metric, score = next(iter(summary["metrics"].items()))
+            print(f"    {name}: {metric} {bracket(Estimate(**score))}, n = {summary['num']}")
+        except Exception:  # whatever a record of another's holds in their place
+            print(f"    {name}: its numbers cannot be read")
 
 
 def rollback(task: Name, alias: Alias = "champion", registry: str = _REGISTRY) -> None:

@@ -39,7 +39,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
 
     config, file = command.config, command.file
     read_token(config, create=True)
-    _ask_for_a_token()
+    _guard_ray()
     from assay.serve import cluster
 
     told = {word.partition("=")[0].lstrip("-").replace("_", "-") for word in words}
@@ -74,10 +74,16 @@ def _write(file: Path, text: str) -> None:
         ) from None
 
 
-def _ask_for_a_token() -> None:
-    """Let Ray's own ports ask for a token too, unless the user says otherwise; Ray reads this as it is imported."""
+def _guard_ray() -> None:
+    """Let Ray's own ports ask for a token, and listen on this machine's own address where no other joins.
+
+    Unless the user says otherwise; Ray reads both as it is imported.
+    """
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if not os.environ.get("RAY_ADDRESS"):
+            # a Ray of several machines is switched off, by the name of where that is the default
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def predict(
@@ -98,7 +104,7 @@ def predict(
         variant: The graphs to use.
         overlays: Draw patches or masks over each image.
     """
-    _ask_for_a_token()
+    _guard_ray()
     from assay.serve import offline
     from assay.session import ray_session
 

@@ -157,8 +157,8 @@ class Front:
         descriptions = await asyncio.gather(*[self._describe(task) for task in self.names])
         models = dict(zip(self.names, descriptions, strict=True))
         for (task, alias), refusal in list(self.refused.items()):
-            if alias in models.get(task, {}):
-                models[task][alias]["refused"] = refusal.record or "its record is damaged"
+            for description in models.get(task, {}).values():
+                description.setdefault("refused", {})[alias] = refusal.record
         return models
 
     async def _describe(self, task: str) -> dict[str, Any]:

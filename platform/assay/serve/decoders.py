@@ -83,9 +83,9 @@ class Decoders:
         self.limits = limits
         self.children: dict[int, Child] = {}
         """By thread."""
-        self.pool = ThreadPoolExecutor(num, "decode", initializer=self._start)
-        for _ in range(num):  # each starts a thread, and its process
-            self.pool.submit(lambda: None)
+        self.pool = ThreadPoolExecutor(num, "decode")
+        for _ in range(num):  # each starts a thread, whose process is there before its first image
+            self.pool.submit(self._child)
 
     async def read(self, content: bytes, page: int | None = None) -> ImagePyramid | ImageError:
         """Decode a file, or that page of it; or return why that cannot be done."""
@@ -95,19 +95,24 @@ class Decoders:
     def close(self) -> None:
         """End the processes, whatever they do."""
         self.pool.shutdown(wait=False, cancel_futures=True)
-        for child in self.children.values():
+        for child in list(self.children.values()):
             child.kill()
 
-    def _start(self) -> None:
-        self.children[threading.get_ident()] = Child(self.limits)
+    def _child(self) -> "Child":
+        """Return this thread's process; a new one where there is none."""
+        name = threading.get_ident()
+        if name not in self.children:
+            self.children[name] = Child(self.limits)
+        return self.children[name]
 
     def _read(self, content: bytes, page: int | None) -> ImagePyramid | ImageError:
-        child = self.children[threading.get_ident()]
+        child = self._child()
         try:
             return child.read(content, page)
-        except (OSError, EOFError, ValueError) as error:  # it died, hangs, or answers nonsense
+        except Exception as error:  # it died, hangs, or answers whatever an attacker wants
             child.kill()
-            self._start()
+            del self.children[threading.get_ident()]
+            self.pool.submit(self._child)
             if isinstance(error, TimeoutError):
                 return ImageError(f"it takes longer than {self.limits.seconds:g} s to decode")
             return ImageError("it ends the process that decodes it, so it is damaged")
@@ -138,9 +143,8 @@ class Child:
         """Hand over a file and wait for its pixels, or for why there are none.
 
         Raises:
-            OSError: the process died or is too slow.
-            EOFError: it died in between.
-            ValueError: what it answers makes no sense.
+            TimeoutError: the process is too slow.
+            Exception: it died, or what it answers makes no sense.
         """
         arena = self.free.pop() if self.free else ONCE
         self.socket.sendall(_REQUEST.pack(len(content), arena, -1 if page is None else page))
@@ -176,9 +180,12 @@ def _receive(connection: socket.socket, length: int) -> bytes:
     Raises:
         EOFError: the other end is gone.
     """
-    content = connection.recv(length, socket.MSG_WAITALL) if length else b""
-    if len(content) != length:
-        raise EOFError
+    content = b""
+    while len(content) < length:  # once, as a rule
+        piece = connection.recv(length - len(content), socket.MSG_WAITALL)
+        if not piece:
+            raise EOFError
+        content = content + piece if content else piece
     return content
 
 
@@ -199,6 +206,7 @@ def work(file: int, most_pixels: float) -> None:
     import cv2
 
     cv2.setNumThreads(1)
+    os.nice(4)  # what answers /health goes first
     arenas: dict[int, mmap] = {}
     with socket.socket(fileno=file) as connection, suppress(EOFError, ConnectionError):
         while True:

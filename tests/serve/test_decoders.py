@@ -1,0 +1,122 @@
+"""Images through a process of their own: the same pixels; whatever harms it harms one answer alone."""
+
+import asyncio
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import assay
+from assay.data.images.pyramid import ImagePyramid
+from assay.errors import ImageError
+from assay.serve.decoders import ARENAS, DecodeLimits, Decoders, say
+
+
+def encoded(suffix: str, height: int, width: int, dtype: type = np.uint8, seed: int = 0) -> bytes:
+    high = np.iinfo(dtype).max
+    pixels = np.random.default_rng(seed).integers(0, high, (height, width, 3), dtype=dtype)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def read(decoders: Decoders, *contents: bytes) -> list[ImagePyramid | ImageError]:
+    async def all_of_them() -> list[ImagePyramid | ImageError]:
+        return await asyncio.gather(*[decoders.read(content) for content in contents])
+
+    return asyncio.run(all_of_them())
+
+
+def is_equal(entry: ImagePyramid | ImageError, content: bytes) -> bool:
+    expected = ImagePyramid.read(content)
+    assert isinstance(entry, ImagePyramid), entry
+    assert entry.signature == expected.signature
+    assert np.array_equal([entry.mean, entry.std], [expected.mean, expected.std])
+    pairs = zip(entry.levels, expected.levels, strict=True)
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+def test_pixels_are_those_of_this_process_and_stay_while_they_are_looked_at(decoders):
+    contents = [
+        encoded(".png", 60, 80),
+        encoded(".jpg", 300, 200),
+        encoded(".png", 90, 30, np.uint16),
+        encoded(".bmp", 1, 1),
+        encoded(".tiff", 700, 500),
+        *[encoded(".png", 40, 40, seed=seed) for seed in range(2 * ARENAS)],
+    ]
+    entries = read(decoders, *contents)  # more at once than there are arenas
+    assert all(map(is_equal, entries, contents))
+    with pytest.raises(ValueError, match="read-only"):
+        entries[0].levels[0][0, 0] = 1
+    del entries
+    assert is_equal(read(decoders, contents[4])[0], contents[4])
+
+
+def test_what_cannot_be_read_says_why_and_nothing_of_this_machine(decoders):
+    whole = encoded(".png", 60, 80)
+    good, cut, nothing, also = read(decoders, whole, whole[:-30], b"\x89PNG\r\n\x1a\n", whole)
+    assert is_equal(good, whole)
+    assert is_equal(also, whole)
+    assert isinstance(cut, ImageError)
+    assert isinstance(nothing, ImageError)
+    for error in (cut, nothing):
+        assert not any(mark in str(error) for mark in "/<>")
+    assert (
+        say(ImageError("Image <bytes> cannot be read: its end is missing.")) == "its end is missing"
+    )
+    assert say(ImageError("OpenCV(5) /io/modules/grfmt.cpp:1: error")) == "it is damaged"
+    assert say(ValueError("anything")) == "it is damaged"
+    assert "memory" in say(MemoryError())
+
+
+def header_alone(width: int, height: int) -> bytes:
+    """Make a PNG of this size that has no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        whole = kind + content
+        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_pixels_are_limited_by_the_header(decoders):
+    (error,) = read(decoders, header_alone(60_000, 60_000))
+    assert "60000 x 60000 pixels, more than 120 megapixels" in str(error)
+
+
+def test_a_process_that_dies_or_hangs_is_replaced_and_costs_one_answer():
+    decoders = Decoders(1, DecodeLimits(120e6, 2.0))
+    whole = encoded(".png", 60, 80)
+    try:
+        assert is_equal(read(decoders, whole)[0], whole)
+        (first,) = decoders.children.values()
+        os.kill(first.process.pid, signal.SIGKILL)
+        died, good = read(decoders, whole, whole)
+        assert "ends the process" in str(died)
+        assert is_equal(good, whole)
+        (second,) = decoders.children.values()
+        os.kill(second.process.pid, signal.SIGSTOP)
+        slow, good = read(decoders, whole, whole)
+        assert "longer than 2 s" in str(slow)
+        assert is_equal(good, whole)
+        assert second.process.poll() is not None
+    finally:
+        decoders.close()
+
+
+def test_memory_is_limited_by_what_a_process_has():
+    code = "from assay.serve.decoders import _limit_memory as limit, say\nimport numpy as np\n"
+    code += "limit(64 << 20)\nnp.ones(32 << 20, np.uint8)\n"
+    code += "try:\n np.ones(128 << 20, np.uint8)\nexcept MemoryError as error:\n print(say(error))"
+    environment = os.environ | {"PYTHONPATH": str(Path(assay.__file__).parents[1])}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "more memory" in told.stdout
