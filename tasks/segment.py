@@ -2,6 +2,7 @@
 
     python tasks/segment.py                                            # the synthetic layers
     python tasks/segment.py --preset files --data.root layers/ --masks.files "../masks/{name}.png"
+    python tasks/segment.py --preset mvtec --data.root bottle/test     # masks in bottle/ground_truth
 
 The baseline, judged beside it, is the heuristic itself: the rule that masks are made by, or would be.
 Where true masks are known besides those that were learnt from, both are judged by them.
@@ -96,7 +97,10 @@ class Segment(Segmentation):
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
-        """Give the synthetic demo (default), its short form for CI, and settings for images of one's own."""
+        """Give the synthetic demo (default), its short form for CI, and settings for images of one's own.
+
+        `mvtec` is for the folder `test` of a product in the layout of MVTec AD, masks in `ground_truth` beside it.
+        """
         demo = SegmentConfig(
             masks=MaskConfig(maker="adaptive", block_px=51, offset=20),
             truth="../truth/{folder}/{name}.png",
@@ -117,7 +121,12 @@ class Segment(Segmentation):
             train=TrainConfig(epochs=50, batch_size=16, patience=10, min_improvement=0.002),
             optim=OptimConfig(lr=1e-3),
         )
-        return {"demo": demo, "smoke": smoke, "files": files}
+        mvtec = replace(
+            files,
+            data=replace(files.data, patterns=("{kind}/{name}",), group=(), domains=("kind",)),
+            masks=MaskConfig(files="../ground_truth/{folder}/{name}_mask.png", missing="empty"),
+        )
+        return {"demo": demo, "smoke": smoke, "files": files, "mvtec": mvtec}
 
     @classmethod
     def fetch(cls, config: SegmentConfig) -> None:

@@ -13,6 +13,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,8 +24,10 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.data.manifest import Manifest
+from assay.data.masks import account
 from assay.data.split import draw_split
 from assay.errors import ConfigError, MaskError, SplitError
+from assay.levels import VOID
 from assay.nn.mask_net import MaskNetConfig, create_mask_net
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows, TaskConfig
@@ -121,6 +124,88 @@ def test_a_corrected_mask_is_other_data(tmp_path):
     assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), 255 - drawn)
     assert second.fingerprint != first.fingerprint
     assert second.masks["label"][1:] == first.masks["label"][1:]
+
+
+def test_a_build_recorded_again_is_other_data_with_masks_of_its_own(tmp_path):
+    config = settings_of(user_files(tmp_path), files="")
+    first = TASK.manifest(config, tmp_path / "runs")
+    image = Path(first.column("image")[0])
+    cv2.imwrite(str(image), cv2.imread(str(image), cv2.IMREAD_GRAYSCALE)[::-1, ::-1])
+    second = TASK.manifest(config, tmp_path / "runs")
+    assert second.column("mask.label") == first.column("mask.label")
+    drawn = cv2.imread(second.column("mask.label")[0], cv2.IMREAD_UNCHANGED)
+    turned = cv2.imread(str(tmp_path / "masks/b0/0.png"), cv2.IMREAD_UNCHANGED)[::-1, ::-1]
+    assert ((drawn > 0) & (turned > 0)).sum() > 0.8 * ((drawn > 0) | (turned > 0)).sum()
+    assert second.masks["label"][1:] == first.masks["label"][1:]
+
+
+def mvtec(root: Path) -> Path:
+    """Draw a product in MVTec AD's layout: train/good, test/<kind>, ground_truth/<kind>/<name>_mask.png."""
+    rng = np.random.default_rng(0)
+    for kind in ("train/good", "test/good", "test/broken", "test/dirt"):
+        for name in ("000", "001", "002"):
+            image, mask = rng.normal(150, 9, (64, 64, 3)).clip(0, 255), np.zeros((64, 64), np.uint8)
+            if "good" not in kind:
+                mask[8:24, 30:50] = 255
+                image[mask > 0] = 20
+            paths = {root / kind / f"{name}.png": image.astype(np.uint8)}
+            if "good" not in kind:
+                paths[root / "ground_truth" / kind[5:] / f"{name}_mask.png"] = mask
+            for path, pixels in paths.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(path), pixels)
+    return root / "test"
+
+
+def test_the_layout_of_mvtec_ad(tmp_path):
+    base: Any = TASK.presets()["mvtec"]
+    config = replace(base, data=replace(base.data, root=mvtec(tmp_path / "bottle")))
+    manifest = TASK.manifest(config, tmp_path / "runs")
+    marked = [
+        int((cv2.imread(path, cv2.IMREAD_UNCHANGED) > 0).sum())
+        for path in manifest.column("mask.label")
+    ]
+    kinds = manifest.column("domain.kind")
+    assert marked == [0 if kind == "good" else 320 for kind in kinds]
+    assert sorted(set(kinds)) == ["broken", "dirt", "good"]
+    counts = account.of_table(manifest.table)["label"]
+    assert (counts.given, counts.without, counts.unused_files) == (6, 3, 0)
+    assert draw_split(manifest, config.split).tests
+
+
+def test_voc_masks_with_their_void_border(tmp_path):
+    """SegmentationClass: a palette of numbers, 255 around each object."""
+    images = user_files(tmp_path)
+    for path in (tmp_path / "masks").glob("*/*.png"):
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        border = cv2.dilate(mask, np.ones((5, 5), np.uint8)) - mask
+        numbers = np.where(border > 0, 255, np.where(mask > 0, 2, 0)).astype(np.uint8)
+        picture = Image.fromarray(numbers, "P")
+        picture.putpalette([value for i in range(256) for value in (i, 255 - i, i // 2)])
+        picture.save(path)
+    base: Any = settings_of(images)
+    masks = replace(base.masks, values="index", classes=("pore", "hole"))
+    with pytest.raises(MaskError, match=r"value 255 .*--masks\.void 255"):
+        TASK.manifest(replace(base, masks=masks), tmp_path / "runs")
+    masks = replace(masks, void=255)
+    manifest = TASK.manifest(replace(base, masks=masks), tmp_path / "runs")
+    store = Store(str(tmp_path / "store"))
+    key = manifest.masks["label"][0]
+    store.build(key, Path(manifest.files[key]))
+    stored = store.open(key).pixels[..., 0]
+    assert sorted(np.unique(stored).tolist()) == [0, 2, VOID]
+    counts = account.of_table(manifest.table)["label"]
+    assert counts.marked_px["pore"] == 0 < counts.marked_px["void"]
+    assert counts.sentences() == ["no pixel is marked as pore"]
+
+
+@pytest.mark.parametrize("preset", ["demo", "smoke", "files", "mvtec"])
+def test_the_rule_is_not_trained(preset, tmp_path, capsys):
+    words = ["--preset", preset, "--storage", str(tmp_path), "--model.mode", "heuristic"]
+    with pytest.raises(SystemExit) as ended:
+        main(str(SCRIPT), words)
+    assert ended.value.code == 2
+    assert "pass --train.epochs 0" in capsys.readouterr().err
 
 
 def test_the_heuristic_is_one_run_whatever_the_network(tmp_path):
@@ -279,6 +364,7 @@ def test_the_heuristic_answers_by_its_rule(tmp_path):
 def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, capsys):
     """From files to a report, in one process: the whole of it, small."""
     user_files(tmp_path, builds=5)
+    cv2.imwrite(str(tmp_path / "masks/b0/9.png"), np.zeros((64, 64), np.uint8))
     options = (
         "--crops.crop-px 64 --tiles.tile-px 64 --tiles.overlap-px 0 "
         "--model.encoder tu-mobilenetv3_small_050 --model.decoder-channels 32 16 16 8 8 "
@@ -286,8 +372,10 @@ def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, c
         "--quantize.max-drop 1.0 --split.val 0.3"
     )
     main(str(SCRIPT), arguments(tmp_path, *options.split()))
-    shown = capsys.readouterr().out
-    assert "heuristic" in shown
+    shown = capsys.readouterr()
+    assert "heuristic" in shown.out
+    left = "masks (label): 1 mask files are no image's and were not used, first ../masks/b0/9.png."
+    assert left in shown.err
     [folder] = [
         f
         for f in (tmp_path / "runs").glob("segment-*")
@@ -300,6 +388,10 @@ def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, c
     assert card["int8"]["metrics"]["test"]["metrics"]["iou"]["num"] == result["sets"]["test"]["num"]
     page = (folder / "report.html").read_text()
     assert "In 8 bits" in page
+    assert "1 mask files are no image" in page
+    record = json.loads((folder / "run.json").read_text())
+    assert record["masks"]["label"]["unused_files"] == 1
+    assert record["masks"]["label"]["given"] == 10
     assert "Precision over recall of pixels" in page
     assert "falsely marked" in page
 
@@ -326,6 +418,7 @@ def test_masks_are_made_and_the_command_stops(tmp_path, capsys, monkeypatch):
     mask = next(folder.glob("b0_0*.png"))
     cv2.imwrite(str(mask), np.full((64, 64), 255, np.uint8))
     console.main(words)
+    assert "1 masks were corrected by a person" in capsys.readouterr().out
     assert cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE).min() == 255
     with pytest.raises(SystemExit) as ended:
         console.main(

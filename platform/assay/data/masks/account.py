@@ -82,6 +82,9 @@ class MaskAccount:
             "corrected": f"{self.corrected} masks were corrected by a person and are used as they stand",
         }
         lines = [text + self._example(name) for name, text in said.items() if getattr(self, name)]
+        absent = [name for name, num in self.marked_px.items() if not num]
+        if absent:
+            lines.append(f"no pixel is marked as {', '.join(absent)}")
         if self.other_kinds:
             kinds = ", ".join(f"{name} ({num})" for name, num in sorted(self.other_kinds.items()))
             lines.append(f"mask files of kinds that are no class were not used: {kinds}")

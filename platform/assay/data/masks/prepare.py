@@ -169,14 +169,14 @@ def _write(
 def _count(mask: UInt8[np.ndarray, "h w"], config: MaskConfig, **fields: Any) -> MaskAccount:
     """Count what is marked, of one image."""
     num = np.bincount(mask.ravel(), minlength=VOID + 1)
-    names = {i: name for i, name in enumerate(config.classes, start=1)} | {VOID: "void"}
+    names = dict(enumerate(config.classes, start=1)) | ({VOID: "void"} if num[VOID] else {})
     marked = int(num[1:VOID].sum())
     return MaskAccount(
         images=1,
         pixels=mask.size,
         unmarked=int(not marked),
         nearly_full=int(marked > MAX_SHARE * mask.size),
-        marked_px={name: int(num[i]) for i, name in names.items() if num[i]},
+        marked_px={name: int(num[i]) for i, name in names.items()},
         **fields,
     )
 
