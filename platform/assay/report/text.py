@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.metrics.compare import compare
-from assay.metrics.comparison import SIGNIFICANT, Comparison
+from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.estimate import bracket, signed
 from assay.metrics.summary import Summary
@@ -90,7 +90,7 @@ def _inseparable(ranked: Sequence[RunSummary], by: str) -> set[Path]:
     if len(ranked) < 2:
         return set()
     tables = {str(run.folder): run.predictions() for run in ranked}
-    return {Path(c.name) for c in compare(tables, [by]) if c.p_holm >= SIGNIFICANT}
+    return {Path(c.name) for c in compare(tables, [by]) if not c.side}
 
 
 def _value(run: RunSummary, name: str) -> float:

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assay.metrics.compare import holm, influences
+from assay.metrics.compare import holm
 from assay.metrics.comparison import SIGNIFICANT
-from assay.metrics.estimate import Estimate, interval, p_value
+from assay.metrics.estimate import Estimate, difference, interval
 from assay.metrics.figure import Figure, Series
 from assay.metrics.predictions import class_names, is_classification, scores_of
 from assay.runs.results import read_predictions
@@ -72,8 +72,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What can be said, in words."""
-        if self.p_holm >= SIGNIFICANT:
-            return "not significantly different"
+        if self.estimate.undecided or self.p_holm >= SIGNIFICANT:
+            return self.estimate.undecided or "not significantly different"
         return f"{self.first} is {'better' if self.estimate.value > 0 else 'worse'}"
 
 
@@ -220,12 +220,13 @@ def _difference(first: Rows, second: Rows) -> dict[str, Any]:
     if not common:
         return {}
     rows, others = [index[key] for key in common], [other[key] for key in common]
-    gain = influences(first.score, first.weight)[rows]
-    gain = gain - influences(second.score, second.weight)[others]
-    value = first.value[rows]
+    scores = first.score[rows], first.weight[rows]
+    estimate, p = difference(
+        scores, (second.score[others], second.weight[others]), first.value[rows]
+    )
     return {
-        "estimate": interval(gain, value, lowest=-1.0),
-        "p": p_value(gain, value),
+        "estimate": estimate,
+        "p": p,
         "num_folds": len({fold for fold, _ in common}),
     }
 
