@@ -78,7 +78,7 @@ def shares(rng: np.random.Generator, num: int, sizes: str, share: float, alike: 
     group = groups(rng, num, sizes)
     hits = rng.random(len(group)) < chances(rng, share, alike, num)[group]
     ones = np.ones(len(group))
-    return Sample(np.stack([hits.astype(float), ones], 1), group, ratio, ones, share)
+    return Sample(np.stack([hits.astype(float), ones], 1), group, ratio, ones[:, None], share)
 
 
 def overlaps(rng: np.random.Generator, num: int, sizes: str) -> Sample:
@@ -87,7 +87,7 @@ def overlaps(rng: np.random.Generator, num: int, sizes: str) -> Sample:
     union = rng.lognormal(4, 0.7, len(group))
     mean = rng.beta(7, 3, num)[group]
     quality = rng.beta(8 * mean + 1e-3, 8 * (1 - mean) + 1e-3)
-    return Sample(np.stack([quality * union, union], 1), group, ratio, union, 0.7)
+    return Sample(np.stack([quality * union, union], 1), group, ratio, union[:, None], 0.7)
 
 
 def accuracies(rng: np.random.Generator, num: int, sizes: str) -> Sample:
@@ -97,7 +97,7 @@ def accuracies(rng: np.random.Generator, num: int, sizes: str) -> Sample:
     hits = (ease + alone)[:, group] + rng.normal(size=(2, len(group))) < 0.8
     ones = np.ones(len(group))
     parts = np.stack([hits[0].astype(float), ones, hits[1].astype(float), ones], 1)
-    return Sample(parts, group, less, 2 * ones, 0.0, lowest=-1.0)
+    return Sample(parts, group, less, ones[:, None], 0.0, lowest=-1.0)
 
 
 def ious(rng: np.random.Generator, num: int, sizes: str) -> Sample:
@@ -110,7 +110,7 @@ def ious(rng: np.random.Generator, num: int, sizes: str) -> Sample:
         columns += [size / (1 + np.exp(-level)), size * (1 + rng.gamma(1, 0.3, len(group)))]
     parts = np.stack(columns, 1)
     mass = parts[:, 1] / parts[:, 1].sum() + parts[:, 3] / parts[:, 3].sum()
-    return Sample(parts, group, less, mass, 0.0, lowest=-1.0)
+    return Sample(parts, group, less, mass[:, None], 0.0, lowest=-1.0)
 
 
 def macro_ratio(sums: np.ndarray) -> np.ndarray:
@@ -141,10 +141,8 @@ def macros(rng: np.random.Generator, num: int, sizes: str, measure: str, pure: b
         ),
         "macro F1": (2 * hits, true + answered, 2 * prior * RECALL / (prior + answers)),
     }[measure]
-    total = below.sum(0)
-    mass = (below[:, total > 0] / total[total > 0]).sum(1)
     parts = np.concatenate([above, below], axis=1)
-    return Sample(parts, group, macro_ratio, mass, float(expected.mean()))
+    return Sample(parts, group, macro_ratio, below, float(expected.mean()))
 
 
 class Resampled:

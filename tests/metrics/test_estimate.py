@@ -208,7 +208,10 @@ def test_a_ratio_of_sums_is_weighted_and_differs_from_the_mean_of_ratios() -> No
 def test_a_statistic_of_counts_by_hand() -> None:
     parts = np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
     estimate = interval_of(
-        parts, np.arange(3), lambda s: 2 * s[:, 0] / (s[:, 0] + s[:, 1]), mass=parts.sum(axis=1)
+        parts,
+        np.arange(3),
+        lambda s: 2 * s[:, 0] / (s[:, 0] + s[:, 1]),
+        mass=parts.sum(axis=1, keepdims=True),
     )
     assert estimate.value == pytest.approx(4 / 5)
 

@@ -88,9 +88,9 @@ def ece(
     effective = effective_number(sizes.astype(float))
     freedom, rng = max(1.0, effective - 1), np.random.default_rng(0)
     noise = rng.normal(size=(_NUM_DRAWS, len(root))) @ root
+    by_chance = value <= np.quantile(np.abs(noise).sum(axis=1), 0.95)
     noise /= np.sqrt(rng.chisquare(freedom, size=(_NUM_DRAWS, 1)) / freedom)
     least, most = np.quantile(np.abs(gaps + noise).sum(axis=1), [0.025, 0.975])
-    by_chance = value <= np.quantile(np.abs(noise).sum(axis=1), 0.95)
     return Estimate(
         value=value,
         low=0.0 if by_chance else max(0.0, min(value, float(2 * value - most))),

@@ -2,7 +2,7 @@
 
 Samples of one part are not independent, so what varies is whole groups: the standard error is that
 of a jackknife, which leaves out one group at a time. Groups of unequal weight say less than as many
-equal ones: their effective number (Kish) is what Student's t is free by. The interval around the
+equal ones: their effective number (Kish), less one for each mean, is what Student's t is free by. The interval around the
 value is Wilson's, with the number of independent samples that this standard error amounts to.
 
 Conventions
@@ -115,7 +115,7 @@ def interval(
     """
     weights = np.ones(len(values)) if weights is None else weights
     parts = np.stack([values * weights, weights], axis=1)
-    return interval_of(parts, group, _ratio, mass=weights, lowest=lowest, highest=highest)
+    return interval_of(parts, group, _ratio, mass=parts[:, 1:], lowest=lowest, highest=highest)
 
 
 def interval_of(
@@ -123,7 +123,7 @@ def interval_of(
     group: Shaped[np.ndarray, " num"],
     statistic: Statistic,
     *,
-    mass: Float[np.ndarray, " num"],
+    mass: Float[np.ndarray, "num k"],
     lowest: float = 0.0,
     highest: float = 1.0,
 ) -> Estimate:
@@ -133,7 +133,7 @@ def interval_of(
         parts: What each row adds to the sums.
         group: The group of each row.
         statistic: From sums (draws d) to numbers (draws); where a draw leaves it undefined, NaN.
-        mass: How much each row counts in the statistic, such as its part of a denominator.
+        mass: What each row adds to each denominator of the statistic (the k classes of an average).
         lowest: The least the statistic can be.
         highest: The most it can be.
 
@@ -142,17 +142,19 @@ def interval_of(
             outside its range.
     """
     codes = np.unique(group, return_inverse=True)[1]
-    value, variance, effective = _jackknife(parts, codes, statistic, mass)
+    counts = _counts(mass)
+    value, variance, effective = _jackknife(parts, codes, statistic, counts)
     if not (np.isfinite(parts).all() and lowest - 1e-9 <= value <= highest + 1e-9):
         raise PredictionsError(
             f"A statistic of {len(parts)} rows is {value}, allowed are {lowest:g} to {highest:g}; "
             "look for rows that are not finite, or that bear no weight at all."
         )
     num_groups = int(codes.max()) + 1
-    if lowest >= 0 and num_groups > 1 and mass.any():
+    if lowest >= 0 and num_groups > 1 and counts.any():
         influence = parts @ _slopes(statistic, parts.sum(axis=0))
-        variance = max(variance, _alike_variance(influence, mass / mass.sum(), codes))
-    return _estimate(value, variance, lowest, highest, len(parts), num_groups, effective)
+        variance = max(variance, _alike_variance(influence, counts, codes))
+    sizes = len(parts), num_groups, effective, mass.shape[1]
+    return _estimate(value, variance, lowest, highest, *sizes)
 
 
 def interval_by(
@@ -202,12 +204,12 @@ def difference(
 
     (values, weights), (others, other_weights) = first, second
     parts = np.stack([values * weights, weights, others * other_weights, other_weights], axis=1)
-    mass = weights / weights.sum() + other_weights / other_weights.sum()
+    mass = _counts(parts[:, 1::2])
 
     def less(sums: Float[np.ndarray, "draws 4"]) -> Float[np.ndarray, " draws"]:
         return _ratio(sums[:, :2]) - _ratio(sums[:, 2:])
 
-    estimate = interval_of(parts, group, less, mass=mass, lowest=-1.0)
+    estimate = interval_of(parts, group, less, mass=mass[:, None], lowest=-1.0)
     if estimate.num_groups == 1:
         return estimate, 1.0
     _, variance, effective = _jackknife(parts, np.unique(group, return_inverse=True)[1], less, mass)
@@ -223,6 +225,14 @@ def effective_number(weights: Float[np.ndarray, " groups"]) -> float:
     """
     squares = float((weights**2).sum())
     return float(weights.sum() ** 2 / squares) if squares else float(len(weights))
+
+
+def _counts(mass: Float[np.ndarray, "num k"]) -> Float[np.ndarray, " num"]:
+    """Return the share that each row has of a statistic whose denominators count the same."""
+    total = mass.sum(axis=0)
+    present = total > 0
+    counts: np.ndarray = (mass[:, present] / total[present]).sum(axis=1) / max(1, present.sum())
+    return counts
 
 
 def _ratio(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
@@ -311,6 +321,7 @@ def _estimate(
     num: int,
     num_groups: int,
     effective: float,
+    num_means: int = 1,
 ) -> Estimate:
     """Put the interval around a value with this variance."""
     value = min(max(value, lowest), highest)
@@ -319,7 +330,9 @@ def _estimate(
         width = highest - lowest
         share = (value - lowest) / width
         independent = _independent(share, variance / width**2, effective)
-        ends = _score_interval(share, independent, _t_quantile(0.975, _freedom(effective)))
+        ends = _score_interval(
+            share, independent, _t_quantile(0.975, _freedom(effective, num_means))
+        )
         low, high = (lowest + width * end for end in ends)
     return Estimate(
         value=value,
@@ -331,8 +344,9 @@ def _estimate(
     )
 
 
-def _freedom(effective: float) -> float:
-    return max(1.0, effective - 1)
+def _freedom(effective: float, num_means: int = 1) -> float:
+    """Return what Student's t is free by: each mean that was estimated takes one group's worth."""
+    return max(1.0, effective - num_means)
 
 
 def _independent(share: float, variance: float, effective: float) -> float:

@@ -166,7 +166,7 @@ def _metrics(
     true, answered = np.eye(logits.shape[1])[truth], np.eye(logits.shape[1])[answers]
     counts = np.concatenate([true * (answers == truth)[:, None], true + answered], axis=1)
     return metrics | {
-        "macro_f1": interval_of(counts, group, _macro_f1, mass=_class_mass(true + answered)),
+        "macro_f1": interval_of(counts, group, _macro_f1, mass=true + answered),
         "nll": estimate_nll(logits, truth, group),
         "ece": ece(softmax(logits), truth, group),
     }
@@ -181,14 +181,6 @@ def _macro_f1(sums: Float[np.ndarray, "draws parts"]) -> Float[np.ndarray, " dra
     with np.errstate(invalid="ignore"):
         f1: np.ndarray = np.nanmean(2 * right / either, axis=1)
     return f1
-
-
-def _class_mass(counts: Float[np.ndarray, "num classes"]) -> Float[np.ndarray, " num"]:
-    """Return how much each row counts where every class counts the same."""
-    total = counts.sum(axis=0)
-    present = total > 0
-    mass: np.ndarray = (counts[:, present] / total[present]).sum(axis=1)
-    return mass
 
 
 def is_mixed(truth: Int[np.ndarray, " num"], group: Shaped[np.ndarray, " num"]) -> bool:

@@ -181,7 +181,9 @@ def _measures(
                 estimates[f"iou_{name}"] = _iou(counts[:, i], group)
     estimates |= _component_measures(rows, group, kind, thresholds)
     by_level = _by_level(rows, kind, len(classes))
-    return estimates | {"pixel_ece": interval_of(by_level, group, _ece, mass=by_level.sum(1))}
+    return estimates | {
+        "pixel_ece": interval_of(by_level, group, _ece, mass=by_level.sum(1, keepdims=True))
+    }
 
 
 def _prevalence(rows: pa.Table, kind: str, num_classes: int, group: np.ndarray) -> Estimate:
@@ -229,7 +231,7 @@ def _component_counts(
 
 
 def _share_of_sums(part: np.ndarray, whole: np.ndarray, group: np.ndarray) -> Estimate:
-    return interval_of(np.stack([part, whole], axis=1), group, _share, mass=whole)
+    return interval_of(np.stack([part, whole], axis=1), group, _share, mass=whole[:, None])
 
 
 def _share(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
