@@ -103,8 +103,9 @@ def print_result(rule: str, result: Result) -> None:
     upper = " (an upper bound: val is of the test domain)" if result.oracle else ""
     print(f"\nrule: {rule}{upper}; seed {result.seed}; tried {result.tried}")
     for number, scoring in enumerate(result.scorings, 1):
+        graph = f", {scoring.graph} graph" if scoring.graph else ""
         print(
-            f"  test scored ({number} of {len(result.scorings)}): {listing.when(scoring.time)}, rule {scoring.rule}, code {scoring.code}"
+            f"  test scored ({number} of {len(result.scorings)}): {listing.when(scoring.time)}, rule {scoring.rule}, code {scoring.code}{graph}"
         )
     if result.decision:
         print(f"  decision, fitted on val: {_fitted(result.decision)}")
@@ -151,9 +152,9 @@ def print_run(folders: Mapping[str, Path]) -> None:
         for comparison in compared.comparisons if compared else ():
             if comparison.set == test:
                 print(f"  {method} - {comparison.name}: {_told(comparison)}")
-    if len(first.scorings) > 1:
+    if first.num_scored > 1:
         print(
-            f"\nThis is scoring {len(first.scorings)} of the test sets of this run.",
+            f"\nThis is scoring {first.num_scored} of the test sets of this run.",
             file=sys.stderr,
         )
     print()
