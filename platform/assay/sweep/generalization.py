@@ -4,6 +4,7 @@ Numbers are computed from the predictions tables of the trials and nothing else;
 what intervals and tests are drawn over.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -85,6 +86,8 @@ class Ranking:
     mean: Estimate
     worst: str
     """The unseen value with the lowest score."""
+    val: float | None
+    """The mean score of val, which ranks; None where it is not known."""
     lowest: Estimate
     """Its score, over its groups; the lowest of several is lower than it would be again."""
 
@@ -120,13 +123,19 @@ def _records(estimates: Mapping[str, Mapping[Any, Estimate]]) -> dict[str, dict[
     }
 
 
-def summarize(rows: Rows) -> Summary:
-    """Compute what the report shows."""
-    most = rows.at(rows.size == rows.size.max())
+def summarize(rows: Rows, vals: Mapping[str, Mapping[int, float]]) -> Summary:
+    """Compute what the report shows.
+
+    Args:
+        rows: Test rows of all finished trials.
+        vals: Mean score of val by setting and number of values trained on, which ranks.
+    """
+    size = int(rows.size.max())
+    most = rows.at(rows.size == size)
     return Summary(
         rows=rows,
         most=most,
-        standings=standings(most),
+        standings=standings(most, {name: sizes.get(size) for name, sizes in vals.items()}),
         differences=differences(rows),
         by_size=by_size(rows),
         by_value=by_value(most),
@@ -190,14 +199,22 @@ def _settings(rows: Rows) -> list[str]:
     return list(dict.fromkeys(rows.setting.tolist()))
 
 
-def standings(rows: Rows) -> list[Ranking]:
-    """Rank the settings by their worst unseen value, the best first."""
+def standings(rows: Rows, vals: Mapping[str, float | None]) -> list[Ranking]:
+    """Rank the settings by val, the best first: what test would choose is too good by choice.
+
+    Args:
+        rows: Test rows.
+        vals: Mean score of val by setting; those without one come last, as they were first met.
+    """
     rankings = []
     for name, values in by_value(rows).items():
         worst = min(values, key=lambda value: values[value].value)
         mean = rows.of(name).over(rows.of(name).value)
-        rankings.append(Ranking(setting=name, mean=mean, worst=worst, lowest=values[worst]))
-    return sorted(rankings, key=lambda ranking: (-ranking.lowest.value, -ranking.mean.value))
+        ranking = Ranking(
+            setting=name, val=vals.get(name), mean=mean, worst=worst, lowest=values[worst]
+        )
+        rankings.append(ranking)
+    return sorted(rankings, key=lambda r: -math.inf if r.val is None else r.val, reverse=True)
 
 
 def differences(rows: Rows) -> list[Difference]:
