@@ -319,6 +319,16 @@ def test_judge_counts_scorings_and_keeps_them(storage: Path) -> None:
     assert again.decision.num == 60  # of val
 
 
+@pytest.mark.parametrize("removed", ["result.json", "run.json"])
+def test_no_file_of_a_run_that_is_removed_resets_the_count(storage: Path, removed: str) -> None:
+    folder = storage / "toy-good"
+    (folder / removed).unlink()
+    again = judged(folder)
+    assert len(again.scorings) == again.num_scored == 2
+    assert read_result(folder) == again
+    assert Run(folder).record.scorings == again.scorings
+
+
 TASK = b"""
 from assay.train.task import Task
 
@@ -430,6 +440,7 @@ def test_a_run_judged_by_an_older_assay_is_judged_again(
     write_task(storage)
     old = {"sets": {}, "scorings": [{"time": 1.7e9, "assay": "0.1.0"}]}
     (folder / "result.json").write_text(json.dumps(old))
+    Run(folder).note(scorings=())
     printed = said(capsys, "judge", str(folder), "--tasks", str(storage.parent / "tasks"))
     assert "This is scoring 2 of" in printed
     assert "test scored (1 of 2): 2023-11-14" in printed

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
 from assay.metrics.calibration import ece, fit_temperature
-from assay.metrics.estimate import interval
 from assay.metrics.scores.classes import row_nll, softmax
 
 
@@ -90,8 +90,11 @@ def test_ece_of_sure_and_right_is_zero_and_of_one_group_unknown() -> None:
 def test_ece_that_all_groups_share_is_as_unsure_as_a_share() -> None:
     group = np.repeat(np.arange(20), np.arange(20) % 5 + 1)  # of any size
     estimate = ece(np.full((group.size, 2), [0.7, 0.3]), np.zeros(group.size, dtype=int), group)
-    share = interval(np.full(20, estimate.value), np.arange(20))
-    assert (estimate.low, estimate.high) == pytest.approx((share.low, share.high))
+    sizes = np.bincount(group, minlength=20)
+    effective = sizes.sum() ** 2 / (sizes**2).sum()  # as many hits of so many at Student's t
+    ratio = stats.t.ppf(0.975, effective - 1) ** 2 / effective
+    centre = (estimate.value + ratio / 2) / (1 + ratio)
+    assert (estimate.low + estimate.high) / 2 == pytest.approx(centre)
     assert estimate.low < 0.2 < 0.3 < 0.4 < estimate.high
 
 

@@ -128,7 +128,27 @@ def test_scores_are_compared_as_ratios_of_sums() -> None:
 def test_one_group_shows_no_difference() -> None:
     a, b = table([True] * 4, views=4), table([False] * 4, views=4)
     (comparison,) = compare({"a": a, "b": b})
-    assert (comparison.p, comparison.verdict) == (1.0, "not significantly different")
+    assert (comparison.p, comparison.side) == (1.0, "")
+    assert (
+        comparison.verdict
+        == "too few or too unequal groups to compare (effective 1.0 of 1); not decided"
+    )
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+def test_two_groups_that_differ_utterly_are_no_verdict(num_groups: int) -> None:
+    num = 2 * num_groups
+    (comparison,) = compare({"a": table([False] * num), "b": table([True] * num)})
+    assert comparison.difference.value == -1
+    assert comparison.verdict.endswith(f"(effective {num_groups}.0 of {num_groups}); not decided")
+
+
+def test_two_blocks_with_most_defect_pixels_are_no_verdict() -> None:
+    unions = [2400.0] * 2 + [100.0] * 12
+    a, b = scores([0.9] * 14, unions), scores([0.4] * 14, unions)
+    (comparison,) = compare({"a": a, "b": b})
+    kish = sum(unions) ** 2 / sum(union**2 for union in unions)
+    assert f"(effective {kish:.1f} of 14); not decided" in comparison.verdict
 
 
 @pytest.mark.parametrize(

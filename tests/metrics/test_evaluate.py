@@ -301,7 +301,14 @@ def test_summary_of_a_table_counted_by_hand() -> None:
 def test_summary_is_json_without_nan() -> None:
     text = json.dumps(summarise(make_table(), "test_seen").to_dict(), allow_nan=False)
     read = json.loads(text)
-    assert read["metrics"]["accuracy"].keys() == {"value", "low", "high", "num", "num_groups"}
+    assert read["metrics"]["accuracy"].keys() == {
+        "value",
+        "low",
+        "high",
+        "num",
+        "num_groups",
+        "num_effective",
+    }
     assert read["worst_domain"][1] in read["domains"][read["worst_domain"][0]]
 
 

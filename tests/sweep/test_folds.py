@@ -63,11 +63,18 @@ def planted(right: dict[tuple[str, str], float], seeds: int = 2) -> Rows:
 VALUES = [f"v{i}" for i in range(6)]
 
 
-def test_the_worst_value_ranks_and_not_the_mean() -> None:
+def test_val_ranks_and_never_the_test_values() -> None:
     steady = {("steady", v): 0.7 for v in VALUES}
     uneven = {("uneven", v): 0.1 if v == "v3" else 1.0 for v in VALUES}
-    first, second = standings(planted(uneven | steady))
-    assert (first.setting, second.setting) == ("steady", "uneven")
+    rows = planted(steady | uneven)
+    first, second = standings(rows, {"steady": 0.9, "uneven": 0.95})
+    assert (first.setting, second.setting) == (
+        "uneven",
+        "steady",
+    )  # though steady is better on test
+    assert [r.setting for r in standings(rows, {"uneven": None})] == ["steady", "uneven"]
+    first, second = standings(rows, {"steady": 0.9, "uneven": 0.8})
+    assert (first.setting, second.setting, second.val) == ("steady", "uneven", 0.8)
     assert (second.worst, second.lowest.value) == ("v3", pytest.approx(0.1))
     assert second.mean.value == pytest.approx((0.1 + 5) / 6)
     assert second.mean.num_groups == 6

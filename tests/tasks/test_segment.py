@@ -384,6 +384,8 @@ def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, c
     card = json.loads((folder / "bundle" / "bundle.json").read_text())
     result = json.loads((folder / "result.json").read_text())
     assert card["thresholds"] == result["thresholds"]
+    assert [scoring["graph"] for scoring in result["scorings"]] == ["", "int8"]
+    assert json.loads((folder / "run.json").read_text())["scorings"][1]["graph"] == "int8"
     assert card["metrics"]["test"]["metrics"]["iou"] == result["sets"]["test"]["metrics"]["iou"]
     assert card["int8"]["metrics"]["test"]["metrics"]["iou"]["num"] == result["sets"]["test"]["num"]
     page = (folder / "report.html").read_text()

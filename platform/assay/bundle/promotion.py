@@ -14,7 +14,7 @@ from assay.bundle.registry import RESERVED, TASK_NAME, Record, Registry
 from assay.bundle.trial import apart, try_bundle
 from assay.errors import PredictionsError, RegistryError
 from assay.metrics.compare import compare
-from assay.metrics.comparison import SIGNIFICANT, Comparison
+from assay.metrics.comparison import Comparison
 from assay.typed import to_json
 
 
@@ -114,7 +114,7 @@ def _compare_with_champion(
     return comparisons, [
         f"on {c.set} it is significantly worse than the champion {champion.version} ({c.metric} {c.difference.value:+.3f}, p = {c.p_holm:.2g})"
         for c in comparisons
-        if c.p_holm < SIGNIFICANT and c.difference.value < 0
+        if c.side == "worse"
     ]
 
 

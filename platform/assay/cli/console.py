@@ -178,7 +178,7 @@ def judge_again(command: Judge) -> None:
         write_json(folder / "config.json", to_dict(config))
         write_report(folder)
     # a scoring whose rule was not recorded may have been by this one
-    same = [s for s in result.scorings if s.rule in (result.rule, "not recorded")]
+    same = [s for s in result.scorings if not s.graph and s.rule in (result.rule, "not recorded")]
     print(f"This is scoring {len(same)} of the test sets of {folder.name} by {result.rule}.\n")
     show(str(folder))
 

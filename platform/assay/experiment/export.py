@@ -1,5 +1,6 @@
 """From a judged run to its bundle: graphs, their int8 forms judged on the same rows, and the card."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,12 @@ from assay.bundle.bundle import KINDS, Bundle
 from assay.bundle.card import Card, Int8
 from assay.bundle.seal import seal, update
 from assay.experiment.identity import stamp
-from assay.experiment.judge import measure
+from assay.experiment.judge import measure, scoring_of
 from assay.metrics.compare import compare
 from assay.metrics.drift import IMAGES, describe
-from assay.metrics.predictions import logits_of, rows_of
+from assay.metrics.predictions import logits_of, rows_of, sets_of
 from assay.runs.folder import Run
-from assay.runs.results import Result, read_predictions
+from assay.runs.results import Result, add_scoring, read_predictions, write_result
 from assay.train.loop import load_best
 from assay.train.predict import Predictor
 from assay.train.task import Task
@@ -46,7 +47,7 @@ def ship(job: Job, result: Result, storage: Path) -> None:
         decision=result.decision,
         thresholds=result.thresholds,
         metrics=result.sets,
-        int8=_judge_int8(job, task, storage),
+        int8=_judge_int8(job, task, storage, result),
         data=job.manifest.fingerprint,
         code=stamp(),
     )
@@ -71,8 +72,8 @@ def _embeddings(bundle: Bundle, job: Job, rows: np.ndarray) -> list[np.ndarray]:
     return [answer.embedding for answer in answers if answer.embedding is not None]
 
 
-def _judge_int8(job: Job, task: Task, storage: Path) -> Int8 | None:
-    """Judge the int8 graph on the rows that the run was judged on, and compare the two."""
+def _judge_int8(job: Job, task: Task, storage: Path, result: Result) -> Int8 | None:
+    """Judge the int8 graph on the rows that the run was judged on, which is a scoring, and compare the two."""
     variant = task.int8(job.folder / "bundle")
     if variant is None:
         return None
@@ -82,5 +83,8 @@ def _judge_int8(job: Job, task: Task, storage: Path) -> Int8 | None:
         predictor = Predictor(variant, job.stream(), job.split.rows(name), once=True)
         tables.append(predictions_table(job.manifest, task.classes, name, predictor.predict()))
     table = task.score(task.config, pa.concat_tables(tables), judged)
+    if any(name.startswith("test") for name in sets_of(table)):
+        scoring = scoring_of(task.config, result.tried, graph="int8")
+        write_result(job.folder, replace(result, scorings=add_scoring(job.folder, scoring)))
     sets, _ = measure(table, type(task), task.config, storage, None)
     return Int8(metrics=sets, comparisons=compare({"int8": table, "fp32": judged}))

@@ -1,7 +1,8 @@
 """Judging: the numbers of a run, all computed from its predictions table and nothing else.
 
 What is fitted (temperature, threshold, conformal sets) is fitted on val. Each scoring of the test
-sets is recorded with its time, rule and code; one that is not the first says so.
+sets is recorded in run.json and in result.json, with its time, rule and code; one that is not the
+first says so.
 """
 
 import json
@@ -32,12 +33,13 @@ from assay.metrics.predictions import (
 )
 from assay.metrics.summary import Summary
 from assay.runs.folder import Run
+from assay.runs.record import Scoring
 from assay.runs.results import (
     ComparedRun,
     ComparedSet,
     Comparisons,
     Result,
-    Scoring,
+    add_scoring,
     read_predictions,
     read_result,
     read_scorings,
@@ -82,7 +84,7 @@ def judge(
     sets, findings = measure(predictions, task, config, storage, decision)
     scorings = earlier.scorings
     if any(name.startswith("test") for name in sets):  # a trial is judged on val alone
-        scorings = (*scorings, _scoring(config, tried))
+        scorings = add_scoring(folder, scoring_of(config, tried))
     result = Result(
         rule=RULES[config.split.rule],
         oracle=config.split.rule == "oracle",
@@ -149,7 +151,8 @@ def _decide(predictions: pa.Table, config: TaskConfig) -> Decision | None:
     return Decision.fit(logits_of(val), truth, group, class_names(predictions), config.decide)
 
 
-def _scoring(config: TaskConfig, tried: int) -> Scoring:
+def scoring_of(config: TaskConfig, tried: int, graph: str = "") -> Scoring:
+    """Describe a look at the test sets that is taken now."""
     package = Path(assay.__file__).parent
     sources = {
         path.relative_to(package).as_posix(): path.read_text()
@@ -163,12 +166,13 @@ def _scoring(config: TaskConfig, tried: int) -> Scoring:
         host=platform.node(),
         tried=tried,
         decide=to_dict(config.decide),
+        graph=graph,
     )
 
 
 def is_decided(folder: Path, config: TaskConfig) -> bool:
     """Tell whether a run was last judged with these settings of `decide`."""
-    scorings = read_scorings(folder).scorings
+    scorings = read_scorings(folder).scorings if (folder / "result.json").exists() else ()
     return bool(scorings) and scorings[-1].decide == to_dict(config.decide)
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from assay.metrics.estimate import Estimate, interval, interval_by
+from assay.metrics.estimate import Estimate, effective_number, interval, interval_by
 from assay.metrics.scores.classes import margins_of, row_nll, softmax
 from assay.metrics.summary import Bin, RiskCoverage
 from assay.shapes import Bool, Float, Int, Shaped
@@ -67,7 +67,8 @@ def ece(
 
     Chance adds to it, since a gap counts whatever its sign: a calibrated model has some, and its
     bootstrap has more. So the interval is reflected about the value (basic bootstrap), of gaps with
-    the covariance that they have between groups, and begins at 0 where chance alone has as much.
+    the covariance that they have between groups (as Student's t, free by the effective number of
+    groups), and begins at 0 where chance alone has as much.
 
     Sources: Guo et al., On Calibration of Modern Neural Networks, 2017, eq. 3; Davison and
     Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.
@@ -84,15 +85,19 @@ def ece(
     if np.allclose(root, 0.0, atol=1e-12):  # one group, or all alike: as any share then is
         return interval(np.full(truth.size, value), group)
     root *= math.sqrt(sizes.size / (sizes.size - 1))
-    noise = np.random.default_rng(0).normal(size=(_NUM_DRAWS, len(root))) @ root
-    least, most = np.quantile(np.abs(gaps + noise).sum(axis=1), [0.025, 0.975])
+    effective = effective_number(sizes.astype(float))
+    freedom, rng = max(1.0, effective - 1), np.random.default_rng(0)
+    noise = rng.normal(size=(_NUM_DRAWS, len(root))) @ root
     by_chance = value <= np.quantile(np.abs(noise).sum(axis=1), 0.95)
+    noise /= np.sqrt(rng.chisquare(freedom, size=(_NUM_DRAWS, 1)) / freedom)
+    least, most = np.quantile(np.abs(gaps + noise).sum(axis=1), [0.025, 0.975])
     return Estimate(
         value=value,
         low=0.0 if by_chance else max(0.0, min(value, float(2 * value - most))),
         high=min(1.0, max(value, float(2 * value - least))),
         num=truth.size,
         num_groups=sizes.size,
+        num_effective=effective,
     )
 
 
@@ -150,5 +155,5 @@ def risk_coverage(
     return RiskCoverage(
         coverage=((ends + 1) / len(order))[points].tolist(),
         risk=risk[points].tolist(),
-        aurc=interval_by(area, len(order), int(group.max()) + 1),
+        aurc=interval_by(area, group),
     )

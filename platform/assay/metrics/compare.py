@@ -1,8 +1,9 @@
 """Comparisons: is one run better than another on the same test rows, or can it not be told?
 
-The difference of the main score has a 95 % interval by a bootstrap that draws whole groups, with
-the rows of both runs side by side (paired). Several comparisons are corrected together (Holm), and
-the verdict is what is left of significance then. McNemar's test is shown beside it.
+The difference of the main score has a 95 % interval over whole groups, with the rows of both runs
+side by side (paired). Several comparisons are corrected together (Holm), and the verdict is what is
+left of significance then; there is none of too few or too unequal groups. McNemar's test is shown
+beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from assay.errors import PredictionsError
 from assay.metrics.comparison import Comparison, McNemar
-from assay.metrics.estimate import interval, p_value
+from assay.metrics.estimate import difference, interval
 from assay.metrics.evaluate import by_group, is_mixed
 from assay.metrics.predictions import (
     is_classification,
@@ -75,7 +76,7 @@ def _compare(first_name: str, name: str, test: str, a: pa.Table, b: pa.Table) ->
             f"{first_name} is scored by {metric} and {name} by {other}; compare runs of one task."
         )
     group = a["group"].to_numpy()
-    gain = influences(values_a, weights_a) - influences(values_b, weights_b)
+    estimate, p = difference((values_a, weights_a), (values_b, weights_b), group)
     return {
         "set": test,
         "metric": metric,
@@ -83,17 +84,10 @@ def _compare(first_name: str, name: str, test: str, a: pa.Table, b: pa.Table) ->
         "name": name,
         "first": interval(values_a, group, weights=weights_a),
         "second": interval(values_b, group, weights=weights_b),
-        "difference": interval(gain, group, lowest=-1.0),
-        "p": p_value(gain, group),
+        "difference": estimate,
+        "p": p,
         "mcnemar": _mcnemar(a, b) if is_classification(a) else None,
     }
-
-
-def influences(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return numbers whose plain mean is the weighted mean, and varies over groups as that does."""
-    mean = (values * weights).sum() / weights.sum()
-    weighted: np.ndarray = (values - mean) * weights / weights.mean() + mean
-    return weighted
 
 
 def _mcnemar(a: pa.Table, b: pa.Table) -> McNemar:

@@ -1,7 +1,7 @@
 """What a comparison of two runs says; read where there is no table to compare."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from assay.metrics.estimate import Estimate
 
@@ -37,19 +37,25 @@ class Comparison:
     difference: Estimate
     """The first less the second."""
     p: float
-    """Of no difference, by the bootstrap of the interval."""
+    """Of no difference, by the standard error of the interval."""
     p_holm: float
     """Corrected for all comparisons made at once (Holm, 1979)."""
     mcnemar: McNemar | None
     """None where rows bear scores and no classes."""
 
     @property
+    def side(self) -> Literal["better", "worse", ""]:
+        """What the first run is beside the other; empty where that cannot be told."""
+        if self.difference.undecided or self.p_holm >= SIGNIFICANT:
+            return ""
+        return "better" if self.difference.value > 0 else "worse"
+
+    @property
     def verdict(self) -> str:
-        """The better run, or that it cannot be told, in words."""
-        if self.p_holm >= SIGNIFICANT:
-            return "not significantly different"
-        side = "better" if self.difference.value > 0 else "worse"
-        return f"{self.first_name} is {side} than {self.name}"
+        """The better run, or why it cannot be told, in words."""
+        if not self.side:
+            return self.difference.undecided or "not significantly different"
+        return f"{self.first_name} is {self.side} than {self.name}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain JSON values."""

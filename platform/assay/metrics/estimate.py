@@ -1,18 +1,24 @@
 """An estimate: a number with its 95 % interval over groups and its n.
 
-Samples of one part are not independent, so whole groups are drawn: the standard error is that of a
-bootstrap over groups. The percentiles of a bootstrap are too narrow with few groups and have no
-width near 0 and 1, so the interval around the value is Wilson's, with the number of independent
-samples that this standard error amounts to, and Student's t for the groups it was found from.
+Samples of one part are not independent, so what varies is whole groups: the standard error is that
+of a jackknife, which leaves out one group at a time. Groups of unequal weight say less than as many
+equal ones: their effective number (Kish), less one for each mean, is what Student's t is free by. The interval around the
+value is Wilson's, with the number of independent samples that this standard error amounts to.
 
 Conventions
-    one group    nothing is known about the spread: the whole range.
-    no spread    all groups say the same: as many independent samples as groups.
-    many groups  the jackknife over groups takes the place of the bootstrap, whose limit it has.
+    shares          a few large groups without an error would hide that errors come by the group, so
+                    the standard error is at least the one that follows from how alike the rows of a
+                    group are.
+    differences     (`lowest` below 0) can err to both sides and need no such floor.
+    one group       nothing is known about the spread: the whole range.
+    no spread       all groups say the same: as many independent samples as effective groups.
+    too few groups  below `FEWEST` effective ones an interval is given, and no verdict.
 
-Sources: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Wilson,
-1927; Franco, Little, Louis and Slud, Comparative Study of Confidence Intervals for Proportions in
-Complex Sample Surveys, 2019 (score intervals at an effective sample size).
+Sources: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Kish,
+Survey Sampling, 1965, section 11.7; Bell and McCaffrey, Bias Reduction in Standard Errors for Linear
+Regression with Multi-Stage Samples, 2002; Wilson, 1927; Franco, Little, Louis and Slud, Comparative
+Study of Confidence Intervals for Proportions in Complex Sample Surveys, 2019 (score intervals at an
+effective sample size). The benchmark tests/benchmarks/coverage.py measures how often they hold.
 """
 
 import math
@@ -22,18 +28,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.errors import PredictionsError
-from assay.shapes import Bool, Float, Shaped
+from assay.shapes import Bool, Float, Int, Shaped
 
-_NUM_RESAMPLES = 2000
-
-
-_MOST_BOOTSTRAPPED = 2000
+FEWEST = 4.0
+"""Effective groups below which two runs are not said to differ."""
 
 
-_NUM_RANKED = 200
+_MOST_RANKED = 400
+"""Groups above which `interval_by` leaves out several at a time."""
 
 
-_BATCH = 2_000_000
+_CAUTION = 0.5
+"""Standard errors by which rows of a group are taken to be more alike than they look."""
 
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -54,11 +60,26 @@ class Estimate:
     """Number of samples."""
     num_groups: int
     """Number of groups the samples belong to, which is what the interval is drawn over."""
+    num_effective: float | None = None
+    """Number of groups of equal weight that would say as much; None where it was not recorded."""
 
     def __str__(self) -> str:
         """Return a text such as "0.912 [0.873, 0.944] (n=120 in 60 groups)"."""
         groups = "group" if self.num_groups == 1 else "groups"
-        return f"{bracket(self)} (n={self.num} in {self.num_groups} {groups})"
+        effective = f", effective {self.effective:.1f}" if 1 < self.effective < FEWEST else ""
+        return f"{bracket(self)} (n={self.num} in {self.num_groups} {groups}{effective})"
+
+    @property
+    def effective(self) -> float:
+        """The effective number of groups; their plain number where it was not recorded."""
+        return float(self.num_groups) if self.num_effective is None else self.num_effective
+
+    @property
+    def undecided(self) -> str:
+        """Why a difference with this estimate is no verdict, in words; empty where it may be one."""
+        if self.effective >= FEWEST:
+            return ""
+        return f"too few or too unequal groups to compare (effective {self.effective:.1f} of {self.num_groups}); not decided"
 
 
 def bracket(estimate: Estimate) -> str:
@@ -71,90 +92,6 @@ def signed(difference: Estimate) -> str:
     return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
-def interval_of(
-    parts: Float[np.ndarray, "num d"],
-    group: Shaped[np.ndarray, " num"],
-    statistic: Statistic,
-    *,
-    lowest: float = 0.0,
-    highest: float = 1.0,
-    seed: int = 0,
-) -> Estimate:
-    """Estimate any statistic of sums over rows, such as F1 from counts.
-
-    Args:
-        parts: What each row adds to the sums.
-        group: The group of each row.
-        statistic: From sums (draws d) to numbers (draws); where a draw leaves it undefined, NaN.
-        lowest: The least the statistic can be.
-        highest: The most it can be.
-        seed: Of the bootstrap; the order of rows does not matter.
-
-    Raises:
-        PredictionsError: A part is not finite, or the statistic of all rows is undefined or
-            outside its range.
-    """
-    codes = np.unique(group, return_inverse=True)[1]
-    sums = np.stack([np.bincount(codes, weights=column) for column in parts.T], axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(statistic(sums.sum(axis=0)[None])[0])
-        spread = _standard_error(sums, statistic, seed) if len(sums) > 1 else 0.0
-    if not (np.isfinite(parts).all() and lowest - 1e-9 <= value <= highest + 1e-9):
-        raise PredictionsError(
-            f"A statistic of {len(parts)} rows is {value}, allowed are {lowest:g} to {highest:g}; "
-            "look for rows that are not finite, or that bear no weight at all."
-        )
-    return _estimate(value, spread, lowest, highest, len(parts), len(sums))
-
-
-def interval_by(
-    statistic: Callable[[Float[np.ndarray, " groups"]], float],
-    num: int,
-    num_groups: int,
-    *,
-    lowest: float = 0.0,
-    highest: float = 1.0,
-    seed: int = 0,
-) -> Estimate:
-    """Estimate what is no function of sums, such as the area under a curve of ranked rows.
-
-    Args:
-        statistic: From how often each group was drawn to a number.
-        num: Number of rows.
-        num_groups: Number of groups.
-        lowest: The least the statistic can be.
-        highest: The most it can be.
-        seed: Of the bootstrap, of 200 draws.
-    """
-    rng, chances = np.random.default_rng(seed), np.full(num_groups, 1 / num_groups)
-    spread = 0.0
-    if num_groups > 1:
-        resampled = [
-            statistic(rng.multinomial(num_groups, chances).astype(float))
-            for _ in range(_NUM_RANKED)
-        ]
-        spread = float(np.std(resampled)) * math.sqrt(num_groups / (num_groups - 1))
-    value = statistic(np.ones(num_groups))
-    return _estimate(value, spread, lowest, highest, num, num_groups)
-
-
-def _estimate(
-    value: float, spread: float, lowest: float, highest: float, num: int, num_groups: int
-) -> Estimate:
-    """Put the interval around a value with this standard error."""
-    value = min(max(value, lowest), highest)
-    low, high = lowest, highest
-    if num_groups > 1:
-        width = highest - lowest
-        share = (value - lowest) / width
-        independent = _effective(share, spread / width, num_groups)
-        ends = _score_interval(share, independent, _t_quantile(0.975, num_groups - 1))
-        low, high = (lowest + width * end for end in ends)
-    return Estimate(
-        value=value, low=min(low, value), high=max(high, value), num=num, num_groups=num_groups
-    )
-
-
 def interval(
     values: Float[np.ndarray, " num"],
     group: Shaped[np.ndarray, " num"],
@@ -162,7 +99,6 @@ def interval(
     weights: Float[np.ndarray, " num"] | None = None,
     lowest: float = 0.0,
     highest: float = 1.0,
-    seed: int = 0,
 ) -> Estimate:
     """Estimate a (weighted) mean over samples.
 
@@ -173,16 +109,72 @@ def interval(
             ratio of sums, such as a micro IoU.
         lowest: The least a value can be: 0 for shares, -1 for differences of shares.
         highest: The most a value can be.
-        seed: Of the bootstrap.
 
     Raises:
         PredictionsError: A value or weight is not finite, or all weights are 0.
     """
     weights = np.ones(len(values)) if weights is None else weights
     parts = np.stack([values * weights, weights], axis=1)
-    return interval_of(
-        parts, group, lambda s: s[:, 0] / s[:, 1], lowest=lowest, highest=highest, seed=seed
-    )
+    return interval_of(parts, group, _ratio, mass=parts[:, 1:], lowest=lowest, highest=highest)
+
+
+def interval_of(
+    parts: Float[np.ndarray, "num d"],
+    group: Shaped[np.ndarray, " num"],
+    statistic: Statistic,
+    *,
+    mass: Float[np.ndarray, "num k"],
+    lowest: float = 0.0,
+    highest: float = 1.0,
+) -> Estimate:
+    """Estimate any statistic of sums over rows, such as F1 from counts.
+
+    Args:
+        parts: What each row adds to the sums.
+        group: The group of each row.
+        statistic: From sums (draws d) to numbers (draws); where a draw leaves it undefined, NaN.
+        mass: What each row adds to each denominator of the statistic (the k classes of an average).
+        lowest: The least the statistic can be.
+        highest: The most it can be.
+
+    Raises:
+        PredictionsError: A part is not finite, or the statistic of all rows is undefined or
+            outside its range.
+    """
+    codes = np.unique(group, return_inverse=True)[1]
+    counts = _counts(mass)
+    value, variance, effective = _jackknife(parts, codes, statistic, counts)
+    if not (np.isfinite(parts).all() and lowest - 1e-9 <= value <= highest + 1e-9):
+        raise PredictionsError(
+            f"A statistic of {len(parts)} rows is {value}, allowed are {lowest:g} to {highest:g}; "
+            "look for rows that are not finite, or that bear no weight at all."
+        )
+    num_groups = int(codes.max()) + 1
+    if lowest >= 0 and num_groups > 1 and counts.any():
+        influence = parts @ _slopes(statistic, parts.sum(axis=0))
+        variance = max(variance, _alike_variance(influence, counts, codes))
+    sizes = len(parts), num_groups, effective, mass.shape[1]
+    return _estimate(value, variance, lowest, highest, *sizes)
+
+
+def interval_by(
+    statistic: Callable[[Float[np.ndarray, " groups"]], float], group: Int[np.ndarray, " num"]
+) -> Estimate:
+    """Estimate a share that is no function of sums, such as the area under a curve of ranked rows.
+
+    Args:
+        statistic: From the weight of each group to a number from 0 to 1.
+        group: The number of each row's group.
+    """
+    sizes = np.bincount(group).astype(float)
+    num = len(sizes)
+    value, variance = statistic(np.ones(num)), 0.0
+    if num > 1:
+        blocks = np.random.default_rng(0).permutation(num) % min(num, _MOST_RANKED)
+        count = int(blocks.max()) + 1
+        left = np.array([statistic((blocks != block).astype(float)) for block in range(count)])
+        variance = float(((left - value) ** 2).sum()) * (count - 1) / count
+    return _estimate(value, variance, 0.0, 1.0, len(group), num, effective_number(sizes))
 
 
 def share_of(
@@ -194,53 +186,175 @@ def share_of(
     return interval(hits[among].astype(float), group[among]) if among.any() else None
 
 
-def p_value(
-    values: Float[np.ndarray, " num"], group: Shaped[np.ndarray, " num"], *, seed: int = 0
-) -> float:
-    """Return the two-sided p of "the mean of these differences, from -1 to 1, is 0".
+def difference(
+    first: tuple[Float[np.ndarray, " num"], Float[np.ndarray, " num"]],
+    second: tuple[Float[np.ndarray, " num"], Float[np.ndarray, " num"]],
+    group: Shaped[np.ndarray, " num"],
+) -> tuple[Estimate, float]:
+    """Estimate one weighted mean less another of the same rows, and the two-sided p of no difference.
 
-    It is below .05 exactly when `interval(values, group, lowest=-1)` leaves out 0; 1 for one group.
+    p is below .05 exactly when the interval leaves out 0; it is 1 for one group.
+
+    Args:
+        first: Values from 0 to 1, and weights, of each row.
+        second: The same of the other.
+        group: The group of each row.
     """
     from scipy.special import stdtr  # a bundle opens without it
 
-    codes = np.unique(group, return_inverse=True)[1]
-    sums = np.stack([np.bincount(codes, weights=values), np.bincount(codes)], axis=1)
+    (values, weights), (others, other_weights) = first, second
+    parts = np.stack([values * weights, weights, others * other_weights, other_weights], axis=1)
+    mass = _counts(parts[:, 1::2])
+
+    def less(sums: Float[np.ndarray, "draws 4"]) -> Float[np.ndarray, " draws"]:
+        return _ratio(sums[:, :2]) - _ratio(sums[:, 2:])
+
+    estimate = interval_of(parts, group, less, mass=mass[:, None], lowest=-1.0)
+    if estimate.num_groups == 1:
+        return estimate, 1.0
+    _, variance, effective = _jackknife(parts, np.unique(group, return_inverse=True)[1], less, mass)
+    share = (estimate.value + 1) / 2
+    score = abs(share - 0.5) * 2 * math.sqrt(_independent(share, variance / 4, effective))
+    return estimate, float(2 * stdtr(_freedom(effective), -score))
+
+
+def effective_number(weights: Float[np.ndarray, " groups"]) -> float:
+    """Return how many groups of equal weight would say as much; their number where none has weight.
+
+    Source: Kish, Survey Sampling, 1965, section 11.7.
+    """
+    squares = float((weights**2).sum())
+    return float(weights.sum() ** 2 / squares) if squares else float(len(weights))
+
+
+def _counts(mass: Float[np.ndarray, "num k"]) -> Float[np.ndarray, " num"]:
+    """Return the share that each row has of a statistic whose denominators count the same."""
+    total = mass.sum(axis=0)
+    present = total > 0
+    counts: np.ndarray = (mass[:, present] / total[present]).sum(axis=1) / max(1, present.sum())
+    return counts
+
+
+def _ratio(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        quotient: np.ndarray = sums[:, 0] / sums[:, 1]
+    return quotient
+
+
+def _jackknife(
+    parts: Float[np.ndarray, "num d"],
+    codes: Int[np.ndarray, " num"],
+    statistic: Statistic,
+    mass: Float[np.ndarray, " num"],
+) -> tuple[float, float, float]:
+    """Return a statistic, its variance over groups, and the effective number of these."""
+    sums = np.stack([np.bincount(codes, weights=column) for column in parts.T], axis=1)
+    total = sums.sum(axis=0)
+    value = float(statistic(total[None])[0])
+    effective = effective_number(np.bincount(codes, weights=mass))
     if len(sums) == 1:
-        return 1.0
-    spread = _standard_error(sums, lambda s: s[:, 0] / s[:, 1], seed)
-    share = (float(values.mean()) + 1) / 2
-    num = _effective(share, spread / 2, len(sums))
-    return float(2 * stdtr(len(sums) - 1, -abs(share - 0.5) * 2 * math.sqrt(num)))
+        return value, 0.0, effective
+    rest = total - sums
+    rest[np.abs(rest) <= 1e-12 * np.abs(total)] = 0.0
+    # what is undefined without a group rests on that group alone, and `effective` says so
+    left = np.nan_to_num(statistic(rest), nan=value)
+    variance = float(((left - value) ** 2).sum()) * (len(sums) - 1) / len(sums)
+    return value, variance, effective
 
 
-def _standard_error(sums: Float[np.ndarray, "groups d"], statistic: Statistic, seed: int) -> float:
-    """Return the statistic's standard error over groups; draws that leave it undefined do not count."""
-    num = len(sums)
-    if num > _MOST_BOOTSTRAPPED:
-        jackknifed = statistic(sums.sum(axis=0) - sums)
-        return math.sqrt((num - 1) * np.nanvar(jackknifed))
-    # sorted: what is drawn must not depend on the names of the groups
-    sums = sums[np.lexsort(sums.T)]
-    rng = np.random.default_rng(seed)
-    batch_size = max(1, _BATCH // num)
-    batches = []
-    for start in range(0, _NUM_RESAMPLES, batch_size):
-        size = min(batch_size, _NUM_RESAMPLES - start)
-        draws = rng.multinomial(num, np.full(num, 1 / num), size=size)
-        batches.append(statistic(draws @ sums))
-    resampled = np.concatenate(batches)
-    if np.isfinite(resampled).sum() < 2:
-        return 0.0
-    # the bootstrap's variance is that of num groups, of which num - 1 are free
-    return float(np.nanstd(resampled)) * math.sqrt(num / (num - 1))
+def _slopes(statistic: Statistic, sums: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+    """Differentiate a statistic by each of its sums (central differences)."""
+    steps = np.diag(1e-5 * np.abs(sums))
+    rise = statistic(sums + steps) - statistic(sums - steps)
+    span = 2 * steps.diagonal()
+    slopes: np.ndarray = np.divide(rise, span, out=np.zeros_like(span), where=span > 0)
+    return slopes
 
 
-def _effective(share: float, spread: float, num_groups: int) -> float:
-    """Return how many independent samples would give their share this standard error."""
-    variance = share * (1 - share)
-    if spread**2 <= 1e-12 * max(variance, 1e-12) or variance == 0:
-        return float(num_groups)
-    return variance / spread**2
+def _alike_variance(
+    influence: Float[np.ndarray, " num"],
+    mass: Float[np.ndarray, " num"],
+    codes: Int[np.ndarray, " num"],
+) -> float:
+    """Return the variance of a sum of influences if rows are equally alike in all groups.
+
+    The correlation within groups is one less the variance within them by the whole variance, per
+    mass (one-way analysis of variance); a jackknife over groups gives its standard error.
+    """
+
+    def by_group(numbers: np.ndarray) -> Float[np.ndarray, " groups"]:
+        return np.bincount(codes, weights=numbers)
+
+    weight, squares = by_group(mass), by_group(mass**2)
+    each = np.divide(influence, mass, out=np.zeros_like(influence), where=mass > 0)
+    mean = np.divide(by_group(influence), weight, out=np.zeros_like(weight), where=weight > 0)
+    # of each group: squares within it, all squares, masses that are free within it, all mass
+    terms = np.stack([by_group(mass * (each - mean[codes]) ** 2), by_group(mass * each**2)], axis=1)
+    free = weight - np.divide(squares, weight, out=np.zeros_like(weight), where=weight > 0)
+    terms = np.concatenate([terms, np.stack([free, weight], axis=1)], axis=1)
+    sums = terms.sum(axis=0)
+    independent = float((influence**2).sum())
+    if sums[1] <= 0 or sums[2] <= 1e-9:
+        return independent
+    left = _correlation(sums - terms)
+    error = math.sqrt(len(terms) - 1) * float(left.std())
+    alike = min(1.0, float(_correlation(sums[None])[0]) + _CAUTION * error)
+    ratio = float((weight**2).sum() / squares.sum())
+    return independent * max(0.0, 1 + alike * (ratio - 1))
+
+
+def _correlation(sums: Float[np.ndarray, "draws 4"]) -> Float[np.ndarray, " draws"]:
+    """Return 1 - variance within / whole variance, from -1 to 1; 1 where it is undefined."""
+    within, total, free, weight = sums.T
+    defined = (free > 1e-9) & (total > 1e-15)
+    part = within * weight
+    share = np.divide(part, free * total, out=np.zeros_like(part), where=defined)
+    correlation: np.ndarray = (1 - share).clip(-1, 1)
+    return correlation
+
+
+def _estimate(
+    value: float,
+    variance: float,
+    lowest: float,
+    highest: float,
+    num: int,
+    num_groups: int,
+    effective: float,
+    num_means: int = 1,
+) -> Estimate:
+    """Put the interval around a value with this variance."""
+    value = min(max(value, lowest), highest)
+    low, high = lowest, highest
+    if num_groups > 1:
+        width = highest - lowest
+        share = (value - lowest) / width
+        independent = _independent(share, variance / width**2, effective)
+        ends = _score_interval(
+            share, independent, _t_quantile(0.975, _freedom(effective, num_means))
+        )
+        low, high = (lowest + width * end for end in ends)
+    return Estimate(
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        num=num,
+        num_groups=num_groups,
+        num_effective=round(effective, 6),
+    )
+
+
+def _freedom(effective: float, num_means: int = 1) -> float:
+    """Return what Student's t is free by: each mean that was estimated takes one group's worth."""
+    return max(1.0, effective - num_means)
+
+
+def _independent(share: float, variance: float, effective: float) -> float:
+    """Return how many independent samples would give their share this variance."""
+    most = share * (1 - share)
+    if variance <= 1e-12 * max(most, 1e-12) or most == 0:
+        return effective
+    return most / variance
 
 
 def _score_interval(share: float, num: float, quantile: float) -> tuple[float, float]:
@@ -251,7 +365,7 @@ def _score_interval(share: float, num: float, quantile: float) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _t_quantile(level: float, freedom: int) -> float:
+def _t_quantile(level: float, freedom: float) -> float:
     from scipy.special import stdtrit  # a bundle opens without it
 
     return float(stdtrit(freedom, level))

@@ -166,7 +166,7 @@ def _metrics(
     true, answered = np.eye(logits.shape[1])[truth], np.eye(logits.shape[1])[answers]
     counts = np.concatenate([true * (answers == truth)[:, None], true + answered], axis=1)
     return metrics | {
-        "macro_f1": interval_of(counts, group, _macro_f1),
+        "macro_f1": interval_of(counts, group, _macro_f1, mass=true + answered),
         "nll": estimate_nll(logits, truth, group),
         "ece": ece(softmax(logits), truth, group),
     }

@@ -164,25 +164,26 @@ def _measures(
 ) -> dict[str, Estimate]:
     kind, group = judged_kind(rows), rows["group"].to_numpy()
     counts = counts_of(rows, kind, thresholds)
-    sums = counts.sum(1)
+    hits, alarms, missed = counts.sum(1).T
     estimates = {
-        "pixel_precision": interval_of(sums, group, _precision),
+        "pixel_precision": _share_of_sums(hits, hits + alarms, group),
         "prevalence": _prevalence(rows, kind, len(classes), group),
-        "pixel_recall": interval_of(sums, group, _recall),
-        "pixel_f1": interval_of(sums, group, _f1),
+        "pixel_recall": _share_of_sums(hits, hits + missed, group),
+        "pixel_f1": _share_of_sums(2 * hits, 2 * hits + alarms + missed, group),
         "layer_iou": interval(rows["score"].to_numpy(), group),
     }
     for other in kinds_of(rows):
         if other != kind:
-            other_sums = counts_of(rows, other, thresholds).sum(1)
-            estimates[f"iou_with_{other}"] = interval_of(other_sums, group, _iou)
+            estimates[f"iou_with_{other}"] = _iou(counts_of(rows, other, thresholds).sum(1), group)
     if len(classes) > 1:
         for i, name in enumerate(classes):
             if counts[:, i].any():
-                estimates[f"iou_{name}"] = interval_of(counts[:, i], group, _iou)
+                estimates[f"iou_{name}"] = _iou(counts[:, i], group)
     estimates |= _component_measures(rows, group, kind, thresholds)
     by_level = _by_level(rows, kind, len(classes))
-    return estimates | {"pixel_ece": interval_of(by_level, group, _ece)}
+    return estimates | {
+        "pixel_ece": interval_of(by_level, group, _ece, mass=by_level.sum(1, keepdims=True))
+    }
 
 
 def _prevalence(rows: pa.Table, kind: str, num_classes: int, group: np.ndarray) -> Estimate:
@@ -230,28 +231,17 @@ def _component_counts(
 
 
 def _share_of_sums(part: np.ndarray, whole: np.ndarray, group: np.ndarray) -> Estimate:
-    return interval_of(np.stack([part, whole], axis=1), group, lambda s: _ratio(s[:, 0], s[:, 1]))
+    return interval_of(np.stack([part, whole], axis=1), group, _share, mass=whole[:, None])
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _share(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
     """Return shares of sums; 1 where there is nothing to share: nothing marked, or nothing to find."""
-    return np.divide(part, whole, out=np.ones_like(part, dtype=float), where=whole > 0)
+    part, whole = sums.T
+    return np.divide(part, whole, out=np.ones_like(part), where=whole > 0)
 
 
-def _precision(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
-    return _ratio(sums[:, 0], sums[:, 0] + sums[:, 1])
-
-
-def _recall(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
-    return _ratio(sums[:, 0], sums[:, 0] + sums[:, 2])
-
-
-def _f1(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
-    return _ratio(2 * sums[:, 0], 2 * sums[:, 0] + sums[:, 1] + sums[:, 2])
-
-
-def _iou(sums: Float[np.ndarray, "draws 3"]) -> Float[np.ndarray, " draws"]:
-    return _ratio(sums[:, 0], sums.sum(1))
+def _iou(counts: Float[np.ndarray, "layers 3"], group: np.ndarray) -> Estimate:
+    return _share_of_sums(counts[:, 0], counts.sum(1), group)
 
 
 def _by_level(

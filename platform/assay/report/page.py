@@ -21,7 +21,7 @@ from markupsafe import Markup
 from assay.bundle.card import Card
 from assay.errors import RunError
 from assay.files import read_json, reading, write_whole
-from assay.metrics.comparison import SIGNIFICANT, Comparison
+from assay.metrics.comparison import Comparison
 from assay.metrics.estimate import Estimate
 from assay.report import charts
 from assay.report.svg import Number, number, render_svg
@@ -124,7 +124,7 @@ def fill_page(template: str, **values: Any) -> str:
         "time": _time,
         "duration": _duration,
         "setting": _setting,
-        "side": _side,
+        "doubt": _doubt,
         "lowered": _lower,
         "capitalize": _capital,
         "svg": lambda figure: Markup(render_svg(figure)),
@@ -250,27 +250,34 @@ def _answer(
     return Verdict(headline, method, panels)
 
 
+_THAN = {
+    "better": "better than",
+    "worse": "worse than",
+    "": "not significantly different from",
+    "undecided": "not decided (too few or too unequal groups) against",
+}
+
+
 def _verdicts(panels: Iterable[Panel], names: Mapping[str, str]) -> list[str]:
     """Say on which sets the method is better, worse, or not told apart; baselines that fared alike together."""
     outcomes: dict[str, dict[str, list[str]]] = {}
     for panel in panels:
         for comparison in panel.comparisons:
             sides = outcomes.setdefault(comparison.name, {})
-            sides.setdefault(_side(comparison), []).append(names[comparison.set])
+            side = "undecided" if comparison.difference.undecided else comparison.side
+            sides.setdefault(_THAN[side], []).append(names[comparison.set])
     alike: dict[str, list[str]] = {}
     for name, sides in outcomes.items():
         parts: list[str] = []
-        for side in sorted(sides, key=["better", "worse", ""].index):
-            words = f"{side} than" if side else "not significantly different from"
-            parts.append(f"{words} {'it' if parts else '{}'} on {_listed(sides[side])}")
+        for words in sorted(sides, key=[*_THAN.values()].index):
+            parts.append(f"{words} {'it' if parts else '{}'} on {_listed(sides[words])}")
         alike.setdefault("is " + ", ".join(parts), []).append(name)
     return [words.replace("{}", _listed(baselines)) for words, baselines in alike.items()]
 
 
-def _side(comparison: Comparison) -> str:
-    if comparison.p_holm >= SIGNIFICANT:
-        return ""
-    return "better" if comparison.difference.value > 0 else "worse"
+def _doubt(comparison: Comparison) -> str:
+    """Say why neither run is better; empty where one is."""
+    return "" if comparison.side else comparison.verdict
 
 
 def _lower(text: str) -> str:

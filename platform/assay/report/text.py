@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.metrics.compare import compare
-from assay.metrics.comparison import SIGNIFICANT, Comparison
+from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.estimate import bracket, signed
 from assay.metrics.summary import Summary
@@ -91,7 +91,7 @@ def _inseparable(ranked: Sequence[RunSummary], by: str) -> set[Path]:
     if len(ranked) < 2:
         return set()
     tables = {str(run.folder): run.predictions() for run in ranked}
-    return {Path(c.name) for c in compare(tables, [by]) if c.p_holm >= SIGNIFICANT}
+    return {Path(c.name) for c in compare(tables, [by]) if not c.side}
 
 
 def _value(run: RunSummary, name: str) -> float:
@@ -104,8 +104,9 @@ def print_result(rule: str, result: Result) -> None:
     upper = " (an upper bound: val is of the test domain)" if result.oracle else ""
     print(f"\nrule: {rule}{upper}; seed {result.seed}; tried {result.tried}")
     for number, scoring in enumerate(result.scorings, 1):
+        graph = f", {scoring.graph} graph" if scoring.graph else ""
         print(
-            f"  test scored ({number} of {len(result.scorings)}): {listing.when(scoring.time)}, rule {scoring.rule}, code {scoring.code}"
+            f"  test scored ({number} of {len(result.scorings)}): {listing.when(scoring.time)}, rule {scoring.rule}, code {scoring.code}{graph}"
         )
     if result.decision:
         print(f"  decision, fitted on val: {_fitted(result.decision)}")
@@ -152,9 +153,9 @@ def print_run(folders: Mapping[str, Path]) -> None:
         for comparison in compared.comparisons if compared else ():
             if comparison.set == test:
                 print(f"  {method} - {comparison.name}: {_told(comparison)}")
-    if len(first.scorings) > 1:
+    if first.num_scored > 1:
         print(
-            f"\nThis is scoring {len(first.scorings)} of the test sets of this run.",
+            f"\nThis is scoring {first.num_scored} of the test sets of this run.",
             file=sys.stderr,
         )
     for line in read_record(folders[method]).masks_said():

@@ -35,6 +35,30 @@ class Launch:
     """Versions and machine, by name."""
 
 
+_UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """One look at the test sets."""
+
+    time: float
+    """Seconds since 1970."""
+    rule: str = _UNKNOWN
+    """What val was drawn by."""
+    assay: str = _UNKNOWN
+    """Version of the package."""
+    code: str = _UNKNOWN
+    """Digest of the package's sources."""
+    host: str = _UNKNOWN
+    tried: int = 1
+    """Configurations among which val had chosen this one."""
+    decide: Mapping[str, Any] | None = None
+    """Settings of `decide`; None where an older Assay did not record them."""
+    graph: str = ""
+    """What was scored besides the run's own weights: int8."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quarantined:
     """An image that was left out."""
@@ -77,6 +101,8 @@ class RunRecord:
     """Equal for runs that differ in their code alone."""
     code: Mapping[str, str] | None = None
     """Digest of each file that decides what is trained; the task's own is called `task`."""
+    scorings: tuple[Scoring, ...] = ()
+    """Looks at the test sets, the oldest first; they end with the run's folder alone."""
     measured: Mapping[str, float] | None = None
     """What a sweep measured besides: latency_ms, num_params."""
     others: Mapping[str, Any] = rest()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +16,15 @@ from assay.metrics.estimate import Estimate
 from assay.metrics.figure import Figure
 from assay.metrics.measures import Measure
 from assay.metrics.summary import Summary
-from assay.runs.record import as_record, schema_of
+from assay.runs.record import RunRecord, Scoring, as_record, read_record, schema_of, write_record
 from assay.typed import to_json
 
 SCHEMA = 1
 
-_UNKNOWN = "not recorded"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """One look at the test sets."""
-
-    time: float
-    """Seconds since 1970."""
-    rule: str = _UNKNOWN
-    """What val was drawn by."""
-    assay: str = _UNKNOWN
-    """Version of the package."""
-    code: str = _UNKNOWN
-    """Digest of the package's sources."""
-    host: str = _UNKNOWN
-    tried: int = 1
-    """Configurations among which val had chosen this one."""
-    decide: Mapping[str, Any] | None = None
-    """Settings of `decide`; None where an older Assay did not record them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scorings:
-    """The part of result.json that every later judging keeps."""
+    """What every later judging keeps; run.json has the scorings too, so that no one file resets them."""
 
     scorings: tuple[Scoring, ...] = ()
     """The oldest first."""
@@ -78,6 +57,16 @@ class Result:
     """Configurations among which val chose this one."""
     scorings: tuple[Scoring, ...]
     """Looks at the test sets, the oldest first."""
+
+    @property
+    def num_int8(self) -> int:
+        """How many of the looks at the test sets were by the int8 graph."""
+        return sum(scoring.graph == "int8" for scoring in self.scorings)
+
+    @property
+    def num_scored(self) -> int:
+        """How many were by the run's own weights."""
+        return len(self.scorings) - self.num_int8
 
     @property
     def tests(self) -> list[str]:
@@ -191,10 +180,23 @@ def read_scorings(folder: Path) -> Scorings:
     """Read what earlier judgings left, of whatever schema; nothing where there was none.
 
     Raises:
-        RunError: result.json is damaged.
+        RunError: result.json or run.json is damaged.
     """
     path = folder / "result.json"
-    return as_record(Scorings, _result_values(folder), path) if path.exists() else Scorings()
+    earlier = as_record(Scorings, _result_values(folder), path) if path.exists() else Scorings()
+    noted = read_record(folder).scorings if (folder / "run.json").exists() else ()
+    merged = {(scoring.time, scoring.graph): scoring for scoring in (*noted, *earlier.scorings)}
+    scorings = tuple(merged[key] for key in sorted(merged))
+    tried = earlier.tried if path.exists() else max((s.tried for s in scorings), default=1)
+    return Scorings(scorings=scorings, tried=tried)
+
+
+def add_scoring(folder: Path, scoring: Scoring) -> tuple[Scoring, ...]:
+    """Note a look at the test sets in run.json, before its numbers are seen; returns all of them."""
+    scorings = (*read_scorings(folder).scorings, scoring)
+    record = read_record(folder) if (folder / "run.json").exists() else RunRecord()
+    write_record(folder, replace(record, scorings=scorings))
+    return scorings
 
 
 def _result_values(folder: Path) -> dict[str, Any]:

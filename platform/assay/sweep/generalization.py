@@ -4,6 +4,7 @@ Numbers are computed from the predictions tables of the trials and nothing else;
 what intervals and tests are drawn over.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -14,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assay.metrics.compare import holm, influences
+from assay.metrics.compare import holm
 from assay.metrics.comparison import SIGNIFICANT
-from assay.metrics.estimate import Estimate, interval, p_value
+from assay.metrics.estimate import Estimate, difference, interval
 from assay.metrics.figure import Figure, Series
 from assay.metrics.predictions import class_names, is_classification, scores_of
 from assay.runs.results import read_predictions
@@ -72,8 +73,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What can be said, in words."""
-        if self.p_holm >= SIGNIFICANT:
-            return "not significantly different"
+        if self.estimate.undecided or self.p_holm >= SIGNIFICANT:
+            return self.estimate.undecided or "not significantly different"
         return f"{self.first} is {'better' if self.estimate.value > 0 else 'worse'}"
 
 
@@ -85,6 +86,8 @@ class Ranking:
     mean: Estimate
     worst: str
     """The unseen value with the lowest score."""
+    val: float | None
+    """The mean score of val, which ranks; None where it is not known."""
     lowest: Estimate
     """Its score, over its groups; the lowest of several is lower than it would be again."""
 
@@ -120,13 +123,19 @@ def _records(estimates: Mapping[str, Mapping[Any, Estimate]]) -> dict[str, dict[
     }
 
 
-def summarize(rows: Rows) -> Summary:
-    """Compute what the report shows."""
-    most = rows.at(rows.size == rows.size.max())
+def summarize(rows: Rows, vals: Mapping[str, Mapping[int, float]]) -> Summary:
+    """Compute what the report shows.
+
+    Args:
+        rows: Test rows of all finished trials.
+        vals: Mean score of val by setting and number of values trained on, which ranks.
+    """
+    size = int(rows.size.max())
+    most = rows.at(rows.size == size)
     return Summary(
         rows=rows,
         most=most,
-        standings=standings(most),
+        standings=standings(most, {name: sizes.get(size) for name, sizes in vals.items()}),
         differences=differences(rows),
         by_size=by_size(rows),
         by_value=by_value(most),
@@ -190,14 +199,22 @@ def _settings(rows: Rows) -> list[str]:
     return list(dict.fromkeys(rows.setting.tolist()))
 
 
-def standings(rows: Rows) -> list[Ranking]:
-    """Rank the settings by their worst unseen value, the best first."""
+def standings(rows: Rows, vals: Mapping[str, float | None]) -> list[Ranking]:
+    """Rank the settings by val, the best first: what test would choose is too good by choice.
+
+    Args:
+        rows: Test rows.
+        vals: Mean score of val by setting; those without one come last, as they were first met.
+    """
     rankings = []
     for name, values in by_value(rows).items():
         worst = min(values, key=lambda value: values[value].value)
         mean = rows.of(name).over(rows.of(name).value)
-        rankings.append(Ranking(setting=name, mean=mean, worst=worst, lowest=values[worst]))
-    return sorted(rankings, key=lambda ranking: (-ranking.lowest.value, -ranking.mean.value))
+        ranking = Ranking(
+            setting=name, val=vals.get(name), mean=mean, worst=worst, lowest=values[worst]
+        )
+        rankings.append(ranking)
+    return sorted(rankings, key=lambda r: -math.inf if r.val is None else r.val, reverse=True)
 
 
 def differences(rows: Rows) -> list[Difference]:
@@ -220,12 +237,13 @@ def _difference(first: Rows, second: Rows) -> dict[str, Any]:
     if not common:
         return {}
     rows, others = [index[key] for key in common], [other[key] for key in common]
-    gain = influences(first.score, first.weight)[rows]
-    gain = gain - influences(second.score, second.weight)[others]
-    value = first.value[rows]
+    scores = first.score[rows], first.weight[rows]
+    estimate, p = difference(
+        scores, (second.score[others], second.weight[others]), first.value[rows]
+    )
     return {
-        "estimate": interval(gain, value, lowest=-1.0),
-        "p": p_value(gain, value),
+        "estimate": estimate,
+        "p": p,
         "num_folds": len({fold for fold, _ in common}),
     }
 

@@ -215,8 +215,10 @@ def _report(
     finished: Sequence[FoldTrial],
 ) -> None:
     """Write sweep.json and report.html, and print what they say."""
-    summary = summarize(gather([(t.fold, t.trial.folder) for t in finished], column))
+    vals = _vals(finished)
+    summary = summarize(gather([(t.fold, t.trial.folder) for t in finished], column), vals)
     rows, best = summary.rows, summary.standings[0]
+    chosen = " (best on val)" if len(summary.standings) > 1 and best.val is not None else ""
     seeds = len({trial.fold.seed for trial in trials})
     shared = {
         "task": source.name,
@@ -231,7 +233,7 @@ def _report(
         "folds.html",
         **shared,
         id=folder.name,
-        headline=f"{best.setting} has {best.lowest.value:.3f} on its worst {column} never seen",
+        headline=f"{best.setting}{chosen} has {best.lowest.value:.3f} on its worst {column} never seen",
         most=int(rows.size.max()),
         standings=summary.standings,
         differences=summary.differences,
@@ -240,7 +242,7 @@ def _report(
         sizes=sorted(set(rows.size.tolist())),
         values=sorted(set(summary.most.value.tolist())),
         num_folds=Counter(len(trained) for trained, _ in choices),
-        vals=_vals(trials),
+        vals=vals,
         curve=curve(summary, column),
         matrices=matrices(summary.most, column),
         has_classes=bool(rows.classes),
@@ -265,9 +267,10 @@ def _print(summary: Summary, column: str, about: str, path: Path) -> None:
     for name, sizes in summary.by_size.items():
         for size, estimate in sizes.items():
             print(f"  {name:14s} trained on {size:2d}: {estimate}")
-    print(f"\nWorst {column}, trained on {summary.rows.size.max()}:")
+    print(f"\nWorst {column}, trained on {summary.rows.size.max()}; the best on val first:")
     for ranking in summary.standings:
-        print(f"  {ranking.setting:14s} {ranking.worst}: {ranking.lowest}")
+        val = "" if ranking.val is None else f" (val {ranking.val:.3f})"
+        print(f"  {ranking.setting:14s} {ranking.worst}: {ranking.lowest}{val}")
     for d in summary.differences:
         print(
             f"  {d.first} - {d.second}, trained on {d.size}: {signed(d.estimate)}, p = {d.p_holm:.2g}: {d.verdict}"

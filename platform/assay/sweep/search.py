@@ -264,7 +264,7 @@ def _report(folder: Path, search: Search, halving: Halving | None, selected: Run
         halving=halving,
         tests={name: result.sets[name] for name in result.tests},
         val=result.sets["val"],
-        num_scored=len(result.scorings),
+        num_scored=result.num_scored,
         coordinates=Markup(render_parallel(axes_of(search.space, trials), trials)),
         figures=figures(trials, search.settings.objectives, shares, best),
     )

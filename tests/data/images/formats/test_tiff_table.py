@@ -9,10 +9,10 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from assay.data.images.formats.table import CODECS, COLOURS
 from PIL import Image
 
 from assay.data.images.decode import probe, read, read_plane
+from assay.data.images.formats.table import CODECS, COLOURS
 from assay.errors import ImageError
 
 RNG = np.random.default_rng(3)
