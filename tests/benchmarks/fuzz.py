@@ -36,7 +36,7 @@ def outcome(content: bytes, page: int | None) -> str:
         size = decode.probe(content, page=page)
         if size[0] * size[1] > MOST_PIXELS:
             return "refused"
-        pixels = decode.read(content, page=page, white=255.0, max_pixels=MOST_PIXELS)
+        pixels = decode.read(content, page=page, max_pixels=MOST_PIXELS)
         if pixels.shape != (*size, 3):
             return "another size"
         for plane in ("level", "index", "alpha"):

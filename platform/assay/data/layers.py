@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from assay.config import Settings
 from assay.data.images.decode import SUFFIXES, Plane, Rgb, read, write_png
+from assay.data.images.white import DARK
 from assay.data.walk import find_files
 from assay.errors import ManifestError
 from assay.files import write_table
@@ -121,7 +122,7 @@ def stack(paths: Sequence[Path]) -> Rgb:
     """Make one image of three pictures: the grey of each is a channel; 16 bits if one has 16.
 
     Raises:
-        ManifestError: the pictures differ in size.
+        ManifestError: the pictures differ in size, or in what their values mean.
         ImageError: a picture cannot be read.
     """
     planes = [_grey(read(path)) for path in sorted(paths, key=lambda path: path.stem)]
@@ -131,7 +132,16 @@ def stack(paths: Sequence[Path]) -> Rgb:
             f"The pictures {', '.join(map(str, paths))} of one layer have {' and '.join(sorted(sizes))} pixels; the three "
             "must be of one size: correct them, or use --layers.channels b."
         )
-    if len({plane.dtype for plane in planes}) > 1:
+    kinds = {plane.dtype for plane in planes}
+    deep = [plane for plane in planes if plane.dtype != np.uint8]
+    if np.dtype(np.float32) in kinds or (
+        len(kinds) > 1 and max(plane.max() for plane in deep) <= DARK
+    ):
+        raise ManifestError(
+            f"The pictures {', '.join(map(str, paths))} of one layer hold floats, or 8 bits beside values of 16 that may be of fewer; "
+            "save the three as 8 or as 16 bits, or use --layers.channels b."
+        )
+    if len(kinds) > 1:
         planes = [p if p.dtype == np.uint16 else p.astype(np.uint16) * 257 for p in planes]
     return np.stack(planes, axis=2)
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from assay.data.images.formats import bmp, jpeg, png, tiff, webp
 from assay.data.images.formats.directory import File
-from assay.data.images.formats.samples import FormatError, Header
+from assay.data.images.formats.samples import FormatError, Header, Samples
 from assay.errors import ImageError
 from assay.files import write_whole
-from assay.shapes import Shaped, UInt8, UInt16
+from assay.shapes import Float32, Shaped, UInt8, UInt16
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -34,7 +34,9 @@ FORMATS = (jpeg, png, bmp, tiff, webp)
 Source: TypeAlias = str | os.PathLike[str] | bytes
 
 
-Rgb: TypeAlias = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
+Rgb: TypeAlias = (
+    UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"]
+)
 
 
 Plane: TypeAlias = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
@@ -46,7 +48,6 @@ def read(
     max_pixels: int = MAX_PIXELS,
     called: str = "",
     page: int | None = None,
-    white: float | None = None,
 ) -> Rgb:
     """Decode an image to RGB, upright by its EXIF orientation.
 
@@ -60,15 +61,13 @@ def read(
         max_pixels: Height times width above which the file is refused before decoding.
         called: What an error calls it, instead of its path.
         page: Which image of a file that holds several, from 0; none: such a file is refused.
-        white: The value that becomes 65535 where samples have more than 8 bits; none: whole numbers
-            of up to 16 bits keep theirs, and others are refused.
 
     Raises:
         ImageError: The file is missing, truncated, damaged or too large, or of a kind that is not
             read.
     """
     with _open(source, page, max_pixels, called) as header:
-        return _upright(header.decode(lambda samples: samples.rgb(white)), header.orientation)
+        return _upright(header.decode(Samples.rgb), header.orientation)
 
 
 def read_plane(
@@ -76,7 +75,6 @@ def read_plane(
     plane: Literal["level", "index", "alpha"],
     *,
     page: int | None = None,
-    white: float | None = None,
 ) -> Plane:
     """Decode one upright plane of a file that is a mask and not a picture.
 
@@ -85,13 +83,12 @@ def read_plane(
         plane: "level": the grey value, or the largest of the colours; "index": the number stored in
             a grey or palette file, or in equal colours; "alpha": the alpha channel, of 8 bits.
         page: As for `read`.
-        white: As for `read`, of a level.
 
     Raises:
         ImageError: As `read`; or the file has no such plane.
     """
     with _open(source, page, MAX_PIXELS) as header:
-        pixels = header.decode(lambda samples: samples.plane(plane, white))
+        pixels = header.decode(lambda samples: samples.plane(plane))
         return _upright(pixels, header.orientation)
 
 

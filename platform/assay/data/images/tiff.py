@@ -41,9 +41,7 @@ CLOSE = 1.0
 """Mean distance (of 255 grey levels) up to which an overview counts as an area mean."""
 
 
-def open_pages(
-    source: decode.Source, until: int, page: int | None = None, white: float | None = None
-) -> list["TiledPage"]:
+def open_pages(source: decode.Source, until: int, page: int | None = None) -> list["TiledPage"]:
     """Open the image and its overviews, each half of the one before, as far as the file has them.
 
     An overview counts if it is what the store would compute, an area mean, as far as samples tell:
@@ -53,7 +51,6 @@ def open_pages(
         source: path of the file, or its bytes.
         until: overviews are taken until the longer side is below (pixels).
         page: as for `decode.read`.
-        white: as for `decode.read`.
 
     Returns:
         The pages; none where a file is better decoded whole: it is no TIFF in tiles, has no
@@ -62,12 +59,12 @@ def open_pages(
     try:
         with decode.stream(source) as file:
             image, *overviews = _read_directories(file, page)
-            pages = [TiledPage(source, image, white)]
+            pages = [TiledPage(source, image)]
             for overview in overviews:
                 if max(pages[-1].shape) < until:
                     break
                 if _is_half(overview, pages[-1]):
-                    small = TiledPage(source, overview, white)
+                    small = TiledPage(source, overview)
                     if _is_mean(small, pages[-1]):
                         pages.append(small)
     except Exception:  # whatever a codec raises: `decode.read` says what is wrong
@@ -81,18 +78,17 @@ class TiledPage:
     Args:
         source: the file.
         page: the page's directory, while its file is open.
-        white: as for `decode.read`.
 
     Raises:
         FormatError: the page has no tiles that can be decoded one by one.
     """
 
-    def __init__(self, source: decode.Source, page: Directory, white: float | None = None) -> None:
-        self.source, self.white = source, white
+    def __init__(self, source: decode.Source, page: Directory) -> None:
+        self.source = source
         self.segments = Segments(page)
         _check_tiles(self.segments, page)
         self.shape = (self.segments.height, self.segments.width, 3)
-        self.dtype = np.dtype(np.uint8 if self.segments.bits <= 8 else np.uint16)
+        self.dtype = self.segments.shown
         self.tile_size, self.grid = self.segments.tile, self.segments.grid
         self.tiles: dict[int, np.ndarray] = {}
         self.whole: np.ndarray | None = None
@@ -152,7 +148,7 @@ class TiledPage:
         return f"Image {decode.name(self.source)} cannot be read"
 
     def _decode_tile(self, file: File, tile: int) -> Shaped[np.ndarray, "h w 3"]:
-        return self.segments.read(file, tile).rgb(self.white)
+        return self.segments.read(file, tile).rgb()
 
 
 def _read_directories(file: File, page: int | None) -> list[Directory]:

@@ -45,7 +45,7 @@ class Range:
     high: float
 
     @classmethod
-    def of(cls, pixels: Shaped[np.ndarray, "h w c"]) -> "Range":
+    def of(cls, pixels: Shaped[np.ndarray, "h w *c"]) -> "Range":
         """Measure an image; one of 8 bits has a range by nature."""
         if pixels.dtype == np.uint8:
             return cls("uint8", 0.0, 255.0)
@@ -119,8 +119,8 @@ def choose(ranges: Sequence[Range], asked: float = 0.0) -> tuple[White | None, s
 
 
 def to_uint8(
-    image: Shaped[np.ndarray, "h w c"], white: float | None = None
-) -> UInt8[np.ndarray, "h w c"]:
+    image: Shaped[np.ndarray, "h w *c"], white: float | None = None
+) -> UInt8[np.ndarray, "h w *c"]:
     """Bring an image to 8 bits: `white` and more becomes 255, 0 and less 0.
 
     Args:

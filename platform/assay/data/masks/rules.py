@@ -125,7 +125,7 @@ def make(pixels: Rgb, config: MaskConfig) -> tuple[Bool[np.ndarray, "h w"], floa
     the grey image. A heuristic knows one class.
     """
     if not config.dark:
-        pixels = np.iinfo(pixels.dtype).max - pixels
+        pixels = pixels.max() - pixels
     red = pixels[:, :, 0]
     is_grey = all(np.array_equal(red, pixels[:, :, i]) for i in (1, 2))
     grey = red if is_grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)

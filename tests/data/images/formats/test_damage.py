@@ -63,7 +63,7 @@ def outcome(content, dirt):
     held += [np.full((HEIGHT, WIDTH, 3), dirt, dtype) for dtype in (np.uint8, np.uint16) * 4]
     del held
     try:
-        return read(content, white=255.0, max_pixels=10**6).tobytes()
+        return read(content, max_pixels=10**6).tobytes()
     except ImageError as error:
         return str(error)
 
@@ -153,7 +153,7 @@ def test_a_png_whose_sums_are_right_and_whose_pixels_end_early_is_refused(name):
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_cut_off_is_refused(name):
     content = FILES[name]
-    read(content, white=1.0)
+    read(content)
     for share in (0.02, 0.3, 0.6, 0.9, 0.97):
         with pytest.raises(ImageError):
-            read(content[: int(share * len(content))], white=1.0)
+            read(content[: int(share * len(content))])

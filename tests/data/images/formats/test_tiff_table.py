@@ -155,18 +155,21 @@ def fax(bits, codec):
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("predictor", [None, 3])
 @pytest.mark.parametrize("channels", [(), (3,)])
-def test_floats_need_a_white_level(dtype, predictor, channels):
+def test_floats_are_read_as_they_are(dtype, predictor, channels):
     pixels = (RNG.random((HEIGHT, WIDTH, *channels)) * 3 - 0.5).astype(dtype)
     codec = "deflate" if predictor else "none"
     photometric = "rgb" if channels else "minisblack"
     for order in "<>":
         options = {"compression": codec, "predictor": predictor, "photometric": photometric}
         content = written(pixels, order=order, **options)
-        right = np.rint(np.clip(pixels.astype(np.float64) / 2, 0, 1) * 65535).astype(np.uint16)
-        np.testing.assert_array_equal(read(content, white=2.0), right if channels else grey(right))
+        right = pixels.astype(np.float32)
+        shown = read(content)
+        assert shown.dtype == np.float32
+        np.testing.assert_array_equal(shown, right if channels else np.stack([right] * 3, 2))
         assert probe(content) == (HEIGHT, WIDTH)
-        with pytest.raises(ImageError, match=r"-bit floats; pass --data\.white"):
-            read(content)
+        for plane in ("level", "index"):
+            with pytest.raises(ImageError, match="-bit floats, which"):
+                read_plane(content, plane)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -174,31 +177,16 @@ def test_floats_that_are_no_numbers_are_refused(value):
     pixels = np.ones((5, 6), "f4")
     pixels[2, 3] = value
     with pytest.raises(ImageError, match="NaN or infinite"):
-        read(written(pixels, photometric="minisblack"), white=1.0)
+        read(written(pixels, photometric="minisblack"))
 
 
 @pytest.mark.parametrize("dtype", ["u4", "u8"])
-def test_large_integers_need_a_white_level(dtype):
+def test_large_integers_are_read_as_floats(dtype):
     pixels = noise(dtype) >> 1
-    content = written(pixels, photometric="minisblack")
-    white = float(np.iinfo(dtype).max // 2)
-    right = np.rint(np.clip(pixels.astype(np.float64) / white, 0, 1) * 65535)
-    np.testing.assert_array_equal(read(content, white=white), grey(right))
-    with pytest.raises(ImageError, match=r"-bit integers; pass --data\.white"):
-        read(content)
-
-
-def test_a_white_level_stretches_what_has_more_than_8_bits():
-    deep, plain = noise("u2", 3, bits=12), noise("u1", 3)
-    right = np.rint(np.clip(deep / 3000, 0, 1) * 65535)
-    np.testing.assert_array_equal(read(written(deep, photometric="rgb"), white=3000.0), right)
-    np.testing.assert_array_equal(read(written(plain, photometric="rgb"), white=3000.0), plain)
-    png = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
-    np.testing.assert_array_equal(read(png, white=3000.0), right)
-    white_is_zero = written(deep[..., 0], photometric="miniswhite")
-    right = np.rint(np.clip((65535 - deep[..., 0]) / 65000, 0, 1) * 65535)
-    np.testing.assert_array_equal(read(white_is_zero, white=65000.0), grey(right))
-    np.testing.assert_array_equal(read_plane(white_is_zero, "level", white=65000.0), right)
+    right = pixels.astype(np.float32)
+    shown = read(written(pixels, photometric="minisblack"))
+    assert shown.dtype == np.float32
+    np.testing.assert_array_equal(shown, np.stack([right] * 3, 2))
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
@@ -270,10 +258,18 @@ def test_inks(dtype):
 @pytest.mark.parametrize("how", [{"rowsperstrip": 16}, {"tile": (32, 32)}])
 def test_jpeg_strips_and_tiles_are_close_to_what_was_written(how, subsampling):
     smooth = cv2.GaussianBlur(noise("u1", 3), (0, 0), 4)
-    options = {"compression": "jpeg", "compressionargs": {"level": 98}, **how}
-    content = written(smooth, photometric="rgb", subsampling=subsampling, **options)
+    options = {"compression": "jpeg", **how}
+    content = written(
+        smooth,
+        photometric="rgb",
+        subsampling=subsampling,
+        compressionargs={"level": 98},  # written to by the writer, so each has its own
+        **options,
+    )
     assert np.abs(read(content).astype(int) - smooth).mean() < 2
-    content = written(smooth[..., 0].copy(), photometric="minisblack", **options)
+    content = written(
+        smooth[..., 0].copy(), photometric="minisblack", compressionargs={"level": 98}, **options
+    )
     assert np.abs(read(content)[..., 1].astype(int) - smooth[..., 0]).mean() < 2
     inverted = with_photometric(content, 0)
     np.testing.assert_array_equal(read(inverted), 255 - read(content))

@@ -8,13 +8,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from assay.shapes import UInt8, UInt16
+from assay.data.images.white import FULL, to_uint8
+from assay.shapes import Float32, UInt8, UInt16
 
-Pixels: TypeAlias = UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w *c"]
-
-
-FULL = 65535
-"""White of 16 bits."""
+Pixels: TypeAlias = (
+    UInt8[np.ndarray, "h w *c"] | UInt16[np.ndarray, "h w *c"] | Float32[np.ndarray, "h w *c"]
+)
 
 
 class FormatError(ValueError):
@@ -43,42 +42,39 @@ class Samples:
     alpha: np.ndarray | None = None
     associated: bool = False
 
-    def rgb(self, white: float | None = None) -> Pixels:
-        """Make RGB of 8 bits, or of 16 where samples have more than 8.
-
-        Args:
-            white: the value that becomes 65535 where samples have more than 8 bits; none: whole
-                numbers stay as they are.
+    def rgb(self) -> Pixels:
+        """Make RGB of 8 bits, of 16 where samples have more, and of floats where they have more than 16.
 
         Raises:
-            FormatError: samples need a white level or are not finite; a number is beyond the palette.
+            FormatError: a sample is not finite, or a number is beyond the palette.
         """
         if self.palette is not None:
             return self._colours(self.palette)
         if self.colour == "inks":
             return _without_inks(self.pixels)
-        pixels = self._levels(white)
+        pixels = self._levels()
         return cv2.merge([pixels] * 3) if pixels.ndim == 2 else pixels
 
-    def plane(
-        self, plane: Literal["level", "index", "alpha"], white: float | None = None
-    ) -> Pixels:
+    def plane(self, plane: Literal["level", "index", "alpha"]) -> Pixels:
         """Make one plane of a mask (see `decode.read_plane`).
 
         Raises:
-            FormatError: as `rgb`; or the file has no such plane.
+            FormatError: as `rgb`; the file has no such plane; or its samples are no levels.
         """
         if plane == "alpha":
             if self.alpha is None:
                 raise FormatError("it has no alpha channel")
-            return _to_uint8(self.alpha) if self.bits > 8 else self.alpha
+            return to_uint8(self.alpha, FULL)
         if plane == "index":
             return self._index()
-        if self.colour == "grey" and 8 < self.bits < 16 and white is None:
-            return self._levels(2.0**self.bits - 1)  # half of the range is then half of 16 bits
-        if self.colour == "grey":
-            return self._levels(white)
-        return self.rgb(white).max(2)
+        if self.pixels.dtype.kind == "f" or self.bits > 16:
+            raise FormatError(
+                f"its samples are {self._kind}, which no mask is read from; save it as grey of 8 bits"
+            )
+        levels = self._levels() if self.colour == "grey" else self.rgb().max(2)
+        if 8 < self.bits < 16:  # half of the range is then half of 16 bits
+            levels = np.rint(levels * (FULL / (2**self.bits - 1))).astype(np.uint16)
+        return levels
 
     def _index(self) -> Pixels:
         if self.pixels.dtype.kind == "f" or self.bits > 16:
@@ -103,20 +99,20 @@ class Samples:
         top = self.pixels.dtype.type(2**self.bits - 1) if self.inverted else None
         return self.pixels if top is None else top - self.pixels
 
-    def _levels(self, white: float | None) -> Pixels:
-        """Bring samples to 8 or 16 bits."""
+    def _levels(self) -> Pixels:
+        """Bring samples to 8 bits, 16, or floats of 32; whole numbers of more than 24 bits are rounded."""
         pixels = self._upright_values()
         if self.associated and self.alpha is not None:
             pixels = _divide(pixels, self.alpha, 2**self.bits - 1)
         if self.bits <= 8:
             return pixels * np.uint8(255 // (2**self.bits - 1)) if self.bits < 8 else pixels
-        if white is not None:
-            return _stretch(pixels, white)
-        if pixels.dtype != np.uint16:
-            raise FormatError(
-                f"its samples are {self._kind}; pass --data.white, the value that is white"
-            )
-        return pixels
+        if pixels.dtype == np.uint16:
+            return pixels
+        with np.errstate(over="ignore"):
+            values = pixels.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise FormatError("it has pixels that are NaN or infinite; give them a value")
+        return values
 
     def _colours(self, palette: np.ndarray) -> Pixels:
         most = int(self.pixels.max(initial=0))
@@ -161,18 +157,6 @@ def choose_page(page: int | None, num: int, what: str = "pages") -> int:
     return page or 0
 
 
-def _stretch(pixels: np.ndarray, white: float) -> UInt16[np.ndarray, "h w *c"]:
-    if pixels.dtype == np.uint16:
-        steps = np.clip(np.arange(FULL + 1) / white, 0, 1) * FULL
-        return np.rint(steps).astype(np.uint16)[pixels]
-    stretched = np.empty(pixels.shape, np.uint16)
-    for row, values in enumerate(pixels):  # a row at a time, as float64 is large
-        if not np.isfinite(values).all():
-            raise FormatError("it has pixels that are NaN or infinite; give them a value")
-        stretched[row] = np.rint(np.clip(values.astype(np.float64) / white, 0, 1) * FULL)
-    return stretched
-
-
 def _divide(pixels: np.ndarray, alpha: np.ndarray, top: int) -> np.ndarray:
     """Divide colours by alpha; where it is 0 nothing is known, and they are 0."""
     share = alpha.astype(np.uint32)
@@ -185,9 +169,5 @@ def _without_inks(inks: np.ndarray) -> Pixels:
     """Convert cyan, magenta, yellow and black without a colour profile: (1 - ink) (1 - black)."""
     if inks.dtype == np.uint8:
         return np.array(Image.fromarray(np.ascontiguousarray(inks), "CMYK").convert("RGB"))
-    light = FULL - inks.astype(np.uint64)
-    return ((light[..., :3] * light[..., 3:] + FULL // 2) // FULL).astype(np.uint16)
-
-
-def _to_uint8(values: np.ndarray) -> UInt8[np.ndarray, "h w"]:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    light = int(FULL) - inks.astype(np.uint64)
+    return ((light[..., :3] * light[..., 3:] + 32767) // 65535).astype(np.uint16)

@@ -135,6 +135,13 @@ class Segments:
         low = colours & 255
         return high if (low == high).all() or not low.any() else colours
 
+    @property
+    def shown(self) -> np.dtype:
+        """What `Samples.rgb` makes of them."""
+        if self.bits <= 8:
+            return np.dtype(np.uint8)
+        return np.dtype(np.uint16 if self.dtype == np.uint16 else np.float32)
+
     def box(self, index: int) -> tuple[slice, slice]:
         """Return the rows and columns of the image that a segment covers."""
         (y, x), (height, width) = divmod(index, self.grid[1]), self.tile
