@@ -36,7 +36,7 @@ class DataConfig(Settings):
     """Where the images are and what their names or columns mean."""
 
     root: Path | None = None
-    """Folder of images, or a .csv / .parquet table with one row per image; none: the embedded set."""
+    """Folder of images, or a table (CSV by commas, semicolons or tabs; Parquet) with one row per image; none: the embedded set."""
     patterns: tuple[str, ...] = ("{label}/{name}",)
     """For folders: image paths below root without suffix, {field} for each part of the name."""
     image: str = "image"
