@@ -308,7 +308,7 @@ def _refuse_two_labels(manifest: Manifest) -> None:
     pairs: dict[str, str] = {}
     for content, label, name in rows:
         other_label, other = first.setdefault(content, (label, name))
-        if other_label != label and content != EMPTY:
+        if other_label != label and not content.startswith(EMPTY):
             pairs.setdefault(content, f"{other!r} ({other_label}) and {name!r} ({label})")
     if pairs:
         raise ManifestError(
