@@ -37,7 +37,7 @@ class DataConfig(Settings, section="data"):
     """Where the images are and what their names or columns mean."""
 
     root: Path | None = None
-    """Folder of images, or a .csv / .parquet table with one row per image; none: the embedded set."""
+    """Folder of images, or a table (CSV by commas, semicolons or tabs; Parquet) with one row per image; none: the embedded set."""
     patterns: tuple[str, ...] = ("{label}/{name}",)
     """For folders: image paths below root without suffix, {field} for each part of the name."""
     image: str = "image"
@@ -314,7 +314,7 @@ def _refuse_two_labels(manifest: Manifest) -> None:
     pairs: dict[str, str] = {}
     for content, label, name in rows:
         other_label, other = first.setdefault(content, (label, name))
-        if other_label != label and content != EMPTY:
+        if other_label != label and not content.startswith(EMPTY):
             pairs.setdefault(content, f"{other!r} ({other_label}) and {name!r} ({label})")
     if pairs:
         raise ManifestError(
