@@ -332,7 +332,7 @@ def test_a_range_lets_in_what_is_inside_it_and_nothing_else(kind, name, data):
         ),
         (
             {"masks": {"classes": ()}},
-            "masks.classes has 0 entries; it must have at least 1 and at most 254.",
+            "masks.classes has 0 entries; it must have at least 1 and at most 253.",
         ),
     ],
 )

@@ -265,14 +265,14 @@ def test_one_bad_image_takes_no_other_down(here, registry, pictures, tmp_path, c
 def test_whatever_a_decoder_raises_is_that_images_row(
     here, registry, pictures, tmp_path, monkeypatch
 ):
-    folder, read_file = registry.fetch(registry.holder("parts", "champion")), offline.read
+    folder, read_file = registry.fetch(registry.holder("parts", "champion")), Bundle.read
 
-    def fail(path):
+    def fail(bundle, path):
         if path == pictures[1]:
             raise RecursionError("nested\ntoo deep")
-        return read_file(path)
+        return read_file(bundle, path)
 
-    monkeypatch.setattr(offline, "read", fail)
+    monkeypatch.setattr(Bundle, "read", fail)
     assert offline.predict(folder, pictures, tmp_path, "fp32", True) == (3, 1)
     assert "RecursionError, nested too deep" in (tmp_path / "bad.csv").read_text()
 
