@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from assay.errors import RunError
-from assay.files import read_json, write_json
+from assay.files import RESTORE, read_json, write_json
 from assay.typed import MisfitError, from_json, rest, to_json
 
 SCHEMA = 1
@@ -106,6 +106,8 @@ def read_record(folder: Path) -> RunRecord:
             f"{folder} was written by a newer Assay (schema {schema}, this one knows {SCHEMA}); "
             "update Assay, or train again with --again."
         )
+    if not schema:  # which none of ours lacks
+        raise RunError(f"{path} is damaged (it says no schema); {RESTORE}.")
     return as_record(RunRecord, values, path)
 
 
