@@ -345,6 +345,27 @@ def test_a_run_of_a_newer_schema_is_refused(
     assert "newer Assay" in err
 
 
+def test_a_damaged_file_of_a_finished_run_costs_nothing_and_is_made_again_or_named(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, storage = finished
+    copy = shutil.copytree(storage, tmp_path / "runs")
+    for comparison in copy.glob("fingerprint-*/comparison.json"):
+        before = comparison.read_bytes()
+        for content in (before[: len(before) // 2], b"{}"):
+            comparison.write_bytes(content)
+            run_script(capsys, copy, "--data.root", str(root))
+            assert comparison.read_bytes() == before
+    for record in copy.glob("fingerprint-*/run.json"):
+        before = record.read_bytes()
+        for content in (before[: len(before) // 2], b"{}"):
+            record.write_bytes(content)
+            _, err = run_script(capsys, copy, "--data.root", str(root), code=2)
+            assert "run.json is" in err
+            assert len(err.splitlines()) == 1
+        record.write_bytes(before)
+
+
 def test_a_run_in_use_is_refused_and_a_dead_holder_is_not(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     run = Run(tmp_path / "run")

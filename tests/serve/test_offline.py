@@ -4,16 +4,18 @@ import base64
 import csv
 import json
 import os
+import struct
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from assay.bundle.bundle import Bundle
 from assay.data.images import decode
-from assay.data.images.entry import MASK, StoredLevel, write_entry
+from assay.data.images.entry import MAGIC, MASK, StoredLevel, write_entry
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.errors import BundleError, ManifestError, ResourceError
@@ -210,9 +212,9 @@ def bad_files(folder):
     damaged = cv2.imencode(".tif", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
     (folder / "damaged.tif").write_bytes(damaged[:200])
     header = b'{"levels": [], "dtype": "uint8", "mean": [0,0,0], "std": [0,0,0], "signature": ""}'
-    start = b"ASSAYPX1" + len(header).to_bytes(4, "little")
-    (folder / "e.pixels").write_bytes(start + header)
-    (folder / "list.pixels").write_bytes(b"ASSAYPX1\2\0\0\0[]")
+    for name, content in (("e", header), ("list", b"[]")):
+        start = MAGIC + struct.pack("<IQ", len(content), xxhash.xxh3_64_intdigest(content))
+        (folder / f"{name}.pixels").write_bytes(start + content)
     (folder / "folder.png").mkdir()
     os.mkfifo(folder / "pipe.jpg")
     (folder / "link.png").symlink_to("nothing")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from assay.config import to_dict
-from assay.errors import one_sentence
+from assay.errors import RunError, one_sentence
 from assay.experiment.judge import is_decided, judge, write_comparison
 from assay.experiment.options import parse
 from assay.experiment.resources import Resources
@@ -20,6 +20,7 @@ from assay.files import write_json
 from assay.report.page import write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
+from assay.runs.results import read_comparisons
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 
@@ -71,11 +72,20 @@ def experiment(
 
 
 def _write_reports(folders: Mapping[str, Path]) -> None:
-    """Compare the runs and make their pages, where judging is newer than the page."""
+    """Compare the runs and make their pages, where judging is newer than the page or the comparison is lost."""
     newest = max((folder / "result.json").stat().st_mtime for folder in folders.values())
+    first = next(iter(folders.values()))
     for folder in folders.values():
         page = folder / "report.html"
-        if not page.exists() or page.stat().st_mtime < newest:
-            if folder == next(iter(folders.values())):
+        is_lost = folder == first and not _is_compared(folder)
+        if is_lost or not page.exists() or page.stat().st_mtime < newest:
+            if folder == first:
                 write_comparison(folders)
             write_report(folder)
+
+
+def _is_compared(folder: Path) -> bool:
+    try:
+        return read_comparisons(folder) is not None
+    except RunError:  # damaged: it is made again
+        return False

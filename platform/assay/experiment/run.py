@@ -288,7 +288,8 @@ def _of_other_code(
             record = read_record(path.parent)
             is_finished = record.state == "finished" and record.stage in enough
             if is_finished and record.content == wanted:
-                ended[path.parent] = record.launches[-1].time or 0.0
+                times = (launch.time or 0.0 for launch in record.launches)
+                ended[path.parent] = max(times, default=0.0)
     return Run(max(ended, key=ended.__getitem__)) if ended else None
 
 

@@ -21,7 +21,7 @@ from assay.metrics.summary import Summary
 from assay.runs import record, results
 from assay.runs.folder import is_held
 from assay.runs.names import is_copy
-from assay.runs.record import RunRecord, as_record, schema_of
+from assay.runs.record import RunRecord, schema_of
 from assay.runs.results import Result
 
 _NEEDED = {"rule", "oracle", "seed", "sets", "scorings", "tried"}
@@ -124,7 +124,7 @@ def read(folder: Path) -> RunSummary:
             task = RunRecord(task=str(values.get("task", "")))
             reason = "It was written by a newer Assay; update Assay."
             return RunSummary(folder, str(values.get("state", "new")), reason, task)
-        run = as_record(RunRecord, values, path)
+        run = record.read_record(folder)
     except RunError as error:
         return RunSummary(folder, "damaged", str(error))
     is_dead = run.state == "running" and not is_held(folder / "lease.json")

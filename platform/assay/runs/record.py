@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from assay.data.masks.account import MaskAccount
 from assay.errors import RunError
-from assay.files import read_json, write_json
+from assay.files import RESTORE, read_json, write_json
 from assay.typed import MisfitError, from_json, rest, to_json
 
 SCHEMA = 1
@@ -145,6 +145,8 @@ def read_record(folder: Path) -> RunRecord:
             f"{folder} was written by a newer Assay (schema {schema}, this one knows {SCHEMA}); "
             "update Assay, or train again with --again."
         )
+    if not schema:  # which none of ours lacks
+        raise RunError(f"{path} is damaged (it says no schema); {RESTORE}.")
     return as_record(RunRecord, values, path)
 
 
