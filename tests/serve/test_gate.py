@@ -35,10 +35,11 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]
 
 @pytest.fixture
 def talk(monkeypatch):
-    """Let a function talk to a server in this process through a connection of its own."""
-    monkeypatch.setattr(gate, "SECONDS", dict.fromkeys(gate.SECONDS, 0.2))
+    """Let functions talk to a server in this process, each through a connection of its own."""
 
-    def run(*talks: Talk) -> Any:
+    def run(*talks: Talk, seconds: float = 1.0) -> Any:
+        monkeypatch.setattr(gate, "SECONDS", dict.fromkeys(gate.SECONDS, seconds))
+
         async def serve() -> Any:
             with socket.socket() as listening:
                 listening.bind(("127.0.0.1", 0))
@@ -125,7 +126,7 @@ def test_a_head_is_bounded_in_bytes_and_in_headers(talk):
 
 def test_a_head_that_comes_in_pieces_is_bounded_too(talk):
     pieces = [b"x-%d: y\r\n" % i for i in range(HEADERS + 5)]
-    assert is_refused(talk(sends(GET, *pieces, pause=0.001))[0], 431)
+    assert is_refused(talk(sends(GET, *pieces, pause=0.001), seconds=15.0)[0], 431)
 
 
 def test_time_runs_from_the_first_byte_and_on_connections_that_say_nothing(talk):
@@ -136,6 +137,7 @@ def test_time_runs_from_the_first_byte_and_on_connections_that_say_nothing(talk)
         sends(*[b"%c" % byte for byte in (GET + close)[:12]], pause=0.04),
         sends(GET + b"\r\n", *[b"\r\n"] * 9, pause=0.04),
         sends(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n", pause=0.04),
+        seconds=0.2,
     )
     assert nothing == b""
     assert is_refused(partial, 408)

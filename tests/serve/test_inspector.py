@@ -48,10 +48,27 @@ def test_a_next_one_that_does_not_verify_leaves_the_present(winners):
     (winners.fetch(other) / "classify.onnx").write_bytes(b"other")
     inspector.configure({"champion": other.id, "challenger": "", "variant": "fp32"})
     assert inspector.opened == {"champion": present}
-    assert inspector.refused == {"champion": "BundleError"}
+    assert inspector.refused == {"champion": other.id}
+    assert inspector.describe()["champion"]["refused"] == {"champion": other.id}
     inspector.configure(told(winners, "champion"))
     assert inspector.opened["champion"] is present  # the same is not opened again
     assert inspector.refused == {}
+
+
+def test_whatever_a_next_one_raises_the_present_answers_on(winners, monkeypatch):
+    inspector = Inspector(winners, "parts")
+    inspector.configure(told(winners, "champion"))
+    present = dict(inspector.opened)
+    other = winners.holder("parts", "challenger").id
+    for error in (MemoryError(), KeyError("kind"), RuntimeError("onnxruntime"), RecursionError()):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("assay.serve.inspector.Bundle", fail)
+        inspector.configure({"champion": other, "challenger": other, "variant": "fp32"})
+        assert inspector.opened == present
+        assert set(inspector.refused) == {"champion", "challenger"}
 
 
 class Breaking(Bundle):

@@ -72,7 +72,7 @@ class Inspector:
     def configure(self, config: Mapping[str, Any]) -> None:
         """Open and verify the bundles of a configuration, then let them answer.
 
-        A bundle that does not verify leaves the present one in its place, and `refused` says why.
+        A bundle that does not open leaves the present one in its place, and `refused` names its record.
 
         Args:
             config: the record of each alias by its id ("" for none), the variant, and whether
@@ -91,7 +91,7 @@ class Inspector:
                 opened[alias] = self._open(alias, config[alias], config["variant"])
             except Exception as error:  # whatever it is, what answers goes on answering
                 logger.error(f"{self.task} {alias}: {error}")
-                self.refused[alias] = type(error).__name__
+                self.refused[alias] = config[alias]
                 if alias == "champion" and alias not in opened:
                     raise
         self.opened = opened
@@ -156,8 +156,9 @@ class Inspector:
         return (folder / opened.bundle.card.golden.image).read_bytes()
 
     def describe(self) -> dict[str, Any]:
-        """Tell what a person may want to know of the bundles, by alias."""
-        return {alias: _describe(opened) for alias, opened in self.opened.items()}
+        """Tell what a person may want to know of the bundles, by alias; also which records do not open."""
+        late = {"refused": dict(self.refused)} if self.refused else {}
+        return {alias: _describe(opened) | late for alias, opened in self.opened.items()}
 
 
 def _describe(opened: OpenBundle) -> dict[str, Any]:
