@@ -61,6 +61,10 @@ class MaskConfig(Settings, section="masks"):
             raise ConfigError(
                 f"masks.classes is {self.classes}; give each class a name of its own."
             )
+        if 0 < self.void <= len(self.classes):
+            raise ConfigError(
+                f"masks.void is {self.void}, the number of the class {self.classes[self.void - 1]!r}; give a value that is no class."
+            )
         self._check_files()
         if self.block_px % 2 == 0:
             raise ConfigError(f"masks.block-px is {self.block_px}; give an odd number of pixels.")
