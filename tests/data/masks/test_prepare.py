@@ -345,6 +345,7 @@ def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
         ({"files": "{stem}.png"}, "{stem}"),
         ({"files": "{kind}/{name}.png", "values": "index"}, "twice"),
         ({"block_px": 50}, "block-px is 50"),
+        ({"files": "{kind}/{name}.json"}, "twice"),
         ({"void": 1}, "the number of the class 'defect'"),
         ({"void": -1}, "void is -1"),
         ({"threshold": 0}, "threshold is 0"),

@@ -75,9 +75,10 @@ class MaskConfig(Settings, section="masks"):
             raise ConfigError(
                 f"masks.files is {self.files!r}; allowed: {', '.join(FIELDS)}, {{kind}} once; correct the pattern."
             )
-        if num_kinds and self.values == "index":
+        if num_kinds and (self.values == "index" or self.is_export):
+            what = "its marks have labels" if self.is_export else "masks.values is 'index'"
             raise ConfigError(
-                "masks.files has {kind} and masks.values is 'index', which name the class twice; use one of them."
+                f"masks.files has {{kind}} and {what}, which name the class twice; use one of them."
             )
         names_class = num_kinds or self.values == "index" or self.is_coco or self.is_export
         if len(self.classes) > 1 and not (self.files and names_class):
