@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from assay.data.masks.header import as_stored, read_header, turn
@@ -38,3 +39,16 @@ def test_what_is_no_image_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(MaskError, match=r"a\.png"):
         read_header(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("options", [{"bigtiff": True}, {"dtype": np.float32}, {"samples": 5}])
+def test_tiffs_that_pillow_does_not_open_have_an_orientation_too(tmp_path, options):
+    pixels = np.zeros((4, 6, options.get("samples", 1)), options.get("dtype", np.uint16))
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        pixels,
+        bigtiff=options.get("bigtiff", False),
+        photometric="minisblack",
+        extratags=[(274, 3, 1, 6, True)],
+    )
+    assert read_header(tmp_path / "a.tif").orientation == 6

@@ -10,7 +10,6 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from assay.errors import MaskError
@@ -46,7 +45,14 @@ def read_header(path: Path) -> Header:
         MaskError: it is no image.
     """
     reason = "its format is not known"
-    for plugin in (JpegImageFile, PngImageFile, BmpImageFile, TiffImageFile, WebPImageFile):
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in (b"II", b"MM"):
+                return _read_tiff(path)
+    # tifffile raises what its parts raise
+    except Exception as error:
+        raise MaskError(f"The header of {path} cannot be read ({error}); mend the file.") from None
+    for plugin in (JpegImageFile, PngImageFile, BmpImageFile, WebPImageFile):
         try:
             with plugin(path) as image:
                 return Header(str(image.format), image.mode, _orientation(image, path))
@@ -57,15 +63,30 @@ def read_header(path: Path) -> Header:
     raise MaskError(f"The header of {path} cannot be read ({reason}); mend the file.")
 
 
+def _read_tiff(path: Path) -> Header:
+    """Read a TIFF's first directory: Pillow does not open all that is read as an image."""
+    from tifffile import PHOTOMETRIC, TiffFile  # a file of another format is read without it
+
+    with TiffFile(path) as file:
+        page = file.pages.first
+        is_palette = page.photometric == PHOTOMETRIC.PALETTE
+        modes = {1: "P" if is_palette else "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+        tag = page.tags.get(_ORIENTATION_TAG)
+        return Header("TIFF", modes.get(page.samplesperpixel, "RGBA"), _valid(tag and tag.value))
+
+
+def _valid(value: object) -> int:
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 def _orientation(image: ImageFile, path: Path) -> int:
     # of a PNG, Pillow would decode all pixels to look for EXIF behind them
     if isinstance(image, PngImageFile) and b"eXIf" not in path.read_bytes():
         return 1
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        return _valid(image.getexif().get(_ORIENTATION_TAG, 1))
     except (SyntaxError, ValueError, struct.error):  # unreadable EXIF is no reason to lose pixels
         return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def turn(mask: UInt8[np.ndarray, "h w"], orientation: int) -> UInt8[np.ndarray, "rows columns"]:

@@ -82,7 +82,7 @@ def draw(image: MarkedImage, file: str) -> tuple[UInt8[np.ndarray, "h w"], Drawn
     drawn = Drawn()
     for mark in image.marks:
         try:
-            region = _draw(mark, image.size)
+            region, top, left = _draw(mark, image.size)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise MaskError(
                 f"The segmentation of {mark.name} in {file} does not decode ({error}); allowed: polygons of three points "
@@ -90,7 +90,8 @@ def draw(image: MarkedImage, file: str) -> tuple[UInt8[np.ndarray, "h w"], Drawn
             ) from None
         except _MisplacedError as error:
             raise MaskError(f"{mark.name.capitalize()} in {file} {error}") from None
-        np.maximum(mask, region * np.uint8(mark.number), out=mask)
+        window = mask[top : top + region.shape[0], left : left + region.shape[1]]
+        np.maximum(window, region * np.uint8(mark.number), out=window)
         drawn += Drawn(1, int(mark.is_crowd), int(not region.any()))
     return mask, drawn
 
@@ -99,15 +100,16 @@ class _MisplacedError(Exception):
     """A mark that decodes and lies elsewhere than it should; says so in half a sentence."""
 
 
-def _draw(mark: Mark, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def _draw(mark: Mark, size: tuple[int, int]) -> tuple[Bool[np.ndarray, "h w"], int, int]:
+    """Draw one mark; return a part of the mask that holds it, its top and its left."""
     if isinstance(mark.shape, dict):
-        return _draw_runs(mark, size)
+        return _draw_runs(mark, size), 0, 0
     if not mark.shape:
         if _says_nothing(mark) and mark.area is not None:
-            return np.zeros(size, dtype=bool)
+            return np.zeros((0, 0), dtype=bool), 0, 0
         raise ValueError("it is empty")
     polygons = [np.array(flat, dtype=np.float64).reshape(-1, 2) for flat in mark.shape]
-    region = fill_polygons(polygons, *size)
+    region, top, left = fill_polygons(polygons, *size)
     points = np.concatenate(polygons)
     _check_range(points, size)
     bounds = (*points.min(0).tolist(), *points.max(0).tolist())
@@ -120,7 +122,7 @@ def _draw(mark: Mark, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     lines = [points - np.roll(points, 1, axis=0) for points in polygons]
     perimeter = sum(float(np.hypot(*line.T).sum()) for line in lines)
     _check_area(mark, region, perimeter, sum(_area(points) for points in polygons))
-    return region
+    return region, top, left
 
 
 def _draw_runs(mark: Mark, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

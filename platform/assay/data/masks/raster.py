@@ -64,22 +64,26 @@ def _lengths(text: str) -> list[int]:
 
 def fill_polygons(
     polygons: Sequence[np.ndarray], height: int, width: int
-) -> Bool[np.ndarray, "h w"]:
-    """Mark pixels inside any of the polygons; each is filled in its own window alone.
+) -> tuple[Bool[np.ndarray, "h w"], int, int]:
+    """Mark pixels inside any of the polygons; return the part of the mask that holds them, its top and its left.
 
     Raises:
         ValueError: as `fill_polygon`.
     """
-    mask = np.zeros((height, width), dtype=bool)
     for points in polygons:
-        if len(points) < 3 or not np.isfinite(points).all():
-            raise ValueError(f"a polygon of {len(points)} points, or one that is not finite")
-        left, top = np.clip(np.floor(points.min(0)), 0, (width, height)).astype(int).tolist()
-        right, bottom = np.clip(np.ceil(points.max(0)), 0, (width, height)).astype(int).tolist()
-        if left < right and top < bottom:
-            window = fill_polygon(points - (left, top), bottom - top, right - left)
-            mask[top:bottom, left:right] |= window
-    return mask
+        _check(points)
+    corners = np.concatenate(polygons)
+    left, top = np.clip(np.floor(corners.min(0)), 0, (width, height)).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(0)), 0, (width, height)).astype(int).tolist()
+    window = np.zeros((bottom - top, right - left), dtype=bool)
+    for points in polygons:
+        window |= fill_polygon(points - (left, top), *window.shape)
+    return window, top, left
+
+
+def _check(points: np.ndarray) -> None:
+    if len(points) < 3 or not np.isfinite(points).all():
+        raise ValueError(f"a polygon of {len(points)} points, or one that is not finite")
 
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> Bool[np.ndarray, "h w"]:
@@ -88,8 +92,7 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> Bool[np.ndarray
     Raises:
         ValueError: there are fewer than three corners, or a coordinate is not finite.
     """
-    if len(points) < 3 or not np.isfinite(points).all():
-        raise ValueError(f"a polygon of {len(points)} points, or one that is not finite")
+    _check(points)
     crossed = np.zeros((height, width + 1), dtype=bool)
     for start, end in zip(points, np.roll(points, -1, axis=0), strict=True):
         (x0, y0), (x1, y1) = sorted((start, end), key=lambda point: point[1])

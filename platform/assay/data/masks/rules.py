@@ -61,6 +61,10 @@ class MaskConfig(Settings, section="masks"):
             raise ConfigError(
                 f"masks.classes is {self.classes}; give each class a name of its own."
             )
+        if 0 < self.void <= len(self.classes):
+            raise ConfigError(
+                f"masks.void is {self.void}, the number of the class {self.classes[self.void - 1]!r}; give a value that is no class."
+            )
         self._check_files()
         if self.block_px % 2 == 0:
             raise ConfigError(f"masks.block-px is {self.block_px}; give an odd number of pixels.")
@@ -71,9 +75,10 @@ class MaskConfig(Settings, section="masks"):
             raise ConfigError(
                 f"masks.files is {self.files!r}; allowed: {', '.join(FIELDS)}, {{kind}} once; correct the pattern."
             )
-        if num_kinds and self.values == "index":
+        if num_kinds and (self.values == "index" or self.is_export):
+            what = "its marks have labels" if self.is_export else "masks.values is 'index'"
             raise ConfigError(
-                "masks.files has {kind} and masks.values is 'index', which name the class twice; use one of them."
+                f"masks.files has {{kind}} and {what}, which name the class twice; use one of them."
             )
         names_class = num_kinds or self.values == "index" or self.is_coco or self.is_export
         if len(self.classes) > 1 and not (self.files and names_class):
