@@ -87,7 +87,9 @@ class RunPlan:
 def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
     """Draw a run's split and look for near duplicates across it."""
     split = draw_split(data.manifest, config.split)
-    near = near_duplicates(data.pixels.signatures(), split.sets)
+    pixels = data.pixels
+    cropped = pixels.cropped_signatures()
+    near = near_duplicates(pixels.signatures(), split.sets, cropped=cropped)
     split.report.update({f"near_duplicates_{k}": v for k, v in counts(near, split.sets).items()})
     return RunPlan(name, config, data, split, near)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from assay.data.images.pyramid import ImagePyramid
+from assay.data.images.decode import to_uint8
+from assay.data.images.pyramid import ImagePyramid, cropped_signatures
 from assay.data.images.store import Store
 from assay.shapes import UInt8
 
@@ -50,3 +51,8 @@ class Pixels:
         """Return the near-duplicate signature of every row."""
         entries = (self[row] for row in range(len(self.contents)))
         return np.stack([np.frombuffer(entry.signature, np.uint8) for entry in entries])
+
+    def cropped_signatures(self) -> UInt8[np.ndarray, "rows crops 32"]:
+        """Return the signatures of every row without a margin, by which cropped copies are found."""
+        levels = (self[row].levels[-1] for row in range(len(self.contents)))
+        return np.stack([cropped_signatures(to_uint8(np.asarray(level))) for level in levels])
