@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.duplicates import NEAR_BITS, NearDuplicate, counts, join_rows, near_duplicates
-from assay.data.images.pyramid import ImagePyramid
+from assay.data.images.pyramid import ImagePyramid, cropped_signatures
 
 
 def scenes(num, seed, height=180, width=240):
@@ -21,6 +21,10 @@ def scenes(num, seed, height=180, width=240):
 
 def signatures(images):
     return np.stack([np.frombuffer(ImagePyramid.of(image).signature, np.uint8) for image in images])
+
+
+def cropped(images):
+    return np.stack([cropped_signatures(ImagePyramid.of(image).levels[-1]) for image in images])
 
 
 def recompressed(image, quality=60):
@@ -74,6 +78,22 @@ def test_planted_copies_are_found_beside_their_originals_and_unrelated_images_ar
     assert counts(pairs, sets) == {"val": 20, "test": 0}
     assert {d.row: d.twin for d in pairs} == {40 + i: 2 * i for i in range(20)}
     assert all(d.set == "val" for d in pairs)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.025, 0.05])
+@pytest.mark.parametrize("is_train_cropped", [False, True])
+def test_cropped_copies_are_found_and_unrelated_images_are_not(share, is_train_cropped):
+    """Whole images find 0 of 40 that lost 2.5 % at each side."""
+    whole, others = list(scenes(40, seed=5)), list(scenes(60, seed=6))
+    copies = []
+    for image in whole:
+        y, x = round(image.shape[0] * share), round(image.shape[1] * share)
+        copies.append(recompressed(image[y:-y, x:-x]))
+    train, val = (copies, whole) if is_train_cropped else (whole, copies)
+    images, sets = [*train, *val, *others], ["train"] * 40 + ["val"] * 40 + ["test"] * 60
+    pairs = near_duplicates(signatures(images), sets, cropped=cropped(images))
+    assert counts(pairs, sets) == {"val": 40, "test": 0}
+    assert {d.row: d.twin for d in pairs} == {40 + i: i for i in range(40)}
 
 
 @pytest.mark.parametrize("size", [(180, 240), (193, 331), (61, 40)])

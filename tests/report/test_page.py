@@ -240,6 +240,18 @@ def test_no_difference_is_said_in_words(run):
     assert "better than" not in text
 
 
+def test_two_groups_lead_with_no_verdict(run):
+    made = comparison(p_holm=0.036, difference=-0.4)
+    for c in made["comparisons"]:
+        c["difference"] |= {"num_groups": 2, "num_effective": 2.0}
+    write(run, "comparison.json", made)
+    text = Page(report.render(run)).text
+    assert "is not decided (too few or too unequal groups) against random on known designs" in text
+    assert "too few or too unequal groups to compare (effective 2.0 of 2); not decided" in text
+    assert "is worse than" not in text
+    assert "not significantly different" not in text
+
+
 def test_a_worse_method_is_said_to_be_worse(run):
     write(run, "comparison.json", comparison(difference=-0.2))
     text = Page(report.render(run)).text

@@ -1,6 +1,6 @@
 """Duplicates: rows of one part or one file, which may not cross sets, and images that nearly equal.
 
-A copy that was turned, recompressed or brightened is another file, of which the split knows
+A copy that was turned, cropped by a few percent, recompressed or brightened is another file, of which the split knows
 nothing. Parts pictured in one jig look alike by nature, so near-duplicates are reported and never
 refused.
 """
@@ -110,7 +110,7 @@ class NearDuplicate:
     """A row that nearly equals one of the set it is compared with; sorts by distance."""
 
     bits: int
-    """Bits of 256 in which the two signatures differ, at the best of the eight turns."""
+    """Bits of 256 in which the two signatures differ, at the best of the eight turns and of the crops."""
     row: int
     set: str
     twin: int
@@ -121,21 +121,31 @@ def near_duplicates(
     signatures: UInt8[np.ndarray, "rows 32"],
     sets: Sequence[str],
     against: Literal["train", "val"] = "train",
+    cropped: UInt8[np.ndarray, "rows crops 32"] | None = None,
 ) -> list[NearDuplicate]:
     """Find rows of later sets that nearly equal some row of train, or of val; the nearest pairs first.
 
-    Compared are 256-bit signatures (`pixels.signature`) under the eight flips and quarter turns.
+    Compared are 256-bit signatures (`pyramid.signature`) under the eight flips and quarter turns,
+    and upright those of either image whole with the other `cropped` (`pyramid.cropped_signatures`).
     Against train stand val and the tests, against val the tests alone: what is chosen or fitted on
     val should not be tested on copies of it either.
     """
     names = np.array(sets)
     twins = np.flatnonzero(names == against)
     rows = np.flatnonzero(np.isin(names, _later(sets, against)))
-    twin_signs = _signs(signatures[twins])
+    if cropped is None:
+        cropped = np.zeros((len(names), 0, 32), np.uint8)
+    twin_signs, num_crops = _signs(signatures[twins]), cropped.shape[1]
+    twin_crops = _signs(cropped[twins].reshape(-1, 32))
     pairs = []
     for start in range(0, len(rows), ROWS):
         block = rows[start : start + ROWS]
-        overlap, nearest = _nearest(_turns(_signs(signatures[block])), twin_signs)
+        whole, crops = _signs(signatures[block]), _signs(cropped[block].reshape(-1, 32))
+        crops = np.moveaxis(crops.reshape(len(block), num_crops, 256), 1, 0)
+        overlap, nearest = _nearest(np.concatenate([_turns(whole), crops]), twin_signs)
+        of_crops, nearest_crop = _nearest(whole[None], twin_crops)
+        nearest = np.where(of_crops > overlap, nearest_crop // max(1, num_crops), nearest)
+        overlap = np.maximum(overlap, of_crops)
         bits = (256 - overlap) / 2
         pairs += [
             NearDuplicate(int(bits[i]), int(block[i]), sets[block[i]], int(twins[nearest[i]]))
@@ -175,14 +185,15 @@ def _turns(signs: Float32[np.ndarray, "rows 256"]) -> Float32[np.ndarray, "8 row
 
 
 def _nearest(
-    turns: Float32[np.ndarray, "8 rows 256"], twins: Float32[np.ndarray, "twins 256"]
+    looks: Float32[np.ndarray, "looks rows 256"], twins: Float32[np.ndarray, "twins 256"]
 ) -> tuple[Float32[np.ndarray, " rows"], np.ndarray]:
-    """Find for each row its largest product with any of `twins` at any turn, and whose it is."""
-    num = turns.shape[1]
+    """Find for each row its largest product of any look with any of `twins`, and whose it is."""
+    num = looks.shape[1]
     best = np.full(num, -np.inf, dtype=np.float32)
     nearest = np.zeros(num, dtype=np.int64)
     for start in range(0, len(twins), TWINS):
-        overlap = (turns.reshape(-1, 256) @ twins[start : start + TWINS].T).reshape(8, num, -1)
+        overlap = looks.reshape(-1, 256) @ twins[start : start + TWINS].T
+        overlap = overlap.reshape(len(looks), num, -1)
         largest = overlap.max(0)
         first = largest.argmax(1)
         product = largest[np.arange(num), first]

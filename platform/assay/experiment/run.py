@@ -15,12 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from assay.bundle.bundle import Bundle
 from assay.config import to_dict
 from assay.data.duplicates import NearDuplicate, counts, near_duplicates
-from assay.data.images.pixels import Pixels
+from assay.data.images.pixels import Pixels, Survey
 from assay.data.images.store import Store
 from assay.data.images.white import choose as choose_white
 from assay.data.manifest import Manifest
@@ -40,7 +38,6 @@ from assay.runs.names import attempts, is_run_name
 from assay.runs.record import Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
-from assay.shapes import UInt8
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
@@ -57,8 +54,7 @@ class StoredImages:
     manifest: Manifest
     """Without what could not be read."""
     pixels: Pixels
-    signatures: UInt8[np.ndarray, "rows 32"]
-    """Of the rows, for near duplicates."""
+    survey: Survey
     quarantined: list[UnreadableImage]
     storage: Path
 
@@ -72,12 +68,12 @@ def read_data(
     bad = fill(manifest, store, config.data.on_error, parallel=resources.workers > 0)
     readable = _without(manifest, bad)
     pixels = Pixels(store, readable.column("content"), readable.masks)
-    signatures, ranges = pixels.survey()
-    white, news = choose_white(ranges, config.data.white)
+    survey = pixels.survey()
+    white, news = choose_white(survey.ranges, config.data.white)
     if news:
         print(news, file=sys.stderr)
     pixels = replace(pixels, white=white, _open=OrderedDict())
-    return StoredImages(source, readable, pixels, signatures, bad, storage)
+    return StoredImages(source, readable, pixels, survey, bad, storage)
 
 
 def _store_of(resources: Resources, storage: Path) -> Store:
@@ -99,7 +95,8 @@ class RunPlan:
 def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
     """Draw a run's split and look for near duplicates across it."""
     split = draw_split(data.manifest, config.split)
-    near = near_duplicates(data.signatures, split.sets)
+    survey = data.survey
+    near = near_duplicates(survey.signatures, split.sets, cropped=survey.cropped)
     split.report.update({f"near_duplicates_{k}": v for k, v in counts(near, split.sets).items()})
     return RunPlan(name, config, data, split, near)
 

@@ -257,7 +257,8 @@ def _jackknife(
     rest = total - sums
     rest[np.abs(rest) <= 1e-12 * np.abs(total)] = 0.0
     # what is undefined without a group rests on that group alone, and `effective` says so
-    left = np.nan_to_num(statistic(rest), nan=value)
+    left = statistic(rest)
+    left = np.where(np.isfinite(left), left, value)
     variance = float(((left - value) ** 2).sum()) * (len(sums) - 1) / len(sums)
     return value, variance, effective
 

@@ -62,9 +62,11 @@ def test_an_entry_that_is_opened_again_is_not_checked_again(pixels, monkeypatch)
 
 
 def test_signatures_of_all_rows(pixels):
-    signatures, ranges = pixels.survey()
+    survey = pixels.survey()
+    signatures = survey.signatures
     assert signatures.shape == (4, 32)
-    assert {values.dtype for values in ranges} == {"uint8"}
+    assert survey.cropped.shape == (4, 4, 32)
+    assert {values.dtype for values in survey.ranges} == {"uint8"}
     for row in range(3):
         expected = ImagePyramid.of(smooth(90, 120, seed=row)).signature
         assert signatures[row].tobytes() == expected

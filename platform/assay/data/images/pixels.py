@@ -7,13 +7,25 @@ from typing import Any
 import numpy as np
 
 from assay.data.images.entry import remember
-from assay.data.images.pyramid import ImagePyramid
+from assay.data.images.pyramid import ImagePyramid, cropped_signatures
 from assay.data.images.store import Store
 from assay.data.images.white import Range, White
 from assay.shapes import Bool, UInt8
 
 OPEN_ENTRIES = 256
 """Memory maps that one process keeps open."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of the images without their pixels at full size."""
+
+    signatures: UInt8[np.ndarray, "rows 32"]
+    """For near-duplicates."""
+    cropped: UInt8[np.ndarray, "rows crops 32"]
+    """Without a margin, by which cropped copies are found."""
+    ranges: list[Range]
+    """Of their values."""
 
 
 @dataclass
@@ -56,8 +68,12 @@ class Pixels:
                 self._open.popitem(last=False)
         return entry
 
-    def survey(self) -> tuple[UInt8[np.ndarray, "rows 32"], list[Range]]:
-        """Return the near-duplicate signature of every row, and the range of its values."""
-        entries = (self[row] for row in range(len(self.contents)))
-        measured = [(np.frombuffer(entry.signature, np.uint8), entry.range) for entry in entries]
-        return np.stack([digest for digest, _ in measured]), [values for _, values in measured]
+    def survey(self) -> Survey:
+        """Read what is known of every row's image without its pixels at full size."""
+        signatures, cropped, ranges = [], [], []
+        for row in range(len(self.contents)):
+            entry = self[row]
+            signatures.append(np.frombuffer(entry.signature, np.uint8))
+            cropped.append(cropped_signatures(np.asarray(entry.levels[-1])))
+            ranges.append(entry.range)
+        return Survey(np.stack(signatures), np.stack(cropped), ranges)
