@@ -175,3 +175,15 @@ def test_zone_hits_needs_half_of_the_patch_on_one_zone():
         [[20, 20, 40, 40], [0, 20, 20, 40], [0, 20, 19, 40], [30, 10, 80, 50], [90, 90, 99, 99]]
     )
     assert zone_hits(zones, patches).tolist() == [True, True, False, False, False]
+
+
+def test_a_full_disk_leaves_no_drawing_that_is_taken_for_whole(tmp_path, full_disk):
+    config = PartsConfig(size_px=64, parts_per_seen=1, parts_per_unseen=0, num_views=1)
+    with pytest.raises(OSError, match="File too large"), full_disk(200):
+        draw_parts(tmp_path, config)
+    assert not list(tmp_path.rglob("*.png"))
+    draw_parts(tmp_path, config)  # what was broken off is drawn again
+    assert list(tmp_path.rglob("*.png"))
+    (tmp_path / "truth.json").write_text('{"conf')
+    with pytest.raises(ConfigError, match=r"truth\.json is missing or damaged .* drawn anew"):
+        draw_parts(tmp_path, config)

@@ -5,8 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from assay.errors import ConfigError
-from assay.files import write_whole
+from assay.files import read_json, write_whole
+from assay.shapes import UInt8
 
 TRUTH = "truth.json"
 
@@ -24,11 +28,18 @@ def draw_once(
     """
     path = folder / TRUTH
     if path.exists():
-        if json.loads(path.read_text())["config"] == config:
+        truth = read_json(path, ConfigError, "remove its folder, which is then drawn anew")
+        if truth.get("config") == config:
             return
         raise ConfigError(
             f"{folder} holds synthetic data drawn from another config; "
             "name another folder, or remove this one."
         )
-    truth = {"config": config, **draw()}
-    write_whole(path, json.dumps(truth).encode())
+    write_whole(path, json.dumps({"config": config, **draw()}).encode())
+
+
+def write_image(path: Path, pixels: UInt8[np.ndarray, "h w *c"]) -> None:
+    """Write grey or RGB pixels as PNG, whole or not at all; an OSError comes through, which cv2.imwrite leaves out."""
+    ordered = np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., ::-1])
+    encoded = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    write_whole(path, encoded.tobytes())

@@ -16,7 +16,7 @@ import numpy as np
 from annotated_types import Interval, MultipleOf
 
 from assay.config import Seed, Settings
-from assay.data.synthetic.draw_once import TRUTH, draw_once
+from assay.data.synthetic.draw_once import TRUTH, draw_once, write_image
 from assay.errors import ManifestError
 from assay.shapes import Bool, Float32, Int, Real, UInt8
 
@@ -93,12 +93,10 @@ def draw_parts(folder: Path, config: PartsConfig) -> None:
         truth = {}
         for machine, design, part in _list_parts(config):
             name = f"{MACHINES[machine]}/{design}"
-            (folder / name).mkdir(parents=True, exist_ok=True)
             for view in range(config.num_views):
                 image = draw_part(config, machine, design, part, view)
                 path = f"{name}/Device_{machine + 1}_Print_{part + 1:03d}_{view + 1:03d}.png"
-                options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-                cv2.imwrite(str(folder / path), image.pixels[..., ::-1], options)
+                write_image(folder / path, image.pixels)
                 truth[path] = {"zones": image.zones.tolist(), "decoys": image.decoys.tolist()}
         return {"images": truth}
 

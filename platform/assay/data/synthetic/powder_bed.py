@@ -22,7 +22,7 @@ import numpy as np
 from annotated_types import Interval
 
 from assay.config import Seed, Settings, Share
-from assay.data.synthetic.draw_once import draw_once
+from assay.data.synthetic.draw_once import draw_once, write_image
 from assay.shapes import Bool, Float, Float32, UInt8
 
 _FORMAT = 1  # raise it when the same config draws other pixels
@@ -80,8 +80,8 @@ def draw_layers(folder: Path, config: LayersConfig) -> None:
             for layer in range(config.layers_per_build):
                 pixels, truth = draw_layer(config, build, layer)
                 name = f"build_{build + 1:02d}/layer_{layer + 1:03d}.png"
-                _write_png(folder / "layers" / name, pixels)
-                _write_png(folder / "truth" / name, np.uint8(255) * truth)
+                write_image(folder / "layers" / name, pixels)
+                write_image(folder / "truth" / name, np.uint8(255) * truth)
         return {}
 
     draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw_builds)
@@ -105,11 +105,6 @@ def draw_layer(config: LayersConfig, build: int, layer: int) -> Layer:
     lit = cv2.GaussianBlur(relief, (0, 0), 0.6) * _draw_light(config, build, layer, rng)
     noise = 5 * rng.standard_normal(lit.shape, np.float32)
     return Layer(np.rint(lit + noise).clip(0, 255).astype(np.uint8), truth)
-
-
-def _write_png(path: Path, pixels: UInt8[np.ndarray, "h w"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def _draw_parts(config: LayersConfig, build: int, layer: int) -> Float32[np.ndarray, "h w"]:
