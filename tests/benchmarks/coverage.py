@@ -28,7 +28,7 @@ from assay.metrics.estimate import interval_of
 HERE = Path(__file__).parent
 NUM_GROUPS = (12, 20, 60, 200)
 NUM_RESAMPLES = 300
-EACH = 4
+EACH = 10
 """Of so many simulations one is also given to the other methods, which are slow."""
 PRIOR, RECALL = np.array([0.6, 0.25, 0.15]), np.array([0.9, 0.8, 0.6])
 
