@@ -56,8 +56,8 @@ def test_a_next_one_that_does_not_verify_leaves_the_present(winners):
 class Breaking(Bundle):
     """A bundle whose graphs cannot take one of the images."""
 
-    def __init__(self):
-        pass
+    def __init__(self, card):
+        self.card = card
 
     def predict_each(self, entries):
         if any(entry.size == (40, 48) for entry in entries):
@@ -76,7 +76,7 @@ def test_what_breaks_a_graph_or_a_decoder_reaches_its_own_request_alone(
     assert isinstance(outcomes[2], ImageError)
     assert outcomes[0][0].probs == outcomes[3][0].probs == first.bundle.predict(whole).probs
     assert outcomes[1][0].probs == second.bundle.predict(whole).probs
-    breaking = type(first)(Breaking(), first.model, first.record, None)
+    breaking = type(first)(Breaking(first.bundle.card), first.model, first.record, None)
     odd = (winners.fetch(first.record) / "golden.png").read_bytes()
     good, broken, also = inspect([(breaking, whole), (breaking, odd), (breaking, whole)])
     assert good[0] == also[0] == (60, 80)
