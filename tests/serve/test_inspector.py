@@ -74,8 +74,8 @@ def test_whatever_a_next_one_raises_the_present_answers_on(winners, monkeypatch)
 class Breaking(Bundle):
     """A bundle whose graphs cannot take one of the images."""
 
-    def __init__(self):
-        pass
+    def __init__(self, card):
+        self.card = card
 
     def predict_each(self, entries):
         if any(entry.size == (40, 48) for entry in entries):
