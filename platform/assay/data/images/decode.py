@@ -103,6 +103,16 @@ def probe(source: Source, *, page: int | None = None) -> tuple[int, int]:
         return size[::-1] if header.orientation >= 5 else size
 
 
+def orientation(source: Source, *, page: int | None = None) -> int:
+    """Read the EXIF orientation (1 to 8) that `read` undoes; 1: the image is stored upright.
+
+    Raises:
+        ImageError: As `probe`.
+    """
+    with _open(source, page, None) as header:
+        return header.orientation
+
+
 def write_png(path: Path, pixels: Shaped[np.ndarray, "h w"] | Shaped[np.ndarray, "h w 3"]) -> None:
     """Write grey or RGB pixels of 8 or 16 bits without loss; an OSError comes through."""
     ordered = pixels if pixels.ndim == 2 else pixels[:, :, ::-1]

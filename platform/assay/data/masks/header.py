@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
-from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from assay.errors import MaskError
+from assay.data.images import decode
+from assay.errors import ImageError, MaskError
 from assay.shapes import UInt8
-
-_ORIENTATION_TAG = 274
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,16 +44,18 @@ def read_header(path: Path) -> Header:
     """
     reason = "its format is not known"
     try:
+        turned = decode.orientation(path, page=0)
         with path.open("rb") as file:
             if file.read(2) in (b"II", b"MM"):
-                return _read_tiff(path)
-    # tifffile raises what its parts raise
-    except Exception as error:
+                return Header("TIFF", _tiff_mode(path), turned)
+    except ImageError as error:
+        raise MaskError(f"{error} Mend the file, or leave it out.") from None
+    except Exception as error:  # tifffile raises what its parts raise
         raise MaskError(f"The header of {path} cannot be read ({error}); mend the file.") from None
     for plugin in (JpegImageFile, PngImageFile, BmpImageFile, WebPImageFile):
         try:
             with plugin(path) as image:
-                return Header(str(image.format), image.mode, _orientation(image, path))
+                return Header(str(image.format), image.mode, turned)
         except SyntaxError:  # of another format
             continue
         except (OSError, ValueError, TypeError, struct.error) as error:
@@ -63,30 +63,15 @@ def read_header(path: Path) -> Header:
     raise MaskError(f"The header of {path} cannot be read ({reason}); mend the file.")
 
 
-def _read_tiff(path: Path) -> Header:
-    """Read a TIFF's first directory: Pillow does not open all that is read as an image."""
+def _tiff_mode(path: Path) -> str:
+    """Name the mode of a TIFF's first directory: Pillow does not open all that is read as an image."""
     from tifffile import PHOTOMETRIC, TiffFile  # a file of another format is read without it
 
     with TiffFile(path) as file:
         page = file.pages.first
         is_palette = page.photometric == PHOTOMETRIC.PALETTE
         modes = {1: "P" if is_palette else "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-        tag = page.tags.get(_ORIENTATION_TAG)
-        return Header("TIFF", modes.get(page.samplesperpixel, "RGBA"), _valid(tag and tag.value))
-
-
-def _valid(value: object) -> int:
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _orientation(image: ImageFile, path: Path) -> int:
-    # of a PNG, Pillow would decode all pixels to look for EXIF behind them
-    if isinstance(image, PngImageFile) and b"eXIf" not in path.read_bytes():
-        return 1
-    try:
-        return _valid(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (SyntaxError, ValueError, struct.error):  # unreadable EXIF is no reason to lose pixels
-        return 1
+        return modes.get(page.samplesperpixel, "RGBA")
 
 
 def turn(mask: UInt8[np.ndarray, "h w"], orientation: int) -> UInt8[np.ndarray, "rows columns"]:
