@@ -4,8 +4,9 @@ A recorder takes three pictures of a layer, whose names end in a, b and c before
 the one after the laser; or the three, as grey, are the three channels of one image.
 
     <folder>/
-        layers.csv        image, id, build, layer: a table that a manifest reads
-        stacked/<id>.png  triplets: channels a, b, c; 16 bits where a picture has them
+        layers.csv           image, id, build, layer: a table that a manifest reads
+        stacked/<id>.png     triplets: channels a, b, c; 16 bits where a picture has them
+        stacked/<id>.sha256  contents of the three pictures that it was made of
 """
 
 import os
@@ -26,7 +27,7 @@ from assay.data.images.decode import SUFFIXES, Plane, Rgb, read, write_png
 from assay.data.images.white import DARK
 from assay.data.walk import find_files
 from assay.errors import ManifestError
-from assay.files import write_table
+from assay.files import sha256_of, write_table, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,10 @@ def _stack(pictures: Sequence[Path], root: Path, folder: Path) -> dict[str, str]
     def write(layer: tuple[str, list[Path]]) -> str:
         name, paths = layer
         image = folder / "stacked" / f"{name}.png"
-        changed = max(path.stat().st_mtime for path in paths)
-        if not image.exists() or image.stat().st_mtime < changed:
+        record, content = image.with_suffix(".sha256"), "\n".join(map(sha256_of, paths))
+        if not image.exists() or not record.exists() or record.read_text() != content:
             write_png(image, stack(paths))
+            write_whole(record, content.encode())
         return image.relative_to(folder).as_posix()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
