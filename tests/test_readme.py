@@ -71,11 +71,11 @@ def test_the_sweep_over_ones_own_parts_finds_its_folds(tmp_path: Path) -> None:
     assert layout is not None
     names = re.findall(r"parts/[^/]+/[^/]+/(\S+?)\.\w+", layout[0])
     assert len(names) == 2
-    for label, design in itertools.product(("A", "B"), ("Connector", "Knob", "Gear")):
-        for name in names:
-            path = tmp_path / "parts" / label / design / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), np.full((8, 8), len(str(path)), np.uint8))
+    folders = itertools.product(("A", "B"), ("Connector", "Knob", "Gear"), names)
+    for number, (label, design, name) in enumerate(folders):
+        path = tmp_path / "parts" / label / design / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((8, 8), number, np.uint8))
     [command] = [c for c in COMMANDS if "sweeps/" in c and "--data.root parts/" in c]
     words = command.replace("parts/ ", f"{tmp_path}/parts ").split()[2:]
     task = load_task(TaskSource.read(ROOT / "tasks" / "fingerprint.py"))

@@ -252,11 +252,11 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data.root", "/nowhere"], "does not exist"),
         (["--preset", "nope"], "allowed: demo"),
         (["--model.backbone", "resnet1"], "resnet1"),
-        (["--model.k", "100000"], "grid"),
+        (["--model.k", "10000"], "grid"),
         (["--model.weights", "/no/such.safetensors"], "such.safetensors"),
         (["--train.precision", "fp16"], "CUDA"),
         (["--device", "mps"], "Apple"),
-        (["--config", "/nowhere.json"], "cannot be read"),
+        (["--config", "/nowhere.json"], "missing or damaged"),
         (["--split.unseen-domain", "colour"], "colour"),
     ],
 )

@@ -25,6 +25,7 @@ CONFIG = TaskConfig()
 COUNTS = {
     "data",
     "data/images",
+    "data/images/formats",
     "data/inputs",
     "metrics/scores",
     "nn",

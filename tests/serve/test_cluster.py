@@ -157,6 +157,7 @@ def test_a_bundle_that_does_not_open_changes_no_answer(
         time.sleep(0.2)
     assert "challenger" not in client.models()["parts"]
     (Path(winners.address) / "parts" / "challenger.json").unlink()
+    (Path(winners.address) / "parts" / "history" / f"{record.id}.json").unlink()
 
 
 def test_the_proxy_bounds_heads_names_requests_and_lists_no_routes(served):

@@ -93,7 +93,7 @@ def test_what_breaks_a_graph_reaches_its_own_request_alone(
     outcomes = inspect([(first, whole), (second, whole), (first, whole)])
     assert outcomes[0][0].probs == outcomes[2][0].probs == first.bundle.predict(pictures[0]).probs
     assert outcomes[1][0].probs == second.bundle.predict(pictures[0]).probs
-    breaking = type(first)(Breaking(), first.model, first.record, None)
+    breaking = type(first)(Breaking(first.bundle.card), first.model, first.record, None)
     odd = ImagePyramid.read(winners.fetch(first.record) / "golden.png")
     good, broken, also = inspect([(breaking, whole), (breaking, odd), (breaking, whole)])
     assert good[0] == also[0] == (60, 80)

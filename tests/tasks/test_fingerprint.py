@@ -375,7 +375,7 @@ def test_weights_that_cannot_be_had_are_said_before_an_image_is_decoded(
     for label, view in itertools.product("ab", range(9)):
         path = tmp_path / "parts" / label / f"d{view % 3}" / f"P{view}_azimuth_0_polar_{view}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), np.full((8, 8), view, np.uint8))
+        cv2.imwrite(str(path), np.full((8, 8), 10 * view + ord(label), np.uint8))
     patterns = ["--data.patterns", "{label}/{design}/{print}_azimuth_{azimuth}_polar_{polar}"]
     runs = ["--workers", "0", "--storage", str(tmp_path / "runs")]
     options = ["--preset", preset, "--data.root", str(tmp_path / "parts"), *patterns, *runs]

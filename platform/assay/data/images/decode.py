@@ -144,6 +144,8 @@ def _open(
                     f"{max_pixels}; raise the limit if the file is to be trusted"
                 )
             yield header
+    except ModuleNotFoundError:  # no fault of the file
+        raise
     except Exception as error:  # each decoder has errors of its own
         raise ImageError(
             f"Image {called or name(source)} cannot be read: {_reason(error)}."

@@ -175,8 +175,8 @@ class StoredLevel:
 
 
 def remember(
-    entry: ImagePyramid, checked: Sequence[Bool[np.ndarray, "rows columns"]] | None
-) -> list[Bool[np.ndarray, "rows columns"]]:
+    entry: ImagePyramid, checked: Sequence[Bool[np.ndarray, "_ _"]] | None
+) -> list[Bool[np.ndarray, "_ _"]]:
     """Let a stored entry that is opened again know its tiles that were checked; return what it notes them in."""
     levels = [level for level in entry.levels if isinstance(level, StoredLevel)]
     for level, tiles in zip(levels, checked or [], strict=False):

@@ -10,7 +10,7 @@ from assay.data.images.entry import remember
 from assay.data.images.pyramid import ImagePyramid, cropped_signatures
 from assay.data.images.store import Store
 from assay.data.images.white import Range, White
-from assay.shapes import Bool, UInt8
+from assay.shapes import UInt8
 
 OPEN_ENTRIES = 256
 """Memory maps that one process keeps open."""
@@ -41,9 +41,7 @@ class Pixels:
         default_factory=OrderedDict, repr=False, compare=False
     )
 
-    _checked: "dict[str, list[Bool[np.ndarray, 'rows columns']]]" = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _checked: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
     """Which tiles of each entry's levels this process compared with their checksums."""
 
     def __getstate__(self) -> dict[str, Any]:

@@ -94,9 +94,11 @@ def refusal(code: int, value: int, allowed: Any, compression: int | None = None)
 
 
 def _named(code: int, value: int | None) -> str:
-    """Write a tag's value with its name."""
-    from tifffile import COMPRESSION, PHOTOMETRIC, PREDICTOR, SAMPLEFORMAT
-
+    """Write a tag's value with its name, where tifffile is there to know it."""
+    try:
+        from tifffile import COMPRESSION, PHOTOMETRIC, PREDICTOR, SAMPLEFORMAT
+    except ModuleNotFoundError:
+        return str(value)
     enums: dict[int, Any] = {259: COMPRESSION, 262: PHOTOMETRIC, 317: PREDICTOR, 339: SAMPLEFORMAT}
     enum = enums.get(code)
     try:
