@@ -59,7 +59,7 @@ def choose_tier(
     }
     chosen = fit_tier(tier, need, free)
     if chosen == "memory":
-        pixels = replace(pixels, store=near, _open=OrderedDict())
+        pixels = replace(pixels, store=near, _open=OrderedDict(), _checked={})
     return chosen, pixels
 
 
