@@ -157,7 +157,7 @@ def score_table(scores: list[float], weights: list[float]) -> pa.Table:
     [
         ([0.5, 1.5], [1.0, 1.0], "1 of 2 rows have a score"),
         ([0.5, float("nan")], [1.0, 1.0], "1 of 2 rows have a score"),
-        ([0.5, 0.5], [0.0, 0.0], "Weights run from 0 to 0"),
+        ([0.5, 0.5], [0.0, 0.0], "All 2 rows of a set have the weight 0"),
         ([0.5, 0.5], [1.0, -1.0], "Weights run from -1 to 1"),
     ],
 )

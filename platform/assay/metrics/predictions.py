@@ -107,16 +107,20 @@ def _check_scores(predictions: pa.Table) -> None:
             "The predictions table does not name its score; write a name such as IoU to the "
             "schema's metadata under b'score'."
         )
-    _, scores, weights = scores_of(predictions)
+    name, scores, weights = scores_of(predictions)
     num_bad = int((~((scores >= 0) & (scores <= 1))).sum())
     if num_bad:
         raise PredictionsError(
             f"{num_bad} of {len(scores)} rows have a score outside 0 to 1; a score is a share."
         )
-    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+    if not (np.isfinite(weights).all() and weights.min() >= 0):
         raise PredictionsError(
-            f"Weights run from {weights.min():g} to {weights.max():g}; give finite ones from 0, not "
-            f"all of them 0."
+            f"Weights run from {weights.min():g} to {weights.max():g}; give finite ones from 0."
+        )
+    if not weights.any():
+        raise PredictionsError(
+            f"All {len(weights)} rows of a set have the weight 0, as where nothing is marked, neither in truth nor in answers, so their "
+            f"{name} cannot be told; add images that bear marks, or draw other sets (--split.seed)."
         )
 
 
