@@ -1,5 +1,6 @@
 """Through Ray Serve: answers, promotions under load, replicas that die, a queue that is full."""
 
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -174,6 +176,17 @@ def test_the_proxy_bounds_heads_names_requests_and_lists_no_routes(served):
     head = ask(b"HEAD /health HTTP/1.1", b"host: a")
     assert head.startswith(b"HTTP/1.1 200")
     assert head.endswith(b"\r\n\r\n")
+
+
+def test_the_port_of_a_replica_listens_on_its_nodes_address_alone(client, pictures, monkeypatch):
+    assert client.judge("parts", pictures[0]).answer  # replicas are reached there
+    assert "add_port_to_grpc_server(self._server" in inspect.getsource(cluster.replica)
+    kept = cluster.replica.add_port_to_grpc_server
+    monkeypatch.setattr(cluster.replica, "add_port_to_grpc_server", kept)
+    cluster.listen_on_node()
+    server = Mock()
+    cluster.replica.add_port_to_grpc_server(server, "[::]:0")
+    server.add_insecure_port.assert_called_once_with(f"{ray.util.get_node_ip_address()}:0")
 
 
 def test_a_replica_that_is_killed_under_load_loses_no_request(client, winners, pictures):

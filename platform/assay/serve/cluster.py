@@ -17,11 +17,14 @@ from typing import Any
 
 from pydantic import ValidationError
 from ray import serve
+from ray._common.tls_utils import add_port_to_grpc_server
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve._private import replica
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
+from ray.util import get_node_ip_address
 
 from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Provider
@@ -45,6 +48,20 @@ ATTEMPTS = 2
 logger = logging.getLogger("ray.serve")
 
 
+def listen_on_node() -> None:
+    """Let this replica's own port listen on its node's address alone.
+
+    Ray 2.60 opens it on all addresses once the replica is made, and has no setting for that.
+    """
+    host = get_node_ip_address()  # type: ignore[no-untyped-call]
+    address = f"[{host}]:0" if ":" in host else f"{host}:0"
+
+    def add_port(server: Any, _: str) -> Any:
+        return add_port_to_grpc_server(server, address)  # type: ignore[no-untyped-call]
+
+    replica.add_port_to_grpc_server = add_port  # type: ignore[attr-defined]
+
+
 class Replica:
     """One process that answers for a task."""
 
@@ -57,6 +74,7 @@ class Replica:
         image_mp: float,
         decode_s: float,
     ) -> None:
+        listen_on_node()
         self.inspector = Inspector(Registry(registry), task, threads, provider)
         # one more than graphs have threads: an image that hangs holds no other up
         self.decoders = Decoders(threads + 1, DecodeLimits(image_mp * 1e6, decode_s))
@@ -95,6 +113,7 @@ class Front:
     """The contract, in front of the tasks' applications, which it keeps at what the registry says."""
 
     def __init__(self, values: dict[str, Any]) -> None:
+        listen_on_node()
         self.config = from_dict(ServeConfig, values)
         self.names: list[str] = []
         self.following: asyncio.Task[None] | None = None
