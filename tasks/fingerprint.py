@@ -35,7 +35,7 @@ from assay.metrics.predictions import rows_of
 from assay.nn.optim import OptimConfig
 from assay.space import Float, Space
 from assay.train.patches import PatchClassification, PatchClassificationConfig, PatchModelConfig
-from assay.train.recipes import reference_recipes
+from assay.train.recipes import recipe_of_files, recipe_of_parts, reference_recipes
 from assay.train.task import Task, TaskConfig, TaskMetrics, TrainConfig
 
 PATTERNS = (
@@ -118,8 +118,14 @@ class Fingerprint(PatchClassification):
             name: FingerprintConfig(**{f.name: getattr(recipe, f.name) for f in fields(recipe)})
             for name, recipe in reference_recipes().items()
         }
-        own = {"parts": parts(demo), "files": files(demo)}
-        return {"demo": demo, "smoke": smoke, "designs": designs, **own, **recipes}
+        large = replace(
+            demo, split=SplitConfig(unseen_domain="design"), **vars(recipe_of_parts(demo))
+        )
+        small = replace(
+            large, data=DataConfig(), split=SplitConfig(), **vars(recipe_of_files(demo))
+        )
+        embedded = {"demo": demo, "smoke": smoke, "designs": designs}
+        return {**embedded, "parts": large, "files": small, **recipes}
 
     @classmethod
     def manifest(cls, config: FingerprintConfig, storage: Path) -> Manifest:
@@ -172,49 +178,6 @@ class Fingerprint(PatchClassification):
         on_signal = Measure("Patches on signal", "chosen patches that touch a planted trace")
         measures = {**judged.measures, "patches_on_signal": on_signal}
         return replace(judged, metrics=metrics, measures=measures)
-
-
-def parts(demo: FingerprintConfig) -> FingerprintConfig:
-    """Return settings for photographs of parts: the demo's way to learn, at full resolution, on pretrained weights."""
-    model = replace(
-        demo.model,
-        k=8,
-        warmup_k=16,
-        trunk="resnet18",
-        scorer_weights="hub",
-        backbone="convnext_tiny.in12k_ft_in1k",
-        weights="hub",
-        norm="frozen",
-        backbone_lr=0.1,
-        scorer_lr=0.3,
-        embed_dim=256,
-        d_inner=512,
-        dropout=0.1,
-    )
-    return replace(
-        demo,
-        split=SplitConfig(unseen_domain="design"),
-        patches=PatchConfig(clahe_clip=0.0, normalise="imagenet"),
-        augment=AugmentConfig(hflip=0.5, vflip=0.5, translate=0.1),
-        model=model,
-        train=TrainConfig(
-            epochs=30, batch_size=8, eval_batch_size=8, patience=5, min_improvement=0.002
-        ),
-        optim=replace(demo.optim, lr=1e-3),
-    )
-
-
-def files(demo: FingerprintConfig) -> FingerprintConfig:
-    """Return settings for small images in folders by class: a few patches as large as what the weights have seen."""
-    own = parts(demo)
-    return replace(
-        own,
-        data=DataConfig(),
-        split=SplitConfig(),
-        patches=replace(own.patches, image_px=320, overview_px=160, patch_px=224),
-        model=replace(own.model, k=4, warmup_k=4),
-        train=replace(own.train, batch_size=16, eval_batch_size=16),
-    )
 
 
 def synthetic_folder(config: FingerprintConfig, storage: Path) -> Path:

@@ -165,14 +165,9 @@ class Segment(Segmentation):
         """
         if config.model.mode == "heuristic":
             return {}
+        names = ("data", "layers", "masks", "truth", "split", "bed", "decide")
         rule = SegmentConfig(
-            data=config.data,
-            layers=config.layers,
-            masks=config.masks,
-            truth=config.truth,
-            split=config.split,
-            bed=config.bed,
-            decide=config.decide,
+            **{name: getattr(config, name) for name in names},
             model=SegmentModelConfig(mode="heuristic"),
             quantize=QuantizeConfig(variant="none"),
             train=TrainConfig(epochs=0),

@@ -87,9 +87,8 @@ class Bundle:
                 self._compare(self.predict(folder / golden.image), repeated, folder)
         except BundleError:
             raise
-        except (
-            Exception
-        ) as error:  # onnxruntime's own, and whatever a card leads to that misfits its graphs
+        # onnxruntime's own, and whatever a card leads to that misfits its graphs
+        except Exception as error:
             why = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
             raise BundleError(
                 f"{folder} does not open ({why}); export the bundle again."

@@ -69,13 +69,13 @@ def try_bundle(folder: Path, variant: Variant = "fp32", seconds: float = SECONDS
     if ended.returncode == 0:
         _PASSED.add(key)
         return
-    said = ended.stderr.strip().splitlines() or [""]
-    if ended.returncode == 2 and said[-1].startswith("BundleError: "):
-        raise BundleError(said[-1].removeprefix("BundleError: "))
+    lines = ended.stderr.strip().splitlines() or [""]
+    if ended.returncode == 2 and lines[-1].startswith("BundleError: "):
+        raise BundleError(lines[-1].removeprefix("BundleError: "))
     with suppress(ValueError):
-        said = [f"signal {signal.Signals(-ended.returncode).name}"]
+        lines = [f"signal {signal.Signals(-ended.returncode).name}"]
     raise BundleError(
-        f"{folder} ends the process that opens it ({said[-1][:200]}); export the bundle again."
+        f"{folder} ends the process that opens it ({lines[-1][:200]}); export the bundle again."
     )
 
 

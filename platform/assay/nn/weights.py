@@ -123,7 +123,9 @@ def _read(weights: Path) -> State:
         with weights.open("rb") as file:
             start = file.read(32)
         is_safe = start[8:9] == b"{" and not start.startswith(b"{")  # whatever its name ends in
-        content = load_file(weights) if is_safe else load_state_dict(str(weights))
+        content = (
+            load_file(weights) if is_safe else load_state_dict(str(weights), weights_only=True)
+        )
         return _tensors(content)
     # torch, timm and safetensors raise what they like of a file that is none of theirs
     except Exception as error:
@@ -138,15 +140,15 @@ def _tensors(content: object) -> State:
     """Return the tensors of a mapping, or of the one mapping in it that has any."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
-    own = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    outer = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     inner = {key: value for key, value in content.items() if isinstance(value, dict)}
     sets = {
         key: {name: value for name, value in values.items() if isinstance(value, Tensor)}
         for key, values in inner.items()
     }
     sets = {key: tensors for key, tensors in sets.items() if tensors}
-    if own or len(sets) == 1:
-        return own or next(iter(sets.values()))
+    if outer or len(sets) == 1:
+        return outer or next(iter(sets.values()))
     names = ", ".join(map(str, sets))
     raise ValueError(f"it holds several sets of tensors: {names}" if sets else "it has no tensor")
 

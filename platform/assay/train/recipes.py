@@ -1,4 +1,4 @@
-"""The recipes of the source-identification reference, in every parameter, for patch classification.
+"""Recipes of patch classification: the source-identification reference in every parameter, and those for images of one's own.
 
 `readme` is as its README states it, `main` and `sweep` as its two scripts set it, `dinov3` is `main` with its DINOv3
 backbone and three learning rates. Two faults of the scripts are not repeated: the main script never anneals sigma
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import PatchConfig
 from assay.nn.optim import OptimConfig
-from assay.train.patches import PatchModelConfig
+from assay.train.patches import PatchClassificationConfig, PatchModelConfig
 from assay.train.task import TrainConfig
 
 
@@ -151,3 +151,42 @@ def reference_recipes() -> dict[str, PatchRecipe]:
     )
     rates = replace(main.model, backbone="dinov3-vits16", backbone_lr=0.01, aggregator_lr=0.2)
     return {"readme": readme, "main": main, "sweep": sweep, "dinov3": replace(main, model=rates)}
+
+
+def recipe_of_parts(demo: PatchClassificationConfig) -> PatchRecipe:
+    """Return the recipe for photographs of parts: the demo's way to learn, at full resolution, on pretrained weights."""
+    model = replace(
+        demo.model,
+        k=8,
+        warmup_k=16,
+        trunk="resnet18",
+        scorer_weights="hub",
+        backbone="convnext_tiny.in12k_ft_in1k",
+        weights="hub",
+        norm="frozen",
+        backbone_lr=0.1,
+        scorer_lr=0.3,
+        embed_dim=256,
+        d_inner=512,
+        dropout=0.1,
+    )
+    return PatchRecipe(
+        patches=PatchConfig(clahe_clip=0.0, normalise="imagenet"),
+        augment=AugmentConfig(hflip=0.5, vflip=0.5, translate=0.1),
+        model=model,
+        train=TrainConfig(
+            epochs=30, batch_size=8, eval_batch_size=8, patience=5, min_improvement=0.002
+        ),
+        optim=replace(demo.optim, lr=1e-3),
+    )
+
+
+def recipe_of_files(demo: PatchClassificationConfig) -> PatchRecipe:
+    """Return the recipe for small images in folders by class: a few patches as large as what the weights have seen."""
+    large = recipe_of_parts(demo)
+    return replace(
+        large,
+        patches=replace(large.patches, image_px=320, overview_px=160, patch_px=224),
+        model=replace(large.model, k=4, warmup_k=4),
+        train=replace(large.train, batch_size=16, eval_batch_size=16),
+    )

@@ -462,3 +462,34 @@ def test_damage_is_an_image_error_or_is_not_looked_at(data):
 SMALL = written(levels_of(picture(200, 260), 2))
 with tifffile.TiffFile(io.BytesIO(SMALL)) as _file:
     TABLES = [(0, 8), *((page.offset, page.offset + 2 + 12 * 20) for page in _file.pages)]
+
+
+def test_the_brightest_pixel_says_how_deep_a_tiled_image_is_though_no_overview_shows_it(tmp_path):
+    """Specks of 60000 on an image of 12 bits: their means in the smallest level are of 14 bits or fewer."""
+    pixels = PIXELS.astype("u2") * 16
+    pixels[:2, :2], pixels[300, 400] = 60000, 50000
+    (tmp_path / "a.tif").write_bytes(written(levels_of(pixels), **FEW))
+    direct = ImagePyramid.read(tmp_path / "a.tif")
+    assert isinstance(direct.levels[0], tiff.TiledPage)
+    assert direct.levels[-1].max() <= 16383
+    store = Store(str(tmp_path / "store"))
+    store.build("ab12", tmp_path / "a.tif")
+    for entry in (direct, store.open("ab12")):
+        assert (entry.range.dtype, entry.range.high) == ("uint16", 60000.0)
+        assert entry.scale == 65535
+
+
+@pytest.mark.parametrize("dtype", ["u2", "f4"])
+def test_an_overview_of_few_values_is_compared_on_their_own_scale(dtype):
+    """12 bits in 16 and floats from 0 to 1: of the full scale of 16 bits any two of them look alike."""
+    pixels = (PIXELS.astype("f8") * 16 if dtype == "u2" else PIXELS / 255.0).astype(dtype)
+    right = written([pixels, halved(pixels) if dtype == "u2" else mean_of(pixels)])
+    other = written([pixels, np.ascontiguousarray(pixels[::2, ::2][::-1])])
+    assert len(tiff.open_pages(right, 128)) == 2
+    assert tiff.open_pages(other, 128) == []
+
+
+def mean_of(pixels):
+    """Means of 2 x 2 floats."""
+    fours = pixels.reshape(HEIGHT // 2, 2, WIDTH // 2, 2, 3)
+    return fours.mean((1, 3)).astype(pixels.dtype)

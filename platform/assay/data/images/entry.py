@@ -67,11 +67,12 @@ def page_of(key: str) -> int | None:
 def write_entry(path: Path, entry: ImagePyramid) -> None:
     """Write an entry's file, whole or not at all; an OSError comes through."""
     levels = [np.ascontiguousarray(level) for level in entry.levels]
+    values = Range.of(levels[0])
     offsets = itertools.accumulate((level.nbytes for level in levels), initial=0)
     header: dict[str, Any] = {
         "dtype": str(levels[0].dtype),
-        "low": entry.range.low,
-        "high": entry.range.high,
+        "low": values.low,
+        "high": values.high,
         "mean": entry.mean_value.tolist(),
         "std": entry.std_value.tolist(),
         "signature": entry.signature.hex(),

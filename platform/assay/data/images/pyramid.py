@@ -45,7 +45,7 @@ class ImagePyramid:
 
     levels: list[Level]
     range: Range
-    """Of level 0; of an image whose pixels are read on demand, of the smallest level."""
+    """Of level 0; of an image whose pixels are read on demand, of the smallest level where that tells the depth."""
     mean_value: np.ndarray
     """Per channel, in the values of the file."""
     std_value: np.ndarray
@@ -80,9 +80,12 @@ class ImagePyramid:
     @classmethod
     def _of_levels(cls, levels: list[Level], white: White | None = None) -> "ImagePyramid":
         smallest = np.asarray(levels[-1])
-        measured = levels[0] if isinstance(levels[0], np.ndarray) else smallest
+        values = Range.of(smallest)
+        # means of a smaller level hide the brightest pixels, which say how deep an image is
+        if isinstance(levels[0], np.ndarray) or not values.is_telling:
+            values = Range.of(np.asarray(levels[0]))
         mean, std = statistics(levels)
-        return cls(levels, Range.of(measured), mean, std, signature(smallest), white)
+        return cls(levels, values, mean, std, signature(smallest), white)
 
     @classmethod
     def of_mask(cls, mask: UInt8[np.ndarray, "h w"]) -> "ImagePyramid":

@@ -18,7 +18,7 @@ from assay.data.images.formats.directory import Directory, File, orientation_of,
 from assay.data.images.formats.samples import FormatError
 from assay.data.images.formats.segments import Segments
 from assay.data.images.formats.tiff import MAGIC, REDUCED, find_page, read_below, subfile_type
-from assay.data.images.white import FULL, to_uint8
+from assay.data.images.white import to_uint8
 from assay.errors import ImageError
 from assay.shapes import Shaped
 
@@ -185,8 +185,9 @@ def _is_mean(small: TiledPage, large: TiledPage) -> bool:
     for share in PROBES:
         y0, x0 = (share * room).astype(int) // PROBE_PX * PROBE_PX
         y1, x1 = np.minimum((y0 + PROBE_PX, x0 + PROBE_PX), room)
-        sample = to_uint8(small[y0:y1, x0:x1], FULL)
-        area = to_uint8(large[2 * y0 : 2 * y1, 2 * x0 : 2 * x1], FULL)
+        above = large[2 * y0 : 2 * y1, 2 * x0 : 2 * x1]
+        white = float(np.abs(above.astype(np.float64)).max()) or 1.0  # grey levels of these values
+        sample, area = to_uint8(small[y0:y1, x0:x1], white), to_uint8(above, white)
         mean = cv2.resize(area, sample.shape[1::-1], interpolation=cv2.INTER_AREA)
         if np.abs(sample.astype(float) - mean).mean() > CLOSE:
             return False

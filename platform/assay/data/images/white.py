@@ -56,6 +56,11 @@ class Range:
         """Whether a white level is needed."""
         return self.dtype != "uint8"
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether the values alone say which is white: those of 8 bits, and of 16 that reach far enough."""
+        return not self.is_deep or (self.dtype == "uint16" and self.high > DARK)
+
     def scale(self, white: White | None) -> float:
         """Return the value that is shown as 255.
 
@@ -65,7 +70,7 @@ class Range:
         if not self.is_deep:
             return 255.0
         if white is None:
-            if self.dtype == "uint16" and self.high > DARK:
+            if self.is_telling:
                 return FULL
             raise ImageError(
                 f"it holds {self}, no white level is known, and the values do not tell what is white; "

@@ -70,7 +70,7 @@ class MaskAccount:
 
     def sentences(self) -> list[str]:
         """Say what was not used, or was used with a doubt."""
-        said = {
+        doubts = {
             "without": f"{self.without} of {self.images} images have no mask and count as free of defects",
             "by_bare_name": f"{self.by_bare_name} images were found in the COCO file by their file name alone, under another folder",
             "stranger_marks": f"{self.stranger_marks} marks of {self.strangers} images that are not in the data were not used",
@@ -81,7 +81,7 @@ class MaskAccount:
             "nearly_full": f"{self.nearly_full} masks mark more than 95 % of their image",
             "corrected": f"{self.corrected} masks were corrected by a person and are used as they stand",
         }
-        lines = [text + self._example(name) for name, text in said.items() if getattr(self, name)]
+        lines = [text + self._example(name) for name, text in doubts.items() if getattr(self, name)]
         absent = [name for name, num in self.marked_px.items() if not num]
         if absent:
             lines.append(f"no pixel is marked as {', '.join(absent)}")
