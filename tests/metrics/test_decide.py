@@ -390,7 +390,7 @@ def test_of_one_group_nothing_but_the_range_is_known() -> None:
     decision = decide_with(costs=[[0.0, 1.0, 1.0], [20.0, 0.5, 1.0], [1.0, 1.0, 0.0]])
     estimates = measure_decision(decision, logits, np.array([0, 0]), np.array(["a", "a"]))
     ranges = {name: (estimate.low, estimate.high) for name, estimate in estimates.items()}
-    assert ranges.pop("set_size") == (0.0, 3.0)
+    assert ranges.pop("set_size") == (1.0, 3.0)
     assert ranges.pop("cost") == ranges.pop("cost_of_argmax") == (0.0, 20.0)
     assert ranges.pop("calibrated_nll") == pytest.approx((0.0, -math.log(0.2)))
     assert set(ranges.values()) == {(0.0, 1.0)}

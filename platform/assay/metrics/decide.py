@@ -206,7 +206,9 @@ def measure_decision(
     scaled = logits.astype(np.float64) / decision.temperature
     estimates = {
         "set_coverage": interval(covered, group, weights=_group_weights(group)),
-        "set_size": interval(sets.sum(axis=1).astype(float), group, highest=float(num_classes)),
+        "set_size": interval(
+            sets.sum(axis=1).astype(float), group, lowest=1.0, highest=float(num_classes)
+        ),
         "calibrated_nll": estimate_nll(scaled, truth, group),
         "calibrated_ece": ece(probs, truth, group),
     }

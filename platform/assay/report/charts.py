@@ -78,7 +78,8 @@ def _val_curve(lines: list[Line], select: str) -> Figure | None:
         y_range=[0.0, 1.0] if key == main else None,
         series={key: values},
         chosen=[float(best["step"]), float(best[key])] if best else None,
-        caption=f"{len(looks)} looks at validation." + (" Ring: the weights kept." if best else ""),
+        caption=f"{len(looks)} look{'s' * (len(looks) != 1)} at validation."
+        + (" Ring: the weights kept." if best else ""),
     )
 
 
