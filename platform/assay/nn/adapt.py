@@ -66,7 +66,7 @@ def tent(
         for images in batches:
             loss = entropy(model(images))
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             entropies.append(loss.item())
     model.requires_grad_(False)

@@ -168,5 +168,7 @@ class WeightAverage(nn.Module):
     @torch.no_grad()
     def _write(self, module: nn.Module, flat: Float32[Tensor, " n"]) -> None:
         tensors = self._averaged(module)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        for tensor, part in zip(
+            tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True
+        ):
             tensor.copy_(part.view_as(tensor))

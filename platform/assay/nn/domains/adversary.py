@@ -1,6 +1,7 @@
 """Domain adversaries: a discriminator names the domain, and the features learn to hide it."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,21 +21,19 @@ SOURCE_PRINT_WEIGHT = 4.0
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor, strength: float) -> Tensor:
-        ctx.strength = strength  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
         return x.view_as(x)
 
     @staticmethod
-    def backward(
-        ctx: "torch.autograd.function.FunctionCtx", *gradients: Tensor
-    ) -> tuple[Tensor, None]:
-        return -ctx.strength * gradients[0], None  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * gradients[0], None
 
 
 def reverse(x: Tensor, strength: float) -> Tensor:
     """Return x as it is, with a gradient of the other sign and `strength` times its size."""
-    reversed_: Tensor = _Reverse.apply(x, strength)  # type: ignore[no-untyped-call]
-    return reversed_
+    turned: Tensor = _Reverse.apply(x, strength)
+    return turned
 
 
 def reversal_strength(progress: float, ceiling: float = 1.0) -> float:

@@ -89,7 +89,7 @@ def rows_by_domain(
     domains: Int[Tensor, " batch"], at_least: int = 1
 ) -> Sequence[Int[Tensor, " rows"]]:
     """Return the rows of each domain that the batch has, in the order of codes, of those with enough rows."""
-    rows = [torch.nonzero(domains == code)[:, 0] for code in domains.unique()]
+    rows = [torch.nonzero(domains == code)[:, 0] for code in torch.unique(domains)]
     return [r for r in rows if len(r) >= at_least]
 
 

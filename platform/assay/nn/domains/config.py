@@ -111,7 +111,8 @@ _DISCRIMINATOR: Mapping[str, Hyperparameter] = {
     "depth": Hyperparameter(3, Choice(values=(3, 4, 5))),
     "dropout": Hyperparameter(0.0, Choice(values=(0.0, 0.1, 0.5))),
 }
-_ALTERNATING: Mapping[str, Hyperparameter] = _DISCRIMINATOR | {
+_ALTERNATING: Mapping[str, Hyperparameter] = {
+    **_DISCRIMINATOR,
     "d_steps": Hyperparameter(1, Int(low=1, high=8, log=True)),
     "grad_penalty": Hyperparameter(0.0, _log(-2.0, 1.0)),
 }
@@ -157,6 +158,9 @@ SHARED: Space = MappingProxyType(
 
 def domainbed_space(name: AlgorithmName) -> Space:
     """Return what DomainBed's random search draws for an algorithm, by the settings of a task."""
-    own = PUBLISHED[name].items()
-    searched = {f"algorithm.{field}": entry.searched for field, entry in own}
-    return {**SHARED, **{name: searched[name] for name in searched if searched[name]}}
+    own = {
+        f"algorithm.{field}": entry.searched
+        for field, entry in PUBLISHED[name].items()
+        if entry.searched is not None
+    }
+    return {**SHARED, **own}

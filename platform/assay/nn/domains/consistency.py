@@ -11,7 +11,7 @@ TINY = 1e-12
 
 
 def _of_groups(values: Tensor, groups: Tensor, at_least: int) -> Sequence[Tensor]:
-    parts = [values[groups == code] for code in groups.unique()]
+    parts = [values[groups == code] for code in torch.unique(groups)]
     return [part for part in parts if len(part) >= at_least]
 
 

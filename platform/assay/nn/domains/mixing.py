@@ -93,7 +93,7 @@ class MixStyle(Algorithm):
 
 def draw_partners(domains: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
     """Draw for each row a row of another domain, of the same one for a domain's rows; of one domain alone, itself."""
-    codes = domains.unique()
+    codes = torch.unique(domains)
     codes = codes[torch.randperm(len(codes)).to(codes.device)]
     partner = torch.arange(len(domains), device=domains.device)
     if len(codes) == 1:

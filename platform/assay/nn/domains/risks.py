@@ -36,7 +36,7 @@ class GroupDro(Algorithm):
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
         """Return the weighted risk, having moved the weights."""
-        risks, present = mean_risks(seen), seen.domains.unique()
+        risks, present = mean_risks(seen), torch.unique(seen.domains)
         with torch.no_grad():
             self.weights[present] *= torch.exp(self.config.value("eta") * risks)
             self.weights /= self.weights.sum()
