@@ -29,6 +29,7 @@ COUNTS = {
     "data/inputs",
     "metrics/scores",
     "nn",
+    "nn/domains",
     "train",
     "levels.py",
 }
@@ -44,6 +45,7 @@ COUNTS_NOT = {
     "cli",
     "config.py",
     "errors.py",
+    "fetch.py",
     "files.py",
     "progress.py",
     "session.py",
