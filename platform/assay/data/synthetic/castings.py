@@ -47,7 +47,7 @@ class CastingsConfig(Settings, section="castings"):
 
     seed: Seed = 0
     """Key of everything that is drawn."""
-    size_px: Annotated[int, Interval(ge=32, le=4096)] = 128
+    size_px: Annotated[int, Interval(ge=64, le=4096)] = 128
     """Side of an image in pixels; castings and defects grow with it."""
     num_train: Annotated[int, Interval(ge=2, le=1_000_000)] = 900
     """Images to train on."""
