@@ -32,7 +32,7 @@ from assay.data.synthetic.impeller import draw_surface, light_surface
 from assay.errors import ManifestError
 from assay.shapes import Bool, UInt8
 
-SIZES = {"small": 1.0, "medium": 1.5, "large": 2.1}
+SIZES = {"small": 1.0, "medium": 1.5, "large": 2.0}
 """Sizes of defects, and their factor on length and width."""
 
 _FORMAT = 1  # raise it when the same config draws other pixels

@@ -16,7 +16,7 @@ def _plant_blow_hole(
 ) -> Bool[np.ndarray, "h w"]:
     """Open a round gas pit: its floor is in shadow, its wall away from the lamp is lit."""
     at = rng.uniform(0.69, 0.92) if rng.random() < 0.75 else rng.uniform(0.55, 0.58)
-    return _sink(surface, blob(rng, surface, at, 0.045 * size, 0.15), 0.05 * size, 0.25)
+    return _sink(surface, blob(rng, surface, at, 0.07 * size, 0.15), 0.08 * size, 0.25)
 
 
 def _plant_crack(
@@ -24,15 +24,15 @@ def _plant_crack(
 ) -> Bool[np.ndarray, "h w"]:
     """Tear the flange along a wandering line that runs across the tool marks."""
     num = 9
-    radius = np.linspace(0, 0.15 * size, num) * rng.choice([-1, 1])
+    radius = np.linspace(0, 0.24 * size, num) * rng.choice([-1, 1])
     radius += rng.uniform(0.74, 0.86) - radius.mean() + rng.normal(0, 0.006, num)
     angle = rng.uniform(-np.pi, np.pi) + np.cumsum(rng.normal(0, 0.04, num))
-    return _sink(surface, line(surface, radius, angle, 0.028 * size**0.5), 0.03, 0.25)
+    return _sink(surface, line(surface, radius, angle, 0.035 * size**0.5), 0.03, 0.25)
 
 
 def _plant_chip(rng: np.random.Generator, surface: Surface, size: float) -> Bool[np.ndarray, "h w"]:
     """Break a piece off the edge; the fracture is rough and lies lower."""
-    depth = 0.06 * size * _bump(rng, 0.1 * size)
+    depth = 0.08 * size * _bump(rng, 0.16 * size)
     mask = (surface.radius > 1 - around(depth, surface.angle)) & (surface.radius < 1)
     _roughen(rng, surface, mask, 0.03, 0.3)
     return mask
@@ -42,7 +42,7 @@ def _plant_flash(
     rng: np.random.Generator, surface: Surface, size: float
 ) -> Bool[np.ndarray, "h w"]:
     """Leave a thin ragged fin of metal outside the edge."""
-    width = 0.05 * size * _bump(rng, 0.3 * size)
+    width = 0.06 * size * _bump(rng, 0.45 * size)
     mask = (surface.radius < 1 + around(width, surface.angle)) & (surface.radius >= 1)
     _roughen(rng, surface, mask, 0.04, 0.25)
     return mask
@@ -54,8 +54,8 @@ def _plant_shrinkage(
     """Open a cluster of small ragged cavities."""
     radius, angle = rng.uniform(0.7, 0.9), rng.uniform(-np.pi, np.pi)
     mask = np.zeros(surface.radius.shape, bool)
-    for _ in range(round(9 * size)):
-        at, turn = rng.normal(radius, 0.035 * size), rng.normal(angle, 0.035 * size / radius)
+    for _ in range(round(14 * size)):
+        at, turn = rng.normal(radius, 0.05 * size), rng.normal(angle, 0.05 * size / radius)
         mask |= blob(rng, surface, at, rng.uniform(0.014, 0.03), 0.4, turn)
     return _sink(surface, mask & (surface.radius < 0.96), 0.03, 0.3)
 
