@@ -47,11 +47,11 @@ class CastingsConfig(Settings, section="castings"):
 
     seed: Seed = 0
     """Key of everything that is drawn."""
-    size_px: Annotated[int, Interval(ge=64, le=4096)] = 128
+    size_px: Annotated[int, Interval(ge=64, le=4096)] = 96
     """Side of an image in pixels; castings and defects grow with it."""
-    num_train: Annotated[int, Interval(ge=2, le=1_000_000)] = 900
+    num_train: Annotated[int, Interval(ge=2, le=1_000_000)] = 1600
     """Images to train on."""
-    num_test: Annotated[int, Interval(ge=2, le=1_000_000)] = 300
+    num_test: Annotated[int, Interval(ge=2, le=1_000_000)] = 400
     """Images to test on."""
     leak: bool = False
     """Copy each casting before train and test are drawn, so that copies of one lie in both."""
