@@ -89,7 +89,7 @@ def _hits(rows: pa.Table, kind: Kind, num_classes: int) -> Float[np.ndarray, "nu
 
 def _figure(name: str, hits: dict[Kind, Float[np.ndarray, "num 6"]], group: np.ndarray) -> Figure:
     amounts = "; ".join(
-        f"{kind}: {', '.join(f'{amount:g}' for amount in AMOUNTS[kind])}, {MEANINGS[kind]}"
+        f"{kind} {', '.join(f'{amount:g}' for amount in AMOUNTS[kind])} ({MEANINGS[kind]})"
         for kind in hits
     )
     estimates = {kind: [interval(column, group) for column in hits[kind].T] for kind in hits}
@@ -104,5 +104,5 @@ def _figure(name: str, hits: dict[Kind, Float[np.ndarray, "num 6"]], group: np.n
             kind: Series.from_estimates([float(i) for i in range(len(values))], values)
             for kind, values in estimates.items()
         },
-        caption=f"n = {num} images in {num_groups} groups; bands: 95 % over groups. Strengths 1 to 5 are, {amounts}.",
+        caption=f"n = {num} images in {num_groups} groups; bands: 95 % over groups. Strengths 1 to 5: {amounts}.",
     )

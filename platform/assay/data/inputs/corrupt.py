@@ -23,7 +23,7 @@ AMOUNTS: dict[Kind, tuple[float, ...]] = {
 """Amount at strengths 1 to 5, in the unit of `MEANINGS`."""
 
 MEANINGS: dict[Kind, str] = {
-    "light": "brighter or darker by this share of full scale, what is beyond is cut off",
+    "light": "brighter or darker by this share of full scale, cut off beyond it",
     "blur": "deviation of a Gaussian (pixels of the frame)",
     "rotation": "angle to either side (degrees)",
     "noise": "deviation of Gaussian noise (share of full scale)",
