@@ -85,6 +85,17 @@ class Casting(Transfer):
             data = replace(data, root=folder / "images")
         return read_manifest(data, storage / "hashes.sqlite")
 
+    @classmethod
+    def baselines(cls, config: CastingConfig) -> Mapping[str, CastingConfig]:
+        """Give a small convolutional network and a small transformer beside LUNA on the synthetic castings."""
+        if config.data.root is not None or config.model.network != "luna":
+            return {}
+        small = {"mobilenet": "mobilenetv3_small_050", "vit": "test_vit"}
+        return {
+            name: replace(config, model=replace(config.model, network=network))
+            for name, network in small.items()
+        }
+
 
 def source_recipes() -> dict[str, CastingConfig]:
     """Return the source's two recipes, true in every parameter that it states.
