@@ -124,8 +124,8 @@ def places(
 ) -> Float[np.ndarray, "n 2"]:
     """Return where points of the casting are (x, y in fine pixels)."""
     points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    places: np.ndarray = points @ surface.pose[:, :2].T + surface.pose[:, 2]
-    return places
+    pixels: np.ndarray = points @ surface.pose[:, :2].T + surface.pose[:, 2]
+    return pixels
 
 
 def line(
@@ -152,11 +152,11 @@ def blob(
     """Draw a disc with an uneven outline, at a radius of the casting; anywhere round it if no angle is given."""
     angle = rng.uniform(-np.pi, np.pi) if angle is None else angle
     centre = places(surface, np.array([radius]), np.array([angle]))[0]
-    around = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    turns = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     outline = np.full(20, size * surface.scale)
     for waves in (2, 3, 5):
-        outline *= 1 + uneven * rng.uniform(0, 1) * np.cos(waves * around + rng.uniform(0, 6.3))
-    corners = centre + outline[:, None] * np.stack([np.cos(around), np.sin(around)], axis=1)
+        outline *= 1 + uneven * rng.uniform(0, 1) * np.cos(waves * turns + rng.uniform(0, 6.3))
+    corners = centre + outline[:, None] * np.stack([np.cos(turns), np.sin(turns)], axis=1)
     canvas = np.zeros(surface.radius.shape, np.uint8)
     cv2.fillPoly(canvas, [np.rint(8 * corners).astype(np.int32)], 1, cv2.LINE_8, 3)
     return canvas > 0
