@@ -24,6 +24,8 @@ STANDARD: Mapping[str, Measure] = {
     "accuracy": Measure("Accuracy", "images answered rightly"),
     "group_accuracy": Measure("Group accuracy", "groups answered rightly by their mean logits"),
     "vote_accuracy": Measure("Vote accuracy", "groups answered rightly by most of their images"),
+    "macro_precision": Measure("Macro precision", "precision averaged over classes"),
+    "macro_recall": Measure("Macro recall", "recall averaged over classes"),
     "macro_f1": Measure("Macro F1", "harmonic mean of precision and recall, averaged over classes"),
     "nll": Measure("NLL", "negative log-likelihood in nats; lower is better"),
     "ece": Measure("ECE", "gap between confidence and accuracy; lower is better"),
@@ -38,7 +40,8 @@ STANDARD: Mapping[str, Measure] = {
     "decided_accuracy": Measure("Decided accuracy", "answers by costs or threshold that are right"),
     "recall": Measure("Recall", "of the class that must not be missed"),
     "precision": Measure("Precision", "of the class that must not be missed"),
-    "false_alarms": Measure("False alarms", "other images given that class"),
+    "escapes": Measure("Escapes", "missed: images of that class given another"),
+    "overkill": Measure("Overkill", "falsely rejected: other images given that class"),
     "cost": Measure("Cost", "mean cost of the answers"),
     "cost_of_argmax": Measure("Cost without it", "mean cost if the likeliest class were answered"),
 }

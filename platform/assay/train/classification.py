@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -23,8 +24,10 @@ from assay.data.inputs.transforms import TransformConfig, change
 from assay.metrics.scores.classes import accuracy
 from assay.nn.export import GraphModule, write_graph
 from assay.nn.macs import count_macs
+from assay.train import robustness
 from assay.train.int8 import add_int8
-from assay.train.task import Batch, BatchRows, Task, TaskConfig
+from assay.train.robustness import RobustnessConfig
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
 
 GRAPH = "classify"
 
@@ -47,6 +50,7 @@ class ClassificationConfig(TaskConfig):
     transform: TransformConfig = field(default_factory=TransformConfig)
     loss: ClassLossConfig = field(default_factory=ClassLossConfig)
     quantize: QuantizeConfig = field(default_factory=lambda: QuantizeConfig(variant="none"))
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
 
 
 class Classification(Task):
@@ -154,6 +158,19 @@ class Classification(Task):
         if self.graph is not None:
             return {"logits": self.graph(images)}
         return {"logits": self.head(pooled(self.features(images)))}
+
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Predict the logits of corrupted images, those of all strengths side by side."""
+        config = self.config
+        return {
+            f"logits_{kind}": robustness.corrupted_logits(self, batch, kind)
+            for kind in config.robustness.kinds
+        }
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Judge robustness."""
+        return robustness.judge(predictions)
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
         """Return the logits that a bundle's answer was made from."""
