@@ -13,7 +13,7 @@ from assay.data.dataset import Dataset
 from assay.errors import ConfigError
 from assay.experiment.identity import identity
 from assay.experiment.options import parse
-from assay.experiment.run import StoredImages, complete, find, prepare, read_data
+from assay.experiment.run import StoredImages, absolute, complete, find, prepare, read_data
 from assay.runs.folder import Run
 from assay.runs.results import read_predictions
 from assay.train.distill import SavedRun, divergence, open_teacher
@@ -199,6 +199,18 @@ def test_a_student_is_named_by_its_teachers_weights_and_not_by_its_place(
     (copied / "best" / "weights.safetensors").write_bytes(weights[:-4] + b"\0\0\0\0")
     config, _, _ = parse(TASK, [*SMOKE, "--distill.teacher", str(copied)])
     assert identity(SOURCE, config, data.manifest) != names["here"]
+
+
+def test_a_teachers_place_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers have other working directories."""
+    monkeypatch.chdir(tmp_path)
+    config, _, _ = parse(TASK, [*SMOKE, "--distill.teacher", "runs/a", "--data.root", "parts"])
+    placed = absolute(config)
+    assert placed.distill.teacher == tmp_path / "runs" / "a"
+    assert placed.data.root == tmp_path / "parts"
+    assert absolute(placed) == placed
+    plain = TASK.presets()["smoke"]
+    assert absolute(plain) == plain
 
 
 def test_a_teacher_with_other_classes_is_refused(data: StoredImages, teacher: Path) -> None:
