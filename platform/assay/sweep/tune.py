@@ -242,7 +242,8 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
                 stage, sweep = shared.stage, shared.sweep
                 complete(prepared, run, resources, stage, report, callbacks, sweep=sweep)
                 if shared.measure:
-                    run.note(measured=_measure(shared, config, run))
+                    costs = run.record.measured or {}
+                    run.note(measured={**costs, **_measure(shared, config, run)})
             except AssayError as error:
                 run.note(state="failed", reason=str(error))
                 raise
