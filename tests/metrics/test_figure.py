@@ -191,16 +191,16 @@ def test_ticks_say_their_value(value, step, text):
     [
         (0.01, "0.01"),
         (9.306, "9.31"),
-        (115_088, "115k"),
-        (28_589_128, "28.6M"),
-        (4.1e9, "4.1G"),
-        (999.96, "1k"),
+        (115_088, "115 k"),
+        (28_589_128, "28.6 M"),
+        (4.1e9, "4.1 G"),
+        (999.96, "1 k"),
         (0, "0"),
         (100, "100"),
     ],
 )
-def test_quantities_have_three_digits_whatever_their_size(value, text):
-    assert svg.quantity(value) == text
+def test_counts_have_three_digits_whatever_their_size(value, text):
+    assert svg.count(value) == text
 
 
 @given(st.lists(st.floats(1e-3, 1e12), min_size=1, max_size=9))

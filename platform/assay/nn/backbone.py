@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -114,7 +115,7 @@ def create_backbone(
     norm: Norm = "group",
     trainable_blocks: int | None = None,
     drop_path: float = 0.0,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
     """Build a network from patches (n 3 p p) to embeddings (n f).
 
@@ -125,7 +126,7 @@ def create_backbone(
         norm: What to make of batch normalisation (see `normalise_layers`).
         trainable_blocks: None trains all, 0 nothing, n only the last n blocks.
         drop_path: Rate of stochastic depth.
-        img_size: Side of the patches; for models whose input size is fixed when they are built.
+        img_size: Side of the patches, or height and width; for models whose input size is fixed when they are built.
 
     Raises:
         ConfigError: The name is unknown, the weights cannot be had or do not fit, the model lacks
@@ -219,16 +220,40 @@ def normalise_layers(model: nn.Module, norm: Norm) -> nn.Module:
     return model
 
 
-def _build(name: str, drop_path: float, img_size: int | None) -> nn.Module:
-    if name == "texture_small":
-        return TextureNet()
-    names = ["texture_small", *timm.list_models(pretrained="." in name)]
+def check_name(name: str, names: Sequence[str], noun: str) -> None:
+    """Refuse a name that is not among these.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
         raise ConfigError(
-            f"There is no backbone {name!r}; the closest are {', '.join(nearest)} "
+            f"There is no {noun} {name!r}; the closest are {', '.join(nearest)} "
             "(timm.list_models() names them all)."
         )
+
+
+def blocks_of(model: nn.Module, matcher: Mapping[str, Any] | None = None) -> list[list[str]]:
+    """Name the parameters of each block of a model, from input to output.
+
+    Args:
+        model: a network.
+        matcher: tells blocks in the form of timm's; None: the model's own, or that for those of timm's
+            which have none.
+    """
+    if matcher is None:
+        named = getattr(model, "group_matcher", None)
+        matcher = BLOCKS if named is None else named(coarse=False)
+    blocks = group_parameters(model, matcher)
+    return [blocks[block] for block in sorted(blocks)]
+
+
+def _build(name: str, drop_path: float, img_size: int | tuple[int, int] | None) -> nn.Module:
+    if name == "texture_small":
+        return TextureNet()
+    names = ["texture_small", *timm.list_models(pretrained="." in name)]
+    check_name(name, names, "backbone")
     options: dict[str, Any] = {}
     if img_size is not None and pretrained_config(name).fixed_input_size:
         options["img_size"] = img_size
@@ -244,15 +269,13 @@ def _build(name: str, drop_path: float, img_size: int | None) -> nn.Module:
 
 
 def _freeze(model: nn.Module, name: str, trainable_blocks: int) -> None:
-    named = getattr(model, "group_matcher", None)
-    blocks = group_parameters(model, BLOCKS if named is None else named(coarse=False))
+    blocks = blocks_of(model)
     if not 0 <= trainable_blocks <= len(blocks):
         raise ConfigError(
             f"--model.trainable-blocks {trainable_blocks} is not possible: {name} has "
             f"{len(blocks)} blocks; give 0 to {len(blocks)}."
         )
-    last = sorted(blocks)[len(blocks) - trainable_blocks :]
-    trainable = {key for block in last for key in blocks[block]}
+    trainable = {key for block in blocks[len(blocks) - trainable_blocks :] for key in block}
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in trainable)
 

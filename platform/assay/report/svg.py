@@ -103,7 +103,7 @@ def _axes(figure: Figure, across: _Scale, up: _Scale) -> list[str]:
     step, ticks = _ticks(across.low, across.high, 1.0 if whole else 0.0)
     named = {value: _tick(value, step) for value in ticks}
     if across.log:
-        named = {value: quantity(value) for value in _log_ticks(across.low, across.high)}
+        named = {value: count(value) for value in _log_ticks(across.low, across.high)}
     for value, text in named.items():
         parts.append(
             f'<path class="axis" d="M{_trim(across(value))} {_trim(up.start)}v4"/>'
@@ -279,11 +279,11 @@ def number(value: Number) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def quantity(value: Number) -> str:
-    """Format a number of any size to three digits: 0.01, 9.31, 115k, 28.6M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{unit}"
+def count(value: Number) -> str:
+    """Write a number of any size in three digits, a large one with its unit: 9.31, 115 k, 28.6 M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
     return f"{value:.3g}"
 
 

@@ -107,8 +107,8 @@ class RunRecord:
     scorings: tuple[Scoring, ...] = ()
     """Looks at the test sets, the oldest first; they end with the run's folder alone."""
     measured: Mapping[str, float] | None = None
-    """Costs: num_params, num_trainable, macs, trainable_macs, train_s; of the shipped graphs on the CPU latency_ms,
-    latency_int8_ms and latency_threads (a search has latency_ms of the model within its trial)."""
+    """What it costs: num_params, num_trainable, macs and trainable_macs of one image, train_s; of the shipped graphs
+    latency_ms, latency_int8_ms and latency_threads (a search has latency_ms of the model within its trial)."""
     others: Mapping[str, Any] = rest()
     """What this Assay does not know; kept as it is."""
 

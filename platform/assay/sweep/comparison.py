@@ -24,7 +24,7 @@ from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
-from assay.report.svg import quantity
+from assay.report.svg import count
 from assay.runs.folder import Run
 from assay.runs.record import Stage
 from assay.space import change
@@ -258,7 +258,7 @@ def _print(summary: Summary, about: str, path: Path) -> None:
         print()
     for standing in summary.standings:
         if standing.costs:
-            costs = [f"{COSTS[key]} {quantity(cost)}" for key, cost in standing.costs.items()]
+            costs = [f"{COSTS[key]} {count(cost)}" for key, cost in standing.costs.items()]
             print(f"  {standing.setting:{width}s} {', '.join(costs)}")
     for pair in summary.pairs:
         c = pair.comparison
