@@ -7,7 +7,7 @@ import pytest
 
 from assay.errors import ConfigError
 from assay.sweep.comparison import ComparisonLaunch, plan
-from assay.sweep.fixed import combine, variants_of
+from assay.sweep.fixed import combine, manifest_of, variants_of
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 
@@ -66,6 +66,20 @@ def test_every_setting_has_each_seed_and_share_and_sees_as_many_images() -> None
 def test_a_variant_that_cannot_be_is_refused(texts: list[str], phrase: str) -> None:
     with pytest.raises(ConfigError, match=phrase):
         variants_of(BASE, texts)
+
+
+def test_what_is_trained_on_the_largest_share_alone_is_shipped_for_its_latency() -> None:
+    settings = {"a": BASE, "b": BASE}
+    assert {t.stage for t in plan(settings, [1.0], 2)} == {"test"}
+    assert {t.stage for t in plan(settings, [1.0], 2, latency=True)} == {"bundle"}
+
+
+def test_settings_with_other_images_are_refused(tmp_path: Path) -> None:
+    segment = load_task(TaskSource.read(Path(__file__).parents[2] / "tasks" / "segment.py"))
+    config = segment.presets()["smoke"]
+    variants = variants_of(config, ["same: optim.lr=1e-3", "other: bed.seed=7"])
+    with pytest.raises(ConfigError, match="'other' has other images than 'same'"):
+        manifest_of(segment, variants, tmp_path)
 
 
 def test_one_setting_on_one_share_is_no_comparison() -> None:

@@ -31,6 +31,7 @@ from assay.space import change
 from assay.sweep.fixed import (
     combine,
     is_finished,
+    manifest_of,
     print_missing,
     run_missing,
     settings_of,
@@ -43,7 +44,7 @@ from assay.sweep.standings import Summary, curve_figures, summarize
 from assay.sweep.trained_run import read_run
 from assay.sweep.trial import Trial, read_outcome, write_trials
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task import Task, TaskConfig
 
 TrainShare = Annotated[float, Interval(gt=0, le=1)]
 """Part of the groups of train."""
@@ -65,7 +66,7 @@ class ComparisonLaunch(SweepLaunch):
     """Ship what is trained on the largest share, and measure the latency of its graphs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """One setting with a seed on a share of train."""
 
@@ -73,6 +74,8 @@ class Training:
     share: float
     seed: int
     config: TaskConfig
+    stage: Stage
+    """How far its run is taken."""
 
     @property
     def name(self) -> str:
@@ -89,29 +92,21 @@ def sweep(
     source: TaskSource, config: TaskConfig, resources: Resources, launch: ComparisonLaunch
 ) -> int:
     """Run what is missing, and write and print what all of it says; returns how many failed."""
-    storage, config, task = storage_of(resources), absolute(config), load_task(source)
-    variants = variants_of(config, launch.variants)
-    if variants:
-        settings = combine(variants, launch.settings) if launch.settings else variants
-    else:
-        settings = dict(settings_of(source, task, config, launch.settings))
-    trainings = plan(settings, launch.train_shares, launch.seeds)
-    stages: list[Stage] = [
-        "bundle" if launch.latency and training.share == trainings[0].share else "test"
-        for training in trainings
-    ]
-    manifest = task.manifest(config, storage)
+    storage, task = storage_of(resources), load_task(source)
+    settings = _settings(source, task, config, launch)
+    trainings = plan(settings, launch.train_shares, launch.seeds, launch.latency)
+    manifest = manifest_of(task, settings, storage)
     trials = []
-    for training, stage in zip(trainings, stages, strict=True):
-        run = find(source, training.config, manifest, storage, reuse=launch.reuse, stage=stage)
-        values = {"setting": training.setting, "share": training.share, "seed": training.seed}
-        trials.append(Trial(training.name, values, training.config, run.folder))
+    for t in trainings:
+        run = find(source, t.config, manifest, storage, reuse=launch.reuse, stage=t.stage)
+        values = {"setting": t.setting, "share": t.share, "seed": t.seed}
+        trials.append(Trial(t.name, values, t.config, run.folder))
     _refuse_equal(trials)
     name = f"{source.name}-comparison-{fingerprint([trial.folder.name for trial in trials])}"
     missing: dict[Stage, list[Trial]] = {"bundle": [], "test": []}
-    for trial, stage in zip(trials, stages, strict=True):
-        if not is_finished(trial.folder, stage):
-            missing[stage].append(trial)
+    for t, trial in zip(trainings, trials, strict=True):
+        if not is_finished(trial.folder, t.stage):
+            missing[t.stage].append(trial)
     num_missing = sum(map(len, missing.values()))
     print_missing(trials, num_missing)
     if num_missing:
@@ -122,7 +117,23 @@ def sweep(
     return report(storage / "sweeps" / name, source.name, trials)
 
 
-def plan(settings: Mapping[str, TaskConfig], shares: Sequence[float], seeds: int) -> list[Training]:
+def _settings(
+    source: TaskSource, task: type[Task], config: TaskConfig, launch: ComparisonLaunch
+) -> dict[str, TaskConfig]:
+    settings: Mapping[str, TaskConfig] = variants_of(config, launch.variants)
+    if not settings:
+        settings = settings_of(source, task, config, launch.settings)
+    elif launch.settings:
+        settings = combine(settings, launch.settings)
+    return {name: absolute(each) for name, each in settings.items()}
+
+
+def plan(
+    settings: Mapping[str, TaskConfig],
+    shares: Sequence[float],
+    seeds: int,
+    latency: bool = False,
+) -> list[Training]:
     """List all trainings, those on the largest share first, and of all settings a seed at a time.
 
     Raises:
@@ -135,7 +146,13 @@ def plan(settings: Mapping[str, TaskConfig], shares: Sequence[float], seeds: int
             "two --variants or more --train-shares."
         )
     return [
-        Training(name, share, seed, _config(config, share, seed, shares[0] / share))
+        Training(
+            setting=name,
+            share=share,
+            seed=seed,
+            config=_config(config, share, seed, shares[0] / share),
+            stage="bundle" if latency and share == shares[0] else "test",
+        )
         for share in shares
         for seed in range(seeds)
         for name, config in settings.items()

@@ -75,6 +75,22 @@ def variants_of(config: TaskConfig, texts: Sequence[str]) -> dict[str, TaskConfi
     return variants
 
 
+def manifest_of(task: type[Task], settings: Mapping[str, TaskConfig], storage: Path) -> Manifest:
+    """Return the images that all settings have.
+
+    Raises:
+        ConfigError: a setting has others, as where it changes how synthetic ones are drawn.
+    """
+    first, *others = settings
+    manifest = task.manifest(settings[first], storage)
+    for name in others:
+        if task.manifest(settings[name], storage).fingerprint != manifest.fingerprint:
+            raise ConfigError(
+                f"{name!r} has other images than {first!r}; compare settings on the same images."
+            )
+    return manifest
+
+
 class FixedTrials:
     """Trials that are known before, in order."""
 

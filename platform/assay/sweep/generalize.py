@@ -24,7 +24,7 @@ from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
-from assay.sweep.fixed import is_finished, print_missing, run_missing, settings_of
+from assay.sweep.fixed import is_finished, manifest_of, print_missing, run_missing, settings_of
 from assay.sweep.folds import Fold, plan
 from assay.sweep.generalization import Summary, curve, gather, matrices, summarize
 from assay.sweep.launch import SweepLaunch, run_command
@@ -75,8 +75,8 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     storage, column = storage_of(resources), launch.fold_column
     config = _with_column(absolute(config), column)
     task = load_task(source)
-    manifest = task.manifest(config, storage)
     settings = settings_of(source, task, config, launch.settings)
+    manifest = manifest_of(task, settings, storage)
     folds = _plan(settings, manifest, launch)
     trials = []
     for fold in folds:
