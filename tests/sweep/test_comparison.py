@@ -1,15 +1,16 @@
 """What is compared: settings, variants, shares and seeds; what cannot be is one sentence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from assay.data.split import SplitConfig
 from assay.errors import ConfigError
 from assay.sweep.comparison import ComparisonLaunch, plan
 from assay.sweep.fixed import combine, manifest_of, variants_of
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task import TaskConfig, TrainConfig
 
 BASE = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py")).Config()
 
@@ -66,6 +67,30 @@ def test_every_setting_has_each_seed_and_share_and_sees_as_many_images() -> None
 def test_a_variant_that_cannot_be_is_refused(texts: list[str], phrase: str) -> None:
     with pytest.raises(ConfigError, match=phrase):
         variants_of(BASE, texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinSplit(SplitConfig):
+    """Sets of which train may be thinned."""
+
+    train_share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinConfig(TaskConfig):
+    """Settings of a task whose train may be thinned."""
+
+    split: ThinSplit = field(default_factory=ThinSplit)
+
+
+def test_a_share_is_trained_on_for_as_many_images() -> None:
+    config = ThinConfig(train=TrainConfig(epochs=6, val_every=2))
+    trainings = plan({"a": config}, [0.1, 1.0], 1)
+    assert [(t.share, t.config.split.train_share) for t in trainings] == [(1.0, 1.0), (0.1, 0.1)]  # type: ignore[attr-defined]
+    assert trainings[0].config == config  # the run that the task's own command finds
+    assert [t.config.train.epochs for t in trainings] == [6, 60]
+    assert [t.config.train.val_every for t in trainings] == [2, 20]
+    assert trainings[1].name == "a, 10 % of train, seed 0"
 
 
 def test_what_is_trained_on_the_largest_share_alone_is_shipped_for_its_latency() -> None:

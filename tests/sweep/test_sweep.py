@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
             comparison.main,
             ComparisonLaunch(),
             "--settings optim.lr=1e-3|1e-3",
-            "more than one value",
+            "'lr 0.001' twice",
         ),
         (
             comparison.main,

@@ -38,16 +38,19 @@ def combine(bases: Mapping[str, TaskConfig], texts: Sequence[str]) -> dict[str, 
     """Combine settings, by name, with all choices of SETTING=A|B.
 
     Raises:
-        ConfigError: a text is no choice, or names what a sweep decides.
+        ConfigError: a text is no choice, names what a sweep decides, or a value twice.
     """
-    settings = {}
+    settings: dict[str, TaskConfig] = {}
     for base, config in bases.items():
         space = dict(space_text.parse(text, config) for text in texts)
         space_text.check(space, config)
         for levels in combinations(space):
             values = dict(zip(space, levels, strict=True))
             words = [f"{key.split('.')[-1]} {value}" for key, value in values.items()]
-            settings[", ".join([base, *words] if base else words)] = change(config, values)
+            name = ", ".join([base, *words] if base else words)
+            if name in settings:
+                raise ConfigError(f"The settings have {name!r} twice; name each value once.")
+            settings[name] = change(config, values)
     return settings
 
 
