@@ -12,7 +12,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from assay.bundle.bundle import Bundle
 from assay.config import Settings, to_dict
@@ -34,7 +34,7 @@ from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
 from assay.runs.names import attempts, is_run_name
-from assay.runs.record import Launch, Quarantined, Stage, read_record
+from assay.runs.record import STAGES, Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
 from assay.train.loop import TrainState
@@ -274,8 +274,7 @@ def _of_other_code(
     source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, stage: Stage
 ) -> Run | None:
     """Find the newest run of the same settings and images that was finished as far as `stage`."""
-    wanted, stages = content(config, manifest), get_args(Stage)
-    enough = stages[stages.index(stage) :]
+    wanted, enough = content(config, manifest), STAGES[STAGES.index(stage) :]
     ended: dict[Path, float] = {}
     for path in storage.glob(f"{source.name}-*/run.json"):
         if not is_run_name(path.parent.name, source.name):

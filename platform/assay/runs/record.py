@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from assay.data.masks.account import MaskAccount
 from assay.errors import RunError
@@ -16,6 +16,9 @@ State = Literal["new", "running", "stopped", "failed", "finished"]
 
 Stage = Literal["val", "test", "bundle"]
 """Where a run ended: judged on val (a trial of a search), on test too (a trial of a grid of folds), or shipped."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In their order."""
 
 T = TypeVar("T")
 
@@ -104,7 +107,8 @@ class RunRecord:
     scorings: tuple[Scoring, ...] = ()
     """Looks at the test sets, the oldest first; they end with the run's folder alone."""
     measured: Mapping[str, float] | None = None
-    """What it costs: num_params, num_trainable, macs and trainable_macs of one image, train_s; latency_ms where a sweep asked for it."""
+    """What it costs: num_params, num_trainable, macs and trainable_macs of one image, train_s; of the shipped graphs
+    latency_ms, latency_int8_ms and latency_threads (a search has latency_ms of the model within its trial)."""
     others: Mapping[str, Any] = rest()
     """What this Assay does not know; kept as it is."""
 
