@@ -322,7 +322,7 @@ def storage_of(resources: Resources) -> Path:
 
 def absolute(config: TaskConfig) -> TaskConfig:
     """Make every path of the settings absolute, since workers have other working directories."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for name, section in vars(config).items():
         if isinstance(section, Settings):
             paths = {k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)}

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class _Tally(TorchDispatchMode):
+class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of the modules that are entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.entered: list[nn.Module] = []
         self.total = self.trained = 0
 
@@ -30,6 +30,10 @@ class _Tally(TorchDispatchMode):
             self.total += num
             self.trained += num if self._is_trained() else 0
         return outputs
+
+    def leave(self, *_: Any) -> None:
+        """Forget the module entered last."""
+        self.entered.pop()
 
     def _is_trained(self) -> bool:
         """Tell whether the innermost module that has parameters trains any of them."""
@@ -50,7 +54,7 @@ def count_macs(forward: Callable[[Tensor], Any], image: Tensor) -> tuple[int, in
     tally = _Tally()
     hooks = [
         register_module_forward_pre_hook(lambda module, _: tally.entered.append(module)),
-        register_module_forward_hook(lambda *_: tally.entered.pop() and None),
+        register_module_forward_hook(tally.leave),
     ]
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused, it could not be counted
