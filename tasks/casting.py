@@ -51,7 +51,7 @@ class Casting(Transfer):
         (files), and the source's recipes, of LUNA (source-luna) and of pretrained networks (source)."""
         demo = CastingConfig(
             split=SplitConfig(val=0.2),
-            image=ImageConfig(height_px=128, width_px=128, fit="stretch"),
+            image=ImageConfig(height_px=96, width_px=96, fit="stretch"),
             transform=TransformConfig(degrees=180.0, scale=0.05, affine=1.0),
             train=TrainConfig(epochs=16, batch_size=16),
             optim=OptimConfig(lr=1e-3, schedule="onecycle"),
