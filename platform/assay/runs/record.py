@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from assay.data.masks.account import MaskAccount
+from assay.data.near.copies import Leak
 from assay.errors import RunError
 from assay.files import RESTORE, read_json, write_json
 from assay.typed import MisfitError, from_json, rest, to_json
@@ -88,6 +89,8 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     split: Mapping[str, int] | None = None
     """What drawing the split counted: groups, copies dropped, near duplicates by set."""
+    leaks: Mapping[str, Leak] | None = None
+    """Images with a near-copy in train, by set, as published where the data gives the tests, else as drawn."""
     quarantined: tuple[Quarantined, ...] = ()
     white: float | None = None
     """The white level of images of more than 8 bits, where there were any."""
