@@ -45,9 +45,11 @@ def settle_copies(
     order = {name: position for position, name in enumerate(SPLITS)}
     last: dict[str, int] = defaultdict(int)
     for content, name in zip(contents, sets, strict=True):
-        if name is not None:
+        if name in order:
             last[content] = max(last[content], order[name])
-    dropped = [i for i, name in enumerate(sets) if name and order[name] < last[contents[i]]]
+    dropped = [
+        i for i, name in enumerate(sets) if name in order and order[name] < last[contents[i]]
+    ]
     for i in dropped:
         sets[i] = "dropped"
     return len(dropped)

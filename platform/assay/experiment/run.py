@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
+
 from assay.bundle.bundle import Bundle
 from assay.config import to_dict
 from assay.data.images.pixels import Pixels
@@ -200,7 +202,10 @@ def _begin(
     )
     write_json(run.folder / "config.json", to_dict(config))
     write_whole(run.folder / "task.py", data.source.code)
-    write_parquet(run.folder / "split.parquet", prepared.split.table(data.manifest))
+    copies = {each.row for each in prepared.near}
+    has_copy = pa.array([row in copies for row in range(len(data.manifest))])
+    table = prepared.split.table(data.manifest).append_column("near_copy", has_copy)
+    write_parquet(run.folder / "split.parquet", table)
     return Job(
         data.source,
         to_dict(config),

@@ -158,7 +158,8 @@ def print_run(folders: Mapping[str, Path]) -> None:
             f"\nThis is scoring {first.num_scored} of the test sets of this run.",
             file=sys.stderr,
         )
-    for line in read_record(folders[method]).masks_said():
+    record = read_record(folders[method])
+    for line in record.leaks_said() + record.masks_said():
         print(line, file=sys.stderr)
     print()
     for name, folder in folders.items():

@@ -13,6 +13,9 @@ from assay.typed import MisfitError, from_json, rest, to_json
 
 SCHEMA = 1
 
+LOUD = 0.02
+"""Share of a test set with near-copies in train from which that is said."""
+
 State = Literal["new", "running", "stopped", "failed", "finished"]
 
 Stage = Literal["val", "test", "bundle"]
@@ -110,6 +113,21 @@ class RunRecord:
     """What a sweep measured besides: latency_ms, num_params."""
     others: Mapping[str, Any] = rest()
     """What this Assay does not know; kept as it is."""
+
+    def leaks_said(self) -> list[str]:
+        """Say of each test set whose near-copies in train are too many to be passed over."""
+        is_left_out = (self.split or {}).get("near_dropped", 0) > 0
+        end = (
+            "what is near them was left out of train here"
+            if is_left_out
+            else "this split's score says little of parts that were not trained on"
+        )
+        return [
+            f"{100 * leak.share:.0f} % of the {name} images ({leak.near} of {leak.num}) have a near-copy in train"
+            f"{' as published' if is_left_out else ''}; {end}."
+            for name, leak in (self.leaks or {}).items()
+            if name.startswith("test") and leak.share > LOUD
+        ]
 
     def masks_said(self) -> list[str]:
         """Say what of the masks was not used, or was used with a doubt."""

@@ -15,7 +15,7 @@ from assay.shapes import UInt8
 def near_pairs(
     contents: Sequence[str],
     signatures: UInt8[np.ndarray, "n 32"],
-    thumbnails: Sequence[UInt8[np.ndarray, "h w"]],
+    thumbnails: Sequence[UInt8[np.ndarray, "_ _"]],
 ) -> list[NearPair]:
     """Find the images that are copies of one another, in ascending order.
 

@@ -5,6 +5,7 @@ are the thumbnails less their own blur, cut off where they exceed a fiftieth of 
 strong edge then counts no more than a scratch, and the correlation is nearly that of signs.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -17,7 +18,7 @@ LIMIT = 0.86
 """Least agreement of copies; how it was chosen: tests/benchmarks/near_duplicates.md."""
 
 
-_HOPELESS = 0.4
+_HOPELESS = 0.2
 """Agreement before refinement below which no refinement leads above the limit."""
 
 
@@ -122,7 +123,7 @@ def _detail(
 def _blur_of(thumb: UInt8[np.ndarray, "h w"]) -> float:
     """Return the least blur that takes something away from a thumbnail, or the greatest."""
     for blur in _BLURS[:-1]:
-        if np.sqrt(np.mean(_detail(thumb, blur, 255) ** 2)) >= _DETAIL:
+        if np.sqrt(np.mean(_detail(thumb, blur, np.inf) ** 2)) >= _DETAIL:
             return blur
     return _BLURS[-1]
 
@@ -138,8 +139,9 @@ def _agreement(
         return None
     most = CONTRAST / 50
     x, y = (_detail(thumb, blur, most)[inside] for thumb in (laid, second))
-    power = float((x * x).sum() * (y * y).sum())
-    return float((x * y).sum()) / np.sqrt(power) if power else 0.0
+    powers = float((x * x).mean()), float((y * y).mean())
+    # of a blank image there is rounding alone
+    return float((x * y).mean()) / math.sqrt(powers[0] * powers[1]) if min(powers) > 1e-4 else 0.0
 
 
 def _overlap(
