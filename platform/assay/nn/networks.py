@@ -287,5 +287,6 @@ def _timm_maps(net: Any, maps: Tensor) -> Tensor:
     """Bring what timm's `forward_features` gives to maps (n d rows columns)."""
     if maps.dim() == 3:
         tokens = maps[:, getattr(net, "num_prefix_tokens", 0) :]
-        return tokens.transpose(1, 2).unflatten(2, net.patch_embed.grid_size)
+        places = net.patch_embed.grid_size
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *places)
     return maps.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else maps
