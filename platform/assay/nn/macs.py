@@ -31,10 +31,6 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.trained += num if self._is_trained() else 0
         return outputs
 
-    def leave(self, *_: Any) -> None:
-        """Forget the module entered last."""
-        self.entered.pop()
-
     def _is_trained(self) -> bool:
         """Tell whether the innermost module that has parameters trains any of them."""
         for module in reversed(self.entered):
@@ -52,9 +48,13 @@ def count_macs(forward: Callable[[Tensor], Any], image: Tensor) -> tuple[int, in
     what is done element by element is left out. Modules must be in eval mode.
     """
     tally = _Tally()
+
+    def leave(*_: Any) -> None:
+        tally.entered.pop()
+
     hooks = [
         register_module_forward_pre_hook(lambda module, _: tally.entered.append(module)),
-        register_module_forward_hook(tally.leave),
+        register_module_forward_hook(leave),
     ]
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused, it could not be counted
