@@ -21,6 +21,7 @@ from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.normalise import EPS
 from assay.data.inputs.transforms import TransformConfig, change
 from assay.metrics.scores.classes import accuracy
+from assay.nn.attribution import activation_maps
 from assay.nn.export import GraphModule, write_graph
 from assay.train.int8 import add_int8
 from assay.train.task import Batch, BatchRows, Task, TaskConfig
@@ -158,18 +159,23 @@ class Classification(Task):
         """Return the logits that a bundle's answer was made from."""
         return {"logits": answer.logits}
 
-    def describe(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return logits, embedding and, of maps, the evidence for each class at each place.
+    def explain(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features and, of maps, the evidence for each class at each place (n c h w).
 
-        The last are class activation maps (Zhou et al. 2016): the head applied at each place, whose
+        These are class activation maps (Zhou et al. 2016): the head applied at each place, whose
         mean over places is the logit less the bias.
         """
         features = self.features(images)
+        if features.dim() < 4 or not isinstance(self.head, nn.Linear):
+            return features, None
+        return features, activation_maps(features, self.head.weight)
+
+    def describe(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, embedding and, where there is any, the evidence."""
+        features, evidence = self.explain(images)
         embedding = pooled(features)
         outputs = self.head(embedding), embedding
-        if features.dim() < 4 or not isinstance(self.head, nn.Linear):
-            return outputs
-        return *outputs, torch.einsum("ndhw,cd->nchw", features, self.head.weight)
+        return outputs if evidence is None else (*outputs, evidence)
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write graph `classify` (image to logits, embedding and maps of evidence), and its int8 form."""
