@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from assay.bundle.classify import Answer
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
@@ -17,6 +18,7 @@ from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.transforms import TransformConfig
 from assay.data.manifest import DataConfig, read_manifest
+from assay.data.masks.overlay import GAP_PX, HIT
 from assay.errors import MaskError
 from assay.metrics.localization import removals
 from assay.train.classification import Classification, ClassificationConfig
@@ -208,3 +210,38 @@ def test_a_mark_of_one_pixel_stays_in_a_small_frame() -> None:
     mask[40, 81] = 1
     marked = frame_mask(config, ImagePyramid.of(blank), mask)
     np.testing.assert_array_equal(np.argwhere(marked), [[5, 10]])
+
+
+def test_the_report_shows_an_image_beside_its_evidence(root: Path, tmp_path: Path) -> None:
+    task, manifest = task_of(root, tmp_path, MASKS)
+    row = next(i for i, name in enumerate(manifest.column("image")) if name.endswith("spot/0.png"))
+    evidence = np.zeros((4, 4), np.float32)
+    evidence[1, 2] = 2.0
+
+    def answer(evidence: np.ndarray | None) -> Answer:
+        verdict: dict[str, Any] = {
+            "label": "spot",
+            "probs": {},
+            "set": ("spot",),
+            "rejected": False,
+        }
+        return Answer(
+            **verdict,
+            boxes=np.array([[0.0, 0.0, SIDE, SIDE]]),
+            attn=np.ones(1),
+            logits=np.zeros(2),
+            evidence=evidence,
+        )
+
+    def drawn(evidence: np.ndarray | None) -> np.ndarray | None:
+        return Bright.draw(task.config, task.pixels, row, lambda: answer(evidence))
+
+    assert drawn(None) is None
+    picture = drawn(evidence)
+    assert picture is not None
+    assert picture.shape == (SIDE, 2 * SIDE + GAP_PX, 3)
+    image, beside = picture[:, :SIDE].astype(int), picture[:, SIDE + GAP_PX :].astype(int)
+    np.testing.assert_array_equal(image, task.pixels[row].pixels)
+    assert (beside[3, 5:11] == HIT).all()  # above the mask
+    assert beside[6, 10, 2] < 200 < image[6, 10, 2]  # white turns orange at the place of evidence
+    np.testing.assert_array_equal(beside[12:], image[12:])

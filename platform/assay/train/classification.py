@@ -4,7 +4,7 @@ A task gives `features`; the base owns input, loss, head, embedding, maps of evi
 Any method may be overridden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from assay.bundle.quantize import QuantizeConfig
 from assay.config import Settings, to_dict
 from assay.data.dataset import Dataset
+from assay.data.images.pixels import Pixels
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.normalise import EPS
 from assay.data.inputs.transforms import TransformConfig, change
+from assay.data.masks import overlay
 from assay.metrics.scores.classes import accuracy
 from assay.nn.attribution import activation_maps
 from assay.nn.export import GraphModule, write_graph
@@ -176,6 +178,20 @@ class Classification(Task):
         embedding = pooled(features)
         outputs = self.head(embedding), embedding
         return outputs if evidence is None else (*outputs, evidence)
+
+    @classmethod
+    def draw(
+        cls, config: Any, pixels: Pixels, row: int, answer: Callable[[], Any]
+    ) -> np.ndarray | None:
+        """Draw the image beside its evidence, on which the mask that evidence is judged by is outlined."""
+        answered = answer()
+        if answered.evidence is None:
+            return None
+        image = pixels[row].small(overlay.SIDE_PX)
+        drawn = image.copy()
+        answered.draw(drawn, np.divide(image.shape[1::-1], pixels[row].size[::-1]))
+        mask = pixels.mask(row, "truth") if "truth" in pixels.masks else None
+        return overlay.beside(image, drawn, mask)
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write graph `classify` (image to logits, embedding and maps of evidence), and its int8 form."""
