@@ -1,5 +1,8 @@
 """Networks by name: sizes, features as the libraries have them, blocks in order, weights."""
 
+import hashlib
+from urllib.error import URLError
+
 import pytest
 import safetensors.torch
 import timm
@@ -7,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
+import assay.fetch
 from assay.errors import ConfigError
 from assay.nn.networks import NetworkConfig, create_network, is_torchvision
 
@@ -224,3 +228,76 @@ def test_weights_come_from_files_of_torchvision_and_timm(tmp_path):
                 )
     with pytest.raises(ConfigError, match=r"does not hold the weights of alexnet"):
         NetworkConfig(network="alexnet", weights=str(tmp_path / "a.pth")).build(64, 64)
+
+
+def test_weights_come_from_an_uri_when_their_sha256_is_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(assay.fetch, "CACHE", tmp_path / "cache")
+    whole = torchvision.models.resnet18()
+    torch.save(whole.state_dict(), tmp_path / "a.pth")
+    sha256 = hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
+    for weights in (str(tmp_path / "a.pth"), (tmp_path / "a.pth").as_uri()):
+        settings = {"network": "resnet18", "weights": weights}
+        network = NetworkConfig(**settings, weights_sha256=sha256).build(64, 64)
+        torch.testing.assert_close(network.net.conv1.weight, whole.conv1.weight)
+        with pytest.raises(
+            ConfigError, match=rf"{sha256} and --model.weights-sha256 asks for ffff"
+        ):
+            NetworkConfig(**settings, weights_sha256="f" * 64).build(64, 64)
+    with pytest.raises(ConfigError, match=r"by its SHA-256 only.*--model.weights-sha256"):
+        NetworkConfig(network="resnet18", weights="https://host/a.pth").build(64, 64)
+    with pytest.raises(ConfigError, match=r"weights-sha256 is 'abc'; give 64 digits"):
+        NetworkConfig(weights_sha256="abc")
+    assert list(NetworkConfig(weights="hub").idle()) == ["weights_sha256"]
+
+
+def test_weights_of_another_network_are_named_with_what_differs(tmp_path):
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ConfigError) as refusal:
+        NetworkConfig(network="alexnet", weights=str(tmp_path / "a.pth")).build(64, 64)
+    assert "a.pth does not hold the weights of alexnet: 0 of its 14 tensors fit" in str(
+        refusal.value
+    )
+    assert "14 missing (features.0.weight, features.0.bias, " in str(refusal.value)
+    assert "122 not its own (conv1.weight, bn1.weight, bn1.bias, ...)" in str(refusal.value)
+    state["conv1.weight"] = torch.rand(64, 1, 7, 7)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ConfigError) as refusal:
+        NetworkConfig(network="resnet18", weights=str(tmp_path / "a.pth")).build(64, 64)
+    shapes = "(conv1.weight: 64x1x7x7 float32 for 64x3x7x7 float32)"
+    assert f"119 of its 120 tensors fit, 1 of another shape or type {shapes}" in str(refusal.value)
+
+
+def test_an_unreachable_hub_of_torchvision_says_what_to_do(tmp_path, monkeypatch):
+    published = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "*")
+    config = NetworkConfig(network="alexnet", weights="hub")
+
+    def answer(error):
+        def download(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+
+    for error in (URLError("no route"), RuntimeError("invalid hash value")):
+        answer(error)
+        with pytest.raises(
+            ConfigError, match=r"cannot be fetched from \S+alexnet\S+ .*FILE, or none"
+        ):
+            config.fetch()
+    assert published.url.endswith("alexnet-owt-7be5be79.pth")
+    with pytest.raises(ConfigError, match="no weights IMAGENET1K_V1 of vit_h_14"):
+        NetworkConfig(network="vit_h_14", weights="hub").fetch()
+    with pytest.raises(ConfigError, match="no pretrained weights for luna"):
+        NetworkConfig(weights="hub").fetch()
+
+
+def test_weights_that_torchvision_has_fetched_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    whole = torchvision.models.shufflenet_v2_x0_5()
+    name = torchvision.models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(whole.state_dict(), tmp_path / "checkpoints" / name)
+    network = NetworkConfig(network="shufflenet_v2_x0_5", weights="hub").build(64, 64)
+    torch.testing.assert_close(network.net.conv5[0].weight, whole.conv5[0].weight)

@@ -1,5 +1,6 @@
 """Networks for whole images by name, without their last linear layer: LUNA, torchvision's and timm's."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torchvision.models import VisionTransformer
 
 from assay.config import Settings, Share
 from assay.errors import ConfigError
+from assay.fetch import check_sha256, fetch
 from assay.files import describe
 from assay.nn.backbone import (
     Norm,
@@ -126,22 +128,42 @@ class NetworkConfig(Settings, section="model"):
     network: str = "luna"
     """luna, luna-softmax (as published, trained on its probabilities), alexnet, resnet18, efficientnet_v2_s, convnext_tiny, vit_b_16, swin_t (torchvision's), dino_vits8, or any other model of timm or torchvision."""
     weights: str = "none"
-    """none, hub (ImageNet's, fetched by torchvision or timm), or a file: .safetensors, or a .pth of tensors."""
+    """none, hub (ImageNet's, fetched by torchvision or timm), or the path or URI of a file: .safetensors, or a .pth of tensors."""
+    weights_sha256: str = ""
+    """SHA-256 of that file, which is compared before it is read; one of the web must have it."""
     norm: Norm = "batch"
     """Batch normalisation: per worker's batch, replaced by group norm, frozen (what is loaded), or synced over GPUs."""
     dropout: Share = 0.0
     """Dropout of the features before the linear layer (probability)."""
 
-    def fetch(self) -> None:
-        """Fetch the weights, so that what builds the network has them on this machine.
+    def __post_init__(self) -> None:
+        """Refuse what is no SHA-256."""
+        super().__post_init__()
+        if self.weights_sha256 and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
+            raise ConfigError(
+                f"--model.weights-sha256 is {self.weights_sha256!r}; give 64 digits of 0 to 9 and a to f."
+            )
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        if self.weights in ("none", "hub"):
+            return {"weights_sha256": f"model.weights is {self.weights}"}
+        return {}
+
+    def fetch(self) -> str:
+        """Fetch the weights to this machine; return none, timm's hub, or the path of their file.
 
         Raises:
-            ConfigError: they cannot be had.
+            ConfigError: they cannot be had, or are others than their SHA-256 says.
         """
         if self.weights == "hub" and is_torchvision(self.network):
-            _torchvision_file(self.network)
-        else:
-            find_weights(timm_name(self.network), self.weights)
+            return str(_torchvision_file(self.network))
+        if "://" in self.weights:
+            return str(fetch(self.weights, self.weights_sha256, "--model.weights-sha256"))
+        file = find_weights(timm_name(self.network), self.weights)
+        if file and self.weights_sha256 and self.weights != "hub":
+            check_sha256(file, self.weights_sha256, "--model.weights-sha256")
+        return self.weights
 
     def build(self, height_px: int, width_px: int) -> Network:
         """Build the network for images of this size, on the CPU.
@@ -168,21 +190,19 @@ def create_network(config: NetworkConfig, height_px: int, width_px: int) -> nn.M
     Raises:
         ConfigError: as for `NetworkConfig.build`.
     """
-    name, weights, norm = config.network, config.weights, config.norm
+    name, norm = config.network, config.norm
     _check_network(name)
     if name not in LUNA and not is_torchvision(name):
         size = height_px if height_px == width_px else (height_px, width_px)
         try:
-            return create_backbone(timm_name(name), weights=weights, norm=norm, img_size=size)
+            return create_backbone(
+                timm_name(name), weights=config.fetch(), norm=norm, img_size=size
+            )
         except (AssertionError, RuntimeError, ValueError) as error:
             raise _refusal(name, height_px, width_px, describe(error)) from error
-    if name in LUNA:
-        net: nn.Module = Luna()
-        load_weights(net, name, weights)
-    else:
-        net = _torchvision(name, weights, height_px, width_px)
-        load_weights(net, name, str(_torchvision_file(name)) if weights == "hub" else weights)
-    if weights == "none":
+    net = Luna() if name in LUNA else _torchvision(config, height_px, width_px)
+    load_weights(net, name, config.fetch())
+    if config.weights == "none":
         refuse_frozen(net, norm, f"--model.weights none with the network {name}")
     return normalise_layers(net, norm).to(memory_format=torch.channels_last)
 
@@ -203,16 +223,16 @@ def _check_network(name: str) -> None:
         check_name(name, [*names, *timm.list_models()], "network")
 
 
-def _torchvision(name: str, weights: str, height_px: int, width_px: int) -> nn.Module:
+def _torchvision(config: NetworkConfig, height_px: int, width_px: int) -> nn.Module:
     """Build torchvision's net without its last linear layer.
 
     Raises:
         ConfigError: it does not take images of this size.
     """
-    is_vit = name.startswith("vit")
+    name, is_vit = config.network, config.network.startswith("vit")
     if is_vit and height_px != width_px:
         raise _refusal(name, height_px, width_px, "it takes square ones")
-    if is_vit and weights == "hub" and height_px != VIT_PX:
+    if is_vit and config.weights == "hub" and height_px != VIT_PX:
         why = f"its published weights are for {VIT_PX} x {VIT_PX} px"
         raise _refusal(name, height_px, width_px, why)
     options = {"image_size": height_px} if is_vit else {}

@@ -8,7 +8,9 @@ a trainer's wrapper too (state_dict, model, module., model.); no pickle is run.
 
 import inspect
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import timm
@@ -156,7 +158,7 @@ def _tensors(content: object) -> State:
 def _load(model: nn.Module, name: str, state: State, source: str) -> None:
     wanted = model.state_dict()
     adapted = _adapt(model, state)
-    if adapted is None or _misfit(wanted, adapted):
+    if _misfit(wanted, adapted):
         prefixes = _prefixes(wanted, state)
         if len(prefixes) > 1:
             raise ConfigError(
@@ -166,8 +168,8 @@ def _load(model: nn.Module, name: str, state: State, source: str) -> None:
             adapted = {
                 key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)
             }
-    _refuse_misfit(wanted, adapted or {}, name, source)
-    state = _with_counters(wanted, adapted or {})
+    _refuse_misfit(wanted, adapted, name, source)
+    state = _with_counters(wanted, adapted)
     broken = [key for key in wanted if not torch.isfinite(state[key]).all()]
     if broken:
         raise ConfigError(
@@ -176,15 +178,15 @@ def _load(model: nn.Module, name: str, state: State, source: str) -> None:
     model.load_state_dict({key: state[key] for key in wanted})
 
 
-def _adapt(model: nn.Module, state: State) -> State | None:
-    """Bring tensors to the names that timm's model has today; None where it cannot: they are another net's."""
+def _adapt(model: nn.Module, state: State) -> State:
+    """Bring tensors to the names that timm's model has today; those of another net stay as they are."""
     adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
     if adapt is None:
         return state
     try:
         adapted: State = adapt(dict(state), model)
     except Exception:  # it looks up, and cuts, what only its own nets have
-        return None
+        return state
     return adapted
 
 
@@ -224,8 +226,24 @@ def _refuse_misfit(wanted: State, state: State, name: str, source: str) -> None:
     misfit = _misfit(wanted, state)
     if misfit:
         missing = [key for key in misfit if key not in state]
+        others = [_compared(key, wanted[key], state[key]) for key in misfit if key in state]
+        differences = {
+            "missing": missing,
+            "of another shape or type": others,
+            "not its own": [key for key in state if key not in wanted],
+        }
+        lists = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in differences.items() if keys]
         raise ConfigError(
-            f"{source} does not hold the weights of {name}: {len(missing)} of {len(wanted)} "
-            f"tensors are missing and {len(misfit) - len(missing)} have another shape or type "
-            f"(first: {min(misfit)}); name the backbone they belong to."
+            f"{source} does not hold the weights of {name}: {len(wanted) - len(misfit)} of its {len(wanted)} tensors fit, "
+            f"{'; '.join(lists)}; give weights of {name}, or name the network that these belong to."
         )
+
+
+def _few(keys: Sequence[Any]) -> str:
+    shown = ", ".join(str(key)[:80] for key in keys[:3])
+    return f"{shown}, ..." if len(keys) > 3 else shown
+
+
+def _compared(key: str, wanted: Tensor, present: Tensor) -> str:
+    kinds = [f"{'x'.join(map(str, t.shape))} {str(t.dtype)[6:]}" for t in (present, wanted)]
+    return f"{key}: {kinds[0]} for {kinds[1]}"

@@ -396,6 +396,10 @@ class PatchClassification(Classification):
         """Leave the image as it is: the report marks the patches on it."""
         return None
 
+    def costs(self) -> dict[str, int]:
+        """Count parameters alone: what an image costs depends on the patches that are looked at."""
+        return Task.costs(self)
+
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Train the scorer and the backbone at their own rates."""
         model = self.config.model
