@@ -71,6 +71,17 @@ TAILS: dict[str, Callable[[], tuple[list[nn.Module], int]]] = {
     "alexnet, cells that overlap": lambda: (mlp(4), 7),
     "alexnet, cells in several places": lambda: (mlp(9), 7),
     "convnext": lambda: ([nn.AdaptiveAvgPool2d(1), normed(LayerNorm2d, 5), nn.Flatten()], 5),
+    "mobilenet": lambda: (
+        [
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(5, 64, 1),
+            nn.Hardswish(inplace=True),
+            nn.Flatten(),
+            nn.Linear(64, 9),
+            nn.ReLU(inplace=True),
+        ],
+        9,
+    ),
     "a norm at each place": lambda: ([normed(LayerNorm2d, 5), nn.Flatten()], 5 * 42),
     "a norm of all": lambda: ([nn.Flatten(), normed(nn.LayerNorm, 5 * 42)], 5 * 42),
     "luna": lambda: ([nn.Flatten()], 5 * 42),
@@ -81,6 +92,9 @@ TAILS: dict[str, Callable[[], tuple[list[nn.Module], int]]] = {
 def test_grad_cam_is_that_of_autograd(name: str) -> None:
     layers, num_features = TAILS[name]()
     head = nn.Linear(num_features, 3)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=9.0)  # beyond both knees of Hardswish
     tail = nn.Sequential(*layers, head).double().eval()
     maps = torch.randn(4, 5, 6, 7, dtype=torch.float64)
     with torch.no_grad():
@@ -203,6 +217,26 @@ KINDS = {
     "swin_t": "class activation",
     "dino_vits8": "roll-out",
 }
+OTHERS = ("mobilenet_v3_small", "mobilenetv3_small_050", "test_convnext")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_comes_behind_the_maps_of_other_networks_is_told(name: str) -> None:
+    network = NetworkConfig(network=name).build(64, 64).eval()
+    layers, images = layers_after_maps(network.net), torch.randn(2, 3, 64, 64)
+    assert layers is not None
+    with torch.no_grad():
+        features, evidence = explain(network, nn.Linear(network.num_features, 3), images)
+        torch.testing.assert_close(features, network(images))
+    assert evidence is not None
+
+
+def test_a_network_of_which_nothing_is_known_gives_no_evidence() -> None:
+    network = NetworkConfig(network="test_vit", weights="none").build(64, 64).eval()
+    network.net.blocks[0].attn.__class__ = type("Other", (timm.layers.Attention,), {})
+    features, evidence = explain(network, nn.Linear(64, 2), torch.randn(2, 3, 64, 64))
+    assert features.dim() == 2
+    assert evidence is None
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -21,6 +21,7 @@ import torch
 import torchvision
 from jaxtyping import Float
 from timm.models import vision_transformer
+from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
 from assay.nn.luna import Luna
@@ -29,8 +30,8 @@ from assay.nn.networks import Network
 POOLS = (nn.AdaptiveAvgPool2d,)
 INERT = (nn.Identity, nn.Dropout)
 """Layers that change nothing when a network answers."""
-KNOWN = (nn.Linear, nn.ReLU, nn.Flatten, nn.LayerNorm, *INERT)
-"""Layers whose gradient is written out here."""
+KNOWN = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Hardswish, nn.Flatten, nn.LayerNorm, *INERT)
+"""Layers whose gradient is written out here; a convolution is one of single places."""
 
 
 def activation_maps(
@@ -71,15 +72,19 @@ def layers_after_maps(net: nn.Module) -> list[nn.Module] | None:
     """Return what makes features of a net's last maps; None where no gradient is known of it."""
     if isinstance(net, Luna):
         return [net.pool, nn.Flatten()]
-    if isinstance(net, torchvision.models.AlexNet | torchvision.models.VGG):
+    models = torchvision.models
+    if isinstance(net, models.AlexNet | models.MobileNetV3):
         return [net.avgpool, nn.Flatten(), *net.classifier]
-    if isinstance(net, torchvision.models.ConvNeXt):
+    if isinstance(net, models.ConvNeXt):
         return [net.avgpool, *net.classifier]
-    head = getattr(net, "head", None)
-    if isinstance(head, timm.layers.NormMlpClassifierHead):
-        layers = [module for module in head.modules() if not list(module.children())]
-        return layers if all(isinstance(layer, (*POOLS, *KNOWN)) for layer in layers) else None
-    return None
+    ends: list[Any] = []
+    if isinstance(net, MobileNetV3):
+        ends = [net.global_pool, net.conv_head, net.norm_head, net.act2, net.flatten]
+    elif isinstance(getattr(net, "head", None), timm.layers.NormMlpClassifierHead):
+        ends = [net.head]
+    layers = [m for end in ends for m in end.modules() if not list(m.children())]
+    is_known = layers and all(isinstance(layer, (*POOLS, *KNOWN)) for layer in layers)
+    return layers if is_known else None
 
 
 def grad_cam(
@@ -98,7 +103,7 @@ def grad_cam(
     inputs = []
     for layer in inner:
         inputs.append(features)
-        features = layer(features)
+        features = layer(features.clone())  # some change what they are given
     gradient = head.weight.expand(maps.shape[0], -1, -1)  # len() would fix it in a graph
     for layer, x in zip(reversed(inner), reversed(inputs), strict=True):
         gradient = _pull_back(layer, x, gradient)
@@ -113,8 +118,13 @@ def _pull_back(
     """Return the gradient by a layer's input from that by its output."""
     if isinstance(layer, nn.Linear):
         return gradient @ layer.weight
+    if isinstance(layer, nn.Conv2d):
+        return torch.einsum("nco...,oi->nci...", gradient, layer.weight.flatten(1))
     if isinstance(layer, nn.ReLU):
         return gradient * (x > 0)[:, None]
+    if isinstance(layer, nn.Hardswish):
+        slope = (x / 3 + 0.5).where(x.abs() < 3, (x >= 3).to(x.dtype))
+        return gradient * slope[:, None]
     if isinstance(layer, nn.Flatten):
         return gradient.unflatten(2, x.shape[1:])
     if isinstance(layer, nn.LayerNorm):

@@ -48,7 +48,7 @@ def add_truth(manifest: Manifest, root: Path, config: ExplainConfig, storage: Pa
 
     Args:
         manifest: The images.
-        root: The folder that the pattern starts from.
+        root: The folder that the pattern starts from, or a table in it.
         config: Says which masks, if any.
         storage: The folder of the runs, below which copies of masks are kept.
 
@@ -57,6 +57,7 @@ def add_truth(manifest: Manifest, root: Path, config: ExplainConfig, storage: Pa
     """
     if not config.masks:
         return manifest
+    root = root if root.is_dir() else root.parent
     rule = MaskConfig(files=config.masks, missing="empty")
     folder = storage / "masks" / f"explain-{fingerprint([str(root.absolute()), config.masks])}"
     prepared = {KIND: prepare(manifest, root, rule, folder)}
