@@ -25,6 +25,7 @@ from assay.nn.networks import NetworkConfig
 from assay.nn.optim import OptimConfig
 from assay.nn.regimes import RegimeConfig
 from assay.train.classification import ClassLossConfig
+from assay.train.explanation import add_truth
 from assay.train.task import TaskConfig, TrainConfig
 from assay.train.transfer import Transfer, TransferConfig
 
@@ -79,12 +80,14 @@ class Casting(Transfer):
     @classmethod
     def manifest(cls, config: CastingConfig, storage: Path) -> Manifest:
         """Read the images under data.root, or draw the synthetic castings."""
-        data = config.data
+        data, explain = config.data, config.explain
         if data.root is None:
             folder = castings_folder(config, storage)
             draw_castings(folder, config.castings)
             data = replace(data, root=folder / "images")
-        return read_manifest(data, storage / "hashes.sqlite")
+            explain = replace(explain, masks="../masks/{folder}/{name}.png")
+        manifest = read_manifest(data, storage / "hashes.sqlite")
+        return add_truth(manifest, data.root, explain, storage)
 
     @classmethod
     def baselines(cls, config: CastingConfig) -> Mapping[str, CastingConfig]:
