@@ -99,6 +99,35 @@ def test_a_recipe_is_the_sources_in_every_parameter(name: str) -> None:
     assert stated == TABLE[name]
 
 
+# Baselines
+
+
+def test_beside_a_clean_split_stands_the_published_one_and_beside_luna_two_others() -> None:
+    demo = TASK.presets()["demo"]
+    assert TASK.baselines(demo).keys() == {"published", "mobilenet", "vit"}
+    for name, other in TASK.baselines(demo).items():
+        changed = {f.name for f in fields(demo) if getattr(demo, f.name) != getattr(other, f.name)}
+        assert changed == ({"split"} if name == "published" else {"model"})
+    own, _, _ = parse(TASK, ["--preset", "demo", "--data.root", "parts"])
+    assert TASK.baselines(own).keys() == {"published"}
+    kept, _, _ = parse(TASK, ["--preset", "source", "--data.root", "parts"])
+    assert TASK.baselines(kept) == {}
+
+
+def test_copies_across_the_published_split_are_left_out_of_the_clean_one(tmp_path: Path) -> None:
+    """With the planted leak, both are judged on the same test images."""
+    options = [*SMOKE, "--castings.leak", "--castings.num-train", "80", "--castings.num-test", "24"]
+    config, resources, _ = parse(TASK, options)
+    manifest = TASK.manifest(config, tmp_path)
+    data = read_data(SOURCE, manifest, config, resources, tmp_path)
+    clean = prepare(data, config, "casting")
+    published = prepare(data, TASK.baselines(config)["published"], "published")
+    np.testing.assert_array_equal(clean.split.rows("test"), published.split.rows("test"))
+    assert published.split.report["near_duplicates_test"] > 6
+    assert clean.split.report["near_duplicates_test"] == 0
+    assert len(clean.split.rows("train")) < len(published.split.rows("train"))
+
+
 # Teachers
 
 

@@ -118,13 +118,13 @@ class Transfer(Classification):
         return attribution.explain(self.network, self.head, images)
 
     def predict_once(self, batch: Batch) -> dict[str, Tensor]:
-        """Compare the evidence with masks, and follow answers along the curves, as far as is asked for."""
-        return explain_columns(self, batch)
+        """Predict corrupted images; compare the evidence with masks, and follow answers along the curves, as far as is asked for."""
+        return super().predict_once(batch) | explain_columns(self, batch)
 
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
-        """Judge explanations."""
-        return judge_columns(predictions)
+        """Judge robustness and explanations."""
+        return super().judge(config, predictions, storage) | judge_columns(predictions)
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Return the loss, with what is frozen now at rest."""
