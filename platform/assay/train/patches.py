@@ -50,7 +50,7 @@ from assay.nn.topk import (
 from assay.nn.weights import find_weights
 from assay.train.classification import Classification, batch_rows, share_right
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics, doubt_constants
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, doubt_constants
 
 MIN_ENTROPY = 0.02
 """Selection entropy (0 to 1) below which a scorer has collapsed; a sound one kept above .8."""
