@@ -80,14 +80,15 @@ class Casting(Transfer):
     @classmethod
     def manifest(cls, config: CastingConfig, storage: Path) -> Manifest:
         """Read the images under data.root, or draw the synthetic castings."""
-        data, explain = config.data, config.explain
-        if data.root is None:
+        data, explain, root = config.data, config.explain, config.data.root
+        if root is None:
             folder = castings_folder(config, storage)
             draw_castings(folder, config.castings)
-            data = replace(data, root=folder / "images")
+            root = folder / "images"
+            data = replace(data, root=root)
             explain = replace(explain, masks="../masks/{folder}/{name}.png")
         manifest = read_manifest(data, storage / "hashes.sqlite")
-        return add_truth(manifest, data.root, explain, storage)
+        return add_truth(manifest, root, explain, storage)
 
     @classmethod
     def baselines(cls, config: CastingConfig) -> Mapping[str, CastingConfig]:

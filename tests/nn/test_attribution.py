@@ -202,7 +202,7 @@ def network_of(name: str) -> Network:
             del stage[1]
     if name in ("swin_t", "efficientnet_v2_s", "convnext_tiny"):
         for stage in net.features[1:]:
-            if type(stage) is nn.Sequential and len(stage) > 2:
+            if type(stage) is nn.Sequential and len({type(block) for block in stage}) == 1:
                 del stage[1:]
     return network.eval()
 

@@ -108,7 +108,7 @@ def grad_cam(
     for layer, x in zip(reversed(inner), reversed(inputs), strict=True):
         gradient = _pull_back(layer, x, gradient)
     # the weights of each cell of a pool sum to 1, so the sum over cells is that over places
-    sums = gradient.flatten(2).unflatten(2, (maps.shape[1], -1)).sum(-1)
+    sums = gradient.reshape(*gradient.shape[:2], maps.shape[1], -1).sum(-1)
     return features, activation_maps(maps, sums)
 
 
@@ -126,7 +126,7 @@ def _pull_back(
         slope = (x / 3 + 0.5).where(x.abs() < 3, (x >= 3).to(x.dtype))
         return gradient * slope[:, None]
     if isinstance(layer, nn.Flatten):
-        return gradient.unflatten(2, x.shape[1:])
+        return gradient.reshape(*gradient.shape[:2], *x.shape[1:])
     if isinstance(layer, nn.LayerNorm):
         return _pull_back_norm(layer, x, gradient)
     assert isinstance(layer, INERT), layer
@@ -190,7 +190,7 @@ class RollOut:
             attended = (shares @ attention(queries, keys)).mean(1, keepdim=True)
             shares = (shares + attended) / 2
         grid = height_px // self.patch_px[0], width_px // self.patch_px[1]
-        return shares[:, 0, :, self.num_prefix :].unflatten(2, grid)
+        return shares[..., self.num_prefix :].reshape(-1, 1, *grid)
 
 
 def attention(
@@ -201,15 +201,16 @@ def attention(
 
 
 def queries_keys(
-    layer: nn.Module, tokens: Float[Tensor, "n t d"]
+    layer: Any, tokens: Float[Tensor, "n t d"]
 ) -> tuple[Float[Tensor, "n heads t e"], Float[Tensor, "n heads t e"]]:
     """Compute the queries and keys of an attention layer again, from its input."""
+    sizes = *tokens.shape[:2], 3, layer.num_heads, -1
     if isinstance(layer, nn.MultiheadAttention):
         weight, bias = layer.in_proj_weight, layer.in_proj_bias
-        both = nn.functional.linear(tokens, weight, bias).unflatten(2, (3, layer.num_heads, -1))
+        both = nn.functional.linear(tokens, weight, bias).reshape(*sizes)
         return both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)
     assert isinstance(layer, timm.layers.Attention)
-    both = layer.qkv(tokens).unflatten(2, (3, layer.num_heads, layer.head_dim))
+    both = layer.qkv(tokens).reshape(*sizes)
     queries, keys = both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)
     return layer.q_norm(queries), layer.k_norm(keys)
 

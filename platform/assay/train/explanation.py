@@ -77,7 +77,8 @@ def explain_columns(task: Classification, batch: Batch) -> dict[str, Tensor]:
     logits, _, *rest = task.describe(images)
     if not rest:
         return {}
-    (evidence,), columns = rest, {}
+    (evidence,) = rest
+    columns: dict[str, np.ndarray] = {}
     if has_masks:
         columns |= _compare(
             task, batch["row"], _stretch(_of_class(evidence, batch["truth"]), images)
@@ -167,6 +168,6 @@ def _probs(task: Classification, images: Tensor, answers: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    size = [-(-side // BLUR) for side in images.shape[2:]]
-    coarse = functional.adaptive_avg_pool2d(images, size)
+    height, width = images.shape[2:]
+    coarse = functional.adaptive_avg_pool2d(images, (-(-height // BLUR), -(-width // BLUR)))
     return functional.interpolate(coarse, images.shape[2:], mode="bilinear")
