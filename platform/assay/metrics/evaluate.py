@@ -171,9 +171,9 @@ def _metrics(
     true, answered = np.eye(logits.shape[1])[truth], np.eye(logits.shape[1])[answers]
     counts = np.concatenate([true * (answers == truth)[:, None], true, answered], axis=1)
     for name, (of_true, of_answered) in _MACRO.items():
-        mean = partial(_macro, of_true=of_true, of_answered=of_answered)
+        macro = partial(_macro, of_true=of_true, of_answered=of_answered)
         mass = of_true * true + of_answered * answered
-        metrics[name] = interval_of(counts, group, mean, mass=mass)
+        metrics[name] = interval_of(counts, group, macro, mass=mass)
     return metrics | {
         "nll": estimate_nll(logits, truth, group),
         "ece": ece(softmax(logits), truth, group),

@@ -34,7 +34,6 @@ class Luna(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
 
     def forward_features(
         self, images: Float[Tensor, "n 3 h w"]

@@ -55,7 +55,7 @@ class CastingsConfig(Settings, section="castings"):
     """Images to test on."""
     leak: bool = False
     """Copy each casting before train and test are drawn, so that copies of one lie in both."""
-    copies: Annotated[int, Interval(ge=2, le=1000)] = 6
+    copies: Annotated[int, Interval(ge=2, le=1000)] = 20
     """Images of a casting, where it is copied."""
 
     def idle(self) -> dict[str, str]:
@@ -160,7 +160,8 @@ def copy_casting(config: CastingsConfig, number: int, copy: int, casting: Castin
     lit = np.rint(pixels * rng.uniform(0.85, 1.15) + rng.uniform(-8, 8)).clip(0, 255)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 95))]
     encoded = cv2.imencode(".jpg", lit.astype(np.uint8), quality)[1]
-    return Casting(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), truth > 0)
+    decoded: Any = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    return Casting(decoded, truth > 0)
 
 
 def _list_images(config: CastingsConfig) -> list[tuple[str, int, int]]:
