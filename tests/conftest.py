@@ -12,8 +12,11 @@ import json
 import os
 import resource
 import runpy
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 # read as Ray is imported: under `uv run` its workers would each make an environment of their own
@@ -97,6 +100,29 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
     return limited
 
 
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
+    """A function that serves a folder by HTTP until the test ends, and returns its address."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    with ExitStack() as stack:
+
+        def serve(folder: Path) -> str:
+            handler = partial(_Quiet, directory=folder)
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve
+
+
 class ByFile(LoadScopeScheduling):
     """Shares out whole files, and those of `RAY` as one."""
 
@@ -144,8 +170,8 @@ def _save(path: Path, nodes: list, feed: str, ends: dict[str, list], constants: 
 
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
-    """Makes a sealed bundle: of a class, by each channel's largest value (its embedding) plus a bias
-    of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
+    """Makes a sealed bundle: of a class, by each channel's largest value (its embedding, and of 8 x 8
+    pixels its evidence) plus a bias of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
     from assay.bundle.card import Card
     from assay.bundle.seal import seal
     from assay.typed import from_json
@@ -172,10 +198,13 @@ def make_bundle() -> Callable[..., Path]:
                 helper.make_node("ReduceMax", ["image", "inner"], ["seen"], keepdims=0),
                 helper.make_node("Add", ["seen", "bias"], ["logits"]),
                 helper.make_node("Identity", ["seen"], ["embedding"]),
+                helper.make_node(
+                    "MaxPool", ["image"], ["evidence"], kernel_shape=[8, 8], strides=[8, 8]
+                ),
             ]
             inner, first = np.array([2, 3], np.int64), np.array([bias, 0, 0], np.float32)
             constants = {"inner": inner, "bias": first}
-            ends = {"logits": [3], "embedding": [3]}
+            ends = {"logits": [3], "embedding": [3], "evidence": [3, SIDE // 8, SIDE // 8]}
             _save(folder / "classify.onnx", nodes, "image", ends, constants)
             sizes = {"height_px": SIDE, "width_px": SIDE}
             pipeline = {"kind": "image", "graphs": ["classify"], "image": sizes}

@@ -1,9 +1,6 @@
 """Files of others: copied once, known by their SHA-256, or refused."""
 
 import hashlib
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -15,26 +12,14 @@ CONTENT = b"weights" * 999
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch, serve_folder):
     """Serve a folder by HTTP; return the folder and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / "a.pth").write_bytes(CONTENT)
     monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
-    monkeypatch.setenv("NO_PROXY", "*")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    return folder, serve_folder(folder)
 
 
 def copies(folder):

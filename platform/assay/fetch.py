@@ -43,10 +43,6 @@ def fetch(address: str, sha256: str, option: str = "sha256") -> Path:
     Raises:
         ConfigError: the file cannot be had, or is another than its SHA-256 says.
     """
-    if not sha256 and urlsplit(address).scheme.lower() in WEB:
-        raise ConfigError(
-            f"{address} is fetched by its SHA-256 only, as what lies there may be another file tomorrow; give {option}."
-        )
     folder = CACHE.expanduser()
     name = re.sub(r"[^\w.-]", "_", address.rpartition("/")[2])[:100].lstrip(".") or "file"
     if sha256 and (folder / sha256 / name).is_file():
@@ -54,14 +50,29 @@ def fetch(address: str, sha256: str, option: str = "sha256") -> Path:
         return folder / sha256 / name
     hidden = folder / f".{uuid4().hex}"
     folder.mkdir(parents=True, exist_ok=True)
+    digest = download(address, hidden, sha256, option)
+    (folder / digest).mkdir(exist_ok=True)
+    return hidden.replace(folder / digest / name)
+
+
+def download(address: str, target: Path, sha256: str, option: str = "sha256") -> str:
+    """Copy the file at an URI to a new file on this machine, and return its SHA-256; see `fetch`.
+
+    Raises:
+        ConfigError: the file cannot be had, or is another than its SHA-256 says; no copy is left.
+    """
+    if not sha256 and urlsplit(address).scheme.lower() in WEB:
+        raise ConfigError(
+            f"{address} is fetched by its SHA-256 only, as what lies there may be another file tomorrow; give {option}."
+        )
     try:
-        digest = _copy(address, hidden)
+        digest = _copy(address, target)
         if sha256 not in ("", digest):
             raise _mismatch(address, digest, sha256, option)
-        (folder / digest).mkdir(exist_ok=True)
-        return hidden.replace(folder / digest / name)
-    finally:
-        hidden.unlink(missing_ok=True)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return digest
 
 
 def check_sha256(path: Path, sha256: str, option: str = "sha256") -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.data.order import entry_keys, fixed_order, steps_of, uniform_order
+from assay.data.order import balanced_order, entry_keys, fixed_order, steps_of, uniform_order
 
 SEEDS = st.integers(0, 2**32)
 SIZES = st.integers(1, 60)
@@ -136,3 +136,85 @@ def test_a_share_is_a_step_of_its_own():
         np.testing.assert_array_equal(whole, shared)
     with pytest.raises(AttributeError):
         same.index = 3
+
+
+# Balanced batches
+
+
+def plan(sizes, batch_size, seed=0, epoch=0, rows_per_group=1):
+    """Batches of domains with so many groups of so many rows each; with the domain and the group of each row."""
+    domains, groups, number = [], [], 0
+    for domain, group_sizes in enumerate(sizes):
+        for size in group_sizes:
+            domains += [domain] * size
+            groups += [number] * size
+            number += 1
+    rows = scattered_rows(len(domains))
+    domains, groups = np.array(domains), np.array(groups)
+    batches = balanced_order(rows, domains, groups, batch_size, seed, epoch, rows_per_group)
+    where = {int(row): (int(d), int(g)) for row, d, g in zip(rows, domains, groups, strict=True)}
+    return rows, batches, where
+
+
+GROUPS = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@given(GROUPS, st.integers(1, 20), SEEDS, st.integers(0, 3), st.integers(1, 3))
+def test_balanced_batches_are_full_valid_and_share_out_domains_equally(
+    sizes, batch_size, seed, epoch, rows_per_group
+):
+    rows, batches, where = plan(sizes, batch_size, seed, epoch, rows_per_group)
+    assert len(batches) == -(-len(rows) // batch_size)
+    totals = np.zeros(len(sizes), int)
+    for batch in batches:
+        assert len(batch) == batch_size
+        assert set(batch.tolist()) <= set(rows.tolist())
+        counts = np.bincount([where[row][0] for row in batch.tolist()], minlength=len(sizes))
+        assert counts.max() - counts.min() <= 1
+        totals += counts
+    # over an epoch too: a surplus goes from domain to domain
+    assert totals.max() - totals.min() <= 1
+    again = plan(sizes, batch_size, seed, epoch, rows_per_group)[1]
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+@given(GROUPS, st.integers(1, 12), SEEDS)
+def test_groups_are_distinct_while_a_domain_has_others(sizes, batch_size, seed):
+    _, batches, where = plan(sizes, batch_size, seed)
+    for batch in batches:
+        for domain, group_sizes in enumerate(sizes):
+            groups = [g for d, g in (where[row] for row in batch.tolist()) if d == domain]
+            counts = [groups.count(group) for group in set(groups)]
+            assert len(counts) == min(len(groups), len(group_sizes))
+
+
+@given(GROUPS, st.integers(1, 12), SEEDS)
+def test_no_row_of_a_group_comes_again_before_all_have(sizes, batch_size, seed):
+    rows, batches, where = plan(sizes, batch_size, seed)
+    served = np.concatenate(batches).tolist()
+    for group in {g for _, g in where.values()}:
+        members = [row for row in rows.tolist() if where[row][1] == group]
+        counts = [served.count(row) for row in members]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_rows_of_a_group_stand_together():
+    """A consistency needs several; a domain of six rows in a batch then has three groups."""
+    _, batches, where = plan([[8] * 6, [8] * 6], 12, rows_per_group=2)
+    for batch in batches:
+        groups = [where[row][1] for row in batch.tolist()]
+        assert groups[::2] == groups[1::2]
+        assert len(set(groups)) == 6
+        assert len(set(batch.tolist())) == 12
+
+
+def test_rows_of_a_rare_domain_come_several_times():
+    _, batches, where = plan([[50, 50], [4]], 8)
+    served = np.concatenate(batches).tolist()
+    rare = [row for row in where if where[row][0] == 1]
+    assert [served.count(row) for row in rare] == [len(served) // 2 // 4] * 4
+
+
+def test_epochs_and_seeds_differ():
+    orders = [plan([[9], [9]], 6, seed, epoch)[1] for seed in (0, 1) for epoch in (0, 1)]
+    assert len({np.concatenate(order).tobytes() for order in orders}) == 4

@@ -27,8 +27,10 @@ COUNTS = {
     "data/images",
     "data/images/formats",
     "data/inputs",
+    "data/near",
     "metrics/scores",
     "nn",
+    "nn/domains",
     "train",
     "levels.py",
 }

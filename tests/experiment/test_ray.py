@@ -22,7 +22,7 @@ from assay.data.images.store import Store
 from assay.data.manifest import Manifest
 from assay.data.order import steps_of, uniform_order
 from assay.data.split import Split, draw_split
-from assay.errors import ImageError
+from assay.errors import ImageError, StoreError
 from assay.experiment.fill import fill
 from assay.experiment.resources import Resources
 from assay.experiment.stream import ray_stream
@@ -138,6 +138,29 @@ def test_the_job_names_an_unreadable_image(
         fill(damaged, Store(str(tmp_path / "store")), "stop", parallel=True)
     found = fill(damaged, Store(str(tmp_path / "store")), "skip", parallel=True)
     assert [q.row for q in found] == [1]
+
+
+def test_what_the_store_refuses_in_a_task_is_raised_as_the_sentence_that_it_is(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    split: Split,
+    cluster: None,
+    tmp_path: Path,
+) -> None:
+    few, store = manifest.take(split.rows("train")[:4]), Store(str(tmp_path / "store"))
+    content = few.column("content")
+    store.here.mkdir()
+    (store.here / content[0][:2]).touch()  # a file in the place of a folder
+    with pytest.raises(StoreError, match="store"):
+        fill(few, store, "stop", parallel=True)
+    (store.here / content[0][:2]).unlink()
+    fill(few, store, "stop", parallel=True)
+    dataset = Dataset.of(few, Pixels(store, content), np.arange(4))
+    store.path(content[2]).write_bytes(b"no entry")
+    (step,) = steps_of([np.arange(4)], 0)
+    with pytest.raises(StoreError, match=content[2]):
+        list(ray_stream(source, config, dataset)([step], train=True))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

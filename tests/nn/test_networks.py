@@ -108,6 +108,14 @@ def test_features_of_timm_are_its_own(name, is_mean):
     assert maps.dim() == 4
 
 
+def test_a_net_that_does_not_tell_places_has_features_and_no_maps():
+    network = NetworkConfig(network="gmlp_ti16_224").build(64, 64).eval()
+    assert not network.is_mean
+    assert network(torch.rand(2, 3, 64, 64)).shape == (2, network.num_features)
+    with pytest.raises(ConfigError, match="no maps of it; take another network"):
+        network.maps(torch.rand(2, 3, 64, 64))
+
+
 def test_tokens_keep_their_places():
     """What changes in one patch of the image changes the map most at its place."""
     torch.manual_seed(0)

@@ -279,6 +279,32 @@ def test_whatever_a_decoder_raises_is_that_images_row(
     assert "RecursionError, nested too deep" in (tmp_path / "bad.csv").read_text()
 
 
+def test_an_image_that_ends_its_process_again_and_again_is_passed_over(
+    registry, pictures, tmp_path, monkeypatch
+):
+    folder, read_file = registry.fetch(registry.holder("parts", "champion")), Bundle.read
+    monkeypatch.setattr(
+        Bundle, "read", lambda *args: os._exit(9) if args[1] == pictures[1] else read_file(*args)
+    )
+
+    def judge_apart(work, due):
+        for row in due_rows(due):
+            while (pid := os.fork()) and os.waitpid(pid, 0)[1]:
+                pass  # Ray gives the chunk to another process
+            if not pid:
+                work(row)
+                os._exit(0)
+            yield {"num": 0, "ended": ""}
+
+    monkeypatch.setattr(offline, "_run", judge_apart)
+    assert offline.predict(folder, pictures, tmp_path, "fp32", False) == (3, 1)
+    assert (
+        f"{pictures[1]} ended the process that judged it 3 times"
+        in (tmp_path / "bad.csv").read_text()
+    )
+    assert [path.suffix for path in (tmp_path / "chunks").iterdir()] == [".json"]
+
+
 def test_a_disk_that_cannot_be_written_ends_the_job_in_a_sentence_and_loses_nothing(
     here, registry, pictures, tmp_path, monkeypatch
 ):

@@ -126,13 +126,13 @@ class Bundle:
                 f"{folder} does not repeat its golden output (off by {worst:.2g}, allowed {TOLERANCE}); export it again on this machine's onnxruntime."
             )
 
-    def predict(self, source: Path | bytes) -> Any:
-        """Answer for one image file: an `Answer`, a `MaskAnswer` or an `EmbeddingAnswer`, by the task.
+    def predict(self, source: str | Path | bytes) -> Any:
+        """Answer for one image file, or its content: an `Answer`, a `MaskAnswer` or an `EmbeddingAnswer`, by the task.
 
         Raises:
             ImageError: the image cannot be read.
         """
-        (answer,) = self.predict_each([source])
+        (answer,) = self.predict_each([Path(source) if isinstance(source, str) else source])
         if isinstance(answer, ImageError):
             raise answer
         return answer

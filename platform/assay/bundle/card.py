@@ -21,6 +21,10 @@ SCHEMA = 4
 NAME = "bundle.json"
 
 
+CACHE = Path("~/.cache/assay-bundles")
+"""Where bundles of elsewhere are copied to, each into a folder by the SHA-256 of its card."""
+
+
 MOST_BYTES = 64 << 20
 """Largest card."""
 

@@ -28,7 +28,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from assay.bundle.aliases import ALIASES
-from assay.bundle.card import MOST_BYTES, NAME, parse_card
+from assay.bundle.card import CACHE, MOST_BYTES, NAME, parse_card
 from assay.errors import RegistryError
 from assay.storage import reach, whole
 from assay.typed import from_json
@@ -107,7 +107,7 @@ class Registry:
         ConfigError: the address cannot be used.
     """
 
-    def __init__(self, address: str, cache: Path = Path("~/.cache/assay-bundles")) -> None:
+    def __init__(self, address: str, cache: Path = CACHE) -> None:
         self.address, self.cache = address, cache.expanduser()
         self.files, self.root = reach(address)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from assay.data.images.pixels import Pixels
 from assay.data.manifest import Manifest
+from assay.errors import ConfigError
 from assay.shapes import Int32, Int64
 
 
@@ -55,6 +56,24 @@ class Dataset:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.truth)
+
+    def domain(self, name: str) -> Column:
+        """Return the domain column of a name; of none the only one there is.
+
+        Raises:
+            ConfigError: there is none, or it is not clear which.
+        """
+        names = list(self.domains)
+        if not names:
+            raise ConfigError(
+                "The images have no domain, such as the printer or the line; "
+                "name the part of their path or the column that tells it by --data.domains."
+            )
+        if name not in names and (name or len(names) > 1):
+            raise ConfigError(
+                f"domains.column is {name!r}, and the domains are {', '.join(names)}; name one of these."
+            )
+        return self.domains[name or names[0]]
 
     @classmethod
     def of(

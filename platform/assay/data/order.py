@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from assay.shapes import Int64, UInt64
+from assay.shapes import Int, Int64, UInt64
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,78 @@ def uniform_order(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     """Shuffle all rows and cut them into batches; the last batch may be smaller."""
     shuffled = np.random.default_rng([seed, epoch, 0x0DE]).permutation(rows)
     return [shuffled[i : i + batch_size] for i in range(0, len(shuffled), batch_size)]
+
+
+def balanced_order(
+    rows: Int64[np.ndarray, " n"],
+    domains: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rows_per_group: int = 1,
+) -> list[np.ndarray]:
+    """Draw full batches in which every domain has as many rows as any other, and those of distinct groups.
+
+    An epoch has as many batches as it needs for `len(rows)`, but is no pass over all rows: domains are
+    drawn equally, and the groups of a domain in turn (`uniform_over_groups` and `distinct_groups` of
+    WILDS, Koh et al. 2021). So rows of a rare domain or a small group come several times in an epoch, and
+    of others not all come. A group comes twice in a batch only where its domain has too few groups.
+    Where a batch cannot be shared out equally, or is smaller than the number of domains, the surplus
+    goes from domain to domain.
+
+    Args:
+        rows: row numbers.
+        domains: domain code of each of them.
+        groups: group code of each of them.
+        batch_size: rows of a batch.
+        seed: with `epoch`, what the order is a function of.
+        epoch: number of the pass.
+        rows_per_group: rows of a group that stand together; fewer where a share of the batch ends.
+    """
+    rng = np.random.default_rng([seed, epoch, 0xD03])
+    codes = np.unique(domains)
+    turns = [_GroupTurns(rows[domains == c], groups[domains == c], rng) for c in codes]
+    share, surplus = divmod(batch_size, len(codes))
+    batches = []
+    for number in range(-(-len(rows) // batch_size)):
+        batch: list[int] = []
+        for place, turn in enumerate(turns):
+            has_more = (place - number * surplus) % len(codes) < surplus
+            batch += turn.take(share + has_more, rows_per_group)
+        batches.append(np.array(batch, dtype=np.int64))
+    return batches
+
+
+class _GroupTurns:
+    """The groups of one domain, which take turns; each goes through its own rows over and over, shuffled anew."""
+
+    def __init__(self, rows: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.members = [rows[groups == group] for group in np.unique(groups)]
+        self.left: list[list[int]] = [[] for _ in self.members]
+        self.waiting: list[int] = []
+
+    def take(self, num: int, rows_per_group: int) -> list[int]:
+        """Take the next rows, of groups that differ as long as there are others."""
+        taken: list[int] = []
+        used: set[int] = set()
+        while len(taken) < num:
+            if not self.waiting:
+                turn = self.rng.permutation(len(self.members)).tolist()
+                # taken from the end, where those stand that the batch lacks
+                self.waiting = sorted(turn, key=lambda group: group not in used)
+            group = self.waiting.pop()
+            used.add(group)
+            taken += self._rows(group, min(rows_per_group, num - len(taken)))
+        return taken
+
+    def _rows(self, group: int, num: int) -> list[int]:
+        if not self.left[group]:
+            self.left[group] = self.rng.permutation(self.members[group]).tolist()
+        rows = self.left[group][-num:]
+        del self.left[group][-num:]
+        return rows
 
 
 def fixed_order(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:

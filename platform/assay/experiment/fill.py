@@ -70,10 +70,16 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
 
 
 def _follow(outcomes: Iterable[dict[str, Any]], num: int) -> dict[str, str]:
-    """Show progress, then say how fast it was; return why contents could not be decoded."""
+    """Show progress, then say how fast it was; return why contents could not be decoded.
+
+    Raises:
+        StoreError: nothing can be stored.
+    """
     began, pixels, bad = time.perf_counter(), 0, {}
     bar = progress_bar(num, "decode")
     for outcome in outcomes:
+        if outcome["ended"]:
+            raise StoreError(str(outcome["ended"]))
         bar.update()
         pixels += outcome["pixels"]
         if outcome["reason"]:

@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import ray.data
 
+from assay import errors
 from assay.config import from_dict, to_dict
 from assay.data.dataset import Dataset
 from assay.data.order import Step
-from assay.errors import AssayError
+from assay.errors import AssayError, disk_faults
 from assay.train.batches import Stream, batches
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Batch, TaskConfig
 
 SAMPLES_PER_BLOCK = 64
+
+REFUSED = "refused"
+"""Column of a block that holds an error's class and its sentence in the place of batches."""
 
 
 def _quiet() -> None:
@@ -50,10 +54,17 @@ def ray_stream(source: TaskSource, config: TaskConfig, dataset: Dataset) -> Stre
 
 
 def _prepare(shared: Any, plan: Any, train: bool, block: Batch) -> Batch:
-    """Prepare the steps of one block, one after the other, in a Ray Data task."""
+    """Prepare the steps of one block, one after the other, in a Ray Data task.
+
+    What the user can mend is a block too: of what a task raises Ray Data keeps the traceback alone.
+    """
     task, config, dataset = _recall(shared)
     mine = [_plan(plan)[int(i)] for i in block["id"]]
-    parts = list(batches(task, config, dataset, mine, train))
+    try:
+        with disk_faults():
+            parts = list(batches(task, config, dataset, mine, train))
+    except AssayError as error:
+        return {REFUSED: np.array([[type(error).__name__, str(error)]])}
     return {name: np.concatenate([batch[name] for batch in parts]) for name in parts[0]}
 
 
@@ -81,6 +92,9 @@ def _regroup(blocks: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
                 raise AssayError(
                     "Ray Data ended before all samples were served; see the lines above for the worker that failed."
                 ) from None
+            if REFUSED in block:
+                kind, text = map(str, block[REFUSED][0])
+                raise getattr(errors, kind)(text)
             if rest:
                 rest = {k: np.concatenate([rest[k], v]) for k, v in block.items()}
             else:

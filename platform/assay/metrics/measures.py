@@ -29,6 +29,8 @@ STANDARD: Mapping[str, Measure] = {
     "macro_f1": Measure("Macro F1", "harmonic mean of precision and recall, averaged over classes"),
     "nll": Measure("NLL", "negative log-likelihood in nats; lower is better"),
     "ece": Measure("ECE", "gap between confidence and accuracy; lower is better"),
+    "on_copies": Measure("On near-copies", "main score where train has a near-copy of the image"),
+    "on_others": Measure("On all others", "main score where it has none"),
     "set_coverage": Measure("Set coverage", "conformal sets that hold the truth"),
     "set_size": Measure("Set size", "classes in a conformal set"),
     "rejected": Measure("Rejected", "images left to a person: their set is several classes"),

@@ -80,23 +80,33 @@ class Network(nn.Module):
         self.net = net
         features, maps = self._probe(height_px, width_px)
         self.num_features = features.shape[1]
-        self.is_mean = maps.shape[1] == features.shape[1] and torch.allclose(
-            maps.mean((2, 3)), features, rtol=1e-3, atol=1e-5
+        self.is_mean = (
+            maps is not None
+            and maps.shape[1] == features.shape[1]
+            and torch.allclose(maps.mean((2, 3)), features, rtol=1e-3, atol=1e-5)
         )
         # a channel of maps that is left out everywhere is one feature of their mean
         self.dropout = nn.Dropout2d(dropout) if self.is_mean else nn.Dropout(dropout)
 
-    def _probe(self, height_px: int, width_px: int) -> tuple[Tensor, Tensor]:
-        """Compute features and maps of one image, a gradient of light."""
+    def _probe(self, height_px: int, width_px: int) -> tuple[Tensor, Tensor | None]:
+        """Compute features and maps, where there are any, of one image: a gradient of light."""
         image = torch.linspace(-1, 1, 3 * height_px * width_px).view(1, 3, height_px, width_px)
         self.net.eval()
         with torch.no_grad():
-            probe = self.net(image), self.maps(image)
+            features = self.net(image)
+            try:
+                maps = self.maps(image)
+            except ConfigError:
+                maps = None
         self.net.train()
-        return probe
+        return features, maps
 
     def maps(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d rows columns"]:
-        """Compute the last maps; of transformers whose tokens keep their places, the tokens of patches."""
+        """Compute the last maps; of transformers, the tokens of patches at their places.
+
+        Raises:
+            ConfigError: the net keeps no places, or does not tell them.
+        """
         net: Any = self.net
         if isinstance(net, VisionTransformer):
             return _vit_maps(net, images)
@@ -272,7 +282,7 @@ def _torchvision_file(name: str) -> Path:
 def _refusal(name: str, height_px: int, width_px: int, why: str) -> ConfigError:
     return ConfigError(
         f"The network {name} does not take images of {height_px} x {width_px} px ({why}); "
-        f"set --image.height-px and --image.width-px to what it takes, as {VIT_PX}."
+        f"set --image.height-px and --image.width-px to what it takes (most take {VIT_PX})."
     )
 
 
@@ -280,12 +290,21 @@ def _vit_maps(net: VisionTransformer, images: Tensor) -> Tensor:
     patches = net.conv_proj(images)
     token = net.class_token.expand(len(images), -1, -1)
     tokens = net.encoder(torch.cat([token, patches.flatten(2).transpose(1, 2)], dim=1))
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[2:])
+    return tokens[:, 1:].transpose(1, 2).reshape(patches.shape)
 
 
-def _timm_maps(net: Any, maps: Tensor) -> Tensor:
-    """Bring what timm's `forward_features` gives to maps (n d rows columns)."""
-    if maps.dim() == 3:
-        tokens = maps[:, getattr(net, "num_prefix_tokens", 0) :]
-        return tokens.transpose(1, 2).unflatten(2, net.patch_embed.grid_size)
-    return maps.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else maps
+def _timm_maps(net: Any, maps: Any) -> Tensor:
+    """Bring what timm's `forward_features` gives to maps (n d rows columns).
+
+    Raises:
+        ConfigError: it gives tokens of unknown places, or several sets of them.
+    """
+    if isinstance(maps, Tensor) and maps.dim() == 4:
+        return maps.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "") == "NHWC" else maps
+    rows, columns = getattr(getattr(net, "patch_embed", None), "grid_size", (0, 0))
+    first = getattr(net, "num_prefix_tokens", 0)
+    if not isinstance(maps, Tensor) or maps.shape[1] - first != rows * columns:
+        raise ConfigError(
+            f"timm does not tell which places the last features of {type(net).__name__} are of, so there are no maps of it; take another network for them."
+        )
+    return maps[:, first:].transpose(1, 2).reshape(-1, maps.shape[2], rows, columns)

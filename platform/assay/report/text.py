@@ -171,7 +171,7 @@ def print_run(folders: Mapping[str, Path]) -> None:
     record = read_record(folders[method])
     if record.measured:
         print(f"\n{method} {_cost(record.measured)}.")
-    for line in record.masks_said():
+    for line in record.leaks_said() + record.masks_said():
         print(line, file=sys.stderr)
     print()
     for name, folder in folders.items():

@@ -5,7 +5,7 @@
         parts.parquet, parts.csv       one row per group of a table: its views judged together
         bad.csv                        images that cannot be read, and why; their group does without
         masks/, overlays/              PNG by the number of the row
-        chunks/                        those that are finished, and are not done again
+        chunks/                        those that are finished, and are not done again; `.at` where one was
 
 Chunks are named by bundle, files and their size and times, so a job that was interrupted
 goes on, and one with another bundle, or a changed file, does what it changes.
@@ -42,6 +42,10 @@ CHUNK = 32
 
 OVERLAY_PX = 1024
 """Longer side of an overlay."""
+
+
+DEATHS = 3
+"""Times that the process may end at one image before that image is passed over; Ray tries a chunk four times."""
 
 
 _DEATHS = (
@@ -178,16 +182,33 @@ def _judge(
 ) -> dict[str, Any]:
     """Judge one chunk, image by image, and write its file last; `ended` says what is no matter of one image."""
     chunk = json.loads(row["chunk"])
-    rows = []
+    rows, place = [], Path(chunk["file"]).with_suffix(".at")
     try:
-        bundle = _open_bundle(folder, variant)
+        bundle, deaths = _open_bundle(folder, variant), _read_deaths(place)
         for number, name in enumerate(chunk["images"], chunk["start"]):
             image = name if is_text(name) else ascii(name)
+            if deaths.count(number) >= DEATHS:
+                error = f"Image {show(Path(name))} ended the process that judged it {DEATHS} times."
+                rows.append({"image": image, "error": error})
+                continue
+            # outlives the process, should it end here
+            place.write_text(json.dumps([*deaths, number]))
             rows.append({"image": image} | _judge_one(bundle, out, overlays, number, Path(name)))
         write_whole(Path(chunk["file"]), json.dumps(rows).encode())
     except (AssayError, OSError) as error:  # a bundle that was changed, a full disk
         return {"num": 0, "ended": str(error)}
+    finally:
+        place.unlink(missing_ok=True)
     return {"num": len(rows), "ended": ""}
+
+
+def _read_deaths(place: Path) -> list[int]:
+    """Read at which images earlier processes on a chunk ended."""
+    try:
+        deaths: list[int] = json.loads(place.read_text())
+    except (FileNotFoundError, ValueError):  # ended while it was written
+        return []
+    return deaths
 
 
 def _judge_one(

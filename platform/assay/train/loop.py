@@ -290,6 +290,10 @@ class Loop:
         return True
 
     def _look_at_val(self) -> None:
+        with self.task.judged(self.val.predict):
+            self._judge_val()
+
+    def _judge_val(self) -> None:
         began = time.perf_counter()
         columns = self.val.predict()
         truth = self.task.dataset.truth[columns["row"]]

@@ -6,6 +6,7 @@ workers, sweeps and tests: it executes the file's bytes under one canonical modu
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -98,6 +99,19 @@ class TaskMetrics:
     """How the estimates are shown, by name; the standard ones need nothing."""
     warnings: Sequence[str] = ()
     """Sentences for whoever reads the numbers, kept with the run."""
+
+    def __or__(self, other: "TaskMetrics") -> "TaskMetrics":
+        """Put what two parts of a task judge together."""
+        sets = dict.fromkeys([*self.metrics, *other.metrics])
+        metrics = {
+            name: {**self.metrics.get(name, {}), **other.metrics.get(name, {})} for name in sets
+        }
+        return TaskMetrics(
+            metrics=metrics,
+            figures=[*self.figures, *other.figures],
+            measures={**self.measures, **other.measures},
+            warnings=[*self.warnings, *other.warnings],
+        )
 
 
 @dataclass(frozen=True)
@@ -247,6 +261,15 @@ class Task(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Do what follows each update (EMA and the like)."""
+
+    def judged(
+        self, predict: Callable[[], Mapping[str, np.ndarray]]
+    ) -> AbstractContextManager[None]:
+        """Return a context in which val is looked at and the best weights are saved, by others than the last update's.
+
+        `predict` gives the columns of val by the weights as they are when it is called.
+        """
+        return nullcontext()
 
     @property
     def patience_begins(self) -> float:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from assay.data.masks.annotations import match_names
 from assay.data.masks.coco import read_coco
-from assay.data.masks.marks import draw
+from assay.data.masks.marks import Mark, MarkedImage, draw
 from assay.errors import MaskError
 
 SIZE = (48, 64)
 SQUARE = [40, 30, 60, 30, 60, 40, 40, 40]
+CORNERS = st.tuples(st.integers(0, 60), st.integers(0, 44))
 SAID = {"bbox": [40, 30, 20, 10], "area": 200}
 
 
@@ -139,6 +140,7 @@ THIN = [40, 30, 60, 30, 60, 30.4, 40, 30.4]
         ([NORMALISED], {"bbox": [0.625, 0.625, 0.3, 0.2], "area": 0.06}, "normalised"),
         ([NORMALISED], {}, "normalised"),
         (ROWS, SAID, "along the rows"),
+        (ROWS, {}, "along the rows"),
         ([THIN], {"bbox": [40, 30, 20, 0.4], "area": 8}, "draws no pixel"),
         ([THIN], {}, "draws no pixel"),
         ([SQUARE * 2], SAID, "draws no pixel"),  # the outline goes round twice
@@ -165,6 +167,16 @@ def test_marks_that_draw_elsewhere_or_nothing_are_refused(tmp_path, segmentation
     with pytest.raises(MaskError, match=message) as error:
         mask_of(path)
     assert "coco.json" in str(error.value)
+
+
+@given(st.lists(st.tuples(CORNERS, st.integers(3, 16), st.integers(3, 16)), min_size=1, max_size=5))
+def test_run_lengths_of_columns_without_a_box_are_never_taken_for_rows(boxes):
+    region = np.zeros(SIZE, dtype=bool)
+    for (left, top), width, height in boxes:
+        region |= box(left, top, left + width, top + height)
+    runs = {"size": list(SIZE), "counts": runs_of(region.T.ravel())}
+    mask, _ = draw(MarkedImage(SIZE, (Mark("annotation 1", 1, runs),)), "coco.json")
+    assert np.array_equal(mask, region)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +269,6 @@ def test_entries_that_fit_twice_are_refused(images, entries, message):
 
 
 # Against another rasteriser, and against damage
-
-CORNERS = st.tuples(st.integers(0, 60), st.integers(0, 44))
 
 
 @given(st.lists(st.tuples(CORNERS, st.integers(3, 16), st.integers(3, 16)), min_size=1, max_size=5))

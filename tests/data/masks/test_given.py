@@ -171,10 +171,15 @@ def test_a_palette_of_numbers_is_taken_by_its_numbers(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "m.png", CONFIG), disc(1))
 
 
-def test_numbers_of_classes_are_no_jpeg(tmp_path):
-    Image.fromarray(disc(2)).save(tmp_path / "m.jpg", quality=100)
-    with pytest.raises(MaskError, match=r"m\.jpg is a JPEG"):
-        read_mask(tmp_path / "m.jpg", INDEX)
+@pytest.mark.parametrize("name", ["m.jpg", "m.webp"])
+def test_numbers_of_classes_are_kept_without_loss(tmp_path, name):
+    Image.fromarray(disc(2)).save(tmp_path / name, quality=100)
+    with pytest.raises(MaskError, match=rf"{name} is a lossy (JPEG|WEBP)"):
+        read_mask(tmp_path / name, INDEX)
+    Image.fromarray(np.repeat(disc(2)[..., None], 3, axis=2)).save(
+        tmp_path / "m.webp", lossless=True
+    )
+    assert np.array_equal(read_mask(tmp_path / "m.webp", INDEX), disc(2))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, 100])

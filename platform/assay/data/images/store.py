@@ -175,12 +175,17 @@ class Store:
 def decode_into(store: Store, work: dict[str, Any]) -> dict[str, Any]:
     """Run `Store.build` on one work item (content, path), as a Ray Data task.
 
-    Adds the number of pixels decoded, and why it failed, or "".
+    Adds the number of pixels decoded, why the image cannot be read, or "", and why no other can be
+    stored either, or "": of what a task raises Ray Data keeps the traceback alone.
     """
+    outcome = {"pixels": 0, "reason": "", "ended": ""}
     try:
-        return work | {"pixels": store.build(work["content"], Path(work["path"])), "reason": ""}
+        outcome["pixels"] = store.build(work["content"], Path(work["path"]))
     except ImageError as error:
-        return work | {"pixels": 0, "reason": str(error)}
+        outcome["reason"] = str(error)
+    except StoreError as error:
+        outcome["ended"] = str(error)
+    return work | outcome
 
 
 def _name(content: str) -> str:

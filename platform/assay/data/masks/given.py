@@ -131,9 +131,12 @@ def _take_numbers(plane: Plane, classes: Sequence[str], source: Source) -> UInt8
 
 
 def _check_lossless(source: Source) -> None:
-    if not isinstance(source, bytes) and read_header(Path(os.fspath(source))).format == "JPEG":
+    if isinstance(source, bytes):
+        return
+    header = read_header(Path(os.fspath(source)))
+    if header.is_lossy:
         raise MaskError(
-            f"The mask {name(source)} is a JPEG, which does not keep numbers of classes exactly; save it as PNG, or give "
+            f"The mask {name(source)} is a lossy {header.format}, which does not keep numbers of classes exactly; save it as PNG, or give "
             "--masks.values binary if it is one of light and dark."
         )
 

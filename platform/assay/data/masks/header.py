@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from assay.data.images import decode
+from assay.data.images.formats import webp
 from assay.errors import ImageError, MaskError
 from assay.shapes import UInt8
 
@@ -34,6 +35,8 @@ class Header:
     format: str
     mode: str
     orientation: int
+    is_lossy: bool = False
+    """Its compression changes values: JPEG, and WebP but for its lossless form."""
 
 
 def read_header(path: Path) -> Header:
@@ -55,12 +58,19 @@ def read_header(path: Path) -> Header:
     for plugin in (JpegImageFile, PngImageFile, BmpImageFile, WebPImageFile):
         try:
             with plugin(path) as image:
-                return Header(str(image.format), image.mode, turned)
+                return Header(str(image.format), image.mode, turned, _is_lossy(path))
         except SyntaxError:  # of another format
             continue
         except (OSError, ValueError, TypeError, struct.error) as error:
             reason = str(error)
     raise MaskError(f"The header of {path} cannot be read ({reason}); mend the file.")
+
+
+def _is_lossy(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(12)
+        is_webp = start.startswith(webp.MAGIC) and start.endswith(b"WEBP")
+        return start.startswith(b"\xff\xd8") or (is_webp and webp.is_lossy(file))
 
 
 def _tiff_mode(path: Path) -> str:

@@ -26,6 +26,9 @@ pixel counted or not, and numbers rounded, each move it by up to one."""
 OUTSIDE = 0.01
 """Share of a side by which a corner may lie outside the image (and 2 pixels at least): hands slip."""
 
+TORN = 2.0
+"""Run lengths of no box whose mark has this many times the edge that it has when they are read along the rows are of rows."""
+
 UNIT_SIDE = 8
 """In an image with a longer side, a mark whose coordinates are all in 0..1 is one in normalised coordinates."""
 
@@ -136,19 +139,29 @@ def _draw_runs(mark: Mark, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
                 f"draws no pixel and says that it has {mark.area} in {mark.box}; export it again."
             )
         return region
-    try:
-        _check_box(mark, _bounds(region), size)
-    except _MisplacedError:
-        by_rows = decode_runs(runs["counts"], size[1], size[0]).T
-        if _is_close(mark.box, _bounds(by_rows), size):
-            raise _MisplacedError(
-                "has run lengths along the rows, by which alone they fit its bbox; COCO's go down the columns: export it again."
-            ) from None
-        raise
+    by_rows = decode_runs(runs["counts"], size[1], size[0]).T
+    has_box = mark.box is not None and any(mark.box[2:])
+    if has_box:
+        is_of_rows = _is_close(mark.box, _bounds(by_rows), size)
+        is_of_rows &= not _is_close(mark.box, _bounds(region), size)
+    else:
+        is_of_rows = _edges(region) > TORN * _edges(by_rows)
+    if is_of_rows:
+        raise _MisplacedError(
+            f"has run lengths along the rows, by which alone they {'fit its bbox' if has_box else 'are not torn to shreds'}; COCO's "
+            "go down the columns: export it again."
+        )
+    _check_box(mark, _bounds(region), size)
     inner = cv2.erode(region.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0)
     edge = np.count_nonzero(region) - np.count_nonzero(inner)
     _check_area(mark, region, float(edge), float(np.count_nonzero(region)))
     return region
+
+
+def _edges(region: Bool[np.ndarray, "h w"]) -> int:
+    """Count the pairs of neighbouring pixels of which one is marked."""
+    down, across = region[1:] != region[:-1], region[:, 1:] != region[:, :-1]
+    return int(np.count_nonzero(down) + np.count_nonzero(across))
 
 
 def _says_nothing(mark: Mark) -> bool:

@@ -64,6 +64,11 @@ def decode_still(content: bytes, size: tuple[int, int], num: int) -> np.ndarray:
     return imagecodecs.webp_decode(content, hasalpha=num == 4)
 
 
+def is_lossy(file: File) -> bool:
+    """Tell whether its still image is compressed with loss, by the kind of its chunk."""
+    return any(kind == b"VP8 " for kind, _, _ in _walk(file))
+
+
 def _read_chunks(file: File) -> Chunks:
     chunks = Chunks()
     for kind, at, size in _walk(file):

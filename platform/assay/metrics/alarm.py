@@ -1,0 +1,154 @@
+"""An alarm over the frames of one print: when do its logits say that something has gone wrong?
+
+- cusum: S <- max(0, S + x - reference), alarm where S exceeds the threshold (Page 1954, "Continuous
+  inspection schemes")
+- average: mean of the last `window` logits, alarm where it exceeds the threshold; nothing before the
+  window is full
+
+x is the logit of the fault: log p / (1 - p). A print's alarm stays on, so it has one at most.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Interval
+
+from assay.config import Settings
+from assay.errors import ConfigError
+from assay.shapes import Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlarmConfig(Settings, section="alarm"):
+    """How frames make an alarm."""
+
+    kind: Literal["cusum", "average"] = "cusum"
+    """Cumulative sum above a reference, or plain moving average."""
+    reference: float = 0.0
+    """What is taken off each logit before it is summed (cusum)."""
+    window: Annotated[int, Interval(ge=1, le=100_000)] = 20
+    """Frames that are averaged (average)."""
+    false_per_hour: Annotated[float, Interval(ge=0, le=10_000)] = 0.1
+    """False alarms allowed in an hour of sound printing."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        return {"window" if self.kind == "cusum" else "reference": f"alarm.kind is {self.kind}"}
+
+
+@dataclass(frozen=True)
+class AlarmState:
+    """What is known of one print between two frames."""
+
+    total: float = 0.0
+    """Page's sum."""
+    recent: tuple[float, ...] = ()
+    """The last logits, at most a window of them."""
+    is_raised: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values."""
+        return asdict(self) | {"recent": list(self.recent)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AlarmState":
+        """Rebuild a state from `to_dict`'s values."""
+        return cls(**values | {"recent": tuple(values["recent"])})
+
+
+def advance(config: AlarmConfig, threshold: float, state: AlarmState, logit: float) -> AlarmState:
+    """Return the state after one more frame.
+
+    Raises:
+        ConfigError: the logit is not a number.
+    """
+    if math.isnan(logit):
+        raise ConfigError(
+            "The logit of a frame is not a number; leave out frames without an answer."
+        )
+    if config.kind == "cusum":
+        total = max(0.0, state.total + logit - config.reference)
+        return AlarmState(total, (), state.is_raised or total > threshold)
+    recent = (*state.recent, logit)[-config.window :]
+    is_full = len(recent) == config.window
+    is_raised = is_full and math.fsum(recent) / config.window > threshold
+    return AlarmState(0.0, recent, state.is_raised or is_raised)
+
+
+def path(config: AlarmConfig, logits: Float[np.ndarray, "*prints frames"]) -> np.ndarray:
+    """Return what is compared with the threshold at each frame (-inf before a window is full).
+
+    Page's sum in closed form: the cumulative sum less its lowest value so far, 0 included.
+    """
+    if config.kind == "cusum":
+        sums = np.cumsum(logits - config.reference, axis=-1)
+        lowest: np.ndarray = sums - np.minimum(np.minimum.accumulate(sums, axis=-1), 0)
+        return lowest
+    means = np.full(logits.shape, -np.inf)
+    if logits.shape[-1] >= config.window:
+        windows = np.lib.stride_tricks.sliding_window_view(logits, config.window, axis=-1)
+        means[..., config.window - 1 :] = windows.mean(-1)
+    return means
+
+
+def first_above(values: Float[np.ndarray, " frames"], threshold: float) -> int | None:
+    """Return the first frame above the threshold; None: there is none."""
+    above = np.flatnonzero(values > threshold)
+    return int(above[0]) if len(above) else None
+
+
+def false_alarms_per_hour(
+    paths: Sequence[Float[np.ndarray, "_"]], threshold: float, frame_s: float
+) -> float:
+    """Return alarms in sound prints by the hours watched: of each print until its alarm, or its end.
+
+    Its inverse estimates the mean time to a false alarm, prints that ended without one being censored.
+    """
+    firsts = [first_above(values, threshold) for values in paths]
+    frames = sum(
+        len(values) if first is None else first + 1
+        for values, first in zip(paths, firsts, strict=True)
+    )
+    return sum(first is not None for first in firsts) / (frames * frame_s / 3600)
+
+
+def fit_threshold(
+    config: AlarmConfig, prints: Sequence[Float[np.ndarray, "_"]], frame_s: float
+) -> float:
+    """Return the lowest threshold by which sound prints of val keep the budget of false alarms.
+
+    A higher threshold gives no more alarms and no fewer hours, so the budget is kept from one value on.
+
+    Args:
+        config: the alarm and its budget.
+        prints: logits of the frames of each sound print, in order of time.
+        frame_s: seconds from a frame to the next.
+
+    Raises:
+        ConfigError: there is no frame.
+    """
+    paths = [path(config, logits) for logits in prints if len(logits)]
+    if not paths:
+        raise ConfigError(
+            "The alarm's threshold is fitted on sound prints, and val has no frame of one; give val such prints."
+        )
+    records = [np.maximum.accumulate(values) for values in paths]
+    candidates = np.unique(np.concatenate([np.zeros(1), *records]))
+    candidates = candidates[np.isfinite(candidates)]
+    low, high = 0, len(candidates) - 1  # at the highest there is no alarm
+    while low < high:
+        middle = (low + high) // 2
+        rate = false_alarms_per_hour(paths, float(candidates[middle]), frame_s)
+        low, high = (low, middle) if rate <= config.false_per_hour else (middle + 1, high)
+    return float(candidates[low])
+
+
+def delay_s(
+    values: Float[np.ndarray, " frames"], threshold: float, onset: int, frame_s: float
+) -> float:
+    """Return the seconds from the frame where a fault began to the alarm: negative where it came before, inf without one."""
+    first = first_above(values, threshold)
+    return math.inf if first is None else (first - onset) * frame_s

@@ -1,0 +1,1 @@
+"""Algorithms of domain generalisation, each on one interface (see `base`)."""

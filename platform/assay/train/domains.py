@@ -1,0 +1,207 @@
+"""The base of classifications that are to hold on domains never seen: any algorithm of `nn.domains`.
+
+A task gives `features` and calls `add_head`, as with `Classification`; which domain column, which
+algorithm, which batches and which weights are judged, the settings say.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from assay.config import Settings
+from assay.data.dataset import Column, Dataset
+from assay.data.order import balanced_order
+from assay.errors import ConfigError
+from assay.nn.averaging import AverageConfig, WeightAverage
+from assay.nn.domains.base import Seen, Sizes
+from assay.nn.domains.build import build_algorithm
+from assay.nn.domains.config import AlgorithmConfig, domainbed_space
+from assay.nn.domains.consistency import divergence, logit_variance
+from assay.nn.optim import Multiplier
+from assay.space import Space
+from assay.train.classification import Classification, ClassificationConfig, pooled, share_right
+from assay.train.monitor import Limit
+from assay.train.task import Batch, TaskConfig
+
+ALONE = ("erm", "sagnet")
+"""Algorithms that do without a second domain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainsConfig(Settings, section="domains"):
+    """Over what a model is to generalise, and what its batches and statistics hold."""
+
+    column: str = ""
+    """Domain column (one of data.domains); left out: the only one there is."""
+    order: Literal["balanced", "uniform"] = "balanced"
+    """Batches: of all domains equally and of distinct groups, or of rows as they come."""
+    rows_per_group: Annotated[int, Interval(ge=1, le=100_000)] = 1
+    """Rows of one group that stand together in a batch, as a consistency needs (balanced)."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """Statistics of batch normalisation: of each batch, or those that the weights came with (DomainBed)."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        is_uniform = self.order == "uniform"
+        return {"rows_per_group": "domains.order is uniform"} if is_uniform else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainClassificationConfig(ClassificationConfig):
+    """What every classification across domains holds; a task adds its own fields."""
+
+    domains: DomainsConfig = field(default_factory=DomainsConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
+
+
+class DomainClassification(Classification):
+    """Whole images to classes, whatever their domain.
+
+    Raises:
+        ConfigError: there is no such domain column, or train has too few domains for the algorithm.
+    """
+
+    Config: ClassVar[type[TaskConfig]] = DomainClassificationConfig
+
+    def __init__(
+        self, config: TaskConfig, dataset: Dataset, classes: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(config, dataset, classes)
+        self.domain = dataset.domain(self.config.domains.column)
+        self.num_domains = len(np.unique(self.domain.codes[dataset.train]))
+        """Domains of train; modules are built for all, of which those held out are never a target."""
+        name = self.config.algorithm.name
+        if self.num_domains == 1 and name not in ALONE:
+            (code,) = np.unique(self.domain.codes[dataset.train])
+            raise ConfigError(
+                f"All images of train are of one domain ({self.domain.values[code]}), and {name} compares several; "
+                "give train images of another, or set --algorithm.name erm."
+            )
+
+    def add_head(self, num_features: int, num_flat: int = 0) -> None:
+        """Put a linear classifier on the features, and the algorithm beside it; the last of the modules.
+
+        `num_flat` counts features with their places, where maps are given (for dann-source).
+        """
+        super().add_head(num_features)
+        num_codes = len(self.domain.values)
+        sizes = Sizes(num_features, num_flat or num_features, len(self.classes), num_codes)
+        self.algorithm = build_algorithm(self.config.algorithm, sizes)
+        self.phases = self.algorithm.phases
+        if self.config.average.weights != "last":
+            self.average = WeightAverage(self.config.average, self)
+
+    def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
+        """Return the algorithm's loss with what the task adds to it."""
+        truth, rows = self.truth(batch), batch["row"]
+        domains, groups = self._codes(self.domain, rows), self._codes(self.dataset.group, rows)
+        targets = nn.functional.one_hot(truth, len(self.classes)).float()
+        images, targets = self.algorithm.mix(self.normalised(batch), targets, domains)
+        learns = phase == "main"
+        with self.algorithm.inside(self, domains), torch.set_grad_enabled(learns):
+            features = self.features(images)
+        vectors = pooled(features)
+        logits = self.head(self.algorithm.restyle(vectors))
+        losses = self.row_losses(logits, targets)
+        seen = Seen(features, vectors, logits, losses, truth, domains, groups, progress, phase)
+        outputs: dict[str, Tensor] = self.algorithm(seen)
+        if learns:
+            terms = self.penalties(features, logits, batch, progress, phase)
+            outputs["loss"] = sum(terms.values(), outputs["loss"])
+            outputs |= {f"{name}_loss": term for name, term in terms.items()}
+        return outputs | {"train_accuracy": share_right(logits, truth)}
+
+    def penalties(
+        self, features: Tensor, logits: Tensor, batch: Batch, progress: float, phase: str
+    ) -> dict[str, Tensor]:
+        """Return the consistency of each group's answers, where it is asked for."""
+        config = self.config.algorithm
+        if config.consistency == "none":
+            return {}
+        groups = self._codes(self.dataset.group, batch["row"])
+        measure = logit_variance if config.consistency == "variance" else divergence
+        return {"consistency": config.consistency_weight * measure(logits, groups)}
+
+    def _codes(self, column: Column, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(column.codes[rows].astype(np.int64)).to(self.device)
+
+    @classmethod
+    def order(cls, config: Any, dataset: Dataset, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
+        """Balance domains in each batch, unless batches are to be as rows come."""
+        if config.domains.order == "uniform":
+            return super().order(config, dataset, rows, epoch)
+        domains, groups = dataset.domain(config.domains.column), dataset.group
+        return balanced_order(
+            rows,
+            domains.codes[rows],
+            groups.codes[rows],
+            config.train.batch_size,
+            config.train.seed,
+            epoch,
+            config.domains.rows_per_group,
+        )
+
+    @classmethod
+    def space(cls, config: Any) -> Space:
+        """Return what DomainBed searches for the algorithm that is set."""
+        return domainbed_space(config.algorithm.name)
+
+    def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
+        """Give the heads their rates."""
+        config = self.config.algorithm
+        adversary = self.algorithm.is_adversarial
+        rate = config.value("discriminator_lr") if adversary else config.head_lr
+        return {"head.": Multiplier(lr=config.head_lr), "algorithm.": Multiplier(lr=rate)}
+
+    def limits(self) -> Sequence[Limit]:
+        """Stop an adversary that explodes; say so where the domain is told far better, or worse, than by chance."""
+        if not self.algorithm.is_adversarial:
+            return ()
+        chance, bound = 1 / self.num_domains, 3 * math.log(self.num_domains)
+        explodes = (
+            f"the adversary explodes (the bound is 3 ln {self.num_domains}); lower --algorithm.weight, "
+            "--algorithm.discriminator-lr or --optim.lr, or set --optim.grad-clip."
+        )
+        is_far = (
+            f"chance is {chance:.3g}; where it is far above, the features still tell the domain, and far below, "
+            "they mislead about it instead of hiding it; try another --algorithm.weight."
+        )
+        low, high = chance / 4, (1 + chance) / 2
+        return (
+            Limit("domain_loss", high=bound, why=explodes),
+            Limit("late_domain_accuracy", low=low, high=high, then="warn", why=is_far),
+        )
+
+    def train(self, mode: bool = True) -> "DomainClassification":
+        """Change the mode, but of batch normalisation that is frozen."""
+        super().train(mode)
+        if self.config.domains.batch_norm == "frozen":
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def after_step(self, progress: float) -> None:
+        """Take the weights into their average."""
+        if self.config.average.weights != "last":
+            self.average.update(self, progress)
+
+    @contextmanager
+    def judged(self, predict: Callable[[], Mapping[str, np.ndarray]]) -> Iterator[None]:
+        """Judge and save the averaged weights; of swad, look at val by the last ones before."""
+        if self.config.average.weights == "last":
+            yield
+            return
+        if self.config.average.weights == "swad":
+            self.average.look(self, self.validate(dict(predict()))["nll"])
+        with self.average.in_place(self):
+            yield

@@ -1,0 +1,302 @@
+"""Every algorithm in a whole loop: it resumes exactly, its average is what ships, and an explosion stops."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from assay.data.dataset import Column, Dataset
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.errors import ConfigError, RunError
+from assay.nn.averaging import AverageConfig
+from assay.nn.domains.config import PUBLISHED, AlgorithmConfig
+from assay.nn.optim import Multiplier, OptimConfig
+from assay.train.batches import batches
+from assay.train.classification import Classification
+from assay.train.domains import DomainClassification, DomainClassificationConfig, DomainsConfig
+from assay.train.loop import Loop, load_best
+from assay.train.task import BatchRows, TrainConfig
+
+PRINTERS = ("a", "b", "c", "new")
+PER_PRINTER, PER_PRINT = 12, 3
+NUM = PER_PRINTER * len(PRINTERS)
+TRAIN = np.array([row for row in range(3 * PER_PRINTER) if row % 4])
+VAL = np.array([row for row in range(3 * PER_PRINTER) if not row % 4])
+
+
+def dataset_of(train: np.ndarray = TRAIN, **domains: list[str]) -> Dataset:
+    """Four printers, the last held out; prints of three frames, each of one class."""
+    printers = [PRINTERS[row // PER_PRINTER] for row in range(NUM)]
+    prints = [f"{row // PER_PRINT:03d}" for row in range(NUM)]
+    named = domains or {"printer": printers}
+    return Dataset(
+        classes=("sound", "faulty"),
+        truth=np.array([row // PER_PRINT % 2 for row in range(NUM)], np.int32),
+        mask_classes=(),
+        group=Column.of(prints),
+        domains={name: Column.of(texts) for name, texts in named.items()},
+        columns={},
+        train=train,
+        pixels=Pixels(Store(""), []),
+    )
+
+
+class Frames(DomainClassification):
+    """A small net; the class is in the red, the printer in the green."""
+
+    def __init__(self, config: Any, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3)
+        )
+        self.add_head(8, num_flat=8 * 4 * 4)
+
+    @classmethod
+    def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> dict[str, np.ndarray]:
+        image = np.stack(
+            [np.random.default_rng(int(r)).integers(60, 120, (8, 8, 3)) for r in samples.rows]
+        )
+        truth = dataset.truth[samples.rows].astype(np.int64)
+        image[..., 0] += 40 * truth[:, None, None]
+        image[..., 1] += 40 * (samples.rows // PER_PRINTER)[:, None, None]
+        ones = np.ones((len(truth), 3), np.float32)
+        return {
+            "image": image.astype(np.uint8),
+            "mean": 0.4 * ones,
+            "std": 0.2 * ones,
+            "row": samples.rows,
+            "truth": truth,
+        }
+
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.net(images)
+        return features
+
+
+CONFIG = DomainClassificationConfig(
+    train=TrainConfig(epochs=3, batch_size=9, eval_batch_size=5),
+    optim=OptimConfig(lr=0.01, schedule="constant"),
+)
+
+
+def config_of(
+    name: Any = "erm", average: str = "last", **fields: Any
+) -> DomainClassificationConfig:
+    places = {"mix_after": ("net.2",)} if name == "mixstyle" else {}
+    sections = {key: fields.pop(key) for key in ("train", "optim", "domains") if key in fields}
+    settings = {"begins": 0.2, "converged_looks": 2} if average == "swad" else {}
+    return replace(
+        CONFIG,
+        algorithm=AlgorithmConfig(name=name, **places | fields),
+        average=AverageConfig(weights=average, **settings),  # type: ignore[arg-type]
+        **{key: replace(getattr(CONFIG, key), **value) for key, value in sections.items()},
+    )
+
+
+def task_of(config: DomainClassificationConfig, dataset: Dataset | None = None) -> Frames:
+    torch.manual_seed(0)
+    return Frames(config, dataset or dataset_of())
+
+
+class StoppedError(Exception):
+    """A planted end of the process."""
+
+
+def loop_of(
+    folder: Path, config: DomainClassificationConfig, stop: int = 10**6, every: int = 0
+) -> Loop:
+    """A loop that breaks off before a training batch."""
+    task = task_of(config)
+
+    def stream(steps, train):
+        for index, batch in enumerate(batches(Frames, config, task.dataset, steps, train)):
+            if train and index == stop:
+                raise StoppedError
+            yield batch
+
+    return Loop(task, task, {"train": TRAIN, "val": VAL}, stream, folder, checkpoint_steps=every)
+
+
+def batch_of(task: Frames, rows: np.ndarray = TRAIN) -> dict[str, np.ndarray]:
+    return Frames.prepare(
+        task.config, task.dataset, BatchRows(rows, np.zeros(len(rows), np.uint64), True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "average"),
+    [(name, "last") for name in sorted(PUBLISHED) if name not in ("groupdro", "fishr", "mixup")]
+    + [("groupdro", "swad"), ("fishr", "ema"), ("mixup", "uniform")],
+)
+def test_a_run_that_was_killed_equals_one_that_was_not(tmp_path, name, average):
+    """What an algorithm and an average remember is in the checkpoint, and what they draw follows the step."""
+    config = config_of(name, average, head_lr=2.0)
+    straight = loop_of(tmp_path / "straight", config)
+    assert straight.fit().done
+    with pytest.raises(StoppedError):
+        loop_of(tmp_path / "killed", config, stop=5, every=1).fit()
+    resumed = loop_of(tmp_path / "killed", config)
+    assert resumed.fit().done
+    expected, state = straight.task.state_dict(), resumed.task.state_dict()
+    assert set(state) == set(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=0, msg=key)
+    first, second = (
+        load_file(tmp_path / run / "best" / "weights.safetensors") for run in ("straight", "killed")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_erm_is_the_plain_classification():
+    task = task_of(config_of())
+    batch = batch_of(task)
+    task.eval()
+    expected = Classification.forward(task, batch, 0.5)
+    outputs = task(batch, 0.5)
+    torch.testing.assert_close(outputs["loss"], expected["loss"])
+    assert outputs["train_accuracy"] == expected["train_accuracy"]
+
+
+@pytest.mark.parametrize("weights", ["uniform", "ema", "swad"])
+def test_the_average_is_judged_and_shipped_and_the_run_goes_on_without_it(tmp_path, weights):
+    config = config_of(average=weights, train={"epochs": 6, "select": "nll"})
+    # the valley begins at the first look, as val's loss falls to the end
+    config = replace(config, average=replace(config.average, converged_looks=1, tolerance=9.0))
+    loop = loop_of(tmp_path, config)
+    judged: list[Tensor] = []
+    predict = loop.val.predict
+
+    def spy():
+        judged.append(loop.task.head.weight.detach().clone())
+        return predict()
+
+    loop.val.predict = spy  # type: ignore[method-assign]
+    loop.fit()
+    assert len(judged) == 6 * (2 if weights == "swad" else 1)
+    last = loop.task.head.weight.detach()
+    with loop.task.average.in_place(loop.task):
+        average = loop.task.head.weight.detach().clone()
+    assert (average - last).abs().max() > 1e-4
+    torch.testing.assert_close(judged[-1], average)
+    fresh = task_of(loop.task.config)
+    load_best(fresh, tmp_path)
+    best = judged[(2 if weights == "swad" else 1) * (loop.position.best_epoch + 1) - 1]
+    torch.testing.assert_close(fresh.head.weight.detach(), best)
+
+
+def test_the_sources_explosion_is_stopped(tmp_path):
+    """003: domain loss .11, 24.5, 106, 154 within an epoch of an unbounded adversary; 3 ln 3 is 3.3."""
+    optim = {"lr": 0.3, "grad_clip": 0.0}
+    loop = loop_of(
+        tmp_path, config_of("dann-source", optim=optim, train={"epochs": 100, "val_every": 100})
+    )
+    with pytest.raises(RunError) as stopped:
+        loop.fit()
+    assert str(stopped.value).startswith("domain_loss is ")
+    assert f"above {3 * math.log(3):.4g} for 50 updates: the adversary explodes" in str(
+        stopped.value
+    )
+    assert loop.position.step < loop.total
+
+
+def test_a_discriminator_far_from_chance_is_said(tmp_path):
+    """Without reversal the discriminator learns what the features need not hide."""
+    brief = {"epochs": 60, "val_every": 60}
+    config = config_of("dann", ceiling=0.0, optim={"lr": 0.003}, train=brief)
+    loop = loop_of(tmp_path, config)
+    warnings: list[str] = []
+    loop.monitor.warn = warnings.append
+    loop.fit()
+    (warning,) = warnings
+    assert warning.startswith("late_domain_accuracy is ")
+    assert "above 0.6667" in warning
+    assert "chance is 0.333" in warning
+
+
+def test_domains_held_out_do_not_count_and_change_no_shape():
+    """A sweep measures a task without its split, and loads the run's weights into it."""
+    config = config_of("dann")
+    task, unsplit = task_of(config), task_of(config, dataset_of(np.zeros(0, np.int64)))
+    unsplit.load_state_dict(task.state_dict())
+    assert task.num_domains == 3
+    assert task.limits()[0].high == pytest.approx(3 * math.log(3))
+
+
+def test_batches_balance_printers_and_keep_prints_apart():
+    dataset, config = dataset_of(), config_of()
+    for batch in Frames.order(config, dataset, TRAIN, 0):
+        printers = dataset.domains["printer"].codes[batch]
+        assert np.bincount(printers).tolist() == [3, 3, 3]
+        assert len(np.unique(dataset.group.codes[batch])) == 9
+    uniform = config_of(domains={"order": "uniform"})
+    served = np.concatenate(Frames.order(uniform, dataset, TRAIN, 0))
+    assert sorted(served) == sorted(TRAIN)
+
+
+def test_statistics_that_are_frozen_stay(tmp_path):
+    loop = loop_of(tmp_path, config_of(domains={"batch_norm": "frozen"}))
+    before = loop.task.net[1].running_mean.clone()
+    loop.fit()
+    assert torch.equal(loop.task.net[1].running_mean, before)
+    loop = loop_of(tmp_path / "moving", config_of())
+    loop.fit()
+    assert not torch.equal(loop.task.net[1].running_mean, before)
+
+
+@pytest.mark.parametrize("consistency", ["variance", "divergence"])
+def test_a_consistency_adds_its_term(consistency):
+    plain = task_of(config_of()).eval()
+    task = task_of(config_of(consistency=consistency, consistency_weight=3.0)).eval()
+    outputs, expected = task(batch_of(task), 0.5), plain(batch_of(task), 0.5)
+    term = outputs["consistency_loss"]
+    assert term > 0
+    torch.testing.assert_close(outputs["loss"], expected["loss"] + term)
+
+
+def test_heads_have_rates_of_their_own():
+    groups = task_of(config_of("coral", head_lr=10.0)).param_groups(0.0)
+    assert groups == {"head.": Multiplier(lr=10.0), "algorithm.": Multiplier(lr=10.0)}
+    groups = task_of(config_of("dann", discriminator_lr=0.5)).param_groups(0.0)
+    assert groups == {"head.": Multiplier(), "algorithm.": Multiplier(lr=0.5)}
+
+
+def test_what_a_sweep_draws_are_the_algorithms_own_settings():
+    space = Frames.space(config_of("vrex"))
+    assert set(space) == {
+        "optim.lr",
+        "optim.weight_decay",
+        "algorithm.weight",
+        "algorithm.anneal",
+    }
+
+
+def test_domains_that_are_not_clear_are_refused():
+    texts = ["x"] * NUM
+    with pytest.raises(ConfigError, match="All images of train are of one domain"):
+        task_of(config_of("coral"), dataset_of(printer=texts))
+    task_of(config_of("erm"), dataset_of(printer=texts))
+    both = {"printer": texts, "camera": texts}
+    with pytest.raises(
+        ConfigError, match=r"domains\.column is '', and the domains are printer, camera"
+    ):
+        task_of(config_of(), dataset_of(**both))
+    with pytest.raises(ConfigError, match=r"domains\.column is 'lens'"):
+        task_of(config_of(domains={"column": "lens"}))
+    task_of(config_of(domains={"column": "camera"}), dataset_of(**both))
+    without = replace(dataset_of(), domains={})
+    with pytest.raises(ConfigError, match="The images have no domain"):
+        task_of(config_of(), without)
+
+
+def test_settings_without_effect_are_named():
+    idle = CONFIG.idle()
+    assert "algorithm.weight" in idle
+    assert "domains.rows_per_group" not in idle
+    assert "rows_per_group" in DomainsConfig(order="uniform").idle()
