@@ -33,7 +33,6 @@ class Luna(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(SIDE)
         for module in self.blocks.modules():
             if isinstance(module, nn.Conv2d):
-                assert module.bias is not None
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward_features(
