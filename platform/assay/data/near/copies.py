@@ -56,7 +56,7 @@ def clusters(contents: Sequence[str], pairs: Sequence[NearPair]) -> list[str]:
         for pair in pairs
         if pair.first in number and pair.second in number
     ]
-    cluster = {}
+    cluster: dict[str, str] = {}
     for unit in join_rows([unique], list(range(len(unique))), links):
         cluster |= {unique[i]: unique[unit[0]] for i in unit}
     return [cluster[content] for content in contents]

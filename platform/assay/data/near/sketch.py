@@ -62,7 +62,7 @@ def standardise(pixels: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side 
 
 def sketch(thumb: UInt8[np.ndarray, "h w"]) -> Sketch:
     """Find the keypoints of a thumbnail and describe them (SIFT: Lowe 2004)."""
-    sift = cv2.SIFT_create(nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=15)
+    sift = cv2.SIFT.create(nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=15)
     keypoints, raw = sift.detectAndCompute(thumb, None)
     if raw is None:
         return Sketch(thumb, np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8))
