@@ -40,7 +40,7 @@ def by_signature(signatures: UInt8[np.ndarray, "n 32"]) -> list[tuple[int, int, 
     Turn t of the first is nearest to the second: `np.rot90` t % 4 times, from 4 on after mirroring.
     """
     signs = np.unpackbits(signatures, axis=1).astype(np.float32) * 2 - 1
-    pairs = {}
+    pairs: dict[tuple[int, int], int] = {}
     for start in range(0, len(signs), _ROWS):
         nearness, turns = _compare(signs[start : start + _ROWS], signs)
         nearness[np.arange(len(nearness)), np.arange(start, start + len(nearness))] = -256
