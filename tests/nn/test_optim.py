@@ -153,6 +153,25 @@ def test_adamw_is_torchs():
     assert type(optimizer) is torch.optim.AdamW
 
 
+def test_adams_decay_is_part_of_the_gradient():
+    """Kingma and Ba 2015, algorithm 1, on the gradient of the loss plus decay * x^2 / 2."""
+    net = nn.Linear(2, 2, bias=False)
+    x = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    net.weight.data.copy_(x)
+    config = OptimConfig(optimizer="adam", lr=0.1, weight_decay=0.5, schedule="constant")
+    optimizer = build_optimizer(net, config, {})
+    first, second = torch.zeros(2, 2), torch.zeros(2, 2)
+    for step in range(1, 4):
+        set_rates(optimizer, config, {}, step / 4)
+        net.weight.grad = step * torch.tensor([[1.0, -1.0], [0.5, 2.0]])
+        gradient = net.weight.grad + 0.5 * x
+        optimizer.step()
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        x = x - 0.1 * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        assert torch.allclose(net.weight, x, atol=1e-5), step
+
+
 @pytest.mark.parametrize("fields", [{"lr": 0.0}, {"lr": -1.0}, {"warmup": 1.0}, {"warmup": -0.1}])
 def test_values_outside_their_range_are_refused(fields):
     with pytest.raises(ConfigError, match=r"optim\.(lr|warmup) is .*; it must be"):

@@ -22,6 +22,7 @@ from assay.metrics.figure import Figure, Series
 from assay.metrics.measures import STANDARD
 from assay.report import charts
 from assay.report import page as report
+from assay.report.svg import count
 from assay.runs import results
 from assay.typed import to_json
 
@@ -119,6 +120,13 @@ def run(tmp_path: Path) -> Path:
         "state": "finished",
         "task": "fingerprint",
         "seconds": 3725.0,
+        "measured": {
+            "num_params": 115_088.0,
+            "num_trainable": 20_736.0,
+            "macs": 1.814e9,
+            "trainable_macs": 907e6,
+            "train_s": 3661.0,
+        },
         "launches": [launch | {"assay": "0.1.0", "host": "secret-host"}],
         "recipe": "aaaabbbbcccc",
         "data": "ddddeeeeffff",
@@ -310,6 +318,40 @@ def test_tables_say_what_the_files_say(run):
     assert "1970-01-01 00:00 UTC" in text
     assert "Recipe aaaabbbbcccc" in text
     assert "Data ddddeeeeffff" in text
+
+
+def test_the_page_says_what_was_trained_and_what_it_costs(run):
+    text = Page(report.render(run)).text
+    for words in (
+        "Parameters 115 k 20.7 k 18 %",
+        "Multiply-accumulates of one image 1.81 G 907 M 50 %",
+        "Trained in 1 h 1 min, looks at validation included.",
+    ):
+        assert words in text
+    record = json.loads((run / "run.json").read_text())
+    counted = {"num_params": 1000.0, "num_trainable": 0.0}
+    write(run, "run.json", record | {"measured": counted})
+    text = Page(report.render(run)).text
+    assert "Parameters 1 k 0 0 %" in text
+    assert "Multiply-accumulates" not in text
+    del record["measured"]  # an older run
+    write(run, "run.json", record)
+    assert "What was trained" not in Page(report.render(run)).text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (999_600, "1 M"),
+        (85_798_656, "85.8 M"),
+        (2e12, "2 T"),
+    ],
+)
+def test_large_numbers_are_written_in_three_digits(value, text):
+    assert count(value) == text
 
 
 def test_the_data_card_counts_the_split(run):

@@ -139,6 +139,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "d_inner": (24, 40),
     "crop_px": (32, 64),
     "degrees": (90.0, 15.0),
+    "hue": (0.3, 0.1),
     "tile_px": (64, 96),
     "overlap_px": (8, 0),
     "arch": ("fpn", "unet"),

@@ -18,6 +18,7 @@ from assay.errors import ConfigError, RunError
 from assay.experiment.identity import identity, recipe
 from assay.nn.optim import lr_factor
 from assay.runs import telemetry
+from assay.runs.folder import Run
 from assay.runs.telemetry import Telemetry
 from assay.train.loop import Loop, load_best
 from assay.train.monitor import MAX_NONFINITE
@@ -402,6 +403,27 @@ def test_looking_at_val_changes_nothing_of_the_training(tmp_path):
     rarely.fit()
     for name, tensor in often.task.state_dict().items():
         assert torch.equal(rarely.task.state_dict()[name], tensor)
+
+
+def test_what_a_run_costs_is_noted_and_its_time_is_of_all_launches(tmp_path):
+    """A launch that sleeps and breaks off after a checkpoint, and one that ends the run."""
+
+    def slow(index: int, batch):
+        time.sleep(0.1)
+        return batch
+
+    config = config_of(train={"epochs": 2})
+    slowly = lambda stream: toy.stopping(toy.changed(stream, slow), 6)  # noqa: E731
+    with pytest.raises(toy.StoppedError):
+        work(tmp_path, config, slowly, every=5)
+    assert Run(tmp_path).record.measured is None
+    began = time.perf_counter()
+    work(tmp_path, config)
+    measured = Run(tmp_path).record.measured
+    assert measured is not None
+    layers = (6 * 16 + 16) + (6 * 16 + 16) + (16 * 3 + 3) + 16
+    assert measured["num_params"] == measured["num_trainable"] == layers
+    assert 0.5 <= measured["train_s"] <= 0.5 + time.perf_counter() - began + 2
 
 
 def test_val_is_prepared_once(tmp_path, config):

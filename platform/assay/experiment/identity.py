@@ -70,7 +70,7 @@ def _settings(config: TaskConfig) -> dict[str, Any]:
     settings = to_dict(config)
     settings["data"].pop("root")
     settings.pop("decide", None)  # how a run is judged does not change what is trained
-    return settings
+    return settings | config.digests()
 
 
 def _imports_masks(source: TaskSource) -> bool:

@@ -4,7 +4,6 @@ A run may end early and go on later: `complete` brings it to where it is judged 
 trial of a search), on test too ("test", a trial of a grid of folds), or shipped ("bundle").
 """
 
-import dataclasses
 import sys
 import time
 from collections import OrderedDict
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from assay.bundle.bundle import Bundle
-from assay.config import to_dict
+from assay.config import Settings, to_dict
 from assay.data.duplicates import NearDuplicate, counts, near_duplicates
 from assay.data.images.pixels import Pixels, Survey
 from assay.data.images.store import Store
@@ -323,11 +322,13 @@ def storage_of(resources: Resources) -> Path:
 
 
 def absolute(config: TaskConfig) -> TaskConfig:
-    """Make data.root absolute, since workers have other working directories."""
-    root = config.data.root
-    if root is None:
-        return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root.absolute()))
+    """Make every path of the settings absolute, since workers have other working directories."""
+    changed = {}
+    for name, section in vars(config).items():
+        if isinstance(section, Settings):
+            paths = {k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)}
+            changed[name] = replace(section, **paths)
+    return replace(config, **changed)
 
 
 def _without(manifest: Manifest, bad: Sequence[UnreadableImage]) -> Manifest:

@@ -18,12 +18,12 @@ from assay.errors import ConfigError
 class OptimConfig(Settings, section="optim"):
     """How parameters are updated."""
 
-    optimizer: Literal["adamw", "lamb"] = "adamw"
-    """Update rule: AdamW, or LAMB (You et al. 2020) for very large batches."""
+    optimizer: Literal["adamw", "adam", "lamb"] = "adamw"
+    """Update rule: AdamW, Adam with its L2 penalty, or LAMB (You et al. 2020) for very large batches."""
     lr: Annotated[float, Interval(gt=0, le=1000)] = 5e-4
     """Highest learning rate (per update)."""
     weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.01
-    """Decoupled weight decay (per update, times lr)."""
+    """Decoupled weight decay (per update, times lr); with adam a part of the gradient (L2)."""
     decays: Literal["weights", "all"] = "weights"
     """What decays: weights, without norms and biases, or every parameter."""
     schedule: Literal["onecycle", "cosine", "exponential", "constant"] = "onecycle"
@@ -94,7 +94,8 @@ def build_optimizer(
         return Lamb(
             param_groups, lr=config.lr, weight_decay=config.weight_decay, max_grad_norm=None
         )
-    return torch.optim.AdamW(param_groups, lr=config.lr, weight_decay=config.weight_decay)
+    rule = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return rule(param_groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def set_rates(

@@ -24,7 +24,7 @@ from assay.files import read_json, reading, write_whole
 from assay.metrics.comparison import Comparison
 from assay.metrics.estimate import Estimate
 from assay.report import charts
-from assay.report.svg import Number, number, render_svg
+from assay.report.svg import Number, count, number, render_svg
 from assay.runs import record, results
 from assay.runs.record import RunRecord, as_record, schema_of
 from assay.runs.results import Comparisons, Result
@@ -123,6 +123,7 @@ def fill_page(template: str, **values: Any) -> str:
         "p": _p,
         "time": _time,
         "duration": _duration,
+        "count": count,
         "setting": _setting,
         "doubt": _doubt,
         "lowered": _lower,

@@ -271,6 +271,14 @@ def number(value: Number) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def count(value: Number) -> str:
+    """Write a large number in three digits, with its unit."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
 def _describe(name: str, series: Series, i: int) -> str:
     """Say what a marker shows under the pointer."""
     text = f"{name}: {number(series.y[i])}"

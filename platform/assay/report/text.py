@@ -10,6 +10,7 @@ from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.estimate import bracket, signed
 from assay.metrics.summary import Summary
+from assay.report.svg import count
 from assay.runs import listing
 from assay.runs.listing import RunSummary
 from assay.runs.record import read_record
@@ -158,7 +159,10 @@ def print_run(folders: Mapping[str, Path]) -> None:
             f"\nThis is scoring {first.num_scored} of the test sets of this run.",
             file=sys.stderr,
         )
-    for line in read_record(folders[method]).masks_said():
+    record = read_record(folders[method])
+    if record.measured:
+        print(f"\n{method} {_cost(record.measured)}.")
+    for line in record.masks_said():
         print(line, file=sys.stderr)
     print()
     for name, folder in folders.items():
@@ -171,6 +175,19 @@ def _print_measures(name: str, summary: Summary, main: str) -> None:
         if estimate and key not in NOT_PRINTED:
             label = name if key == main else ""
             print(f"  {label:12s} {key.replace('_', ' '):20s} {bracket(estimate)}")
+
+
+def _cost(measured: Mapping[str, float]) -> str:
+    """Say what of a model was trained, and what it cost."""
+    parts = []
+    if "num_trainable" in measured:
+        trained, num = count(measured["num_trainable"]), count(measured["num_params"])
+        parts.append(f"trained {trained} of {num} parameters")
+    if "train_s" in measured:
+        parts.append(f"in {measured['train_s']:.0f} s")
+    if "macs" in measured:
+        parts.append(f"and costs {count(measured['macs'])} multiply-accumulates an image")
+    return " ".join(parts)
 
 
 def _told(comparison: Comparison) -> str:

@@ -104,7 +104,7 @@ class RunRecord:
     scorings: tuple[Scoring, ...] = ()
     """Looks at the test sets, the oldest first; they end with the run's folder alone."""
     measured: Mapping[str, float] | None = None
-    """What a sweep measured besides: latency_ms, num_params."""
+    """What it costs: num_params, num_trainable, macs and trainable_macs of one image, train_s; latency_ms where a sweep asked for it."""
     others: Mapping[str, Any] = rest()
     """What this Assay does not know; kept as it is."""
 

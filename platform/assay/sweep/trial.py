@@ -44,7 +44,7 @@ class Outcome:
     """Epochs done and the best score until then."""
     seconds: float = 0.0
     measured: Mapping[str, float] = field(default_factory=dict)
-    """What else was asked for: latency_ms, num_params."""
+    """What it costs; latency_ms where it was asked for."""
 
     @property
     def epochs(self) -> int:

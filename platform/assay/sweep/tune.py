@@ -242,7 +242,8 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
                 stage, sweep = shared.stage, shared.sweep
                 complete(prepared, run, resources, stage, report, callbacks, sweep=sweep)
                 if shared.measure:
-                    run.note(measured=_measure(shared, config, run))
+                    measured = {**(run.record.measured or {}), **_measure(shared, config, run)}
+                    run.note(measured=measured)
             except AssayError as error:
                 run.note(state="failed", reason=str(error))
                 raise

@@ -22,6 +22,7 @@ from assay.data.inputs.normalise import EPS
 from assay.data.inputs.transforms import TransformConfig, change
 from assay.metrics.scores.classes import accuracy
 from assay.nn.export import GraphModule, write_graph
+from assay.nn.macs import count_macs
 from assay.train.int8 import add_int8
 from assay.train.task import Batch, BatchRows, Task, TaskConfig
 
@@ -170,6 +171,15 @@ class Classification(Task):
         if features.dim() < 4 or not isinstance(self.head, nn.Linear):
             return outputs
         return *outputs, torch.einsum("ndhw,cd->nchw", features, self.head.weight)
+
+    def costs(self) -> dict[str, int]:
+        """Count parameters, and the multiply-accumulates of one image."""
+        shape = (1, 3, self.config.image.height_px, self.config.image.width_px)
+        image, mode = torch.zeros(shape, device=self.device), self.training
+        self.eval()
+        macs, trained = count_macs(lambda image: self.head(pooled(self.features(image))), image)
+        self.train(mode)
+        return {**super().costs(), "macs": macs, "trainable_macs": trained}
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write graph `classify` (image to logits, embedding and maps of evidence), and its int8 form."""

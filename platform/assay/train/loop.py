@@ -50,6 +50,8 @@ class TrainState:
     counted: float | None = None
     """What `select` names at the last improvement that patience counted."""
     done: bool = False
+    seconds: float = 0.0
+    """Of training and looking at val, over all launches; what a broken launch did since its last checkpoint is not in it."""
     scaler: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, list[float]] = field(default_factory=dict)
     """Sum and number of each scalar in the epoch so far."""
@@ -106,6 +108,7 @@ class Loop:
         self.position = TrainState(watched=self.monitor.state)
         self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
         self.probed = False
+        self.since = time.perf_counter()
 
     def _epoch_steps(self, epoch: int) -> list[Step]:
         return steps_of(
@@ -117,6 +120,7 @@ class Loop:
         newest = checkpoint.latest(self.folder / "checkpoints")
         if newest is not None:
             self._restore(checkpoint.load(newest, self.wrapped, self.optimizer))
+        self.since = time.perf_counter()
         if not self.position.done and self.total:
             self._train()
         elif self.position.best is None:
@@ -347,6 +351,8 @@ class Loop:
 
     def _save(self, done: bool = False) -> None:
         self.position.done = done
+        now = time.perf_counter()
+        self.position.seconds, self.since = self.position.seconds + now - self.since, now
         self.position.scaler = self.scaler.state_dict()
         folder, state = self.folder / "checkpoints", asdict(self.position)
         checkpoint.save(folder, self.position.step, self.wrapped, self.optimizer, state)

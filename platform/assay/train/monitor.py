@@ -344,7 +344,7 @@ def _without_gradient(module: nn.Module, optimizer: torch.optim.Optimizer) -> tu
 
 
 def _is_reached(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether the optimiser's second moment remembers a gradient; weight decay leaves no trace there."""
+    """Tell whether the optimiser's second moment remembers a gradient; only adam's weight decay leaves a trace there."""
     state = optimizer.state.get(parameter)
     if not state:
         return False

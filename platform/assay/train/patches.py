@@ -388,6 +388,10 @@ class PatchClassification(Classification):
             metrics[name] = deletion.measure(rows_of(predictions, name))
         return TaskMetrics(metrics=metrics, measures=deletion.MEASURES)
 
+    def costs(self) -> dict[str, int]:
+        """Count parameters alone: what an image costs depends on the patches that are looked at."""
+        return Task.costs(self)
+
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Train the scorer and the backbone at their own rates."""
         model = self.config.model

@@ -82,6 +82,10 @@ class TaskConfig(Settings):
         """Return sentences on what was set and is hardly meant."""
         return []
 
+    def digests(self) -> dict[str, Any]:
+        """Return what a run's name has in the place of settings that point at something, as at another run."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskMetrics:
@@ -227,6 +231,12 @@ class Task(nn.Module):
     ) -> np.ndarray | None:
         """Draw what the report shows of a row in the place of its image (RGB); `answer` gives the bundle's."""
         return None
+
+    def costs(self) -> dict[str, int]:
+        """Count parameters, and those that are trained; a task adds its multiply-accumulates."""
+        counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        trained = sum(num for num, is_trained in counts if is_trained)
+        return {"num_params": sum(num for num, _ in counts), "num_trainable": trained}
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Return multipliers of learning rate and weight decay by parameter-name prefix."""

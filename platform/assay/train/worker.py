@@ -77,6 +77,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     device = torch.device(job.device)
     torch.manual_seed(config.train.seed)
     task = task_class(config, job.dataset).to(device)
+    costs = task.costs()
     wrapped = _wrap(task, job.strategy, device)
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     keep = Run(job.folder).warn
@@ -89,6 +90,9 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
             task, wrapped, rows, stream, job.folder, telemetry, heartbeat, job.checkpoint_steps
         )
         position = loop.fit()
+        if rank == 0:
+            measured = {name: float(num) for name, num in costs.items()}
+            Run(job.folder).note(measured=measured | {"train_s": position.seconds})
         _predict(job, stream, device)
     finally:
         if telemetry is not None:

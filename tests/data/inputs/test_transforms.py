@@ -1,5 +1,6 @@
 """Changes of an image and its mask, against planted marks."""
 
+import colorsys
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ NOTHING: dict[str, Any] = {
     "degrees": 0.0,
     "scale": 0.0,
     "affine": 0.0,
+    "translate": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,
     "brightness": 0.0,
     "contrast": 0.0,
     "noise": 0.0,
@@ -45,6 +49,7 @@ SETTINGS = st.builds(
     degrees=st.floats(0, 180),
     scale=st.floats(0, 0.5),
     affine=st.floats(0, 1),
+    translate=st.floats(0, 0.3),
     brightness=st.floats(0, 0.2),
     contrast=st.floats(0, 0.2),
 )
@@ -111,6 +116,51 @@ def test_scaling_keeps_its_bounds_in_either_direction() -> None:
     assert (np.max(factors, axis=0) > 1.25).all()
     assert (np.max(factors, axis=0) < 1.45).all()
     assert max(abs(tall / wide - 1) for tall, wide in factors) > 0.2
+
+
+def test_a_shift_keeps_its_bounds_and_its_size() -> None:
+    image, mask = marked(50, 40)
+    config = TransformConfig(**NOTHING | {"affine": 1.0, "translate": 0.2})
+    (y, x), _ = moments(mask)
+    shifts = []
+    for seed in range(60):
+        _, moved = change(config, image, mask, seed, *WIDE)
+        assert abs(int(moved.sum()) - int(mask.sum())) <= 42  # a row or column of the square
+        shifts.append((moments(moved)[0] - (y, x)) / mask.shape)
+    low, high = np.min(shifts, axis=0), np.max(shifts, axis=0)
+    assert (low > -0.21).all()
+    assert (low < -0.15).all()
+    assert (high < 0.21).all()
+    assert (high > 0.15).all()
+
+
+@given(st.floats(0, 1), st.floats(0, 0.5), st.integers(0, 2**31 - 1))
+def test_colours_change_and_grey_and_masks_stay(saturation: float, hue: float, seed: int) -> None:
+    """Saturation moves colours towards their grey or away from it; hue keeps the largest and smallest channel."""
+    config = TransformConfig(**NOTHING | {"saturation": saturation, "hue": hue})
+    mask = NOISE[..., 0] % 3
+    grey = np.repeat(NOISE[..., :1], 3, axis=2)
+    for image in (grey, NOISE):
+        changed, other = change(config, image, mask, seed, *WIDE)
+        np.testing.assert_array_equal(other, mask)
+        if image is grey:
+            assert np.abs(changed.astype(int) - grey).max() <= 1
+    if not saturation:
+        spread, before = (np.sort(a.astype(int), 2)[..., [0, 2]] for a in (changed, NOISE))
+        # whole turns are 180 steps and saturation 255 in 8 bits
+        assert np.abs(spread - before).max() <= 3
+
+
+def test_hue_turns_within_its_bounds() -> None:
+    red = np.zeros((4, 4, 3), np.uint8) + np.array([200, 20, 20], np.uint8)
+    config = TransformConfig(**NOTHING | {"hue": 0.2})
+    turns = []
+    for seed in range(60):
+        image, _ = change(config, red, red[..., 0], seed, *WIDE)
+        turn = colorsys.rgb_to_hsv(*(image[0, 0] / 255))[0]
+        turns.append((turn + 0.5) % 1 - 0.5)
+    assert -0.21 < min(turns) < -0.15
+    assert 0.15 < max(turns) < 0.21
 
 
 def test_rotation_keeps_its_bounds() -> None:

@@ -34,12 +34,18 @@ class TransformConfig(Settings, section="transform"):
     """Rotation by up to this either way (degrees)."""
     scale: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     """Scaling by up to this share either way, of height and width apart."""
+    translate: Share = 0.0
+    """Shift by up to this share of the frame's sides either way."""
     affine: Share = 0.5
-    """Probability of rotation and scaling."""
+    """Probability of rotation, scaling and shift."""
     brightness: Annotated[float, Interval(ge=0, le=100)] = 0.2
     """Change of brightness by up to this either way (standard deviations of the image)."""
     contrast: Share = 0.2
     """Change of contrast about the image's mean by up to this share either way."""
+    saturation: Share = 0.0
+    """Change of saturation by up to this share either way."""
+    hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
+    """Turn of the hue by up to this either way (whole turns); grey stays as it is."""
     noise: Annotated[float, Interval(ge=0, le=100)] = 0.0
     """Largest deviation of the noise that half of the samples get (standard deviations of the image)."""
 
@@ -47,9 +53,9 @@ class TransformConfig(Settings, section="transform"):
         """Name settings without effect."""
         section = self._section
         if not self.affine:
-            return dict.fromkeys(("degrees", "scale"), f"{section}.affine is 0")
-        if not (self.degrees or self.scale):
-            return {"affine": f"{section}.degrees and {section}.scale are 0"}
+            return dict.fromkeys(("degrees", "scale", "translate"), f"{section}.affine is 0")
+        if not (self.degrees or self.scale or self.translate):
+            return {"affine": f"{section}.degrees, {section}.scale and {section}.translate are 0"}
         return {}
 
 
@@ -112,19 +118,26 @@ def change_colours(
 
 @lru_cache(maxsize=4)
 def _transforms(config: TransformConfig) -> albumentations.Compose:
-    limit = config.degrees
-    return albumentations.Compose(
-        [
-            albumentations.HorizontalFlip(p=config.hflip),
-            albumentations.VerticalFlip(p=config.vflip),
-            albumentations.Affine(
-                scale=(1 - config.scale, 1 + config.scale),
-                rotate=(-limit, limit),
-                border_mode=cv2.BORDER_REFLECT_101,
-                p=config.affine,
-            ),
-        ]
-    )
+    limit, shift = config.degrees, config.translate
+    transforms = [
+        albumentations.HorizontalFlip(p=config.hflip),
+        albumentations.VerticalFlip(p=config.vflip),
+        albumentations.Affine(
+            scale=(1 - config.scale, 1 + config.scale),
+            translate_percent=(-shift, shift) if shift else None,
+            rotate=(-limit, limit),
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=config.affine,
+        ),
+    ]
+    if config.saturation or config.hue:
+        saturation = (1 - config.saturation, 1 + config.saturation)
+        same = (1.0, 1.0)
+        colours = albumentations.ColorJitter(
+            brightness=same, contrast=same, saturation=saturation, hue=config.hue, p=1.0
+        )
+        transforms.append(colours)
+    return albumentations.Compose(transforms)
 
 
 @lru_cache(maxsize=4)
