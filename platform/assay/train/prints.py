@@ -21,7 +21,9 @@ from assay.data.times import seconds_since_start, time_column
 from assay.metrics.alarm import AlarmConfig
 from assay.metrics.frames import MEASURES, SECONDS, early_figure, judge_alarms, prints_of
 from assay.metrics.predictions import class_names, rows_of, sets_of
+from assay.nn.domains.config import domainbed_space
 from assay.nn.networks import NetworkConfig
+from assay.space import Space
 from assay.train.domains import DomainClassification, DomainClassificationConfig
 from assay.train.task import Batch, TaskConfig, TaskMetrics, doubt_constants
 
@@ -63,6 +65,11 @@ class Prints(DomainClassification):
     def fetch(cls, config: Any) -> None:
         """Fetch the network's weights."""
         config.model.fetch()
+
+    @classmethod
+    def space(cls, config: Any) -> Space:
+        """Return what DomainBed searches for the algorithm that is set, and for weights as they begin."""
+        return domainbed_space(config.algorithm.name, config.model.weights != "none")
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the network's features."""

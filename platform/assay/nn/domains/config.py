@@ -155,12 +155,15 @@ SHARED: Space = MappingProxyType(
 )
 """What DomainBed searches beside every algorithm where the network is pretrained."""
 
+SHARED_SCRATCH: Space = MappingProxyType({"optim.lr": _log(-4.5, -2.5)})
+"""The same for small images, whose networks begin with random weights."""
 
-def domainbed_space(name: AlgorithmName) -> Space:
+
+def domainbed_space(name: AlgorithmName, is_pretrained: bool = True) -> Space:
     """Return what DomainBed's random search draws for an algorithm, by the settings of a task."""
     own = {
         f"algorithm.{field}": entry.searched
         for field, entry in PUBLISHED[name].items()
         if entry.searched is not None
     }
-    return {**SHARED, **own}
+    return {**(SHARED if is_pretrained else SHARED_SCRATCH), **own}
