@@ -26,6 +26,7 @@ from assay.metrics.decide import DecideConfig
 from assay.nn.domains.config import AlgorithmConfig
 from assay.nn.networks import NetworkConfig
 from assay.nn.optim import OptimConfig
+from assay.train.adaptation import AdaptConfig
 from assay.train.classification import ClassLossConfig
 from assay.train.domains import DomainsConfig
 from assay.train.prints import FramesConfig, Prints, PrintsConfig
@@ -78,13 +79,14 @@ class Extrusion(Prints):
             train=TrainConfig(epochs=6, batch_size=30),
             optim=OptimConfig(lr=3e-3, warmup=0.1),
             decide=DecideConfig(positive="1"),
+            adapt=AdaptConfig(methods=("recalibrate", "tent"), minutes=0.25),
         )
         smoke = replace(
             demo,
             nozzles=NozzlesConfig(height_px=32, num_prints=4, num_frames=2),
             image=replace(wide, height_px=32, width_px=64),
-            model=NetworkConfig(network="test_resnet"),
             train=replace(demo.train, epochs=2),
+            adapt=replace(demo.adapt, minutes=0.05),
         )
         competition = replace(
             demo,
@@ -94,6 +96,7 @@ class Extrusion(Prints):
             algorithm=AlgorithmConfig(),
             train=TrainConfig(epochs=10, batch_size=32, patience=4),
             optim=OptimConfig(lr=2e-4, schedule="cosine", warmup=0.05),
+            adapt=AdaptConfig(),
         )
         files = replace(
             competition,

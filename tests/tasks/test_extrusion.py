@@ -89,7 +89,7 @@ def test_the_sources_recipe_is_true_in_every_parameter():
     recipe = TASK.presets()["source"]
     assert {name: value_of(recipe, name) for name in RECIPE} == dict(RECIPE)
     stated = {name.split(".")[0] for name in RECIPE}
-    unstated = {"nozzles", "quantize", "decide", "alarm"}
+    unstated = {"nozzles", "quantize", "decide", "alarm", "adapt"}
     assert {*vars(recipe)} == stated | unstated
 
 

@@ -4,7 +4,7 @@ Frames of one print are one group, and printers the domain. Where times are know
 by how early its answers are right, and by an alarm over frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,17 @@ from torch import Tensor
 from assay.config import Settings
 from assay.data.dataset import Dataset
 from assay.data.times import seconds_since_start, time_column
+from assay.errors import ConfigError
 from assay.metrics.alarm import AlarmConfig
+from assay.metrics.estimate import Estimate
 from assay.metrics.frames import MEASURES, SECONDS, early_figure, judge_alarms, prints_of
 from assay.metrics.predictions import class_names, rows_of, sets_of
+from assay.nn.adapt import batch_norms
 from assay.nn.domains.config import domainbed_space
 from assay.nn.networks import NetworkConfig
 from assay.space import Space
+from assay.train import adaptation
+from assay.train.adaptation import Adaptation, AdaptConfig, judge_adapted
 from assay.train.domains import DomainClassification, DomainClassificationConfig
 from assay.train.task import Batch, TaskConfig, TaskMetrics, doubt_constants
 
@@ -44,6 +49,16 @@ class PrintsConfig(DomainClassificationConfig):
     model: NetworkConfig = field(default_factory=NetworkConfig)
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     """What an alarm on decide.positive may cost; both kinds are judged, where times are known."""
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse to adapt to first minutes that are not known."""
+        super().__post_init__()
+        if self.adapt.methods and not self.frames.time:
+            raise ConfigError(
+                "--adapt.methods adapts to the first minutes of a new printer, and --frames.time says nowhere when frames were taken; "
+                "name it, or leave adaptation out."
+            )
 
     def doubts(self) -> list[str]:
         """Say where images are normalised otherwise than the weights expect."""
@@ -60,6 +75,8 @@ class Prints(DomainClassification):
         super().__init__(config, dataset, classes)
         self.network = config.model.build(config.image.height_px, config.image.width_px)
         self.add_head(self.network.num_features)
+        if config.adapt.methods:
+            batch_norms(self)
 
     @classmethod
     def fetch(cls, config: Any) -> None:
@@ -81,7 +98,15 @@ class Prints(DomainClassification):
         columns = super().predict_once(batch)
         if not self.config.frames.time:
             return columns
-        return columns | {SECONDS: torch.from_numpy(self.seconds[batch["row"]])}
+        columns[SECONDS] = torch.from_numpy(self.seconds[batch["row"]])
+        if self.config.adapt.methods and self.graph is None:
+            columns |= self.adaptation.columns(batch)
+        return columns
+
+    @cached_property
+    def adaptation(self) -> Adaptation:
+        """Copies of this task as it is now, adapted to new printers."""
+        return Adaptation(self)
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -97,10 +122,19 @@ class Prints(DomainClassification):
         prints = {name: prints_of(rows_of(predictions, name)) for name in sets_of(predictions)}
         figure = early_figure({name: p for name, p in prints.items() if name != "val"})
         figures = [*judged.figures, figure] if figure else judged.figures
-        judged = replace(judged, figures=figures, measures={**judged.measures, **MEASURES})
+        measures = {**judged.measures, **MEASURES, **adaptation.MEASURES}
+        metrics = merged(judged.metrics, judge_adapted(predictions))
+        judged = replace(judged, metrics=metrics, figures=figures, measures=measures)
         positive = config.decide.positive
         if not positive:
             return judged
         alarms = judge_alarms(config.alarm, class_names(predictions).index(positive), prints)
-        metrics = {name: {**judged.metrics.get(name, {}), **alarms[name]} for name in prints}
-        return replace(judged, metrics=metrics)
+        return replace(judged, metrics=merged(metrics, alarms))
+
+
+def merged(
+    first: Mapping[str, Mapping[str, Estimate]], second: Mapping[str, Mapping[str, Estimate]]
+) -> dict[str, dict[str, Estimate]]:
+    """Return the estimates of both, by set and name."""
+    names = dict.fromkeys((*first, *second))
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in names}
