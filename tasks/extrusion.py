@@ -22,6 +22,7 @@ from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.split import SplitConfig
 from assay.data.synthetic.nozzles import ODD_PRINTER, TABLE, NozzlesConfig, draw_nozzles
 from assay.data.times import STEM, add_times
+from assay.metrics.alarm import AlarmConfig
 from assay.metrics.decide import DecideConfig
 from assay.nn.domains.config import AlgorithmConfig
 from assay.nn.networks import NetworkConfig
@@ -76,9 +77,10 @@ class Extrusion(Prints):
             loss=ClassLossConfig(class_weights="balanced"),
             model=NetworkConfig(network="test_resnet"),
             algorithm=AlgorithmConfig(name="dann"),
-            train=TrainConfig(epochs=6, batch_size=30),
+            train=TrainConfig(epochs=10, batch_size=30),
             optim=OptimConfig(lr=3e-3, warmup=0.1),
             decide=DecideConfig(positive="1"),
+            alarm=AlarmConfig(window=4),
             adapt=AdaptConfig(methods=("recalibrate", "tent"), minutes=0.25),
         )
         smoke = replace(
@@ -96,6 +98,7 @@ class Extrusion(Prints):
             algorithm=AlgorithmConfig(),
             train=TrainConfig(epochs=10, batch_size=32, patience=4),
             optim=OptimConfig(lr=2e-4, schedule="cosine", warmup=0.05),
+            alarm=AlarmConfig(),
             adapt=AdaptConfig(),
         )
         files = replace(
