@@ -1,19 +1,24 @@
 """Three rules on planted scores: each chooses by what it may look at, and the oracle is marked."""
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from assay.config import Settings
+from assay.data.split import SplitConfig
 from assay.space import Choice, Float
+from assay.sweep import generalize
 from assay.sweep.folds import Fold
 from assay.sweep.generalization import Rows
-from assay.sweep.generalize import FoldLaunch, _plan, draw_settings
+from assay.sweep.generalize import FoldLaunch, FoldTrial, _plan, draw_settings
 from assay.sweep.rules import candidates_of, choose, choose_draws, compare_rules, rule_scores
+from assay.sweep.trial import Outcome, Trial
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -184,3 +189,49 @@ def test_holding_out_one_and_two_printers_makes_every_inner_training(tmp_path: P
     assert len(folds) == sum(counts.values())
     longer = {f.num_trained: f.config.train.epochs for f in folds}
     assert longer == {6: config.train.epochs, 5: round(config.train.epochs * 6 / 5)}
+
+
+def report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: TaskConfig
+) -> tuple[dict[str, Any], str]:
+    """What a sweep writes of two settings, of which the one that is worse on val is better on test."""
+    folds = [replace(fold, config=config) for fold in folds_of({"erm": 2, "dann": 1})]
+    rows = rows_of(folds, lambda setting, draw, *_: {"erm": 0.3, "dann": 0.8}[setting] - 0.1 * draw)
+    monkeypatch.setattr(generalize, "gather", lambda trials, column: rows)
+    trials = []
+    for number, fold in enumerate(folds):
+        val = {"erm": 0.9, "dann": 0.7}[fold.setting] - 0.1 * fold.draw
+        outcome = Outcome("finished", score=val, curve=[(3, val)])
+        trial = Trial(fold.name, {}, fold.config, tmp_path / f"run-{number}")
+        trials.append(FoldTrial(fold, trial, outcome, {**trial_row(fold), "val": val}))
+    source = TaskSource("linear", b"")
+    generalize._report(tmp_path, source, config, "printer", trials, trials)
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    return record, (tmp_path / "report.html").read_text()
+
+
+def trial_row(fold: Fold) -> dict[str, Any]:
+    return {"run": "run", "state": "finished", "reason": "", "epochs": 3, "seconds": 1.0}
+
+
+def test_the_report_ranks_by_val_and_marks_what_test_chose(tmp_path, monkeypatch, capsys):
+    record, page = report(tmp_path, monkeypatch, CONFIG)
+    assert "<h1>erm (best on val) has 0.300 on its worst printer never seen</h1>" in page
+    assert [s["setting"] for s in record["standings"]] == ["erm", "dann"]
+    scores = {(r["rule"], r["setting"]): r["estimate"]["value"] for r in record["rules"]}
+    assert scores["training-domain", "any of them"] == pytest.approx(0.3)
+    assert scores["oracle", "any of them"] == pytest.approx(0.8)
+    # every line of the oracle bears its mark, on the page and on the terminal
+    printed = capsys.readouterr().out
+    assert page.count("<th>ORACLE, chosen by test</th>") == 3
+    assert printed.count("ORACLE, chosen by test") == 3
+    assert "nothing was chosen by a test set" not in page
+
+
+def test_a_val_of_the_tested_domain_makes_the_whole_report_oracle(tmp_path, monkeypatch, capsys):
+    split = SplitConfig(rule="oracle", unseen_domain="printer")
+    record, page = report(tmp_path, monkeypatch, replace(CONFIG, split=split))
+    assert "<h1>ORACLE: erm (best on val)" in page
+    assert record["oracle"].startswith("ORACLE: val is of the very printers that are tested")
+    assert record["rules"] == []
+    assert capsys.readouterr().out.startswith("ORACLE: val is of the very printers")

@@ -316,6 +316,7 @@ def _print(summary: Summary, column: str, about: str) -> None:
 
 
 def _print_rules(rules: Sequence[RuleScore], column: str) -> None:
-    print(f"\nOn {column}s never seen, by the rule that chooses:")
+    if rules:
+        print(f"\nOn {column}s never seen, by the rule that chooses:")
     for each in rules:
         print(f"  {each.label:36s} {each.setting:14s} {each.estimate}")
