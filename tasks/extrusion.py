@@ -87,8 +87,9 @@ class Extrusion(Prints):
             demo,
             nozzles=NozzlesConfig(height_px=32, num_prints=4, num_frames=2),
             image=replace(wide, height_px=32, width_px=64),
+            model=NetworkConfig(network="test_efficientnet"),
             train=replace(demo.train, epochs=2),
-            adapt=replace(demo.adapt, minutes=0.05),
+            adapt=AdaptConfig(),
         )
         competition = replace(
             demo,
