@@ -25,6 +25,7 @@ from assay.nn.networks import NetworkConfig
 from assay.nn.optim import OptimConfig
 from assay.nn.regimes import RegimeConfig
 from assay.train.classification import ClassLossConfig
+from assay.train.explanation import add_truth
 from assay.train.task import TaskConfig, TrainConfig
 from assay.train.transfer import Transfer, TransferConfig
 
@@ -50,8 +51,8 @@ class Casting(Transfer):
         """Give LUNA on the synthetic castings (demo, default), its short form for CI, settings for images of one's own
         (files), and the source's recipes, of LUNA (source-luna) and of pretrained networks (source)."""
         demo = CastingConfig(
-            split=SplitConfig(val=0.2),
-            image=ImageConfig(height_px=128, width_px=128, fit="stretch"),
+            split=SplitConfig(near_duplicates="group"),
+            image=ImageConfig(height_px=96, width_px=96, fit="stretch"),
             transform=TransformConfig(degrees=180.0, scale=0.05, affine=1.0),
             train=TrainConfig(epochs=16, batch_size=16),
             optim=OptimConfig(lr=1e-3, schedule="onecycle"),
@@ -65,6 +66,7 @@ class Casting(Transfer):
             train=replace(demo.train, epochs=2),
         )
         files = CastingConfig(
+            split=demo.split,
             image=ImageConfig(normalise="constants", mean=IMAGENET_MEAN, std=IMAGENET_STD),
             transform=TransformConfig(degrees=10.0, scale=0.05, translate=0.05),
             loss=ClassLossConfig(class_weights="balanced"),
@@ -78,23 +80,28 @@ class Casting(Transfer):
     @classmethod
     def manifest(cls, config: CastingConfig, storage: Path) -> Manifest:
         """Read the images under data.root, or draw the synthetic castings."""
-        data = config.data
-        if data.root is None:
+        data, explain, root = config.data, config.explain, config.data.root
+        if root is None:
             folder = castings_folder(config, storage)
             draw_castings(folder, config.castings)
-            data = replace(data, root=folder / "images")
-        return read_manifest(data, storage / "hashes.sqlite")
+            root = folder / "images"
+            data = replace(data, root=root)
+            explain = replace(explain, masks="../masks/{folder}/{name}.png")
+        manifest = read_manifest(data, storage / "hashes.sqlite")
+        return add_truth(manifest, root, explain, storage)
 
     @classmethod
     def baselines(cls, config: CastingConfig) -> Mapping[str, CastingConfig]:
-        """Give a small convolutional network and a small transformer beside LUNA on the synthetic castings."""
-        if config.data.root is not None or config.model.network != "luna":
-            return {}
-        small = {"mobilenet": "mobilenetv3_small_050", "vit": "test_vit"}
-        return {
-            name: replace(config, model=replace(config.model, network=network))
-            for name, network in small.items()
-        }
+        """Give the split as it was published, copies and all, where copies are kept in one set; and beside LUNA on the
+        synthetic castings a small convolutional network and a small transformer."""
+        others = {}
+        if config.split.near_duplicates == "group":
+            split = replace(config.split, near_duplicates="report")
+            others["published"] = replace(config, split=split)
+        if config.data.root is None and config.model.network == "luna":
+            for name, network in {"mobilenet": "mobilenetv3_small_050", "vit": "test_vit"}.items():
+                others[name] = replace(config, model=replace(config.model, network=network))
+        return others
 
 
 def source_recipes() -> dict[str, CastingConfig]:

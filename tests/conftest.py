@@ -170,8 +170,8 @@ def _save(path: Path, nodes: list, feed: str, ends: dict[str, list], constants: 
 
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
-    """Makes a sealed bundle: of a class, by each channel's largest value (its embedding) plus a bias
-    of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
+    """Makes a sealed bundle: of a class, by each channel's largest value (its embedding, and of 8 x 8
+    pixels its evidence) plus a bias of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
     from assay.bundle.card import Card
     from assay.bundle.seal import seal
     from assay.typed import from_json
@@ -198,10 +198,13 @@ def make_bundle() -> Callable[..., Path]:
                 helper.make_node("ReduceMax", ["image", "inner"], ["seen"], keepdims=0),
                 helper.make_node("Add", ["seen", "bias"], ["logits"]),
                 helper.make_node("Identity", ["seen"], ["embedding"]),
+                helper.make_node(
+                    "MaxPool", ["image"], ["evidence"], kernel_shape=[8, 8], strides=[8, 8]
+                ),
             ]
             inner, first = np.array([2, 3], np.int64), np.array([bias, 0, 0], np.float32)
             constants = {"inner": inner, "bias": first}
-            ends = {"logits": [3], "embedding": [3]}
+            ends = {"logits": [3], "embedding": [3], "evidence": [3, SIDE // 8, SIDE // 8]}
             _save(folder / "classify.onnx", nodes, "image", ends, constants)
             sizes = {"height_px": SIDE, "width_px": SIDE}
             pipeline = {"kind": "image", "graphs": ["classify"], "image": sizes}

@@ -21,7 +21,8 @@ import torch
 from bench import table, write
 from torch import Tensor, nn
 
-from assay.bundle.quantize import QuantizeConfig, quantize, time_runs
+from assay.bundle.latency import time_runs
+from assay.bundle.quantize import QuantizeConfig, quantize
 from assay.data.synthetic.powder_bed import LayersConfig, draw_layer
 from assay.nn.export import write_graph
 

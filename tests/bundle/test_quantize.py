@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from assay.bundle.quantize import (
     QuantizeReport,
     quantize,
     time_graphs,
-    time_runs,
 )
 from assay.bundle.seal import quantized_share
 from assay.errors import ConfigError, QuantizeError
@@ -252,21 +250,6 @@ def test_where_nothing_helps_the_float_graph_stays(graph, tmp_path, worth):
 def test_settings_outside_their_ranges_are_refused(field, value):
     with pytest.raises(ConfigError, match=field.replace("_", "-")):
         QuantizeConfig(**{field: value})
-
-
-def test_latency_is_measured_in_turns_after_two_to_warm_up():
-    calls: list[str] = []
-    slow = iter([0.2, 0.2, *[0.01] * 19, 0.05])
-
-    def first() -> None:
-        calls.append("first")
-        time.sleep(next(slow))
-
-    times = time_runs({"first": first, "second": lambda: calls.append("second")}, 20)
-    assert calls == ["first", "second"] * 22
-    assert 10 <= times["first"]["p50_ms"] < 40
-    assert times["first"]["p50_ms"] <= times["first"]["p95_ms"] < 60
-    assert times["second"]["p50_ms"] < 5
 
 
 def test_graphs_are_timed_side_by_side(graph):

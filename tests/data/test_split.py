@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from assay.config import from_dict
 from assay.data.manifest import SPLITS, Manifest
+from assay.data.near.copies import NearPair
 from assay.data.split import RULES, Split, SplitConfig, draw_split
 from assay.errors import ConfigError, SplitError
 
@@ -732,3 +733,115 @@ def test_parts_under_every_light_are_on_one_side_and_the_held_out_light_in_test_
 def test_crossing_groups_need_a_domain_and_training_domain_validation(wrong):
     with pytest.raises(ConfigError, match="crossing"):
         SplitConfig(**({"unseen_domain": "design", "crossing": "drop"} | wrong))
+
+
+# Near-duplicates
+
+
+def linked(rows, rng, num):
+    """Draw pairs among the contents of rows."""
+    contents = sorted({row["content"] for row in rows})
+    drawn = [sorted(rng.choice(contents, 2, replace=False)) for _ in range(num)]
+    return [NearPair(str(i), str(j), 0.9) for i, j in drawn]
+
+
+@settings(max_examples=200)
+@given(anything(), by_rule, st.integers(0, 6), st.integers(0, 1000))
+def test_grouped_near_duplicates_stand_in_one_set(rows, rule, num, seed):
+    if rule["rule"] != "training-domain":
+        rows = [row | {"split": None} if row["split"] == "val" else row for row in rows]
+    manifest, pairs = manifest_of(rows), linked(rows, np.random.default_rng(seed), num)
+    config = SplitConfig(duplicates="drop", num_unseen=1, near_duplicates="group", **rule)
+    try:
+        split = draw_split(manifest, config, pairs)
+    except SplitError:
+        return
+    assert_no_leak(manifest, split)
+    sets_of = sets_by(manifest, split, "content")
+    for pair in pairs:
+        assert len(sets_of[pair.first] | sets_of[pair.second]) <= 1
+    assert split.report["dropped"] + split.report["near_dropped"] == split.sets.count("dropped")
+
+
+def test_a_given_test_stays_as_it_is_and_its_near_copies_leave_train():
+    rows = [
+        {"label": label, "split": name, "content": f"{name}{label}{i}"}
+        for name in ("train", "test")
+        for label in "ab"
+        for i in range(12)
+    ]
+    pairs = [
+        NearPair("testa0", "traina0", 0.9),
+        NearPair("traina0", "traina1", 0.9),
+        NearPair("testb3", "trainb7", 0.9),
+        NearPair("trainb1", "trainb2", 0.9),
+    ]
+    manifest = manifest_of(rows)
+    plain = draw_split(manifest, SplitConfig(), pairs)
+    assert plain.sets == draw_split(manifest, SplitConfig()).sets
+    split = draw_split(manifest, SplitConfig(near_duplicates="group"), pairs)
+    contents = np.array(manifest.column("content"))
+    assert set(contents[split.rows("dropped")]) == {"traina0", "traina1", "trainb7"}
+    assert split.report["near_dropped"] == 3
+    assert split.report["groups_joined_by_near_duplicates"] == 1
+    np.testing.assert_array_equal(split.rows("test"), plain.rows("test"))
+
+
+# Shares of train
+
+
+@settings(max_examples=150)
+@given(
+    anything(),
+    by_rule,
+    st.floats(0.01, 1),
+    st.floats(0.01, 1),
+    st.integers(0, 1000),
+)
+def test_a_share_of_train_lies_inside_a_larger_one(rows, rule, share, other, seed):
+    if rule["rule"] != "training-domain":
+        rows = [row | {"split": None} if row["split"] == "val" else row for row in rows]
+    manifest = manifest_of(rows)
+    values = {"duplicates": "drop", "num_unseen": 1, "seed": seed, **rule}
+    try:
+        whole = draw_split(manifest, SplitConfig(**values))
+    except SplitError:
+        return
+    low, high = sorted([share, other])
+    few, many = (
+        draw_split(manifest, SplitConfig(train_share=share, **values)) for share in (low, high)
+    )
+    assert set(few.rows("train")) <= set(many.rows("train")) <= set(whole.rows("train"))
+    groups, labels = np.array(manifest.column("group")), np.array(manifest.column("label"))
+    for split in (few, many):
+        for before, now in zip(whole.sets, split.sets, strict=True):
+            assert now == before or (before == "train" and now == "dropped")
+        left_out = set(split.rows("dropped")) - set(whole.rows("dropped"))
+        assert split.report.get("left_out_of_train", 0) == len(left_out)
+        assert not set(groups[split.rows("train")]) & set(groups[sorted(left_out)])
+        assert set(labels[split.rows("train")]) == set(labels[whole.rows("train")])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.25, 0.5, 1.0])
+def test_a_share_is_of_the_groups_of_each_class(share):
+    rows = [
+        {"label": label, "group": f"{label}{i}"}
+        for label, num in (("a", 200), ("b", 50))
+        for i in range(num)
+        for _ in range(1 + i % 3)
+    ]
+    manifest = manifest_of(rows)
+    whole = draw_split(manifest, SplitConfig())
+    split = draw_split(manifest, SplitConfig(train_share=share))
+    for label in "ab":
+        num, of = (
+            len({g for g in np.array(manifest.column("group"))[s.rows("train")] if g[0] == label})
+            for s in (split, whole)
+        )
+        assert num == max(1, round(share * of))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.01, -0.5])
+def test_a_share_of_nothing_or_more_than_all_is_refused(share):
+    with pytest.raises(ConfigError, match="train-share"):
+        SplitConfig(train_share=share)

@@ -27,6 +27,7 @@ COUNTS = {
     "data/images",
     "data/images/formats",
     "data/inputs",
+    "data/near",
     "metrics/scores",
     "nn",
     "nn/domains",

@@ -281,7 +281,7 @@ def test_costs_move_the_answer_where_the_odds_say_so() -> None:
         ({"coverage": math.nan}, "coverage is nan"),
         ({"positive": "crack", "recall": 1.1}, r"recall is 1\.1; .* at least 0 and at most 1"),
         ({"recall": 0.9}, r"recall is 0\.9, but no class is named"),
-        ({"costs": ("crack>good=2",), "positive": "crack"}, "one rule"),
+        ({"costs": ("crack>good=2",), "positive": "crack", "recall": 0.9}, "one rule"),
         ({"costs": ("crack>good=2", "crack>good=3")}, "crack>good=3, which names a pair .* twice"),
         ({"costs": ("crack>good",)}, "'crack>good'; write truth>answer=cost"),
         ({"costs": ("crack=2",)}, "'crack=2'"),
@@ -314,7 +314,12 @@ def test_settings_survive_json() -> None:
 
 @pytest.mark.parametrize(
     "chosen",
-    [{}, {"costs": ("crack>good=20",)}, {"positive": "crack", "recall": 0.9}, {"coverage": 0.999}],
+    [
+        {},
+        {"costs": ("crack>good=20",), "positive": "crack"},
+        {"positive": "crack", "recall": 0.9},
+        {"coverage": 0.999},
+    ],
 )
 def test_a_decision_survives_json(chosen: Any) -> None:
     logits, truth = random_scores(5)
@@ -363,12 +368,13 @@ def test_worth_counted_by_hand() -> None:
         name: estimate.value
         for name, estimate in measure_decision(watchful, logits, truth, group).items()
     }
-    more = {"decided_accuracy", "recall", "precision", "false_alarms"}
+    more = {"decided_accuracy", "recall", "precision", "escapes", "overkill"}
     assert values.keys() - plain.keys() == more
     assert values["decided_accuracy"] == 3 / 5
     assert values["recall"] == 1.0
     assert values["precision"] == 2 / 4
-    assert values["false_alarms"] == pytest.approx(2 / 3)
+    assert values["escapes"] == 0.0
+    assert values["overkill"] == pytest.approx(2 / 3)
     assert values["accepted_accuracy"] == 2 / 4
 
     thrifty = decide_with(
@@ -415,11 +421,30 @@ def test_what_has_no_image_is_left_out() -> None:
     estimates = measure_decision(none_said, logits, truth, group)
     assert estimates["rejected"].value == 1.0
     assert estimates["set_size"].value == 3.0
-    assert estimates["false_alarms"].value == 0.0
+    assert estimates["overkill"].value == 0.0
     assert not estimates.keys() & {"accepted_accuracy", "recall", "precision"}
     only_positive = measure_decision(none_said, logits, np.array([1, 1]), group)
-    assert "false_alarms" not in only_positive
+    assert "overkill" not in only_positive
     assert only_positive["recall"].value == 0.0
+    assert only_positive["escapes"].value == 1.0
+
+
+def test_costs_decide_and_the_class_that_must_not_be_missed_is_measured() -> None:
+    """Missing a crack costs nine: it is answered from a tenth on, and the threshold stays out of it."""
+    logits, truth = random_scores(4)
+    decision = fit(logits, truth, costs=("crack>good=9", "crack>pore=9"), positive="crack")
+    assert (decision.threshold, decision.positive) == (None, 1)
+    answers = decision.answers(decision.probs(logits))
+    without = fit(logits, truth, costs=("crack>good=9", "crack>pore=9"))
+    assert np.array_equal(answers, without.answers(without.probs(logits)))
+    estimates = measure_decision(decision, logits, truth, np.arange(len(truth)))
+    flagged = answers == 1
+    assert estimates["escapes"].value == pytest.approx((~flagged)[truth == 1].mean())
+    assert estimates["overkill"].value == pytest.approx(flagged[truth != 1].mean())
+    assert estimates["escapes"].num == (truth == 1).sum()
+    plain = measure_decision(fit(logits, truth, positive="crack"), logits, truth, np.arange(300))
+    assert estimates["escapes"].value < plain["escapes"].value
+    assert estimates["overkill"].value > plain["overkill"].value
 
 
 @settings(max_examples=50)

@@ -58,6 +58,13 @@ def hit_logits(truth: Any, hits: Any) -> pa.Array:
 # Metrics
 
 
+MACRO = {
+    "macro_precision": precision_score,
+    "macro_recall": recall_score,
+    "macro_f1": f1_score,
+}
+
+
 def value(estimate: Estimate | None) -> float:
     assert estimate is not None
     return estimate.value
@@ -85,8 +92,9 @@ def test_metrics_agree_with_sklearn_and_torchmetrics(num_classes: int) -> None:
     answers = logits.argmax(axis=1)
     assert accuracy(logits, truth) == pytest.approx(accuracy_score(truth, answers))
     assert value(summary.metrics["accuracy"]) == pytest.approx(accuracy_score(truth, answers))
-    expected = f1_score(truth, answers, average="macro")
-    assert value(summary.metrics["macro_f1"]) == pytest.approx(expected)
+    for name, score in MACRO.items():
+        expected = score(truth, answers, average="macro", zero_division=0)
+        assert value(summary.metrics[name]) == pytest.approx(expected)
     expected = log_loss(truth, softmax(logits), labels=np.arange(num_classes))
     assert nll(logits, truth) == pytest.approx(expected)
     assert value(summary.metrics["nll"]) == pytest.approx(expected)
@@ -291,9 +299,9 @@ def test_summary_of_a_table_counted_by_hand() -> None:
     assert summary.worst_domain == ("design", "x")
     rows = [2, 3, 4, 5, 8, 9, 10, 11]
     predicted = logits[rows].argmax(axis=1)
-    assert value(summary.metrics["macro_f1"]) == pytest.approx(
-        f1_score(truth[rows], predicted, average="macro")
-    )
+    for name, score in MACRO.items():
+        expected = score(truth[rows], predicted, average="macro", zero_division=0)
+        assert value(summary.metrics[name]) == pytest.approx(expected)
     expected = log_loss(truth[rows], softmax(logits[rows]), labels=range(3))
     assert value(summary.metrics["nll"]) == pytest.approx(expected)
 
@@ -326,6 +334,8 @@ def test_summary_where_a_class_is_absent_is_finite() -> None:
     json.dumps(summary.to_dict(), allow_nan=False)
     # class 0: tp 7, fn 1 -> 14/15; class 1: predicted once, never true -> 0; class 2: neither
     assert value(summary.metrics["macro_f1"]) == pytest.approx((14 / 15 + 0) / 2)
+    assert value(summary.metrics["macro_precision"]) == pytest.approx((7 / 7 + 0) / 2)
+    assert value(summary.metrics["macro_recall"]) == pytest.approx((7 / 8 + 0) / 2)
 
 
 def test_summary_reads_both_kinds_of_list_in_chunks() -> None:

@@ -186,6 +186,65 @@ def test_ticks_say_their_value(value, step, text):
     assert svg._tick(value, step) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.01, "0.01"),
+        (9.306, "9.31"),
+        (115_088, "115 k"),
+        (28_589_128, "28.6 M"),
+        (4.1e9, "4.1 G"),
+        (999.96, "1 k"),
+        (0, "0"),
+        (100, "100"),
+    ],
+)
+def test_counts_have_three_digits_whatever_their_size(value, text):
+    assert svg.count(value) == text
+
+
+@given(st.lists(st.floats(1e-3, 1e12), min_size=1, max_size=9))
+def test_a_logarithmic_axis_spaces_ratios_evenly_and_names_round_values(values):
+    figure = line(
+        kind="points",
+        series={"a": Series(x=values, y=[0.5] * len(values))},
+        x_range=None,
+        x_log=True,
+    )
+    root = parsed(figure)
+    markers = [float(re.match(r"M([\d.]+)", dot.get("d"))[1]) for dot in of_class(root, "dot")]
+    # on a line through the ends: equal ratios are equal distances
+    low, high = min(values), max(values)
+    ends = markers[values.index(low)], markers[values.index(high)]
+    for value, x in zip(values, markers, strict=True):
+        share = math.log(value / low) / math.log(high / low) if high > low else 0.0
+        assert x == pytest.approx(ends[0] + share * (ends[1] - ends[0]), abs=0.2)
+    assert all(44 < x < 262 - 8 for x in markers)
+    ticks = [t for t in of_class(root, "tick") if t.get("text-anchor") == "middle"]
+    assert 1 <= len(ticks) <= 6
+    assert all(44 <= float(tick.get("x")) <= 254 for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.9, 21, [1, 2, 5, 10, 20]),
+        (0.9, 110, [1, 3, 10, 30, 100]),
+        (0.9, 1.1e4, [1, 10, 100, 1000, 10_000]),
+        (0.9, 1.1e9, [1, 1e2, 1e4, 1e6, 1e8]),
+        (6.1, 8.9, [7.0, 8.0]),
+    ],
+)
+def test_a_logarithmic_axis_has_a_few_round_ticks(low, high, ticks):
+    assert svg._log_ticks(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize("x", [[0.0], [-1.0], ["a"]])
+def test_a_logarithmic_axis_refuses_what_has_no_logarithm(x):
+    with pytest.raises(PredictionsError, match="not above 0"):
+        line(kind="points", series={"a": Series(x=x, y=[0.5])}, x_log=True)
+
+
 def test_a_large_figure_stays_small():
     x = [float(i) for i in range(500)]
     series = {

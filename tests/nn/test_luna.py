@@ -73,3 +73,12 @@ def test_other_sizes_are_averaged_also_in_the_exported_graph(tmp_path):
     means = [[maps[:, :, r, c].mean((2, 3)) for c in cells(5)] for r in cells(3)]
     expected = np.moveaxis(np.array(means), (2, 3), (0, 1)).reshape(3, -1)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_signal_of_an_untrained_net_neither_fades_nor_grows():
+    """He et al. keep the mean square from layer to layer; the maxima of four pools raise it."""
+    torch.manual_seed(0)
+    net = Luna().eval()
+    with torch.no_grad():
+        maps = net.forward_features(torch.randn(4, 3, 96, 96))
+    assert 0.5 < float(maps.square().mean()) < 30

@@ -354,6 +354,22 @@ def test_large_numbers_are_written_in_three_digits(value, text):
     assert count(value) == text
 
 
+@pytest.mark.parametrize("num_dropped", [0, 9])
+def test_a_leak_is_said_loudly_with_what_was_done(run, num_dropped):
+    record = json.loads((run / "run.json").read_text())
+    record["split"]["near_dropped"] = num_dropped
+    leak = {"num": 50, "near": 29, "classes": {"mill": [20, 0], "drill": [30, 29]}}
+    none = {"num": 40, "near": 0, "classes": {"mill": [40, 0]}}
+    record["leaks"] = {"test_seen": leak, "test_unseen": none}
+    write(run, "run.json", record)
+    page = Page(report.render(run)).text
+    assert "LEAK. 58 % of the test_seen images (29 of 50) have a near-copy in train" in page
+    assert ("was left out of train here" in page) == (num_dropped > 0)
+    assert ("says little of parts that were not trained on" in page) == (num_dropped == 0)
+    assert "29 of 50 images have a near-copy in train (mill 0 of 20, drill 29 of 30)" in page
+    assert page.count("LEAK") == 1
+
+
 def test_the_data_card_counts_the_split(run):
     text = Page(report.render(run)).text
     rows = pq.read_table(run / "split.parquet").to_pylist()

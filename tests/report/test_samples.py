@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assay.data.duplicates import NearDuplicate
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.manifest import Manifest
+from assay.data.near.copies import NearDuplicate
 from assay.metrics.decide import Decision
 from assay.report import samples
 
@@ -180,10 +180,10 @@ def test_the_same_judging_keeps_the_same_files(tmp_path):
 
 
 def test_near_duplicates_are_kept_as_pairs_the_nearest_first(tmp_path):
-    near = [NearDuplicate(bits, 1 + bits, "test", 0) for bits in range(9)]
+    near = [NearDuplicate(1 - bits / 100, 1 + bits, "test", 0) for bits in range(9)]
     pairs = collected(tmp_path, table(12), near=near)["near"]
-    assert [(p["bits"], p["id"], p["twin"]) for p in pairs] == [
-        (bits, f"test/{bits:03d}.png", "train/0.png") for bits in range(6)
+    assert [(p["agreement"], p["id"], p["twin"]) for p in pairs] == [
+        (1 - bits / 100, f"test/{bits:03d}.png", "train/0.png") for bits in range(6)
     ]
     assert all(
         (tmp_path / "samples" / p[key]).exists() for p in pairs for key in ("image", "twin_image")

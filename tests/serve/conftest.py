@@ -71,12 +71,14 @@ class Here:
     def tasks(self) -> list[str]:
         return list(self.inspectors)
 
-    async def answer(self, task: str, images: Any, alias: Any, mask: Any) -> dict[str, Any]:
+    async def answer(
+        self, task: str, images: Any, alias: Any, mask: Any, explain: bool = False
+    ) -> dict[str, Any]:
         async def alone(item: Any) -> Any:
             return (await asyncio.to_thread(inspect, [item]))[0]
 
         read = self.decoders.read
-        parts = await self.inspectors[task].answer(images, alias, mask, read, alone)
+        parts = await self.inspectors[task].answer(images, alias, mask, explain, read, alone)
         if self.recent and parts.get("answer"):
             self.recent.add(task, parts["answer"], parts["thumb"])
         return parts

@@ -13,8 +13,9 @@ def test_an_answer_is_typed_and_the_request_as_the_contract_has_it(server):
     reply = client.judge("parts", b"image", alias="challenger", mask="rle")
     assert reply.answer.label == "a"
     assert reply.model.version == "v"
-    client.judge("parts", b"one", b"two")
-    (_, path, headers, body), (_, _, form, whole) = handler.asked
+    client.judge("parts", b"one", b"two", explain=True)
+    (_, path, headers, body), (_, other, form, whole) = handler.asked
+    assert other == "/v1/parts?model=champion&mask=png&explain=1"
     assert (path, body) == ("/v1/parts?model=challenger&mask=rle", b"image")
     assert headers["authorization"] == "Bearer secret"
     assert form_parts(whole, form["content-type"]) == [b"one", b"two"]

@@ -95,6 +95,35 @@ def test_a_mask_comes_as_png_as_runs_or_not_at_all(ask, registry, pictures):
         ]
 
 
+def test_evidence_comes_where_it_is_asked_for(ask, registry, pictures):
+    opened = bundle_of(registry, "parts")
+    files = [("image", (path.name, path.read_bytes(), "image/png")) for path in pictures]
+    for asked in ("1", "true"):
+        views = ask("POST", f"/v1/parts?explain={asked}", files=files).json()["views"]
+        for path, view in zip(pictures, views, strict=True):
+            expected = opened.predict(path)
+            evidence = view["evidence"]
+            png = np.frombuffer(base64.b64decode(evidence["png"]), np.uint8)
+            grey = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+            share = expected.evidence.clip(0) / expected.evidence.max()
+            assert np.abs(grey / 255 - share).max() <= 0.5 / 255 + 1e-6
+            assert grey.max() == 255
+            assert evidence["box"] == expected.boxes[0].tolist() == [0, 0, 80, 60]
+            assert evidence["label"] == view["answer"]["label"]
+    whole = pictures[0].read_bytes()
+    plain, off = (
+        ask("POST", f"/v1/parts{query}", content=whole).json()["views"][0]
+        for query in ("", "?explain=0")
+    )
+    assert plain["evidence"] is None
+    assert off == plain
+    # a mask shows where the defect is by itself
+    view = ask("POST", "/v1/layers?explain=1", content=whole).json()["views"][0]
+    assert view["evidence"] is None
+    assert view["mask"] is not None
+    assert is_refused(ask("POST", "/v1/parts?explain=map", content=whole), 422, "explain")
+
+
 def test_without_the_token_nobody_gets_anything(ask, here, pictures):
     picture = pictures[0].read_bytes()
     wrong = ["", "Bearer", "Bearer wrong", "Basic a-long-secret", "bearer a-long-secre"]
@@ -376,7 +405,7 @@ def test_one_swap_does_not_mix_two_models_in_one_answer(here, registry, pictures
 
     images = [path.read_bytes() for path in pictures[:2]]
     read = here.decoders.read
-    reply = asyncio.run(inspector.answer(images, "champion", "none", read, swapping))
+    reply = asyncio.run(inspector.answer(images, "champion", "none", False, read, swapping))
     assert reply["model"]["version"] == before
     expected = [bundle_of(registry, "parts").predict(path).probs for path in pictures[:2]]
     assert [view["answer"]["probs"] for view in reply["views"]] == expected

@@ -20,7 +20,9 @@ from assay.cli import console
 from assay.errors import ResourceError
 from assay.experiment.resources import Resources
 from assay.runs.folder import Run
-from assay.sweep import generalize, search
+from assay.runs.results import read_result
+from assay.sweep import comparison, generalize, search
+from assay.sweep.comparison import ComparisonLaunch
 from assay.sweep.generalize import FoldLaunch
 from assay.sweep.search import SearchLaunch
 from assay.sweep.tune import fit_in
@@ -137,6 +139,36 @@ def test_folds_find_the_design_that_fails_and_run_only_what_is_missing(
     assert {name for name in after if after[name] != before[name]} == {lost.name}
 
 
+def test_a_comparison_finds_the_better_setting_and_runs_only_what_is_missing(
+    task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = arguments(task, parts, tmp_path, "--train.epochs 4 --seeds 2 --split.test 0.3")
+    options += ["--variants", "idle: optim.lr=1e-7", "learns: optim.lr=3e-3"]
+    assert code_of(comparison.main, ComparisonLaunch(), options) == 0
+    printed = capsys.readouterr()
+    assert "4 trainings, 0 of them there already" in printed.err
+    folder = next((tmp_path / "sweeps").iterdir())
+    record = json.loads((folder / "sweep.json").read_text())
+    assert [s["setting"] for s in record["standings"]] == ["learns", "idle"]
+    by_seed = [s["tests"]["test"]["by_seed"] for s in record["standings"]]
+    shown = [scores[str(seed)] for seed in (0, 1) for scores in reversed(by_seed)]
+    results = [read_result(tmp_path / name) for name in record["trials"]]
+    assert shown == pytest.approx([result.sets["test"].main[1].value for result in results])
+    before = looked_at(tmp_path)
+    assert len(before) == 4
+    shutil.rmtree(tmp_path / record["trials"][0])
+    options += ["--latency"]
+    assert code_of(comparison.main, ComparisonLaunch(), options) == 0
+    assert "4 trainings, 0 of them there already" in capsys.readouterr().err  # none had shipped
+    after = looked_at(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {record["trials"][0]}
+    record = json.loads((folder / "sweep.json").read_text())
+    assert all(s["costs"]["latency_ms"] > 0 for s in record["standings"])
+    assert "latency (ms)" in (folder / "report.html").read_text()
+    assert code_of(comparison.main, ComparisonLaunch(), options) == 0
+    assert "4 trainings, 4 of them there already" in capsys.readouterr().err
+
+
 def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +244,21 @@ def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
         (generalize.main, FoldLaunch(), "--fold-column printer", "printer"),
         (generalize.main, FoldLaunch(), "--train-on 3", "1 to 2"),
         (generalize.main, FoldLaunch(), "--settings split.val=0.1|0.2", "not searched"),
+        (comparison.main, ComparisonLaunch(), "", "one setting (linear)"),
+        (comparison.main, ComparisonLaunch(), "--train-shares 0.5 1.5", "at most 1"),
+        (comparison.main, ComparisonLaunch(), "--settings optim.rate=1|2", "no setting"),
+        (
+            comparison.main,
+            ComparisonLaunch(),
+            "--settings optim.lr=1e-3|1e-3",
+            "'lr 0.001' twice",
+        ),
+        (
+            comparison.main,
+            ComparisonLaunch(),
+            "--variants a:optim.lr=1 b:optim.lr=1",
+            "compute the same",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(

@@ -13,7 +13,7 @@ from assay.data.dataset import Dataset
 from assay.errors import ConfigError
 from assay.experiment.identity import identity
 from assay.experiment.options import parse
-from assay.experiment.run import StoredImages, complete, find, prepare, read_data
+from assay.experiment.run import StoredImages, absolute, complete, find, prepare, read_data
 from assay.runs.folder import Run
 from assay.runs.results import read_predictions
 from assay.train.distill import SavedRun, divergence, open_teacher
@@ -97,6 +97,35 @@ def test_a_recipe_is_the_sources_in_every_parameter(name: str) -> None:
     values["distill.teacher"] = recipe.distill.teacher
     stated = {key: value for key, value in values.items() if key not in FREE | recipe.idle().keys()}
     assert stated == TABLE[name]
+
+
+# Baselines
+
+
+def test_beside_a_clean_split_stands_the_published_one_and_beside_luna_two_others() -> None:
+    demo = TASK.presets()["demo"]
+    assert TASK.baselines(demo).keys() == {"published", "mobilenet", "vit"}
+    for name, other in TASK.baselines(demo).items():
+        changed = {f.name for f in fields(demo) if getattr(demo, f.name) != getattr(other, f.name)}
+        assert changed == ({"split"} if name == "published" else {"model"})
+    own, _, _ = parse(TASK, ["--preset", "demo", "--data.root", "parts"])
+    assert TASK.baselines(own).keys() == {"published"}
+    kept, _, _ = parse(TASK, ["--preset", "source", "--data.root", "parts"])
+    assert TASK.baselines(kept) == {}
+
+
+def test_copies_across_the_published_split_are_left_out_of_the_clean_one(tmp_path: Path) -> None:
+    """With the planted leak, both are judged on the same test images."""
+    options = [*SMOKE, "--castings.leak", "--castings.num-train", "80", "--castings.num-test", "24"]
+    config, resources, _ = parse(TASK, options)
+    manifest = TASK.manifest(config, tmp_path)
+    data = read_data(SOURCE, manifest, config, resources, tmp_path)
+    clean = prepare(data, config, "casting")
+    published = prepare(data, TASK.baselines(config)["published"], "published")
+    np.testing.assert_array_equal(clean.split.rows("test"), published.split.rows("test"))
+    assert published.split.report["near_duplicates_test"] > 6
+    assert clean.split.report["near_duplicates_test"] == 0
+    assert len(clean.split.rows("train")) < len(published.split.rows("train"))
 
 
 # Teachers
@@ -199,6 +228,18 @@ def test_a_student_is_named_by_its_teachers_weights_and_not_by_its_place(
     (copied / "best" / "weights.safetensors").write_bytes(weights[:-4] + b"\0\0\0\0")
     config, _, _ = parse(TASK, [*SMOKE, "--distill.teacher", str(copied)])
     assert identity(SOURCE, config, data.manifest) != names["here"]
+
+
+def test_a_teachers_place_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers have other working directories."""
+    monkeypatch.chdir(tmp_path)
+    config, _, _ = parse(TASK, [*SMOKE, "--distill.teacher", "runs/a", "--data.root", "parts"])
+    placed = absolute(config)
+    assert placed.distill.teacher == tmp_path / "runs" / "a"
+    assert placed.data.root == tmp_path / "parts"
+    assert absolute(placed) == placed
+    plain = TASK.presets()["smoke"]
+    assert absolute(plain) == plain
 
 
 def test_a_teacher_with_other_classes_is_refused(data: StoredImages, teacher: Path) -> None:

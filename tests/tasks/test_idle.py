@@ -128,6 +128,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "warmup_k": (8, 4),
     "backbone": ("test_resnet", "texture_small"),
     "norm": ("batch", "group"),
+    "kinds": (("blur",), ("noise", "jpeg")),
     "trainable_blocks": (1, -1),
     "head": ("linear", "mlp"),
     "head_depth": (2, 1),

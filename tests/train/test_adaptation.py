@@ -85,7 +85,7 @@ def columns_of(task: Frames, rows: np.ndarray = ALL) -> dict[str, np.ndarray]:
 def test_the_first_frames_of_a_new_printer_are_adapted_to_and_not_judged():
     """The last ten rows are the first ten frames."""
     task = task_of("recalibrate")
-    judged = columns_of(task)["adapted_judged"]
+    judged = columns_of(task)["later"]
     assert np.flatnonzero(judged).tolist() == NEW[:-10].tolist()
     (code,) = task.adaptation.new
     assert task.adaptation.first[code].tolist() == list(range(NUM - 1, NUM - 11, -1))
@@ -105,8 +105,8 @@ def test_statistics_are_those_of_the_first_frames_and_nothing_else_moves():
             means.append(convolution(batch).mean((0, 2, 3)))
     torch.testing.assert_close(stem.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-4)
     later = NEW[:-10]
-    assert np.abs(columns["logits_recalibrate"][later] - columns["logits"][later]).max() > 1e-3
-    assert not columns["logits_recalibrate"][: NEW[0]].any()
+    assert np.abs(columns["adapted_recalibrate"][later] - columns["logits"][later]).max() > 1e-3
+    assert not columns["adapted_recalibrate"][: NEW[0]].any()
 
 
 def test_tent_moves_scale_and_shift_of_its_copy():
@@ -135,7 +135,7 @@ def test_labels_change_nothing_and_neither_does_the_order_of_questions():
     )
     together, relabelled = columns_of(first), columns_of(other)
     part = columns_of(task_of("recalibrate", "tent"), NEW[3:5])
-    for name in ("logits_recalibrate", "logits_tent"):
+    for name in ("adapted_recalibrate", "adapted_tent"):
         np.testing.assert_array_equal(together[name], relabelled[name])
         np.testing.assert_allclose(part[name], together[name][NEW[3:5]], atol=1e-5)
 
@@ -161,14 +161,14 @@ def test_adapted_and_not_are_judged_on_the_same_rows():
         "group": list("aabbc"),
         "truth": pa.array([1] * 5, pa.int32()),
         "logits": plain.tolist(),
-        "logits_tent": adapted.tolist(),
-        "adapted_judged": [1, 1, 1, 1, 0],
+        "adapted_tent": adapted.tolist(),
+        "later": [1, 1, 1, 1, 0],
     }
     table = pa.table(columns).replace_schema_metadata({b"classes": json.dumps(["0", "1"]).encode()})
-    judged = judge_adapted(table)["test_unseen"]
+    judged = judge_adapted(table).metrics["test_unseen"]
     assert judged["not_adapted"].value == 0.25
     assert judged["adapted_tent"].value == 0.75
     assert judged["adapted_tent"].num == 4
-    nothing = table.set_column(6, "adapted_judged", pa.array([0] * 5))
-    assert judge_adapted(nothing) == {}
-    assert judge_adapted(table.drop_columns(["adapted_judged"])) == {}
+    nothing = table.set_column(6, "later", pa.array([0] * 5))
+    assert not judge_adapted(nothing).metrics
+    assert not judge_adapted(table.drop_columns(["later"])).metrics

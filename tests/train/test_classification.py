@@ -230,6 +230,14 @@ class Vectors(Colours):
         return self.net(images).mean((2, 3))
 
 
+class Attending(Vectors):
+    """A network that looks at places, for no class in particular."""
+
+    def explain(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        places = nn.functional.avg_pool2d(images.square().sum(1, keepdim=True), 8)
+        return self.features(images), places.expand(-1, 3, -1, -1)
+
+
 def decision() -> Decision:
     return Decision(
         temperature=1.0,
@@ -250,7 +258,7 @@ def bundle_of(task: Classification, folder: Path, rows: dict[str, np.ndarray], i
     return pipeline
 
 
-@pytest.mark.parametrize("kind", [Colours, Vectors])
+@pytest.mark.parametrize("kind", [Colours, Vectors, Attending])
 def test_a_bundle_answers_as_the_task_does(
     dataset: Dataset, folder: Path, tmp_path: Path, kind: type[Colours]
 ) -> None:
@@ -267,6 +275,10 @@ def test_a_bundle_answers_as_the_task_does(
         np.testing.assert_array_equal(task.answer_columns(answer, row)["logits"], answer.logits)
         np.testing.assert_allclose(answer.boxes, [[0, 0, 60, 20]], atol=1e-9)
         assert (answer.evidence is None) == (kind is Vectors)
+        assert answer.evidence_label == (answer.label if kind is Colours else None)
+        explained = answer.form("none", explain=True)["evidence"]
+        assert (explained is None) == (kind is Vectors)
+        assert answer.form("none")["evidence"] is None
 
 
 @pytest.mark.parametrize("fit", ["scale", "crop", "stretch", "pad"])

@@ -65,7 +65,7 @@ class Frames(DomainClassification):
         )
         truth = dataset.truth[samples.rows].astype(np.int64)
         image[..., 0] += 40 * truth[:, None, None]
-        image[..., 1] += 30 * (samples.rows // PER_PRINTER)[:, None, None]
+        image[..., 1] += 40 * (samples.rows // PER_PRINTER)[:, None, None]
         ones = np.ones((len(truth), 3), np.float32)
         return {
             "image": image.astype(np.uint8),
@@ -194,7 +194,9 @@ def test_the_average_is_judged_and_shipped_and_the_run_goes_on_without_it(tmp_pa
 def test_the_sources_explosion_is_stopped(tmp_path):
     """003: domain loss .11, 24.5, 106, 154 within an epoch of an unbounded adversary; 3 ln 3 is 3.3."""
     optim = {"lr": 0.3, "grad_clip": 0.0}
-    loop = loop_of(tmp_path, config_of("dann-source", optim=optim, train={"epochs": 100}))
+    loop = loop_of(
+        tmp_path, config_of("dann-source", optim=optim, train={"epochs": 100, "val_every": 100})
+    )
     with pytest.raises(RunError) as stopped:
         loop.fit()
     assert str(stopped.value).startswith("domain_loss is ")
@@ -206,7 +208,8 @@ def test_the_sources_explosion_is_stopped(tmp_path):
 
 def test_a_discriminator_far_from_chance_is_said(tmp_path):
     """Without reversal the discriminator learns what the features need not hide."""
-    config = config_of("dann", ceiling=0.0, train={"epochs": 60})
+    brief = {"epochs": 60, "val_every": 60}
+    config = config_of("dann", ceiling=0.0, optim={"lr": 0.003}, train=brief)
     loop = loop_of(tmp_path, config)
     warnings: list[str] = []
     loop.monitor.warn = warnings.append

@@ -16,12 +16,14 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig
 from assay.errors import ConfigError
+from assay.metrics.estimate import Estimate
+from assay.metrics.measures import Measure
 from assay.nn.networks import NetworkConfig
 from assay.nn.optim import OptimConfig
 from assay.nn.regimes import RegimeConfig
 from assay.train.batches import batches
 from assay.train.loop import Loop
-from assay.train.task import BatchRows, TrainConfig
+from assay.train.task import BatchRows, TaskMetrics, TrainConfig
 from assay.train.transfer import Transfer, TransferConfig
 
 REGIMES = get_args(get_type_hints(RegimeConfig)["regime"])
@@ -159,3 +161,12 @@ def test_more_blocks_than_the_network_has_are_refused(dataset: Dataset) -> None:
     regime = RegimeConfig(regime="partial", blocks=num + 1)
     with pytest.raises(ConfigError, match=f"the network has {num} blocks; give 1 to {num}"):
         Transfer(replace(CONFIG, regime=regime), dataset)
+
+
+def test_what_two_parts_judge_stands_side_by_side() -> None:
+    one, two = (Estimate(value=v, low=v, high=v, num=2, num_groups=2) for v in (0.25, 0.75))
+    first = TaskMetrics(metrics={"val": {"a": one}, "test": {"a": one}}, warnings=["A."])
+    second = TaskMetrics(metrics={"val": {"b": two}}, measures={"b": Measure("B", "b")})
+    both = first | second
+    assert both.metrics == {"val": {"a": one, "b": two}, "test": {"a": one}}
+    assert (both.warnings, both.measures.keys()) == (["A."], {"b"})

@@ -34,8 +34,8 @@ class AnyAnswer(Protocol):
     def golden(self) -> dict[str, float]:
         """Return numbers that every opening of the bundle must repeat."""
 
-    def form(self, mask: str) -> dict[str, Any]:
-        """Return plain values that go over the wire; `mask`: png, rle or none."""
+    def form(self, mask: str, explain: bool = False) -> dict[str, Any]:
+        """Return plain values that go over the wire; `mask`: png, rle or none; `explain`: the evidence too."""
 
     def cells(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return one row of a table; what has no single value is JSON."""

@@ -1,5 +1,6 @@
 """Answers with a class, from a whole image or from selected patches of it."""
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,16 +69,26 @@ class Answer(Verdict):
     """What the last layer decided from; None where the graph does not say."""
     evidence: Float[np.ndarray, "rows columns"] | None = field(default=None, repr=False)
     """What speaks for the label at each place of its box; None where the graph does not say."""
+    evidence_label: str | None = None
+    """The class that the evidence is for; None where it is the same for all, as of attention."""
 
     def golden(self) -> dict[str, float]:
         """Return numbers that every opening of the bundle must repeat."""
         return self.probs
 
-    def form(self, mask: str) -> dict[str, Any]:
+    def form(self, mask: str, explain: bool = False) -> dict[str, Any]:
         """Return plain values that go over the wire."""
         pairs = zip(self.boxes.tolist(), self.attn.tolist(), strict=True)
         patches = [{"box": box, "score": score} for box, score in pairs]
-        return {"answer": self.verdict(), "patches": patches}
+        evidence = self._evidence_form() if explain else None
+        return {"answer": self.verdict(), "patches": patches, "evidence": evidence}
+
+    def _evidence_form(self) -> dict[str, Any] | None:
+        if self.evidence is None:
+            return None
+        grey = np.rint(255 * _share_of_most(self.evidence)).astype(np.uint8)
+        png = base64.b64encode(cv2.imencode(".png", grey)[1].tobytes()).decode()
+        return {"png": png, "box": self.boxes[0].tolist(), "label": self.evidence_label}
 
     def cells(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return one row of a table."""
@@ -105,9 +116,8 @@ class Answer(Verdict):
         window = image[y0:y1, x0:x1]
         if not window.size:
             return
-        for_label = np.maximum(self.evidence, 0) / max(float(self.evidence.max()), 1e-12)
         size = (window.shape[1], window.shape[0])
-        share = WARMTH * cv2.resize(for_label.astype(np.float32), size)[..., None]
+        share = WARMTH * cv2.resize(_share_of_most(self.evidence), size)[..., None]
         window[:] = np.rint((1 - share) * window + share * np.array(FALSE))
 
 
@@ -177,10 +187,11 @@ class ImageClassifier(_Classifier):
         embedding: np.ndarray | None,
         evidence: np.ndarray | None,
     ) -> Answer:
-        verdict, of_label = self._verdict(logits), None
+        verdict, of_label, label = self._verdict(logits), None, None
         if evidence is not None:
             map_of_label = evidence[self.classes.index(verdict.label)]
             of_label = _cut_map(map_of_label, self.input.frame_box(pyramid))
+            label = verdict.label if np.ptp(evidence, axis=0).any() else None
         return Answer(
             **vars(verdict),
             boxes=self.input.source_box(pyramid)[None],
@@ -188,7 +199,16 @@ class ImageClassifier(_Classifier):
             logits=logits,
             embedding=embedding,
             evidence=of_label,
+            evidence_label=label,
         )
+
+
+def _share_of_most(
+    places: Float[np.ndarray, "rows columns"],
+) -> Float[np.ndarray, "rows columns"]:
+    """Return the positive part of a map, over its largest value."""
+    share: np.ndarray = np.maximum(places, 0) / max(float(places.max()), 1e-12)
+    return share.astype(np.float32)
 
 
 def _cut_map(

@@ -25,7 +25,7 @@ class EmbeddingAnswer:
         unit = self.embedding / max(float(np.linalg.norm(self.embedding)), 1e-12)
         return {str(axis): float(entry) for axis, entry in enumerate(unit)}
 
-    def form(self, mask: str) -> dict[str, Any]:
+    def form(self, mask: str, explain: bool = False) -> dict[str, Any]:
         """Return plain values that go over the wire."""
         return {"embedding": self.embedding.tolist()}
 

@@ -8,7 +8,6 @@ leaving that layer alone in float; the graph's outputs stay float.
 """
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from assay.bundle.latency import time_runs
 from assay.bundle.seal import INT8_SHARE, quantized_share
 from assay.config import Settings
 from assay.errors import QuantizeError
@@ -284,18 +284,3 @@ def time_graphs(
     sessions = {name: onnxruntime.InferenceSession(graphs[name], options) for name in graphs}
     runs = {name: lambda s=session: s.run(None, feed) for name, session in sessions.items()}
     return time_runs(runs, repeats)
-
-
-def time_runs(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Time each run, in turns, after two turns to warm up: median and 95th percentile."""
-    times_ms: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 2):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if turn >= 2:
-                times_ms[name].append(1000 * (time.perf_counter() - began))
-    return {
-        name: {"p50_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95))}
-        for name, times in times_ms.items()
-    }

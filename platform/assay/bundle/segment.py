@@ -65,7 +65,7 @@ class MaskAnswer:
             means |= {f"{name} {i}": float(mean) for i, mean in enumerate(coarse)}
         return means
 
-    def form(self, mask: str) -> dict[str, Any]:
+    def form(self, mask: str, explain: bool = False) -> dict[str, Any]:
         """Return plain values that go over the wire; `mask`: png, rle or none."""
         defects = [
             {"label": defect.label, "area_px": defect.area_px, "box": defect.box.tolist()}

@@ -102,8 +102,9 @@ class _GroupTurns:
         while len(taken) < num:
             if not self.waiting:
                 turn = self.rng.permutation(len(self.members)).tolist()
-                self.waiting = sorted(turn, key=used.__contains__)
-            group = self.waiting.pop(0)
+                # taken from the end, where those stand that the batch lacks
+                self.waiting = sorted(turn, key=lambda group: group not in used)
+            group = self.waiting.pop()
             used.add(group)
             taken += self._rows(group, min(rows_per_group, num - len(taken)))
         return taken
@@ -111,8 +112,8 @@ class _GroupTurns:
     def _rows(self, group: int, num: int) -> list[int]:
         if not self.left[group]:
             self.left[group] = self.rng.permutation(self.members[group]).tolist()
-        rows = self.left[group][:num]
-        self.left[group] = self.left[group][num:]
+        rows = self.left[group][-num:]
+        del self.left[group][-num:]
         return rows
 
 

@@ -1,7 +1,7 @@
 """The split: which set each image is in, drawn once, on the driver, by group.
 
 A group (a physical part) never crosses sets, nor does a file's content: groups that share a file, or
-whose names differ in case or spaces alone, move together. Values of one domain may be held out
+whose names differ in case or spaces alone, move together; so do, if asked, near-duplicates. Values of one domain may be held out
 entirely: their rows are `test_unseen`, and new groups of known values `test_seen`. Without a
 held-out domain there is one `test`. What val is drawn from, and so what the model is selected by,
 is the rule.
@@ -9,6 +9,7 @@ is the rule.
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -20,6 +21,7 @@ from annotated_types import Interval
 from assay.config import Seed, Settings
 from assay.data.duplicates import join_rows, refuse_crossing, settle_copies, spread_sets
 from assay.data.manifest import Manifest
+from assay.data.near.copies import NearPair, clusters
 from assay.data.spellings import compose, fold_name
 from assay.errors import ConfigError, SplitError
 
@@ -51,6 +53,10 @@ class SplitConfig(Settings, section="split"):
     """Groups with held-out and other values (a part under several lights): refuse, or draw the sets as if none were held out, then leave held-out values out of train and val; those of test groups are test_unseen."""
     duplicates: Literal["refuse", "drop"] = "refuse"
     """Files that a given split has in two sets: refuse, or drop the copy in the earlier set."""
+    near_duplicates: Literal["report", "group"] = "report"
+    """Images that are copies but for a turn, a crop, light or a codec: report them, or keep them in one set, and drop those in an earlier set than a given later one has."""
+    train_share: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Share of train's groups that is trained on, of each class at least one; a smaller share's groups are among a larger one's."""
     rule: Literal["training-domain", "leave-one-domain-out", "oracle"] = "training-domain"
     """What val is, by which the model is selected (Gulrajani & Lopez-Paz 2021, section 3).
 
@@ -108,13 +114,19 @@ class Split:
         return manifest.table.set_column(index, "split", pa.array(self.sets, pa.string()))
 
 
-def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
+def draw_split(manifest: Manifest, config: SplitConfig, pairs: Sequence[NearPair] = ()) -> Split:
     """Assign every row to a set.
 
     Sets named by the data are kept, also for what shares a group or a file with them; val and test
     are drawn from the rest where the data gives none. Rows of held-out domain values become
     test_unseen whatever set they were given, since neither training nor selection may see them
-    (`moved_to_unseen` counts them). Dropped copies get the set "dropped".
+    (`moved_to_unseen` counts them). Dropped copies, and what a share of train leaves out, get the
+    set "dropped".
+
+    Args:
+        manifest: what is to be split.
+        config: how.
+        pairs: near-duplicates among its rows, of which only `near_duplicates` "group" takes notice.
 
     Raises:
         SplitError: a group or a content on two sides of a given split, a group with values on two
@@ -131,7 +143,11 @@ def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
     report = {"groups": len(set(groups))}
     refuse_crossing("group", groups, sets)
     report["dropped"] = settle_copies(contents, sets, config.duplicates)
-    units = _join_units(groups, contents, sets, report)
+    copies = contents
+    if config.near_duplicates == "group":
+        copies = clusters(contents, pairs)
+        report["near_dropped"] = settle_copies(copies, sets, "drop")
+    units = _join_units(groups, contents, copies, sets, report)
     spread_sets(groups, units, sets)
     may_cross = config.crossing == "drop"
     if not may_cross:
@@ -143,20 +159,30 @@ def draw_split(manifest: Manifest, config: SplitConfig) -> Split:
     if may_cross:
         report["left_out"] = _leave_out(manifest, drawn, config)
     _check_classes(manifest, drawn)
+    if config.train_share < 1:
+        report["left_out_of_train"] = _thin_train(manifest, units, drawn, config)
     return Split(drawn, report)
 
 
 def _join_units(
-    groups: list[str], contents: list[str], sets: list[str | None], report: dict[str, int]
+    groups: list[str],
+    contents: list[str],
+    copies: list[str],
+    sets: list[str | None],
+    report: dict[str, int],
 ) -> list[np.ndarray]:
-    """Join the rows of one part or one file, but for dropped ones, and report how many groups that joins."""
+    """Join the rows of one part, one file or one cluster of copies, but for dropped ones, and report how many groups that joins."""
     rows = [i for i, s in enumerate(sets) if s != "dropped"]
     parts = [fold_name(g) for g in groups]
     num_parts = len({parts[i] for i in rows})
     units = join_rows([parts, contents], rows)
     report["groups_joined_by_name"] = len({groups[i] for i in rows}) - num_parts
     report["groups_joined_by_content"] = num_parts - len(units)
-    return units
+    if copies is contents:
+        return units
+    joined = join_rows([parts, copies], rows)
+    report["groups_joined_by_near_duplicates"] = len(units) - len(joined)
+    return joined
 
 
 def _random_key(seed: int, text: str) -> str:
@@ -182,7 +208,7 @@ def _hold_out(
         sides = {side.get(values[i]) for i in rows}
         if len(sides) > 1:
             raise SplitError(
-                f"The group {manifest.column('group')[rows[0]]!r}, with what shares a file with it, has held-out and "
+                f"The group {manifest.column('group')[rows[0]]!r}, with what shares a file or is joined with it, has held-out and "
                 f"other values of {config.unseen_domain!r}; it must be on one side: add the domain to --data.group, "
                 "take --split.crossing drop for parts that have several values, or remove the copies."
             )
@@ -304,6 +330,25 @@ def _draw_missing(
             )
 
 
+def _thin_train(
+    manifest: Manifest, units: list[np.ndarray], sets: list[str], config: SplitConfig
+) -> int:
+    """Leave a share of train's units, the first by a random key of each kind of class; count the rows that this drops."""
+    groups = manifest.column("group")
+    trained = [[i for i in rows if sets[i] == "train"] for rows in units]
+    kinds = _by_class(manifest, [np.array(rows) for rows in trained if rows])
+    dropped = 0
+    for members in kinds.values():
+        order = sorted(
+            members, key=lambda rows: _random_key(config.seed, min(groups[i] for i in rows))
+        )
+        for rows in order[max(1, round(config.train_share * len(order))) :]:
+            dropped += len(rows)
+            for i in rows:
+                sets[i] = "dropped"
+    return dropped
+
+
 def _give(units: list[np.ndarray], num: int, name: str, sets: list[str | None]) -> list[np.ndarray]:
     """Give `num` of the units to a set and return the others.
 
@@ -326,9 +371,7 @@ def _strata(
     """
     labels, groups = manifest.column("label"), manifest.column("group")
     domain = manifest.column(f"domain.{config.unseen_domain}") if config.unseen_domain else labels
-    strata: dict[tuple[str, ...], list[np.ndarray]] = defaultdict(list)
-    for rows in units:
-        strata[tuple(sorted({labels[i] for i in rows}))].append(rows)
+    strata = _by_class(manifest, units)
     pooled: list[np.ndarray] = []
     for key in [k for k, members in strata.items() if len(members) < least]:
         pooled += strata.pop(key)
@@ -344,6 +387,17 @@ def _strata(
         sorted(members, key=partial(position, classes))
         for classes, members in sorted(strata.items())
     ]
+
+
+def _by_class(
+    manifest: Manifest, units: Sequence[np.ndarray]
+) -> dict[tuple[str, ...], list[np.ndarray]]:
+    """Divide units by the classes that their rows have."""
+    labels = manifest.column("label")
+    kinds: dict[tuple[str, ...], list[np.ndarray]] = defaultdict(list)
+    for rows in units:
+        kinds[tuple(sorted({labels[i] for i in rows}))].append(rows)
+    return kinds
 
 
 def _check_classes(manifest: Manifest, sets: list[str]) -> None:

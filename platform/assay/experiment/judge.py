@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 import assay
@@ -23,6 +24,7 @@ from assay.files import write_json
 from assay.metrics import evaluate
 from assay.metrics.compare import compare
 from assay.metrics.decide import Decision, measure_decision
+from assay.metrics.estimate import interval
 from assay.metrics.measures import STANDARD, Measure
 from assay.metrics.predictions import (
     class_names,
@@ -30,6 +32,7 @@ from assay.metrics.predictions import (
     logits_of,
     refuse_strangers,
     rows_of,
+    scores_of,
 )
 from assay.metrics.summary import Summary
 from assay.runs.folder import Run
@@ -82,6 +85,7 @@ def judge(
     predictions = scored
     decision = _decide(predictions, config)
     sets, findings = measure(predictions, task, config, storage, decision)
+    sets = {name: _tell_copies_apart(folder, predictions, name, sets[name]) for name in sets}
     scorings = earlier.scorings
     if any(name.startswith("test") for name in sets):  # a trial is judged on val alone
         scorings = add_scoring(folder, scoring_of(config, tried))
@@ -134,6 +138,23 @@ def measure(
             metrics |= measure_decision(decision, logits_of(rows), truth, group)
         sets[name] = replace(summary, metrics=metrics)
     return sets, findings
+
+
+def _tell_copies_apart(folder: Path, predictions: pa.Table, name: str, summary: Summary) -> Summary:
+    """Add the main score of a test set's rows with a near-copy in train, and of those without, if it has both."""
+    split = read_split(folder)
+    if not name.startswith("test") or "near_copy" not in split.column_names:
+        return summary
+    copies = set(split.filter(split["near_copy"])["id"].to_pylist())
+    rows = rows_of(predictions, name)
+    has_copy = np.array([row in copies for row in rows["id"].to_pylist()])
+    _, scores, weights = scores_of(rows)
+    groups, apart = rows["group"].to_numpy(), {}
+    for key, part in (("on_copies", has_copy), ("on_others", ~has_copy)):
+        if not weights[part].any():
+            return summary
+        apart[key] = interval(scores[part], groups[part], weights=weights[part])
+    return replace(summary, metrics={**summary.metrics, **apart})
 
 
 def thresholds_of(predictions: pa.Table) -> list[int] | None:

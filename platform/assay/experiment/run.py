@@ -12,18 +12,21 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
+
+import pyarrow as pa
 
 from assay.bundle.bundle import Bundle
 from assay.config import Settings, to_dict
-from assay.data.duplicates import NearDuplicate, counts, near_duplicates
-from assay.data.images.pixels import Pixels, Survey
+from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.images.white import choose as choose_white
 from assay.data.manifest import Manifest
 from assay.data.masks import account
+from assay.data.near.copies import Leak, NearDuplicate, NearPair, leaks, near_duplicates
 from assay.data.split import Split, draw_split
 from assay.errors import AssayError, ConfigError, RunError
+from assay.experiment.copies import copies_among
 from assay.experiment.export import ship
 from assay.experiment.fill import UnreadableImage, fill
 from assay.experiment.identity import code_of, content, identity, recipe, stamp
@@ -34,7 +37,7 @@ from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
 from assay.runs.names import attempts, is_run_name
-from assay.runs.record import Launch, Quarantined, Stage, read_record
+from assay.runs.record import STAGES, Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
 from assay.train.loop import TrainState
@@ -53,7 +56,8 @@ class StoredImages:
     manifest: Manifest
     """Without what could not be read."""
     pixels: Pixels
-    survey: Survey
+    pairs: list[NearPair]
+    """Images that are copies of one another."""
     quarantined: list[UnreadableImage]
     storage: Path
 
@@ -72,7 +76,8 @@ def read_data(
     if news:
         print(news, file=sys.stderr)
     pixels = replace(pixels, white=white, _open=OrderedDict())
-    return StoredImages(source, readable, pixels, survey, bad, storage)
+    pairs = copies_among(pixels, survey.signatures, storage)
+    return StoredImages(source, readable, pixels, pairs, bad, storage)
 
 
 def _store_of(resources: Resources, storage: Path) -> Store:
@@ -89,15 +94,24 @@ class RunPlan:
     data: StoredImages
     split: Split
     near: list[NearDuplicate]
+    """Of train, in the sets as they are published, or else as they are drawn."""
+    leaks: dict[str, Leak]
+    """The same, counted by set."""
 
 
 def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
-    """Draw a run's split and look for near duplicates across it."""
-    split = draw_split(data.manifest, config.split)
-    survey = data.survey
-    near = near_duplicates(survey.signatures, split.sets, cropped=survey.cropped)
-    split.report.update({f"near_duplicates_{k}": v for k, v in counts(near, split.sets).items()})
-    return RunPlan(name, config, data, split, near)
+    """Draw a run's split and look for near-duplicates across it, and across the published one."""
+    manifest, contents = data.manifest, data.manifest.column("content")
+    split = draw_split(manifest, config.split, data.pairs)
+    labels, published = manifest.column("label"), manifest.declared_sets
+    sets: list[str] = split.sets
+    near = near_duplicates(data.pairs, contents, sets)
+    drawn = leaks(near, sets, labels)
+    split.report.update({f"near_duplicates_{name}": leak.near for name, leak in drawn.items()})
+    if any(name and name.startswith("test") for name in published):
+        sets = [before or now for before, now in zip(published, sets, strict=True)]
+        near = near_duplicates(data.pairs, contents, sets)
+    return RunPlan(name, config, data, split, near, leaks(near, sets, labels))
 
 
 def is_whole(run: Run) -> bool:
@@ -176,6 +190,7 @@ def _begin(
         name=prepared.name,
         launches=(*run.record.launches, launch),
         split=prepared.split.report,
+        leaks=prepared.leaks,
         quarantined=tuple(Quarantined(row=q.row, reason=q.reason) for q in data.quarantined),
         white=data.pixels.white.value if data.pixels.white else None,
         masks=account.of_table(data.manifest.table) or None,
@@ -186,7 +201,10 @@ def _begin(
     )
     write_json(run.folder / "config.json", to_dict(config))
     write_whole(run.folder / "task.py", data.source.code)
-    write_parquet(run.folder / "split.parquet", prepared.split.table(data.manifest))
+    copies = {each.row for each in prepared.near}
+    has_copy = pa.array([row in copies for row in range(len(data.manifest))])
+    table = prepared.split.table(data.manifest).append_column("near_copy", has_copy)
+    write_parquet(run.folder / "split.parquet", table)
     return Job(
         data.source,
         to_dict(config),
@@ -274,8 +292,7 @@ def _of_other_code(
     source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, stage: Stage
 ) -> Run | None:
     """Find the newest run of the same settings and images that was finished as far as `stage`."""
-    wanted, stages = content(config, manifest), get_args(Stage)
-    enough = stages[stages.index(stage) :]
+    wanted, enough = content(config, manifest), STAGES[STAGES.index(stage) :]
     ended: dict[Path, float] = {}
     for path in storage.glob(f"{source.name}-*/run.json"):
         if not is_run_name(path.parent.name, source.name):
@@ -323,7 +340,7 @@ def storage_of(resources: Resources) -> Path:
 
 def absolute(config: TaskConfig) -> TaskConfig:
     """Make every path of the settings absolute, since workers have other working directories."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for name, section in vars(config).items():
         if isinstance(section, Settings):
             paths = {k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)}

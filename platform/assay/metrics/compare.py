@@ -6,7 +6,8 @@ left of significance then; there is none of too few or too unequal groups. McNem
 beside it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,28 @@ def compare(tables: Mapping[str, pa.Table], sets: Sequence[str] | None = None) -
     """
     if len(tables) < 2:
         raise PredictionsError(f"{len(tables)} run was given; compare at least two.")
-    (first_name, first), *others = tables.items()
+    first, *others = tables
+    return _compare_each(tables, [(first, name) for name in others], sets)
+
+
+def compare_all(tables: Mapping[str, pa.Table]) -> list[Comparison]:
+    """Compare each two of several predictions tables on each test set; see `compare`.
+
+    Raises:
+        PredictionsError: two have no test set in common, or other rows in one.
+    """
+    return _compare_each(tables, combinations(tables, 2))
+
+
+def _compare_each(
+    tables: Mapping[str, pa.Table],
+    pairs: Iterable[tuple[str, str]],
+    sets: Sequence[str] | None = None,
+) -> list[Comparison]:
+    """Compare pairs of tables, corrected for all of them together."""
     differences = []
-    for name, second in others:
+    for first_name, name in pairs:
+        first, second = tables[first_name], tables[name]
         ours, theirs = sets_of(first), sets_of(second)
         common = [
             test

@@ -42,7 +42,8 @@ class DecideConfig(Settings, section="decide"):
     named here, in any unit."""
 
     positive: str = ""
-    """Class that must not be missed; the threshold of its probability is chosen on val."""
+    """Class that must not be missed, a defect: its escapes and what is falsely taken for it are measured, and the
+    threshold of its probability is chosen on val, unless costs decide."""
 
     recall: Share = 0.0
     """Least recall of that class on val; 0 takes the threshold of the best F1."""
@@ -53,13 +54,13 @@ class DecideConfig(Settings, section="decide"):
     def __post_init__(self) -> None:
         """Refuse rules that exclude each other."""
         super().__post_init__()
-        if self.costs and self.positive:
-            raise ConfigError(
-                f"decide.costs and decide.positive {self.positive!r} are both given, but an answer follows one rule; state what missing the class costs, or leave the costs out."
-            )
         if self.recall and not self.positive:
             raise ConfigError(
                 f"decide.recall is {self.recall}, but no class is named that it is the recall of; name it in decide.positive."
+            )
+        if self.costs and self.recall:
+            raise ConfigError(
+                f"decide.costs and decide.recall {self.recall} are both given, but an answer follows one rule; state what missing the class costs, or leave the costs out."
             )
         pairs = [_parse_cost(text)[:2] for text in self.costs]
         if len(set(pairs)) < len(pairs):
@@ -84,7 +85,7 @@ class Decision:
     positive: int | None
     """Number of the class that must not be missed; None: there is none."""
     threshold: float | None
-    """The least probability at which that class is the answer."""
+    """The least probability at which that class is the answer; None: costs decide, or there is none."""
     num: int
     """Number of val images."""
     num_groups: int
@@ -118,7 +119,7 @@ class Decision:
         temperature = 1.0 if right else fit_temperature(logits, truth)
         probs = softmax(logits.astype(np.float64) / temperature)
         threshold = None
-        if positive is not None:
+        if positive is not None and costs is None:
             threshold = _fit_threshold(probs[:, positive], truth == positive, config)
         return cls(
             temperature=temperature,
@@ -194,7 +195,8 @@ def measure_decision(
         calibrated_ece     expected calibration error
         decided_accuracy   share of right answers, where a rule other than the likeliest is in force
         recall, precision  of the class that must not be missed
-        false_alarms       share of the other classes' images that are given that class
+        escapes            share of that class's images that are given another (missed defects)
+        overkill           share of the other classes' images that are given that class (good parts rejected)
         cost               mean cost of the answers
         cost_of_argmax     mean cost if the likeliest class were answered
 
@@ -238,7 +240,8 @@ def _shares(
         is_flagged, is_positive = answers == decision.positive, truth == decision.positive
         shares["recall"] = (is_flagged, is_positive)
         shares["precision"] = (is_positive, is_flagged)
-        shares["false_alarms"] = (is_flagged, ~is_positive)
+        shares["escapes"] = (~is_flagged, is_positive)
+        shares["overkill"] = (is_flagged, ~is_positive)
     return shares
 
 

@@ -3,7 +3,7 @@
 Every number has an interval over groups and its n (`estimate`). Conventions where data are thin:
 
     absent class   a class never true has no recall, one never answered no precision (None); a class
-                   that is neither is left out of macro F1.
+                   that is neither is left out of the macro means, where undefined shares count as 0.
     mixed group    a group with several truths (a tile shot under every exposure, where exposure is
                    the class) has no answer as a whole: group and vote accuracy are None, views [].
     equal answers  of equal logits the first class is the answer; of equal votes the one with the
@@ -13,6 +13,7 @@ No number is NaN for a table that passes `predictions.check`.
 """
 
 import math
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -37,6 +38,10 @@ from assay.metrics.summary import ClassSummary, Family, Summary, Views
 from assay.shapes import Float, Int, Shaped
 
 _NUM_SUBSETS = 32
+
+
+# Shares of true and answered in the denominators of means over classes.
+_MACRO = {"macro_precision": (0.0, 1.0), "macro_recall": (1.0, 0.0), "macro_f1": (0.5, 0.5)}
 
 
 def by_group(
@@ -164,23 +169,30 @@ def _metrics(
         for key, pooled in zip(metrics, (mean.argmax(axis=1), vote), strict=True):
             metrics[key] = interval((pooled == group_truth).astype(float), units)
     true, answered = np.eye(logits.shape[1])[truth], np.eye(logits.shape[1])[answers]
-    counts = np.concatenate([true * (answers == truth)[:, None], true + answered], axis=1)
+    counts = np.concatenate([true * (answers == truth)[:, None], true, answered], axis=1)
+    for name, (of_true, of_answered) in _MACRO.items():
+        macro = partial(_macro, of_true=of_true, of_answered=of_answered)
+        mass = of_true * true + of_answered * answered
+        metrics[name] = interval_of(counts, group, macro, mass=mass)
     return metrics | {
-        "macro_f1": interval_of(counts, group, _macro_f1, mass=true + answered),
         "nll": estimate_nll(logits, truth, group),
         "ece": ece(softmax(logits), truth, group),
     }
 
 
-def _macro_f1(sums: Float[np.ndarray, "draws parts"]) -> Float[np.ndarray, " draws"]:
-    """Average F1 over classes, from right answers by class, and true plus answered by class.
+def _macro(
+    sums: Float[np.ndarray, "draws parts"], of_true: float, of_answered: float
+) -> Float[np.ndarray, " draws"]:
+    """Average, over classes, right answers by a mix of the counts of true and of answered, all by class.
 
     Classes without either are left out.
     """
-    right, either = np.split(sums, 2, axis=1)
-    with np.errstate(invalid="ignore"):
-        f1: np.ndarray = np.nanmean(2 * right / either, axis=1)
-    return f1
+    right, true, answered = np.split(sums, 3, axis=1)
+    count = of_true * true + of_answered * answered
+    shares = np.divide(right, count, out=np.zeros_like(right), where=count > 0)
+    shares[true + answered <= 0] = np.nan
+    mean: np.ndarray = np.nanmean(shares, axis=1)
+    return mean
 
 
 def is_mixed(truth: Int[np.ndarray, " num"], group: Shaped[np.ndarray, " num"]) -> bool:

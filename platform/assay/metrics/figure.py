@@ -62,6 +62,8 @@ class Figure:
     """Name of the vertical axis, with its unit."""
     x_range: list[float] | None = None
     """Ends of the horizontal axis; None: those of the data and 0."""
+    x_log: bool = False
+    """Space the horizontal axis by logarithms, whose ends are those of the data; for lines and points above 0."""
     y_range: list[float] | None = None
     """Ends of the vertical axis; None: those of the data and 0."""
     diagonal: bool = False
@@ -83,6 +85,10 @@ class Figure:
                     f"The series {name!r} of the figure {self.title!r} has {', '.join(str(len(c)) for c in columns)} values of x, y and intervals; give equally many."
                 )
             numbers += [v for column in columns for v in column if not isinstance(v, str)]
+            if self.x_log and any(isinstance(v, str) or v <= 0 for v in series.x):
+                raise PredictionsError(
+                    f"The figure {self.title!r} has a logarithmic axis and a position that is not above 0; leave that point out."
+                )
         if not all(math.isfinite(number) for number in numbers):
             raise PredictionsError(
                 f"The figure {self.title!r} has a value that is not finite; leave that point out."

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class _Tally(TorchDispatchMode):
+class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of the modules that are entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.entered: list[nn.Module] = []
         self.total = self.trained = 0
 
@@ -48,9 +48,13 @@ def count_macs(forward: Callable[[Tensor], Any], image: Tensor) -> tuple[int, in
     what is done element by element is left out. Modules must be in eval mode.
     """
     tally = _Tally()
+
+    def leave(*_: Any) -> None:
+        tally.entered.pop()
+
     hooks = [
         register_module_forward_pre_hook(lambda module, _: tally.entered.append(module)),
-        register_module_forward_hook(lambda *_: tally.entered.pop() and None),
+        register_module_forward_hook(leave),
     ]
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused, it could not be counted

@@ -9,7 +9,7 @@ spread over classes and domains, so that nobody picks the pretty ones. Where row
 place of an answer, the rows that lose most of their weight stand for errors. A sample holds id,
 split, kind ("error" or "example"), group, domains, boxes (x0, y0, x1, y1) in the small image and
 their attn, width, height and image; and truth, answer, prob (calibrated), right, rejected, or
-score. A near-duplicate holds split, bits, and id and image of both.
+score. A near-duplicate holds split, agreement, and id and image of both.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from assay.data.duplicates import NearDuplicate
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.manifest import Manifest
+from assay.data.near.copies import NearDuplicate
 from assay.files import write_json, write_whole
 from assay.metrics.decide import Decision
 from assay.metrics.predictions import (
@@ -195,7 +195,7 @@ def _add_pair(
     """Add both images of a near-duplicate."""
     return {
         "split": pair.set,
-        "bits": pair.bits,
+        "agreement": pair.agreement,
         "id": ids[pair.row],
         "twin": ids[pair.twin],
         "image": _add_image(samples, pixels[pair.row])["image"],

@@ -53,9 +53,13 @@ class _Scale:
     high: Number
     start: Number
     end: Number
+    log: bool = False
 
     def __call__(self, value: Number) -> Number:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
 def _chart(figure: Figure) -> tuple[Number, list[str]]:
@@ -63,7 +67,8 @@ def _chart(figure: Figure) -> tuple[Number, list[str]]:
     legend, top = _legend(figure, 8)
     bottom = top + _PLOT
     xs = [float(v) for s in figure.series.values() for v in s.x]
-    across = _Scale(*_span(xs, figure.x_range), _LEFT, WIDTHS[figure.kind] - _RIGHT)
+    ends = _log_span(xs) if figure.x_log else _span(xs, figure.x_range)
+    across = _Scale(*ends, _LEFT, WIDTHS[figure.kind] - _RIGHT, figure.x_log)
     low, high = _span(_values(figure), figure.y_range)
     if figure.y_range is None:
         step = _ticks(low, high)[0]
@@ -96,10 +101,13 @@ def _axes(figure: Figure, across: _Scale, up: _Scale) -> list[str]:
         parts.append(label(across.start - 6, up(value) + 4, _tick(value, step), "end"))
     parts.append(f'<path class="axis" d="M{across.start} {_trim(up.start)}H{across.end}"/>')
     step, ticks = _ticks(across.low, across.high, 1.0 if whole else 0.0)
-    for value in ticks:
+    named = {value: _tick(value, step) for value in ticks}
+    if across.log:
+        named = {value: count(value) for value in _log_ticks(across.low, across.high)}
+    for value, text in named.items():
         parts.append(
             f'<path class="axis" d="M{_trim(across(value))} {_trim(up.start)}v4"/>'
-            + label(across(value), up.start + 16, _tick(value, step), "middle")
+            + label(across(value), up.start + 16, text, "middle")
         )
     middle = (across.start + across.end) / 2
     parts.append(label(middle, up.start + 33, figure.x, "middle"))
@@ -272,11 +280,11 @@ def number(value: Number) -> str:
 
 
 def count(value: Number) -> str:
-    """Write a large number in three digits, with its unit."""
+    """Write a number of any size in three digits, a large one with its unit: 9.31, 115 k, 28.6 M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * size:
             return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
+    return f"{value:.3g}"
 
 
 def _describe(name: str, series: Series, i: int) -> str:
@@ -317,6 +325,26 @@ def _ticks(low: Number, high: Number, least: Number = 0.0) -> tuple[Number, list
     step = max(step, least)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return step, [i * step for i in range(first, last + 1)]
+
+
+def _log_span(values: list[float]) -> tuple[Number, Number]:
+    """Return the ends of a logarithmic axis: a little beyond the data's."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    margin = max((high / low) ** 0.04, 1.05)
+    return low / margin, high * margin
+
+
+def _log_ticks(low: Number, high: Number) -> list[Number]:
+    """Choose round values within a logarithmic axis, at most six: of each decade 1, 2 and 5, or 1 and 3, or every so many decades."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        values = [m * 10.0**e for e in range(first, last + 1) for m in steps]
+        ticks = [value for value in values if low <= value <= high]
+        if len(ticks) <= 6:
+            break
+    else:
+        ticks = ticks[:: math.ceil(len(ticks) / 6)]
+    return ticks if len(ticks) > 1 else _ticks(low, high)[1]
 
 
 def _tick(value: Number, step: Number) -> str:

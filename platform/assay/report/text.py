@@ -16,7 +16,16 @@ from assay.runs.listing import RunSummary
 from assay.runs.record import read_record
 from assay.runs.results import Result, read_comparisons, read_result
 
-NOT_PRINTED = {"nll", "ece", "macro_f1", "calibrated_nll", "calibrated_ece", "vote_accuracy"}
+NOT_PRINTED = {
+    "nll",
+    "ece",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "calibrated_nll",
+    "calibrated_ece",
+    "vote_accuracy",
+}
 """Standard measures that the terminal leaves to the report."""
 
 
@@ -162,7 +171,7 @@ def print_run(folders: Mapping[str, Path]) -> None:
     record = read_record(folders[method])
     if record.measured:
         print(f"\n{method} {_cost(record.measured)}.")
-    for line in record.masks_said():
+    for line in record.leaks_said() + record.masks_said():
         print(line, file=sys.stderr)
     print()
     for name, folder in folders.items():

@@ -3,19 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from assay.data.masks.account import MaskAccount
+from assay.data.near.copies import Leak
 from assay.errors import RunError
 from assay.files import RESTORE, read_json, write_json
 from assay.typed import MisfitError, from_json, rest, to_json
 
 SCHEMA = 1
 
+LOUD = 0.02
+"""Share of a test set with near-copies in train from which that is said."""
+
 State = Literal["new", "running", "stopped", "failed", "finished"]
 
 Stage = Literal["val", "test", "bundle"]
 """Where a run ended: judged on val (a trial of a search), on test too (a trial of a grid of folds), or shipped."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In their order."""
 
 T = TypeVar("T")
 
@@ -88,6 +95,8 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     split: Mapping[str, int] | None = None
     """What drawing the split counted: groups, copies dropped, near duplicates by set."""
+    leaks: Mapping[str, Leak] | None = None
+    """Images with a near-copy in train, by set, as published where the data gives the tests, else as drawn."""
     quarantined: tuple[Quarantined, ...] = ()
     white: float | None = None
     """The white level of images of more than 8 bits, where there were any."""
@@ -104,9 +113,25 @@ class RunRecord:
     scorings: tuple[Scoring, ...] = ()
     """Looks at the test sets, the oldest first; they end with the run's folder alone."""
     measured: Mapping[str, float] | None = None
-    """What it costs: num_params, num_trainable, macs and trainable_macs of one image, train_s; latency_ms where a sweep asked for it."""
+    """What it costs: num_params, num_trainable, macs and trainable_macs of one image, train_s; of the shipped graphs
+    latency_ms, latency_int8_ms and latency_threads (a search has latency_ms of the model within its trial)."""
     others: Mapping[str, Any] = rest()
     """What this Assay does not know; kept as it is."""
+
+    def leaks_said(self) -> list[str]:
+        """Say of each test set whose near-copies in train are too many to be passed over."""
+        is_left_out = (self.split or {}).get("near_dropped", 0) > 0
+        end = (
+            "what is near them was left out of train here"
+            if is_left_out
+            else "this split's score says little of parts that were not trained on"
+        )
+        return [
+            f"{100 * leak.share:.0f} % of the {name} images ({leak.near} of {leak.num}) have a near-copy in train"
+            f"{' as published' if is_left_out else ''}; {end}."
+            for name, leak in (self.leaks or {}).items()
+            if name.startswith("test") and leak.share > LOUD
+        ]
 
     def masks_said(self) -> list[str]:
         """Say what of the masks was not used, or was used with a doubt."""

@@ -52,6 +52,7 @@ class Client:
         *images: Path | bytes,
         alias: Alias = "champion",
         mask: MaskFormat = "png",
+        explain: bool = False,
     ) -> Reply:
         """Judge an image, or several views of one part together.
 
@@ -59,7 +60,7 @@ class Client:
             ServeError: the server refuses it, or cannot be reached.
         """
         contents = [image if isinstance(image, bytes) else image.read_bytes() for image in images]
-        path = f"/v1/{task}?model={alias}&mask={mask}"
+        path = f"/v1/{task}?model={alias}&mask={mask}{'&explain=1' * explain}"
         if len(contents) == 1:
             return Reply.model_validate_json(self._send("POST", path, content=contents[0]))
         form = [("image", ("image", content)) for content in contents]

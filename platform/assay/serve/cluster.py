@@ -86,11 +86,11 @@ class Replica:
         self._inspect.set_max_batch_size(config["batch"])  # type: ignore[attr-defined]
 
     async def answer(
-        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat
+        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, explain: bool
     ) -> dict[str, Any]:
         """Return a reply's parts, and count them."""
         read = self.decoders.read
-        parts = await self.inspector.answer(images, alias, mask, read, self._inspect)
+        parts = await self.inspector.answer(images, alias, mask, explain, read, self._inspect)
         opened = self.inspector.opened.get(alias)
         self.meters.count(parts, opened.drift if opened else None)
         return parts
@@ -156,12 +156,13 @@ class Front:
         return self.handles[task]
 
     async def answer(
-        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat
+        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
     ) -> dict[str, Any]:
         """See `http.Service`; judging an image twice harms nothing, so it is tried again."""
         for attempt in range(ATTEMPTS):
             try:
-                parts: dict[str, Any] = await self._handle(task).answer.remote(images, alias, mask)
+                replica = self._handle(task)
+                parts: dict[str, Any] = await replica.answer.remote(images, alias, mask, explain)
                 if self.recent is not None and parts.get("answer"):
                     self.recent.add(task, parts["answer"], parts["thumb"])
                 return parts

@@ -1,7 +1,7 @@
 """What goes over the wire: one form for every task, which each answer fills itself (see `bundle.answer`).
 
-A class fills `answer` and `patches`; a mask fills `mask` and `defects`; a vector fills `embedding`. Boxes are x0, y0, x1, y1 in
-the pixels of the upright image.
+A class fills `answer` and `patches`, and where that is asked for `evidence`; a mask fills `mask` and
+`defects`; a vector fills `embedding`. Boxes are x0, y0, x1, y1 in the pixels of the upright image.
 """
 
 from typing import Literal, TypeAlias
@@ -57,6 +57,16 @@ class Mask(Form):
     """By class: lengths of runs outside and inside in turn, column by column (as COCO counts)."""
 
 
+class Evidence(Form):
+    """What speaks for the answer, and where."""
+
+    png: str
+    """Grey PNG of 8 bits in base64, to be stretched over the box: 0 nothing, 255 the strongest in this image."""
+    box: list[float]
+    label: str | None
+    """The class that it speaks for; null where it is of none, as attention is."""
+
+
 class View(Form):
     """What is said of one image."""
 
@@ -68,6 +78,8 @@ class View(Form):
     """Where the image stands among others."""
     mask: Mask | None = None
     defects: list[Defect] = []
+    evidence: Evidence | None = None
+    """Only with explain=1, and null where the bundle's graph gives none."""
 
 
 class Model(Form):

@@ -87,7 +87,7 @@ class Service(Protocol):
         """List the tasks that have a champion."""
 
     async def answer(
-        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat
+        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
     ) -> dict[str, Any]:
         """Return a reply's parts, or `status` and `error`."""
 
@@ -118,15 +118,19 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
 
     @app.post("/v1/{task}", responses=responses, openapi_extra={"requestBody": _BODY})
     async def judge(
-        request: Request, task: str, model: Alias = "champion", mask: MaskFormat = "png"
+        request: Request,
+        task: str,
+        model: Alias = "champion",
+        mask: MaskFormat = "png",
+        explain: bool = False,
     ) -> Reply:
-        """Judge an image, or several views of one part together."""
+        """Judge an image, or several views of one part together; with explain=1 say where the evidence for a class lies."""
         began = time.perf_counter()
         status = 500
         try:
-            _refuse_unknown(request, "model", "mask")
+            _refuse_unknown(request, "model", "mask", "explain")
             with room.share() as take:
-                reply = await _judge(service, limits, request, take, task, model, mask)
+                reply = await _judge(service, limits, request, take, task, model, mask, explain)
             status = 200
             return reply
         except RefusedError as refused:
@@ -183,6 +187,7 @@ async def _judge(
     task: str,
     alias: Alias,
     mask: MaskFormat,
+    explain: bool,
 ) -> Reply:
     if task not in service.tasks():
         raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
@@ -193,7 +198,7 @@ async def _judge(
     images = read_images(body, request.headers.get("content-type", ""), limits)
     try:
         async with asyncio.timeout(limits.answer_s):
-            parts = await service.answer(task, images, alias, mask)
+            parts = await service.answer(task, images, alias, mask, explain)
     except TimeoutError:
         raise RefusedError(504, f"There was no answer within {limits.answer_s:g} s.") from None
     if "status" in parts:

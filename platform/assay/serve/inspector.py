@@ -111,7 +111,13 @@ class Inspector:
         )
 
     async def answer(
-        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, read: Read, batch: Batch
+        self,
+        images: Sequence[bytes],
+        alias: Alias,
+        mask: MaskFormat,
+        explain: bool,
+        read: Read,
+        batch: Batch,
     ) -> dict[str, Any]:
         """Return a reply's parts; or a status and why there is none."""
         opened = self.opened.get(alias)
@@ -135,7 +141,7 @@ class Inspector:
             if isinstance(outcome, Exception):
                 raise outcome
         verdict = opened.bundle.together([answer for answer, _, _ in outcomes])
-        views = [_form(answer, size, mask) for answer, size, _ in outcomes]
+        views = [_form(answer, size, mask, explain) for answer, size, _ in outcomes]
         if opened.drift is not None:
             for answer, _, _ in outcomes:
                 opened.drift.add(answer.embedding)
@@ -205,7 +211,9 @@ def _encode_jpeg(level: np.ndarray) -> str:
     return base64.b64encode(cv2.imencode(".jpg", ordered)[1].tobytes()).decode()
 
 
-def _form(answer: AnyAnswer, size: tuple[int, int], mask: MaskFormat) -> dict[str, Any]:
+def _form(
+    answer: AnyAnswer, size: tuple[int, int], mask: MaskFormat, explain: bool
+) -> dict[str, Any]:
     """Put what is said of an image of this height and width into its form."""
     height, width = size
-    return View(height=height, width=width, **answer.form(mask)).model_dump()
+    return View(height=height, width=width, **answer.form(mask, explain)).model_dump()

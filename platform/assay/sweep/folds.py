@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError
-from assay.train.task import TaskConfig
+from assay.train.task import TaskConfig, TrainConfig
 
 Trained = tuple[str, ...]
 """Values that a fold trains on."""
@@ -138,8 +138,12 @@ def _config(
     config: TaskConfig, column: str, tested: tuple[str, ...], seed: int, longer: float
 ) -> TaskConfig:
     """Give a setting the fold's split, its seed, and as many updates as the largest fold has."""
-    split, train = config.split, config.train
+    split = config.split
     split = replace(split, unseen_domain=column, unseen=tested, seed=split.seed + seed)
+    return replace(config, split=split, train=repeated(config.train, seed, longer))
+
+
+def repeated(train: TrainConfig, seed: int, longer: float) -> TrainConfig:
+    """Give a training another seed, and so many times the epochs and the epochs between looks at val."""
     epochs, every = round(train.epochs * longer), max(1, round(train.val_every * longer))
-    train = replace(train, epochs=epochs, val_every=every, seed=train.seed + seed)
-    return replace(config, split=split, train=train)
+    return replace(train, epochs=epochs, val_every=every, seed=train.seed + seed)

@@ -9,7 +9,6 @@ Each training is a run of its own below runs/, recognised by what it computes.
 """
 
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,22 +22,18 @@ from annotated_types import Interval
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
 from assay.data.split import RULES
-from assay.errors import RunError
 from assay.experiment.resources import Resources
-from assay.experiment.run import absolute, find, read_data, storage_of
-from assay.experiment.workers import cluster
+from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
-from assay.runs.folder import Run
-from assay.space import change, combinations, sample
-from assay.sweep import space_text
+from assay.space import change, sample
+from assay.sweep.fixed import is_finished, manifest_of, print_missing, run_missing, settings_of
 from assay.sweep.folds import Fold, plan
 from assay.sweep.generalization import Summary, curve, gather, matrices, summarize
 from assay.sweep.launch import SweepLaunch, run_command
 from assay.sweep.rules import ORACLE, RuleScore, candidates_of, choose_draws, compare_rules
-from assay.sweep.trial import Outcome, Trial, print_outcome, read_outcome, write_trials
-from assay.sweep.tune import SweepContext, fit_in, run_trials
+from assay.sweep.trial import Outcome, Trial, read_outcome, write_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -87,8 +82,8 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     storage, column = storage_of(resources), launch.fold_column
     config = _with_column(absolute(config), column)
     task = load_task(source)
-    manifest = task.manifest(config, storage)
     settings = settings_of(source, task, config, launch.settings)
+    manifest = manifest_of(task, settings, storage)
     drawn = {name: draw_settings(task, base, launch.draws) for name, base in settings.items()}
     folds = _plan(drawn, manifest, launch)
     trials = []
@@ -96,22 +91,16 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
         run = find(source, fold.config, manifest, storage, reuse=launch.reuse, stage="test")
         trials.append(Trial(fold.name, {"setting": fold.setting}, fold.config, run.folder))
     name = f"{source.name}-{column}-{fingerprint([trial.folder.name for trial in trials])}"
-    missing = [trial for trial in trials if not _is_tested(trial.folder)]
-    print(
-        f"{len(trials)} trainings ({_count(folds)}), {len(trials) - len(missing)} of them there already",
-        file=sys.stderr,
-    )
+    missing = [trial for trial in trials if not is_finished(trial.folder)]
+    print_missing(trials, len(missing), f" ({_count(folds)})")
     if missing:
-        with cluster(resources):
-            reserved, parallel = fit_in(resources, launch.gpus_per_worker, launch.parallel)
-            data = read_data(source, manifest, config, resources, storage)
-            context = SweepContext(data, resources, "test", name)
-            run_trials(context, FixedTrials(missing), reserved, parallel)
+        configs = list(settings.values())
+        run_missing({"test": missing}, configs, source, manifest, resources, launch, name)
     folder = storage / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
     ended = [_read_trial(fold, trial) for fold, trial in zip(folds, trials, strict=True)]
     write_trials(folder, [each.row for each in ended])
-    finished = [each for each in ended if _is_tested(each.trial.folder)]
+    finished = [each for each in ended if is_finished(each.trial.folder)]
     if finished:
         _report(folder, source, config, column, ended, finished)
     return sum(each.outcome.state == "failed" for each in ended)
@@ -122,26 +111,6 @@ def _with_column(config: TaskConfig, column: str) -> TaskConfig:
     if column in config.data.domains:
         return config
     return replace(config, data=replace(config.data, domains=(*config.data.domains, column)))
-
-
-def settings_of(
-    source: TaskSource, task: type[Task], config: TaskConfig, texts: Sequence[str]
-) -> Mapping[str, TaskConfig]:
-    """Make the settings to compare, by name.
-
-    Raises:
-        ConfigError: a text is no choice, or names what folds decide.
-    """
-    if not texts:
-        return {source.name: config} | dict(task.baselines(config))
-    space = dict(space_text.parse(text, config) for text in texts)
-    space_text.check(space, config)
-    settings = {}
-    for levels in combinations(space):
-        values = dict(zip(space, levels, strict=True))
-        name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in values.items())
-        settings[name] = change(config, values)
-    return settings
 
 
 def draw_settings(task: type[Task], config: TaskConfig, num: int) -> list[TaskConfig]:
@@ -165,36 +134,9 @@ def _plan(
     return plan(settings, manifest, column, sizes, choices, launch.seeds)
 
 
-def _is_tested(folder: Path) -> bool:
-    try:
-        record = Run(folder).record
-    except RunError:  # one that cannot be read fails alone
-        return False
-    return record.state == "finished" and record.stage != "val"
-
-
 def _count(folds: Sequence[Fold]) -> str:
     counts = Counter(fold.num_trained for fold in folds)
     return ", ".join(f"{counts[size]} on {size}" for size in sorted(counts))
-
-
-class FixedTrials:
-    """Trials that are known before, in order."""
-
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self.waiting, self.num, self.num_ended = list(trials), len(trials), 0
-
-    def propose(self) -> Trial | None:
-        """Return the next one."""
-        return self.waiting.pop(0) if self.waiting else None
-
-    def report(self, trial: Trial, epoch: int, value: float) -> None:
-        """Pass over a look at val: nothing follows from it."""
-
-    def tell(self, trial: Trial, outcome: Outcome) -> None:
-        """Say on the terminal that a trial has ended."""
-        self.num_ended += 1
-        print_outcome(self.num_ended, self.num, trial.name, outcome)
 
 
 def _read_trial(fold: Fold, trial: Trial) -> FoldTrial:

@@ -106,6 +106,19 @@ def merge(space: Space, changes: Mapping[str, Dimension]) -> Space:
     return dimensions
 
 
+def refuse_fixed(name: str) -> None:
+    """Refuse a setting that no sweep may choose.
+
+    Raises:
+        ConfigError: it is of data, split, judging, or the seed.
+    """
+    if name in NEVER or name.split(".")[0] in NEVER:
+        raise ConfigError(
+            f"The search space has {name!r}; data, split, seeds and judging are not searched: fix it on the command line, "
+            "and repeat a sweep over folds or seeds."
+        )
+
+
 def check(space: Space, config: Settings) -> None:
     """Refuse what could not be run.
 
@@ -118,11 +131,7 @@ def check(space: Space, config: Settings) -> None:
             "The search space has no setting with more than one value; give one by --space, such as --space optim.lr=1e-4..1e-2,log."
         )
     for name, dimension in space.items():
-        if name in NEVER or name.split(".")[0] in NEVER:
-            raise ConfigError(
-                f"The search space has {name!r}; data, split, seeds and judging are not searched: fix it on the command line, "
-                "and repeat a sweep over folds or seeds."
-            )
+        refuse_fixed(name)
         value_of(config, name)
         for condition in dimension.when:
             value_of(config, condition)

@@ -23,11 +23,11 @@ from assay.metrics.predictions import rows_of, sets_of
 from assay.nn.adapt import recalibrate, tent
 from assay.shapes import Int64
 from assay.train.classification import pooled
-from assay.train.task import Batch, BatchRows, Task
+from assay.train.task import Batch, BatchRows, Task, TaskMetrics
 
 Method = Literal["recalibrate", "tent"]
 
-JUDGED = "adapted_judged"
+LATER = "later"
 """Column: whether a row is of a new domain and later than what was adapted to."""
 
 MEASURES = {
@@ -100,14 +100,14 @@ class Adaptation:
         judged = np.isin(codes, self.new)
         for code in self.new:
             judged &= ~np.isin(batch["row"], self.first[code])
-        columns = {JUDGED: torch.from_numpy(judged.astype(np.int64))}
+        columns = {LATER: torch.from_numpy(judged.astype(np.int64))}
         for method in self.config.methods:
             logits = torch.zeros(len(codes), len(self.task.classes))
             for code in np.unique(codes[judged]).tolist():
                 rows = np.flatnonzero(judged & (codes == code))
                 part = {name: values[rows] for name, values in batch.items()}
                 logits[rows] = self._copy(code, method)(self.task.normalised(part)).float().cpu()
-            columns[f"logits_{method}"] = logits
+            columns[f"adapted_{method}"] = logits
         return columns
 
     def _copy(self, code: int, method: Method) -> Answers:
@@ -133,22 +133,23 @@ class Adaptation:
         return batches
 
 
-def judge_adapted(predictions: pa.Table) -> dict[str, dict[str, Estimate]]:
+def judge_adapted(predictions: pa.Table) -> TaskMetrics:
     """Estimate accuracy with and without adaptation on the same rows of each set that has any; over groups."""
+    if LATER not in predictions.column_names:
+        return TaskMetrics()
+    adapted = [name for name in predictions.column_names if name.startswith("adapted_")]
     metrics: dict[str, dict[str, Estimate]] = {}
-    if JUDGED not in predictions.column_names:
-        return metrics
-    kinds = [name for name in predictions.column_names if name.startswith("logits_")]
     for name in sets_of(predictions):
         rows = rows_of(predictions, name)
-        rows = rows.filter(pa.array(rows[JUDGED].to_numpy() == 1))
+        rows = rows.filter(pa.array(rows[LATER].to_numpy() == 1))
         if not len(rows):
             continue
         truth, group = rows["truth"].to_numpy(), np.array(rows["group"].to_pylist())
         metrics[name] = {}
-        for column in ("logits", *kinds):
-            method = column.removeprefix("logits").removeprefix("_")
+        for key, column in {
+            "not_adapted": "logits",
+            **dict(zip(adapted, adapted, strict=True)),
+        }.items():
             right = np.array(rows[column].to_pylist()).argmax(1) == truth
-            key = f"adapted_{method}" if method else "not_adapted"
             metrics[name][key] = interval(right.astype(float), group)
-    return metrics
+    return TaskMetrics(metrics=metrics, measures=MEASURES)

@@ -4,12 +4,13 @@ A task gives `features`; the base owns input, loss, head, embedding, maps of evi
 Any method may be overridden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -17,14 +18,19 @@ from torch import Tensor, nn
 from assay.bundle.quantize import QuantizeConfig
 from assay.config import Settings, to_dict
 from assay.data.dataset import Dataset
+from assay.data.images.pixels import Pixels
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.normalise import EPS
 from assay.data.inputs.transforms import TransformConfig, change
+from assay.data.masks import overlay
 from assay.metrics.scores.classes import accuracy
+from assay.nn.attribution import activation_maps
 from assay.nn.export import GraphModule, write_graph
 from assay.nn.macs import count_macs
+from assay.train import robustness
 from assay.train.int8 import add_int8
-from assay.train.task import Batch, BatchRows, Task, TaskConfig
+from assay.train.robustness import RobustnessConfig
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
 
 GRAPH = "classify"
 
@@ -47,6 +53,7 @@ class ClassificationConfig(TaskConfig):
     transform: TransformConfig = field(default_factory=TransformConfig)
     loss: ClassLossConfig = field(default_factory=ClassLossConfig)
     quantize: QuantizeConfig = field(default_factory=lambda: QuantizeConfig(variant="none"))
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
 
 
 class Classification(Task):
@@ -155,22 +162,54 @@ class Classification(Task):
             return {"logits": self.graph(images)}
         return {"logits": self.head(pooled(self.features(images)))}
 
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Predict the logits of corrupted images, those of all strengths side by side."""
+        config = self.config
+        return {
+            f"logits_{kind}": robustness.corrupted_logits(self, batch, kind)
+            for kind in config.robustness.kinds
+        }
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Judge robustness."""
+        return robustness.judge(predictions)
+
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
         """Return the logits that a bundle's answer was made from."""
         return {"logits": answer.logits}
 
-    def describe(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return logits, embedding and, of maps, the evidence for each class at each place.
+    def explain(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features and, of maps, the evidence for each class at each place (n c h w).
 
-        The last are class activation maps (Zhou et al. 2016): the head applied at each place, whose
+        These are class activation maps (Zhou et al. 2016): the head applied at each place, whose
         mean over places is the logit less the bias.
         """
         features = self.features(images)
+        if features.dim() < 4 or not isinstance(self.head, nn.Linear):
+            return features, None
+        return features, activation_maps(features, self.head.weight)
+
+    def describe(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, embedding and, where there is any, the evidence."""
+        features, evidence = self.explain(images)
         embedding = pooled(features)
         outputs = self.head(embedding), embedding
-        if features.dim() < 4 or not isinstance(self.head, nn.Linear):
-            return outputs
-        return *outputs, torch.einsum("ndhw,cd->nchw", features, self.head.weight)
+        return outputs if evidence is None else (*outputs, evidence)
+
+    @classmethod
+    def draw(
+        cls, config: Any, pixels: Pixels, row: int, answer: Callable[[], Any]
+    ) -> np.ndarray | None:
+        """Draw the image beside its evidence, on which the mask that evidence is judged by is outlined."""
+        answered = answer()
+        if answered.evidence is None:
+            return None
+        image = pixels[row].small(overlay.SIDE_PX)
+        drawn = image.copy()
+        answered.draw(drawn, np.divide(image.shape[1::-1], pixels[row].size[::-1]))
+        mask = pixels.mask(row, "truth") if "truth" in pixels.masks else None
+        return overlay.beside(image, drawn, mask)
 
     def costs(self) -> dict[str, int]:
         """Count parameters, and the multiply-accumulates of one image."""

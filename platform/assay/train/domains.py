@@ -150,17 +150,19 @@ class DomainClassification(Classification):
 
     def predict_once(self, batch: Batch) -> dict[str, Tensor]:
         """Predict features for the probes; an exported graph in the network's place has none."""
+        columns = super().predict_once(batch)
         if self.graph is not None:
-            return {}
+            return columns
         vectors = pooled(self.features(self.normalised(batch)))
         num = min(vectors.shape[1], MOST_PROBED)
-        return {"features": nn.functional.adaptive_avg_pool1d(vectors, num)}
+        return columns | {"features": nn.functional.adaptive_avg_pool1d(vectors, num)}
 
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Probe the features of each set for domain and group: what a shortcut would be made of."""
+        judged = super().judge(config, predictions, storage)
         if "features" not in predictions.column_names:
-            return TaskMetrics()
+            return judged
         names = [n for n in predictions.column_names if n.startswith("domain.")]
         column = f"domain.{config.domains.column}" if config.domains.column else names[0]
         metrics: dict[str, dict[str, Estimate]] = {}
@@ -180,7 +182,7 @@ class DomainClassification(Classification):
                         f"{kind}_probe": probe.accuracy,
                         f"{kind}_chance": probe.chance,
                     }
-        return TaskMetrics(metrics=metrics, measures=MEASURES)
+        return judged | TaskMetrics(metrics=metrics, measures=MEASURES)
 
     def doubts(self) -> Sequence[str]:
         """Say which domains have one class alone, and which groups several classes or domains."""

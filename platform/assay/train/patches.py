@@ -5,7 +5,7 @@ the patches cut there; an aggregator makes one answer of them. A task gives pres
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from assay.config import Share, to_dict
 from assay.data.dataset import Dataset
+from assay.data.images.pixels import Pixels
 from assay.data.inputs import augment
 from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.cells import (
@@ -49,7 +50,7 @@ from assay.nn.topk import (
 from assay.nn.weights import find_weights
 from assay.train.classification import Classification, batch_rows, share_right
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics, doubt_constants
+from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, doubt_constants
 
 MIN_ENTROPY = 0.02
 """Selection entropy (0 to 1) below which a scorer has collapsed; a sound one kept above .8."""
@@ -387,6 +388,13 @@ class PatchClassification(Classification):
         for name in sets_of(predictions):
             metrics[name] = deletion.measure(rows_of(predictions, name))
         return TaskMetrics(metrics=metrics, measures=deletion.MEASURES)
+
+    @classmethod
+    def draw(
+        cls, config: Any, pixels: Pixels, row: int, answer: Callable[[], Any]
+    ) -> np.ndarray | None:
+        """Leave the image as it is: the report marks the patches on it."""
+        return None
 
     def costs(self) -> dict[str, int]:
         """Count parameters alone: what an image costs depends on the patches that are looked at."""

@@ -4,8 +4,8 @@ Frames of one print are one group, and printers the domain. Where times are know
 by how early its answers are right, and by an alarm over frames.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,14 +20,12 @@ from assay.data.dataset import Dataset
 from assay.data.times import seconds_since_start, time_column
 from assay.errors import ConfigError
 from assay.metrics.alarm import AlarmConfig
-from assay.metrics.estimate import Estimate
 from assay.metrics.frames import MEASURES, SECONDS, early_figure, judge_alarms, prints_of
 from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.nn.adapt import batch_norms
-from assay.nn.domains.config import domainbed_space
+from assay.nn.domains.config import PRETRAINED, SMALL, domainbed_space
 from assay.nn.networks import NetworkConfig
 from assay.space import Space
-from assay.train import adaptation
 from assay.train.adaptation import Adaptation, AdaptConfig, judge_adapted
 from assay.train.domains import DomainClassification, DomainClassificationConfig
 from assay.train.task import Batch, TaskConfig, TaskMetrics, doubt_constants
@@ -86,7 +84,8 @@ class Prints(DomainClassification):
     @classmethod
     def space(cls, config: Any) -> Space:
         """Return what DomainBed searches for the algorithm that is set, and for weights as they begin."""
-        return domainbed_space(config.algorithm.name, config.model.weights != "none")
+        shared = SMALL if config.model.weights == "none" else PRETRAINED
+        return domainbed_space(config.algorithm.name, shared)
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the network's features."""
@@ -116,25 +115,14 @@ class Prints(DomainClassification):
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Judge the probes; where times are known also how early answers are right, and the alarm over frames."""
-        judged = super().judge(config, predictions, storage)
+        judged = super().judge(config, predictions, storage) | judge_adapted(predictions)
         if SECONDS not in predictions.column_names:
             return judged
         prints = {name: prints_of(rows_of(predictions, name)) for name in sets_of(predictions)}
         figure = early_figure({name: p for name, p in prints.items() if name != "val"})
-        figures = [*judged.figures, figure] if figure else judged.figures
-        measures = {**judged.measures, **MEASURES, **adaptation.MEASURES}
-        metrics = merged(judged.metrics, judge_adapted(predictions))
-        judged = replace(judged, metrics=metrics, figures=figures, measures=measures)
-        positive = config.decide.positive
-        if not positive:
-            return judged
-        alarms = judge_alarms(config.alarm, class_names(predictions).index(positive), prints)
-        return replace(judged, metrics=merged(metrics, alarms))
-
-
-def merged(
-    first: Mapping[str, Mapping[str, Estimate]], second: Mapping[str, Mapping[str, Estimate]]
-) -> dict[str, dict[str, Estimate]]:
-    """Return the estimates of both, by set and name."""
-    names = dict.fromkeys((*first, *second))
-    return {name: {**first.get(name, {}), **second.get(name, {})} for name in names}
+        metrics, positive = {}, config.decide.positive
+        if positive:
+            index = class_names(predictions).index(positive)
+            metrics = judge_alarms(config.alarm, index, prints)
+        figures = [figure] if figure else []
+        return judged | TaskMetrics(metrics=metrics, figures=figures, measures=MEASURES)

@@ -100,6 +100,19 @@ class TaskMetrics:
     warnings: Sequence[str] = ()
     """Sentences for whoever reads the numbers, kept with the run."""
 
+    def __or__(self, other: "TaskMetrics") -> "TaskMetrics":
+        """Put what two parts of a task judge together."""
+        sets = dict.fromkeys([*self.metrics, *other.metrics])
+        metrics = {
+            name: {**self.metrics.get(name, {}), **other.metrics.get(name, {})} for name in sets
+        }
+        return TaskMetrics(
+            metrics=metrics,
+            figures=[*self.figures, *other.figures],
+            measures={**self.measures, **other.measures},
+            warnings=[*self.warnings, *other.warnings],
+        )
+
 
 @dataclass(frozen=True)
 class BatchRows:

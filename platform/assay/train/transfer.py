@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from assay.config import to_dict
 from assay.data.dataset import Dataset
 from assay.errors import ConfigError
+from assay.nn import attribution
 from assay.nn.networks import NetworkConfig
 from assay.nn.optim import Multiplier
 from assay.nn.regimes import RegimeConfig, find_parts, freeze, multipliers, rest
@@ -25,7 +28,8 @@ from assay.train.distill import (
     prepare_teacher,
     refuse_classes,
 )
-from assay.train.task import Batch, BatchRows, TaskConfig, doubt_constants
+from assay.train.explanation import ExplainConfig, explain_columns, judge_columns
+from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics, doubt_constants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class TransferConfig(ClassificationConfig):
     model: NetworkConfig = field(default_factory=NetworkConfig)
     regime: RegimeConfig = field(default_factory=RegimeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
 
     def doubts(self) -> list[str]:
         """Say where weights are kept that were never trained, or images are normalised otherwise than for them."""
@@ -107,6 +112,19 @@ class Transfer(Classification):
         with torch.set_grad_enabled(self.is_moving and torch.is_grad_enabled()):
             features: Tensor = self.network(images)
         return features
+
+    def explain(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features and the evidence, by the method that fits the network."""
+        return attribution.explain(self.network, self.head, images)
+
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Predict corrupted images; compare the evidence with masks, and follow answers along the curves, as far as is asked for."""
+        return super().predict_once(batch) | explain_columns(self, batch)
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Judge robustness and explanations."""
+        return super().judge(config, predictions, storage) | judge_columns(predictions)
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Return the loss, with what is frozen now at rest."""

@@ -65,7 +65,6 @@ def test_signatures_of_all_rows(pixels):
     survey = pixels.survey()
     signatures = survey.signatures
     assert signatures.shape == (4, 32)
-    assert survey.cropped.shape == (4, 4, 32)
     assert {values.dtype for values in survey.ranges} == {"uint8"}
     for row in range(3):
         expected = ImagePyramid.of(smooth(90, 120, seed=row)).signature

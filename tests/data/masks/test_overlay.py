@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.data.masks.overlay import FALSE, GAP_PX, HIT, MISSED, SIDE_PX, STRENGTH, panels
+from assay.data.masks.overlay import FALSE, GAP_PX, HIT, MISSED, SIDE_PX, STRENGTH, beside, panels
 
 IMAGE = np.full((40, 60, 3), 100, np.uint8)
 
@@ -37,3 +37,18 @@ def test_a_single_pixel_of_a_large_layer_stays_in_sight(x, y):
     rows, columns = np.nonzero(marked)
     assert abs(rows.mean() - y * 240 / 1500) <= 1.5
     assert abs(columns.mean() - x * SIDE_PX / 2000) <= 1.5
+
+
+def test_what_was_drawn_stands_beside_its_image_with_the_mask_outlined():
+    drawn = np.full((40, 60, 3), 50, np.uint8)
+    mask = np.zeros((80, 120), np.uint8)
+    mask[20:40, 60:80] = 1
+    plain, shown = beside(IMAGE, drawn), beside(IMAGE, drawn, mask)
+    assert plain.shape == shown.shape == (40, 2 * 60 + GAP_PX, 3)
+    assert np.array_equal(shown[:, :60], IMAGE)
+    assert (plain[:, 60 + GAP_PX :] == 50).all()
+    outline = (shown[:, 60 + GAP_PX :] == HIT).all(2)
+    expected = np.zeros((40, 60), bool)
+    expected[9:21, 29:41] = True
+    expected[10:20, 30:40] = False  # what is marked stays in sight
+    assert np.array_equal(outline, expected)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from assay.data.images.entry import remember
-from assay.data.images.pyramid import ImagePyramid, cropped_signatures
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.data.images.white import Range, White
 from assay.shapes import UInt8
@@ -22,8 +22,6 @@ class Survey:
 
     signatures: UInt8[np.ndarray, "rows 32"]
     """For near-duplicates."""
-    cropped: UInt8[np.ndarray, "rows crops 32"]
-    """Without a margin, by which cropped copies are found."""
     ranges: list[Range]
     """Of their values."""
 
@@ -68,10 +66,9 @@ class Pixels:
 
     def survey(self) -> Survey:
         """Read what is known of every row's image without its pixels at full size."""
-        signatures, cropped, ranges = [], [], []
+        signatures, ranges = [], []
         for row in range(len(self.contents)):
             entry = self[row]
             signatures.append(np.frombuffer(entry.signature, np.uint8))
-            cropped.append(cropped_signatures(np.asarray(entry.levels[-1])))
             ranges.append(entry.range)
-        return Survey(np.stack(signatures), np.stack(cropped), ranges)
+        return Survey(np.stack(signatures), ranges)

@@ -21,10 +21,6 @@ from assay.shapes import Float64, Shaped, UInt8
 if TYPE_CHECKING:
     from assay.data.images.entry import StoredLevel
 
-_CROPPED = 80
-"""Side of the thumbnail that is cropped (pixels); one of them is 1.25 % of it."""
-
-
 SMALLEST_LEVEL = 64
 
 
@@ -233,18 +229,7 @@ def signature(level: Shaped[np.ndarray, "h w 3"]) -> bytes:
 
     A flip or quarter turn of the image permutes the 256 bits in the same way.
     """
-    return _digest(cv2.cvtColor(level, cv2.COLOR_RGB2GRAY))
-
-
-def cropped_signatures(level: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "crops 32"]:
-    """Digest what is left of an image without 1.25, 2.5, 3.75 and 5 % at each side."""
     grey = cv2.cvtColor(level, cv2.COLOR_RGB2GRAY)
-    grey = cv2.resize(grey, (_CROPPED, _CROPPED), interpolation=cv2.INTER_AREA)
-    crops = (grey[cut:-cut, cut:-cut] for cut in range(1, _CROPPED // 20 + 1))
-    return np.stack([np.frombuffer(_digest(crop), np.uint8) for crop in crops])
-
-
-def _digest(grey: Shaped[np.ndarray, "h w"]) -> bytes:
     thumb = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
     return np.packbits(thumb > cv2.blur(thumb, (5, 5))).tobytes()
 

@@ -1,19 +1,16 @@
-"""Changes of whole images, crops and masks while training; the one file that imports albumentations.
+"""Changes of whole images, crops and masks while training; this and `corrupt` alone import albumentations.
 
 What acts on patches that are cut lazily from huge images is in `augment` and `photometric`.
 """
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
 
+import albumentations
 import cv2
 import numpy as np
 from annotated_types import Interval
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it asks no network
-import albumentations
 
 from assay.config import Settings, Share
 from assay.shapes import Float, UInt8

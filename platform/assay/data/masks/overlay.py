@@ -48,3 +48,19 @@ def panels(
             panel[touched] = (1 - STRENGTH) * small[touched] + STRENGTH * np.array(colour)
         strips += [gap, np.rint(panel).astype(np.uint8)]
     return np.concatenate(strips, axis=1)
+
+
+def beside(
+    image: UInt8[np.ndarray, "h w 3"],
+    drawn: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "rows columns"] | None = None,
+) -> UInt8[np.ndarray, "h wide 3"]:
+    """Put an image beside what was drawn over it, on which a mask is outlined in teal."""
+    if mask is not None:
+        size = (drawn.shape[1], drawn.shape[0])
+        marked = (mask > 0).astype(np.float32)
+        touched = cv2.resize(marked, size, interpolation=cv2.INTER_AREA) > 0
+        edges = cv2.dilate(touched.astype(np.uint8), np.ones((3, 3), np.uint8)) > touched
+        drawn = np.where(edges[..., None], np.array(HIT, np.uint8), drawn)
+    gap = np.full((len(image), GAP_PX, 3), 255, np.uint8)
+    return np.concatenate([image, gap, drawn], axis=1)

@@ -110,8 +110,9 @@ class AlternatingDann(Algorithm):
 
     Phase `discriminator`, d_steps times: it learns CE(discriminator(z), domain) + grad_penalty *
     mean_i |d CE_i / d z_i|^2. Phase `main`: the rest learns risk - weight * the same, the discriminator
-    standing still. All phases of an update have the same batch, DomainBed's have new ones each, and the
-    optimiser's betas are the platform's (DomainBed: beta1 0.5).
+    standing still. Three things differ from DomainBed: all phases of an update have the same batch; the
+    optimiser's betas are the platform's (DomainBed: beta1 0.5); and the penalty is on a row's own loss
+    (DomainBed: on the probabilities that every row gives to the domains of all rows).
     """
 
     is_adversarial = True

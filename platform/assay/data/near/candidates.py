@@ -1,0 +1,124 @@
+"""Which pairs of images are worth laying over one another: all pairs are compared, at little cost each.
+
+Two cues. Signatures (`pyramid.signature`) under the eight flips and quarter turns need no
+keypoints. Keypoints are sorted into visual words (Sivic & Zisserman 2003), drawn from the data's
+own; images that share many rare words, as they are or mirrored, may be copies whatever their
+rotation or crop.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+
+from assay.data.near.sketch import Sketch, mirrored
+from assay.shapes import Float32, UInt8
+
+NEAR_BITS = 16
+"""Signatures of candidates differ in at most this many of 256 bits; unrelated ones in about 100."""
+
+
+NUM_WORDS = 4096
+"""Half of them mirror images of the other half."""
+
+
+MOST = 10
+"""Candidates of an image by its words: the best ones."""
+
+
+_NEAREST = 3
+"""Words that a keypoint counts for, since noise may move it across a border."""
+
+
+_ROWS, _TWINS = 256, 2048
+"""Rows compared at once: eight turns of the first with the second fill a processor's cache."""
+
+
+def by_signature(signatures: UInt8[np.ndarray, "n 32"]) -> list[tuple[int, int, int]]:
+    """List pairs (first, second, turn) of near signatures, first < second.
+
+    Turn t of the first is nearest to the second: `np.rot90` t % 4 times, from 4 on after mirroring.
+    """
+    signs = np.unpackbits(signatures, axis=1).astype(np.float32) * 2 - 1
+    pairs = []
+    for start in range(0, len(signs), _ROWS):
+        looks = _turns(signs[start : start + _ROWS])
+        for other in range(start, len(signs), _TWINS):
+            product = looks.reshape(-1, 256) @ signs[other : other + _TWINS].T
+            product = product.reshape(8, -1, product.shape[1])
+            first, second = np.nonzero(product.max(0) >= 256 - 2 * NEAR_BITS)
+            turns = product[:, first, second].argmax(0)
+            for i, j, turn in zip(first + start, second + other, turns, strict=True):
+                if i < j:
+                    pairs.append((int(i), int(j), int(turn)))
+    return pairs
+
+
+def _turns(signs: Float32[np.ndarray, "rows 256"]) -> Float32[np.ndarray, "8 rows 256"]:
+    square = signs.reshape(-1, 16, 16)
+    return np.stack(
+        [
+            np.rot90(side, turn, axes=(1, 2)).reshape(-1, 256)
+            for side in (square, square[:, :, ::-1])
+            for turn in range(4)
+        ]
+    )
+
+
+def by_words(sketches: Sequence[Sketch]) -> list[tuple[int, int]]:
+    """List pairs (first, second) of which one is among the `MOST` that share most with the other."""
+    words = _draw_words(sketches)
+    if not len(words):
+        return []
+    bags = _weigh(_count_words(sketches, words))
+    # the mirror image of word i is word i + half, and the other way round
+    turned = bags[:, np.roll(np.arange(len(words)), len(words) // 2)].tocsr()
+    pairs = set()
+    for start in range(0, len(sketches), _ROWS):
+        own = bags[start : start + _ROWS]
+        shared = np.maximum((own @ bags.T).toarray(), (own @ turned.T).toarray())
+        shared[np.arange(len(shared)), np.arange(start, start + len(shared))] = 0
+        best = np.argsort(-shared, axis=1, kind="stable")[:, :MOST]
+        for i, row in enumerate(best):
+            for j in row[shared[i, row] > 0].tolist():
+                pairs.add((min(start + i, j), max(start + i, j)))
+    return sorted(pairs)
+
+
+def _draw_words(sketches: Sequence[Sketch]) -> Float32[np.ndarray, "words 128"]:
+    """Draw descriptors, the same ones for the same images, and add their mirror images."""
+    sizes = np.array([len(sketch.points) for sketch in sketches])
+    num = min(NUM_WORDS // 2, int(sizes.sum()))
+    drawn = np.sort(np.random.default_rng(0).choice(int(sizes.sum()), num, replace=False))
+    owners = np.repeat(np.arange(len(sketches)), sizes)[drawn]
+    starts = np.cumsum(sizes) - sizes
+    words = [sketches[i].units[k - starts[i]] for i, k in zip(owners, drawn, strict=True)]
+    table = np.array(words, np.float32).reshape(-1, 128)
+    return np.concatenate([table, mirrored(table)])
+
+
+def _count_words(
+    sketches: Sequence[Sketch], words: Float32[np.ndarray, "words 128"]
+) -> sparse.csr_matrix:
+    """Say of each image which words it has."""
+    rows, columns = [], []
+    for row, sketch in enumerate(sketches):
+        nearness = sketch.units @ words.T
+        nearest = np.argpartition(-nearness, min(_NEAREST, len(words) - 1), axis=1)[:, :_NEAREST]
+        own = np.unique(nearest)
+        rows.append(np.full(len(own), row))
+        columns.append(own)
+    places = np.concatenate(rows), np.concatenate(columns)
+    shape = len(sketches), len(words)
+    return sparse.csr_matrix((np.ones(len(places[0]), np.float32), places), shape)
+
+
+def _weigh(bags: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Weigh words by rarity and give every image's words the length 1; a word and its mirror image weigh the same."""
+    counts = np.asarray(bags.sum(0)).ravel()
+    counts += np.roll(counts, len(counts) // 2)
+    weighted = bags @ sparse.diags(np.log1p(bags.shape[0] / np.maximum(counts, 1)))
+    lengths = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1)).ravel())
+    return sparse.csr_matrix(
+        sparse.diags(1 / np.maximum(lengths, 1e-9)) @ weighted, dtype=np.float32
+    )

@@ -1,0 +1,118 @@
+"""What is compared: settings, variants, shares and seeds; what cannot be is one sentence."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from assay.data.split import SplitConfig
+from assay.errors import ConfigError
+from assay.sweep.comparison import ComparisonLaunch, plan
+from assay.sweep.fixed import combine, manifest_of, variants_of
+from assay.train.source import TaskSource, load_task
+from assay.train.task import TaskConfig, TrainConfig
+
+BASE = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py")).Config()
+
+
+def test_variants_are_combined_with_settings() -> None:
+    variants = variants_of(BASE, ["low: optim.lr=1e-3 head_lr=0.1", "high: optim.lr=0.1"])
+    assert [v.optim.lr for v in variants.values()] == [1e-3, 0.1]
+    assert [v.head_lr for v in variants.values()] == [0.1, BASE.head_lr]
+    settings = combine(variants, ["dropout=0.0|0.5"])
+    assert list(settings) == [
+        "low, dropout 0.0",
+        "low, dropout 0.5",
+        "high, dropout 0.0",
+        "high, dropout 0.5",
+    ]
+    assert settings["high, dropout 0.5"].dropout == 0.5
+    assert settings["high, dropout 0.5"].optim.lr == 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig(TaskConfig):
+    """Settings of a task that reads weights."""
+
+    weights: str = "none"
+
+
+def test_a_value_may_look_like_a_range_or_an_address() -> None:
+    texts = ["near: weights=../a.pt", "far: weights=s3://b/a.pt"]
+    weights = {name: v.weights for name, v in variants_of(WeightsConfig(), texts).items()}  # type: ignore[attr-defined]
+    assert weights == {"near": "../a.pt", "far": "s3://b/a.pt"}
+
+
+def test_every_setting_has_each_seed_and_share_and_sees_as_many_images() -> None:
+    settings = {"a": BASE, "b": combine({"": BASE}, ["dropout=0.1|0.2"])["dropout 0.1"]}
+    trainings = plan(settings, [1.0], 3)
+    assert [(t.setting, t.seed) for t in trainings] == [(n, s) for s in range(3) for n in "ab"]
+    assert [t.config.train.seed for t in trainings] == [0, 0, 1, 1, 2, 2]
+    assert all(t.config.split == BASE.split for t in trainings)  # the same val and test for all
+
+
+@pytest.mark.parametrize(
+    ("texts", "phrase"),
+    [
+        (["a optim.lr=1"], "NAME: SETTING=VALUE"),
+        (["a: optim.lr"], "NAME: SETTING=VALUE"),
+        ([": optim.lr=1"], "NAME: SETTING=VALUE"),
+        (["a: optim.lr=1", "a: optim.lr=2"], "'a' twice"),
+        (["a: optim.rate=1"], r"no setting 'optim\.rate'"),
+        (["a: optim.lr=-1"], r"optim\.lr"),
+        (["a: split.seed=1"], "not searched"),
+        (["a: train.seed=1"], "not searched"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused(texts: list[str], phrase: str) -> None:
+    with pytest.raises(ConfigError, match=phrase):
+        variants_of(BASE, texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinSplit(SplitConfig):
+    """Sets of which train may be thinned."""
+
+    train_share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinConfig(TaskConfig):
+    """Settings of a task whose train may be thinned."""
+
+    split: ThinSplit = field(default_factory=ThinSplit)
+
+
+def test_a_share_is_trained_on_for_as_many_images() -> None:
+    config = ThinConfig(train=TrainConfig(epochs=6, val_every=2))
+    trainings = plan({"a": config}, [0.1, 1.0], 1)
+    assert [(t.share, t.config.split.train_share) for t in trainings] == [(1.0, 1.0), (0.1, 0.1)]  # type: ignore[attr-defined]
+    assert trainings[0].config == config  # the run that the task's own command finds
+    assert [t.config.train.epochs for t in trainings] == [6, 60]
+    assert [t.config.train.val_every for t in trainings] == [2, 20]
+    assert trainings[1].name == "a, 10 % of train, seed 0"
+
+
+def test_what_is_trained_on_the_largest_share_alone_is_shipped_for_its_latency() -> None:
+    settings = {"a": BASE, "b": BASE}
+    assert {t.stage for t in plan(settings, [1.0], 2)} == {"test"}
+    assert {t.stage for t in plan(settings, [1.0], 2, latency=True)} == {"bundle"}
+
+
+def test_settings_with_other_images_are_refused(tmp_path: Path) -> None:
+    segment = load_task(TaskSource.read(Path(__file__).parents[2] / "tasks" / "segment.py"))
+    config = segment.presets()["smoke"]
+    variants = variants_of(config, ["same: optim.lr=1e-3", "other: bed.seed=7"])
+    with pytest.raises(ConfigError, match="'other' has other images than 'same'"):
+        manifest_of(segment, variants, tmp_path)
+
+
+def test_one_setting_on_one_share_is_no_comparison() -> None:
+    with pytest.raises(ConfigError, match=r"one setting \(toy\).*--settings"):
+        plan({"toy": BASE}, [1.0, 1.0], 3)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_is_a_part_of_train(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"train-shares .* above 0 and at most 1"):
+        ComparisonLaunch(train_shares=(share,))
