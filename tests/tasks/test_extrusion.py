@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from assay.config import Settings
+from assay.config import Settings, to_dict
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
@@ -23,9 +23,13 @@ from assay.data.split import draw_split
 from assay.errors import ConfigError, ManifestError, SplitError
 from assay.experiment.options import parse
 from assay.metrics.decide import DecideConfig
+from assay.metrics.predictions import rows_of
 from assay.nn.optim import lr_factor
+from assay.runs.folder import Run
+from assay.runs.results import read_predictions
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows
+from assay.train.worker import Job, work
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "extrusion.py")
 TASK: Any = load_task(SOURCE)
@@ -355,3 +359,35 @@ def test_features_of_many_places_are_averaged_for_probes(tmp_path):
     expected = vectors.reshape(2, 512, 2).mean(2)
     torch.testing.assert_close(columns["features"], expected)
     assert columns["seconds"].tolist() == [0.0, 0.5]
+
+
+def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
+    """A printer of one class is said in the record; frames that were adapted to are judged by no adapted model."""
+    rows = [row for row in frames(each=3) if row[0] != "b" or row[2]]
+    options = ("--split.unseen", "c", "--train.epochs", "1", "--adapt.methods", "recalibrate")
+    # nine frames, of three prints
+    config, manifest = read(write_table(tmp_path, rows), *options, "--adapt.minutes", "0.075")
+    small = replace(
+        config,
+        model=replace(config.model, network="test_resnet"),
+        image=replace(config.image, height_px=32, width_px=64),
+        train=replace(config.train, batch_size=8),
+    )
+    store = Store(str(tmp_path / "store"))
+    for content, path in manifest.files.items():
+        store.build(content, Path(path))
+    split = draw_split(manifest, small.split)
+    pixels, folder = Pixels(store, manifest.column("content")), tmp_path / "run"
+    folder.mkdir()
+    data = (manifest, split, pixels, folder, "cpu", "ddp")
+    job = Job(SOURCE, to_dict(small), *data, judged=tuple(split.tests))
+    work(job, job.stream())
+    assert any("of 'b' are of the class '1'" in text for text in Run(folder).record.warnings)
+    table = read_predictions(folder)
+    unseen = rows_of(table, "test_unseen").sort_by("id")
+    assert unseen["later"].to_pylist() == [0] * 9 + [1] * 9
+    assert not any(rows_of(table, "val")["later"].to_pylist())
+    judged = TASK.judge(small, table, tmp_path)
+    assert judged.metrics["test_unseen"]["adapted_recalibrate"].num == 9
+    assert judged.metrics["test_unseen"]["not_adapted"].num == 9
+    assert "not_adapted" not in judged.metrics["val"]
