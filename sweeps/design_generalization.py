@@ -1,7 +1,8 @@
 """Does it hold on a design it never saw? Train on m designs, test on all others.
 
     python sweeps/design_generalization.py                # the embedded parts
-    python sweeps/design_generalization.py --task tasks/fingerprint.py --fold-column printer --leave-out 1
+    python sweeps/design_generalization.py --task tasks/fingerprint.py --data.root parts/ --leave-out 1
+    python sweeps/design_generalization.py --task tasks/extrusion.py --fold-column printer_id --leave-out 1 2 --settings "algorithm.name=erm|dann|coral" --draws 5
 
 Begun again, it runs only what is missing.
 """

@@ -13,8 +13,7 @@ import pytest
 
 from assay.bundle.bundle import Bundle
 from assay.experiment.options import parse, parse_with
-from assay.sweep.folds import plan
-from assay.sweep.generalize import FoldLaunch
+from assay.sweep.generalize import FoldLaunch, _plan
 from assay.sweep.search import SearchLaunch
 from assay.train.source import TaskSource, load_task
 
@@ -79,9 +78,11 @@ def test_the_sweep_over_ones_own_parts_finds_its_folds(tmp_path: Path) -> None:
     [command] = [c for c in COMMANDS if "sweeps/" in c and "--data.root parts/" in c]
     words = command.replace("parts/ ", f"{tmp_path}/parts ").split()[2:]
     task = load_task(TaskSource.read(ROOT / "tasks" / "fingerprint.py"))
-    config, _, launch = parse_with(task, words, FoldLaunch())
+    # what the script itself asks for where nothing else is said
+    script = FoldLaunch(preset="designs", train_on=(1, 3, 6), choices=2)
+    config, _, launch = parse_with(task, words, script)
     manifest = task.manifest(config, tmp_path)
-    folds = plan({"dps": config}, manifest, launch.fold_column, [3 - launch.leave_out], 0, 1)
+    folds = _plan({"dps": [config]}, manifest, launch)
     assert [fold.tested for fold in folds] == [("Knob",), ("Gear",), ("Connector",)]
 
 

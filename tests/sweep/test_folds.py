@@ -49,13 +49,13 @@ def test_no_number_wanted_means_all_there_are() -> None:
 def planted(right: dict[tuple[str, str], float], seeds: int = 2) -> Rows:
     """20 rows in 10 groups of each value, the first of them answered rightly."""
     lines = []
-    for (setting, value), share in right.items():
+    for number, ((setting, value), share) in enumerate(right.items()):
         for seed in range(seeds):
-            trial = (setting, 2, f"fold {seed}", value)
+            trial = (number * seeds + seed, setting, 2, f"fold {seed}", value)
             for i in range(20):
                 names = (f"{value} {i}", f"{value} {i // 2}")
                 lines.append((*trial, i % 2, *names, float(i < 20 * share)))
-    names = ("setting", "size", "fold", "value", "truth", "row", "group", "score")
+    names = ("trial", "setting", "size", "fold", "value", "truth", "row", "group", "score")
     columns = {n: np.array(c) for n, c in zip(names, zip(*lines, strict=True), strict=True)}
     return Rows("accuracy", ["a", "b"], **columns, weight=np.ones(len(lines)))
 

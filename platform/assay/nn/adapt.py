@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from assay.errors import ConfigError
 
 
-def recalibrate(model: nn.Module, batches: Sequence[Float[Tensor, "n 3 h w"]]) -> None:
+def recalibrate(model: nn.Module, batches: Sequence[Float[Tensor, "_ 3 h w"]]) -> None:
     """Replace the statistics of batch normalisation by those of the batches (Li et al. 2016; Schneider et al. 2020).
 
     Mean and (unbiased) variance are the means over batches of the batches' own. All else stays, dropout included.
@@ -23,7 +23,8 @@ def recalibrate(model: nn.Module, batches: Sequence[Float[Tensor, "n 3 h w"]]) -
     Raises:
         ConfigError: the model has no batch normalisation, or there is no batch.
     """
-    norms = batch_norms(model, batches)
+    norms = batch_norms(model)
+    _refuse_empty(batches)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -36,7 +37,7 @@ def recalibrate(model: nn.Module, batches: Sequence[Float[Tensor, "n 3 h w"]]) -
 
 
 def tent(
-    model: nn.Module, batches: Sequence[Float[Tensor, "n 3 h w"]], lr: float = 1e-3
+    model: nn.Module, batches: Sequence[Float[Tensor, "_ 3 h w"]], lr: float = 1e-3
 ) -> list[float]:
     """Lower the entropy of the model's answers, one step of Adam for each batch (TENT, Wang et al. 2021).
 
@@ -54,7 +55,8 @@ def tent(
     Raises:
         ConfigError: the model has no batch normalisation, or there is no batch.
     """
-    norms = batch_norms(model, batches)
+    norms = batch_norms(model)
+    _refuse_empty(batches)
     moved = [p for norm in norms for p in norm.parameters(recurse=False)]
     learnt = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
@@ -82,18 +84,25 @@ def entropy(logits: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
     return -(logarithms.exp() * logarithms).sum(1).mean()
 
 
-def batch_norms(model: nn.Module, batches: Sequence[Tensor]) -> list[_BatchNorm]:
-    """Return the model's layers of batch normalisation."""
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the model's layers of batch normalisation.
+
+    Raises:
+        ConfigError: there are none.
+    """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         raise ConfigError(
             "The model has no batch normalisation, which is all that is adapted; choose a network with it, or leave adaptation out."
         )
+    return norms
+
+
+def _refuse_empty(batches: Sequence[Tensor]) -> None:
     if not batches:
         raise ConfigError(
             "There is no image of the new domain to adapt to; give at least one batch."
         )
-    return norms
 
 
 @contextmanager

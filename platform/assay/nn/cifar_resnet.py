@@ -4,18 +4,20 @@ The network of seed system 003: a 3x3 stem, basic blocks of 64 to 512 channels, 
 places, and all places kept apart: 16,384 features of an image of 256x128.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from assay.config import Settings
 from assay.errors import ConfigError
 
-NUM_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-"""Basic blocks of each stage, by depth."""
+NUM_BLOCKS = {
+    "cifar_resnet10": (1, 1, 1, 1),
+    "cifar_resnet18": (2, 2, 2, 2),
+    "cifar_resnet34": (3, 4, 6, 3),
+}
+"""Basic blocks of each stage, by name."""
+
+FLAT = "-flat"
+"""Ends the name of a network that keeps places apart, as published."""
 
 CHANNELS = (64, 128, 256, 512)
 
@@ -26,75 +28,65 @@ STRIDE = 8
 """Pixels of the input for each place of the last stage."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CifarResNetConfig(Settings, section="model"):
-    """A residual network for small images."""
-
-    depth: Literal[10, 18, 34] = 10
-    """Layers with weights."""
-    norm: Literal["batch", "none"] = "batch"
-    """Normalisation after each convolution; without it convolutions have a bias."""
-    places: Literal["flat", "maps"] = "flat"
-    """What becomes of places: features of their own, as in the source, or maps whose mean is classified."""
-
-    def build(self, height_px: int, width_px: int) -> "CifarResNet":
-        """Build the network for images of one size.
-
-        Raises:
-            ConfigError: a side is no multiple of what the network divides it by.
-        """
-        sides = (height_px, width_px)
-        if any(side % (STRIDE * POOLED) for side in sides):
-            raise ConfigError(
-                f"Images are {width_px}x{height_px} and the network needs sides in multiples of {STRIDE * POOLED}; "
-                "change --image.width-px and --image.height-px."
-            )
-        return CifarResNet(self, sides)
-
-
 class CifarResNet(nn.Module):
-    """The network of a config, for images of `sides` (height, width)."""
+    """The network of a name, for images of one size.
 
-    def __init__(self, config: CifarResNetConfig, sides: Sequence[int]) -> None:
+    Args:
+        name: one of `NUM_BLOCKS`, or with `FLAT` at its end.
+        height_px: of the images.
+        width_px: of the images.
+
+    Raises:
+        ConfigError: a side is no multiple of what places that are kept apart divide it by.
+    """
+
+    def __init__(self, name: str, height_px: int, width_px: int) -> None:
         super().__init__()
-        self.config = config
-        self.stem = nn.Sequential(*_convolution(3, CHANNELS[0], 3, 1, config.norm), nn.ReLU())
+        self.is_flat = name.endswith(FLAT)
+        if self.is_flat and (height_px % (STRIDE * POOLED) or width_px % (STRIDE * POOLED)):
+            raise ConfigError(
+                f"Images are {width_px}x{height_px} and {name} needs sides in multiples of {STRIDE * POOLED}; "
+                f"change --image.width-px and --image.height-px, or take {name.removesuffix(FLAT)}."
+            )
+        self.stem = nn.Sequential(*_convolution(3, CHANNELS[0], 3, 1), nn.ReLU())
         channels, stages = CHANNELS[0], []
-        for width, num in zip(CHANNELS, NUM_BLOCKS[config.depth], strict=True):
-            stride = 1 if width == CHANNELS[0] else 2
-            blocks = [BasicBlock(channels, width, stride, config.norm)]
-            blocks += [BasicBlock(width, width, 1, config.norm) for _ in range(num - 1)]
+        for width, num in zip(CHANNELS, NUM_BLOCKS[name.removesuffix(FLAT)], strict=True):
+            blocks = [BasicBlock(channels, width, 1 if width == CHANNELS[0] else 2)]
+            blocks += [BasicBlock(width, width, 1) for _ in range(num - 1)]
             stages.append(nn.Sequential(*blocks))
             channels = width
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        places = (sides[0] // STRIDE // POOLED) * (sides[1] // STRIDE // POOLED)
-        self.num_flat = channels * places
-        self.num_features = self.num_flat if config.places == "flat" else channels
 
-    def maps(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d h2 w2"]:
+    def forward_features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d h2 w2"]:
         """Compute the maps of the last stage."""
         maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
         return maps
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d *places"]:
-        """Compute features: of every place, or maps."""
-        maps = nn.functional.avg_pool2d(self.maps(images), POOLED)
-        return maps.flatten(1) if self.config.places == "flat" else maps
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Compute features: of every place, or their mean."""
+        maps = self.forward_features(images)
+        return (
+            nn.functional.avg_pool2d(maps, POOLED).flatten(1) if self.is_flat else maps.mean((2, 3))
+        )
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Name blocks the way timm models do."""
+        return {"stem": r"^stem", "blocks": r"^layer(\d+)\.(\d+)"}
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes (He et al. 2016)."""
 
-    def __init__(self, in_chans: int, out_chans: int, stride: int, norm: str) -> None:
+    def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_convolution(in_chans, out_chans, 3, stride, norm),
+            *_convolution(in_chans, out_chans, 3, stride),
             nn.ReLU(),
-            *_convolution(out_chans, out_chans, 3, 1, norm),
+            *_convolution(out_chans, out_chans, 3, 1),
         )
         self.shortcut = nn.Sequential()
         if stride > 1 or in_chans != out_chans:
-            self.shortcut = nn.Sequential(*_convolution(in_chans, out_chans, 1, stride, norm))
+            self.shortcut = nn.Sequential(*_convolution(in_chans, out_chans, 1, stride))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         """Add both ways."""
@@ -102,9 +94,6 @@ class BasicBlock(nn.Module):
         return summed.relu()
 
 
-def _convolution(
-    in_chans: int, out_chans: int, size: int, stride: int, norm: str
-) -> list[nn.Module]:
-    has_norm = norm == "batch"
-    layer = nn.Conv2d(in_chans, out_chans, size, stride, size // 2, bias=not has_norm)
-    return [layer, nn.BatchNorm2d(out_chans)] if has_norm else [layer]
+def _convolution(in_chans: int, out_chans: int, size: int, stride: int) -> list[nn.Module]:
+    layer = nn.Conv2d(in_chans, out_chans, size, stride, size // 2, bias=False)
+    return [layer, nn.BatchNorm2d(out_chans)]

@@ -1,4 +1,4 @@
-"""Networks for whole images by name, without their last linear layer: LUNA, torchvision's and timm's."""
+"""Networks for whole images by name, without their last linear layer: LUNA, small residual networks, torchvision's and timm's."""
 
 import re
 from dataclasses import dataclass
@@ -26,10 +26,13 @@ from assay.nn.backbone import (
     refuse_frozen,
     timm_name,
 )
+from assay.nn.cifar_resnet import FLAT, NUM_BLOCKS, CifarResNet
 from assay.nn.luna import Luna
 from assay.nn.weights import find_weights, load_weights
 
 LUNA = ("luna", "luna-softmax")
+
+CIFAR = (*NUM_BLOCKS, *(name + FLAT for name in NUM_BLOCKS))
 
 TORCHVISION = ("alexnet", "resnet18", "efficientnet_v2_s", "convnext_tiny", "vit_b_16", "swin_t")
 """What means torchvision's nets, whatever timm calls so."""
@@ -136,7 +139,7 @@ class NetworkConfig(Settings, section="model"):
     """What looks at an image."""
 
     network: str = "luna"
-    """luna, luna-softmax (as published, trained on its probabilities), alexnet, resnet18, efficientnet_v2_s, convnext_tiny, vit_b_16, swin_t (torchvision's), dino_vits8, or any other model of timm or torchvision."""
+    """luna, luna-softmax (as published, trained on its probabilities), cifar_resnet10, 18 or 34 (no stride before the first block; with -flat every place is a feature of its own, as published), alexnet, resnet18, efficientnet_v2_s, convnext_tiny, vit_b_16, swin_t (torchvision's), dino_vits8, or any other model of timm or torchvision."""
     weights: str = "none"
     """none, hub (ImageNet's, fetched by torchvision or timm), or the path or URI of a file: .safetensors, or a .pth of tensors."""
     weights_sha256: str = ""
@@ -202,7 +205,7 @@ def create_network(config: NetworkConfig, height_px: int, width_px: int) -> nn.M
     """
     name, norm = config.network, config.norm
     _check_network(name)
-    if name not in LUNA and not is_torchvision(name):
+    if name not in (*LUNA, *CIFAR) and not is_torchvision(name):
         size = height_px if height_px == width_px else (height_px, width_px)
         try:
             return create_backbone(
@@ -210,7 +213,10 @@ def create_network(config: NetworkConfig, height_px: int, width_px: int) -> nn.M
             )
         except (AssertionError, RuntimeError, ValueError) as error:
             raise _refusal(name, height_px, width_px, describe(error)) from error
-    net = Luna() if name in LUNA else _torchvision(config, height_px, width_px)
+    if name in CIFAR:
+        net: nn.Module = CifarResNet(name, height_px, width_px)
+    else:
+        net = Luna() if name in LUNA else _torchvision(config, height_px, width_px)
     load_weights(net, name, config.fetch())
     if config.weights == "none":
         refuse_frozen(net, norm, f"--model.weights none with the network {name}")
@@ -228,7 +234,7 @@ def _torchvision_names() -> list[str]:
 
 
 def _check_network(name: str) -> None:
-    names = [*LUNA, *_torchvision_names(), "dino_vits8"]
+    names = [*LUNA, *CIFAR, *_torchvision_names(), "dino_vits8"]
     if not timm.is_model(timm_name(name)):
         check_name(name, [*names, *timm.list_models()], "network")
 

@@ -35,6 +35,8 @@ class Fold:
     tested: tuple[str, ...]
     seed: int
     config: TaskConfig
+    draw: int = 0
+    """Which of the setting's draws of hyperparameters."""
 
     @property
     def num_trained(self) -> int:
@@ -48,7 +50,8 @@ class Fold:
             values = f"on {', '.join(self.trained)}"
         else:
             values = f"without {', '.join(self.tested)}"
-        return f"{self.setting} {values}, seed {self.seed}"
+        draw = f", draw {self.draw}" if self.draw else ""
+        return f"{self.setting} {values}, seed {self.seed}{draw}"
 
 
 def choices(values: Sequence[str], num: int, wanted: int, seeds: int) -> list[list[Trained]]:
@@ -86,14 +89,14 @@ def _without(values: Sequence[str], unseen: Sequence[str]) -> Trained:
 
 
 def plan(
-    settings: Mapping[str, TaskConfig],
+    settings: Mapping[str, Sequence[TaskConfig]],
     manifest: Manifest,
     column: str,
     sizes: Sequence[int],
     wanted: int,
     seeds: int,
 ) -> list[Fold]:
-    """List all folds: for each size and seed a draw of choices, and each of them by every setting.
+    """List all folds: for each size and seed a draw of choices, and each of them by every setting and draw of it.
 
     Raises:
         ConfigError: the data has no such column, too few values, or no such size.
@@ -112,7 +115,7 @@ def plan(
 
 
 def _folds(
-    settings: Mapping[str, TaskConfig],
+    settings: Mapping[str, Sequence[TaskConfig]],
     values: Sequence[str],
     column: str,
     sizes: Sequence[int],
@@ -125,9 +128,10 @@ def _folds(
         for size in reversed(sizes):
             for trained in sets[size][seed]:
                 tested = _without(values, trained)
-                for name, base in settings.items():
-                    config = _config(base, column, tested, seed, max(sizes) / size)
-                    yield Fold(name, trained, tested, seed, config)
+                for name, draws in settings.items():
+                    for draw, base in enumerate(draws):
+                        config = _config(base, column, tested, seed, max(sizes) / size)
+                        yield Fold(name, trained, tested, seed, config, draw)
 
 
 def _config(

@@ -31,6 +31,8 @@ class Rows:
 
     metric: str
     classes: list[str]
+    trial: np.ndarray
+    """Number of the trial that the row was tested by."""
     setting: np.ndarray
     size: np.ndarray
     """How many values the trial was trained on."""
@@ -145,13 +147,14 @@ def summarize(rows: Rows, vals: Mapping[str, Mapping[int, float]]) -> Summary:
 def gather(trials: Sequence[tuple[Fold, Path]], column: str) -> Rows:
     """Read the rows of finished trials."""
     tables, parts = [], []
-    for fold, folder in trials:
+    for number, (fold, folder) in enumerate(trials):
         table = read_predictions(folder)
         table = table.filter(pc.equal(table["split"], "test_unseen"))
         metric, scores, weights = scores_of(table)
         tables.append(table)
         num = len(table)
         part = {
+            "trial": np.full(num, number),
             "setting": np.full(num, fold.setting),
             "size": np.full(num, fold.num_trained),
             "fold": np.full(num, f"{'/'.join(fold.trained)} {fold.seed}"),

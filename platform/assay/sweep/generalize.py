@@ -11,26 +11,31 @@ Each training is a run of its own below runs/, recognised by what it computes.
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import optuna
 from annotated_types import Interval
 
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
+from assay.data.split import RULES
 from assay.experiment.resources import Resources
 from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
+from assay.space import change, sample
 from assay.sweep.fixed import is_finished, manifest_of, print_missing, run_missing, settings_of
 from assay.sweep.folds import Fold, plan
 from assay.sweep.generalization import Summary, curve, gather, matrices, summarize
 from assay.sweep.launch import SweepLaunch, run_command
+from assay.sweep.rules import ORACLE, RuleScore, candidates_of, choose_draws, compare_rules
 from assay.sweep.trial import Outcome, Trial, read_outcome, write_trials
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task import Task, TaskConfig
 
 Count = Annotated[int, Interval(ge=1, le=10_000)]
 """Of values of a domain."""
@@ -43,15 +48,17 @@ class FoldLaunch(SweepLaunch):
     fold_column: str = "design"
     """Domain whose values are trained on or tested: design, printer, exposure, build."""
     train_on: tuple[Count, ...] = ()
-    """Numbers of values to train on; none: all but --leave-out of them."""
-    leave_out: Annotated[int, Interval(ge=0, le=10_000)] = 1
-    """Values held out of each fold where --train-on is not given."""
+    """Numbers of values to train on; none: all but one."""
+    leave_out: tuple[Count, ...] = ()
+    """Numbers of values to hold out, in every choice there is, in the place of --train-on and --choices; 1 2 also tells the rule leave-one-domain-out."""
     choices: Annotated[int, Interval(ge=0, le=100_000)] = 0
     """Choices of values drawn for each number and seed, evenly over all seeds; 0: all there are."""
     seeds: Annotated[int, Interval(ge=1, le=10_000)] = 1
     """Seeds of training, each with choices of its own."""
     settings: tuple[str, ...] = ()
     """What to compare: SETTING=A|B, several are combined; none: the task and its baselines."""
+    draws: Annotated[int, Interval(ge=1, le=10_000)] = 1
+    """Trainings of each setting in each fold: as it stands, and with hyperparameters drawn from the task's space; rules choose among them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     task = load_task(source)
     settings = settings_of(source, task, config, launch.settings)
     manifest = manifest_of(task, settings, storage)
-    folds = _plan(settings, manifest, launch)
+    drawn = {name: draw_settings(task, base, launch.draws) for name, base in settings.items()}
+    folds = _plan(drawn, manifest, launch)
     trials = []
     for fold in folds:
         run = find(source, fold.config, manifest, storage, reuse=launch.reuse, stage="test")
@@ -105,11 +113,25 @@ def _with_column(config: TaskConfig, column: str) -> TaskConfig:
     return replace(config, data=replace(config.data, domains=(*config.data.domains, column)))
 
 
-def _plan(settings: Mapping[str, TaskConfig], manifest: Manifest, launch: FoldLaunch) -> list[Fold]:
+def draw_settings(task: type[Task], config: TaskConfig, num: int) -> list[TaskConfig]:
+    """Return the settings as they stand, then with hyperparameters drawn from the task's space, `num` in all."""
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=sampler)
+    space = task.space(config)
+    drawn = [change(config, sample(space, config, study.ask())) for _ in range(num - 1)]
+    return [config, *drawn]
+
+
+def _plan(
+    settings: Mapping[str, Sequence[TaskConfig]], manifest: Manifest, launch: FoldLaunch
+) -> list[Fold]:
     column = launch.fold_column
     num = len(set(manifest.column(f"domain.{column}"))) if column in manifest.domains else 0
-    sizes = launch.train_on or (num - launch.leave_out,)
-    return plan(settings, manifest, column, sizes, launch.choices, launch.seeds)
+    sizes, choices = launch.train_on or (num - 1,), launch.choices
+    if launch.leave_out:
+        sizes, choices = tuple(num - held_out for held_out in launch.leave_out), 0
+    return plan(settings, manifest, column, sizes, choices, launch.seeds)
 
 
 def _count(folds: Sequence[Fold]) -> str:
@@ -122,6 +144,7 @@ def _read_trial(fold: Fold, trial: Trial) -> FoldTrial:
     row = {
         "run": trial.folder.name,
         "setting": fold.setting,
+        "draw": fold.draw,
         "trained on": len(fold.trained),
         "seed": fold.seed,
         "trained": " ".join(fold.trained),
@@ -157,8 +180,16 @@ def _report(
     finished: Sequence[FoldTrial],
 ) -> None:
     """Write sweep.json and report.html, and print what they say."""
-    vals = _vals(finished)
-    summary = summarize(gather([(t.fold, t.trial.folder) for t in finished], column), vals)
+    tested = gather([(t.fold, t.trial.folder) for t in finished], column)
+    candidates = candidates_of(
+        [t.fold for t in finished], [t.outcome.score for t in finished], tested
+    )
+    is_oracle = config.split.rule == ORACLE
+    # where val is of the test domain itself there is nothing that other rules could choose by
+    rules = [] if is_oracle else compare_rules(candidates, tested)
+    taken = choose_draws(candidates)
+    vals = _vals([finished[place] for place in taken])
+    summary = summarize(tested.at(np.isin(tested.trial, taken)), vals)
     rows, best = summary.rows, summary.standings[0]
     chosen = " (best on val)" if len(summary.standings) > 1 and best.val is not None else ""
     seeds = len({trial.fold.seed for trial in trials})
@@ -167,15 +198,19 @@ def _report(
         "column": column,
         "metric": rows.metric,
         "about": _describe(summary, column, len(finished), seeds),
+        "oracle": f"ORACLE: val is of the very {column}s that are tested, so all numbers are upper bounds."
+        if is_oracle
+        else "",
     }
     runs = [trial.trial.folder.name for trial in trials]
-    write_json(folder / "sweep.json", {"schema": 1, **shared, **summary.to_dict(), "trials": runs})
+    numbers = {**summary.to_dict(), "rules": [asdict(each) for each in rules]}
+    write_json(folder / "sweep.json", {"schema": 1, **shared, **numbers, "trials": runs})
     choices = {(trial.fold.trained, trial.fold.seed) for trial in finished}
     page = fill_page(
         "folds.html",
         **shared,
         id=folder.name,
-        headline=f"{best.setting}{chosen} has {best.lowest.value:.3f} on its worst {column} never seen",
+        headline=f"{'ORACLE: ' if is_oracle else ''}{best.setting}{chosen} has {best.lowest.value:.3f} on its worst {column} never seen",
         most=int(rows.size.max()),
         standings=summary.standings,
         differences=summary.differences,
@@ -189,10 +224,13 @@ def _report(
         matrices=matrices(summary.most, column),
         has_classes=bool(rows.classes),
         unfinished=len(trials) - len(finished),
-        rule=config.split.rule,
+        rule=RULES[config.split.rule],
+        rules=rules,
         trials=[{**t.row, "run": t.row["run"][-12:], "name": t.trial.name} for t in trials],
     )
-    _print(summary, column, shared["about"], write_page(folder, page))
+    _print(summary, column, f"{shared['oracle']} {shared['about']}".lstrip())
+    _print_rules(rules, column)
+    print(f"report: {write_page(folder, page)}")
 
 
 def _describe(summary: Summary, column: str, num: int, seeds: int) -> str:
@@ -204,7 +242,7 @@ def _describe(summary: Summary, column: str, num: int, seeds: int) -> str:
     )
 
 
-def _print(summary: Summary, column: str, about: str, path: Path) -> None:
+def _print(summary: Summary, column: str, about: str) -> None:
     print(f"{about}\n{summary.rows.metric.capitalize()} with 95 % intervals over {column}s.\n")
     for name, sizes in summary.by_size.items():
         for size, estimate in sizes.items():
@@ -217,4 +255,10 @@ def _print(summary: Summary, column: str, about: str, path: Path) -> None:
         print(
             f"  {d.first} - {d.second}, trained on {d.size}: {signed(d.estimate)}, p = {d.p_holm:.2g}: {d.verdict}"
         )
-    print(f"report: {path}")
+
+
+def _print_rules(rules: Sequence[RuleScore], column: str) -> None:
+    if rules:
+        print(f"\nOn {column}s never seen, by the rule that chooses:")
+    for each in rules:
+        print(f"  {each.label:36s} {each.setting:14s} {each.estimate}")

@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -18,8 +20,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from assay.config import Settings
 from assay.data.dataset import Column, Dataset
+from assay.data.domains import domain_doubts
 from assay.data.order import balanced_order
 from assay.errors import ConfigError
+from assay.metrics.estimate import Estimate
+from assay.metrics.measures import Measure
+from assay.metrics.predictions import rows_of, sets_of
+from assay.metrics.probe import probe_domain, probe_group
 from assay.nn.averaging import AverageConfig, WeightAverage
 from assay.nn.domains.base import Seen, Sizes
 from assay.nn.domains.build import build_algorithm
@@ -29,10 +36,20 @@ from assay.nn.optim import Multiplier
 from assay.space import Space
 from assay.train.classification import Classification, ClassificationConfig, pooled, share_right
 from assay.train.monitor import Limit
-from assay.train.task import Batch, TaskConfig
+from assay.train.task import Batch, TaskConfig, TaskMetrics
 
 ALONE = ("erm", "sagnet")
 """Algorithms that do without a second domain."""
+
+MOST_PROBED = 512
+"""Features that are kept for probes; of more, neighbours are averaged."""
+
+MEASURES = {
+    "domain_probe": Measure("Domain probe", "domains that frozen features of other groups tell"),
+    "domain_chance": Measure("by chance", "domains told by the commonest"),
+    "group_probe": Measure("Group probe", "groups that frozen features of their other rows tell"),
+    "group_chance": Measure("by chance", "groups told by the commonest"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +147,47 @@ class DomainClassification(Classification):
         groups = self._codes(self.dataset.group, batch["row"])
         measure = logit_variance if config.consistency == "variance" else divergence
         return {"consistency": config.consistency_weight * measure(logits, groups)}
+
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Predict features for the probes; an exported graph in the network's place has none."""
+        columns = super().predict_once(batch)
+        if self.graph is not None:
+            return columns
+        vectors = pooled(self.features(self.normalised(batch)))
+        num = min(vectors.shape[1], MOST_PROBED)
+        return columns | {"features": nn.functional.adaptive_avg_pool1d(vectors, num)}
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Probe the features of each set for domain and group: what a shortcut would be made of."""
+        judged = super().judge(config, predictions, storage)
+        if "features" not in predictions.column_names:
+            return judged
+        names = [n for n in predictions.column_names if n.startswith("domain.")]
+        column = f"domain.{config.domains.column}" if config.domains.column else names[0]
+        metrics: dict[str, dict[str, Estimate]] = {}
+        for name in sets_of(predictions):
+            rows = rows_of(predictions, name)
+            features = np.array(rows["features"].to_pylist())
+            group = np.array(rows["group"].to_pylist())
+            domain, truth = np.array(rows[column].to_pylist()), rows["truth"].to_numpy()
+            probes = {
+                "domain": probe_domain(features, domain, truth, group),
+                "group": probe_group(features, group),
+            }
+            metrics[name] = {}
+            for kind, probe in probes.items():
+                if probe is not None:
+                    metrics[name] |= {
+                        f"{kind}_probe": probe.accuracy,
+                        f"{kind}_chance": probe.chance,
+                    }
+        return judged | TaskMetrics(metrics=metrics, measures=MEASURES)
+
+    def doubts(self) -> Sequence[str]:
+        """Say which domains have one class alone, and which groups several classes or domains."""
+        data = self.dataset
+        return domain_doubts(self.classes, data.truth, self.domain, data.group, data.train)
 
     def _codes(self, column: Column, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(column.codes[rows].astype(np.int64)).to(self.device)

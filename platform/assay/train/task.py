@@ -251,6 +251,10 @@ class Task(nn.Module):
         trained = sum(num for num, is_trained in counts if is_trained)
         return {"num_params": sum(num for num, _ in counts), "num_trainable": trained}
 
+    def doubts(self) -> Sequence[str]:
+        """Return sentences on what the images are and are hardly meant to be, kept with the run."""
+        return ()
+
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Return multipliers of learning rate and weight decay by parameter-name prefix."""
         return {}

@@ -82,6 +82,9 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     keep = Run(job.folder).warn
     telemetry = Telemetry(job.folder, job.track, job.config, keep) if rank == 0 else None
+    if telemetry is not None:
+        for text in task.doubts():
+            telemetry.warn(text, 0)
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     if job.tier == "device":
         task.device_cache = DeviceCache(rows["train"].tolist())

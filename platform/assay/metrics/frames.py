@@ -1,0 +1,178 @@
+"""Frames of prints in order of time: how early an answer is right, and what an alarm over frames is worth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from assay.metrics.alarm import AlarmConfig, first_above, fit_threshold, path
+from assay.metrics.estimate import Estimate, interval
+from assay.metrics.figure import Figure, Series
+from assay.metrics.measures import Measure
+from assay.metrics.predictions import logits_of
+from assay.shapes import Float, Float64, Int, Shaped
+
+SECONDS = "seconds"
+"""Column of seconds since the first frame of a row's print."""
+
+NUM_BINS = 10
+
+AlarmKind = Literal["cusum", "average"]
+
+MEASURES: Mapping[str, Measure] = {
+    f"{kind}_{key}": Measure(f"{label} {words}", meaning)
+    for kind, label in (("cusum", "CUSUM"), ("average", "Average"))
+    for key, words, meaning in (
+        ("detected", "detected", "faulty prints with an alarm, its threshold fitted on val"),
+        ("delay_s", "delay", "seconds from the fault to the alarm, to the end where none came"),
+        ("false_per_hour", "false alarms", "alarms in an hour of sound printing"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Print:
+    """The frames of one print, in order of time."""
+
+    name: str
+    seconds: Float64[np.ndarray, " frames"]
+    """Since the first of them."""
+    logits: Float[np.ndarray, "frames classes"]
+    truth: Int[np.ndarray, " frames"]
+
+    def faulty(self, positive: int) -> np.ndarray:
+        """Mark the frames whose truth is the fault."""
+        return self.truth == positive
+
+    def odds(self, positive: int) -> Float64[np.ndarray, " frames"]:
+        """Return the logit of the fault, log p / (1 - p), at each frame."""
+        others = np.delete(self.logits.astype(np.float64), positive, axis=1)
+        odds: np.ndarray = self.logits[:, positive] - np.logaddexp.reduce(others, axis=1)
+        return odds
+
+
+def prints_of(rows: pa.Table) -> list[Print]:
+    """Sort the rows of one set to their prints."""
+    seconds = rows[SECONDS].to_numpy().astype(np.float64)
+    group, logits, truth = np.array(rows["group"].to_pylist()), logits_of(rows), rows["truth"]
+    classes = truth.to_numpy()
+    prints = []
+    for name in np.unique(group):
+        members = np.flatnonzero(group == name)
+        members = members[np.argsort(seconds[members], kind="stable")]
+        since = seconds[members] - seconds[members[0]]
+        prints.append(Print(str(name), since, logits[members], classes[members]))
+    return prints
+
+
+def early_figure(prints_by_set: Mapping[str, Sequence[Print]]) -> Figure | None:
+    """Draw accuracy over the seconds since the start of a print, of single frames and of the mean of all until then."""
+    series = {}
+    for name, prints in prints_by_set.items():
+        seconds, group, single, until = _hits(prints)
+        edges = np.linspace(0, seconds.max(), NUM_BINS + 1)
+        bins = np.digitize(seconds, edges[1:-1], right=True)
+        if seconds.max() == 0:
+            continue
+        for kind, hits in (("a frame", single), ("mean until then", until)):
+            places = np.unique(bins)
+            estimates = [interval(hits[bins == b], group[bins == b]) for b in places]
+            x = [float(seconds[bins == b].mean()) for b in places]
+            series[f"{name}, {kind}"] = Series.from_estimates(x, estimates)
+    if not series:
+        return None
+    nums = ", ".join(f"{len(prints)} prints of {name}" for name, prints in prints_by_set.items())
+    return Figure(
+        title="Accuracy since the start of a print",
+        kind="line",
+        series=series,
+        x="seconds since its first frame",
+        y="accuracy",
+        y_range=[0.0, 1.0],
+        caption=f"n: {nums}. Bands: 95 % intervals over prints; those that have ended are no longer in it.",
+    )
+
+
+def _hits(prints: Sequence[Print]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return seconds and print of each frame, and whether it, and the mean logits until it, are right."""
+    single, until = [], []
+    for each in prints:
+        mean = np.cumsum(each.logits.astype(np.float64), axis=0)
+        single.append(each.logits.argmax(1) == each.truth)
+        until.append(mean.argmax(1) == each.truth)
+    seconds = np.concatenate([each.seconds for each in prints])
+    group = np.repeat(np.arange(len(prints)), [len(each.seconds) for each in prints])
+    return seconds, group, np.concatenate(single).astype(float), np.concatenate(until).astype(float)
+
+
+def frame_seconds(prints: Sequence[Print]) -> float:
+    """Return the median time from a frame to the next; 0 where no print has two."""
+    gaps = np.concatenate([np.diff(each.seconds) for each in prints]) if prints else np.zeros(0)
+    return float(np.median(gaps)) if len(gaps) else 0.0
+
+
+def judge_alarms(
+    config: AlarmConfig, positive: int, prints_by_set: Mapping[str, Sequence[Print]]
+) -> dict[str, dict[str, Estimate]]:
+    """Judge both kinds of alarm on every set, by thresholds that are fitted on the sound prints of val.
+
+    Args:
+        config: the alarm; of its kind both are judged.
+        positive: class of the fault.
+        prints_by_set: prints in order of time, val among the sets.
+
+    Returns:
+        Estimates by set and name, over prints; nothing where val has no sound print.
+    """
+    val = prints_by_set.get("val", ())
+    sound = [each.odds(positive) for each in val if not each.faulty(positive).any()]
+    frame_s = frame_seconds(val)
+    metrics: dict[str, dict[str, Estimate]] = {name: {} for name in prints_by_set}
+    if not sound or not frame_s:
+        return metrics
+    for kind in get_args(AlarmKind):
+        alarm = replace(config, kind=kind)
+        threshold = fit_threshold(alarm, sound, frame_s)
+        for name, prints in prints_by_set.items():
+            estimates = _judge(alarm, threshold, prints, positive, frame_s)
+            metrics[name] |= {f"{kind}_{key}": value for key, value in estimates.items()}
+    return metrics
+
+
+def _judge(
+    alarm: AlarmConfig, threshold: float, prints: Sequence[Print], positive: int, frame_s: float
+) -> dict[str, Estimate]:
+    """Estimate how many faults are detected and how late, and how often a sound print alarms."""
+    detected, delays, alarms, hours = [], [], [], []
+    for each in prints:
+        first = first_above(path(alarm, each.odds(positive)), threshold)
+        faulty, num = each.faulty(positive), len(each.seconds)
+        watched = num if first is None else first + 1
+        if not faulty.any():
+            alarms.append(float(first is not None))
+            hours.append(watched * frame_s / 3600)
+        else:
+            onset = int(faulty.argmax())
+            is_in_time = first is not None and first >= onset
+            detected.append(float(is_in_time))
+            delays.append((watched - 1 - onset if is_in_time else num - onset) * frame_s)
+    estimates = {}
+    if detected:
+        estimates["detected"] = _over_prints(detected)
+        estimates["delay_s"] = _over_prints(delays, highest=max(*delays, frame_s))
+    if alarms:
+        rates = np.array(alarms) / hours
+        estimates["false_per_hour"] = _over_prints(rates, hours, highest=3600 / frame_s)
+    return estimates
+
+
+def _over_prints(
+    values: Shaped[np.ndarray, " prints"] | Sequence[float],
+    weights: Sequence[float] | None = None,
+    highest: float = 1.0,
+) -> Estimate:
+    array = np.asarray(values, dtype=np.float64)
+    mass = None if weights is None else np.asarray(weights)
+    return interval(array, np.arange(len(array)), weights=mass, highest=highest)

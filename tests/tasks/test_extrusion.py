@@ -1,0 +1,393 @@
+"""Extrusion: the source's recipe against a table, odd printers and prints in a sentence, and what judging adds."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from assay.config import Settings, to_dict
+from assay.data.dataset import Dataset
+from assay.data.images.pixels import Pixels
+from assay.data.images.pyramid import ImagePyramid
+from assay.data.images.store import Store
+from assay.data.inputs.image import ImageInput
+from assay.data.split import draw_split
+from assay.errors import ConfigError, ManifestError, SplitError
+from assay.experiment.options import parse
+from assay.metrics.decide import DecideConfig
+from assay.metrics.predictions import rows_of
+from assay.nn.optim import lr_factor
+from assay.runs.folder import Run
+from assay.runs.results import read_predictions
+from assay.train.source import TaskSource, load_task
+from assay.train.task import BatchRows
+from assay.train.worker import Job, work
+
+SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "extrusion.py")
+TASK: Any = load_task(SOURCE)
+SMOKE: Any = TASK.presets()["smoke"]
+
+# The recipe of seed system 003
+
+RECIPE: Mapping[str, Any] = {
+    "model.network": "cifar_resnet10-flat",
+    "model.weights": "none",
+    "algorithm.name": "dann-source",
+    "algorithm.weight": 0.6,
+    "algorithm.consistency": "none",
+    "domains.order": "uniform",
+    "loss.class_weights": "balanced",
+    "loss.label_smoothing": 0.0,
+    "train.epochs": 5,
+    "train.batch_size": 8,
+    "train.precision": "fp32",
+    "train.patience": 0,
+    "optim.optimizer": "adam",
+    "optim.lr": 1e-3,
+    "optim.weight_decay": 1e-4,
+    "optim.decays": "all",
+    "optim.schedule": "exponential",
+    "optim.warmup": 0.0,
+    "optim.grad_clip": 0.0,
+    "average.weights": "last",
+    "image.height_px": 128,
+    "image.width_px": 256,
+    "image.fit": "crop",
+    "image.normalise": "constants",
+    "image.mean": (0.43335, 0.43360, 0.42602),
+    "image.std": (0.28486, 0.28320, 0.28700),
+    "image.clahe_clip": 0.0,
+    "transform.hflip": 0.0,
+    "transform.vflip": 0.0,
+    "transform.affine": 0.0,
+    "transform.brightness": 0.0,
+    "transform.contrast": 0.0,
+    "transform.saturation": 0.0,
+    "transform.hue": 0.0,
+    "transform.noise": 0.0,
+    "split.unseen_domain": "printer_id",
+    "data.image": "img_path",
+    "data.label": "has_under_extrusion",
+    "data.group": ("printer_id", "print_id"),
+    "data.domains": ("printer_id",),
+    "frames.time": "stem",
+}
+
+
+def value_of(config: Settings, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def test_the_sources_recipe_is_true_in_every_parameter():
+    recipe = TASK.presets()["source"]
+    assert {name: value_of(recipe, name) for name in RECIPE} == dict(RECIPE)
+    stated = {name.split(".")[0] for name in RECIPE}
+    unstated = {"nozzles", "quantize", "decide", "alarm", "adapt", "robustness"}
+    assert {*vars(recipe)} == stated | unstated
+
+
+def test_the_sources_rate_falls_to_a_tenth_with_each_epoch():
+    recipe = TASK.presets()["source"]
+    for epoch in range(recipe.train.epochs + 1):
+        factor = lr_factor(recipe.optim, epoch / recipe.train.epochs)
+        assert factor == pytest.approx(0.1**epoch)
+
+
+def test_the_source_cuts_the_middle_to_two_by_one():
+    """An image of 4:3 loses its upper and lower sixth; the nozzle at its centre stays there."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    image[:80], image[-80:] = (255, 0, 0), (0, 255, 0)
+    image[235:245, 315:325] = 255
+    shown = ImageInput(TASK.presets()["source"].image).show(ImagePyramid.of(image))
+    assert shown.shape == (128, 256, 3)
+    assert not shown[2:-2, :100].any()
+    rows, columns = np.nonzero(shown[..., 2])
+    assert (rows.mean(), columns.mean()) == pytest.approx((63.5, 127.5), abs=0.6)
+
+
+# Data
+
+
+def write_table(folder: Path, rows: list[tuple[str, str, int]], every_s: float = 0.5) -> Path:
+    """The competition's table: printer, print and label of frames, whose files are named by their times."""
+    lines = []
+    for number, (printer, print_id, label) in enumerate(rows):
+        path = folder / f"images/{1_660_000_000 + number * every_s:.2f}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        image = np.random.default_rng(number).integers(0, 255, (32, 64, 3), dtype=np.uint8)
+        cv2.imwrite(str(path), image)
+        lines.append((path.relative_to(folder), printer, print_id, label))
+    with (folder / "train.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("img_path", "printer_id", "print_id", "has_under_extrusion"))
+        table.writerows(lines)
+    return folder / "train.csv"
+
+
+def frames(printers: str = "abc", prints: int = 6, each: int = 2) -> list[tuple[str, str, int]]:
+    """Prints of each printer, every other one faulty; print ids go on over printers."""
+    return [
+        (printer, f"{place * prints + number}", number % 2)
+        for place, printer in enumerate(printers)
+        for number in range(prints)
+        for _ in range(each)
+    ]
+
+
+def read(path: Path, *options: str, preset: str = "competition") -> tuple[Any, Any]:
+    arguments = ["--preset", preset, "--data.root", str(path), "--model.weights", "none"]
+    config, _, _ = parse(TASK, [*arguments, *options])
+    return config, TASK.manifest(config, path.parent)
+
+
+def task_of(config: Any, manifest: Any) -> Any:
+    split = draw_split(manifest, config.split)
+    small = replace(
+        config,
+        model=replace(config.model, network="test_resnet"),
+        image=replace(config.image, height_px=32, width_px=64),
+    )
+    pixels = Pixels(Store(""), manifest.column("content"))
+    return TASK(small, Dataset.of(manifest, pixels, split.rows("train")))
+
+
+def test_the_competitions_table_is_read_with_times(tmp_path):
+    config, manifest = read(write_table(tmp_path, frames()))
+    assert manifest.domains == ["printer_id"]
+    assert manifest.classes == ["0", "1"]
+    assert manifest.column("group")[0] == "a/0"
+    seconds = task_of(config, manifest).seconds
+    assert seconds.tolist() == [0.0, 0.5] * 18
+    split = draw_split(manifest, config.split)
+    printers = np.array(manifest.column("domain.printer_id"))
+    (unseen,) = set(printers[split.rows("test_unseen")])
+    assert unseen not in printers[split.rows("train")]
+    assert unseen not in printers[split.rows("val")]
+    prints = np.array(manifest.column("group"))
+    for name in ("val", "test_seen", "test_unseen"):
+        assert not set(prints[split.rows(name)]) & set(prints[split.rows("train")])
+
+
+def test_folders_are_read_by_their_names(tmp_path):
+    for label, printer, number, index in [
+        (label, p, n, i) for label in ("ok", "under") for p in "abc" for n in range(4) for i in "01"
+    ]:
+        path = tmp_path / f"frames/{label}/{printer}/{label}{number}/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([ord(printer), number, int(index), len(label)])
+        cv2.imwrite(str(path), rng.integers(0, 255, (8, 16, 3), dtype=np.uint8))
+    config, manifest = read(tmp_path / "frames", preset="files")
+    assert (manifest.domains, manifest.classes) == (["printer"], ["ok", "under"])
+    assert len(set(manifest.column("group"))) == 24
+    assert draw_split(manifest, config.split).tests == ["test_seen", "test_unseen"]
+
+
+# Odd data, one sentence each
+
+
+def test_a_printer_of_one_class_is_said(tmp_path):
+    rows = [row for row in frames() if row[0] != "b" or row[2]]
+    config, manifest = read(write_table(tmp_path, rows), "--split.unseen", "c")
+    (doubt,) = task_of(config, manifest).doubts()
+    assert doubt.startswith("All images of train of 'b' are of the class '1'")
+
+
+def test_prints_of_both_labels_are_said(tmp_path):
+    rows = frames()
+    rows[1] = ("a", "0", 1)
+    config, manifest = read(write_table(tmp_path, rows), "--split.unseen", "c")
+    (doubt,) = task_of(config, manifest).doubts()
+    assert doubt.startswith("1 of 18 groups have images of several classes, first 'a/0'")
+
+
+def test_a_print_under_two_printers_is_said_or_refused(tmp_path):
+    rows = frames()
+    rows[1] = ("b", "0", 0)
+    path = write_table(tmp_path, rows)
+    by_print = ("--data.group", "print_id", "--split.unseen")
+    config, manifest = read(path, *by_print, "c")
+    (doubt,) = task_of(config, manifest).doubts()
+    assert doubt.startswith("1 of 18 groups are of several domains, first '0'")
+    config, manifest = read(path, *by_print, "b")
+    with pytest.raises(
+        SplitError,
+        match="The group '0', with what shares a file or is joined with it, has held-out and",
+    ):
+        draw_split(manifest, config.split)
+
+
+def test_one_printer_alone_cannot_be_held_out_and_trains_erm_alone(tmp_path):
+    path = write_table(tmp_path, frames("a"))
+    config, manifest = read(path)
+    with pytest.raises(SplitError, match="1 of 1 values of 'printer_id' would be held out"):
+        draw_split(manifest, config.split)
+    config, manifest = read(path, "--split.unseen-domain", "", "--algorithm.name", "dann")
+    with pytest.raises(ConfigError, match="All images of train are of one domain"):
+        task_of(config, manifest)
+    config, manifest = read(path, "--split.unseen-domain", "")
+    assert task_of(config, manifest).num_domains == 1
+
+
+def test_a_printer_that_is_not_there_cannot_be_held_out(tmp_path):
+    config, manifest = read(write_table(tmp_path, frames()), "--split.unseen", "z")
+    with pytest.raises(
+        SplitError, match=r"split\.unseen names 'z', which no image has; the data has: a, b, c"
+    ):
+        draw_split(manifest, config.split)
+
+
+def test_frames_of_one_time_are_refused(tmp_path):
+    path = write_table(tmp_path, frames())
+    first = next((tmp_path / "images").iterdir())
+    other = tmp_path / "images" / "deeper" / first.name
+    other.parent.mkdir()
+    cv2.imwrite(str(other), np.full((32, 64, 3), 7, np.uint8))
+    lines = path.read_text().splitlines()
+    row = next(line for line in lines if first.name in line)
+    path.write_text(
+        "\n".join([*lines, row.replace(f"images/{first.name}", f"images/deeper/{first.name}")])
+    )
+    with pytest.raises(ManifestError, match="have one time, 16600000"):
+        read(path)
+
+
+# Judging
+
+
+def predictions(right_after: int) -> pa.Table:
+    """Val of two printers and test of a third, frames every second; the fault shows after so many frames."""
+    rows: list[dict[str, Any]] = []
+    rng = np.random.default_rng(0)
+    for name, printers in (("val", "ab"), ("test_unseen", "c")):
+        for printer in printers:
+            for number in range(6):
+                for frame in range(20):
+                    faulty = number % 2
+                    shows = faulty and frame >= right_after
+                    vector = np.array([ord(printer) - 98, *np.eye(6)[number]])
+                    vector += rng.normal(0, 0.1, 7)
+                    rows.append(
+                        {
+                            "id": f"{printer}/{number}/{frame:02d}",
+                            "split": name,
+                            "group": f"{printer}/{number}",
+                            "domain.printer_id": printer,
+                            "truth": faulty,
+                            "logits": [0.0, 3.0 if shows else -1.0],
+                            "features": vector.tolist(),
+                            "seconds": float(frame),
+                        }
+                    )
+    table = pa.Table.from_pylist(rows)
+    return table.replace_schema_metadata({b"classes": json.dumps(["0", "1"]).encode()})
+
+
+def test_probes_alarms_and_early_answers_are_judged():
+    judged = TASK.judge(SMOKE, predictions(right_after=5), Path())
+    val, unseen = judged.metrics["val"], judged.metrics["test_unseen"]
+    assert val["domain_probe"].value > 0.95
+    assert val["domain_chance"].value == pytest.approx(0.5)
+    assert "domain_probe" not in unseen  # of one printer
+    assert unseen["group_probe"].value > 0.95
+    assert unseen["group_chance"].value == pytest.approx(1 / 6)
+    # the sum rises above 0, and the mean above the -1 of sound prints, at the sixth frame
+    assert unseen["cusum_delay_s"].value == pytest.approx(5.0)
+    assert unseen["average_delay_s"].value == pytest.approx(5.0)
+    assert unseen["cusum_false_per_hour"].value == 0.0
+    (figure,) = judged.figures
+    assert set(figure.series) == {"test_unseen, a frame", "test_unseen, mean until then"}
+    assert set(unseen) <= set(judged.measures)
+
+
+def test_without_times_or_a_named_fault_the_rest_is_judged():
+    table = predictions(5)
+    no_fault = replace(SMOKE, decide=DecideConfig())
+    judged = TASK.judge(no_fault, table, Path())
+    assert set(judged.metrics["val"]) == {
+        f"{kind}_{key}" for kind in ("domain", "group") for key in ("probe", "chance")
+    }
+    assert len(judged.figures) == 1
+    assert not TASK.judge(SMOKE, table.drop_columns(["seconds"]), Path()).figures
+    bare = TASK.judge(no_fault, table.drop_columns(["seconds", "features"]), Path())
+    assert not bare.metrics
+
+
+def test_erm_stands_beside_any_other_algorithm():
+    demo = TASK.presets()["demo"]
+    (name, erm), *others = TASK.baselines(demo).items()
+    assert (name, erm.algorithm.name, others) == ("erm", "erm", [])
+    assert replace(erm, algorithm=demo.algorithm) == demo
+    assert TASK.baselines(erm) == {}
+
+
+def test_a_search_is_over_ranges_for_random_weights_or_pretrained_ones():
+    demo = TASK.presets()["demo"]
+    scratch, hub = TASK.space(demo), TASK.space(TASK.presets()["files"])
+    assert scratch["optim.lr"].high == pytest.approx(10**-2.5)
+    assert hub["optim.lr"].high == pytest.approx(10**-3.5)
+    assert "algorithm.weight" in scratch
+    assert "algorithm.weight" not in hub
+
+
+def test_features_of_many_places_are_averaged_for_probes(tmp_path):
+    config, manifest = read(write_table(tmp_path, frames()), preset="source")
+    split = draw_split(manifest, config.split)
+    for row in range(2):
+        Store(str(tmp_path / "store")).build(
+            manifest.column("content")[row], Path(manifest.column("image")[row])
+        )
+    pixels = Pixels(Store(str(tmp_path / "store")), manifest.column("content"))
+    small = replace(config, image=replace(config.image, height_px=32, width_px=64))
+    task = TASK(small, Dataset.of(manifest, pixels, split.rows("train"))).eval()
+    rows = np.arange(2)
+    batch = TASK.prepare(small, task.dataset, BatchRows(rows, rows.astype(np.uint64), False))
+    with torch.no_grad():
+        columns = task.predict_once(batch)
+        vectors = task.features(task.normalised(batch))
+    assert vectors.shape == (2, 1024)
+    expected = vectors.reshape(2, 512, 2).mean(2)
+    torch.testing.assert_close(columns["features"], expected)
+    assert columns["seconds"].tolist() == [0.0, 0.5]
+
+
+def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
+    """A printer of one class is said in the record; frames that were adapted to are judged by no adapted model."""
+    rows = [row for row in frames(each=3) if row[0] != "b" or row[2]]
+    options = ("--split.unseen", "c", "--train.epochs", "1", "--adapt.methods", "recalibrate")
+    # nine frames, of three prints
+    config, manifest = read(write_table(tmp_path, rows), *options, "--adapt.minutes", "0.075")
+    small = replace(
+        config,
+        model=replace(config.model, network="test_resnet"),
+        image=replace(config.image, height_px=32, width_px=64),
+        train=replace(config.train, batch_size=8),
+    )
+    store = Store(str(tmp_path / "store"))
+    for content, path in manifest.files.items():
+        store.build(content, Path(path))
+    split = draw_split(manifest, small.split)
+    pixels, folder = Pixels(store, manifest.column("content")), tmp_path / "run"
+    folder.mkdir()
+    data = (manifest, split, pixels, folder, "cpu", "ddp")
+    job = Job(SOURCE, to_dict(small), *data, judged=tuple(split.tests))
+    work(job, job.stream())
+    assert any("of 'b' are of the class '1'" in text for text in Run(folder).record.warnings)
+    table = read_predictions(folder)
+    unseen = rows_of(table, "test_unseen").sort_by("id")
+    assert unseen["later"].to_pylist() == [0] * 9 + [1] * 9
+    assert not any(rows_of(table, "val")["later"].to_pylist())
+    judged = TASK.judge(small, table, tmp_path)
+    assert judged.metrics["test_unseen"]["adapted_recalibrate"].num == 9
+    assert judged.metrics["test_unseen"]["not_adapted"].num == 9
+    assert "not_adapted" not in judged.metrics["val"]
