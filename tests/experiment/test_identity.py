@@ -29,6 +29,7 @@ COUNTS = {
     "data/inputs",
     "metrics/scores",
     "nn",
+    "nn/self_supervised",
     "train",
     "levels.py",
 }
