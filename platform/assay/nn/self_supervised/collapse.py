@@ -15,11 +15,10 @@ MIN_ROWS = 4
 
 
 def usage_entropy(probs: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
-    """Return the entropy of the mean assignment as a share of the most that n rows can have, min(log n, log k): 0 where one prototype is given to all."""
-    usage = probs.float().mean(0)
+    """Return the entropy of the mean assignment as a share, 1 at most, of what n sure rows can have, min(log n, log k): 0 where one prototype is given to all."""
     most = math.log(min(probs.shape))
-    entropy = torch.special.entr(usage).sum()
-    return entropy / most if most else torch.ones_like(entropy)
+    entropy = torch.special.entr(probs.float().mean(0)).sum()
+    return (entropy / most).clamp_max(1) if most else torch.ones_like(entropy)
 
 
 def uniform_divergence(probs: Float[Tensor, "n k"]) -> Float[Tensor, ""]:

@@ -1,5 +1,6 @@
 """timm's vision transformers, as self-supervision needs them: images of any size, places hidden, tokens given back."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ from assay.errors import ConfigError
 from assay.nn.backbone import timm_name
 from assay.nn.weights import load_weights
 
+HEAD_WIDTH = 32
+"""Of attention, in a backbone that is given by its form."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig(Settings, section="model"):
@@ -32,6 +36,20 @@ class VitConfig(Settings, section="model"):
     """Factors that branches begin with; none: as the backbone has them."""
     registers: Annotated[int, Interval(ge=0, le=64)] | None = None
     """Tokens besides class and patches (Darcet et al. 2024); none: as many as the backbone has."""
+
+    @property
+    def form(self) -> tuple[int, int, int] | None:
+        """Width, depth and side of the patches, where the backbone is named by them."""
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", self.backbone)
+        return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch (pixels)."""
+        name = re.search(r"patch(\d+)", timm_name(self.backbone))
+        if self.form is None and name is None:
+            raise _unknown(self)
+        return self.form[2] if self.form else int(name[1] if name else 0)
 
 
 class MaskedVit(nn.Module):
@@ -49,8 +67,7 @@ class MaskedVit(nn.Module):
         super().__init__()
         self.vit = _create(config, size)
         self.num_features = int(self.vit.embed_dim)
-        self.patch_px = int(self.vit.patch_embed.patch_size[0])
-        self.mask_token = nn.Parameter(torch.zeros(self.num_features))
+        self.mask_token = nn.Parameter(torch.zeros(1, self.num_features))
         self.mask: Tensor | None = None
         self.vit.patch_embed.register_forward_hook(self._hide)
 
@@ -79,15 +96,15 @@ class MaskedVit(nn.Module):
 
 
 def _create(config: VitConfig, size: tuple[int, int]) -> Any:
-    name = timm_name(config.backbone)
+    for side in size:
+        if side % config.patch_px:
+            raise ConfigError(
+                f"model.backbone {config.backbone} cuts patches of {config.patch_px} pixels, and the frame is {size[0]} x {size[1]}; give image.height-px and image.width-px multiples of it."
+            )
     options: dict[str, Any] = {"img_size": size, "dynamic_img_size": True, "global_pool": "token"}
     if config.layer_scale is not None:
         options["init_values"] = config.layer_scale
-    form = name.split("x")
-    if len(form) == 3 and all(part.isdigit() for part in form):
-        vit = _of_form(config, *map(int, form), options)
-    else:
-        vit = _of_name(config, name, options)
+    vit = _of_name(config, options) if config.form is None else _of_form(config, options)
     if config.drop_path:
         for block in vit.blocks:
             block.drop_path1 = DropPath(config.drop_path)
@@ -95,23 +112,22 @@ def _create(config: VitConfig, size: tuple[int, int]) -> Any:
     return vit
 
 
-def _of_form(
-    config: VitConfig, width: int, depth: int, patch: int, options: dict[str, Any]
-) -> VisionTransformer:
-    if config.weights != "none" or not (width and depth and patch) or width % 32:
+def _of_form(config: VitConfig, options: dict[str, Any]) -> VisionTransformer:
+    assert config.form is not None
+    width, depth, patch = config.form
+    if config.weights != "none" or not (width and depth and patch) or width % HEAD_WIDTH:
         raise ConfigError(
-            f"model.backbone is {config.backbone} with model.weights {config.weights}; its form is WIDTHxDEPTHxPATCH with a width in 32s, and begins without weights."
+            f"model.backbone is {config.backbone} with model.weights {config.weights}; its form is WIDTHxDEPTHxPATCH with a width in {HEAD_WIDTH}s, and begins without weights."
         )
-    shape = {"embed_dim": width, "depth": depth, "patch_size": patch, "num_heads": width // 32}
-    registers = config.registers or 0
-    return VisionTransformer(**shape, **options, num_classes=0, reg_tokens=registers)
+    shape = {"embed_dim": width, "depth": depth, "patch_size": patch}
+    shape |= {"num_heads": width // HEAD_WIDTH, "reg_tokens": config.registers or 0}
+    return VisionTransformer(num_classes=0, **shape, **options)
 
 
-def _of_name(config: VitConfig, name: str, options: dict[str, Any]) -> Any:
+def _of_name(config: VitConfig, options: dict[str, Any]) -> Any:
+    name = timm_name(config.backbone)
     if name.partition(".")[0] not in timm.list_models("vit_*"):
-        raise ConfigError(
-            f"model.backbone is {config.backbone}; give a vision transformer of timm, such as vit_small_patch14_dinov2 or vit_small_patch16_dinov3, or a form such as 64x4x8."
-        )
+        raise _unknown(config)
     if config.registers is not None:
         of_eva = timm.models.model_entrypoint(name).__module__.endswith(".eva")
         options["num_reg_tokens" if of_eva else "reg_tokens"] = config.registers
@@ -127,3 +143,9 @@ def _of_name(config: VitConfig, name: str, options: dict[str, Any]) -> Any:
         )
     load_weights(vit, name, config.weights)
     return vit
+
+
+def _unknown(config: VitConfig) -> ConfigError:
+    return ConfigError(
+        f"model.backbone is {config.backbone}; give a vision transformer of timm, such as vit_small_patch14_dinov2 or vit_small_patch16_dinov3, or a form such as 64x4x8."
+    )
