@@ -76,7 +76,8 @@ class Pretrain(SelfDistillation):
             image=replace(demo.image, height_px=32, width_px=32),
             views=replace(demo.views, global_px=32, local_px=16, num_local=2),
             model=replace(demo.model, backbone="32x2x8"),
-            head=HeadConfig(num_prototypes=64, hidden=64, bottleneck=32),
+            head=HeadConfig(num_prototypes=32, hidden=64, bottleneck=8),
+            teacher=TeacherConfig(momentum=0.98, start_temperature=0.01),
             train=TrainConfig(epochs=2, batch_size=8),
             optim=replace(demo.optim, lr=3e-3),
         )
