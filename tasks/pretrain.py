@@ -2,7 +2,7 @@
 
     python tasks/pretrain.py                                       # the synthetic units
     python tasks/pretrain.py --preset files --data.root images/    # images of one's own, in folders by class
-    python tasks/pretrain.py --preset fork --data.root set/        # set/annotations/{train,val,test}.json
+    python tasks/pretrain.py --preset fork --data.root set/        # set/annotations/train.json and the like
 
 Labels are judged by and never learnt from. The baseline, judged beside it, is the same backbone as it begins.
 """
@@ -143,7 +143,7 @@ def fork() -> PretrainConfig:
     lr = 1e-4 * sqrt(batch_size / 1024)
     return replace(
         base,
-        data=DataConfig(label="label", group=("group",)),
+        data=DataConfig(group=("group_id",)),
         image=replace(base.image, height_px=518, width_px=518),
         views=ViewConfig(global_px=518, local_px=98),
         model=VitConfig(backbone="vit_base_patch14_dinov2", weights="hub", drop_path=0.3),
