@@ -11,7 +11,7 @@ neighbours of KoLeo are taken over all workers; positions are interpolated by ti
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -67,7 +67,7 @@ class DistillationLossConfig(Settings, section="loss"):
     def __post_init__(self) -> None:
         """Refuse a loss of nothing, and a ratio the wrong way round."""
         super().__post_init__()
-        if not (self.dino or (self.ibot and self.mask_probability)):
+        if not (self.dino or self.asks_places):
             raise ConfigError(
                 "loss.dino is 0, and so is loss.ibot or loss.mask-probability: nothing is asked of the student; give one a weight."
             )
@@ -79,7 +79,14 @@ class DistillationLossConfig(Settings, section="loss"):
         """Name settings without effect."""
         if not self.ibot:
             return dict.fromkeys(("mask_probability", "mask_ratio"), "loss.ibot is 0")
-        return {} if self.mask_probability else {"mask_ratio": "loss.mask-probability is 0"}
+        if not self.mask_probability:
+            return dict.fromkeys(("ibot", "mask_ratio"), "loss.mask-probability is 0")
+        return {}
+
+    @property
+    def asks_places(self) -> bool:
+        """Whether places are hidden and asked for."""
+        return bool(self.ibot and self.mask_probability)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +115,15 @@ class SelfDistillationConfig(EmbeddingConfig):
                     f"views.{name.replace('_', '-')} is {side}, and {self.model.backbone} cuts patches of {patch} pixels; give a multiple of {patch}."
                 )
 
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        names = super().idle()
+        if not self.loss.asks_places:
+            names["head.separate"] = "no place is hidden"
+        if not self.optim.weight_decay:
+            names["rates.final_weight_decay"] = "optim.weight-decay is 0"
+        return names
+
 
 class SelfDistillation(Embedding):
     """A student and its teacher."""
@@ -118,12 +134,13 @@ class SelfDistillation(Embedding):
     def __init__(self, config: Any, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         size = config.image.height_px, config.image.width_px
-        self.student = Branch(config.model, config.head, size)
+        separate = config.head.separate and config.loss.asks_places
+        self.student = Branch(config.model, replace(config.head, separate=separate), size)
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.anchor = deepcopy(self.teacher.backbone) if config.loss.gram else None
         num, centering = config.head.num_prototypes, config.loss.centering
         self.assign, self.assign_places = Assignment(num, centering), Assignment(num, centering)
-        if not (config.loss.ibot and config.loss.mask_probability):
+        if not config.loss.asks_places:
             self.student.backbone.mask_token.requires_grad_(False)
         self.watched: dict[str, Tensor] = {}
 
@@ -149,7 +166,7 @@ class SelfDistillation(Embedding):
         if samples.train:
             loss, num = config.loss, config.views.num_global
             side = config.views.global_px // config.model.patch_px
-            drawing = loss.mask_probability if loss.ibot else 0.0, loss.mask_ratio
+            drawing = loss.mask_probability if loss.asks_places else 0.0, loss.mask_ratio
             rngs = [np.random.default_rng([key, 2]) for key in samples.keys.tolist()]
             masks = [draw_masks(num, (side, side), *drawing, rng) for rng in rngs]
             batch["mask"] = np.stack(masks).reshape(len(masks), num, -1)
@@ -181,7 +198,7 @@ class SelfDistillation(Embedding):
             logits = student.logits.view(shape), self._small_logits(small)
             parts = dino_losses(*logits, probs.view(shape), loss.student_temperature)
             terms = {"dino_global": loss.dino * parts[0], "dino_local": loss.dino * parts[1]}
-        if loss.ibot and loss.mask_probability:
+        if loss.asks_places:
             of_places = student.patch_logits, place_probs, places
             terms["ibot"] = loss.ibot * ibot_loss(*of_places, loss.student_temperature)
         if loss.koleo:

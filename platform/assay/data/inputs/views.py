@@ -66,6 +66,15 @@ class ViewConfig(Settings, section="views"):
                 option = f"views.{name.replace('_', '-')}"
                 raise ConfigError(f"{option} goes from {low} to {high}; give the smaller first.")
 
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        names = {}
+        if not self.num_local:
+            names |= dict.fromkeys(("local_px", "local_area", "blur"), "views.num-local is 0")
+        if self.num_global == 1:
+            names |= dict.fromkeys(("solarise", "cross_view"), "views.num-global is 1")
+        return names
+
 
 class ViewInput:
     """Draws the crops of an image.

@@ -21,7 +21,7 @@ class HeadConfig(Settings, section="head"):
 
     num_prototypes: Annotated[int, Interval(ge=2, le=1_000_000)] = 4096
     """Prototypes that images are told apart by; about as many as there are images, at most."""
-    num_layers: Annotated[int, Interval(ge=1, le=10)] = 3
+    num_layers: Annotated[int, Interval(ge=1, le=100)] = 3
     """Linear layers before the prototypes."""
     hidden: Annotated[int, Interval(ge=1, le=65_536)] = 2048
     """Width between them."""

@@ -32,6 +32,10 @@ class TeacherConfig(Settings, section="teacher"):
     warmup: Share = 0.3
     """Share of the run in which the temperature goes from one to the other."""
 
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        return {} if self.warmup else {"start_temperature": "teacher.warmup is 0"}
+
     def momentum_at(self, progress: float) -> float:
         """Return the momentum."""
         return cosine(self.momentum, self.final_momentum, progress)

@@ -34,7 +34,7 @@ class VitConfig(Settings, section="model"):
     """Probability, the same in each block, that the student leaves out a branch of it (stochastic depth)."""
     layer_scale: Annotated[float, Interval(gt=0, le=1)] | None = None
     """Factors that branches begin with; none: as the backbone has them."""
-    registers: Annotated[int, Interval(ge=0, le=64)] | None = None
+    registers: Annotated[int, Interval(ge=0, le=1000)] | None = None
     """Tokens besides class and patches (Darcet et al. 2024); none: as many as the backbone has."""
 
     @property
