@@ -1,8 +1,8 @@
 """What of a large network fits into a small one? Its features are learnt from unlabelled images.
 
-    python tasks/distill.py                                        # the synthetic units, a teacher that knows nothing
-    python tasks/distill.py --preset files --data.root images/     # DINOv2's features into a MobileNet
-    python tasks/distill.py --preset files --data.root images/ --model.backbone resnet18
+    python tasks/distill.py --data.root images/                            # DINOv2's features into a MobileNet
+    python tasks/distill.py --data.root images/ --model.backbone resnet18
+    python tasks/distill.py                                                # the synthetic units
 
 Labels are judged by and never learnt from. The baseline, judged beside it, is the same backbone as it begins.
 """
@@ -49,30 +49,24 @@ class Distill(FeatureDistillation):
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
-        """Give the synthetic demo (default), its short form for CI, and settings for images of one's own."""
-        demo = DistillConfig(
-            split=SplitConfig(val=0.15, test=0.3),
-            image=ImageConfig(height_px=64, width_px=64),
-            views=ViewConfig(num_global=1, num_local=0, global_px=64),
-            model=StudentConfig(backbone="texture_small"),
-            teacher=FrozenConfig(backbone="test_resnet", weights="none"),
-            train=TrainConfig(epochs=10, batch_size=32),
-            optim=OptimConfig(lr=2e-3, schedule="cosine", warmup=0.1),
-        )
-        smoke = replace(
-            demo,
-            units=replace(demo.units, num_units=24, num_views=2),
-            split=SplitConfig(val=0.2, test=0.2),
-            train=TrainConfig(epochs=2, batch_size=8),
-            optim=replace(demo.optim, lr=5e-3),
-        )
+        """Give settings for some thousand images (default), and the short form for CI, whose teacher knows nothing."""
         files = DistillConfig(
             data=DataConfig(),
             image=ImageConfig(fit="crop", normalise="imagenet"),
             train=TrainConfig(epochs=50, batch_size=64, val_every=5),
             optim=OptimConfig(lr=1e-3, schedule="cosine", warmup=0.05, weight_decay=0.05),
         )
-        return {"demo": demo, "smoke": smoke, "files": files}
+        smoke = DistillConfig(
+            units=UnitsConfig(num_units=24, num_views=2),
+            split=SplitConfig(val=0.2, test=0.2),
+            image=ImageConfig(height_px=64, width_px=64),
+            views=ViewConfig(num_global=1, num_local=0, global_px=64),
+            model=StudentConfig(backbone="texture_small"),
+            teacher=FrozenConfig(backbone="test_resnet", weights="none"),
+            train=TrainConfig(epochs=2, batch_size=8),
+            optim=OptimConfig(lr=5e-3, schedule="cosine", warmup=0.1),
+        )
+        return {"files": files, "smoke": smoke}
 
     @classmethod
     def manifest(cls, config: DistillConfig, storage: Path) -> Manifest:
