@@ -34,6 +34,7 @@ DINOV2 = {
     "loss.mask_probability": 0.5,
     "loss.mask_ratio": (0.1, 0.5),
     "head.separate": False,
+    "head.unit_length": False,
     "train.batch_size": 64 * 32,
     "train.seed": 0,
     "train.precision": "fp16",

@@ -1,6 +1,7 @@
 """The head's geometry, the teacher's mean, and what tells a collapse."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,14 @@ def test_the_layers_are_as_many_as_asked(num_layers: int, widths: list[int]) -> 
     linear = [module for module in head.layers if isinstance(module, nn.Linear)]
     assert [linear[0].in_features, *(layer.out_features for layer in linear)] == widths
     assert len(head.layers) == 2 * num_layers - 1
+
+
+def test_lengths_are_learnt_unless_they_are_kept() -> None:
+    for kept in (False, True):
+        head = PrototypeHead(7, replace(HEAD, unit_length=kept))
+        head(torch.randn(3, 7)).square().sum().backward()
+        assert (head.prototypes.length.grad is None) == kept
+        assert head.prototypes.direction.grad is not None
 
 
 def test_the_teacher_is_the_mean_of_what_the_student_was() -> None:

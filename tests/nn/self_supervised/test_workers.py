@@ -1,19 +1,33 @@
-"""Losses over two workers with unequal shares are those of one; this file is also each worker's program."""
+"""Losses over two workers with unequal shares are those of one, and so is a whole update; this file is also each worker's program."""
 
 import os
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from assay.data.dataset import Column, Dataset
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.data.inputs.image import ImageConfig
+from assay.data.inputs.views import ViewConfig
 from assay.nn.self_supervised.dino import Assignment, sinkhorn_knopp
+from assay.nn.self_supervised.head import HeadConfig
 from assay.nn.self_supervised.koleo import koleo_loss
+from assay.nn.self_supervised.vit import VitConfig
+from assay.train.self_distillation import (
+    DistillationLossConfig,
+    SelfDistillation,
+    SelfDistillationConfig,
+)
 
+CENTERINGS = ("centering", "sinkhorn_knopp")
 SHARES = (slice(0, 3), slice(3, 8))
 ROWS = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
 
@@ -36,11 +50,39 @@ def computed(rows: torch.Tensor) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()} | {"num": len(second)}
 
 
+def updated(share: slice, centering: Any) -> dict[str, np.ndarray]:
+    """Gradients and centres of a task after two batches, a worker's part of the mean over workers."""
+    config = SelfDistillationConfig(
+        image=ImageConfig(height_px=16, width_px=16),
+        views=ViewConfig(global_px=16, local_px=8, num_local=1),
+        model=VitConfig(backbone="32x1x8", drop_path=0.0),
+        head=HeadConfig(num_prototypes=6, hidden=8, bottleneck=4),
+        loss=DistillationLossConfig(centering=centering),
+    )
+    column = Column.of(["a"] * 8)
+    pixels = Pixels(Store("nowhere"), [])
+    dataset = Dataset((), np.zeros(8, np.int32), (), column, {}, {}, np.arange(8), pixels)
+    torch.manual_seed(0)
+    task = SelfDistillation(config, dataset).train()
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        batch = {
+            "global": rng.normal(size=(8, 2, 3, 16, 16)).astype(np.float32)[share],
+            "local": rng.normal(size=(8, 1, 3, 8, 8)).astype(np.float32)[share],
+            "mask": (rng.random((8, 2, 4)) < 0.3)[share],
+        }
+        (task(batch, 0.5)["loss"] * len(batch["mask"]) / 8).backward()
+    tensors = {f"grad {n}": p.grad for n, p in task.named_parameters() if p.grad is not None}
+    return {n: t.numpy() for n, t in (tensors | dict(task.named_buffers())).items()}
+
+
 def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         np.savez(folder / f"{rank}.npz", **computed(ROWS[SHARES[rank]]))
+        for centering in CENTERINGS:
+            np.savez(folder / f"{centering}-{rank}.npz", **updated(SHARES[rank], centering))
     finally:
         dist.destroy_process_group()
 
@@ -50,7 +92,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two workers have computed."""
     folder = tmp_path_factory.mktemp("workers")
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", __file__]
@@ -62,6 +105,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarra
             stack.callback(process.wait)
             stack.callback(process.kill)
         assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    return folder
+
+
+@pytest.fixture
+def shared(folder: Path) -> list[dict[str, np.ndarray]]:
     return [dict(np.load(folder / f"{rank}.npz")) for rank in (0, 1)]
 
 
@@ -80,3 +128,14 @@ def test_the_centre_is_of_all_workers_rows_where_one_has_none(
     expected = 0.9 * 0.1 * ROWS.mean(0) + 0.1 * ROWS[3:5].mean(0)
     for mine in shared:
         np.testing.assert_allclose(mine["center"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_an_update_of_two_workers_is_that_of_one(folder: Path, centering: Any) -> None:
+    whole = updated(slice(None), centering)
+    parts = [dict(np.load(folder / f"{centering}-{rank}.npz")) for rank in (0, 1)]
+    assert any(name.startswith("grad student.backbone.vit") for name in whole)
+    for name, tensor in whole.items():
+        mine = [part[name] for part in parts]
+        joined = sum(mine) if name.startswith("grad") else mine[0]
+        np.testing.assert_allclose(joined, tensor, rtol=1e-3, atol=1e-5, err_msg=name)

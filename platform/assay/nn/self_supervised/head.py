@@ -27,6 +27,8 @@ class HeadConfig(Settings, section="head"):
     """Width between them."""
     bottleneck: Annotated[int, Interval(ge=1, le=65_536)] = 256
     """Width in which prototypes are compared."""
+    unit_length: bool = False
+    """Prototypes keep their length of 1, which is steadier on few images (DINO's norm_last_layer)."""
     separate: bool = False
     """Patches have a head and prototypes of their own."""
 
@@ -35,7 +37,7 @@ class PrototypeHead(nn.Module):
     """Layers with GELU between, unit length, and a linear map whose rows have a learnt length and direction.
 
     The head of DINO (Caron et al. 2021) with weight normalisation (Salimans and Kingma 2016); lengths
-    begin at 1.
+    begin at 1, and may be kept there.
 
     Args:
         num_features: Width of the tokens.
@@ -51,6 +53,7 @@ class PrototypeHead(nn.Module):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.layers = nn.Sequential(*layers[:-1])
         self.prototypes = Prototypes(config.bottleneck, config.num_prototypes)
+        self.prototypes.length.requires_grad_(not config.unit_length)
         for module in self.layers:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
