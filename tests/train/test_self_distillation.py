@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from assay.data.dataset import Column, Dataset
 from assay.data.images.pixels import Pixels
@@ -21,6 +23,7 @@ from assay.nn.optim import OptimConfig, build_optimizer
 from assay.nn.self_supervised.head import HeadConfig
 from assay.nn.self_supervised.schedules import TeacherConfig
 from assay.nn.self_supervised.vit import VitConfig
+from assay.nn.weights import load_weights
 from assay.train.monitor import Monitor
 from assay.train.self_distillation import (
     DistillationLossConfig,
@@ -287,3 +290,18 @@ def test_the_bundle_is_the_teacher(dataset: Dataset, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "embed.onnx")
     (vectors,) = session.run(None, {"image": images.numpy()})
     np.testing.assert_allclose(vectors, task.embed(images).detach().numpy(), atol=1e-4)
+
+
+def test_the_teacher_of_a_run_is_what_other_tasks_begin_with(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Its best weights are a file of timm's backbone, whatever the student is."""
+    model = VitConfig(backbone="vit_tiny_patch16_224", drop_path=0.0)
+    task = task_of(dataset, model=model, loss=DistillationLossConfig(gram=1.0))
+    for parameter in task.student.parameters():
+        parameter.data += 1
+    save_file(task.state_dict(), tmp_path / "weights.safetensors")
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32)
+    load_weights(other, "vit_tiny_patch16_224", str(tmp_path / "weights.safetensors"))
+    for name, tensor in task.teacher.backbone.vit.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
