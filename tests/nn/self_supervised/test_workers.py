@@ -17,6 +17,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
+from assay.nn.optim import build_optimizer
 from assay.nn.self_supervised.dino import Assignment, sinkhorn_knopp
 from assay.nn.self_supervised.head import HeadConfig
 from assay.nn.self_supervised.koleo import koleo_loss
@@ -26,8 +27,10 @@ from assay.train.self_distillation import (
     SelfDistillation,
     SelfDistillationConfig,
 )
+from assay.train.worker import _wrap
 
 CENTERINGS = ("centering", "sinkhorn_knopp")
+STRATEGIES = ("ddp", "fsdp")
 SHARES = (slice(0, 3), slice(3, 8))
 ROWS = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
 
@@ -50,8 +53,7 @@ def computed(rows: torch.Tensor) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()} | {"num": len(second)}
 
 
-def updated(share: slice, centering: Any) -> dict[str, np.ndarray]:
-    """Gradients and centres of a task after two batches, a worker's part of the mean over workers."""
+def make_task(centering: Any = "centering") -> SelfDistillation:
     config = SelfDistillationConfig(
         image=ImageConfig(height_px=16, width_px=16),
         views=ViewConfig(global_px=16, local_px=8, num_local=1),
@@ -59,21 +61,49 @@ def updated(share: slice, centering: Any) -> dict[str, np.ndarray]:
         head=HeadConfig(num_prototypes=6, hidden=8, bottleneck=4),
         loss=DistillationLossConfig(centering=centering),
     )
+    images = Pixels(Store("nowhere"), [])
     column = Column.of(["a"] * 8)
-    pixels = Pixels(Store("nowhere"), [])
-    dataset = Dataset((), np.zeros(8, np.int32), (), column, {}, {}, np.arange(8), pixels)
+    dataset = Dataset((), np.zeros(8, np.int32), (), column, {}, {}, np.arange(8), images)
     torch.manual_seed(0)
-    task = SelfDistillation(config, dataset).train()
+    return SelfDistillation(config, dataset).train()
+
+
+def make_batches(share: slice) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
-    for _ in range(2):
-        batch = {
+    return [
+        {
             "global": rng.normal(size=(8, 2, 3, 16, 16)).astype(np.float32)[share],
             "local": rng.normal(size=(8, 1, 3, 8, 8)).astype(np.float32)[share],
             "mask": (rng.random((8, 2, 4)) < 0.3)[share],
         }
+        for _ in range(3)
+    ]
+
+
+def updated(share: slice, centering: Any) -> dict[str, np.ndarray]:
+    """Gradients and centres of a task after some batches, a worker's part of the mean over workers."""
+    task = make_task(centering)
+    for batch in make_batches(share):
         (task(batch, 0.5)["loss"] * len(batch["mask"]) / 8).backward()
     tensors = {f"grad {n}": p.grad for n, p in task.named_parameters() if p.grad is not None}
     return {n: t.numpy() for n, t in (tensors | dict(task.named_buffers())).items()}
+
+
+def trained(share: slice, strategy: str) -> np.ndarray:
+    """Embeddings by the teacher after some updates, the module being wrapped for two workers."""
+    task = make_task()
+    wrapped = _wrap(task, strategy, torch.device("cpu"))
+    optimizer = build_optimizer(task, task.config.optim, task.param_groups(0.5))
+    num_workers = dist.get_world_size() if dist.is_initialized() else 1
+    for batch in make_batches(share):
+        optimizer.zero_grad()
+        (wrapped(batch, 0.5)["loss"] * len(batch["mask"]) * num_workers / 8).backward()
+        optimizer.step()
+        task.after_step(0.0)
+    task.eval()
+    images = np.random.default_rng(1).normal(size=(3, 3, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        return task.predict({"image": images})["embedding"].numpy()
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -83,6 +113,8 @@ def worker(rank: int, folder: Path) -> None:
         np.savez(folder / f"{rank}.npz", **computed(ROWS[SHARES[rank]]))
         for centering in CENTERINGS:
             np.savez(folder / f"{centering}-{rank}.npz", **updated(SHARES[rank], centering))
+        for strategy in STRATEGIES:
+            np.save(folder / f"{strategy}-{rank}.npy", trained(SHARES[rank], strategy))
     finally:
         dist.destroy_process_group()
 
@@ -139,3 +171,17 @@ def test_an_update_of_two_workers_is_that_of_one(folder: Path, centering: Any) -
         mine = [part[name] for part in parts]
         joined = sum(mine) if name.startswith("grad") else mine[0]
         np.testing.assert_allclose(joined, tensor, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_workers_have_the_teacher_of_one(folder: Path, strategy: str) -> None:
+    """Replicated or sharded, the teacher like the student."""
+    expected = trained(slice(None), "ddp")
+    untrained = make_task().eval()
+    images = np.random.default_rng(1).normal(size=(3, 3, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        before = untrained.predict({"image": images})["embedding"].numpy()
+    assert np.abs(expected - before).max() > 1e-3
+    for rank in (0, 1):
+        found = np.load(folder / f"{strategy}-{rank}.npy")
+        np.testing.assert_allclose(found, expected, atol=1e-4)

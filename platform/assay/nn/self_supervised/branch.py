@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -53,7 +52,6 @@ class Branch(nn.Module):
         """
         classes, patches = self.backbone(images, places if hide else None)
         wanted = classes[:0] if places is None else patches[places]
-        if self.patch_head is not None:
-            return Seen(classes, patches, self.head(classes), self.patch_head(wanted))
-        logits = self.head(torch.cat([classes, wanted]))
-        return Seen(classes, patches, logits[: len(classes)], logits[len(classes) :])
+        patch_head = self.patch_head or self.head
+        # a sharded module may not return views of tensors
+        return Seen(classes.clone(), patches.clone(), self.head(classes), patch_head(wanted))
