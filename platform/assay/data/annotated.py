@@ -57,14 +57,13 @@ def read_annotations(paths: Sequence[Path]) -> list[ImageRow]:
 def _classes(path: Path, content: dict[str, Any]) -> list[str]:
     info = content.get("metainfo")
     names = info.get("classes") if isinstance(info, dict) else None
-    is_list = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
-    if (
-        not is_list
-        or len(set(names)) < len(names)
-        or not isinstance(content.get("data_list"), list)
+    names = names if isinstance(names, list) else [""]
+    is_named = all(isinstance(name, str) and name for name in names)
+    if not (
+        is_named and len(set(names)) == len(names) and isinstance(content.get("data_list"), list)
     ):
         raise ManifestError(f"{show(path)} is no list of annotated images; {FORM}.")
-    return list(names)
+    return names
 
 
 def _rows(path: Path, content: dict[str, Any], classes: list[str]) -> list[ImageRow]:
