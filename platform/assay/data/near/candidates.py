@@ -22,7 +22,7 @@ NUM_WORDS = 4096
 """Half of them mirror images of the other half."""
 
 
-MOST = 10
+MOST = 6
 """Candidates of an image by either cue: the best ones. In a jig all signatures are near."""
 
 

@@ -1,6 +1,7 @@
 """What an image is compared by: a small grey thumbnail of fixed contrast, and keypoints on it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -24,6 +25,18 @@ _CELLS = (4, 4, 8)
 """Layout of a SIFT descriptor: cells of a square, and directions in each."""
 
 
+_FINEST = 0.7
+"""Standard deviation of a first blur, which takes away what no resampled copy keeps (pixels)."""
+
+
+_BLURS = (2.0, 4.0, 8.0)
+"""Standard deviations of the blur that detail stands out from (pixels)."""
+
+
+_DETAIL = 3.0
+"""The first blur is taken from which a thumbnail differs by so much (root mean square): smooth images have detail at coarser scales alone."""
+
+
 @dataclass(frozen=True)
 class Sketch:
     """A thumbnail and its keypoints."""
@@ -33,6 +46,14 @@ class Sketch:
     """x and y in the thumbnail (pixels)."""
     descriptors: UInt8[np.ndarray, "n 128"]
     """RootSIFT (Arandjelovic & Zisserman 2012), in steps of 1/512."""
+
+    @cached_property
+    def blur(self) -> float:
+        """The least blur that takes something away from the thumbnail, or the greatest."""
+        for blur in _BLURS[:-1]:
+            if np.sqrt(np.mean(detail(self.thumbnail, blur, np.inf) ** 2)) >= _DETAIL:
+                return blur
+        return _BLURS[-1]
 
     @property
     def units(self) -> Float32[np.ndarray, "n 128"]:
@@ -76,3 +97,9 @@ def mirrored(descriptors: Shaped[np.ndarray, "n 128"]) -> Shaped[np.ndarray, "n 
     """Return what the descriptors would be on the mirrored image: rows of cells and directions reversed."""
     cells = descriptors.reshape(-1, *_CELLS)[:, ::-1]
     return cells[..., -np.arange(_CELLS[2]) % _CELLS[2]].reshape(-1, 128)
+
+
+def detail(thumb: UInt8[np.ndarray, "h w"], blur: float, most: float) -> Float32[np.ndarray, "h w"]:
+    """Take a thumbnail less its own blur, cut off at `most` either way."""
+    fine = cv2.GaussianBlur(thumb.astype(np.float32), (0, 0), _FINEST)
+    return np.clip(fine - cv2.GaussianBlur(fine, (0, 0), blur), -most, most)
