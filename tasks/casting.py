@@ -55,7 +55,7 @@ class Casting(Transfer):
             image=ImageConfig(height_px=96, width_px=96, fit="stretch"),
             transform=TransformConfig(degrees=180.0, scale=0.05, affine=1.0),
             train=TrainConfig(epochs=16, batch_size=16),
-            optim=OptimConfig(lr=1e-3, schedule="onecycle"),
+            optim=OptimConfig(lr=2e-3, schedule="onecycle"),
             decide=DecideConfig(positive="defect"),
         )
         smoke = replace(
@@ -95,7 +95,8 @@ class Casting(Transfer):
         """Give the split as it was published, copies and all, where copies are kept in one set; and beside LUNA on the
         synthetic castings a small convolutional network and a small transformer."""
         others = {}
-        if config.split.near_duplicates == "group":
+        is_copied = config.data.root is not None or config.castings.leak
+        if config.split.near_duplicates == "group" and is_copied:
             split = replace(config.split, near_duplicates="report")
             others["published"] = replace(config, split=split)
         if config.data.root is None and config.model.network == "luna":

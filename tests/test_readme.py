@@ -13,6 +13,7 @@ import pytest
 
 from assay.bundle.bundle import Bundle
 from assay.experiment.options import parse, parse_with
+from assay.sweep.comparison import ComparisonLaunch
 from assay.sweep.generalize import FoldLaunch, _plan
 from assay.sweep.search import SearchLaunch
 from assay.train.source import TaskSource, load_task
@@ -57,11 +58,13 @@ def test_every_command_parses(command: str) -> None:
 def test_every_sweep_parses(command: str) -> None:
     script, *words = shlex.split(command)[1:]
     assert (ROOT / script).exists()
-    kind = FoldLaunch if "generalization" in script else SearchLaunch
-    task = load_task(TaskSource.read(ROOT / "tasks" / "fingerprint.py"))
+    kinds = {"design_generalization": FoldLaunch, "comparison": ComparisonLaunch}
+    kind = kinds.get(Path(script).stem, SearchLaunch)
+    named = words[words.index("--task") + 1] if "--task" in words else "tasks/fingerprint.py"
+    task = load_task(TaskSource.read(ROOT / named))
     _, resources, launch = parse_with(task, words, kind())
     assert resources.workers == 1
-    assert launch.task == Path("tasks/fingerprint.py")
+    assert launch.task == Path(named)
 
 
 def test_the_sweep_over_ones_own_parts_finds_its_folds(tmp_path: Path) -> None:
