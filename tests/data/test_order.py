@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.data.order import balanced_order, entry_keys, fixed_order, steps_of, uniform_order
+from assay.data.order import (
+    balanced_order,
+    entry_keys,
+    fixed_order,
+    group_order,
+    steps_of,
+    uniform_order,
+)
 
 SEEDS = st.integers(0, 2**32)
 SIZES = st.integers(1, 60)
@@ -49,6 +56,31 @@ def test_shares_of_a_batch_are_even_and_know_its_size(num, batch_size, world_siz
         assert max(sizes) - min(sizes) <= 1
         assert {share.num_global for share in shares} == {len(step.rows)} == {sum(sizes)}
         assert {(share.epoch, share.index) for share in shares} == {(step.epoch, step.index)}
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 70), SEEDS)
+def test_groups_are_served_as_often_whatever_their_size(groups, batch_size, seed):
+    rows, group = scattered_rows(len(groups)), np.array(groups)
+    batches = group_order(rows, group, batch_size, seed, 0)
+    assert all(map(np.array_equal, batches, group_order(rows, group, batch_size, seed, 0)))
+    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+    served = np.concatenate(batches)
+    assert len(served) == len(rows)
+    codes = group[(served - 7) // 3]
+    counts = np.bincount(codes)[np.unique(group)]
+    assert counts.max() - counts.min() <= 1
+    # within a group each row is served as often, too
+    times = {row: (served == row).sum() for row in rows}
+    for code in np.unique(group):
+        of_group = [times[row] for row in rows[group == code]]
+        assert max(of_group) - min(of_group) <= 1
+
+
+def test_the_order_of_groups_differs_from_epoch_to_epoch():
+    rows, group = np.arange(24), np.arange(24) // 3
+    orders = [np.concatenate(group_order(rows, group, 6, 0, epoch)) for epoch in range(2)]
+    assert not np.array_equal(*orders)
+    assert sorted(group[orders[0][:8]]) == list(range(8))
 
 
 @given(SIZES, st.integers(1, 70))

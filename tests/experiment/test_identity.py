@@ -31,6 +31,7 @@ COUNTS = {
     "metrics/scores",
     "nn",
     "nn/domains",
+    "nn/self_supervised",
     "train",
     "levels.py",
 }

@@ -35,6 +35,7 @@ from assay.train.task import BatchRows
 TASKS = Path(__file__).parents[2] / "tasks"
 FINGERPRINT = load_task(TaskSource.read(TASKS / "fingerprint.py"))
 SEGMENT = load_task(TaskSource.read(TASKS / "segment.py"))
+PRETRAIN = load_task(TaskSource.read(TASKS / "pretrain.py"))
 ROWS = np.arange(4)
 KEYS = np.arange(4, dtype=np.uint64) + np.uint64(7)
 
@@ -167,12 +168,26 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "saturation_high": (1.9, 1.7),
     "scale_high": (1.9, 1.7),
     "resample_high": (1.9, 1.7),
+    "num_global": (3, 2),
+    "num_local": (1, 2),
+    "global_px": (48, 32),
+    "local_px": (24, 16),
+    "global_area": ((0.9, 1.0), (0.4, 0.5)),
+    "local_area": ((0.3, 0.32), (0.1, 0.2)),
+    "blur_global": ((0.0, 0.0), (1.0, 1.0)),
+    "num_prototypes": (24, 16),
+    "hidden": (24, 32),
+    "bottleneck": (8, 12),
+    "centering": ("sinkhorn_knopp", "centering"),
+    "mask_ratio": ((0.4, 0.5), (0.2, 0.3)),
 }
 UNSEEN = {
     # a place in a whole that these small images or nets do not show
     *("patches.bright", "model.ips_chunk", "model.mode"),
     # rates have to be compared where they are used: in warm-up, at start or at the end
     *("optim.start_factor", "optim.schedule", "optim.warmup", "optim.optimizer"),
+    # between updates, and between images of one part
+    *("teacher.momentum", "teacher.final_momentum", "views.cross_view"),
     *("model.spacing", "augment.noise_kinds", "crops.around", "tiles.overlap_px", "model.norm"),
 }
 """Not required to change something in each draw."""
@@ -308,3 +323,47 @@ def test_settings_of_masks_act_or_are_said_not_to(dataset, crops, tiles, model, 
         model=type(demo.model)(**model),
     )
     check(SEGMENT, config, *setting, dataset)
+
+
+VIEWS = choice(
+    global_px=32, local_px=16, num_global=[2, 3], num_local=[0, 2], blur_global=(0.5, 0.5)
+)
+LOSSES = choice(
+    dino=[0.0, 1.0],
+    ibot=[0.0, 1.0],
+    koleo=[0.0, 0.1],
+    mask_probability=[0.0, 0.7],
+    centering=["centering", "sinkhorn_knopp"],
+)
+DISTILLATION_SETTINGS = [
+    (section, field.name)
+    for section in ("views", "head", "loss", "teacher", "rates")
+    for field in fields(getattr(PRETRAIN.presets()["smoke"], section))
+]
+
+
+@settings(max_examples=20)
+@given(
+    VIEWS,
+    LOSSES,
+    choice(warmup=[0.0, 0.3]),
+    choice(weight_decay=[0.0, 0.04], schedule="cosine"),
+    st.booleans(),
+    st.sampled_from(DISTILLATION_SETTINGS),
+)
+def test_settings_of_pretraining_act_or_are_said_not_to(
+    dataset, views, loss, teacher, optim, separate, setting
+):
+    smoke: Any = PRETRAIN.presets()["smoke"]
+    try:
+        config = replace(
+            smoke,
+            views=replace(smoke.views, **views),
+            loss=replace(smoke.loss, **loss),
+            teacher=replace(smoke.teacher, **teacher),
+            optim=OptimConfig(**optim),
+            head=replace(smoke.head, separate=separate),
+        )
+    except ConfigError:
+        assume(False)
+    check(PRETRAIN, config, *setting, dataset)

@@ -24,7 +24,7 @@ from assay.errors import PredictionsError, RunError
 from assay.metrics.evaluate import summarise
 from assay.metrics.scores.neighbours import effective_rank, logistic_logits, neighbour_logits
 from assay.nn.optim import OptimConfig
-from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig
+from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig, draw_partner
 from assay.train.monitor import Monitor
 from assay.train.task import BatchRows
 
@@ -100,6 +100,32 @@ def test_views_are_normalised_by_their_own_pixels_and_frames_as_served(dataset: 
     assert "global" not in judged
     for array, row in zip(judged["image"], (3, 8), strict=True):
         np.testing.assert_array_equal(array, ImageInput(CONFIG.image).array(dataset.pixels[row]))
+
+
+def test_partners_are_other_images_of_the_part_in_train(dataset: Dataset) -> None:
+    """Train is rows 0 to 5, two of each of three parts."""
+    assert [draw_partner(dataset, row, 7, 1.0) for row in range(6)] == [1, 0, 3, 2, 5, 4]
+    assert draw_partner(replace(dataset, train=np.array([0, 2, 3])), 0, 7, 1.0) is None
+    assert draw_partner(dataset, 6, 7, 1.0) is None  # whose other image is not in train
+    drawn = [draw_partner(dataset, 0, key, 0.3) is not None for key in range(400)]
+    assert np.mean(drawn) == pytest.approx(0.3, abs=0.08)
+    assert {draw_partner(dataset, 0, key, 0.0) for key in range(50)} == {None}
+
+
+def test_the_second_large_view_is_of_another_image_of_the_part(dataset: Dataset) -> None:
+    still = {"jitter": 0.0, "grey": 0.0, "blur_global": (0.0, 0.0), "solarise": 0.0}
+    views = replace(CONFIG.views, cross_view=1.0, **still)
+    task = Channels(replace(CONFIG, views=views), dataset)
+    batch = batch_of(task, np.array([2, 3]))
+    for index, (row, partner) in enumerate(((2, 3), (3, 2))):
+        key = 11 + index
+        large, _ = ViewInput(views).draw(dataset.pixels[row], key, dataset.pixels[partner])
+        shown = large / 255.0
+        deviation = np.maximum(shown.std((1, 2)), 1 / 255)[:, None, None]
+        expected = (shown - shown.mean((1, 2))[:, None, None]) / (deviation + 1e-6)
+        np.testing.assert_allclose(
+            batch["global"][index], expected.transpose(0, 3, 1, 2), atol=1e-3
+        )
 
 
 def test_there_may_be_no_small_views(dataset: Dataset) -> None:

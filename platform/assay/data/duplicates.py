@@ -71,8 +71,8 @@ def join_rows(
         first: dict[str, int] = {}
         for i in rows:
             parent[find(i)] = find(first.setdefault(keys[i], i))
-    for one, other in links:
-        parent[find(other)] = find(one)
+    for i, j in links:
+        parent[find(j)] = find(i)
     members: dict[int, list[int]] = defaultdict(list)
     for i in rows:
         members[find(i)].append(i)

@@ -21,6 +21,7 @@ import pyarrow as pa
 from annotated_types import Ge, Le
 
 from assay.config import Settings, fingerprint
+from assay.data.annotated import find_annotations, read_annotations
 from assay.data.folder import SPLITS, ImageRow, scan_folder
 from assay.data.hashes import EMPTY, content_hashes
 from assay.data.images.entry import MASK, entry_key
@@ -37,7 +38,7 @@ class DataConfig(Settings, section="data"):
     """Where the images are and what their names or columns mean."""
 
     root: Path | None = None
-    """Folder of images, or a table (CSV by commas, semicolons or tabs; Parquet) with one row per image; none: the embedded set."""
+    """Folder of images, a table (CSV by commas, semicolons or tabs; Parquet) with one row per image, or annotations (JSON, or a folder of train.json, val.json and test.json); none: the embedded set."""
     patterns: tuple[str, ...] = ("{label}/{name}",)
     """For folders: image paths below root without suffix, {field} for each part of the name."""
     image: str = "image"
@@ -176,12 +177,15 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
         raise ManifestError(
             f"data.root is {root and show(root)}, which {reason}; give an existing folder or table."
         )
-    if reason:
-        if config.where:
-            raise ManifestError(
-                f"data.where is {list(config.where)} and data.root {show(root)} is a folder; conditions are for tables: leave them "
-                "out, or give a table."
-            )
+    annotations = find_annotations(root)
+    if (reason or annotations) and config.where:
+        raise ManifestError(
+            f"data.where is {list(config.where)} and data.root {show(root)} is a folder or annotations; conditions are for tables: leave them "
+            "out, or give a table."
+        )
+    if annotations:
+        rows = read_annotations(annotations)
+    elif reason:
         rows = scan_folder(root, config.patterns, config.label, config.split)
     else:
         rows = _table_rows(root, config)

@@ -117,6 +117,32 @@ class _GroupTurns:
         return rows
 
 
+def group_order(
+    rows: np.ndarray, group: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """Serve groups in turn, in shuffled rounds, each time the next of its shuffled rows; as many entries as there are rows.
+
+    A group of many rows is served no more often than one of few. The last batch may be smaller.
+
+    Args:
+        rows: row numbers.
+        group: number of each one's group.
+        batch_size: entries of a batch.
+        seed: of what is drawn.
+        epoch: number of the epoch.
+    """
+    rng = np.random.default_rng([seed, epoch, 0x6A0])
+    order = rng.permutation(len(rows))
+    order = order[np.argsort(group[order], kind="stable")]
+    _, starts, sizes = np.unique(group[order], return_index=True, return_counts=True)
+    num_rounds = -(-len(rows) // len(sizes))
+    rounds = [
+        order[(starts + turn % sizes)[rng.permutation(len(sizes))]] for turn in range(num_rounds)
+    ]
+    served = rows[np.concatenate(rounds)[: len(rows)]]
+    return [served[i : i + batch_size] for i in range(0, len(served), batch_size)]
+
+
 def fixed_order(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cut rows as they stand into batches, for judging: batches are the same for any number of workers."""
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]

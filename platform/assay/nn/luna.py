@@ -33,9 +33,7 @@ class Luna(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(SIDE)
         for module in self.blocks.modules():
             if isinstance(module, nn.Conv2d):
-                assert module.bias is not None
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
 
     def forward_features(
         self, images: Float[Tensor, "n 3 h w"]

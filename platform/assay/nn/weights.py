@@ -3,7 +3,8 @@
 Every tensor that a model has must be there, of its shape and finite; what a file holds beyond them,
 as a classifier, is left. Only the counters of batch normalisation may be missing: files of before 2018
 have none, and nothing is computed from them. Files are safetensors, or .pth of plain tensors, those of
-a trainer's wrapper too (state_dict, model, module., model.); no pickle is run.
+a trainer's wrapper too (state_dict, model, module., model.), and the best weights of a run that was pretrained, of
+which the teacher's are taken; no pickle is run.
 """
 
 import inspect
@@ -160,6 +161,8 @@ def _load(model: nn.Module, name: str, state: State, source: str) -> None:
     adapted = _adapt(model, state)
     if _misfit(wanted, adapted):
         prefixes = _prefixes(wanted, state)
+        # a run of self-supervision holds a student besides, and perhaps an anchor
+        prefixes = [p for p in prefixes if p.startswith("teacher.")] or prefixes
         if len(prefixes) > 1:
             raise ConfigError(
                 f"{source} holds the weights of {name} {len(prefixes)} times, below {' and '.join(prefixes)}; give a file of one of them."

@@ -74,10 +74,11 @@ class Embedding(Task):
         if not samples.train:
             images = [frame.array(dataset.pixels[row]) for row in rows]
             return {"image": np.stack(images)} | batch_rows(dataset, samples)
-        drawn = [
-            ViewInput(config.views).draw(dataset.pixels[row], key)
-            for row, key in zip(rows, keys, strict=True)
-        ]
+        drawn = []
+        for row, key in zip(rows, keys, strict=True):
+            partner = draw_partner(dataset, row, key, config.views.cross_view)
+            other = None if partner is None else dataset.pixels[partner]
+            drawn.append(ViewInput(config.views).draw(dataset.pixels[row], key, other))
         names = ("global", "local")
         batch = {
             name: np.stack([_normalised(views, frame) for views in crops])
@@ -175,6 +176,16 @@ class Embedding(Task):
         shape = (3, image.height_px, image.width_px)
         write_graph(folder / f"{GRAPH}.onnx", self, self.embed, ("image", shape), ["embedding"])
         return {"kind": "embedding", "image": to_dict(image), "graphs": [GRAPH]}
+
+
+def draw_partner(dataset: Dataset, row: int, key: int, probability: float) -> int | None:
+    """Draw another row of train that shows the same part; None with the rest of the probability, or where there is none."""
+    rng = np.random.default_rng([key, 1])
+    if rng.random() >= probability:
+        return None
+    codes, train = dataset.group.codes, dataset.train
+    others = train[(codes[train] == codes[row]) & (train != row)]
+    return int(rng.choice(others)) if len(others) else None
 
 
 def _normalised(views: np.ndarray, frame: ImageInput) -> np.ndarray:

@@ -11,7 +11,13 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import ConfigError
 
-UNCHANGED: dict[str, Any] = {"jitter": 0.0, "grey": 0.0, "blur": 0.0}
+UNCHANGED: dict[str, Any] = {
+    "jitter": 0.0,
+    "grey": 0.0,
+    "blur": 0.0,
+    "blur_global": (0.0, 0.0),
+    "solarise": 0.0,
+}
 STILL: dict[str, Any] = {**UNCHANGED, "hflip": 0.0, "vflip": 0.0}
 
 
@@ -167,15 +173,16 @@ def test_a_small_crop_of_a_large_image_shows_its_finest_structure() -> None:
 def test_colours_change_as_often_as_asked() -> None:
     noise = ImagePyramid.of(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     whole: dict[str, Any] = {
-        "num_global": 60,
+        "num_global": 61,
         "num_local": 0,
         "global_px": 64,
         "global_area": (1.0, 1.0),
     }
-    for name in ("jitter", "grey", "blur"):
+    for name in ("jitter", "grey", "solarise", "blur_global"):
         for probability in (0.0, 0.3, 1.0):
-            config = ViewConfig(**whole, **{**STILL, name: probability})
-            crops = ViewInput(config).draw(noise, 8)[0].astype(int)
+            value = (0.0, probability) if name == "blur_global" else probability
+            config = ViewConfig(**whole, **{**STILL, name: value})
+            crops = ViewInput(config).draw(noise, 8)[0][1:].astype(int)
             changed = (np.abs(crops - noise.pixels).max((1, 2, 3)) > 2).mean()
             if name == "grey":
                 changed = (np.ptp(crops, axis=3).max((1, 2)) <= 1).mean()
@@ -183,6 +190,50 @@ def test_colours_change_as_often_as_asked() -> None:
             assert abs(changed - probability) <= 0.1 + 4 * np.sqrt(
                 probability * (1 - probability) / 60
             )
+
+
+def changed_share(config: ViewConfig) -> np.ndarray:
+    """Whether each of 30 draws changed the first, the second large and the small crop."""
+    noise = ImagePyramid.of(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    changed = []
+    for key in range(30):
+        crops = [crop for crops in ViewInput(config).draw(noise, key) for crop in crops]
+        changed.append([np.abs(crop.astype(int) - noise.pixels).max() > 9 for crop in crops])
+    return np.mean(changed, axis=0)
+
+
+def test_each_crop_has_the_blur_and_the_solarisation_that_dinov2_gives_it() -> None:
+    """The first large crop is always blurred, the second in a tenth, and it alone is solarised."""
+    whole: dict[str, Any] = {
+        "num_local": 1,
+        "global_px": 64,
+        "local_px": 64,
+        "global_area": (1.0, 1.0),
+        "local_area": (1.0, 1.0),
+    }
+    official = ViewConfig()
+    assert (official.blur_global, official.blur, official.solarise) == ((1.0, 0.1), 0.5, 0.2)
+    blurred = changed_share(ViewConfig(**whole, **STILL | {"blur_global": (1.0, 0.0)}))
+    assert blurred[0] > 0.8  # a blur may be next to nothing
+    assert blurred[1:].tolist() == [0, 0]
+    assert changed_share(ViewConfig(**whole, **STILL | {"blur": 1.0}))[2] > 0.8
+    solarised = changed_share(ViewConfig(**whole, **STILL | {"solarise": 1.0}))
+    assert solarised.tolist() == [0, 1, 0]
+    config = ViewConfig(**whole, **STILL | {"solarise": 1.0})
+    levels = np.arange(256, dtype=np.uint8).repeat(16).reshape(64, 64)
+    shown = ViewInput(config).draw(ImagePyramid.of(np.stack([levels] * 3, -1)), 1)[0][1]
+    np.testing.assert_array_equal(shown[..., 0], np.where(levels >= 128, 255 - levels, levels))
+
+
+def test_large_crops_after_the_first_may_be_of_another_image() -> None:
+    dark, bright = (ImagePyramid.of(np.full((40, 50, 3), level, np.uint8)) for level in (10, 200))
+    config = ViewConfig(num_global=3, num_local=2, global_px=16, local_px=8, **STILL)
+    large, small = ViewInput(config).draw(dark, 1, bright)
+    assert [int(crop.mean()) for crop in large] == [10, 200, 200]
+    assert [int(crop.mean()) for crop in small] == [10, 10]
+    # boxes are drawn as without a partner
+    again, _ = ViewInput(config).draw(ramp(40, 50), 1, ramp(40, 50))
+    np.testing.assert_array_equal(again, ViewInput(config).draw(ramp(40, 50), 1)[0])
 
 
 @pytest.mark.parametrize("name", ["global_area", "local_area"])

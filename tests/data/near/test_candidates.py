@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.data.near.candidates import NEAR_BITS, by_signature, by_words
+from assay.data.near.candidates import MOST, NEAR_BITS, by_signature, by_words
 from assay.data.near.sketch import Sketch, mirrored
 
 
@@ -67,3 +67,11 @@ def test_images_without_keypoints_have_no_words():
     assert by_words([blank, blank]) == []
     table = np.random.default_rng(3).integers(0, 60, (9, 128)).astype(np.uint8)
     assert by_words([blank, sketch_of(table), blank, sketch_of(table)]) == [(1, 3)]
+
+
+def test_where_all_signatures_are_near_only_the_nearest_are_listed():
+    table = np.stack([with_bits_changed(signatures(1, 4)[0], [i]) for i in range(200)])
+    table[150] = table[3]
+    pairs = by_signature(table)
+    assert (3, 150, 0) in pairs
+    assert len(pairs) <= 200 * MOST

@@ -104,10 +104,15 @@ def _expose(
 
 
 def change_colours(
-    image: UInt8[np.ndarray, "h w 3"], jitter: float, grey: float, blur: float, seed: int
+    image: UInt8[np.ndarray, "h w 3"],
+    jitter: float,
+    grey: float,
+    blur: float,
+    solarise: float,
+    seed: int,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Jitter, grey and blur an image with these probabilities, as DINOv2 does."""
-    compose = _colours(jitter, grey, blur)
+    """Jitter, grey, blur and solarise an image with these probabilities, as DINOv2 does."""
+    compose = _colours(jitter, grey, blur, solarise)
     compose.set_random_seed(seed)
     changed: np.ndarray = compose(image=image)["image"]
     return changed
@@ -137,8 +142,8 @@ def _transforms(config: TransformConfig) -> albumentations.Compose:
     return albumentations.Compose(transforms)
 
 
-@lru_cache(maxsize=4)
-def _colours(jitter: float, grey: float, blur: float) -> albumentations.Compose:
+@lru_cache(maxsize=8)
+def _colours(jitter: float, grey: float, blur: float, solarise: float) -> albumentations.Compose:
     return albumentations.Compose(
         [
             albumentations.ColorJitter(
@@ -146,5 +151,6 @@ def _colours(jitter: float, grey: float, blur: float) -> albumentations.Compose:
             ),
             albumentations.ToGray(p=grey),
             albumentations.GaussianBlur(sigma_limit=(0.1, 2.0), blur_limit=0, p=blur),
+            albumentations.Solarize(threshold_range=(0.5, 0.5), p=solarise),
         ]
     )

@@ -2,7 +2,7 @@
 
 Crops are cut from the image's pyramid at the resolution that they need, so that a small crop of a
 huge image shows its finest structure. Area, ratio and changes are those of DINOv2 (Oquab et al.
-2023) by default.
+2023) by default. The first large crop may be of one image and the others of another of the same part.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,13 @@ class ViewConfig(Settings, section="views"):
     grey: Share = 0.2
     """Probability of a crop without colour."""
     blur: Share = 0.5
-    """Probability of a blurred crop."""
+    """Probability of a blurred small crop."""
+    blur_global: tuple[Share, Share] = (1.0, 0.1)
+    """The same of the first large crop, and of each further one."""
+    solarise: Share = 0.2
+    """Probability that a further large crop has its bright half inverted."""
+    cross_view: Share = 0.0
+    """Probability that the further large crops are of another image of the same part, where train has one."""
 
     def __post_init__(self) -> None:
         """Refuse areas that are empty."""
@@ -59,6 +65,15 @@ class ViewConfig(Settings, section="views"):
             if low > high:
                 option = f"views.{name.replace('_', '-')}"
                 raise ConfigError(f"{option} goes from {low} to {high}; give the smaller first.")
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        names: dict[str, str] = {}
+        if not self.num_local:
+            names |= dict.fromkeys(("local_px", "local_area", "blur"), "views.num-local is 0")
+        if self.num_global == 1:
+            names |= dict.fromkeys(("solarise", "cross_view"), "views.num-global is 1")
+        return names
 
 
 class ViewInput:
@@ -72,16 +87,23 @@ class ViewInput:
         self.config = config
 
     def draw(
-        self, pyramid: ImagePyramid, key: int
+        self, pyramid: ImagePyramid, key: int, partner: ImagePyramid | None = None
     ) -> tuple[UInt8[np.ndarray, "g s s 3"], UInt8[np.ndarray, "l t t 3"]]:
-        """Draw the large and the small crops of an image, a function of image and key alone."""
+        """Draw the large and the small crops of an image, a function of images and key alone.
+
+        Args:
+            pyramid: The image.
+            key: Of what is drawn.
+            partner: Another image of the part, of which the large crops after the first are.
+        """
         config, rng = self.config, np.random.default_rng(key)
-        large = [
-            self._crop(pyramid, config.global_px, config.global_area, rng)
-            for _ in range(config.num_global)
-        ]
+        first, further = config.blur_global
+        large = [self._crop(pyramid, config.global_px, config.global_area, rng, first, 0.0)]
+        for _ in range(config.num_global - 1):
+            image, colours = partner or pyramid, (further, config.solarise)
+            large.append(self._crop(image, config.global_px, config.global_area, rng, *colours))
         small = [
-            self._crop(pyramid, config.local_px, config.local_area, rng)
+            self._crop(pyramid, config.local_px, config.local_area, rng, config.blur, 0.0)
             for _ in range(config.num_local)
         ]
         empty = np.zeros((0, config.local_px, config.local_px, 3), np.uint8)
@@ -93,6 +115,8 @@ class ViewInput:
         side: int,
         area: tuple[float, float],
         rng: np.random.Generator,
+        blur: float,
+        solarise: float,
     ) -> UInt8[np.ndarray, "s s 3"]:
         """Cut a box of random area, ratio and place, flip it, and change its colours."""
         config, (height, width) = self.config, pyramid.size
@@ -106,7 +130,7 @@ class ViewInput:
         matrix = np.column_stack([np.diag(flips * steps), first])
         crop = np.ascontiguousarray(pyramid.view(matrix, side, side, repeat_edge=True))
         seed = int(rng.integers(1 << 31))
-        return change_colours(crop, config.jitter, config.grey, config.blur, seed)
+        return change_colours(crop, config.jitter, config.grey, blur, solarise, seed)
 
 
 def _box(

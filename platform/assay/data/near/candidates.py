@@ -23,7 +23,7 @@ NUM_WORDS = 4096
 
 
 MOST = 10
-"""Candidates of an image by its words: the best ones."""
+"""Candidates of an image by either cue: the best ones. In a jig all signatures are near."""
 
 
 _NEAREST = 3
@@ -35,23 +35,35 @@ _ROWS, _TWINS = 256, 2048
 
 
 def by_signature(signatures: UInt8[np.ndarray, "n 32"]) -> list[tuple[int, int, int]]:
-    """List pairs (first, second, turn) of near signatures, first < second.
+    """List pairs (first, second, turn) of near signatures of which one is among the `MOST` nearest to the other.
 
     Turn t of the first is nearest to the second: `np.rot90` t % 4 times, from 4 on after mirroring.
     """
     signs = np.unpackbits(signatures, axis=1).astype(np.float32) * 2 - 1
-    pairs = []
+    pairs: dict[tuple[int, int], int] = {}
     for start in range(0, len(signs), _ROWS):
-        looks = _turns(signs[start : start + _ROWS])
-        for other in range(start, len(signs), _TWINS):
-            product = looks.reshape(-1, 256) @ signs[other : other + _TWINS].T
-            product = product.reshape(8, -1, product.shape[1])
-            first, second = np.nonzero(product.max(0) >= 256 - 2 * NEAR_BITS)
-            turns = product[:, first, second].argmax(0)
-            for i, j, turn in zip(first + start, second + other, turns, strict=True):
-                if i < j:
-                    pairs.append((int(i), int(j), int(turn)))
-    return pairs
+        nearness, turns = _compare(signs[start : start + _ROWS], signs)
+        nearness[np.arange(len(nearness)), np.arange(start, start + len(nearness))] = -256
+        best = np.argsort(-nearness, axis=1, kind="stable")[:, :MOST]
+        for i, row in enumerate(best):
+            for j in row[nearness[i, row] >= 256 - 2 * NEAR_BITS].tolist():
+                turn = int(turns[i, j])
+                if j < start + i:  # a rotation is undone by the opposite one, a mirroring by itself
+                    turn = turn if turn >= 4 else -turn % 4
+                pairs.setdefault((min(start + i, j), max(start + i, j)), turn)
+    return [(i, j, turn) for (i, j), turn in sorted(pairs.items())]
+
+
+def _compare(
+    rows: Float32[np.ndarray, "rows 256"], twins: Float32[np.ndarray, "twins 256"]
+) -> tuple[Float32[np.ndarray, "rows twins"], UInt8[np.ndarray, "rows twins"]]:
+    """Count equal bits less different ones at the best turn of each row, and say which turn that is."""
+    looks, products, turns = _turns(rows).reshape(-1, 256), [], []
+    for start in range(0, len(twins), _TWINS):
+        product = (looks @ twins[start : start + _TWINS].T).reshape(8, len(rows), -1)
+        products.append(product.max(0))
+        turns.append(product.argmax(0).astype(np.uint8))
+    return np.concatenate(products, axis=1), np.concatenate(turns, axis=1)
 
 
 def _turns(signs: Float32[np.ndarray, "rows 256"]) -> Float32[np.ndarray, "8 rows 256"]:

@@ -9,6 +9,7 @@ from assay.data.near.candidates import by_signature, by_words
 from assay.data.near.copies import NearPair
 from assay.data.near.register import LIMIT, Affine, compare, register
 from assay.data.near.sketch import Sketch, sketch
+from assay.progress import progress_bar
 from assay.shapes import UInt8
 
 
@@ -32,12 +33,13 @@ def near_pairs(
         def agreement(pair: tuple[int, int]) -> float:
             return _agreement(sketches[pair[0]], sketches[pair[1]], turns[pair])
 
-        values = pool.map(agreement, turns)
-        return sorted(
-            NearPair(contents[i], contents[j], value)
-            for (i, j), value in zip(turns, values, strict=True)
-            if value >= LIMIT
-        )
+        pairs, bar = [], progress_bar(len(turns), "compare")
+        for (i, j), value in zip(turns, pool.map(agreement, turns), strict=True):
+            bar.update()
+            if value >= LIMIT:
+                pairs.append(NearPair(contents[i], contents[j], value))
+        bar.close()
+    return sorted(pairs)
 
 
 def _agreement(first: Sketch, second: Sketch, turn: int | None) -> float:

@@ -55,7 +55,7 @@ class CastingsConfig(Settings, section="castings"):
     """Images to test on."""
     leak: bool = False
     """Copy each casting before train and test are drawn, so that copies of one lie in both."""
-    copies: Annotated[int, Interval(ge=2, le=1000)] = 6
+    copies: Annotated[int, Interval(ge=2, le=1000)] = 20
     """Images of a casting, where it is copied."""
 
     def idle(self) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Learning without labels: losses, the networks that they are between, and their schedules."""
