@@ -54,6 +54,14 @@ def test_both_halves_have_both_classes():
     assert probed.accuracy.value == pytest.approx(0.25, abs=0.12)
 
 
+def test_chance_is_the_share_of_the_commonest_however_the_halves_fall():
+    """Of three prints of each printer one half has two and the other one."""
+    domain, truth, group = rows(domains=6, groups=3)
+    probed = probe_domain(features(domain, group, 1.0, 0.0), domain, truth, group)
+    assert probed is not None
+    assert probed.chance.value == pytest.approx(1 / 6)
+
+
 def test_one_printer_or_single_frames_cannot_be_probed():
     domain, truth, group = rows()
     vectors = features(domain, group, 1.0, 1.0)

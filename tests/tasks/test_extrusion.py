@@ -323,6 +323,15 @@ def test_without_times_or_a_named_fault_the_rest_is_judged():
     assert not bare.metrics
 
 
+def test_settings_of_an_alarm_that_cannot_be_judged_have_no_effect():
+    alarms = [
+        {name for name in config.idle() if name.startswith("alarm.")}
+        for config in (SMOKE, replace(SMOKE, decide=DecideConfig()), TASK.presets()["files"])
+    ]
+    every = {f"alarm.{name}" for name in ("kind", "reference", "window", "false_per_hour")}
+    assert alarms == [{"alarm.kind"}, every, every]
+
+
 def test_erm_stands_beside_any_other_algorithm():
     demo = TASK.presets()["demo"]
     (name, erm), *others = TASK.baselines(demo).items()

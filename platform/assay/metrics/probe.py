@@ -2,7 +2,7 @@
 
 A logistic regression is fitted to the features of half of the rows and asked about the other half, and
 the other way round. It stands beside chance: the share of rows that are right if all are given the
-value that is commonest where it was fitted. Features that tell the domain well leave room for
+commonest value. Features that tell the domain well leave room for
 shortcuts; they are no proof of one (Alain and Bengio 2016, "Understanding intermediate layers using
 linear classifier probes").
 """
@@ -83,9 +83,9 @@ def _probe(
         return None
     features, is_second, group = features[kept].astype(np.float64), is_second[kept], group[kept]
     codes = np.unique(values[kept], return_inverse=True)[1]
-    hits, lucky = np.zeros(len(codes)), np.zeros(len(codes))
+    hits = np.zeros(len(codes))
+    lucky = (codes == np.bincount(codes).argmax()).astype(float)
     for fitted in (is_second, ~is_second):
         logits = logistic_logits(features[~fitted], features[fitted], codes[fitted], len(both))
         hits[~fitted] = logits.argmax(axis=1) == codes[~fitted]
-        lucky[~fitted] = codes[~fitted] == np.bincount(codes[fitted]).argmax()
     return Probe(interval(hits, group), interval(lucky, group))

@@ -5,7 +5,7 @@ by how early its answers are right, and by an alarm over frames.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +57,14 @@ class PrintsConfig(DomainClassificationConfig):
                 "--adapt.methods adapts to the first minutes of a new printer, and --frames.time says nowhere when frames were taken; "
                 "name it, or leave adaptation out."
             )
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect; of the alarm both kinds are judged, where it can be."""
+        names = {k: why for k, why in super().idle().items() if not k.startswith("alarm.")}
+        if self.frames.time and self.decide.positive:
+            return names | {"alarm.kind": "both kinds are judged"}
+        why = "decide.positive names no class" if self.frames.time else "frames.time is nowhere"
+        return names | {f"alarm.{setting.name}": why for setting in fields(self.alarm)}
 
     def doubts(self) -> list[str]:
         """Say where images are normalised otherwise than the weights expect."""
