@@ -55,17 +55,33 @@ class Pretrain(SelfDistillation):
         """Give the synthetic demo (default), its short form for CI, settings for images of one's own, DINOv2's recipe and the source's."""
         demo = PretrainConfig(
             split=SplitConfig(val=0.15, test=0.3),
-            image=ImageConfig(height_px=64, width_px=64),
+            image=ImageConfig(height_px=48, width_px=48),
+            # without blur, which few pixels do not survive
             views=ViewConfig(
-                global_px=64, local_px=32, num_local=4, vflip=0.5, global_area=(0.4, 1.0)
+                global_px=48,
+                local_px=24,
+                num_local=2,
+                vflip=0.5,
+                grey=1.0,
+                blur=0.0,
+                blur_global=(0.0, 0.0),
+                solarise=0.0,
+                global_area=(0.4, 1.0),
             ),
-            model=VitConfig(backbone="96x4x8", drop_path=0.0),
-            head=HeadConfig(num_prototypes=256, hidden=256, bottleneck=64),
-            teacher=TeacherConfig(momentum=0.98),
-            rates=RatesConfig(layer_decay=1.0, patch_embed_lr=1.0, final_weight_decay=0.1),
-            train=TrainConfig(epochs=30, batch_size=32, val_every=5),
+            model=VitConfig(backbone="64x3x8", drop_path=0.0),
+            # prototypes that stay where they are cannot make all answers alike, as few images let them
+            head=HeadConfig(num_prototypes=64, hidden=256, bottleneck=16, unit_length=True),
+            loss=DistillationLossConfig(centering="sinkhorn_knopp"),
+            teacher=TeacherConfig(momentum=0.98, temperature=0.04),
+            rates=RatesConfig(
+                layer_decay=1.0,
+                patch_embed_lr=1.0,
+                final_weight_decay=0.1,
+                freeze_prototypes=0.95,
+            ),
+            train=TrainConfig(epochs=40, batch_size=16, val_every=10),
             optim=OptimConfig(
-                lr=1e-3, schedule="cosine", warmup=0.1, start_factor=0.0, weight_decay=0.04
+                lr=2e-3, schedule="cosine", warmup=0.1, start_factor=0.0, weight_decay=0.04
             ),
         )
         few = replace(demo.units, num_units=24, num_views=2)
@@ -74,10 +90,12 @@ class Pretrain(SelfDistillation):
             units=few,
             split=SplitConfig(val=0.2, test=0.2),
             image=replace(demo.image, height_px=32, width_px=32),
-            views=replace(demo.views, global_px=32, local_px=16, num_local=2),
+            views=replace(demo.views, global_px=32, local_px=16),
             model=replace(demo.model, backbone="32x2x8"),
             head=HeadConfig(num_prototypes=32, hidden=64, bottleneck=8),
+            loss=DistillationLossConfig(),
             teacher=TeacherConfig(momentum=0.98, start_temperature=0.01),
+            rates=replace(demo.rates, freeze_prototypes=0.01),
             train=TrainConfig(epochs=2, batch_size=8),
             optim=replace(demo.optim, lr=3e-3),
         )

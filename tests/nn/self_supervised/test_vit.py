@@ -38,7 +38,7 @@ def test_what_is_hidden_has_no_effect_and_what_is_not_has() -> None:
     assert not torch.allclose(model(images)[0], model(changed)[0])
     changed[:, :, 0, 0] += 1
     assert not torch.allclose(model(images, mask)[0], model(changed, mask)[0])
-    model.mask_token.data[:16] = 3.0  # LayerNorm takes out what all entries have
+    model.mask_token.data[0, :16] = 3.0  # LayerNorm takes out what all entries have
     assert not torch.allclose(model(images, mask)[0], net()(images, mask)[0])
     # a mask is of one pass alone
     assert torch.equal(model(images)[0], net()(images)[0])
@@ -78,7 +78,7 @@ def test_branches_are_scaled_as_asked() -> None:
 )
 def test_dinos_backbones_are_had_by_name(name: str, registers: int | None, num_prefix: int) -> None:
     with torch.device("meta"):
-        model = MaskedVit(VitConfig(backbone=name, registers=registers), (64, 64))
+        model = MaskedVit(VitConfig(backbone=name, registers=registers), (112, 112))
     assert model.vit.num_prefix_tokens == num_prefix
 
 
