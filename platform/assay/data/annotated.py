@@ -55,16 +55,17 @@ def read_annotations(paths: Sequence[Path]) -> list[ImageRow]:
 
 
 def _classes(path: Path, content: dict[str, Any]) -> list[str]:
-    info = content.get("metainfo")
+    info, entries = content.get("metainfo"), content.get("data_list")
     names = info.get("classes") if isinstance(info, dict) else None
-    is_list = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    texts = [n for n in names if isinstance(n, str) and n] if isinstance(names, list) else None
     if (
-        not is_list
-        or len(set(names)) < len(names)
-        or not isinstance(content.get("data_list"), list)
+        texts is None
+        or texts != names
+        or len(set(texts)) < len(texts)
+        or not isinstance(entries, list)
     ):
         raise ManifestError(f"{show(path)} is no list of annotated images; {FORM}.")
-    return list(names)
+    return texts
 
 
 def _rows(path: Path, content: dict[str, Any], classes: list[str]) -> list[ImageRow]:

@@ -68,7 +68,7 @@ class ViewConfig(Settings, section="views"):
 
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
-        names = {}
+        names: dict[str, str] = {}
         if not self.num_local:
             names |= dict.fromkeys(("local_px", "local_area", "blur"), "views.num-local is 0")
         if self.num_global == 1:
