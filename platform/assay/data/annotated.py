@@ -55,15 +55,17 @@ def read_annotations(paths: Sequence[Path]) -> list[ImageRow]:
 
 
 def _classes(path: Path, content: dict[str, Any]) -> list[str]:
-    info = content.get("metainfo")
+    info, entries = content.get("metainfo"), content.get("data_list")
     names = info.get("classes") if isinstance(info, dict) else None
-    names = names if isinstance(names, list) else [""]
-    is_named = all(isinstance(name, str) and name for name in names)
-    if not (
-        is_named and len(set(names)) == len(names) and isinstance(content.get("data_list"), list)
+    texts = [n for n in names if isinstance(n, str) and n] if isinstance(names, list) else None
+    if (
+        texts is None
+        or texts != names
+        or len(set(texts)) < len(texts)
+        or not isinstance(entries, list)
     ):
         raise ManifestError(f"{show(path)} is no list of annotated images; {FORM}.")
-    return names
+    return texts
 
 
 def _rows(path: Path, content: dict[str, Any], classes: list[str]) -> list[ImageRow]:

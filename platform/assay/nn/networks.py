@@ -191,11 +191,6 @@ class NetworkConfig(Settings, section="model"):
         except (AssertionError, RuntimeError, ValueError) as error:
             raise _refusal(self.network, height_px, width_px, describe(error)) from error
 
-    def head(self, num_features: int, num_classes: int) -> nn.Module:
-        """Build the last linear layer; of luna-softmax with the softmax that its loss takes for logits."""
-        head = nn.Linear(num_features, num_classes)
-        return nn.Sequential(head, nn.Softmax(1)) if self.network == "luna-softmax" else head
-
 
 def create_network(config: NetworkConfig, height_px: int, width_px: int) -> nn.Module:
     """Build the model that a network is made of, without its last linear layer.
