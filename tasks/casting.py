@@ -55,7 +55,7 @@ class Casting(Transfer):
             image=ImageConfig(height_px=96, width_px=96, fit="stretch"),
             transform=TransformConfig(degrees=180.0, scale=0.05, affine=1.0),
             train=TrainConfig(epochs=16, batch_size=16),
-            optim=OptimConfig(lr=2e-3, schedule="onecycle"),
+            optim=OptimConfig(lr=5e-4, schedule="onecycle"),
             decide=DecideConfig(positive="defect"),
         )
         smoke = replace(
