@@ -1,6 +1,5 @@
 """LUNA: layers, size, any image."""
 
-
 import numpy as np
 import onnxruntime
 import pytest

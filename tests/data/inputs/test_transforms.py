@@ -229,14 +229,16 @@ def test_light_changes_by_the_contrast_of_the_image_and_about_its_mean() -> None
 
 
 def test_colours_stay_where_nothing_is_asked_and_follow_the_seed() -> None:
-    np.testing.assert_array_equal(change_colours(NOISE, 0.0, 0.0, 0.0, 3), NOISE)
-    grey = change_colours(NOISE, 0.0, 1.0, 0.0, 3)
+    np.testing.assert_array_equal(change_colours(NOISE, 0.0, 0.0, 0.0, 0.0, 3), NOISE)
+    grey = change_colours(NOISE, 0.0, 1.0, 0.0, 0.0, 3)
     assert (np.ptp(grey, axis=2) == 0).all()
     luma = NOISE @ np.array([0.299, 0.587, 0.114])
     assert np.abs(grey[..., 0] - luma).max() <= 1
-    first, other, again = (change_colours(NOISE, 0.8, 0.2, 0.5, seed) for seed in (4, 5, 4))
+    first, other, again = (change_colours(NOISE, 0.8, 0.2, 0.5, 0.2, seed) for seed in (4, 5, 4))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+    solarised = change_colours(NOISE, 0.0, 0.0, 0.0, 1.0, 3)
+    np.testing.assert_array_equal(solarised, np.where(NOISE < 128, NOISE, 255 - NOISE))
 
 
 @pytest.mark.parametrize("name", ["hflip", "contrast"])
