@@ -160,7 +160,7 @@ def test_whatever_a_file_of_weights_holds_it_is_refused_in_a_sentence(
         "state_dict is none": {"state_dict": None},
         "names are numbers": {1: torch.rand(3)},
         "two nets": {"student": own, "teacher": own},
-        "two prefixes": {f"{p}.{key}": v for p in ("student", "teacher") for key, v in own.items()},
+        "two prefixes": {f"{p}.{key}": v for p in ("online", "target") for key, v in own.items()},
         "no numbers": own | {first: torch.full_like(own[first], torch.nan)},
         "8 bits": {key: value.to(torch.int8) for key, value in own.items()},
         "sparse": own | {first: own[first].to_sparse()},
