@@ -27,7 +27,7 @@ class AlarmConfig(Settings, section="alarm"):
 
     kind: Literal["cusum", "average"] = "cusum"
     """Cumulative sum above a reference, or plain moving average."""
-    reference: float = 0.0
+    reference: Annotated[float, Interval(ge=-1000, le=1000)] = 0.0
     """What is taken off each logit before it is summed (cusum)."""
     window: Annotated[int, Interval(ge=1, le=100_000)] = 20
     """Frames that are averaged (average)."""
