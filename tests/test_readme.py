@@ -124,3 +124,7 @@ def test_the_sixth_task_is_one_file(tmp_path: Path) -> None:
     names = {"bundle": str(run / "bundle"), "image": str(tmp_path / "parts" / "dark" / "0.png")}
     exec(compile(snippet, "README.md", "exec"), names)
     assert Bundle(run / "bundle").predict(Path(names["image"])).label == "dark"
+    snippet = next(code for kind, code in BLOCKS if kind == "python" and "import load" in code)
+    names = {"run": str(run), "image": str(tmp_path / "parts" / "light" / "0.png")}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["answer"].label == "light"
