@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from assay.errors import RunError
 from assay.nn.optim import Multiplier, set_rates
+from assay.runs.folder import Run
 from assay.train.loop import Loop
 from assay.train.monitor import (
     CONSTANT_LOOKS,
@@ -52,7 +53,7 @@ def test_a_sound_task_meets_nothing(tmp_path):
     assert watched(loop_of(tmp_path / "brief", config_of(train={"epochs": 1}))) == []
     job = toy.make_job(tmp_path / "run", config_of())
     assert work(job, job.stream()).done
-    assert not (job.folder / "run.json").exists()
+    assert not Run(job.folder).record.warnings
     assert '"warning"' not in (job.folder / "metrics.jsonl").read_text()
 
 

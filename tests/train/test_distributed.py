@@ -24,6 +24,7 @@ from torch import nn
 from assay.data.order import steps_of
 from assay.data.split import Split
 from assay.errors import RunError
+from assay.runs.folder import Run
 from assay.train.loop import Loop, load_best
 from assay.train.monitor import Limit
 from assay.train.predict import Predictor
@@ -311,5 +312,5 @@ def test_workers_that_were_given_different_runs_stop_before_they_train(told, fol
 
 @pytest.mark.parametrize("name", ["one", "ddp", "fsdp"])
 def test_a_sound_run_is_warned_of_nothing(folder, name):
-    assert not (folder / name / "run.json").exists()
+    assert not Run(folder / name).record.warnings
     assert not lines_of(folder / name, "warning")
