@@ -9,17 +9,17 @@ the score of the split as it was given, which is what was published.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from assay.cli.task import main
-from assay.config import fingerprint
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.normalise import IMAGENET_MEAN, IMAGENET_STD
 from assay.data.inputs.transforms import TransformConfig
 from assay.data.manifest import Manifest, read_manifest
 from assay.data.split import SplitConfig
 from assay.data.synthetic.castings import CastingsConfig, draw_castings
+from assay.data.synthetic.draw_once import folder_of
 from assay.metrics.decide import DecideConfig
 from assay.nn.networks import NetworkConfig
 from assay.nn.optim import OptimConfig
@@ -82,7 +82,7 @@ class Casting(Transfer):
         """Read the images under data.root, or draw the synthetic castings."""
         data, explain, root = config.data, config.explain, config.data.root
         if root is None:
-            folder = castings_folder(config, storage)
+            folder = folder_of(storage, "castings", config.castings)
             draw_castings(folder, config.castings)
             root = folder / "images"
             data = replace(data, root=root)
@@ -158,11 +158,6 @@ def source_recipes() -> dict[str, CastingConfig]:
         optim=replace(source.optim, lr=1e-3),
     )
     return {"source": source, "source-luna": luna}
-
-
-def castings_folder(config: CastingConfig, storage: Path) -> Path:
-    """Say where the synthetic castings of these settings are drawn."""
-    return storage / "embedded" / f"castings-{fingerprint(asdict(config.castings))}"
 
 
 if __name__ == "__main__":

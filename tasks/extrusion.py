@@ -3,23 +3,23 @@
     python tasks/extrusion.py                                                # frames drawn here, on this machine
     python tasks/extrusion.py --preset files --data.root frames/             # <label>/<printer>/<print>/<frame>.jpg
     python tasks/extrusion.py --preset competition --data.root train.csv     # img_path, printer_id, print_id, ...
-    python sweeps/design_generalization.py --task tasks/extrusion.py --fold-column printer_id --leave-out 1 --train-on
+    python sweeps/design_generalization.py --task tasks/extrusion.py --fold-column printer_id --leave-out 1
 
 Beside any algorithm stands plain empirical risk minimisation (ERM), which few beat; the printer that is tested is in
 neither train nor val. Images are never split at random: all frames of a print are in one set.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from assay.cli.task import main
-from assay.config import fingerprint
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.normalise import IMAGENET_MEAN, IMAGENET_STD
 from assay.data.inputs.transforms import TransformConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.split import SplitConfig
+from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.nozzles import ODD_PRINTER, TABLE, NozzlesConfig, draw_nozzles
 from assay.data.times import STEM, add_times
 from assay.metrics.alarm import AlarmConfig
@@ -121,7 +121,7 @@ class Extrusion(Prints):
         """Read the frames under data.root, or draw the synthetic ones; with their times where these are known."""
         data = config.data
         if data.root is None:
-            folder = storage / "embedded" / f"nozzles-{fingerprint(asdict(config.nozzles))}"
+            folder = folder_of(storage, "nozzles", config.nozzles)
             draw_nozzles(folder, config.nozzles)
             data = replace(data, root=folder / TABLE)
         manifest = read_manifest(data, storage / "hashes.sqlite")

@@ -9,7 +9,7 @@ makes one answer of them. The baseline, judged beside it, looks at random patche
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from assay.cli.task import main
-from assay.config import fingerprint, without_idle
+from assay.config import without_idle
 from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import PatchConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.split import SplitConfig
+from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.parts import (
     UNSEEN_DESIGNS,
     PartsConfig,
@@ -182,7 +183,7 @@ class Fingerprint(PatchClassification):
 
 def synthetic_folder(config: FingerprintConfig, storage: Path) -> Path:
     """Say where the synthetic parts of these settings are drawn."""
-    return storage / "embedded" / f"parts-{fingerprint(asdict(config.parts))}"
+    return folder_of(storage, "parts", config.parts)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ Labels are judged by and never learnt from. The baseline, judged beside it, is t
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 
 from assay.cli.task import main
-from assay.config import fingerprint
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.split import SplitConfig
+from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.units import UnitsConfig, draw_units
 from assay.nn.optim import OptimConfig
 from assay.nn.self_supervised.head import HeadConfig
@@ -112,7 +112,7 @@ class Pretrain(SelfDistillation):
         """Read the images under data.root, or draw the synthetic units."""
         data = config.data
         if data.root is None:
-            folder = storage / "embedded" / f"units-{fingerprint(asdict(config.units))}"
+            folder = folder_of(storage, "units", config.units)
             draw_units(folder, config.units)
             data = replace(data, root=folder)
         return read_manifest(data, storage / "hashes.sqlite")

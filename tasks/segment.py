@@ -9,7 +9,7 @@ Where true masks are known besides those that were learnt from, both are judged 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.masks.prepare import add_masks, prepare
 from assay.data.masks.rules import MaskConfig, make, rule_levels
 from assay.data.split import SplitConfig
+from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.powder_bed import LayersConfig, draw_layers
 from assay.errors import ConfigError
 from assay.nn.mask_net import MaskNetConfig, create_mask_net, try_sides
@@ -139,7 +140,7 @@ class Segment(Segmentation):
         """Read layers, the masks that training learns from, and the true ones where they are known."""
         data = config.data
         if data.root is None:
-            folder = storage / "embedded" / f"layers-{fingerprint(asdict(config.bed))}"
+            folder = folder_of(storage, "layers", config.bed)
             draw_layers(folder, config.bed)
             data = replace(data, root=folder / "layers")
         elif config.layers.channels != "all":

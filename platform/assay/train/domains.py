@@ -28,7 +28,7 @@ from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
 from assay.metrics.probe import probe_domain, probe_group
 from assay.nn.averaging import AverageConfig, WeightAverage
-from assay.nn.domains.base import Seen, Sizes
+from assay.nn.domains.base import Sizes, TrainBatch
 from assay.nn.domains.build import build_algorithm
 from assay.nn.domains.config import AlgorithmConfig, domainbed_space
 from assay.nn.domains.consistency import divergence, logit_variance
@@ -129,8 +129,8 @@ class DomainClassification(Classification):
         vectors = pooled(features)
         logits = self.head(self.algorithm.restyle(vectors))
         losses = self.row_losses(logits, targets)
-        seen = Seen(features, vectors, logits, losses, truth, domains, groups, progress, phase)
-        outputs: dict[str, Tensor] = self.algorithm(seen)
+        computed = features, vectors, logits, losses, truth, domains, groups, progress, phase
+        outputs: dict[str, Tensor] = self.algorithm(TrainBatch(*computed))
         if learns:
             terms = self.penalties(features, logits, batch, progress, phase)
             outputs["loss"] = sum(terms.values(), outputs["loss"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from assay.errors import ConfigError
 from assay.nn.domains.adversary import build_discriminator, reversal_strength, reverse
-from assay.nn.domains.base import Algorithm, Seen, Sizes, rows_by_domain
+from assay.nn.domains.base import Algorithm, Sizes, TrainBatch, rows_by_domain
 from assay.nn.domains.build import ALGORITHMS, build_algorithm
 from assay.nn.domains.config import PUBLISHED, AlgorithmConfig, domainbed_space
 from assay.nn.domains.consistency import disagreement, divergence, logit_variance
@@ -45,12 +45,12 @@ class Batch:
         self.domains = torch.tensor(domains)
         self.groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 5, 5])[:num]
 
-    def seen(self, progress: float = 0.9, phase: str = "main", **changed: Tensor) -> Seen:
+    def seen(self, progress: float = 0.9, phase: str = "main", **changed: Tensor) -> TrainBatch:
         vectors = changed.pop("vectors", self.maps.mean((2, 3)))
         logits = changed.pop("logits", self.head(vectors))
         losses = nn.functional.cross_entropy(logits, self.truth, reduction="none")
         fields = {"domains": self.domains, "groups": self.groups} | changed
-        return Seen(
+        return TrainBatch(
             features=self.maps,
             vectors=vectors,
             logits=logits,

@@ -2,17 +2,24 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from assay.config import fingerprint
 from assay.errors import ConfigError
 from assay.files import read_json, write_whole
 from assay.shapes import UInt8
 
 TRUTH = "truth.json"
+
+
+def folder_of(storage: Path, name: str, config: Any) -> Path:
+    """Say where below the folder of the runs a set is drawn by these settings."""
+    return storage / "embedded" / f"{name}-{fingerprint(asdict(config))}"
 
 
 def draw_once(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from assay.nn.domains.base import Algorithm, Seen, Sizes
+from assay.nn.domains.base import Algorithm, Sizes, TrainBatch
 from assay.nn.domains.config import AlgorithmConfig
 from assay.nn.domains.consistency import disagreement
 
@@ -64,18 +64,18 @@ class Dann(Algorithm):
         super().__init__(config, sizes)
         self.discriminator = build_discriminator(config, sizes.num_features, sizes.num_domains)
 
-    def domain_logits(self, seen: Seen) -> Tensor:
+    def domain_logits(self, batch: TrainBatch) -> Tensor:
         """Return the discriminator's answers to reversed features."""
-        strength = reversal_strength(seen.progress, self.config.value("ceiling"))
-        logits: Tensor = self.discriminator(reverse(seen.vectors, strength))
+        strength = reversal_strength(batch.progress, self.config.value("ceiling"))
+        logits: Tensor = self.discriminator(reverse(batch.vectors, strength))
         return logits
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the risk and the weighted domain loss."""
-        logits = self.domain_logits(seen)
-        domain_loss = nn.functional.cross_entropy(logits.float(), seen.domains)
-        loss = seen.losses.mean() + self.config.value("weight") * domain_loss
-        return {"loss": loss, "domain_loss": domain_loss, **accuracies(logits, seen)}
+        logits = self.domain_logits(batch)
+        domain_loss = nn.functional.cross_entropy(logits.float(), batch.domains)
+        loss = batch.losses.mean() + self.config.value("weight") * domain_loss
+        return {"loss": loss, "domain_loss": domain_loss, **accuracies(logits, batch)}
 
 
 class SourceDann(Dann):
@@ -89,16 +89,16 @@ class SourceDann(Dann):
         Algorithm.__init__(self, config, sizes)
         self.discriminator = nn.Linear(sizes.num_flat, sizes.num_domains)
 
-    def domain_logits(self, seen: Seen) -> Tensor:
+    def domain_logits(self, batch: TrainBatch) -> Tensor:
         """Return the linear layer's answers to reversed features with their places."""
-        flat = reverse(seen.features.flatten(1), reversal_strength(seen.progress))
+        flat = reverse(batch.features.flatten(1), reversal_strength(batch.progress))
         logits: Tensor = self.discriminator(flat)
         return logits
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the three terms of the source's loss."""
-        outputs = super().forward(seen)
-        print_loss = disagreement(seen.logits, seen.groups)
+        outputs = super().forward(batch)
+        print_loss = disagreement(batch.logits, batch.groups)
         return outputs | {
             "loss": outputs["loss"] + SOURCE_PRINT_WEIGHT * print_loss,
             "print_loss": print_loss,
@@ -122,28 +122,28 @@ class AlternatingDann(Algorithm):
         self.phases = ("discriminator",) * int(config.value("d_steps")) + ("main",)
         self.discriminator = build_discriminator(config, sizes.num_features, sizes.num_domains)
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the loss of the phase."""
-        teaches = seen.phase == "discriminator"
+        teaches = batch.phase == "discriminator"
         # of parameters that stand still, no gradient is even computed
         state = {
             name: p if teaches else p.detach() for name, p in self.discriminator.named_parameters()
         }
-        inputs = self.inputs(seen, teaches)
+        inputs = self.inputs(batch, teaches)
         logits = functional_call(self.discriminator, state, (inputs,))
-        losses = nn.functional.cross_entropy(logits.float(), seen.domains, reduction="none")
-        domain_loss = (losses * self.row_weights(seen.truth)).sum()
+        losses = nn.functional.cross_entropy(logits.float(), batch.domains, reduction="none")
+        domain_loss = (losses * self.row_weights(batch.truth)).sum()
         adversarial = domain_loss
         if penalty := self.config.value("grad_penalty"):
             adversarial = domain_loss + penalty * gradient_penalty(losses, inputs)
         loss = adversarial
         if not teaches:
-            loss = seen.losses.mean() - self.config.value("weight") * adversarial
-        return {"loss": loss, "domain_loss": domain_loss, **accuracies(logits, seen)}
+            loss = batch.losses.mean() - self.config.value("weight") * adversarial
+        return {"loss": loss, "domain_loss": domain_loss, **accuracies(logits, batch)}
 
-    def inputs(self, seen: Seen, teaches: bool) -> Float[Tensor, "batch d"]:
+    def inputs(self, batch: TrainBatch, teaches: bool) -> Float[Tensor, "batch d"]:
         """Return what the discriminator is given, free of the network where it alone is taught."""
-        return seen.vectors.detach().requires_grad_() if teaches else seen.vectors
+        return batch.vectors.detach().requires_grad_() if teaches else batch.vectors
 
     def row_weights(self, truth: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the weight of each row in the domain loss; they sum to 1."""
@@ -161,10 +161,10 @@ class Cdann(AlternatingDann):
         super().__init__(config, sizes)
         self.embeddings = nn.Embedding(sizes.num_classes, sizes.num_features)
 
-    def inputs(self, seen: Seen, teaches: bool) -> Float[Tensor, "batch d"]:
+    def inputs(self, batch: TrainBatch, teaches: bool) -> Float[Tensor, "batch d"]:
         """Return features plus the embedding of their class."""
         weight = self.embeddings.weight if teaches else self.embeddings.weight.detach()
-        return super().inputs(seen, teaches) + nn.functional.embedding(seen.truth, weight)
+        return super().inputs(batch, teaches) + nn.functional.embedding(batch.truth, weight)
 
     def row_weights(self, truth: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return weights by which the classes that the batch has share 1 equally."""
@@ -180,8 +180,8 @@ def gradient_penalty(
     return gradients.float().square().sum(1).mean()
 
 
-def accuracies(logits: Float[Tensor, "batch domains"], seen: Seen) -> dict[str, Tensor]:
+def accuracies(logits: Float[Tensor, "batch domains"], batch: TrainBatch) -> dict[str, Tensor]:
     """Return how often the discriminator is right; under a name of its own where that is judged."""
-    accuracy = (logits.argmax(1) == seen.domains).float().mean()
-    late = {"late_domain_accuracy": accuracy} if seen.progress >= LATE else {}
+    accuracy = (logits.argmax(1) == batch.domains).float().mean()
+    late = {"late_domain_accuracy": accuracy} if batch.progress >= LATE else {}
     return {"domain_accuracy": accuracy, **late}

@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainBatch:
     """One batch in training, as the network sees it."""
 
     features: Float[Tensor, "batch ..."]
@@ -80,9 +80,9 @@ class Algorithm(nn.Module):
         """Change the features that the classifier learns from."""
         return vectors
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return `loss` and scalars worth logging."""
-        return {"loss": seen.losses.mean()}
+        return {"loss": batch.losses.mean()}
 
 
 def rows_by_domain(
@@ -93,11 +93,11 @@ def rows_by_domain(
     return [r for r in rows if len(r) >= at_least]
 
 
-def mean_risks(seen: Seen) -> Float[Tensor, " present"]:
+def mean_risks(batch: TrainBatch) -> Float[Tensor, " present"]:
     """Return the mean loss of each domain that the batch has."""
-    return torch.stack([seen.losses[rows].mean() for rows in rows_by_domain(seen.domains)])
+    return torch.stack([batch.losses[rows].mean() for rows in rows_by_domain(batch.domains)])
 
 
-def mean_of(terms: Sequence[Tensor], seen: Seen) -> Tensor:
+def mean_of(terms: Sequence[Tensor], batch: TrainBatch) -> Tensor:
     """Return the mean of terms; of none a 0 that a gradient passes."""
-    return torch.stack(list(terms)).mean() if terms else 0 * seen.losses.sum()
+    return torch.stack(list(terms)).mean() if terms else 0 * batch.losses.sum()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.nn.domains.base import Algorithm, Seen, mean_of, mean_risks, rows_by_domain
+from assay.nn.domains.base import Algorithm, TrainBatch, mean_of, mean_risks, rows_by_domain
 
 BANDWIDTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 """Factors of the squared distance in DomainBed's Gaussian kernels."""
@@ -25,12 +25,12 @@ class Coral(Algorithm):
         means = (x.mean(0) - y.mean(0)).square().mean()
         return means + (covariance(x) - covariance(y)).square().mean()
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the mean risk and the mean distance of pairs of domains."""
-        vectors = seen.vectors.float()
-        parts = [vectors[rows] for rows in rows_by_domain(seen.domains, at_least=2)]
-        penalty = mean_of([self.distance(x, y) for x, y in combinations(parts, 2)], seen)
-        loss = mean_risks(seen).mean() + self.config.value("weight") * penalty
+        vectors = batch.vectors.float()
+        parts = [vectors[rows] for rows in rows_by_domain(batch.domains, at_least=2)]
+        penalty = mean_of([self.distance(x, y) for x, y in combinations(parts, 2)], batch)
+        loss = mean_risks(batch).mean() + self.config.value("weight") * penalty
         return {"loss": loss, "distance_loss": penalty}
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from assay.nn.domains.base import Algorithm, Seen, Sizes, mean_risks
+from assay.nn.domains.base import Algorithm, Sizes, TrainBatch, mean_risks
 from assay.nn.domains.config import AlgorithmConfig
 
 
@@ -13,11 +13,11 @@ class Vrex(Algorithm):
     The weight is 1 before `anneal`. DomainBed then starts its optimiser anew; here it goes on.
     """
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return mean and variance of the risks."""
-        risks = mean_risks(seen)
+        risks = mean_risks(batch)
         penalty = risks.var(unbiased=False)
-        loss = risks.mean() + annealed(self.config, seen.progress, 1.0) * penalty
+        loss = risks.mean() + annealed(self.config, batch.progress, 1.0) * penalty
         return {"loss": loss, "variance_loss": penalty}
 
 
@@ -34,9 +34,9 @@ class GroupDro(Algorithm):
         super().__init__(config, sizes)
         self.register_buffer("weights", torch.full((sizes.num_domains,), 1 / sizes.num_domains))
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the weighted risk, having moved the weights."""
-        risks, present = mean_risks(seen), torch.unique(seen.domains)
+        risks, present = mean_risks(batch), torch.unique(batch.domains)
         with torch.no_grad():
             self.weights[present] *= torch.exp(self.config.value("eta") * risks)
             self.weights /= self.weights.sum()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from assay.nn.domains.base import Algorithm, Seen, Sizes
+from assay.nn.domains.base import Algorithm, Sizes, TrainBatch
 from assay.nn.domains.config import AlgorithmConfig
 
 EPS = 1e-5
@@ -31,14 +31,14 @@ class SagNet(Algorithm):
         """Give the classifier another style."""
         return randomise(vectors, "style")
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the classifier's risk, the style head's, and what the network does against that."""
-        styles = self.style_head(randomise(seen.vectors.detach(), "content"))
-        style_loss = nn.functional.cross_entropy(styles.float(), seen.truth)
+        styles = self.style_head(randomise(batch.vectors.detach(), "content"))
+        style_loss = nn.functional.cross_entropy(styles.float(), batch.truth)
         still = {name: p.detach() for name, p in self.style_head.named_parameters()}
-        given_away = functional_call(self.style_head, still, (randomise(seen.vectors, "content"),))
+        given_away = functional_call(self.style_head, still, (randomise(batch.vectors, "content"),))
         adversarial_loss = -given_away.float().log_softmax(1).mean()
-        loss = seen.losses.mean() + style_loss + self.config.value("weight") * adversarial_loss
+        loss = batch.losses.mean() + style_loss + self.config.value("weight") * adversarial_loss
         return {"loss": loss, "style_loss": style_loss, "adversarial_loss": adversarial_loss}
 
 
