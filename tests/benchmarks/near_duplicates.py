@@ -4,6 +4,7 @@ python tests/benchmarks/near_duplicates.py [FOLDER of images ...]
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.data.near.pairs import near_pairs
 from assay.data.near.register import LIMIT
 from assay.data.near.sketch import thumbnail
+from assay.data.synthetic.parts import PartsConfig, draw_parts
 from assay.data.walk import find_files
 
 NUM = 160
@@ -101,6 +103,16 @@ def parts(num: int) -> Iterator[np.ndarray]:
         yield np.dstack([np.clip(grey, 0, 255).astype(np.uint8)] * 3)
 
 
+def embedded_parts(num: int) -> list[np.ndarray]:
+    """Draw the synthetic parts of one design, whose grain is faint: different parts, as alike as parts can be."""
+    with tempfile.TemporaryDirectory() as place:
+        draw_parts(
+            Path(place), PartsConfig(parts_per_seen=num // 6, parts_per_unseen=1, num_views=1)
+        )
+        files = sorted(Path(place).glob("*/Connector/*.png"))
+        return [decode.read(file) for file in files]
+
+
 def folder(path: Path) -> list[np.ndarray]:
     """Read a seeded draw of a folder's images, without masks."""
     files = [
@@ -138,5 +150,6 @@ def measure(name: str, originals: list[np.ndarray]) -> dict[str, str]:
 if __name__ == "__main__":
     print(f"limit {LIMIT}")
     rows = [measure("parts in one jig, drawn", list(parts(NUM)))]
+    rows += [measure("embedded parts of one design", embedded_parts(NUM))]
     rows += [measure(Path(path).name, folder(Path(path))) for path in sys.argv[1:]]
     print(table(list(rows[0]), [list(row.values()) for row in rows]))

@@ -4,10 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
+from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.near.pairs import near_pairs, turn_of
 from assay.data.near.register import LIMIT, compare, register
 from assay.data.near.sketch import Sketch, sketch, standardise, thumbnail
+from assay.data.synthetic.parts import PartsConfig, draw_parts
 
 
 def scenes(num, seed, height=180, width=240):
@@ -96,6 +98,14 @@ def test_parts_in_one_jig_are_not_joined_but_copies_of_one_are():
     parts = [jig(seed) for seed in range(20)]
     copies = [recompressed(rotated(part, 50 * i), 75) for i, part in enumerate(parts[:8])]
     assert found(parts + copies) == {(i, 20 + i) for i in range(8)}
+
+
+def test_synthetic_parts_of_one_design_are_parts_of_their_own(tmp_path):
+    """Their grain is faint and their outline is one: a report must not call them copies."""
+    draw_parts(tmp_path, PartsConfig(parts_per_seen=11, parts_per_unseen=1, num_views=1))
+    files = sorted(tmp_path.glob("*/Connector/*.png"))
+    assert len(files) == 66
+    assert found([decode.read(file) for file in files]) == set()
 
 
 @pytest.mark.parametrize("turn", range(8))

@@ -27,18 +27,16 @@ def near_pairs(
     """
     with ThreadPoolExecutor() as pool:  # OpenCV leaves the interpreter to the others
         sketches = list(pool.map(sketch, thumbnails))
-        turns: dict[tuple[int, int], int | None] = dict.fromkeys(by_words(sketches))
-        turns |= {(i, j): turn for i, j, turn in by_signature(signatures)}
-
-        def agreement(pair: tuple[int, int]) -> float:
-            return _agreement(sketches[pair[0]], sketches[pair[1]], turns[pair])
-
-        pairs, bar = [], progress_bar(len(turns), "compare")
-        for (i, j), value in zip(turns, pool.map(agreement, turns), strict=True):
-            bar.update()
-            if value >= LIMIT:
-                pairs.append(NearPair(contents[i], contents[j], value))
-        bar.close()
+    turns: dict[tuple[int, int], int | None] = dict.fromkeys(by_words(sketches))
+    turns |= {(i, j): turn for i, j, turn in by_signature(signatures)}
+    pairs, bar = [], progress_bar(len(turns), "compare")
+    # one pair after another: its steps are so short that threads take turns at the interpreter, which halves their speed
+    for (i, j), turn in turns.items():
+        value = _agreement(sketches[i], sketches[j], turn)
+        bar.update()
+        if value >= LIMIT:
+            pairs.append(NearPair(contents[i], contents[j], value))
+    bar.close()
     return sorted(pairs)
 
 
