@@ -1,5 +1,6 @@
 """Crops of an image, whose boxes are read off images that show where each pixel stands."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,27 @@ def test_all_of_a_square_image_is_all_of_it() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     for crop in ViewInput(config).draw(ImagePyramid.of(pixels), 5)[0]:
         np.testing.assert_allclose(crop.astype(int), pixels, atol=1)
+
+
+def test_crops_are_turned_about_their_middle() -> None:
+    """A turned ramp rises in another direction, as steeply as before, about the place where the unturned crop lies."""
+    config = ViewConfig(
+        num_global=60, num_local=0, global_px=64, global_area=(0.1, 0.1), ratio=1.0, **STILL
+    )
+    turned = dataclasses.replace(config, degrees=50.0)
+    angles = []
+    for crop in ViewInput(turned).draw(ramp(240, 240), 5)[0].astype(float):
+        inner = crop[12:-12, 12:-12, 0]  # what lies within the image, whatever the turn
+        down, across = (slope.mean() for slope in np.gradient(inner))
+        angles.append(np.rad2deg(np.arctan2(-down, across)))
+        assert np.hypot(down, across) == pytest.approx(np.sqrt(0.1) * 240 / 64, abs=0.05)
+    assert max(np.abs(angles)) <= 52
+    assert min(angles) < -40
+    assert max(angles) > 40
+    first, second = (ViewInput(each).draw(ramp(240, 240), 9)[0][0] for each in (config, turned))
+    np.testing.assert_allclose(
+        first[31:33, 31:33].mean((0, 1)), second[31:33, 31:33].mean((0, 1)), atol=1
+    )
 
 
 def test_flips_are_drawn_as_often_as_asked() -> None:

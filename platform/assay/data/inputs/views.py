@@ -44,6 +44,8 @@ class ViewConfig(Settings, section="views"):
     """Probability of a horizontal flip."""
     vflip: Share = 0.0
     """Probability of a vertical flip."""
+    degrees: Annotated[float, Interval(ge=0, le=180)] = 0.0
+    """Rotation of a crop by up to this either way (degrees), for parts that lie as they fall; beyond the image its edge repeats."""
     jitter: Share = 0.8
     """Probability of changed brightness, contrast, saturation and hue."""
     grey: Share = 0.2
@@ -118,16 +120,20 @@ class ViewInput:
         blur: float,
         solarise: float,
     ) -> UInt8[np.ndarray, "s s 3"]:
-        """Cut a box of random area, ratio and place, flip it, and change its colours."""
+        """Cut a box of random area, ratio and place, turn and flip it, and change its colours."""
         config, (height, width) = self.config, pyramid.size
         share, ratio = rng.uniform(*area), exp(rng.uniform(-1, 1) * log(config.ratio))
         box = _box(height, width, share, ratio, config.ratio)
         start = rng.random(2) * ((width, height) - box)
-        steps = box / side
         flips = np.where(rng.random(2) < (config.hflip, config.vflip), -1, 1)
-        # crop pixel 0 stands at the box's near edge, or at its far one if flipped
-        first = np.where(flips > 0, start, start + box) + flips * steps / 2 - 0.5
-        matrix = np.column_stack([np.diag(flips * steps), first])
+        linear = np.diag(flips * box / side)
+        if config.degrees:  # an unturned crop draws as many numbers as it ever did
+            angle = np.deg2rad(rng.uniform(-1, 1) * config.degrees)
+            sine, cosine = np.sin(angle), np.cos(angle)
+            linear = np.array([[cosine, -sine], [sine, cosine]]) @ linear
+        # the middle of the crop is the middle of the box; pixels' centres lie half a pixel off their edges
+        middle = start + box / 2 - 0.5
+        matrix = np.column_stack([linear, middle - linear.sum(1) * (side - 1) / 2])
         crop = np.ascontiguousarray(pyramid.view(matrix, side, side, repeat_edge=True))
         seed = int(rng.integers(1 << 31))
         return change_colours(crop, config.jitter, config.grey, blur, solarise, seed)
