@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from assay.nn.self_supervised.collapse import spread_rank, uniform_divergence, usage_entropy
-from assay.nn.self_supervised.head import HeadConfig, PrototypeHead
+from assay.nn.self_supervised.head import BatchNorm, HeadConfig, PrototypeHead
 from assay.nn.self_supervised.teacher import follow
 
 HEAD = HeadConfig(num_prototypes=9, hidden=12, bottleneck=5)
@@ -42,6 +42,24 @@ def test_the_layers_are_as_many_as_asked(num_layers: int, widths: list[int]) -> 
     linear = [module for module in head.layers if isinstance(module, nn.Linear)]
     assert [linear[0].in_features, *(layer.out_features for layer in linear)] == widths
     assert len(head.layers) == 2 * num_layers - 1
+
+
+def test_hidden_layers_are_normalised_as_torch_does_it() -> None:
+    head = PrototypeHead(7, replace(HEAD, batch_norm=True))
+    norms = [module for module in head.layers if isinstance(module, BatchNorm)]
+    assert [norm.weight.numel() for norm in norms] == [12, 12]
+    assert isinstance(head.layers[-1], nn.Linear)
+    rows, theirs = torch.randn(6, 12) * 3 + 1, nn.BatchNorm1d(12)
+    for norm in (norms[0], theirs):
+        norm.weight.data, norm.bias.data = torch.linspace(1, 2, 12), torch.linspace(-1, 1, 12)
+    gradients = []
+    for norm in (norms[0], theirs):
+        inputs = rows.clone().requires_grad_()
+        outputs = norm(inputs)
+        outputs.pow(3).sum().backward()
+        gradients.append((outputs.detach(), inputs.grad, norm.weight.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 def test_lengths_are_learnt_unless_they_are_kept() -> None:

@@ -58,7 +58,9 @@ def make_task(centering: Any = "centering") -> SelfDistillation:
         image=ImageConfig(height_px=16, width_px=16),
         views=ViewConfig(global_px=16, local_px=8, num_local=1),
         model=VitConfig(backbone="32x1x8", drop_path=0.0),
-        head=HeadConfig(num_prototypes=6, hidden=8, bottleneck=4),
+        head=HeadConfig(
+            num_prototypes=6, hidden=8, bottleneck=4, batch_norm=centering == "sinkhorn_knopp"
+        ),
         loss=DistillationLossConfig(centering=centering),
     )
     images = Pixels(Store("nowhere"), [])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from assay.config import Settings
+from assay.nn.self_supervised.workers import standardise
 
 INIT_STD = 0.02
 
@@ -29,8 +30,16 @@ class HeadConfig(Settings, section="head"):
     """Width in which prototypes are compared."""
     unit_length: bool = False
     """Prototypes keep their length of 1, which is steadier on few images (DINO's norm_last_layer)."""
+    batch_norm: bool = False
+    """Hidden layers are normalised over the batch, which tells few images apart from the start (DINO's use_bn_in_head)."""
     separate: bool = False
     """Patches have a head and prototypes of their own."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        if self.num_layers > 1:
+            return {}
+        return dict.fromkeys(("hidden", "batch_norm"), "head.num-layers is 1")
 
 
 class PrototypeHead(nn.Module):
@@ -47,22 +56,38 @@ class PrototypeHead(nn.Module):
     def __init__(self, num_features: int, config: HeadConfig) -> None:
         super().__init__()
         hidden = [config.hidden] * (config.num_layers - 1)
-        widths = [num_features, *hidden, config.bottleneck]
         layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.GELU()]
-        self.layers = nn.Sequential(*layers[:-1])
+        for before, after in pairwise([num_features, *hidden]):
+            # a normalised layer has its bias after that
+            layers.append(nn.Linear(before, after, bias=not config.batch_norm))
+            layers += [BatchNorm(after), nn.GELU()] if config.batch_norm else [nn.GELU()]
+        layers.append(nn.Linear([num_features, *hidden][-1], config.bottleneck))
+        self.layers = nn.Sequential(*layers)
         self.prototypes = Prototypes(config.bottleneck, config.num_prototypes)
         self.prototypes.length.requires_grad_(not config.unit_length)
         for module in self.layers:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Return the logits of the prototypes."""
         logits: Tensor = self.prototypes(normalize(self.layers(tokens), dim=-1, eps=1e-6))
         return logits
+
+
+class BatchNorm(nn.Module):
+    """Mean and deviation that are learnt, in place of those of the batch of all workers; always of the batch, never of the past."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Normalise."""
+        return standardise(rows) * self.weight + self.bias
 
 
 class Prototypes(nn.Module):

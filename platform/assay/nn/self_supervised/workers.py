@@ -40,6 +40,18 @@ def gather_rows(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "all d"], int
     return _Sum.apply(placed), first
 
 
+def standardise(rows: Float[Tensor, "n d"], eps: float = 1e-5) -> Float[Tensor, "n d"]:
+    """Give each dimension the mean 0 and the deviation 1 over the rows of all workers (Ioffe & Szegedy 2015).
+
+    The gradient goes through mean and deviation, to all workers.
+    """
+    num = sum_over_workers(torch.tensor(float(len(rows)), device=rows.device)).clamp_min(1)
+    centred = rows - _Sum.apply(rows.sum(0)) / num
+    variance = _Sum.apply((centred * centred).sum(0)) / num
+    scaled: Tensor = centred * (variance + eps).rsqrt()
+    return scaled
+
+
 class _Sum(torch.autograd.Function):
     """A sum over workers whose gradient is summed over them too."""
 
