@@ -102,13 +102,27 @@ def fit_thresholds(predictions: pa.Table, num_classes: int, least_recall: float)
 def score(predictions: pa.Table, thresholds: Sequence[int]) -> pa.Table:
     """Add score and weight, whose mean is the micro IoU, and name score and thresholds."""
     counts = counts_of(predictions, judged_kind(predictions), thresholds).sum(1)
-    union = counts.sum(-1)
-    iou = np.divide(counts[:, 0], union, out=np.ones_like(union), where=union > 0)
+    return name_scores(predictions, "iou", thresholds, _layer_iou(counts), counts.sum(-1))
+
+
+def name_scores(
+    predictions: pa.Table,
+    name: str,
+    thresholds: Sequence[int],
+    score: Float[np.ndarray, " layers"],
+    weight: Float[np.ndarray, " layers"],
+) -> pa.Table:
+    """Add score and weight, and name the score and the thresholds that it comes from."""
     names = [name for name in predictions.column_names if name not in ("score", "weight")]
-    table = predictions.select(names).append_column("score", pa.array(iou))
-    table = table.append_column("weight", pa.array(union))
-    notes = {b"score": b"iou", b"thresholds": json.dumps(list(thresholds)).encode()}
+    table = predictions.select(names).append_column("score", pa.array(score))
+    table = table.append_column("weight", pa.array(weight))
+    notes = {b"score": name.encode(), b"thresholds": json.dumps(list(thresholds)).encode()}
     return table.replace_schema_metadata((predictions.schema.metadata or {}) | notes)
+
+
+def _layer_iou(counts: Float[np.ndarray, "layers 3"]) -> Float[np.ndarray, " layers"]:
+    union = counts.sum(-1)
+    return np.divide(counts[:, 0], union, out=np.ones_like(union), where=union > 0)
 
 
 def thresholds_of(predictions: pa.Table) -> list[int]:
@@ -166,11 +180,11 @@ def _measures(
     counts = counts_of(rows, kind, thresholds)
     hits, alarms, missed = counts.sum(1).T
     estimates = {
-        "pixel_precision": _share_of_sums(hits, hits + alarms, group),
+        "pixel_precision": share_of_sums(hits, hits + alarms, group),
         "prevalence": _prevalence(rows, kind, len(classes), group),
-        "pixel_recall": _share_of_sums(hits, hits + missed, group),
-        "pixel_f1": _share_of_sums(2 * hits, 2 * hits + alarms + missed, group),
-        "layer_iou": interval(rows["score"].to_numpy(), group),
+        "pixel_recall": share_of_sums(hits, hits + missed, group),
+        "pixel_f1": share_of_sums(2 * hits, 2 * hits + alarms + missed, group),
+        "layer_iou": interval(_layer_iou(counts.sum(1)), group),
     }
     for other in kinds_of(rows):
         if other != kind:
@@ -189,7 +203,7 @@ def _measures(
 def _prevalence(rows: pa.Table, kind: str, num_classes: int, group: np.ndarray) -> Estimate:
     """Measure the share of pixels that lie in a mask of any class."""
     pixels = _column(rows, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(-1)
-    return _share_of_sums(pixels[:, :, 1].sum(1), pixels[:, 0].sum(1), group)
+    return share_of_sums(pixels[:, :, 1].sum(1), pixels[:, 0].sum(1), group)
 
 
 def _component_measures(
@@ -198,11 +212,11 @@ def _component_measures(
     num, hits, alarms = _component_counts(rows, kind, thresholds)
     estimates = {}
     if num.any():
-        estimates["component_recall"] = _share_of_sums(hits.sum(1), num.sum(1), group)
+        estimates["component_recall"] = share_of_sums(hits.sum(1), num.sum(1), group)
     for i, name in enumerate(SIZE_NAMES):
         if num[:, i].any():
             key = f"component_recall_{name.replace(' ', '_')}"
-            estimates[key] = _share_of_sums(hits[:, i], num[:, i], group)
+            estimates[key] = share_of_sums(hits[:, i], num[:, i], group)
     clean = num.sum(1) == 0
     if clean.any():
         estimates["false_alarms_per_clean_layer"] = interval(
@@ -230,7 +244,8 @@ def _component_counts(
     return num.sum(1), hits[:, each, :, at].sum(0), alarms[:, each, at].sum(1)
 
 
-def _share_of_sums(part: np.ndarray, whole: np.ndarray, group: np.ndarray) -> Estimate:
+def share_of_sums(part: np.ndarray, whole: np.ndarray, group: np.ndarray) -> Estimate:
+    """Estimate a share of what is summed over layers; 1 where there is nothing to share."""
     return interval_of(np.stack([part, whole], axis=1), group, _share, mass=whole[:, None])
 
 
@@ -241,7 +256,7 @@ def _share(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
 
 
 def _iou(counts: Float[np.ndarray, "layers 3"], group: np.ndarray) -> Estimate:
-    return _share_of_sums(counts[:, 0], counts.sum(1), group)
+    return share_of_sums(counts[:, 0], counts.sum(1), group)
 
 
 def _by_level(
@@ -300,7 +315,7 @@ def _size_figure(rows: pa.Table, name: str, thresholds: Sequence[int]) -> Figure
     if not len(present):
         return None
     group = rows["group"].to_numpy()
-    estimates = [_share_of_sums(hits[:, i], num[:, i], group) for i in present]
+    estimates = [share_of_sums(hits[:, i], num[:, i], group) for i in present]
     sizes = ", ".join(f"{int(num[:, i].sum())} of {SIZE_NAMES[i]}" for i in present)
     return Figure(
         title=f"Defects found by size, {name}",

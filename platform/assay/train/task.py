@@ -263,6 +263,9 @@ class Task(nn.Module):
         """Return bounds of logged scalars beyond which a run is stopped or warned of."""
         return ()
 
+    def begin(self, rows: np.ndarray) -> None:
+        """Do what is done once with the rows of train before the first update, on every worker alike."""
+
     def after_step(self, progress: float) -> None:
         """Do what follows each update (EMA and the like)."""
 
