@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from assay.bundle import seal
 from assay.bundle.bundle import KINDS, Bundle
@@ -33,9 +34,11 @@ from assay.data.split import Split, draw_split
 from assay.experiment import resources
 from assay.experiment.options import parse
 from assay.metrics.decide import Decision
+from assay.nn.blocks import recompute
 from assay.nn.optim import build_optimizer
 from assay.serve.contract import View
 from assay.train import checkpoint
+from assay.train.accumulate import parts_of
 from assay.train.loop import Loop, load_best
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Batch, BatchRows, Task, TaskConfig
@@ -45,6 +48,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "tasks").glob("*.py"))
 SYSTEMS = sorted((ROOT / "tests" / "systems").glob("*.py"))
 """A toy of each kind of input: with domains, a second label, masks beside labels, alternating phases."""
+COUPLED: set[str] = set()
+"""Tasks whose losses compare the images of a batch."""
 SIZES = {"train": 8, "val": 5}
 """Images taken of each set; of every test set 3."""
 
@@ -324,14 +329,46 @@ def test_a_checkpoint_gives_back_model_and_optimiser(system, tmp_path):
     batch = system.batch(system.split.rows("train"), train=True)
     whole = Step(0, 0, batch["row"], np.arange(len(batch["row"])), len(batch["row"]))
     for _ in range(2):
-        saved._update(whole, batch)
+        saved._update(whole, parts_of(batch, 1), None)
     path = checkpoint.save(tmp_path, 2, saved.wrapped, saved.optimizer, {"step": 2})
     assert checkpoint.load(path, loaded.wrapped, loaded.optimizer) == {"step": 2}
     loaded.position.step = 2
     for loop in loops:
-        loop._update(whole, batch)
+        loop._update(whole, parts_of(batch, 1), None)
     for name, tensor in saved.task.state_dict().items():
         assert torch.equal(loaded.task.state_dict()[name], tensor), name
+
+
+def learnt(loop: Loop, batch: Batch, num: int) -> list[torch.Tensor]:
+    """The gradients of a batch in so many parts, late in a run, over all phases."""
+    loop.wrapped.train()
+    torch.manual_seed(0)
+    for phase in loop.task.phases:
+        loop._learn(parts_of(batch, num), None, 0.9, phase, 1.0)
+    return [p.grad for p in loop.task.parameters() if p.grad is not None]
+
+
+def test_a_batch_in_parts_teaches_what_it_teaches_whole(system, tmp_path):
+    """Twice four images as eight at once, where no image is normalised by or compared with others."""
+    loops = [system.loop(tmp_path / name) for name in ("whole", "parts")]
+    norms = [m for m in loops[0].task.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms or system.source.name in COUPLED:
+        pytest.skip("images of a batch depend on each other")
+    batch = system.batch(system.split.rows("train"), train=True)
+    pairs = zip(learnt(loops[0], batch, 1), learnt(loops[1], batch, 2), strict=True)
+    for whole, parts in pairs:
+        assert torch.allclose(parts, whole, rtol=1e-3, atol=1e-5 * max(whole.abs().max(), 1))
+
+
+def test_recomputed_blocks_teach_the_same(system, tmp_path):
+    loops = [system.loop(tmp_path / name) for name in ("kept", "recomputed")]
+    if not recompute(loops[1].task):
+        pytest.skip("no repeated blocks")
+    batch = system.batch(system.split.rows("train")[:4], train=True)
+    pairs = zip(learnt(loops[0], batch, 1), learnt(loops[1], batch, 1), strict=True)
+    assert all(torch.equal(kept, again) for kept, again in pairs)
+    kept, again = (loop.task.state_dict() for loop in loops)
+    assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
 
 
 @pytest.mark.parametrize("stop", [1, 3])

@@ -30,7 +30,16 @@ toy = sys.modules[TASK.__module__]
 config_of, loop_of = toy.make_config, toy.make_loop
 STEPS = 20
 """Updates of the toy's default run: 4 epochs of 21 rows in batches of 5, 5, 5, 5 and 1."""
-MEASURED = {"time", "samples_per_s", "data_wait", "step_s", "epoch_s", "val_s", "memory_mb"}
+PARTS = {f"{part}_s" for part in ("wait", "forward", "backward", "update")}
+MEASURED = PARTS | {
+    "time",
+    "samples_per_s",
+    "data_wait",
+    "step_s",
+    "epoch_s",
+    "val_s",
+    "memory_mb",
+}
 
 
 def work(folder: Path, config, change=lambda stream: stream, every: int = 0):
@@ -341,7 +350,15 @@ def test_bf16_trains_on_a_cpu_in_bf16(tmp_path):
 
 def test_metrics_hold_every_documented_field_and_no_other(straight):
     common = {"kind", "step", "epoch", "time"}
-    trained = {"loss", "extra", "lr", "grad_norm", "samples_per_s", "data_wait", "memory_mb"}
+    trained = PARTS | {
+        "loss",
+        "extra",
+        "lr",
+        "grad_norm",
+        "samples_per_s",
+        "data_wait",
+        "memory_mb",
+    }
     kinds = {
         "start": common | {"total", "threads"},
         "step": common | trained | {"step_s"},

@@ -5,6 +5,7 @@ the patches cut there; an aggregator makes one answer of them. A task gives pres
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ from assay.nn.topk import (
 )
 from assay.nn.weights import find_weights
 from assay.train.classification import Classification, batch_rows, share_right
+from assay.train.cutting import Begun, Cut, PatchCutter
 from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, doubt_constants
 
@@ -107,6 +109,9 @@ class PatchClassification(Classification):
         super().__init__(config, dataset)
         model = config.model
         self.grid = grid_side(model.trunk, config.patches.overview_px)
+        self.cutter = PatchCutter()
+        self._begun: deque[tuple[Batch, np.ndarray, Begun]] = deque(maxlen=2)
+        """Cuts of this batch and the next."""
         self.scorer: nn.Module = nn.Identity()
         if model.mode == "dps":
             self.scorer = Scorer(model.trunk, model.norm, model.scorer_weights)
@@ -265,13 +270,40 @@ class PatchClassification(Classification):
 
     def cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
         """Return normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
-        corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
-        corners = corners.reshape(*cells.shape, 2)
-        canvases = [self._canvas(batch, i) for i in range(len(cells))]
-        pixels = self.device_cache.cut(batch["row"], canvases, corners, cells >= 0, self.device)
-        moved = pixels.permute(0, 1, 4, 2, 3)
+        with self.stopwatch.part("cut"):
+            begun = self._take_begun(batch, cells) or self._begin(batch, cells)
+            pixels = self.cutter.finish(begun, self.device)
+        moved, corners = pixels.permute(0, 1, 4, 2, 3), begun.cut.corners
         is_cell = torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
         return self._shown(moved, batch, corners, 1.0) * is_cell
+
+    def _begin(self, batch: Batch, cells: np.ndarray) -> Begun:
+        corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
+        canvases = [self._canvas(batch, i) for i in range(len(cells))]
+        cut = Cut(batch["row"], canvases, corners.reshape(*cells.shape, 2), cells >= 0)
+        return self.cutter.begin(cut, self.device)
+
+    def _take_begun(self, batch: Batch, cells: np.ndarray) -> Begun | None:
+        for i, (its_batch, its_cells, begun) in enumerate(self._begun):
+            if its_batch is batch and np.array_equal(its_cells, cells):
+                del self._begun[i]
+                return begun
+        return None
+
+    def hold(self, rows: np.ndarray) -> None:
+        """Cut the patches of these rows on the device."""
+        self.cutter = PatchCutter(rows.tolist())
+
+    def ahead(self, batch: Batch, progress: float) -> None:
+        """Begin to cut the patches of a training batch that are random or fixed; what the scorer will choose is not known yet."""
+        model = self.config.model
+        if model.mode in ("grid", "all"):
+            cells = self.choose(batch)
+        elif model.mode == "random" or (model.mode == "dps" and progress < model.warmup):
+            cells = batch["random_cells"]
+        else:
+            return
+        self._begun.append((batch, cells, self._begin(batch, cells)))
 
     def _shown(self, pixels: Tensor, batch: Batch, corners: np.ndarray, ratio: float) -> Tensor:
         """Normalise pixels (b n 3 h w) by their image, the last thing done to them; blanks are 0 then.

@@ -34,7 +34,7 @@ from assay.nn.weights import pretrained_config
 from assay.shapes import Int64, UInt64
 from assay.space import Float, Space
 from assay.train.monitor import Limit
-from assay.train.tier import DeviceCache
+from assay.train.stopwatch import Stopwatch
 
 Batch = dict[str, np.ndarray]
 
@@ -152,7 +152,7 @@ class Task(nn.Module):
         self.config, self.dataset, self.pixels = config, dataset, dataset.pixels
         self.classes = list(dataset.classes if classes is None else classes)
         self.phases: tuple[str, ...] = ("main",)
-        self.device_cache = DeviceCache()
+        self.stopwatch = Stopwatch()
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
@@ -195,6 +195,12 @@ class Task(nn.Module):
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Compute what is differentiable: `loss` (mean over the batch) and scalars worth logging."""
         raise NotImplementedError
+
+    def hold(self, rows: np.ndarray) -> None:
+        """Keep these rows' images on the device from now on, for a task that cuts patches of them."""
+
+    def ahead(self, batch: Batch, progress: float) -> None:
+        """Begin on the host, while other batches are learnt from, what `forward` will need of this one whatever the weights."""
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Predict columns of the predictions table, `logits` among them; deterministic."""

@@ -132,7 +132,7 @@ def test_the_white_level_has_tables_of_its_own(tmp_path):
     path = tmp_path / "image.pixels"
     write_entry(path, ImagePyramid.of(deep))
     for white in (4095, 2047):
-        entry = replace(open_entry(path), white=White(value=white, clips=True))
+        entry = replace(open_entry(path), white=White(value=float(white), clips=True))
         shown = entry.uint8(deep)
         np.testing.assert_array_equal(entry.cut(*CUT), equalise(shown, 3.0, 8)[5:61, 3:40])
 

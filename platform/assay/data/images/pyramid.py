@@ -146,14 +146,15 @@ class ImagePyramid:
             return window
 
         if clahe is None:
-            inside = self._read(level)(first_x, first_y, stop_x, stop_y)
+            inside = self.reader(level)(first_x, first_y, stop_x, stop_y)
         else:
             region = first_x, first_y, stop_x, stop_y
-            inside = self.tables(level, clahe).region(self._read(level), *region)
+            inside = self.tables(level, clahe).region(self.reader(level), *region)
         window[first_y - y0 : stop_y - y0, first_x - x0 : stop_x - x0] = inside
         return window
 
-    def _read(self, level: int) -> Read:
+    def reader(self, level: int) -> Read:
+        """Return what reads boxes of a level in 8 bits."""
         pixels = self.levels[level]
 
         def read(x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "rows columns 3"]:
@@ -171,7 +172,7 @@ class ImagePyramid:
                 # the white level decides what is read of more than 8 bits
                 name = f"{self.path.name}.clahe-{clahe.clip_limit:g}-{clahe.grid}-{level}-{self.scale:g}"
                 kept = self.path.with_name(name)
-                tables = Tables.kept(kept, self._read(level), height, width, clahe)
+                tables = Tables.kept(kept, self.reader(level), height, width, clahe)
             self._tables[level, clahe] = tables
         return self._tables[level, clahe]
 
