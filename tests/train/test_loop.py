@@ -483,6 +483,41 @@ def test_predictions_come_from_the_best_weights_not_the_last(tmp_path, monkeypat
     assert np.array_equal(np.array(table["logits"].to_pylist()[:7], np.float32), expected)
 
 
+def test_the_table_is_computed_in_float32_whatever_training_computes_in(tmp_path):
+    config = config_of(train={"precision": "bf16"})
+    work(tmp_path, config)
+    loop = loop_of(tmp_path / "again", config)
+    load_best(loop.task, tmp_path)
+    looked_at = loop.val.predict()["logits"]
+    with torch.no_grad():
+        parts = [loop.task.predict(batch)["logits"] for batch in loop.stream(loop.val.steps, False)]
+    exact = torch.cat(parts).numpy()
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    assert np.array_equal(np.array(table["logits"].to_pylist()[:7], np.float32), exact)
+    assert not np.array_equal(looked_at, exact)
+
+
+def test_a_task_that_works_ahead_is_shown_each_next_batch(tmp_path):
+    shown, learnt = [], []
+
+    class Ahead(TASK):
+        def ahead(self, batch, progress):
+            shown.append(id(batch))
+
+        def forward(self, batch, progress, phase="main"):
+            learnt.append((id(batch), len(shown)))
+            return super().forward(batch, progress, phase)
+
+    held = []
+    job = toy.make_job(tmp_path, config_of(train={"epochs": 1}))
+    stream = toy.changed(job.stream(), lambda i, batch: held.append(batch) or batch)
+    loop = loop_of(tmp_path, config_of(train={"epochs": 1}), Ahead, stream)
+    loop.fit()
+    ids = [id(batch) for batch in held]
+    assert shown == ids[1:]
+    assert learnt == [(own, min(i + 1, len(ids) - 1)) for i, own in enumerate(ids)]
+
+
 def test_waiting_for_data_is_measured(tmp_path):
     def slow(index: int, batch):
         time.sleep(0.05)
@@ -504,9 +539,15 @@ def test_waiting_for_data_is_measured(tmp_path):
         shares[name] = np.median([line["data_wait"] for line in lines_of(folder, "step")])
         (epoch,) = lines_of(folder, "epoch")
         shares[f"{name}, epoch"] = epoch["data_wait"]
+        steps = lines_of(folder, "step")
+        explained = sum(line[part] for line in steps for part in PARTS)
+        whole = sum(line["step_s"] for line in steps)
+        shares[f"{name}, explained"] = explained / whole
     # on a machine that others use too, what else a step does takes time as well
     assert shares["data"] > shares["model"] + 0.3
     assert shares["data, epoch"] > shares["model, epoch"] + 0.3
+    assert 0.8 < shares["model, explained"] <= 1
+    assert 0.8 < shares["data, explained"] <= 1
 
 
 @pytest.mark.parametrize("name", ["train", "val"])

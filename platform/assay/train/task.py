@@ -214,6 +214,10 @@ class Task(nn.Module):
         """Return the predicted columns of a row that follow from a bundle's answer for its image."""
         raise NotImplementedError
 
+    def golden(self, row: int) -> dict[str, float] | None:
+        """Compute the golden output that the bundle must repeat for a row's image; None where it follows from the predicted table."""
+        return None
+
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the graphs to ship into `folder`; returns the bundle's input pipeline.
 
