@@ -48,8 +48,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "tasks").glob("*.py"))
 SYSTEMS = sorted((ROOT / "tests" / "systems").glob("*.py"))
 """A toy of each kind of input: with domains, a second label, masks beside labels, alternating phases."""
-COUPLED: set[str] = set()
-"""Tasks whose losses compare the images of a batch."""
+COUPLED = {"pretrain", "vectors", "masks"}
+"""Tasks whose losses compare the images of a batch, or sum over all of them."""
 SIZES = {"train": 8, "val": 5}
 """Images taken of each set; of every test set 3."""
 

@@ -23,7 +23,8 @@ from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
 from assay.train.batches import Stream, batches
 from assay.train.loop import Loop, TrainState, load_best
-from assay.train.predict import Predictor
+from assay.train.memory import memory_faults
+from assay.train.predict import Predictor, world
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 from assay.train.tier import Tier
@@ -95,19 +96,21 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     if job.tier == "device":
         task.hold(rows["train"])
+    size, (_, workers) = config.train.batch_size, world()
     try:
-        loop = Loop(
-            task,
-            wrapped,
-            rows,
-            stream,
-            job.folder,
-            telemetry,
-            heartbeat,
-            job.checkpoint_steps,
-            job.accumulate,
-        )
-        position = loop.fit()
+        with memory_faults(device, size, workers, job.accumulate, job.recompute):
+            loop = Loop(
+                task,
+                wrapped,
+                rows,
+                stream,
+                job.folder,
+                telemetry,
+                heartbeat,
+                job.checkpoint_steps,
+                job.accumulate,
+            )
+            position = loop.fit()
         if rank == 0:
             measured = {name: float(num) for name, num in costs.items()}
             Run(job.folder).note(measured=measured | {"train_s": position.seconds})
