@@ -218,4 +218,4 @@ def _remedy(provider: Provider) -> str:
     """Say how to come by a provider: each build of onnxruntime is a package of the same files."""
     packages = {"cuda": "onnxruntime-gpu", "openvino": "onnxruntime-openvino"}
     package = packages.get(provider, "onnxruntime")
-    return f"give `pip uninstall -y onnxruntime` and `pip install {package}`"
+    return f"give `pip uninstall -y onnxruntime && pip install {package}`"
