@@ -498,7 +498,7 @@ def test_a_provider_that_is_not_there_is_named(sealed):
 
 
 def test_gpus_are_not_reserved_for_an_onnxruntime_that_uses_none(monkeypatch):
-    refuse_idle_gpus(0)
+    refuse_idle_gpus(0.0)
     with pytest.raises(BundleError, match=r"--app.gpus is 0.5.* pip install onnxruntime-gpu"):
         refuse_idle_gpus(0.5)
     present = [PROVIDERS["cuda"], PROVIDERS["cpu"]]

@@ -179,6 +179,29 @@ def test_a_training_step_is_the_same_from_every_tier(
         assert torch.equal(steps[tier][1], steps["disk"][1])
 
 
+def test_patches_begun_ahead_are_those_that_would_be_cut(pixels: Pixels) -> None:
+    task_class = load_task(SOURCE)
+    demo: Any = task_class.presets()["demo"]
+    sizes = PatchConfig(image_px=96, overview_px=32, patch_px=16, clahe_clip=3.0, clahe_grid=4)
+    config = replace(demo, patches=sizes)
+    column = Column.of(["a", "b", "a", "b"])
+    dataset = Dataset(column.values, column.codes, (), column, {}, {}, np.arange(4), pixels)
+    task: Any = task_class(config, dataset).train()
+    samples = BatchRows(np.arange(4), np.arange(4, dtype=np.uint64), True)
+    batch, other = (task_class.prepare(config, dataset, samples) for _ in range(2))
+    expected = task.forward(batch, 0.1)["loss"]
+    task.ahead(other, 0.1)
+    task.ahead(batch, 0.1)
+    begun = [item[0] for item in task._begun]
+    assert [begun[0] is other, begun[1] is batch] == [True, True]
+    assert torch.equal(task.forward(batch, 0.1)["loss"], expected)
+    assert [item[0] is other for item in task._begun] == [True]  # the next batch's wait
+    task._begun.clear()
+    task.ahead(batch, 0.9)  # the scorer has not decided yet
+    assert not task._begun
+    assert task.stopwatch.lap()["cut"] > 0
+
+
 NEED = {"memory": 40, "device": 30}
 
 
