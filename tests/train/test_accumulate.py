@@ -1,6 +1,7 @@
 """A batch in parts: which rows, and the same update."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,7 @@ def test_every_row_is_in_one_part(size, num):
 
 
 def trained(folder, accumulate):
-    job = toy.make_job(folder, toy.make_config())
-    object.__setattr__(job, "accumulate", accumulate)
+    job = replace(toy.make_job(folder, toy.make_config()), accumulate=accumulate)
     work(job, job.stream())
     return load_file(folder / "best" / "weights.safetensors")
 

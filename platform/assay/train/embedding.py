@@ -110,7 +110,7 @@ class Embedding(Task):
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Predict embeddings."""
-        return {"embedding": self.embed(torch.from_numpy(batch["image"]).to(self.device))}
+        return {"embedding": self.embed(self.to_device(batch["image"]))}
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
         """Return the embedding, as a bundle's answer has it."""

@@ -185,7 +185,7 @@ class PatchClassification(Classification):
         logits, _ = self.aggregator(sets)
         together = self.row_losses(logits, truth.repeat_interleave(len(sets) // len(truth)))
         scores = self.scores(batch) if self.config.model.mode == "dps" else None
-        alone = self._alone(features, torch.from_numpy(cells).to(self.device), scores, truth)
+        alone = self._alone(features, self.to_device(cells), scores, truth)
         return {"loss": together.mean() + alone, "train_accuracy": share_right(logits, truth)}
 
     def _select_mixed(
@@ -262,7 +262,7 @@ class PatchClassification(Classification):
 
     def scores(self, batch: Batch) -> Tensor:
         """Score the cells (b d) of each image's grid."""
-        overviews = torch.from_numpy(batch["overview"]).to(self.device).permute(0, 3, 1, 2)
+        overviews = self.to_device(batch["overview"]).permute(0, 3, 1, 2)
         ratio = self.config.patches.overview_px / self.config.patches.image_px
         images = self._shown(overviews[:, None], batch, np.zeros((len(overviews), 1, 2)), ratio)
         scores: Tensor = self.scorer(images[:, 0]).flatten(1).float()
@@ -274,7 +274,7 @@ class PatchClassification(Classification):
             begun = self._take_begun(batch, cells) or self._begin(batch, cells)
             pixels = self.cutter.finish(begun, self.device)
         moved, corners = pixels.permute(0, 1, 4, 2, 3), begun.cut.corners
-        is_cell = torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+        is_cell = self.to_device(cells >= 0)[:, :, None, None, None]
         return self._shown(moved, batch, corners, 1.0) * is_cell
 
     def _begin(self, batch: Batch, cells: np.ndarray) -> Begun:
@@ -315,16 +315,14 @@ class PatchClassification(Classification):
             ratio: Its pixels per canvas pixel.
         """
         shape = (-1, 1, 3, 1, 1)
-        mean, std = (
-            torch.from_numpy(batch[name]).to(self.device).view(shape) for name in ("mean", "std")
-        )
+        mean, std = (self.to_device(batch[name]).view(shape) for name in ("mean", "std"))
         shown = torch.addcmul(-mean / (std + EPS), pixels.float(), 1 / (255 * (std + EPS)))
         if "blank" not in batch:
             return shown
         sizes, blank = self.config.patches, batch["blank"]
         boxes = cell_corners(blank.ravel(), self.grid, sizes).reshape(len(blank), 1, -1, 2)
         mask = blank_mask(boxes - corners[:, :, None], sizes.patch_px, ratio, pixels.shape[-1])
-        return shown * torch.from_numpy(~mask).to(self.device)[:, :, None]
+        return shown * self.to_device(~mask)[:, :, None]
 
     def _canvas(self, batch: Batch, i: int) -> Canvas:
         change = augment.IDENTITY
@@ -364,7 +362,7 @@ class PatchClassification(Classification):
             return features
 
         def attend(features: np.ndarray) -> np.ndarray:
-            tensor = torch.from_numpy(features).to(self.device)
+            tensor = self.to_device(features)
             attn: np.ndarray = self._attend(tensor).cpu().numpy()
             return attn
 

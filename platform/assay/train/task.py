@@ -290,6 +290,13 @@ class Task(nn.Module):
         """Share of the run before which a look at val without improvement does not count for patience."""
         return 0.0
 
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """Copy an array to the device; to CUDA from pinned memory, which the host does not wait for."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
