@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from assay.bundle import seal
 from assay.bundle.bundle import KINDS, Bundle
@@ -33,9 +34,11 @@ from assay.data.split import Split, draw_split
 from assay.experiment import resources
 from assay.experiment.options import parse
 from assay.metrics.decide import Decision
+from assay.nn.blocks import recompute
 from assay.nn.optim import build_optimizer
 from assay.serve.contract import View
 from assay.train import checkpoint
+from assay.train.accumulate import parts_of
 from assay.train.loop import Loop, load_best
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Batch, BatchRows, Task, TaskConfig
@@ -45,6 +48,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "tasks").glob("*.py"))
 SYSTEMS = sorted((ROOT / "tests" / "systems").glob("*.py"))
 """A toy of each kind of input: with domains, a second label, masks beside labels, alternating phases."""
+COUPLED = {"pretrain", "vectors", "masks"}
+"""Tasks whose losses compare the images of a batch, or sum over all of them."""
 SIZES = {"train": 8, "val": 5}
 """Images taken of each set; of every test set 3."""
 
@@ -113,7 +118,8 @@ def system(request, tmp_path_factory) -> System:
     storage = tmp_path_factory.mktemp(source.name)
     task = load_task(source)
     smoke = task.presets()["smoke"]
-    brief = replace(smoke.train, epochs=2, batch_size=4, eval_batch_size=3)
+    num_epochs = min(smoke.train.epochs, 2)  # none: what is learnt is learnt before the first
+    brief = replace(smoke.train, epochs=num_epochs, batch_size=4, eval_batch_size=3)
     config = replace(smoke, train=brief)
     manifest = task.manifest(config, storage)
     drawn = draw_split(manifest, config.split)
@@ -127,6 +133,14 @@ def system(request, tmp_path_factory) -> System:
                 Store(str(storage / "store")).build(keys[row], Path(manifest.files[keys[row]]))
     pixels = Pixels(Store(str(storage / "store")), manifest.column("content"), manifest.masks)
     return System(source, task, config, manifest, Split(sets, {}), pixels)
+
+
+@pytest.fixture
+def learner(system) -> System:
+    """A system that learns by updates."""
+    if not system.config.train.epochs:
+        pytest.skip("what it learns, it learns before the first update")
+    return system
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +184,10 @@ def shipped(system, best, tmp_path_factory) -> Path:
         decision=DECISION if decides else None,
         thresholds=None if decides else [30] * len(best.classes),
     )
-    seal.seal(folder, card, Path(golden_image(system)))
+    with torch.no_grad():
+        expected = best.golden(int(system.split.rows("val")[0]))
+    assert decides == (expected is None)  # of classes it follows from the table
+    seal.seal(folder, card, Path(golden_image(system)), expected)
     return folder
 
 
@@ -246,12 +263,12 @@ def test_prepare_depends_on_the_key_and_on_no_batch(system, train):
         assert np.array_equal(again[name], values), name
         assert np.array_equal(np.concatenate([b[name] for b in alone]), values), name
     other = system.batch(rows, train, first_entry=100)
-    if train:
+    if train and system.config.train.epochs:
         changed = [name for name in together if not np.array_equal(other[name], together[name])]
         assert set(changed) - {"key"}
 
 
-def test_the_loss_falls_on_a_few_images(system):
+def test_the_loss_falls_on_a_few_images(learner, system):
     task = system.model().train()
     optimizer = build_optimizer(task, system.config.optim, task.param_groups(0.0))
     batch = system.batch(system.split.rows("train"), train=True)
@@ -268,7 +285,7 @@ def test_the_loss_falls_on_a_few_images(system):
     assert losses[-1] < 0.6 * losses[0], losses
 
 
-def test_gradients_reach_every_trained_parameter(system):
+def test_gradients_reach_every_trained_parameter(learner, system):
     task = system.model().train()
     batch = system.batch(system.split.rows("train"), train=True)
     for progress in (0.0, 0.9):
@@ -317,25 +334,57 @@ def test_the_table_holds_what_the_best_weights_say(system, trained, best):
         assert np.allclose(np.array(table[name].to_pylist()), values, atol=1e-4), name
 
 
-def test_a_checkpoint_gives_back_model_and_optimiser(system, tmp_path):
+def test_a_checkpoint_gives_back_model_and_optimiser(learner, system, tmp_path):
     """One step further, both stand at the same weights."""
     loops = [system.loop(tmp_path / name) for name in ("saved", "loaded")]
     saved, loaded = loops
     batch = system.batch(system.split.rows("train"), train=True)
     whole = Step(0, 0, batch["row"], np.arange(len(batch["row"])), len(batch["row"]))
     for _ in range(2):
-        saved._update(whole, batch)
+        saved._update(whole, parts_of(batch, 1), None)
     path = checkpoint.save(tmp_path, 2, saved.wrapped, saved.optimizer, {"step": 2})
     assert checkpoint.load(path, loaded.wrapped, loaded.optimizer) == {"step": 2}
     loaded.position.step = 2
     for loop in loops:
-        loop._update(whole, batch)
+        loop._update(whole, parts_of(batch, 1), None)
     for name, tensor in saved.task.state_dict().items():
         assert torch.equal(loaded.task.state_dict()[name], tensor), name
 
 
+def learnt(loop: Loop, batch: Batch, num: int) -> list[torch.Tensor]:
+    """The gradients of a batch in so many parts, late in a run, over all phases."""
+    loop.wrapped.train()
+    torch.manual_seed(0)
+    for phase in loop.task.phases:
+        loop._learn(parts_of(batch, num), None, 0.9, phase, 1.0)
+    return [p.grad for p in loop.task.parameters() if p.grad is not None]
+
+
+def test_a_batch_in_parts_teaches_what_it_teaches_whole(learner, system, tmp_path):
+    """Twice four images as eight at once, where no image is normalised by or compared with others."""
+    loops = [system.loop(tmp_path / name) for name in ("whole", "parts")]
+    norms = [m for m in loops[0].task.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms or system.source.name in COUPLED:
+        pytest.skip("images of a batch depend on each other")
+    batch = system.batch(system.split.rows("train"), train=True)
+    pairs = zip(learnt(loops[0], batch, 1), learnt(loops[1], batch, 2), strict=True)
+    for whole, parts in pairs:
+        assert torch.allclose(parts, whole, rtol=1e-3, atol=1e-5 * max(whole.abs().max(), 1))
+
+
+def test_recomputed_blocks_teach_the_same(learner, system, tmp_path):
+    loops = [system.loop(tmp_path / name) for name in ("kept", "recomputed")]
+    if not recompute(loops[1].task):
+        pytest.skip("no repeated blocks")
+    batch = system.batch(system.split.rows("train")[:4], train=True)
+    pairs = zip(learnt(loops[0], batch, 1), learnt(loops[1], batch, 1), strict=True)
+    assert all(torch.equal(kept, again) for kept, again in pairs)
+    kept, again = (loop.task.state_dict() for loop in loops)
+    assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
+
+
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_equals_one_never_stopped(system, trained, tmp_path, stop):
+def test_a_resumed_run_equals_one_never_stopped(learner, system, trained, tmp_path, stop):
     """Stopped by a stream that breaks off, early and late."""
     job = system.job(tmp_path / "stopped")
     served = job.stream()

@@ -19,6 +19,7 @@ try:
         Shaped,
         UInt8,
         UInt16,
+        UInt32,
         UInt64,
     )
 except ModuleNotFoundError:
@@ -28,7 +29,7 @@ except ModuleNotFoundError:
             return Any
 
     Bool = Float = Float32 = Float64 = Int = Int32 = Int64 = Real = _Unchecked  # type: ignore
-    Shaped = UInt8 = UInt16 = UInt64 = _Unchecked  # type: ignore
+    Shaped = UInt8 = UInt16 = UInt32 = UInt64 = _Unchecked  # type: ignore
 
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "Shaped",
     "UInt8",
     "UInt16",
+    "UInt32",
     "UInt64",
 ]

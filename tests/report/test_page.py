@@ -655,3 +655,14 @@ def test_text_can_be_read_in_light_and_dark(theme):
         assert contrast(colours["ink"], shaded) >= 4.5, cell
     for line in ("s0", "s1", "s2", "s3", "s4", "s5"):
         assert contrast(colours[line], colours["paper"]) >= 3, line
+
+
+def test_time_is_shared_out_among_the_parts_of_an_update():
+    parts = {"wait_s": 0.5, "cut_s": 1.0, "forward_s": 1.5, "backward_s": 4.0, "update_s": 2.0}
+    steps = [{"step": i, "step_s": 10.0} | parts for i in (1, 2)]
+    *_, figure = charts.curves({"step": steps, "val": [], "epoch": []}, "accuracy")
+    (shares,) = figure.series.values()
+    assert dict(zip(shares.x, shares.y, strict=True)) == pytest.approx(
+        {"wait": 0.05, "cut": 0.1, "forward": 0.15, "backward": 0.4, "update": 0.2, "other": 0.1}
+    )
+    assert "2 updates of 10 s" in figure.caption

@@ -20,16 +20,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
-from assay.data.order import steps_of
+from assay.data.order import Step, steps_of
 from assay.data.split import Split
 from assay.errors import RunError
+from assay.nn.blocks import recompute
 from assay.runs.folder import Run
+from assay.train.accumulate import parts_of
 from assay.train.loop import Loop, load_best
 from assay.train.monitor import Limit
 from assay.train.predict import Predictor
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Task
+from assay.train.task import BatchRows, Task
 from assay.train.worker import _wrap
 from assay.train.worker import work as train_to_the_end
 
@@ -43,9 +47,10 @@ STOPS = (2, 6)
 TOLERANCE = 1e-5
 
 
-def work(folder: Path, strategy: str = "ddp", stop: int | None = None) -> None:
+def work(folder: Path, strategy: str = "ddp", stop: int | None = None, accumulate: int = 1) -> None:
     """One run of this worker, to its end or to a planted one after a step with a checkpoint."""
     job = toy.make_job(folder, CONFIG, strategy, checkpoint_steps=stop or 0)
+    job = replace(job, accumulate=accumulate)
     stream = job.stream() if stop is None else toy.stopping(job.stream(), stop)
     try:
         train_to_the_end(job, stream)
@@ -143,6 +148,51 @@ def told_to(rank: int, folder: Path) -> None:
     (folder / f"told-{rank}.json").write_text(json.dumps(told))
 
 
+class Block(nn.Module):
+    """A linear layer beside a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return x + self.layer(x).tanh()
+
+
+class Deep(TASK):
+    """Two repeated blocks behind the body."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.body.append(nn.Sequential(Block(), Block()))
+
+
+def gradients_of_blocks(rank: int, folder: Path) -> None:
+    """Write the weights after an update of blocks that are sharded one by one, recomputed and learnt in parts."""
+    job = toy.make_job(folder / f"deep-{rank}", CONFIG)
+    torch.manual_seed(0)
+    task = Deep(CONFIG, job.dataset)
+    assert recompute(task) == 2
+    wrapped = _wrap(task, "fsdp", torch.device("cpu"))
+    blocks = [module for module in task.modules() if isinstance(module, Block)]
+    assert all(isinstance(block, FSDPModule) for block in blocks)
+    np.savez(folder / f"deep-{rank}.npz", **updated(task, wrapped, rank, 2))
+
+
+def updated(task: Task, wrapped: nn.Module, rank: int, num: int) -> dict[str, np.ndarray]:
+    """The whole weights after one update on eight rows, of which two workers have four each."""
+    rows = np.arange(8)[4 * rank : 4 * rank + 4] if dist.is_initialized() else np.arange(8)
+    batch = task.prepare(CONFIG, task.dataset, BatchRows(rows, rows.astype(np.uint64), False))
+    step = Step(0, 0, rows, rows, 8)
+    sets = {"train": np.arange(8), "val": np.arange(8)}
+    stream = toy.make_job(Path(task.pixels.store.address), CONFIG).stream()
+    loop = Loop(task, wrapped, sets, stream, Path(task.pixels.store.address))
+    loop._update(step, parts_of(batch, num), None)
+    options = StateDictOptions(full_state_dict=True)
+    state = get_model_state_dict(wrapped, options=options)
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
 def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -154,6 +204,9 @@ def worker(rank: int, folder: Path) -> None:
         work(folder / "judged")
         sharded_predict(folder / "sharded")
         told_to(rank, folder)
+        for strategy in ("ddp", "fsdp"):
+            work(folder / f"{strategy}-parts", strategy, accumulate=2)
+        gradients_of_blocks(rank, folder)
         for strategy in ("ddp", "fsdp"):
             for stop in STOPS:
                 work(folder / f"{strategy}-{stop}", strategy, stop)
@@ -230,9 +283,19 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert np.abs(gap).max() < 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_train_like_one(folder, strategy):
-    assert_same_run(folder / "one", folder / strategy)
+@pytest.mark.parametrize("run", ["ddp", "fsdp", "ddp-parts", "fsdp-parts"])
+def test_two_workers_train_like_one(folder, run):
+    assert_same_run(folder / "one", folder / run)
+
+
+def test_sharded_blocks_learn_like_whole_ones(folder, tmp_path):
+    torch.manual_seed(0)
+    task = Deep(CONFIG, toy.make_job(tmp_path, CONFIG).dataset)
+    expected = updated(task, task, 0, 1)
+    found = np.load(folder / "deep-0.npz")  # gathered on the first worker
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert np.allclose(found[name], values, atol=TOLERANCE), name
 
 
 def test_two_workers_share_every_batch_and_pad_without_weight(folder):

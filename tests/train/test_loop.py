@@ -30,7 +30,16 @@ toy = sys.modules[TASK.__module__]
 config_of, loop_of = toy.make_config, toy.make_loop
 STEPS = 20
 """Updates of the toy's default run: 4 epochs of 21 rows in batches of 5, 5, 5, 5 and 1."""
-MEASURED = {"time", "samples_per_s", "data_wait", "step_s", "epoch_s", "val_s", "memory_mb"}
+PARTS = {f"{part}_s" for part in ("wait", "forward", "backward", "update")}
+MEASURED = PARTS | {
+    "time",
+    "samples_per_s",
+    "data_wait",
+    "step_s",
+    "epoch_s",
+    "val_s",
+    "memory_mb",
+}
 
 
 def work(folder: Path, config, change=lambda stream: stream, every: int = 0):
@@ -341,7 +350,15 @@ def test_bf16_trains_on_a_cpu_in_bf16(tmp_path):
 
 def test_metrics_hold_every_documented_field_and_no_other(straight):
     common = {"kind", "step", "epoch", "time"}
-    trained = {"loss", "extra", "lr", "grad_norm", "samples_per_s", "data_wait", "memory_mb"}
+    trained = PARTS | {
+        "loss",
+        "extra",
+        "lr",
+        "grad_norm",
+        "samples_per_s",
+        "data_wait",
+        "memory_mb",
+    }
     kinds = {
         "start": common | {"total", "threads"},
         "step": common | trained | {"step_s"},
@@ -466,6 +483,41 @@ def test_predictions_come_from_the_best_weights_not_the_last(tmp_path, monkeypat
     assert np.array_equal(np.array(table["logits"].to_pylist()[:7], np.float32), expected)
 
 
+def test_the_table_is_computed_in_float32_whatever_training_computes_in(tmp_path):
+    config = config_of(train={"precision": "bf16"})
+    work(tmp_path, config)
+    loop = loop_of(tmp_path / "again", config)
+    load_best(loop.task, tmp_path)
+    looked_at = loop.val.predict()["logits"]
+    with torch.no_grad():
+        parts = [loop.task.predict(batch)["logits"] for batch in loop.stream(loop.val.steps, False)]
+    exact = torch.cat(parts).numpy()
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    assert np.array_equal(np.array(table["logits"].to_pylist()[:7], np.float32), exact)
+    assert not np.array_equal(looked_at, exact)
+
+
+def test_a_task_that_works_ahead_is_shown_each_next_batch(tmp_path):
+    shown, learnt = [], []
+
+    class Ahead(TASK):
+        def ahead(self, batch, progress):
+            shown.append(id(batch))
+
+        def forward(self, batch, progress, phase="main"):
+            learnt.append((id(batch), len(shown)))
+            return super().forward(batch, progress, phase)
+
+    held = []
+    job = toy.make_job(tmp_path, config_of(train={"epochs": 1}))
+    stream = toy.changed(job.stream(), lambda i, batch: held.append(batch) or batch)
+    loop = loop_of(tmp_path, config_of(train={"epochs": 1}), Ahead, stream)
+    loop.fit()
+    ids = [id(batch) for batch in held]
+    assert shown == ids[1:]
+    assert learnt == [(own, min(i + 1, len(ids) - 1)) for i, own in enumerate(ids)]
+
+
 def test_waiting_for_data_is_measured(tmp_path):
     def slow(index: int, batch):
         time.sleep(0.05)
@@ -487,9 +539,15 @@ def test_waiting_for_data_is_measured(tmp_path):
         shares[name] = np.median([line["data_wait"] for line in lines_of(folder, "step")])
         (epoch,) = lines_of(folder, "epoch")
         shares[f"{name}, epoch"] = epoch["data_wait"]
+        steps = lines_of(folder, "step")
+        explained = sum(line[part] for line in steps for part in PARTS)
+        whole = sum(line["step_s"] for line in steps)
+        shares[f"{name}, explained"] = explained / whole
     # on a machine that others use too, what else a step does takes time as well
     assert shares["data"] > shares["model"] + 0.3
     assert shares["data, epoch"] > shares["model, epoch"] + 0.3
+    assert 0.8 < shares["model, explained"] <= 1
+    assert 0.8 < shares["data, explained"] <= 1
 
 
 @pytest.mark.parametrize("name", ["train", "val"])

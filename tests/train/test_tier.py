@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from assay.data.dataset import Column, Dataset
 from assay.data.images.affine import compose
+from assay.data.images.clahe import Clahe
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
@@ -21,10 +22,12 @@ from assay.data.inputs.augment import IDENTITY, Augment, AugmentConfig, draw_aug
 from assay.data.inputs.patches import Canvas, PatchConfig
 from assay.errors import ResourceError
 from assay.train import tier as module
+from assay.train.cutting import Cut, PatchCutter
+from assay.train.device_images import equalise
 from assay.train.recipes import reference_recipes
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows
-from assay.train.tier import DeviceCache, choose_tier, fit_tier
+from assay.train.tier import choose_tier, fit_tier
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
 PRESETS = {name: recipe.augment for name, recipe in reference_recipes().items()}
@@ -32,6 +35,9 @@ CPU = torch.device("cpu")
 RNG = np.random.default_rng(3)
 SHAPES = [(200, 200), (120, 200), (200, 90), (300, 260)]
 ENTRIES = [ImagePyramid.of(RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in SHAPES]
+SMOOTH = [
+    ImagePyramid.of(cv2.GaussianBlur(np.asarray(entry.levels[0]), (0, 0), 2)) for entry in ENTRIES
+]
 DEEP = ImagePyramid.of(RNG.integers(0, 65536, (200, 200, 3), dtype=np.uint16))
 PADDED = PatchConfig(image_px=200, overview_px=50, patch_px=24, clahe_clip=0.0, fit="pad")
 
@@ -41,6 +47,10 @@ def flipped(x: float, y: float, dx: float, dy: float) -> Augment:
     flips = np.array([[x, 0.0, 199 * (x < 0)], [0.0, y, 199 * (y < 0)]])
     shift = np.array([[1.0, 0.0, dx], [0.0, 1.0, dy]])
     return replace(IDENTITY, matrix=compose(flips, shift))
+
+
+def cut(cutter: PatchCutter, *arrays: Any) -> torch.Tensor:
+    return cutter.finish(cutter.begin(Cut(*arrays), CPU), CPU)
 
 
 SIGNS = st.sampled_from([-1.0, 1.0])
@@ -55,9 +65,9 @@ def test_copies_on_the_device_are_the_hosts_to_the_byte(x, y, dx, dy, seed):
     corners = rng.integers(-60, 240, (len(canvases), 6, 2))
     is_cell = rng.random((len(canvases), 6)) < 0.7
     is_cell[:, 0] = True
-    device_cache = DeviceCache(range(len(canvases)))
-    patches = device_cache.cut(np.arange(len(canvases)), canvases, corners, is_cell, CPU).numpy()
-    assert sorted(device_cache.images) == list(range(len(canvases)))
+    cutter = PatchCutter(range(len(canvases)))
+    patches = cut(cutter, np.arange(len(canvases)), canvases, corners, is_cell).numpy()
+    assert sorted(cutter.device_images.levels) == [(row, 0) for row in range(len(canvases))]
     for i, canvas in enumerate(canvases):
         np.testing.assert_array_equal(
             patches[i, is_cell[i]], canvas.patches(corners[i, is_cell[i]])
@@ -71,29 +81,55 @@ def test_copies_on_the_device_are_the_hosts_to_the_byte(x, y, dx, dy, seed):
     [PADDED, replace(PADDED, fit="scale"), replace(PADDED, clahe_clip=3.0, clahe_grid=8)],
     ids=["pad", "scale", "equalised"],
 )
-def test_whatever_is_drawn_tiers_agree(preset: str, sizes: PatchConfig) -> None:
+def test_whatever_is_drawn_the_device_gives_what_the_host_gives(
+    preset: str, sizes: PatchConfig
+) -> None:
     config = PRESETS.get(preset, AugmentConfig(hflip=0.5, vflip=0.5))
     rng = np.random.default_rng(0)
-    rows = np.arange(len(ENTRIES) * 8)
-    entries = [ENTRIES[row % len(ENTRIES)] for row in rows]
+    rows = np.arange(len(SMOOTH) * 8)
+    entries = [SMOOTH[row % len(SMOOTH)] for row in rows]
     canvases = [Canvas(e, sizes, draw_augment(config, 200, rng)) for e in entries]
     corners = rng.integers(-12, 190, (len(rows), 5, 2))
     is_cell = rng.random((len(rows), 5)) < 0.8
-    device_cache = DeviceCache(rows.tolist())
-    patches = device_cache.cut(rows, canvases, corners, is_cell, CPU)
-    assert torch.equal(patches, DeviceCache().cut(rows, canvases, corners, is_cell, CPU))
-    assert bool(device_cache.images) == (preset not in ("main", "dinov3") and not sizes.clahe_clip)
+    cutter = PatchCutter(rows.tolist())
+    on_device = cut(cutter, rows, canvases, corners, is_cell).int()
+    by_host = cut(PatchCutter(), rows, canvases, corners, is_cell).int()
+    gaps = (on_device - by_host).abs()
+    assert gaps.max() <= 2
+    assert gaps.float().mean() < 0.05
+    assert {row for row, _ in cutter.device_images.levels} == set(rows.tolist())
+    assert by_host.max() > 100
+
+
+def test_noise_is_drawn_by_the_host() -> None:
+    change = replace(IDENTITY, noise="gaussian", noise_strength=0.1)
+    canvases = [Canvas(SMOOTH[0], PADDED, change)]
+    arrays = np.arange(1), canvases, np.full((1, 2, 2), 10), np.ones((1, 2), bool)
+    cutter = PatchCutter([0])
+    assert torch.equal(cut(cutter, *arrays), cut(PatchCutter(), *arrays))
+    assert not cutter.device_images.levels
+
+
+@pytest.mark.parametrize(("height", "width", "grid"), [(120, 200, 8), (61, 45, 7)])
+def test_a_level_is_equalised_on_the_device_as_on_the_host(
+    height: int, width: int, grid: int
+) -> None:
+    image = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    entry, clahe = ImagePyramid.of(image), Clahe(3.0, grid)
+    whole = entry.cut((0, 0, width, height), 0, clahe)  # makes all tables
+    on_device = equalise(torch.from_numpy(image), entry.tables(0, clahe))
+    np.testing.assert_array_equal(on_device.numpy(), whole)
 
 
 def test_only_rows_to_be_trained_on_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    device_cache = DeviceCache([1])
+    cutter = PatchCutter([1])
     canvases = [Canvas(ENTRIES[0], PADDED), Canvas(ENTRIES[3], PADDED)]
     corners, is_cell = np.full((2, 2, 2), 10), np.ones((2, 2), bool)
-    first = device_cache.cut(np.arange(2), canvases, corners, is_cell, CPU)
-    assert list(device_cache.images) == [1]
+    first = cut(cutter, np.arange(2), canvases, corners, is_cell)
+    assert list(cutter.device_images.levels) == [(1, 0)]
     # from now on row 1 needs neither store nor host
     canvases[1].entry = replace(ENTRIES[3], levels=[np.zeros_like(v) for v in ENTRIES[3].levels])
-    assert torch.equal(device_cache.cut(np.arange(2), canvases, corners, is_cell, CPU), first)
+    assert torch.equal(cut(cutter, np.arange(2), canvases, corners, is_cell), first)
     assert first[1].any()
 
 
@@ -127,18 +163,43 @@ def test_a_training_step_is_the_same_from_every_tier(
             column.values, column.codes, (), column, {}, {}, np.arange(4), tier_pixels
         )
         task: Any = task_class(config, dataset)
-        task.device_cache = DeviceCache([0, 1, 2] if tier == "device" else [])
+        if tier == "device":
+            task.hold(np.arange(3))
         samples = BatchRows(np.arange(4), np.arange(4, dtype=np.uint64), True)
         batch = task_class.prepare(config, dataset, samples)
         task.forward(batch, 0.8)["loss"].backward()
         gradients = [p.grad for p in task.parameters() if p.grad is not None]
         steps[tier] = (batch, torch.cat([gradient.flatten() for gradient in gradients]))
-        assert sorted(task.device_cache.images) == ([0, 1, 2] if tier == "device" else [])
+        held = {row for row, _ in task.cutter.device_images.levels}
+        assert held == ({0, 1, 2} if tier == "device" else set())
     assert len(list((tmp_path / "assay-copies").rglob("*.pixels"))) == 4
     for tier in ("memory", "device"):
         for name, values in steps["disk"][0].items():
             np.testing.assert_array_equal(steps[tier][0][name], values)
         assert torch.equal(steps[tier][1], steps["disk"][1])
+
+
+def test_patches_begun_ahead_are_those_that_would_be_cut(pixels: Pixels) -> None:
+    task_class = load_task(SOURCE)
+    demo: Any = task_class.presets()["demo"]
+    sizes = PatchConfig(image_px=96, overview_px=32, patch_px=16, clahe_clip=3.0, clahe_grid=4)
+    config = replace(demo, patches=sizes)
+    column = Column.of(["a", "b", "a", "b"])
+    dataset = Dataset(column.values, column.codes, (), column, {}, {}, np.arange(4), pixels)
+    task: Any = task_class(config, dataset).train()
+    samples = BatchRows(np.arange(4), np.arange(4, dtype=np.uint64), True)
+    batch, other = (task_class.prepare(config, dataset, samples) for _ in range(2))
+    expected = task.forward(batch, 0.1)["loss"]
+    task.ahead(other, 0.1)
+    task.ahead(batch, 0.1)
+    begun = [item[0] for item in task._begun]
+    assert [begun[0] is other, begun[1] is batch] == [True, True]
+    assert torch.equal(task.forward(batch, 0.1)["loss"], expected)
+    assert [item[0] is other for item in task._begun] == [True]  # the next batch's wait
+    task._begun.clear()
+    task.ahead(batch, 0.9)  # the scorer has not decided yet
+    assert not task._begun
+    assert task.stopwatch.lap()["cut"] > 0
 
 
 NEED = {"memory": 40, "device": 30}

@@ -196,7 +196,26 @@ def _providers(provider: Provider) -> list[str]:
     present = onnxruntime.get_available_providers()
     if provider != "auto" and PROVIDERS[provider] not in present:
         raise BundleError(
-            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(present)}; install its build for {provider}, or leave the provider to auto."
+            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(present)}; {_remedy(provider)}, or leave the provider to auto."
         )
     wanted = PROVIDERS if provider == "auto" else dict.fromkeys((provider, "cpu"))
     return [PROVIDERS[name] for name in wanted if PROVIDERS[name] in present]
+
+
+def refuse_idle_gpus(gpus: float) -> None:
+    """Refuse to reserve GPUs for an onnxruntime that uses none.
+
+    Raises:
+        BundleError: GPUs are asked for, and this onnxruntime has no provider for CUDA.
+    """
+    if gpus and PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        raise BundleError(
+            f"--app.gpus is {gpus:g} and this onnxruntime computes on CPUs alone, so that nothing would use a GPU; {_remedy('cuda')} on each node, or leave --app.gpus 0."
+        )
+
+
+def _remedy(provider: Provider) -> str:
+    """Say how to come by a provider: each build of onnxruntime is a package of the same files."""
+    packages = {"cuda": "onnxruntime-gpu", "openvino": "onnxruntime-openvino"}
+    package = packages.get(provider, "onnxruntime")
+    return f"give `pip uninstall -y onnxruntime && pip install {package}`"

@@ -22,6 +22,19 @@ GOLDEN_CELLS = 8
 """A mask's golden output are mean probabilities in so many cells along each side."""
 
 
+def coarse_probs(
+    classes: Sequence[str], levels: UInt8[np.ndarray, "classes h w"]
+) -> dict[str, float]:
+    """Return mean probabilities in the cells of a coarse grid; a pixel at a threshold does not sway them."""
+    probs = level_probs().astype(np.float32)[levels]
+    size = (GOLDEN_CELLS, GOLDEN_CELLS)
+    means: dict[str, float] = {}
+    for name, prob in zip(classes, probs, strict=True):
+        coarse = cv2.resize(prob, size, interpolation=cv2.INTER_AREA).ravel()
+        means |= {f"{name} {i}": float(mean) for i, mean in enumerate(coarse)}
+    return means
+
+
 @dataclass(frozen=True)
 class Defect:
     """One component of a mask."""
@@ -56,14 +69,8 @@ class MaskAnswer:
         ]
 
     def golden(self) -> dict[str, float]:
-        """Return mean probabilities in the cells of a coarse grid; a pixel at a threshold does not sway them."""
-        probs = level_probs().astype(np.float32)[self.levels]
-        size = (GOLDEN_CELLS, GOLDEN_CELLS)
-        means: dict[str, float] = {}
-        for name, prob in zip(self.classes, probs, strict=True):
-            coarse = cv2.resize(prob, size, interpolation=cv2.INTER_AREA).ravel()
-            means |= {f"{name} {i}": float(mean) for i, mean in enumerate(coarse)}
-        return means
+        """Return mean probabilities in the cells of a coarse grid."""
+        return coarse_probs(self.classes, self.levels)
 
     def form(self, mask: str, explain: bool = False) -> dict[str, Any]:
         """Return plain values that go over the wire; `mask`: png, rle or none."""

@@ -35,7 +35,11 @@ class Resources(Settings):
     cache: str = ""
     """Folder on each node for copies of what is read from the store, such as a local disk or /dev/shm; none: only of an URI, below ~/.cache."""
     tier: Tier = "auto"
-    """Where pixels are held: disk (the store or copies of it), memory (copies in each node's /dev/shm, which stay for the next run), device (also in the accelerator's memory, from which patches that are whole pixels of the image are cut, not checked on hardware yet); auto: what half of would do, memory for an URI only."""
+    """Where pixels are held: disk (the store or copies of it), memory (copies in each node's /dev/shm, which stay for the next run), device (also in the accelerator's memory, equalised, from which patches are cut, turned and rescaled there, not checked on hardware yet); auto: what half of would do, memory for an URI only."""
+    accumulate: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
+    """Parts of a worker's share of each batch that are learnt from in turn, so that the memory need hold one; the update is the same, but for batch norm and losses that compare the images of a batch."""
+    recompute: bool = False
+    """Keep the input of each block of the networks alone, and compute the rest again in the backward pass: less memory, about a third more time."""
     checkpoint_steps: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
     """Updates between two checkpoints besides those at each look at val; 0: none besides."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()

@@ -217,6 +217,8 @@ def _begin(
         resources.track,
         judged,
         resources.checkpoint_steps,
+        accumulate=resources.accumulate,
+        recompute=resources.recompute,
     )
 
 

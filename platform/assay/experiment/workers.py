@@ -114,8 +114,7 @@ def _worker(settings: dict[str, Any]) -> None:
     from assay.experiment.stream import ray_stream
 
     job = _settled(settings["job"], settings["tier"])
-    if job.device == "cpu":
-        torch.set_num_threads(settings["threads"] or _share_of_node())
+    torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()
     stream = ray_stream(job.source, config, job.dataset)
     work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)))

@@ -28,8 +28,31 @@ def curves(metrics: Mapping[str, list[Line]], select: str) -> list[Figure]:
         _val_curve(metrics["val"], select),
         _pooled("Learning rate", "lr", steps),
         _pooled("Share of time waiting for data", "data_wait", steps, [0.0, 1.0]),
+        _parts(steps),
     ]
     return [figure for figure in figures if figure is not None]
+
+
+def _parts(lines: list[Line]) -> Figure | None:
+    """Draw the share of each named part in the time of all updates, and what none of them explains."""
+    timed = [line for line in lines if line.get("step_s") is not None]
+    whole = sum(float(line["step_s"]) for line in timed)
+    spent = {
+        part: sum(float(line.get(f"{part}_s") or 0.0) for line in timed)
+        for part in ("wait", "cut", "forward", "backward", "update")
+    }
+    if not whole or not any(spent.values()):
+        return None
+    rest = max(whole - sum(spent.values()), 0.0)
+    shares = {part: seconds / whole for part, seconds in (spent | {"other": rest}).items()}
+    return Figure(
+        title="Where the time of an update goes",
+        kind="bar",
+        x="share of the time",
+        x_range=[0.0, 1.0],
+        series={"share": Series(x=list(shares), y=list(shares.values()))},
+        caption=f"n = {len(timed)} updates of {whole / len(timed):.3g} s. wait: for data; cut: for patches; update: optimiser.",
+    )
 
 
 def _pooled(

@@ -12,6 +12,9 @@ One schema for every line of metrics.jsonl (absent fields were not measured, nul
     accuracy, nll of val                val_s      seconds (val)
     samples_per_s global                data_wait  share of the time spent waiting for data (0..1)
     step_s        seconds (step)        epoch_s    seconds since the epoch or the launch began
+    wait_s, cut_s, forward_s, backward_s, update_s  parts of these that do not overlap: waiting for
+                  data; for patches that are cut; computing without that; clipping, optimiser and
+                  what follows each update
     memory_mb     peak resident memory of rank 0, or of its CUDA device (step, epoch)
     text          the sentence of a monitor (warning)
     time          seconds since 1970

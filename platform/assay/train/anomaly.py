@@ -89,7 +89,7 @@ class Anomaly(MaskTask):
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Tensor]:
         for row in rows:
-            yield torch.from_numpy(np.stack(self._tiles_of(row))).to(self.device)
+            yield self.to_device(np.stack(self._tiles_of(row)))
 
     def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, and features averaged over each tile."""

@@ -120,16 +120,14 @@ class Classification(Task):
 
     def normalised(self, batch: Batch) -> Tensor:
         """Return images (n 3 h w) less their mean, over their deviation, on the model's device."""
-        image, mean, std = (
-            torch.from_numpy(batch[name]).to(self.device) for name in ("image", "mean", "std")
-        )
+        image, mean, std = (self.to_device(batch[name]) for name in ("image", "mean", "std"))
         scaled = image.float() / 255 - mean[:, None, None]
         normalised: Tensor = (scaled / (std[:, None, None] + EPS)).permute(0, 3, 1, 2)
         return normalised
 
     def truth(self, batch: Batch) -> Tensor:
         """Return the classes of a batch, on the model's device."""
-        return torch.from_numpy(batch["truth"]).to(self.device)
+        return self.to_device(batch["truth"])
 
     @property
     def label_smoothing(self) -> float:

@@ -190,7 +190,7 @@ class DomainClassification(Classification):
         return domain_doubts(self.classes, data.truth, self.domain, data.group, data.train)
 
     def _codes(self, column: Column, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(column.codes[rows].astype(np.int64)).to(self.device)
+        return self.to_device(column.codes[rows].astype(np.int64))
 
     @classmethod
     def order(cls, config: Any, dataset: Dataset, rows: np.ndarray, epoch: int) -> list[np.ndarray]:

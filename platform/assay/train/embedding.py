@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from assay.bundle.embed import EmbeddingAnswer
 from assay.config import to_dict
 from assay.data.dataset import Dataset
 from assay.data.inputs.image import ImageConfig, ImageInput
@@ -109,11 +110,17 @@ class Embedding(Task):
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Predict embeddings."""
-        return {"embedding": self.embed(torch.from_numpy(batch["image"]).to(self.device))}
+        return {"embedding": self.embed(self.to_device(batch["image"]))}
 
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
         """Return the embedding, as a bundle's answer has it."""
         return {"embedding": answer.embedding}
+
+    def golden(self, row: int) -> dict[str, float]:
+        """Return the embedding of a row's image at unit length."""
+        samples = BatchRows(np.array([row]), np.zeros(1, np.uint64), False)
+        columns = self.predict(self.prepare(self.config, self.dataset, samples))
+        return EmbeddingAnswer(columns["embedding"][0].float().cpu().numpy()).golden()
 
     def validate(self, columns: Batch) -> dict[str, float]:
         """Score val by its neighbours in other groups; without labels by finding the other images of a group."""

@@ -100,7 +100,7 @@ class FeatureDistillation(Embedding):
 
     def losses(self, batch: Batch, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
         """Compare the student's projection with the teacher's features of each view."""
-        views = torch.from_numpy(batch["global"]).to(self.device)
+        views = self.to_device(batch["global"])
         crops = views.transpose(0, 1).flatten(0, 1)
         features = self.backbone(crops)
         with torch.no_grad():

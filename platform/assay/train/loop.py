@@ -8,7 +8,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from assay.files import reading, replacing
 from assay.nn.optim import Multiplier, build_optimizer, set_rates
 from assay.runs.telemetry import Telemetry
 from assay.train import checkpoint
+from assay.train.accumulate import Part, gradients_wait, parts_of
 from assay.train.batches import Stream
 from assay.train.monitor import Monitor, MonitorState, check_repeat
 from assay.train.predict import Predictor, autocast, world
@@ -69,6 +71,7 @@ class Loop:
         telemetry: rank 0's metrics, None on other ranks.
         heartbeat: called after each look at val with the run's position.
         checkpoint_steps: updates between checkpoints besides those at each look at val; 0: none.
+        accumulate: parts of a worker's share of each batch that are learnt from in turn.
 
     Raises:
         ConfigError: train or val is empty, nothing is left to train, or fp16 without CUDA.
@@ -84,10 +87,12 @@ class Loop:
         telemetry: Telemetry | None = None,
         heartbeat: Callable[[TrainState], None] = lambda position: None,
         checkpoint_steps: int = 0,
+        accumulate: int = 1,
     ) -> None:
         self.task, self.wrapped, self.rows = task, wrapped, rows
         self.stream, self.folder, self.telemetry = stream, folder, telemetry
         self.heartbeat, self.checkpoint_steps = heartbeat, checkpoint_steps
+        self.accumulate, self.stopwatch = accumulate, task.stopwatch
         for name in ("train", "val"):
             if not len(rows[name]):
                 raise ConfigError(
@@ -148,7 +153,6 @@ class Loop:
 
     def _train(self) -> None:
         remaining = self._remaining()
-        stream = self.stream(remaining, train=True)
         if self.telemetry is not None:
             self.telemetry.log(
                 "start",
@@ -158,15 +162,15 @@ class Loop:
                 threads=torch.get_num_threads(),
             )
         clock = epoch_clock = time.perf_counter()
-        waited_epoch, served = 0.0, 0
-        for step in remaining:
-            batch = next(stream)
-            waited = time.perf_counter() - clock
-            scalars = self._update(step, batch)
-            seconds = time.perf_counter() - clock
+        served, spent = 0, Counter[str]()
+        self.stopwatch.lap()
+        for step, parts, following in self._batches(remaining):
+            scalars = self._update(step, parts, following)
+            seconds, parts_s = time.perf_counter() - clock, self.stopwatch.lap()
             clock = time.perf_counter()
-            waited_epoch, served = waited_epoch + waited, served + step.num_global
-            self._log_step(step, scalars, seconds, waited / seconds)
+            served += step.num_global
+            spent.update(parts_s)
+            self._log_step(step, scalars, seconds, parts_s)
             for name, value in scalars.items():
                 total, num = self.position.sums.get(name, (0.0, 0.0))
                 self.position.sums[name] = [total + value, num + 1]
@@ -175,10 +179,11 @@ class Loop:
                 (step.epoch + 1, 0) if last else (step.epoch, step.index + 1)
             )
             if last:
-                self._log_epoch(step, served, time.perf_counter() - epoch_clock, waited_epoch)
+                self._log_epoch(step, served, time.perf_counter() - epoch_clock, spent)
                 self.position.sums = {}
                 saved = self._end_epoch(step.epoch)
-                waited_epoch, served = 0.0, 0
+                served, spent = 0, Counter[str]()
+                self.stopwatch.lap()  # what val took is a figure of its own
                 clock = epoch_clock = time.perf_counter()
                 if self.position.done:
                     break
@@ -187,7 +192,22 @@ class Loop:
                 self._save()
                 clock = time.perf_counter()
 
-    def _update(self, step: Step, batch: Batch) -> dict[str, float]:
+    def _batches(self, steps: Sequence[Step]) -> Iterator[tuple[Step, list[Part], Batch | None]]:
+        """Give each step with its batch in parts, and, to a task that works ahead, the first part of the next."""
+        stream = self.stream(steps, train=True)
+        works_ahead = type(self.task).ahead is not Task.ahead
+        following: list[Part] | None = None
+        for index, step in enumerate(steps):
+            with self.stopwatch.part("wait"):
+                parts = following or parts_of(next(stream), self.accumulate)
+                following = None
+                if works_ahead and index + 1 < len(steps):
+                    following = parts_of(next(stream), self.accumulate)
+            yield step, parts, following[0].batch if following else None
+
+    def _update(
+        self, step: Step, parts: Sequence[Part], following: Batch | None
+    ) -> dict[str, float]:
         """Update the weights once; scalars are this worker's, weighted by its share."""
         progress = self.position.step / max(self.total, 1)
         prefixes = self.task.param_groups(progress)
@@ -201,20 +221,54 @@ class Loop:
         scalars: dict[str, float] = {}
         for phase in self.task.phases:
             self.optimizer.zero_grad(set_to_none=True)
-            with autocast(self.config.precision, self.task.device):
-                outputs = self.wrapped(batch, progress, phase)
-            self.monitor.check_graph(outputs, phase)
-            loss = outputs["loss"] * weight
-            self.scaler.scale(loss).backward()
-            losses += float(loss.detach()) / self.world_size
-            norm = math.hypot(norm, self._apply(prefixes))
-            scalars |= {k: float(v.detach()) for k, v in outputs.items() if k != "loss"}
-        loss_of_all, limited = self._over_workers(losses, scalars, weight / self.world_size)
-        scaled = self.scaler.is_enabled()
-        self.monitor.check_update(self.position.step + 1, loss_of_all, norm, scaled, limited)
-        self.task.after_step(progress)
+            loss, of_phase = self._learn(parts, following, progress, phase, weight)
+            losses += loss / self.world_size
+            with self.stopwatch.part("update"):
+                norm = math.hypot(norm, self._apply(prefixes))
+            scalars |= of_phase
+        with self.stopwatch.part("update"):
+            loss_of_all, limited = self._over_workers(losses, scalars, weight / self.world_size)
+            scaled = self.scaler.is_enabled()
+            self.monitor.check_update(self.position.step + 1, loss_of_all, norm, scaled, limited)
+            self.task.after_step(progress)
         self.position.step += 1
         return {"loss": loss_of_all, **scalars, "lr": lr, "grad_norm": norm}
+
+    def _learn(
+        self,
+        parts: Sequence[Part],
+        following: Batch | None,
+        progress: float,
+        phase: str,
+        weight: float,
+    ) -> tuple[float, dict[str, float]]:
+        """Add up the gradients of a batch's parts; return its loss and scalars."""
+        losses, sums = 0.0, dict[str, tuple[float, float]]()
+        batches = [part.batch for part in parts]
+        upcoming = [*batches[1:], following]
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with self.stopwatch.part("forward"), autocast(self.config.precision, self.task.device):
+                ahead = upcoming[index]
+                if ahead is not None:
+                    self.task.ahead(ahead, progress)
+                with gradients_wait(self.wrapped, not last):
+                    outputs = self.wrapped(part.batch, progress, phase)
+            self.monitor.check_graph(outputs, phase)
+            with self.stopwatch.part("backward"), gradients_wait(self.wrapped, not last):
+                loss = outputs["loss"] * (weight * part.share)
+                self.scaler.scale(loss).backward()
+                losses += float(loss.detach())
+            for name, value in outputs.items():
+                if name != "loss":
+                    total, share = sums.get(name, (0.0, 0.0))
+                    mean = float(value.detach())
+                    # of a part without a sample nothing is said
+                    sums[name] = (
+                        total + (mean * part.share if part.share else 0.0),
+                        share + part.share,
+                    )
+        return losses, {name: total / share for name, (total, share) in sums.items() if share}
 
     def _apply(self, prefixes: Mapping[str, Multiplier]) -> float:
         """Clip, skip what is not finite or frozen, and update; returns the gradient norm."""
@@ -249,7 +303,9 @@ class Loop:
         pairs = zip(self.monitor.limited, sums[1::2], sums[2::2], strict=True)
         return sums[0], {name: value / part for name, value, part in pairs if part}
 
-    def _log_step(self, step: Step, scalars: dict[str, float], seconds: float, wait: float) -> None:
+    def _log_step(
+        self, step: Step, scalars: dict[str, float], seconds: float, parts: Mapping[str, float]
+    ) -> None:
         if self.telemetry is not None:
             rate = step.num_global / seconds
             self.telemetry.log(
@@ -259,11 +315,14 @@ class Loop:
                 **scalars,
                 samples_per_s=rate,
                 step_s=seconds,
-                data_wait=wait,
+                data_wait=parts["wait"] / seconds,
+                **{f"{name}_s": spent for name, spent in parts.items()},
                 memory_mb=memory_mb(),
             )
 
-    def _log_epoch(self, step: Step, served: int, seconds: float, waited: float) -> None:
+    def _log_epoch(
+        self, step: Step, served: int, seconds: float, parts: Mapping[str, float]
+    ) -> None:
         """Log means over the whole epoch; times and rates since this launch began."""
         if self.telemetry is not None:
             means = {name: total / num for name, (total, num) in self.position.sums.items()}
@@ -274,7 +333,8 @@ class Loop:
                 **means,
                 epoch_s=seconds,
                 samples_per_s=served / seconds,
-                data_wait=waited / seconds,
+                data_wait=parts["wait"] / seconds,
+                **{f"{name}_s": spent for name, spent in parts.items()},
                 memory_mb=memory_mb(),
             )
 

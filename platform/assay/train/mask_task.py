@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.bundle.quantize import QuantizeConfig
+from assay.bundle.segment import coarse_probs
 from assay.config import to_dict
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
@@ -74,7 +75,7 @@ class MaskTask(Task):
         """Return levels (classes h w) of every pixel of a row's image."""
 
         def network(normalised: np.ndarray) -> np.ndarray:
-            logits = self.logits(torch.from_numpy(normalised).to(self.device))
+            logits = self.logits(self.to_device(normalised))
             array: np.ndarray = logits.float().cpu().numpy()
             return array
 
@@ -109,6 +110,10 @@ class MaskTask(Task):
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
         """Count pixels by level, as a bundle's answer has them."""
         return self._counts_of(answer.levels, row, pixel_columns)
+
+    def golden(self, row: int) -> dict[str, float]:
+        """Return mean probabilities in the cells of a coarse grid over a row's image."""
+        return coarse_probs(self.classes, self.levels(row))
 
     def validate(self, columns: Batch) -> dict[str, float]:
         """Score val by micro IoU at the best threshold, by the masks that training learns from; NLL per pixel."""

@@ -5,6 +5,7 @@ the patches cut there; an aggregator makes one answer of them. A task gives pres
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ from assay.nn.topk import (
 )
 from assay.nn.weights import find_weights
 from assay.train.classification import Classification, batch_rows, share_right
+from assay.train.cutting import Begun, Cut, PatchCutter
 from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics, doubt_constants
 
@@ -107,6 +109,9 @@ class PatchClassification(Classification):
         super().__init__(config, dataset)
         model = config.model
         self.grid = grid_side(model.trunk, config.patches.overview_px)
+        self.cutter = PatchCutter()
+        self._begun: deque[tuple[Batch, np.ndarray, Begun]] = deque(maxlen=2)
+        """Cuts of this batch and the next."""
         self.scorer: nn.Module = nn.Identity()
         if model.mode == "dps":
             self.scorer = Scorer(model.trunk, model.norm, model.scorer_weights)
@@ -180,7 +185,7 @@ class PatchClassification(Classification):
         logits, _ = self.aggregator(sets)
         together = self.row_losses(logits, truth.repeat_interleave(len(sets) // len(truth)))
         scores = self.scores(batch) if self.config.model.mode == "dps" else None
-        alone = self._alone(features, torch.from_numpy(cells).to(self.device), scores, truth)
+        alone = self._alone(features, self.to_device(cells), scores, truth)
         return {"loss": together.mean() + alone, "train_accuracy": share_right(logits, truth)}
 
     def _select_mixed(
@@ -257,7 +262,7 @@ class PatchClassification(Classification):
 
     def scores(self, batch: Batch) -> Tensor:
         """Score the cells (b d) of each image's grid."""
-        overviews = torch.from_numpy(batch["overview"]).to(self.device).permute(0, 3, 1, 2)
+        overviews = self.to_device(batch["overview"]).permute(0, 3, 1, 2)
         ratio = self.config.patches.overview_px / self.config.patches.image_px
         images = self._shown(overviews[:, None], batch, np.zeros((len(overviews), 1, 2)), ratio)
         scores: Tensor = self.scorer(images[:, 0]).flatten(1).float()
@@ -265,13 +270,40 @@ class PatchClassification(Classification):
 
     def cut(self, batch: Batch, cells: np.ndarray) -> Tensor:
         """Return normalised patches (b n 3 p p) of chosen cells; cell -1 gives zeros."""
-        corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
-        corners = corners.reshape(*cells.shape, 2)
-        canvases = [self._canvas(batch, i) for i in range(len(cells))]
-        pixels = self.device_cache.cut(batch["row"], canvases, corners, cells >= 0, self.device)
-        moved = pixels.permute(0, 1, 4, 2, 3)
-        is_cell = torch.from_numpy(cells >= 0).to(self.device)[:, :, None, None, None]
+        with self.stopwatch.part("cut"):
+            begun = self._take_begun(batch, cells) or self._begin(batch, cells)
+            pixels = self.cutter.finish(begun, self.device)
+        moved, corners = pixels.permute(0, 1, 4, 2, 3), begun.cut.corners
+        is_cell = self.to_device(cells >= 0)[:, :, None, None, None]
         return self._shown(moved, batch, corners, 1.0) * is_cell
+
+    def _begin(self, batch: Batch, cells: np.ndarray) -> Begun:
+        corners = cell_corners(cells.ravel(), self.grid, self.config.patches)
+        canvases = [self._canvas(batch, i) for i in range(len(cells))]
+        cut = Cut(batch["row"], canvases, corners.reshape(*cells.shape, 2), cells >= 0)
+        return self.cutter.begin(cut, self.device)
+
+    def _take_begun(self, batch: Batch, cells: np.ndarray) -> Begun | None:
+        for i, (its_batch, its_cells, begun) in enumerate(self._begun):
+            if its_batch is batch and np.array_equal(its_cells, cells):
+                del self._begun[i]
+                return begun
+        return None
+
+    def hold(self, rows: np.ndarray) -> None:
+        """Cut the patches of these rows on the device."""
+        self.cutter = PatchCutter(rows.tolist())
+
+    def ahead(self, batch: Batch, progress: float) -> None:
+        """Begin to cut the patches of a training batch that are random or fixed; what the scorer will choose is not known yet."""
+        model = self.config.model
+        if model.mode in ("grid", "all"):
+            cells = self.choose(batch)
+        elif model.mode == "random" or (model.mode == "dps" and progress < model.warmup):
+            cells = batch["random_cells"]
+        else:
+            return
+        self._begun.append((batch, cells, self._begin(batch, cells)))
 
     def _shown(self, pixels: Tensor, batch: Batch, corners: np.ndarray, ratio: float) -> Tensor:
         """Normalise pixels (b n 3 h w) by their image, the last thing done to them; blanks are 0 then.
@@ -283,16 +315,14 @@ class PatchClassification(Classification):
             ratio: Its pixels per canvas pixel.
         """
         shape = (-1, 1, 3, 1, 1)
-        mean, std = (
-            torch.from_numpy(batch[name]).to(self.device).view(shape) for name in ("mean", "std")
-        )
+        mean, std = (self.to_device(batch[name]).view(shape) for name in ("mean", "std"))
         shown = torch.addcmul(-mean / (std + EPS), pixels.float(), 1 / (255 * (std + EPS)))
         if "blank" not in batch:
             return shown
         sizes, blank = self.config.patches, batch["blank"]
         boxes = cell_corners(blank.ravel(), self.grid, sizes).reshape(len(blank), 1, -1, 2)
         mask = blank_mask(boxes - corners[:, :, None], sizes.patch_px, ratio, pixels.shape[-1])
-        return shown * torch.from_numpy(~mask).to(self.device)[:, :, None]
+        return shown * self.to_device(~mask)[:, :, None]
 
     def _canvas(self, batch: Batch, i: int) -> Canvas:
         change = augment.IDENTITY
@@ -332,7 +362,7 @@ class PatchClassification(Classification):
             return features
 
         def attend(features: np.ndarray) -> np.ndarray:
-            tensor = torch.from_numpy(features).to(self.device)
+            tensor = self.to_device(features)
             attn: np.ndarray = self._attend(tensor).cpu().numpy()
             return attn
 

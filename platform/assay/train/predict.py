@@ -1,8 +1,8 @@
 """Prediction of a set of rows on all workers, in batches that do not depend on their number."""
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class Predictor:
         stream: where batches come from.
         rows: row numbers of the set, at least one.
         cache_bytes: prepared batches stay in memory for the next time up to this size per worker.
-        once: add the columns of the task's `predict_once`.
+        once: for the table that a run is judged by: add the columns of the task's `predict_once`, and
+            compute in float32, as the graphs that ship do, whatever training computes in.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Predictor:
     ) -> None:
         self.task, self.stream = task, stream
         self.cache_bytes, self.once = cache_bytes, once
+        self.precision = "fp32" if once else task.config.train.precision
         self.rank, self.world_size = world()
         self.steps = steps_of(fixed_order(rows, task.config.train.eval_batch_size), 0)
         self.cache: list[Batch] | None = None
@@ -95,7 +97,8 @@ class Predictor:
 
     def _columns(self, batch: Batch) -> dict[str, np.ndarray]:
         # not inference_mode: FSDP would train on with buffers that it made in here
-        with torch.no_grad(), autocast(self.task.config.train.precision, self.task.device):
+        exact = whole_float32() if self.once else nullcontext()
+        with torch.no_grad(), exact, autocast(self.precision, self.task.device):
             columns = self.task.predict(batch)
             if self.once:
                 columns = columns | self.task.predict_once(batch)
@@ -107,6 +110,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Let no convolution on a CUDA device round its inputs to 10 bits (TF32), as cuDNN does by default."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    cudnn.conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision = before
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -76,14 +76,11 @@ class Segmentation(MaskTask):
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Return the loss of the crops' masks."""
         model = self.config.model
-        image = torch.from_numpy(batch["image"]).to(self.device).permute(0, 3, 1, 2).float()
-        mean, std = (
-            torch.from_numpy(batch[name]).to(self.device)[:, :, None, None]
-            for name in ("mean", "std")
-        )
+        image = self.to_device(batch["image"]).permute(0, 3, 1, 2).float()
+        mean, std = (self.to_device(batch[name])[:, :, None, None] for name in ("mean", "std"))
         logits = self.logits((image / 255 - mean) / (std + EPS))
         numbers = torch.arange(1, len(self.classes) + 1, device=self.device)[:, None, None]
-        mask = torch.from_numpy(batch["mask"]).to(self.device)[:, None]
+        mask = self.to_device(batch["mask"])[:, None]
         inside, judged = (mask == numbers).float(), (mask != VOID).float()
         losses = mask_loss(
             model.loss, logits, inside, model.pos_weight, model.tversky_beta, model.over, judged

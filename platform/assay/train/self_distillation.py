@@ -182,8 +182,7 @@ class SelfDistillation(Embedding):
         loss, temperature = self.config.loss, self.config.teacher.temperature_at(progress)
         # crops of a kind after each other: all images' first, then all images' second
         large, small, places = (
-            torch.from_numpy(batch[name]).to(self.device).transpose(0, 1)
-            for name in ("global", "local", "mask")
+            self.to_device(batch[name]).transpose(0, 1) for name in ("global", "local", "mask")
         )
         num_large, num = large.shape[:2]
         large, places = large.flatten(0, 1), places.flatten(0, 1)

@@ -34,7 +34,7 @@ from assay.nn.weights import pretrained_config
 from assay.shapes import Int64, UInt64
 from assay.space import Float, Space
 from assay.train.monitor import Limit
-from assay.train.tier import DeviceCache
+from assay.train.stopwatch import Stopwatch
 
 Batch = dict[str, np.ndarray]
 
@@ -152,7 +152,7 @@ class Task(nn.Module):
         self.config, self.dataset, self.pixels = config, dataset, dataset.pixels
         self.classes = list(dataset.classes if classes is None else classes)
         self.phases: tuple[str, ...] = ("main",)
-        self.device_cache = DeviceCache()
+        self.stopwatch = Stopwatch()
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:
@@ -196,6 +196,12 @@ class Task(nn.Module):
         """Compute what is differentiable: `loss` (mean over the batch) and scalars worth logging."""
         raise NotImplementedError
 
+    def hold(self, rows: np.ndarray) -> None:
+        """Keep these rows' images on the device from now on, for a task that cuts patches of them."""
+
+    def ahead(self, batch: Batch, progress: float) -> None:
+        """Begin on the host, while other batches are learnt from, what `forward` will need of this one whatever the weights."""
+
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Predict columns of the predictions table, `logits` among them; deterministic."""
         raise NotImplementedError
@@ -207,6 +213,10 @@ class Task(nn.Module):
     def answer_columns(self, answer: Any, row: int) -> dict[str, np.ndarray]:
         """Return the predicted columns of a row that follow from a bundle's answer for its image."""
         raise NotImplementedError
+
+    def golden(self, row: int) -> dict[str, float] | None:
+        """Compute the golden output that the bundle must repeat for a row's image; None where it follows from the predicted table."""
+        return None
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the graphs to ship into `folder`; returns the bundle's input pipeline.
@@ -282,6 +292,13 @@ class Task(nn.Module):
     def patience_begins(self) -> float:
         """Share of the run before which a look at val without improvement does not count for patience."""
         return 0.0
+
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """Copy an array to the device; to CUDA from pinned memory, which the host does not wait for."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     @property
     def device(self) -> torch.device:

@@ -16,16 +16,18 @@ from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.manifest import Manifest
 from assay.data.split import Split
-from assay.errors import RunError, disk_faults
+from assay.errors import ConfigError, RunError, disk_faults
+from assay.nn.blocks import blocks_of, recompute
 from assay.runs.folder import Run
 from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
 from assay.train.batches import Stream, batches
 from assay.train.loop import Loop, TrainState, load_best
-from assay.train.predict import Predictor
+from assay.train.memory import memory_faults
+from assay.train.predict import Predictor, world
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
-from assay.train.tier import DeviceCache, Tier
+from assay.train.tier import Tier
 
 TIE = 1e-6
 """Weight of nll where scores are equal; no two scores of fewer than 10000 images are as close."""
@@ -47,6 +49,8 @@ class Job:
     judged: tuple[str, ...] = field(default=())
     checkpoint_steps: int = 0
     tier: Tier = "disk"
+    accumulate: int = 1
+    recompute: bool = False
 
     def load(self) -> tuple[Any, TaskConfig]:
         """Load the task's class and settings."""
@@ -78,6 +82,10 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     torch.manual_seed(config.train.seed)
     task = task_class(config, job.dataset).to(device)
     costs = task.costs()
+    if job.recompute and not recompute(task):
+        raise ConfigError(
+            f"--recompute was given and {job.source.name} has no repeated blocks that are trained; leave it out."
+        )
     wrapped = _wrap(task, job.strategy, device)
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     keep = Run(job.folder).warn
@@ -87,12 +95,22 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
             telemetry.warn(text, 0)
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     if job.tier == "device":
-        task.device_cache = DeviceCache(rows["train"].tolist())
+        task.hold(rows["train"])
+    size, (_, workers) = config.train.batch_size, world()
     try:
-        loop = Loop(
-            task, wrapped, rows, stream, job.folder, telemetry, heartbeat, job.checkpoint_steps
-        )
-        position = loop.fit()
+        with memory_faults(device, size, workers, job.accumulate, job.recompute):
+            loop = Loop(
+                task,
+                wrapped,
+                rows,
+                stream,
+                job.folder,
+                telemetry,
+                heartbeat,
+                job.checkpoint_steps,
+                job.accumulate,
+            )
+            position = loop.fit()
         if rank == 0:
             measured = {name: float(num) for name, num in costs.items()}
             Run(job.folder).note(measured=measured | {"train_s": position.seconds})
@@ -163,6 +181,9 @@ def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for child in task.children():
         if any(p.requires_grad for p in child.parameters()):
+            # a block's weights are gathered when it computes, and let go again
+            for block in blocks_of(child):
+                fully_shard(block, mesh=mesh)
             fully_shard(child, mesh=mesh)
     sharded: torch.nn.Module = fully_shard(task, mesh=mesh)
     register_fsdp_forward_method(sharded, "predict")

@@ -4,16 +4,12 @@ from math import pi, sqrt
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-import albumentations
 import cv2
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as tvf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from assay.data.images.clahe import clahe, clahe_region
 from assay.data.inputs.augment import IDENTITY
 from assay.data.inputs.photometric import photometric
 
@@ -109,55 +105,3 @@ def test_no_patches_give_no_patches():
 
 
 # CLAHE
-
-
-@pytest.mark.parametrize(("height", "width", "grid"), [(61, 61, 8), (64, 64, 8), (40, 61, 16)])
-def test_clahe_agrees_with_albumentations(height, width, grid):
-    image = cv2.resize(SMOOTH, (width, height))
-    equalise = albumentations.CLAHE(clip_limit=(3.0, 3.0), tile_grid_size=(grid, grid), p=1)
-    np.testing.assert_array_equal(clahe(image, 3.0, grid), equalise(image=image)["image"])
-
-
-def equalise_lightness(image, clip_limit, num_x, num_y, part):
-    lightness = cv2.extractChannel(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), 0)
-    return np.stack([cv2.createCLAHE(clip_limit, (num_x, num_y)).apply(lightness)] * 3, -1)[part]
-
-
-@settings(deadline=None, max_examples=100)
-@given(data=st.data(), height=st.integers(1, 90), width=st.integers(1, 90), grid=st.integers(1, 20))
-@pytest.mark.parametrize(("only_lightness", "tolerance"), [(True, 1), (False, 3)])
-def test_a_region_is_the_crop_of_the_equalised_whole(
-    only_lightness, tolerance, data, height, width, grid
-):
-    image = cv2.resize(SMOOTH, (width, height))
-    x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    x1, y1 = data.draw(st.integers(x0 + 1, width)), data.draw(st.integers(y0 + 1, height))
-
-    def read(left, top, right, bottom):
-        assert 0 <= left < right <= width
-        assert 0 <= top < bottom <= height
-        return image[top:bottom, left:right]
-
-    with pytest.MonkeyPatch.context() as patch:
-        if only_lightness:
-            patch.setattr("assay.data.images.clahe._equalise", equalise_lightness)
-        region = clahe_region(read, height, width, x0, y0, x1, y1, 3.0, grid)
-        expected = clahe(image, 3.0, grid)[y0:y1, x0:x1]
-    assert np.abs(region.astype(int) - expected).max() <= tolerance
-
-
-@pytest.mark.parametrize("side", [2560, 2550])
-def test_a_region_reads_less_than_a_tile_and_a_half_around_it(side):
-    boxes = []
-
-    def read(left, top, right, bottom):
-        boxes.append((left, top, right, bottom))
-        return np.zeros((bottom - top, right - left, 3), np.uint8)
-
-    region = clahe_region(read, side, side, 1000, 700, 1448, 1148, 3.0, 64)
-    ((left, top, right, bottom),) = boxes
-    assert region.shape == (448, 448, 3)
-    assert 0 <= 1000 - left < 60
-    assert 0 <= 700 - top < 60
-    assert 0 <= right - 1448 < 60
-    assert 0 <= bottom - 1148 < 60

@@ -112,6 +112,7 @@ def open_entry(path: Path) -> ImagePyramid:
             np.array(header["mean"], dtype=np.float64),
             np.array(header["std"], dtype=np.float64),
             bytes.fromhex(header["signature"]),
+            path=path,
         )
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise StoreError(

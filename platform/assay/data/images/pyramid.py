@@ -5,8 +5,9 @@ is read of them has 8 bits, and where they have more, a white level says which v
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import cv2
@@ -14,7 +15,7 @@ import numpy as np
 
 from assay.data.images import decode, tiff
 from assay.data.images.affine import warp
-from assay.data.images.clahe import clahe_region
+from assay.data.images.clahe import Clahe, Read, Tables
 from assay.data.images.white import Range, White, to_uint8
 from assay.shapes import Float64, Shaped, UInt8
 
@@ -25,14 +26,6 @@ SMALLEST_LEVEL = 64
 
 
 Level: TypeAlias = Union[np.ndarray, tiff.TiledPage, "StoredLevel"]
-
-
-@dataclass(frozen=True)
-class Clahe:
-    """Local histogram equalisation (CLAHE) of what is read: clip limit, and tiles along each side."""
-
-    clip_limit: float
-    grid: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +41,11 @@ class ImagePyramid:
     signature: bytes
     white: White | None = None
     """The white level of the data that it belongs to."""
+    path: Path | None = None
+    """The store's file that it is read from, beside which tables of equalisation are kept."""
+    _tables: dict[tuple[int, Clahe], Tables] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, pixels: np.ndarray, white: White | None = None) -> "ImagePyramid":
@@ -147,16 +145,36 @@ class ImagePyramid:
         if first_x >= stop_x or first_y >= stop_y:
             return window
 
-        def read(x: int, y: int, end_x: int, end_y: int) -> UInt8[np.ndarray, "h w 3"]:
-            return self.uint8(np.asarray(pixels[y:end_y, x:end_x]))
-
         if clahe is None:
-            inside = read(first_x, first_y, stop_x, stop_y)
+            inside = self.reader(level)(first_x, first_y, stop_x, stop_y)
         else:
             region = first_x, first_y, stop_x, stop_y
-            inside = clahe_region(read, height, width, *region, clahe.clip_limit, clahe.grid)
+            inside = self.tables(level, clahe).region(self.reader(level), *region)
         window[first_y - y0 : stop_y - y0, first_x - x0 : stop_x - x0] = inside
         return window
+
+    def reader(self, level: int) -> Read:
+        """Return what reads boxes of a level in 8 bits."""
+        pixels = self.levels[level]
+
+        def read(x0: int, y0: int, x1: int, y1: int) -> UInt8[np.ndarray, "rows columns 3"]:
+            return self.uint8(np.asarray(pixels[y0:y1, x0:x1]))
+
+        return read
+
+    def tables(self, level: int, clahe: Clahe) -> Tables:
+        """Return the tables that a level is equalised by: of a stored image all, kept beside it, of another what was needed so far."""
+        if (level, clahe) not in self._tables:
+            height, width = self.levels[level].shape[:2]
+            if self.path is None:
+                tables = Tables(height, width, clahe)
+            else:
+                # the white level decides what is read of more than 8 bits
+                name = f"{self.path.name}.clahe-{clahe.clip_limit:g}-{clahe.grid}-{level}-{self.scale:g}"
+                kept = self.path.with_name(name)
+                tables = Tables.kept(kept, self.reader(level), height, width, clahe)
+            self._tables[level, clahe] = tables
+        return self._tables[level, clahe]
 
     def view(
         self,
@@ -178,7 +196,7 @@ class ImagePyramid:
             (x, y), flips = copied
             window = self.cut((x, y, x + width, y + height), 0, clahe)
             return window[:: flips[1], :: flips[0]]
-        index, scaled = self._onto_level(matrix)
+        index, scaled = self.onto_level(matrix)
         right, bottom = width - 1, height - 1
         corners = np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]])
         ends = corners @ scaled.T
@@ -192,7 +210,7 @@ class ImagePyramid:
         scaled[:, 2] -= low
         return warp(window, scaled, height, width, repeat_edge)
 
-    def _onto_level(
+    def onto_level(
         self, matrix: Float64[np.ndarray, "2 3"]
     ) -> tuple[int, Float64[np.ndarray, "2 3"]]:
         """Choose the coarsest level with a pixel for each window pixel; return the matrix onto it."""

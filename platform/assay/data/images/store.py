@@ -1,6 +1,7 @@
 """The pixel store: every image decoded once, in a folder or on object storage.
 
     <place>/<first two digits>/<content>.pixels          see `entry`
+    <place>/<first two digits>/<content>.pixels.clahe-*  tables of equalisation, see `clahe`
 
 An entry is keyed by the image file's content, the page that was chosen of it and the version of its
 layout alone: labels, domains
@@ -157,6 +158,8 @@ class Store:
         # a copy that is mapped somewhere lives on there until it is closed
         for copy in sorted(self.here.glob(f"*/*{SUFFIX}"), key=_last_used):
             copy.unlink(missing_ok=True)
+            for tables in copy.parent.glob(f"{copy.name}.*"):
+                tables.unlink(missing_ok=True)
             if shutil.disk_usage(self.here).free - SPARE_DISK >= need:
                 return
         free = shutil.disk_usage(self.here).free

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
-from assay.data.images.pyramid import Clahe, ImagePyramid
+from assay.data.images.clahe import Clahe
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.normalise import NormaliseConfig, normalise
 from assay.shapes import Float32, Float64, UInt8
 

@@ -15,7 +15,8 @@ from annotated_types import Interval
 
 from assay.config import Share
 from assay.data.images.affine import compose, crop_matrix, fit
-from assay.data.images.pyramid import Clahe, ImagePyramid
+from assay.data.images.clahe import Clahe
+from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.augment import IDENTITY, Augment
 from assay.data.inputs.normalise import EPS, NormaliseConfig
 from assay.data.inputs.photometric import photometric

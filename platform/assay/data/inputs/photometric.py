@@ -9,7 +9,7 @@ import numpy as np
 from assay.data.inputs.augment import Augment
 from assay.shapes import UInt8
 
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
+GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 
 
 def photometric(
@@ -31,9 +31,9 @@ def photometric(
     if not patches.size:
         return patches
     if not augment.brightness == augment.contrast == augment.gamma == 1:
-        patches = cv2.LUT(patches.reshape(num * height, -1), _tone(augment, mean))
+        patches = cv2.LUT(patches.reshape(num * height, -1), tone_table(augment, mean))
     if augment.saturation != 1:
-        keep = augment.saturation * np.eye(3) + (1 - augment.saturation) * _GREY
+        keep = augment.saturation * np.eye(3) + (1 - augment.saturation) * GREY
         patches = cv2.transform(patches.reshape(num * height, width, 3), keep)
     patches = patches.reshape(num, height, width, 3)
     if augment.resample < 1:
@@ -44,7 +44,8 @@ def photometric(
     return patches
 
 
-def _tone(augment: Augment, mean: float) -> UInt8[np.ndarray, "256"]:
+def tone_table(augment: Augment, mean: float) -> UInt8[np.ndarray, "256"]:
+    """Return what brightness, contrast and gamma make of each value; contrast changes about the grey mean."""
     values = np.clip(np.arange(256) / 255 * augment.brightness, 0, 1)
     pivot = min(mean * augment.brightness, 1.0)
     values = np.clip(pivot + augment.contrast * (values - pivot), 0, 1)

@@ -1,0 +1,99 @@
+"""Where the time of an update goes, by the named parts of metrics.jsonl.
+
+python tests/benchmarks/step.py
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from bench import dataset, photo, table, write
+
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.runs.telemetry import Telemetry
+from assay.train.batches import batches
+from assay.train.loop import Loop
+from assay.train.source import TaskSource, load_task
+
+TASKS = Path(__file__).parents[2] / "tasks"
+SIZE, IMAGES = 2550, 8
+PARTS = ("wait", "cut", "forward", "backward", "update")
+
+
+def timed(warmup: float, clip: float, folder: Path, pixels: Pixels) -> list[str]:
+    """Train for some updates and read what metrics.jsonl says of them."""
+    task_class = load_task(TaskSource.read(TASKS / "fingerprint.py"))
+    parts: Any = task_class.presets()["parts"]
+    config = replace(
+        parts,
+        patches=replace(parts.patches, clahe_clip=clip),
+        model=replace(
+            parts.model,
+            weights="none",
+            scorer_weights="none",
+            trunk="small",
+            backbone="texture_small",
+            norm="group",
+            warmup=warmup,
+            warmup_k=8,
+            num_noise=1,
+        ),
+        train=replace(parts.train, epochs=3, batch_size=2, eval_batch_size=2, val_every=3),
+    )
+    data = dataset(pixels, [str(i % 2) for i in range(IMAGES)])
+    task = task_class(config, data)
+    rows = {"train": np.arange(IMAGES), "val": np.arange(2)}
+    folder.mkdir()
+    lines: list[dict[str, float]] = []
+    telemetry = Telemetry(folder)
+    log = telemetry.log
+
+    def note(kind: str, **fields: float) -> None:
+        log(kind, **fields)
+        if kind == "step":
+            lines.append(fields)
+
+    telemetry.log = note  # type: ignore[method-assign]
+    stream = lambda steps, train: batches(task_class, config, data, steps, train)  # noqa: E731
+    Loop(task, task, rows, stream, folder, telemetry).fit()
+    telemetry.close()
+    warm = lines[2:]  # the first make tables and threads
+    whole = median(line["step_s"] for line in warm)
+    spent = [median(line.get(f"{part}_s", 0.0) for line in warm) for part in PARTS]
+    explained = median(
+        sum(line.get(f"{p}_s", 0.0) for p in PARTS) / line["step_s"] for line in warm
+    )
+    return [f"{value:.3f} s" for value in (whole, *spent)] + [f"{explained:.1%}"]
+
+
+def main() -> None:
+    """Measure with known cells and with chosen ones, plain and equalised."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        contents = [f"{i:032x}" for i in range(IMAGES)]
+        store = Store(str(folder / "store"))
+        for i, content in enumerate(contents):
+            cv2.imwrite(str(folder / "image.png"), photo(SIZE, i)[..., ::-1])
+            store.build(content, folder / "image.png")
+        rows = []
+        for cells, warmup in (("random, begun ahead", 1.0), ("chosen by the scorer", 0.0)):
+            for clip in (0.0, 3.0):
+                run = folder / f"{warmup}-{clip}"
+                equal = "yes" if clip else "no"
+                rows.append([cells, equal, *timed(warmup, clip, run, Pixels(store, contents))])
+    write(
+        __file__,
+        f"Updates of 2 images of {SIZE}x{SIZE}, preset parts with a small backbone, patches of 448 px, in this process on {torch.get_num_threads()} threads; medians.",
+        table(["cells", "equalised", "update", *PARTS, "explained"], rows),
+        "The parts are those of metrics.jsonl; wait holds the preparation of the next batch, since without Ray it is made in this process.",
+    )
+
+
+if __name__ == "__main__":
+    main()
