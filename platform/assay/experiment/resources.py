@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from assay.config import Settings
 from assay.errors import ResourceError
+from assay.nodes import gather, growth
 from assay.train.tier import Tier
 
 
@@ -28,6 +29,8 @@ class Resources(Settings):
     """CPUs reserved for each worker, and its threads; 0: what leaves one CPU for Ray Data, at most 1, and as many threads as the node has for it."""
     retries: Annotated[int, Interval(ge=0, le=1000)] = 3
     """Worker failures survived before the run is given up."""
+    wait_s: Annotated[float, Interval(ge=0, le=604_800)] = 900.0
+    """Seconds to wait for nodes on a cluster that can grow; 0: take what is there, as on one that cannot."""
     storage: Path | None = None
     """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
     store: str = ""
@@ -42,14 +45,29 @@ class Resources(Settings):
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 
 
+FOR_DATA = {"CPU": 1.0}
+"""What Ray Data needs besides the workers."""
+
+
+def grows(resources: Resources) -> bool:
+    """Tell whether what the cluster lacks may be asked for and waited for."""
+    return resources.wait_s > 0 and growth() is not None
+
+
 def worker_resources(resources: Resources) -> dict[str, float]:
-    """Return the CPUs and GPUs of one worker.
+    """Return the CPUs and GPUs of one worker, once a cluster that can grow has room for all of them.
 
     Raises:
-        ResourceError: the cluster has too few for the workers and for Ray Data; says how many.
+        ResourceError: the cluster has too few for the workers and for Ray Data, and will not have
+            more; says how many.
     """
     import ray
 
+    if grows(resources):
+        one = {"CPU": resources.cpus_per_worker or 1.0} | ({"GPU": 1.0} if resources.gpus else {})
+        lower = "lower --workers or --cpus-per-worker"
+        gather([one] * resources.workers + [FOR_DATA], resources.wait_s, lower)
+        return one
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     most = int(gpus) if resources.gpus else int(cpus)

@@ -63,7 +63,7 @@ def train(
                 "tier": resources.tier,
                 "threads": math.ceil(resources.cpus_per_worker),
             },
-            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus,
