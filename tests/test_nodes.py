@@ -1,6 +1,7 @@
 """What a cluster lacks is asked for and waited for where it can grow, and refused with figures where not."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from assay import nodes
 from assay.errors import ConfigError, ResourceError
-from assay.experiment.resources import Resources, worker_resources
+from assay.experiment.options import parse
+from assay.experiment.resources import Resources, num_workers, worker_resources
 from assay.sweep.tune import fit_in
+from assay.train.source import TaskSource, load_task
 
 
 class FakeCluster:
@@ -160,3 +163,29 @@ def test_only_an_autoscaler_that_manages_nodes_makes_a_cluster_grow(
     monkeypatch.setattr(ray, "get_runtime_context", Context)
     monkeypatch.delenv(nodes.MAXIMUM, raising=False)
     assert nodes.growth() == expected
+
+
+@pytest.mark.parametrize("words", [["--workers", "2..8"], ["--workers=2..8"]])
+def test_a_range_of_workers_is_asked_for_at_its_least_and_grows_to_its_most(
+    monkeypatch, words
+) -> None:
+    task = load_task(TaskSource.read(Path(__file__).parents[1] / "tasks" / "fingerprint.py"))
+    _, resources, _ = parse(task, [*words, "--gpus"])
+    assert (resources.workers, resources.workers_max) == (2, 8)
+    cluster = FakeCluster(monkeypatch, most=3)
+    one = worker_resources(resources)
+    assert cluster.num == 3  # the least, and nothing more is waited for
+    assert num_workers(resources, one) == (2, 8)
+    # where no nodes come, Ray Data keeps a CPU of the 12
+    monkeypatch.setattr("assay.experiment.resources.growth", lambda: None)
+    assert num_workers(resources, {"CPU": 2.0, "GPU": 1.0}) == (2, 5)
+    assert num_workers(Resources(workers=3), one) == 3
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "gpus", "phrase"),
+    [(0, 2, True, "1 or more"), (4, 2, True, "no fewer"), (1, 2, False, "without --gpus")],
+)
+def test_a_range_that_is_none_or_that_nothing_bounds_is_refused(least, most, gpus, phrase) -> None:
+    with pytest.raises(ConfigError, match=phrase):
+        Resources(workers=least, workers_max=most, gpus=gpus)

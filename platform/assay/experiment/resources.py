@@ -8,8 +8,8 @@ import torch
 from annotated_types import Interval
 
 from assay.config import Settings
-from assay.errors import ResourceError
-from assay.nodes import gather, growth
+from assay.errors import ConfigError, ResourceError
+from assay.nodes import gather, growth, up
 from assay.train.tier import Tier
 
 
@@ -18,7 +18,9 @@ class Resources(Settings):
     """Where a run is computed; none of this changes what is computed."""
 
     workers: Annotated[int, Interval(ge=0, le=10_000)] = 1
-    """Training workers; 0 trains in this process, without Ray, for debugging."""
+    """Training workers; 0 trains in this process, without Ray, for debugging. 2..8: two at least, and up to eight as nodes come (with --gpus)."""
+    workers_max: Annotated[int, Interval(ge=0, le=10_000)] = 0
+    """Workers to grow to while nodes come, as --workers 2..8 says it; 0: as many as --workers."""
     gpus: bool = False
     """Give each worker one GPU (not checked on a GPU yet)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -44,6 +46,20 @@ class Resources(Settings):
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 
+    def __post_init__(self) -> None:
+        """Refuse a range of workers that is none, or that nothing bounds on a node."""
+        super().__post_init__()
+        if not self.workers_max:
+            return
+        if not 1 <= self.workers <= self.workers_max:
+            raise ConfigError(
+                f"--workers is {self.workers}..{self.workers_max}; give 1 or more, and no fewer for the second."
+            )
+        if not self.gpus:
+            raise ConfigError(
+                f"--workers is {self.workers}..{self.workers_max} without --gpus, so workers would take the CPUs that Ray Data needs; add --gpus, or give one number."
+            )
+
 
 FOR_DATA = {"CPU": 1.0}
 """What Ray Data needs besides the workers."""
@@ -52,6 +68,21 @@ FOR_DATA = {"CPU": 1.0}
 def grows(resources: Resources) -> bool:
     """Tell whether what the cluster lacks may be asked for and waited for."""
     return resources.wait_s > 0 and growth() is not None
+
+
+def num_workers(resources: Resources, one: dict[str, float]) -> int | tuple[int, int]:
+    """Return the number of workers, or the least and the most.
+
+    Args:
+        resources: what was asked for.
+        one: CPUs and GPUs of one worker.
+    """
+    if not resources.workers_max:
+        return resources.workers
+    most = resources.workers_max
+    if not grows(resources):
+        most = min(most, int((up()["CPU"] - FOR_DATA["CPU"]) / one["CPU"] + 1e-9))
+    return resources.workers, max(resources.workers, most)
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:
