@@ -245,7 +245,9 @@ def prove(timeline: Timeline, environment: Mapping[str, str], storage: Path) -> 
     """Let a training, a sweep and a served model make the cluster grow, and watch it shrink."""
     python, where = sys.executable, ["--storage", str(storage)]
     task = [*QUICK, *ON_GPUS, *where]
-    train = [python, "tasks/fingerprint.py", *task, "--workers", "2"]
+    # long enough to be seen growing: each growth begins again from the last checkpoint
+    longer = ["--workers", "1..2", "--resize-s", "5", "--train.epochs", "12"]
+    train = [python, "tasks/fingerprint.py", *task, *longer, "--checkpoint-steps", "5"]
     timeline.watch("training", train, environment)
     timeline.shrink()
     tries = ["--trials", "2", "--parallel", "2", "--eta", "0"]

@@ -191,7 +191,8 @@ def test_submit_sends_the_package_follows_the_output_and_ends_as_the_job_did(
         command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 3, done.stdout + done.stderr
-    version = (checkout / "platform" / "assay" / "__init__.py").read_text().split('"')[-2]
+    package = (checkout / "platform" / "assay" / "__init__.py").read_text()
+    (version,) = re.findall(r'"(9\.[0-9.]+)"', package)
     assert f"driver {version} worker {version} ['--size', 'a b']" in done.stdout
     sent = re.search(r"([0-9.]+) MB sent: python quick.py --size 'a b'", done.stderr)
     assert sent

@@ -11,7 +11,12 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from assay import nodes
 from assay.errors import ConfigError, ResourceError
 from assay.experiment.options import parse
-from assay.experiment.resources import Resources, num_workers, worker_resources
+from assay.experiment.resources import (
+    Resources,
+    make_room_for_data,
+    num_workers,
+    worker_resources,
+)
 from assay.sweep.tune import fit_in
 from assay.train.source import TaskSource, load_task
 
@@ -189,3 +194,13 @@ def test_a_range_of_workers_is_asked_for_at_its_least_and_grows_to_its_most(
 def test_a_range_that_is_none_or_that_nothing_bounds_is_refused(least, most, gpus, phrase) -> None:
     with pytest.raises(ConfigError, match=phrase):
         Resources(workers=least, workers_max=most, gpus=gpus)
+
+
+def test_ray_data_is_not_left_to_wait_for_a_cpu_without_end(monkeypatch) -> None:
+    cluster = FakeCluster(monkeypatch, most=1)
+    monkeypatch.setattr("assay.experiment.resources.growth", lambda: None)
+    with pytest.raises(ResourceError, match=r"decoded need 1 CPUs and the cluster has 0 CPUs"):
+        make_room_for_data(Resources())
+    monkeypatch.setattr("assay.experiment.resources.growth", cluster.growth)
+    make_room_for_data(Resources())
+    assert cluster.num == 1

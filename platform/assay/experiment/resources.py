@@ -9,7 +9,7 @@ from annotated_types import Interval
 
 from assay.config import Settings
 from assay.errors import ConfigError, ResourceError
-from assay.nodes import gather, growth, up
+from assay.nodes import gather, growth, refuse_beyond, up
 from assay.train.tier import Tier
 
 
@@ -21,6 +21,8 @@ class Resources(Settings):
     """Training workers; 0 trains in this process, without Ray, for debugging. 2..8: two at least, and up to eight as nodes come (with --gpus)."""
     workers_max: Annotated[int, Interval(ge=0, le=10_000)] = 0
     """Workers to grow to while nodes come, as --workers 2..8 says it; 0: as many as --workers."""
+    resize_s: Annotated[float, Interval(ge=1, le=86_400)] = 60.0
+    """Seconds between looks whether a range of workers can grow; each growth begins again from the last checkpoint."""
     gpus: bool = False
     """Give each worker one GPU (not checked on a GPU yet)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -68,6 +70,19 @@ FOR_DATA = {"CPU": 1.0}
 def grows(resources: Resources) -> bool:
     """Tell whether what the cluster lacks may be asked for and waited for."""
     return resources.wait_s > 0 and growth() is not None
+
+
+def make_room_for_data(resources: Resources) -> None:
+    """Let Ray Data have a CPU before it is given images, since it would wait for one without end.
+
+    Raises:
+        ResourceError: there is none, and none came in time.
+    """
+    lower = "train without Ray by --workers 0"
+    if grows(resources):
+        gather([FOR_DATA], resources.wait_s, lower)
+    else:
+        refuse_beyond(FOR_DATA, up(), lower, "Images to be decoded")
 
 
 def num_workers(resources: Resources, one: dict[str, float]) -> int | tuple[int, int]:

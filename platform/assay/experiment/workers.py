@@ -23,9 +23,6 @@ from assay.train.worker import Job, reached, work
 
 START_TIMEOUT_S = 300
 
-RESIZE_S = 60.0
-"""Seconds between looks whether a range of workers can grow; each growth begins again from the last checkpoint."""
-
 
 def cluster(resources: Resources) -> AbstractContextManager[Any]:
     """Enter a Ray to train on; nothing at all without workers."""
@@ -72,7 +69,7 @@ def train(
                 num_workers=num_workers(resources, one),  # type: ignore[arg-type]
                 use_gpu=resources.gpus,
                 resources_per_worker=one,
-                elastic_resize_monitor_interval_s=RESIZE_S,
+                elastic_resize_monitor_interval_s=resources.resize_s,
             ),
             run_config=ray.train.RunConfig(
                 name=f"launch-{time.time_ns()}",
