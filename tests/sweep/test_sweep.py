@@ -239,6 +239,7 @@ def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
         (search.main, SearchLaunch(), "--space split.seed=0..3", "not searched"),
         (search.main, SearchLaunch(), "--space optim.lr=1 optim.weight_decay=0", "more than one"),
         (search.main, SearchLaunch(), "--workers 0", "need Ray"),
+        (search.main, SearchLaunch(), "--workers 1..2 --gpus", "is a range"),
         (search.main, SearchLaunch(), "--grace 99", "grace"),
         (search.main, SearchLaunch(), "--warm-start nowhere", "nowhere"),
         (generalize.main, FoldLaunch(), "--fold-column printer", "printer"),
