@@ -169,7 +169,8 @@ class Timeline:
         """Look at the cluster, and say so where something changed."""
         has, free = ray.cluster_resources(), ray.available_resources()
         nodes = sum(node["Alive"] and "GPU" in node["Resources"] for node in ray.nodes())
-        used = has.get("GPU", 0.0) - free.get("GPU", 0.0)
+        # what is asked one after the other may differ while a node goes
+        used = min(has.get("GPU", 0.0) - free.get("GPU", 0.0), float(nodes))
         now = time.monotonic() - self.began
         if not self.samples or self.samples[-1][1:] != (nodes, used):
             print(f"{now:6.1f} s  {nodes} nodes, {used:g} GPUs in use", flush=True)
