@@ -204,3 +204,17 @@ def test_ray_data_is_not_left_to_wait_for_a_cpu_without_end(monkeypatch) -> None
     monkeypatch.setattr("assay.experiment.resources.growth", cluster.growth)
     make_room_for_data(Resources())
     assert cluster.num == 1
+
+
+def test_an_autoscaler_that_has_said_nothing_yet_is_waited_for(monkeypatch) -> None:
+    said = [{}, {}, report("head")]
+    monkeypatch.setattr(nodes, "_report_v1", lambda: said.pop(0) if len(said) > 1 else said[0])
+    monkeypatch.setattr(nodes, "_report_v2", GetClusterStatusReply)
+    monkeypatch.setattr(nodes, "POLL_S", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "begun-just-now:6379")
+    assert nodes.growth() == nodes.Growth(3, "gpu: no quota")
+    monkeypatch.setattr(nodes, "_report_v1", dict)
+    monkeypatch.setattr(nodes, "REPORT_S", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "without-autoscaler:6379")
+    monkeypatch.delenv(nodes.MAXIMUM, raising=False)
+    assert nodes.growth() is None

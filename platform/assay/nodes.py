@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from assay.errors import ConfigError, ResourceError
@@ -25,6 +26,9 @@ DRIVER = "driver"
 
 POLL_S, TELL_S = 1.0, 30.0
 """Seconds between two looks, and between two lines that say the same."""
+
+REPORT_S = 15.0
+"""Seconds within which an autoscaler has first reported; it does so every five."""
 
 Bundle = Mapping[str, float]
 """CPUs and GPUs of one node, by Ray's names."""
@@ -44,7 +48,25 @@ class Growth:
 
 def growth() -> Growth | None:
     """Return what the cluster's autoscaler does; None where the cluster is fixed."""
+    _await_report(os.environ.get("RAY_ADDRESS", ""))
     return _growth_v1() or _growth_v2() or (Growth() if maximum() else None)
+
+
+@lru_cache(maxsize=8)
+def _await_report(address: str) -> None:
+    """Wait for an autoscaler's first word: in the first seconds of a cluster it has said nothing yet.
+
+    Args:
+        address: of the cluster; none: it is this process's own, which has none.
+    """
+    end = time.monotonic() + REPORT_S
+    while address and time.monotonic() < end:
+        if (
+            "autoscaler_report" in _report_v1()
+            or _report_v2().autoscaling_state.autoscaler_state_version
+        ):
+            return
+        time.sleep(POLL_S)
 
 
 def maximum() -> dict[str, float] | None:
@@ -188,11 +210,7 @@ def gather(bundles: Sequence[Bundle], limit_s: float, lower: str) -> None:
 
 def _growth_v1() -> Growth | None:
     """Read what the autoscaler's first version writes down; a cluster that is fixed has nodes without a kind."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    status: dict[str, Any] = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-    report = status.get("autoscaler_report")
+    report = _report_v1().get("autoscaler_report")
     if not report or not any(_is_kind(name) for name in report["active_nodes"]):
         return None
     starting = len(report["pending_nodes"]) + sum(report["pending_launches"].values())
@@ -206,15 +224,7 @@ def _growth_v1() -> Growth | None:
 
 def _growth_v2() -> Growth | None:
     """Ask Ray what the autoscaler's second version reports to it."""
-    import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
-        GetClusterStatusReply,
-    )
-
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    status = GetClusterStatusReply()
-    status.ParseFromString(client.get_cluster_status(timeout_s=10))
+    status = _report_v2()
     state, nodes = status.autoscaling_state, status.cluster_resource_state.node_states
     if not state.autoscaler_state_version or not any(_is_kind(n.ray_node_type_name) for n in nodes):
         return None
@@ -224,6 +234,27 @@ def _growth_v2() -> Growth | None:
     # details are "<id>:<strategy>|<state>"
     groups = (each.details.partition(":")[0] for each in state.infeasible_gang_resource_requests)
     return Growth(len(state.pending_instances) + asked, trouble, frozenset(groups))
+
+
+def _report_v1() -> dict[str, Any]:
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    report: dict[str, Any] = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    return report
+
+
+def _report_v2() -> Any:
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
+        GetClusterStatusReply,
+    )
+
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    status = GetClusterStatusReply()
+    status.ParseFromString(client.get_cluster_status(timeout_s=10))
+    return status
 
 
 def _is_kind(name: str) -> bool:
