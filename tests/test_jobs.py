@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -163,3 +164,36 @@ def test_an_uploaded_job_brings_its_own_package_and_keeps_its_runs(
     assert not (checkout / "runs").exists()
     (version,) = _versions(Path(environment["HOME"]) / "assay" / "runs")
     assert version.startswith("9.")
+
+
+QUICK_JOB = """
+import sys
+import assay
+import ray
+
+ray.init(log_to_driver=False)
+version = ray.remote(lambda: __import__("assay").__version__)
+print("driver", assay.__version__, "worker", ray.get(version.remote()), sys.argv[1:])
+raise SystemExit(3)
+"""
+
+
+def test_submit_sends_the_package_follows_the_output_and_ends_as_the_job_did(
+    address: str, environment: dict[str, str], checkout: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "quick.py").write_text(QUICK_JOB)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "large.png").write_bytes(bytes(2_000_000))
+    own = environment | {"RAY_ADDRESS": address, "PYTHONPATH": str(checkout / "platform")}
+    program = "from assay.cli.console import main; main()"
+    command = [sys.executable, "-c", program, "submit", "quick.py", "--size", "a b"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    package = (checkout / "platform" / "assay" / "__init__.py").read_text()
+    (version,) = re.findall(r'"(9\.[0-9.]+)"', package)
+    assert f"driver {version} worker {version} ['--size', 'a b']" in done.stdout
+    sent = re.search(r"([0-9.]+) MB sent: python quick.py --size 'a b'", done.stderr)
+    assert sent
+    assert float(sent[1]) < 3

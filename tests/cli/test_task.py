@@ -434,6 +434,7 @@ def test_workers_leave_a_cpu_for_ray_data_or_are_refused(
     import ray
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
+    monkeypatch.setattr("assay.experiment.resources.growth", lambda: None)
     if expected is None:
         with pytest.raises(ResourceError, match=str(cpus)):
             worker_resources(resources)

@@ -224,12 +224,12 @@ def test_early_stopping_stops_and_a_killed_trial_goes_on(
 
 
 def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
-    assert fit_in(Resources(), 1.0, 0) == ({"cpu": 1.0}, 2)
+    assert fit_in(Resources(), 1.0, 0) == ({"CPU": 1.0}, 2)
     with pytest.raises(ResourceError, match=r"3 CPUs.*has 2 .*--parallel 2"):
         fit_in(Resources(), 1.0, 3)
     with pytest.raises(ResourceError, match=r"3\.1 CPUs.*has 2 .*lower --workers"):
         fit_in(Resources(workers=2), 1.0, 1)
-    with pytest.raises(ResourceError, match=r"0\.5 GPUs.*has 2 and 0"):
+    with pytest.raises(ResourceError, match=r"0\.5 GPUs and 1 CPUs.*has 0 GPUs and 2 CPUs"):
         fit_in(Resources(gpus=True), 0.5, 1)
 
 
@@ -239,6 +239,7 @@ def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
         (search.main, SearchLaunch(), "--space split.seed=0..3", "not searched"),
         (search.main, SearchLaunch(), "--space optim.lr=1 optim.weight_decay=0", "more than one"),
         (search.main, SearchLaunch(), "--workers 0", "need Ray"),
+        (search.main, SearchLaunch(), "--workers 1..2 --gpus", "is a range"),
         (search.main, SearchLaunch(), "--grace 99", "grace"),
         (search.main, SearchLaunch(), "--warm-start nowhere", "nowhere"),
         (generalize.main, FoldLaunch(), "--fold-column printer", "printer"),

@@ -11,6 +11,8 @@
     assay rollback TASK          return to the champion before
     assay serve                  answer over HTTP; promotions follow by themselves
     assay predict BUNDLE PATHS   the same answers for a folder or a list
+    assay submit TASK ...        run a task or a sweep on a cluster, and follow it
+    assay doctor                 what of a cluster fits: versions, GPUs, storage, clocks, ports, token
 
 A RUN is a folder, the name of one below --storage, or a part of a name that no other run has.
 """
@@ -27,6 +29,8 @@ import tyro
 
 import assay
 from assay.cli import registry, serve
+from assay.cli.doctor import doctor
+from assay.cli.submit import submit
 from assay.config import from_dict, to_dict
 from assay.errors import RunError, one_sentence
 from assay.files import write_json
@@ -260,6 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(assay.__version__)
         elif words[:1] == ["masks"]:
             make_masks(words[1:])
+        elif words[:1] == ["submit"]:
+            submit(words[1:])
         elif words[:1] == ["judge"] and words[1:] and not words[1].startswith("-"):
             default = _default_judge(words[1:])
             judge_again(tyro.cli(Judge, args=words[1:], default=default, prog="assay judge"))
@@ -279,6 +285,7 @@ def _dispatch(words: Sequence[str]) -> None:
         "rollback": registry.rollback,
         "serve": serve.Serve,
         "predict": serve.predict,
+        "doctor": doctor,
     }
     parsed = tyro.extras.subcommand_cli_from_dict(
         commands, args=words, prog="assay", description=__doc__

@@ -3,14 +3,17 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from annotated_types import Interval
 
+import assay
+from assay import nodes
 from assay.bundle.bundle import Variant
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
@@ -31,6 +34,8 @@ class Serve:
     """Where and how."""
     file: Path = Path("cluster/serve.yaml")
     """What is deployed is written here; options of applications may be changed in it, and flags go before them."""
+    wait_s: Annotated[float, Interval(ge=0, le=604_800)] = 900.0
+    """Seconds to wait for nodes on a cluster that can grow; 0: take what is there, as on one that cannot."""
 
 
 def serve(command: Serve, words: Sequence[str]) -> None:
@@ -51,13 +56,63 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     _write(file, yaml.safe_dump(wanted, sort_keys=False))
     with cluster.cluster(config) as address, suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # requests under way are answered
+        _refuse_other_package()
+        waiting = _room(wanted, command.wait_s)
         cluster.deploy(wanted)
-        names = cluster.wait()
+        names = cluster.wait(*waiting)
         print(f"{address}/v1/{{{','.join(names)}}}; the page: {address}/", flush=True)
         if not config.open and not os.environ.get("ASSAY_TOKEN"):
             print(f"token: {config.token_file}", flush=True)
         if not os.environ.get("RAY_ADDRESS"):
             signal.pause()
+
+
+def _refuse_other_package() -> None:
+    """Refuse a cluster whose nodes lack this package: what is deployed outlives this process, so it cannot be sent.
+
+    Raises:
+        ServeError: it is not there, or of another version.
+    """
+    import ray
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    try:
+        # by value, since a function of this package could not even be read there
+        found = ray.remote(num_cpus=0)(lambda: __import__("assay").__version__).remote()
+        theirs = f"Assay {ray.get(found, timeout=120)}"
+    except ray.exceptions.RayTaskError:
+        theirs = "no Assay"
+    if theirs != f"Assay {assay.__version__}":
+        raise ServeError(
+            f"The cluster's nodes have {theirs}, and {assay.__version__} is to be served; begin it with an image that has it (cluster/Dockerfile)."
+        )
+
+
+def _room(wanted: Mapping[str, Any], wait_s: float) -> tuple[float, Callable[[], None]]:
+    """Return how long to wait for what is to be deployed, and what tells of nodes meanwhile.
+
+    The replicas themselves are what the autoscaler hears of.
+
+    Raises:
+        ResourceError: the replicas at rest need more than the cluster may have.
+    """
+    bundles = []
+    for app in wanted["applications"]:
+        for deployment in app["deployments"]:
+            options = deployment.get("ray_actor_options", {})
+            cpus, gpus = options.get("num_cpus", 1), options.get("num_gpus", 0)
+            one = {"CPU": float(cpus), "GPU": float(gpus)}
+            scaling = deployment.get("autoscaling_config", {})
+            bundles += [one] * scaling.get("min_replicas", 1)
+    need, is_growing = nodes.total(bundles), wait_s > 0 and nodes.growth() is not None
+    most = nodes.maximum() if is_growing else nodes.up()
+    if most is not None:
+        lower = "lower --app.cpus, --app.gpus or --app.min-replicas"
+        nodes.refuse_beyond(need, most, lower, "The replicas at rest")
+    if not is_growing:
+        return 300.0, lambda: None
+    return wait_s, nodes.Waiting(need, wait_s).look
 
 
 def _write(file: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,13 +62,25 @@ def parse_with(
     command = dataclasses.make_dataclass("Command", fields, frozen=True, kw_only=True)
     about = f"{sys.modules[task.__module__].__doc__}\nPresets: {', '.join(presets)}."
     parsed: Any = tyro.cli(
-        command, args=list(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
+        command, args=_spread(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
     )
     for doubt in parsed.what.doubts():
         print(doubt, file=sys.stderr)
     for name, why in _given_in_vain(parsed.what, default).items():
         print(f"--{name} has no effect: {why}.", file=sys.stderr)
     return parsed.what, parsed.resources, parsed.launch
+
+
+def _spread(arguments: Sequence[str]) -> list[str]:
+    """Write `--workers 2..8` as the two settings that it stands for."""
+    words: list[str] = []
+    for word in arguments:
+        is_range = re.fullmatch(r"(--workers=)?(\d+)\.\.(\d+)", word)
+        if is_range and (is_range[1] or words[-1:] == ["--workers"]):
+            words += [f"{is_range[1] or ''}{is_range[2]}", "--workers-max", is_range[3]]
+        else:
+            words.append(word)
+    return words
 
 
 def _given_in_vain(config: TaskConfig, default: TaskConfig) -> dict[str, str]:

@@ -8,7 +8,8 @@ import torch
 from annotated_types import Interval
 
 from assay.config import Settings
-from assay.errors import ResourceError
+from assay.errors import ConfigError, ResourceError
+from assay.nodes import gather, growth, refuse_beyond, up
 from assay.train.tier import Tier
 
 
@@ -17,7 +18,11 @@ class Resources(Settings):
     """Where a run is computed; none of this changes what is computed."""
 
     workers: Annotated[int, Interval(ge=0, le=10_000)] = 1
-    """Training workers; 0 trains in this process, without Ray, for debugging."""
+    """Training workers; 0 trains in this process, without Ray, for debugging. 2..8: two at least, and up to eight as nodes come (with --gpus)."""
+    workers_max: Annotated[int, Interval(ge=0, le=10_000)] = 0
+    """Workers to grow to while nodes come, as --workers 2..8 says it; 0: as many as --workers."""
+    resize_s: Annotated[float, Interval(ge=1, le=86_400)] = 60.0
+    """Seconds between looks whether a range of workers can grow; each growth begins again from the last checkpoint."""
     gpus: bool = False
     """Give each worker one GPU (not checked on a GPU yet)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -28,6 +33,8 @@ class Resources(Settings):
     """CPUs reserved for each worker, and its threads; 0: what leaves one CPU for Ray Data, at most 1, and as many threads as the node has for it."""
     retries: Annotated[int, Interval(ge=0, le=1000)] = 3
     """Worker failures survived before the run is given up."""
+    wait_s: Annotated[float, Interval(ge=0, le=604_800)] = 900.0
+    """Seconds to wait for nodes on a cluster that can grow; 0: take what is there, as on one that cannot."""
     storage: Path | None = None
     """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
     store: str = ""
@@ -45,15 +52,72 @@ class Resources(Settings):
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 
+    def __post_init__(self) -> None:
+        """Refuse a range of workers that is none, or that nothing bounds on a node."""
+        super().__post_init__()
+        if not self.workers_max:
+            return
+        if not 1 <= self.workers <= self.workers_max:
+            raise ConfigError(
+                f"--workers is {self.workers}..{self.workers_max}; give 1 or more, and no fewer for the second."
+            )
+        if not self.gpus:
+            raise ConfigError(
+                f"--workers is {self.workers}..{self.workers_max} without --gpus, so workers would take the CPUs that Ray Data needs; add --gpus, or give one number."
+            )
 
-def worker_resources(resources: Resources) -> dict[str, float]:
-    """Return the CPUs and GPUs of one worker.
+
+FOR_DATA = {"CPU": 1.0}
+"""What Ray Data needs besides the workers."""
+
+
+def grows(resources: Resources) -> bool:
+    """Tell whether what the cluster lacks may be asked for and waited for."""
+    return resources.wait_s > 0 and growth() is not None
+
+
+def make_room_for_data(resources: Resources) -> None:
+    """Let Ray Data have a CPU before it is given images, since it would wait for one without end.
 
     Raises:
-        ResourceError: the cluster has too few for the workers and for Ray Data; says how many.
+        ResourceError: there is none, and none came in time.
+    """
+    lower = "train without Ray by --workers 0"
+    if grows(resources):
+        gather([FOR_DATA], resources.wait_s, lower)
+    else:
+        refuse_beyond(FOR_DATA, up(), lower, "Images to be decoded")
+
+
+def num_workers(resources: Resources, one: dict[str, float]) -> int | tuple[int, int]:
+    """Return the number of workers, or the least and the most.
+
+    Args:
+        resources: what was asked for.
+        one: CPUs and GPUs of one worker.
+    """
+    if not resources.workers_max:
+        return resources.workers
+    most = resources.workers_max
+    if not grows(resources):
+        most = min(most, int((up()["CPU"] - FOR_DATA["CPU"]) / one["CPU"] + 1e-9))
+    return resources.workers, max(resources.workers, most)
+
+
+def worker_resources(resources: Resources) -> dict[str, float]:
+    """Return the CPUs and GPUs of one worker, once a cluster that can grow has room for all of them.
+
+    Raises:
+        ResourceError: the cluster has too few for the workers and for Ray Data, and will not have
+            more; says how many.
     """
     import ray
 
+    if grows(resources):
+        one = {"CPU": resources.cpus_per_worker or 1.0} | ({"GPU": 1.0} if resources.gpus else {})
+        lower = "lower --workers or --cpus-per-worker"
+        gather([one] * resources.workers + [FOR_DATA], resources.wait_s, lower)
+        return one
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     most = int(gpus) if resources.gpus else int(cpus)

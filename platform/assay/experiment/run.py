@@ -31,7 +31,7 @@ from assay.experiment.export import ship
 from assay.experiment.fill import UnreadableImage, fill
 from assay.experiment.identity import code_of, content, identity, recipe, stamp
 from assay.experiment.judge import judge
-from assay.experiment.resources import Resources, pick_device
+from assay.experiment.resources import Resources, make_room_for_data, pick_device
 from assay.experiment.workers import train
 from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
@@ -68,6 +68,8 @@ def read_data(
     """Decode what the store lacks, and leave out what cannot be read; what else is needed is fetched first."""
     load_task(source).fetch(config)
     store = _store_of(resources, storage)
+    if resources.workers:
+        make_room_for_data(resources)
     bad = fill(manifest, store, config.data.on_error, parallel=resources.workers > 0)
     readable = _without(manifest, bad)
     pixels = Pixels(store, readable.column("content"), readable.masks)

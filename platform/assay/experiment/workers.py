@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from assay.errors import AssayError
-from assay.experiment.resources import Resources, worker_resources
+from assay.experiment.resources import Resources, num_workers, worker_resources
 from assay.session import ray_session
 from assay.train.loop import TrainState
 from assay.train.tier import Tier, choose_tier
@@ -56,6 +56,7 @@ def train(
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     for failures in range(resources.retries + 1):
+        one = worker_resources(resources)
         trainer = TorchTrainer(
             _worker,
             train_loop_config={
@@ -63,11 +64,12 @@ def train(
                 "tier": resources.tier,
                 "threads": math.ceil(resources.cpus_per_worker),
             },
-            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers,
+            torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+            scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+                num_workers=num_workers(resources, one),  # type: ignore[arg-type]
                 use_gpu=resources.gpus,
-                resources_per_worker=worker_resources(resources),
+                resources_per_worker=one,
+                elastic_resize_monitor_interval_s=resources.resize_s,
             ),
             run_config=ray.train.RunConfig(
                 name=f"launch-{time.time_ns()}",

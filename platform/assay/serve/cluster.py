@@ -11,7 +11,7 @@ one, verify it, and swap. The only file that imports ray.serve.
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -270,8 +270,12 @@ def cluster(config: ServeConfig) -> Iterator[str]:
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def wait(timeout_s: float = 300.0) -> list[str]:
+def wait(timeout_s: float = 300.0, look: Callable[[], None] = lambda: None) -> list[str]:
     """Wait until every application runs that can; return the tasks.
+
+    Args:
+        timeout_s: seconds until it is given up.
+        look: called again and again while something is not there yet.
 
     Raises:
         ServeError: the front or every task fails, or the time is over.
@@ -293,4 +297,5 @@ def wait(timeout_s: float = 300.0) -> list[str]:
         if "front" in failed or (failed and not late) or time.monotonic() > end:
             named = [f"{name} ({(states | proxies)[name]})" for name in failed or late]
             raise ServeError(f"Not running: {', '.join(named)}; the logs of Ray Serve say why.")
+        look()
         time.sleep(0.2)

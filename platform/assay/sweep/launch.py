@@ -48,6 +48,10 @@ def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -
         config, resources, launch = parse_with(task, arguments, defaults)
         if resources.workers == 0:
             raise ConfigError("--workers is 0, and trials need Ray; give 1 or more.")
+        if resources.workers_max:
+            raise ConfigError(
+                "--workers is a range, and trials keep their workers; give one number."
+            )
         failed = sweep(source, config, resources, launch)
     if failed:
         raise SystemExit(1)

@@ -212,7 +212,9 @@ def _score_once(run: Run, name: str, data: StoredImages, resources: Resources, t
     """Run the selected trial to its end; the only one that is scored on test."""
     task = load_task(data.source)
     config = from_dict(task.Config, read_config(run.folder))
-    alone = replace(resources, workers=0) if resources.workers == 1 else resources
+    # in this process, which has no GPU of its own
+    here = resources.workers == 1 and not resources.gpus
+    alone = replace(resources, workers=0) if here else resources
     with run.lease():
         if not is_whole(run):
             complete(prepare(data, config, name), run, alone, tried=tried)

@@ -33,10 +33,11 @@ from ray.tune.search import Searcher
 from assay.config import from_dict, to_dict
 from assay.data.dataset import Dataset
 from assay.data.order import steps_of
-from assay.errors import AssayError, ResourceError, RunError, disk_faults
-from assay.experiment.resources import Resources
+from assay.errors import AssayError, RunError, disk_faults
+from assay.experiment.resources import FOR_DATA, Resources, grows
 from assay.experiment.run import StoredImages, complete, prepare
 from assay.files import describe
+from assay.nodes import DRIVER, gather, maximum, refuse_beyond, say, total, up
 from assay.runs.folder import Run
 from assay.runs.record import Stage
 from assay.sweep.trial import Outcome, Trial, read_outcome
@@ -47,10 +48,13 @@ from assay.train.task import TaskConfig
 from assay.train.worker import reached
 
 DRIVER_CPUS = 0.1
-"""CPUs of the process that waits for a trial's several workers."""
+"""CPUs of the process that waits for a trial's several workers, where no node has places for drivers."""
 
 
 NUM_TIMED = 20
+
+
+LOWER = "lower --workers, --cpus-per-worker or --gpus-per-worker"
 
 
 @dataclass(frozen=True)
@@ -94,42 +98,37 @@ class TrialSource(Protocol):
 
 
 def fit_in(resources: Resources, gpus_each: float, parallel: int) -> tuple[dict[str, float], int]:
-    """Return the CPUs and GPUs that Tune reserves for a trial, and how many trials run at once.
+    """Return what Tune reserves for a trial, and how many trials run at once.
 
     Args:
         resources: the workers of each trial.
         gpus_each: GPUs of each worker, where they have any.
-        parallel: trials at once; 0: as many as fit.
+        parallel: trials at once; 0: as many as fit, on a cluster that tells its maximum in that.
 
     Raises:
-        ResourceError: they do not fit; says what is needed, what there is, and what to lower.
+        ResourceError: they do not fit, or not even one had room in time on a cluster that can grow;
+            says what is needed, what there is, and what to lower.
     """
-    import ray
-
-    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    is_growing, several = grows(resources), resources.workers > 1
     each = resources.cpus_per_worker or 1.0
-    several = resources.workers > 1
+    worker = {"CPU": each} | ({"GPU": gpus_each} if resources.gpus else {})
     # a trial of several workers has a driver, and Ray Data that feeds them
-    need_cpus = resources.workers * each + (DRIVER_CPUS + 1 if several else 0)
-    need_gpus = resources.workers * gpus_each if resources.gpus else 0.0
-    most = int(cpus / need_cpus + 1e-9)
-    if need_gpus:
-        most = min(most, int(gpus / need_gpus + 1e-9))
+    driver = {DRIVER: 1.0} if DRIVER in up() else {"CPU": DRIVER_CPUS}
+    beside = [driver, FOR_DATA] if several else []
+    trial = [worker] * resources.workers + beside
+    need, has = total(trial), (maximum() or {} if is_growing else up())
+    most = min(int(has.get(name, 0.0) / value + 1e-9) for name, value in need.items())
+    if is_growing and not has:  # nobody said how far it may grow
+        most = max(parallel, 1)
     num = max(parallel, 1)
     if num > most:
-        workers = f"{resources.workers} worker{'s' if several else ''} of {each:g} CPUs"
-        workers += f" and {gpus_each:g} GPUs" if need_gpus else ""
-        workers += ", their driver and 1 CPU for Ray Data" if several else ""
-        lower = "lower --workers, --cpus-per-worker or --gpus-per-worker, or take a larger cluster."
-        raise ResourceError(
-            f"{num} trial{'s' if num > 1 else ''} at once of {workers} need {num * need_cpus:g} CPUs and {num * need_gpus:g} GPUs, "
-            f"the cluster has {cpus:g} and {gpus:g}; {f'take --parallel {most} or fewer.' if most else lower}"
-        )
-    reserved = {"cpu": DRIVER_CPUS if several else each}
-    if need_gpus and not several:
-        reserved["gpu"] = need_gpus
-    return reserved, parallel or most
+        what = f"{num} trial{'s' if num > 1 else ''} at once of {resources.workers} workers of {say(worker)}"
+        what += ", their driver and 1 CPU for Ray Data" if several else ""
+        lower = f"take --parallel {most} or fewer" if most else LOWER
+        refuse_beyond({name: num * value for name, value in need.items()}, has, lower, what)
+    if is_growing:  # for one trial; the others begin as nodes come for them
+        gather(trial, resources.wait_s, LOWER)
+    return driver if several else worker, parallel or most
 
 
 def run_trials(
@@ -144,6 +143,8 @@ def run_trials(
     A trial whose process dies is begun again from its own checkpoint, `resources.retries` times.
     """
     folder = shared.data.storage / "sweeps" / shared.sweep / "tune"
+    # how many may wait for nodes at once; where they come from a searcher Tune would let one
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)
     trainable = tune.with_parameters(_run_trial, shared=shared)
     tuner = tune.Tuner(
         tune.with_resources(trainable, reserved),

@@ -1,0 +1,67 @@
+"""What `assay serve` asks of a cluster before it deploys anything."""
+
+from typing import Any
+
+import pytest
+import ray
+
+import assay
+from assay import nodes
+from assay.cli import serve
+from assay.errors import ResourceError, ServeError
+
+
+def wanted(gpus: float, replicas: int) -> dict[str, Any]:
+    replica = {
+        "autoscaling_config": {"min_replicas": replicas},
+        "ray_actor_options": {"num_cpus": 0.5, "num_gpus": gpus},
+    }
+    front = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
+    return {"applications": [{"deployments": [front]}, {"deployments": [replica]}]}
+
+
+def test_replicas_that_will_never_fit_are_refused_and_others_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(nodes, "growth", lambda: None)
+    monkeypatch.delenv(nodes.MAXIMUM, raising=False)
+    words = r"at rest need 2 GPUs and 1 CPUs and the cluster has 1 GPUs and 2 CPUs"
+    with pytest.raises(ResourceError, match=words):
+        serve._room(wanted(1, 2), 900.0)
+    assert serve._room(wanted(0, 4), 900.0)[0] == 300.0
+    monkeypatch.setattr(nodes, "growth", nodes.Growth)
+    limit_s, look = serve._room(wanted(1, 2), 0.5)
+    assert limit_s == 0.5
+    look()
+    monkeypatch.setenv(nodes.MAXIMUM, "GPU=1")
+    with pytest.raises(ResourceError, match="2 GPUs"):
+        serve._room(wanted(1, 2), 900.0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "phrase"), [("9.9.9", "have Assay 9.9.9"), (None, "have no Assay"), ("same", "")]
+)
+def test_a_cluster_without_the_package_is_told_so(monkeypatch, theirs, phrase) -> None:
+    class Task:
+        def __init__(self, **options: Any) -> None: ...
+
+        def __call__(self, function: Any) -> "Task":
+            return self
+
+        def remote(self) -> str:
+            return assay.__version__ if theirs == "same" else theirs
+
+    def get(found: str | None, timeout: float) -> str:
+        if found is None:
+            raise ray.exceptions.RayTaskError("look", "No module named assay", ImportError())
+        return found
+
+    monkeypatch.setattr(ray, "remote", Task)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setenv("RAY_ADDRESS", "there:6379")
+    if phrase:
+        with pytest.raises(ServeError, match=phrase):
+            serve._refuse_other_package()
+    else:
+        serve._refuse_other_package()
+    monkeypatch.delenv("RAY_ADDRESS")
+    serve._refuse_other_package()
