@@ -19,7 +19,7 @@ from assay.bundle.registry import Registry
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, inspect
-from assay.serve.limits import Limits
+from assay.serve.limits import Limits, RefusedError
 
 TOKEN = "a-long-secret"
 
@@ -63,6 +63,7 @@ class Here:
         self.decoders = decoders
         self.counted: list[tuple[str, int]] = []
         self.recent: Any = None
+        self.is_full = False
         for task in registry.tasks():
             inspector = Inspector(registry, task, threads=1)
             inspector.configure(ids(registry, task))
@@ -70,6 +71,10 @@ class Here:
 
     def tasks(self) -> list[str]:
         return list(self.inspectors)
+
+    def admit(self, task: str) -> None:
+        if self.is_full:
+            raise RefusedError(429, "The queue is full.", 1)
 
     async def answer(
         self, task: str, images: Any, alias: Any, mask: Any, explain: bool = False

@@ -312,6 +312,37 @@ def test_bodies_are_limited_together_and_in_time_on_every_path(ask, here, pictur
     assert asyncio.run(twice()) == [200] * 3
 
 
+def test_a_full_queue_is_told_before_a_body_is_read(ask, here):
+    here.is_full = True
+
+    async def unread() -> Any:
+        raise AssertionError
+        yield b""
+
+    reply = ask("POST", "/v1/parts", content=unread())
+    assert is_refused(reply, 429, "queue")
+    assert reply.headers["retry-after"] == "1"
+    assert here.counted == [("parts", 429)]
+
+
+def test_a_path_is_whole_whatever_prefix_of_it_was_routed_by(here, pictures):
+    app = make_app(here, Limits(), None)
+    statuses: list[int] = []
+
+    async def routed(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"root_path": "/v1/parts"}, receive, send)
+
+    async def request() -> None:
+        transport = httpx.ASGITransport(routed)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            content = pictures[0].read_bytes()
+            for path in ("/v1/parts", "/v1/parts/more", "/v1/partsmore"):
+                statuses.append((await client.post(path, content=content)).status_code)
+
+    asyncio.run(request())
+    assert statuses == [200, 404, 404]
+
+
 def test_a_login_that_does_not_arrive_is_ended(ask, monkeypatch):
     monkeypatch.setattr("assay.serve.page.LOGIN_S", 0.05)
 
@@ -337,6 +368,9 @@ class Failing:
 
     def tasks(self) -> list[str]:
         return ["parts"]
+
+    def admit(self, task: str) -> None:
+        pass
 
     async def answer(self, *_: Any) -> dict[str, Any]:
         if isinstance(self.what, Exception):

@@ -14,7 +14,7 @@ import tyro
 from assay.bundle.bundle import Variant
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
-from assay.serve.config import ServeConfig, read_token
+from assay.serve.config import ServeConfig, check_certificate, read_token
 from assay.serve.deployment import changes, configuration, read_applications
 
 _SERVE = ServeConfig()
@@ -39,6 +39,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
 
     config, file = command.config, command.file
     read_token(config, create=True)
+    check_certificate(config)
     _guard_ray()
     from assay.serve import cluster
 
@@ -52,7 +53,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     with cluster.cluster(config) as address, suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # requests under way are answered
         cluster.deploy(wanted)
-        names = cluster.wait()
+        names = cluster.wait(config)
         print(f"{address}/v1/{{{','.join(names)}}}; the page: {address}/", flush=True)
         if not config.open and not os.environ.get("ASSAY_TOKEN"):
             print(f"token: {config.token_file}", flush=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,7 @@ class ApplicationConfig(Settings, section="app"):
     batch: Annotated[int, Ge(1)] = 4
     """Most images that go through the graphs together; 1 switches batching off, a GPU takes more."""
     queue: Annotated[int, Ge(1)] = 64
-    """Most waiting requests; more are answered 429."""
+    """Most requests that wait at a replica; more are answered 429."""
 
     def __post_init__(self) -> None:
         """Refuse fewer replicas under load than at rest."""
@@ -64,6 +65,10 @@ class ServeConfig(Settings):
     """File with the token, written where there is none; ASSAY_TOKEN goes before it."""
     open: bool = False
     """Let in everyone who reaches the port; on this machine's own address alone."""
+    tls_cert: Path | None = None
+    """Certificate (PEM, with its chain), to be asked by HTTPS."""
+    tls_key: Path | None = None
+    """Its key (PEM, without a password)."""
     keep_uncertain: bool = False
     """Keep small pictures of the least certain recent requests in memory, for the page."""
     app: ApplicationConfig = field(default_factory=ApplicationConfig)
@@ -78,6 +83,32 @@ class ServeConfig(Settings):
             raise ConfigError(
                 f"open is set and host is {self.host}, so that whoever reaches this machine would be let in; leave open out, or listen on {LOOPBACK[0]}."
             )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("One of tls-cert and tls-key is set; give both, or none for HTTP.")
+
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+
+def check_certificate(config: ServeConfig) -> None:
+    """See that certificate and key can be used.
+
+    Raises:
+        ServeError: they cannot be read, or do not belong together.
+    """
+    if config.tls_cert is None or config.tls_key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            config.tls_cert, config.tls_key, lambda: ""
+        )
+    except (OSError, ValueError) as error:
+        raise ServeError(
+            f"The certificate {config.tls_cert} and the key {config.tls_key} cannot be used ({error}); give PEM files that belong together, the key without a password."
+        ) from None
 
 
 def read_token(config: ServeConfig, create: bool = False) -> str | None:

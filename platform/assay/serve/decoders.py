@@ -1,7 +1,9 @@
-"""Images are decoded in processes of their own, within limits of time and memory, that may die.
+"""Images are decoded beside the graphs where that costs a bounded time and memory, else in processes that may die.
 
-What a request brings may hang a decoder, fill the memory or crash a library; then its own answer is
-a refusal, the process is replaced, and nothing else notices. A child takes the bytes of one file
+JPEG and PNG are: two libraries that have been attacked for decades decode them, in a time by their
+pixels, of which their header says the number (see `is_bounded`). What else a request brings may hang a
+decoder, fill the memory or crash a library; then its own answer is a refusal, the process is
+replaced, and nothing else notices. A child takes the bytes of one file
 through a socket and hands back the pixels in memory that both see (`memfd_create(2)`, passed as by
 `unix(7)`), so that an image of any size crosses without a copy.
 """
@@ -29,10 +31,19 @@ import numpy as np
 
 import assay
 from assay.data.images import decode
+from assay.data.images.formats import jpeg, png
 from assay.data.images.pyramid import ImagePyramid, Level
 from assay.data.images.white import Range
 from assay.errors import ImageError
 from assay.shapes import UInt8
+
+MOST_HERE = 40_000_000
+"""Pixels up to which a JPEG or a PNG is decoded in this process: .6 GB if they have 16 bits."""
+
+
+MOST_SCANS = 4
+"""Scans of a JPEG up to which it is: each may take as long as decoding all of its pixels. One or three, and that of a preview."""
+
 
 FLOOR_BYTES = 512 << 20
 """Memory that any file may take to decode, beside that by its bytes and pixels."""
@@ -72,7 +83,7 @@ class DecodeLimits:
 
 
 class Decoders:
-    """Decoding processes, one per thread of a pool.
+    """A pool of threads, each with a process of its own from the first image on that needs one.
 
     Args:
         num: how many.
@@ -84,8 +95,6 @@ class Decoders:
         self.children: dict[int, Child] = {}
         """By thread."""
         self.pool = ThreadPoolExecutor(num, "decode")
-        for _ in range(num):  # each starts a thread, whose process is there before its first image
-            self.pool.submit(self._child)
 
     async def read(self, content: bytes, page: int | None = None) -> ImagePyramid | ImageError:
         """Decode a file, or that page of it; or return why that cannot be done."""
@@ -106,6 +115,12 @@ class Decoders:
         return self.children[name]
 
     def _read(self, content: bytes, page: int | None) -> ImagePyramid | ImageError:
+        try:
+            is_here = page is None and is_bounded(content)
+            if is_here and _probe(content, page, self.limits.pixels) <= MOST_HERE:
+                return ImagePyramid.read(content)
+        except Exception as error:  # whatever a decoder raises is an answer
+            return ImageError(say(error))
         child = self._child()
         try:
             return child.read(content, page)
@@ -116,6 +131,13 @@ class Decoders:
             if isinstance(error, TimeoutError):
                 return ImageError(f"it takes longer than {self.limits.seconds:g} s to decode")
             return ImageError("it ends the process that decodes it, so it is damaged")
+
+
+def is_bounded(content: bytes) -> bool:
+    """Tell whether a file is decoded in a time by its pixels alone: a PNG, or a JPEG of few scans."""
+    if content.startswith(jpeg.MAGIC):
+        return content.count(b"\xff\xda") <= MOST_SCANS
+    return content.startswith(png.MAGIC)
 
 
 class Child:
@@ -250,16 +272,26 @@ def _decode(content: bytes, page: int | None, most_pixels: float) -> ImagePyrami
         ImageError: it cannot be read, or has too many pixels.
     """
     _limit_memory(FLOOR_BYTES + BYTES_PER_BYTE * len(content))
+    pixels = _probe(content, page, most_pixels)
+    _limit_memory(FLOOR_BYTES + BYTES_PER_BYTE * len(content) + BYTES_PER_PIXEL * pixels)
+    entry = ImagePyramid.read(content, page)
+    # a page of tiles decodes them as they are looked at; that too is done here
+    levels: list[Level] = [np.asarray(level) for level in entry.levels]
+    return replace(entry, levels=levels, range=Range.of(np.asarray(levels[0])))
+
+
+def _probe(content: bytes, page: int | None, most_pixels: float) -> int:
+    """Return how many pixels a file has, by its header.
+
+    Raises:
+        ImageError: they are too many, or the header is damaged.
+    """
     height, width = decode.probe(content, page=page)
     if height * width > most_pixels:
         raise ImageError(
             f"it has {width} x {height} pixels, more than {most_pixels / 1e6:g} megapixels"
         )
-    _limit_memory(FLOOR_BYTES + BYTES_PER_BYTE * len(content) + BYTES_PER_PIXEL * height * width)
-    entry = ImagePyramid.read(content, page)
-    # a page of tiles decodes them as they are looked at; that too is done here
-    levels: list[Level] = [np.asarray(level) for level in entry.levels]
-    return replace(entry, levels=levels, range=Range.of(np.asarray(levels[0])))
+    return height * width
 
 
 def _limit_memory(more: int) -> None:

@@ -86,6 +86,13 @@ class Service(Protocol):
     def tasks(self) -> Sequence[str]:
         """List the tasks that have a champion."""
 
+    def admit(self, task: str) -> None:
+        """Refuse a request before its body is read, if it would be refused in any case.
+
+        Raises:
+            RefusedError: the queue is full, say.
+        """
+
     async def answer(
         self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
     ) -> dict[str, Any]:
@@ -191,6 +198,7 @@ async def _judge(
 ) -> Reply:
     if task not in service.tasks():
         raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
+    service.admit(task)
     refuse_encoding(",".join(request.headers.getlist("content-encoding")))
     declared, most = request.headers.get("content-length"), int(limits.body_mb * 1e6)
     body = await read_body(request.receive, declared, most, limits.body_s, take)
@@ -236,6 +244,7 @@ class Guard:
         name = name_request(dict(scope["headers"]))
         is_head = scope["method"] == "HEAD"
         scope = dict(scope) | {
+            "root_path": "",  # paths are whole, whatever prefix of them was routed by
             "state": dict(scope.get("state") or {}) | {"id": name},
             "method": "GET" if is_head else scope["method"],  # where GET is, HEAD is
         }
