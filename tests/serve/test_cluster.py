@@ -30,8 +30,9 @@ from assay.bundle.registry import Registry
 from assay.data.images.decode import write_png
 from assay.serve import cluster
 from assay.serve.client import Client
-from assay.serve.config import ApplicationConfig, ServeConfig, read_token
+from assay.serve.config import ApplicationConfig, ServeConfig
 from assay.serve.deployment import configuration
+from assay.serve.tokens import open_tokens
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def served(winners, tmp_path_factory) -> Iterator[ServeConfig]:
 
 @pytest.fixture
 def client(served) -> Client:
-    return Client(f"http://127.0.0.1:{served.port}", read_token(served) or "")
+    return Client(f"http://127.0.0.1:{served.port}", open_tokens(served).present()[0].secret)
 
 
 def versions(winners: Registry) -> dict[str, Bundle]:
@@ -123,6 +124,10 @@ def test_answers_are_the_bundles_and_the_port_asks_for_the_token(client, winners
     assert together.answer.probs == pytest.approx(opened.together(views).probs, abs=1e-6)
     models = client.models()
     assert models["parts"]["champion"]["version"] == winners.holder("parts", "champion").version
+    # by HAProxy, straight to each replica
+    statistics = f"http://127.0.0.1:{os.environ['RAY_SERVE_HAPROXY_STATS_PORT']}/stats;csv"
+    lines = [line.split(",")[:2] for line in httpx.get(statistics, timeout=10).text.splitlines()]
+    assert len([name for group, name in lines if group == "http-parts" and "replica" in name]) == 2
     for authorization in ("", "Bearer", "Bearer wrong"):
         headers = {"authorization": authorization}
         reply = httpx.get(f"{client.address}/v1/models", headers=headers, timeout=10)

@@ -12,7 +12,7 @@ from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.cli.console import main
 from assay.errors import ConfigError, ServeError
-from assay.serve.config import ApplicationConfig, ServeConfig, read_token
+from assay.serve.config import ApplicationConfig, ServeConfig, check_certificate
 from assay.serve.deployment import changes, configuration, read_applications
 
 
@@ -70,36 +70,16 @@ def test_an_empty_registry_is_refused_and_an_open_door_to_the_network_too(tmp_pa
             ApplicationConfig(**wrong)
 
 
-def test_the_token_comes_from_the_environment_or_a_file_of_its_owner(tmp_path, monkeypatch):
-    monkeypatch.delenv("ASSAY_TOKEN", raising=False)
-    path = tmp_path / "deep" / "token"
-    config = ServeConfig(token_file=path)
-    with pytest.raises(ServeError, match="no token"):
-        read_token(config)
-    written = read_token(config, create=True)
-    assert written == read_token(config) == path.read_text()
-    assert len(written) == 64
-    assert path.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setenv("ASSAY_TOKEN", "other")
-    assert read_token(config) == "other"
-    monkeypatch.delenv("ASSAY_TOKEN")
-    path.chmod(0o644)
-    with pytest.raises(ServeError, match="chmod 600"):
-        read_token(config)
-    path.chmod(0o600)
-    for blank in ("\n", "", "  \n"):
-        path.write_text(blank)
-        with pytest.raises(ServeError, match="empty"):
-            read_token(config)
-        monkeypatch.setenv("ASSAY_TOKEN", blank)
-        with pytest.raises(ServeError, match="ASSAY_TOKEN is empty"):
-            read_token(config)
-        monkeypatch.delenv("ASSAY_TOKEN")
-    for odd in ("two words", " before", "t\u00e4", "a\tb", "a\nb"):
-        path.write_text(odd + "\n")
-        with pytest.raises(ServeError, match="one word"):
-            read_token(config)
-    assert read_token(ServeConfig(open=True, token_file=Path("/none"))) is None
+def test_certificate_and_key_belong_together(tmp_path):
+    with pytest.raises(ConfigError, match="give both"):
+        ServeConfig(tls_cert=tmp_path / "cert.pem")
+    config = ServeConfig(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem", host="::1")
+    assert config.address == "https://[::1]:8000"
+    for content in (None, "no certificate"):
+        if content:
+            (tmp_path / "cert.pem").write_text(content)
+        with pytest.raises(ServeError, match="cannot be used"):
+            check_certificate(config)
 
 
 def served(

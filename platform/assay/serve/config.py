@@ -1,7 +1,5 @@
-"""Where and how winners are served, as settings; and the token."""
+"""Where and how winners are served, as settings."""
 
-import os
-import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +11,8 @@ from assay.bundle.bundle import Provider, Variant
 from assay.config import Settings
 from assay.errors import ConfigError, ServeError
 from assay.serve.limits import Limits
-from assay.session import write_secret
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +56,7 @@ class ServeConfig(Settings):
     port: Annotated[int, Interval(ge=0, le=65535)] = 8000
     """Port to listen on."""
     token_file: Path = Path("~/.assay/token")
-    """File with the token, written where there is none; ASSAY_TOKEN goes before it."""
+    """File with the tokens, written with one where there is none; ASSAY_TOKEN goes before it."""
     open: bool = False
     """Let in everyone who reaches the port; on this machine's own address alone."""
     tls_cert: Path | None = None
@@ -109,44 +103,3 @@ def check_certificate(config: ServeConfig) -> None:
         raise ServeError(
             f"The certificate {config.tls_cert} and the key {config.tls_key} cannot be used ({error}); give PEM files that belong together, the key without a password."
         ) from None
-
-
-def read_token(config: ServeConfig, create: bool = False) -> str | None:
-    """Return the token, None where everyone is let in.
-
-    Raises:
-        ServeError: there is none, it is blank or holds spaces, or its file can be read by others.
-    """
-    if config.open:
-        return None
-    token, path = os.environ.get("ASSAY_TOKEN"), config.token_file.expanduser()
-    if token is not None:
-        return _checked(token, "ASSAY_TOKEN")
-    if create and not path.exists():
-        write_secret(path)
-    try:
-        token, mode = path.read_text(), path.stat().st_mode
-    except (OSError, ValueError):
-        raise ServeError(
-            f"There is no token in ASSAY_TOKEN nor in {path}; write one there, readable by its owner alone."
-        ) from None
-    if mode & 0o077:
-        raise ServeError(f"The token file {path} is open to others; chmod 600 it.")
-    return _checked(token.rstrip("\r\n"), f"The token file {path}")
-
-
-def _checked(token: str, where: str) -> str:
-    """Return a token that a header can bear.
-
-    Raises:
-        ServeError: it is none.
-    """
-    if not token.strip():
-        raise ServeError(
-            f"{where} is empty, which would let everyone in; write a token into it, or give --open."
-        )
-    if not _TOKEN.fullmatch(token):
-        raise ServeError(
-            f"{where} holds spaces or characters beyond ASCII; a token is one word of ASCII letters, digits and signs."
-        )
-    return token

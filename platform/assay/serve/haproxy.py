@@ -4,7 +4,8 @@ Ray writes a configuration and runs `RAY_SERVE_HAPROXY_BINARY_PATH` with it, at 
 is a script here (see `prepare`), which runs this file; it edits the configuration and becomes HAProxy:
 
     addresses   statistics and metrics on this machine's own alone, TLS where there is a certificate
-    requests    one plain id, a time for the head, a body that fits in the buffer kept until it is whole
+    requests    one plain id, a time for the head, a body that fits in the buffer kept until it is whole,
+                of who bears a token: nobody else shall fill the memory
     refusals    in the form of every other; no list of routes
 
 A request that is whole in the buffer is sent to another replica when one dies under it: judging an
@@ -16,11 +17,16 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-KEPT_BYTES = 4 << 20
-"""Longest request that is kept, to be sent again. A buffer of HAProxy has as many; memory is taken as it fills."""
+BUFFER_BYTES = 8 << 20
+"""Of a buffer of HAProxy; memory is taken as it fills."""
+
+
+KEPT_BYTES = BUFFER_BYTES - (64 << 10)
+"""Longest body that is kept, to be sent again: what a head leaves of a buffer."""
 
 
 MOST_CONNECTIONS = 1000
@@ -56,10 +62,15 @@ def prepare(folder: Path, binary: str, settings: Mapping[str, Any]) -> dict[str,
     Args:
         folder: where; also for the socket that commands HAProxy, so its path must be short.
         binary: HAProxy.
-        settings: `host` to listen on, `certificate` (a PEM file with its key; "" for none), `body_s` and
+        settings: `host` to listen on, `tokens` (as they are now; None lets everyone in), `certificate` (a PEM file with its key; "" for none), `body_s` and
             `answer_s` as limits (s), `ports` of statistics, metrics and of Ray's fallback.
     """
-    (folder / SETTINGS).write_text(json.dumps({"binary": binary, **settings}))
+    digests = folder / "digests"
+    lines = [sha256(f"Bearer {secret}".encode()).hexdigest() for secret in settings["tokens"] or ()]
+    digests.write_text("\n".join(lines) + "\n")
+    known = "" if settings["tokens"] is None else str(digests)
+    kept = {key: value for key, value in settings.items() if key != "tokens"}
+    (folder / SETTINGS).write_text(json.dumps({**kept, "binary": binary, "digests": known}))
     script = folder / "haproxy"
     command = [sys.executable, "-I", str(Path(__file__).absolute()), str(folder)]
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)
@@ -78,7 +89,7 @@ def prepare(folder: Path, binary: str, settings: Mapping[str, Any]) -> dict[str,
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(KEPT_BYTES),
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_MAXCONN": str(MOST_CONNECTIONS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(IDLE_S),
@@ -106,14 +117,17 @@ def _edits(settings: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
     """Yield patterns, how often each is there, and what takes its place."""
     certificate = settings["certificate"]
     tls = f" ssl crt {certificate} alpn h2,http/1.1" if certificate else ""
+    kept = ["METH_POST", f"{{ req.hdr(content-length) -m int le {KEPT_BYTES} }}"]
+    if settings["digests"]:
+        digest = "req.hdr(authorization),sha2(256),hex"
+        kept.append(f"{{ {digest} -m str -i -f {settings['digests']} }}")
     front = [
         rf"bind {settings['host']}:\1{tls}",
         "http-request set-var(txn.id) req.fhdr(x-request-id)",
         f"http-request set-var-fmt(txn.id) %[unique-id] unless {{ var(txn.id) -m reg {PLAIN_ID} }}",
         "http-request set-header x-request-id %[var(txn.id)]",
         f"http-request set-header x-forwarded-proto {'https' if certificate else 'http'}",
-        # a longer one would not be sent again, and streams
-        f"http-request wait-for-body time {int(settings['body_s'] * 1000)}ms if METH_POST {{ req.hdr(content-length) -m int le {KEPT_BYTES // 2} }}",
+        f"http-request wait-for-body time {int(settings['body_s'] * 1000)}ms if {' '.join(kept)}",
     ]
     defaults = [
         "defaults",
