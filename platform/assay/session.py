@@ -28,6 +28,11 @@ FAST = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     # what bounds the heads and the time of requests; see `serve.gate`
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "assay.serve.gate:middlewares",
+    # at rest the looks of Ray Serve after itself are most of what it does
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    # a proxy that is gone is noticed after three of these
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # a replica that ends is reached so long, until every proxy knows
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3",
