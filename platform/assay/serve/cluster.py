@@ -177,6 +177,8 @@ class Front:
 
     def _deploy_changes(self) -> None:
         present = applications()
+        if all(app["name"] != "front" for app in present):
+            return  # it is ended, and so are they all
         wanted = configuration(self.config, present, refused=self.refused)
         if _user_configs(wanted["applications"]) != _user_configs(present):
             deploy(wanted)
@@ -307,6 +309,8 @@ def cluster(config: ServeConfig) -> Iterator[str]:
             yield config.address
         finally:
             if is_local:
+                with suppress(TimeoutError):  # proxies stay until requests under way are answered
+                    _client().delete_all_apps()
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 

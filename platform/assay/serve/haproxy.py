@@ -62,7 +62,7 @@ def prepare(folder: Path, binary: str, settings: Mapping[str, Any]) -> dict[str,
     Args:
         folder: where; also for the socket that commands HAProxy, so its path must be short.
         binary: HAProxy.
-        settings: `host` to listen on, `tokens` (as they are now; None lets everyone in), `certificate` (a PEM file with its key; "" for none), `body_s` and
+        settings: `host` to listen on, `tokens` (as they are now; None lets everyone in), `certificate` (a PEM file, its key beside it with the suffix .key; "" for none), `body_s` and
             `answer_s` as limits (s), `ports` of statistics, metrics and of Ray's fallback.
     """
     digests = folder / "digests"

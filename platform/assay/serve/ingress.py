@@ -37,9 +37,10 @@ def http_proxy(
         return
     with tempfile.TemporaryDirectory(prefix="assay-") as name:
         certificate = ""
-        if config.tls_cert and config.tls_key:  # in one file, in a folder of its owner alone
+        if config.tls_cert and config.tls_key:  # HAProxy looks for the key beside it
             certificate = str(Path(name, "certificate.pem"))
-            Path(certificate).write_text(config.tls_cert.read_text() + config.tls_key.read_text())
+            Path(certificate).symlink_to(config.tls_cert.absolute())
+            Path(f"{certificate}.key").symlink_to(config.tls_key.absolute())
         settings = {
             "host": config.host,
             "certificate": certificate,
