@@ -105,17 +105,21 @@ class Replica:
     ) -> dict[str, Any]:
         """See `http.Service`."""
         self.admit(task)
-        self.num_requests += 1
+        self._count_waiting(1)
         try:
             read = self.decoders.read
             parts = await self.inspector.answer(images, alias, mask, explain, read, self._inspect)
         finally:
-            self.num_requests -= 1
+            self._count_waiting(-1)
         opened = self.inspector.opened.get(alias)
         self.meters.count_answer(task, parts, opened.drift if opened else None)
         if self.inspector.keep and parts.get("answer"):
             self._note(parts["answer"], parts["thumb"])
         return parts
+
+    def _count_waiting(self, more: int) -> None:
+        self.num_requests += more
+        self.meters.waiting.set(self.num_requests, {"task": self.task})
 
     def _note(self, answer: dict[str, Any], thumb: str) -> None:
         """Show an answer to the page; nobody waits for that."""

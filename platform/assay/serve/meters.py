@@ -2,12 +2,13 @@
 
     assay_requests            by task and status; 429 is a full queue
     assay_request_seconds     from the first byte to the answer
+    assay_waiting_requests    at each replica, with those in the graphs
     assay_batch_images        images that went through the graphs together
     assay_answers             by task, alias and label: the distribution of classes
     assay_rejected            answers left to a person
     assay_drift               see `metrics.drift`; of="requests" now, of="val" what unseen images had
 
-Ray Serve's own meters beside them: queued and ongoing requests of each application.
+Ray Serve's own meters beside them: replicas of each application, say.
 """
 
 from typing import Any
@@ -28,6 +29,7 @@ class Meters:
     def __init__(self) -> None:
         self.requests = Counter("assay_requests", "Requests.", ("task", "status"))
         self.seconds = Histogram("assay_request_seconds", "Seconds.", SECONDS, ("task",))
+        self.waiting = Gauge("assay_waiting_requests", "Requests at a replica.", ("task",))
         self.batch = Histogram("assay_batch_images", "Images.", IMAGES, ("task",))
         self.answers = Counter("assay_answers", "Answers.", ("task", "alias", "label"))
         self.rejected = Counter("assay_rejected", "Left to a person.", ("task", "alias"))
