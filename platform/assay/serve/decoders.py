@@ -61,6 +61,10 @@ none free has one of its own, as a larger one has."""
 ONCE = -1
 
 
+START_S = 120.0
+"""Longest time that a process may take to begin; no image is to blame for that."""
+
+
 _LENGTH, _REQUEST = struct.Struct("<Q"), struct.Struct("<Qiq")
 
 
@@ -145,7 +149,8 @@ class Child:
 
     def __init__(self, limits: DecodeLimits) -> None:
         self.socket, other = socket.socketpair()
-        self.socket.settimeout(limits.seconds)
+        self.socket.settimeout(START_S)
+        self.seconds, self.has_begun = limits.seconds, False
         self.arenas: dict[int, mmap] = {}
         self.free = list(range(ARENAS))
         package = str(Path(assay.__file__).parents[1])
@@ -168,6 +173,10 @@ class Child:
             TimeoutError: the process is too slow.
             Exception: it died, or what it answers makes no sense.
         """
+        if not self.has_begun:
+            _receive(self.socket, 1)
+            self.socket.settimeout(self.seconds)
+            self.has_begun = True
         arena = self.free.pop() if self.free else ONCE
         self.socket.sendall(_REQUEST.pack(len(content), arena, -1 if page is None else page))
         self.socket.sendall(content)
@@ -231,6 +240,7 @@ def work(file: int, most_pixels: float) -> None:
     os.nice(4)  # what answers /health goes first
     arenas: dict[int, mmap] = {}
     with socket.socket(fileno=file) as connection, suppress(EOFError, ConnectionError):
+        connection.sendall(b"!")
         while True:
             length, arena, page = _REQUEST.unpack(_receive(connection, _REQUEST.size))
             content = _receive(connection, length)
