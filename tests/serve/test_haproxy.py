@@ -147,9 +147,9 @@ def ask(port: int, *lines: bytes, body: bytes = b"", pause: float = 0.0) -> tupl
         opened.sendall(b"\r\n".join([*lines, b"host: a", b"connection: close", b"", b""]))
         time.sleep(pause)
         opened.sendall(body)
-        reply = http.client.HTTPResponse(opened)
-        reply.begin()
-        return reply.status, reply.headers, reply.read()
+        with http.client.HTTPResponse(opened) as reply:
+            reply.begin()
+            return reply.status, reply.headers, reply.read()
 
 
 def post(
