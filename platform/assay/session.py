@@ -25,12 +25,20 @@ FAST = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # on a loaded machine a proxy takes longer to start than Ray Serve waits before it kills it
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     # what bounds the heads and the time of requests; see `serve.gate`
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "assay.serve.gate:middlewares",
+    # at rest the looks of Ray Serve after itself are most of what it does
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    # a proxy that is gone is noticed after three of these
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # a replica that ends is reached so long, until every proxy knows
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3",
 }
-"""Where this starts Ray, unless the user says otherwise: an image travels inside the call, not by way of
-the object store, and what handles a request waits for no other thread."""
+"""Where this starts Ray, unless the user says otherwise: what handles a request waits for no other thread; where
+Ray's own proxy takes it to a replica, an image travels inside the call and not by way of the object store."""
 
 
 @contextmanager

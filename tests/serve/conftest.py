@@ -14,12 +14,13 @@ import httpx
 import numpy as np
 import pytest
 
-from assay.bundle.promotion import promote
+from assay.bundle.promotion import promote, promote_again
 from assay.bundle.registry import Registry
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, inspect
-from assay.serve.limits import Limits
+from assay.serve.limits import Limits, RefusedError
+from assay.serve.tokens import Tokens
 
 TOKEN = "a-long-secret"
 
@@ -63,6 +64,7 @@ class Here:
         self.decoders = decoders
         self.counted: list[tuple[str, int]] = []
         self.recent: Any = None
+        self.is_full = False
         for task in registry.tasks():
             inspector = Inspector(registry, task, threads=1)
             inspector.configure(ids(registry, task))
@@ -70,6 +72,10 @@ class Here:
 
     def tasks(self) -> list[str]:
         return list(self.inspectors)
+
+    def admit(self, task: str) -> None:
+        if self.is_full:
+            raise RefusedError(429, "The queue is full.", 1)
 
     async def answer(
         self, task: str, images: Any, alias: Any, mask: Any, explain: bool = False
@@ -85,6 +91,10 @@ class Here:
 
     async def models(self) -> dict[str, Any]:
         return {task: inspector.describe() for task, inspector in self.inspectors.items()}
+
+    async def promote(self, task: str, version: str, alias: Any) -> str:
+        registry = self.inspectors[task].registry
+        return (await asyncio.to_thread(promote_again, registry, task, version, alias)).id
 
     async def sample(self, task: str) -> bytes | None:
         return self.inspectors[task].sample()
@@ -112,9 +122,15 @@ def ask(here):
     """Send requests to the application as a bearer of the token."""
 
     def send(
-        method: str, path: str, service: Any = here, limits: Limits | None = None, **fields: Any
+        method: str,
+        path: str,
+        service: Any = here,
+        limits: Limits | None = None,
+        tokens: str = TOKEN,
+        app: Any = None,
+        **fields: Any,
     ) -> httpx.Response:
-        app = make_app(service, limits or Limits(), TOKEN)
+        app = app or make_app(service, limits or Limits(), Tokens(tokens))
         fields.setdefault("headers", {})
         fields["headers"] = {"authorization": f"Bearer {TOKEN}"} | fields["headers"]
 

@@ -12,7 +12,7 @@ from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.cli.console import main
 from assay.errors import ConfigError, ServeError
-from assay.serve.config import ApplicationConfig, ServeConfig, read_token
+from assay.serve.config import ApplicationConfig, ServeConfig, check_certificate
 from assay.serve.deployment import changes, configuration, read_applications
 
 
@@ -31,8 +31,8 @@ def test_each_task_has_an_application_of_its_own(registry):
     user_config = parts["deployments"][0]["user_config"]
     assert records.items() <= user_config.items()
     assert layers["deployments"][0]["user_config"]["challenger"] == ""
-    assert (user_config["batch"], parts["deployments"][0]["max_queued_requests"]) == (4, 9)
-    assert parts["route_prefix"] is None
+    assert (user_config["batch"], user_config["queue"]) == (4, 9)
+    assert (layers["route_prefix"], parts["route_prefix"]) == ("/v1/layers", "/v1/parts")
     assert json.loads(json.dumps(wanted)) == wanted
     assert not any(word in json.dumps(wanted).lower() for word in ("bearer", "secret"))
 
@@ -43,7 +43,7 @@ def test_a_promotion_changes_nothing_but_what_replicas_are_told(tmp_path, make_b
     config = ServeConfig(registry=registry.address)
     before = configuration(config)
     (parts,) = before["applications"][1]["deployments"]
-    parts["max_queued_requests"] = 3  # by hand, in the file
+    parts["health_check_period_s"] = 3  # by hand, in the file
     record = promote(registry, make_bundle(tmp_path / "b", bias=1.0), judged_rows(0.9), "champion")
     after = configuration(config, before["applications"])
     (promoted,) = after["applications"][1]["deployments"]
@@ -70,36 +70,16 @@ def test_an_empty_registry_is_refused_and_an_open_door_to_the_network_too(tmp_pa
             ApplicationConfig(**wrong)
 
 
-def test_the_token_comes_from_the_environment_or_a_file_of_its_owner(tmp_path, monkeypatch):
-    monkeypatch.delenv("ASSAY_TOKEN", raising=False)
-    path = tmp_path / "deep" / "token"
-    config = ServeConfig(token_file=path)
-    with pytest.raises(ServeError, match="no token"):
-        read_token(config)
-    written = read_token(config, create=True)
-    assert written == read_token(config) == path.read_text()
-    assert len(written) == 64
-    assert path.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setenv("ASSAY_TOKEN", "other")
-    assert read_token(config) == "other"
-    monkeypatch.delenv("ASSAY_TOKEN")
-    path.chmod(0o644)
-    with pytest.raises(ServeError, match="chmod 600"):
-        read_token(config)
-    path.chmod(0o600)
-    for blank in ("\n", "", "  \n"):
-        path.write_text(blank)
-        with pytest.raises(ServeError, match="empty"):
-            read_token(config)
-        monkeypatch.setenv("ASSAY_TOKEN", blank)
-        with pytest.raises(ServeError, match="ASSAY_TOKEN is empty"):
-            read_token(config)
-        monkeypatch.delenv("ASSAY_TOKEN")
-    for odd in ("two words", " before", "t\u00e4", "a\tb", "a\nb"):
-        path.write_text(odd + "\n")
-        with pytest.raises(ServeError, match="one word"):
-            read_token(config)
-    assert read_token(ServeConfig(open=True, token_file=Path("/none"))) is None
+def test_certificate_and_key_belong_together(tmp_path):
+    with pytest.raises(ConfigError, match="give both"):
+        ServeConfig(tls_cert=tmp_path / "cert.pem")
+    config = ServeConfig(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem", host="::1")
+    assert config.address == "https://[::1]:8000"
+    for content in (None, "no certificate"):
+        if content:
+            (tmp_path / "cert.pem").write_text(content)
+        with pytest.raises(ServeError, match="cannot be used"):
+            check_certificate(config)
 
 
 def served(
@@ -113,14 +93,14 @@ def served(
 def test_flags_go_before_a_file_and_what_was_changed_by_hand_is_kept_where_none_speaks(registry):
     before = served(registry, queue=9, cpus=2.0)
     (parts,) = before["parts"]["deployments"]
-    assert parts["max_queued_requests"] == 9
+    assert parts["user_config"]["queue"] == 9
     present = list(before.values())
     # another flag, or none: what the file's own flags gave is no change by hand
-    assert served(registry, present, queue=7)["parts"]["deployments"][0]["max_queued_requests"] == 7
+    assert deployment_of(registry, present, (), queue=7) == 7
     (plain,) = served(registry, present)["parts"]["deployments"]
-    assert (plain["max_queued_requests"], plain["ray_actor_options"]["num_cpus"]) == (64, 1.0)
+    assert (plain["user_config"]["queue"], plain["ray_actor_options"]["num_cpus"]) == (64, 1.0)
     # by hand
-    parts["max_queued_requests"] = 3
+    parts["user_config"]["queue"] = 3
     parts["health_check_period_s"] = 5
     parts["autoscaling_config"]["upscale_delay_s"] = 1
     del parts["graceful_shutdown_timeout_s"]
@@ -128,7 +108,7 @@ def test_flags_go_before_a_file_and_what_was_changed_by_hand_is_kept_where_none_
     for options in ({"queue": 9, "cpus": 2.0}, {"queue": 9, "cpus": 2.0, "batch": 8}):
         kept = served(registry, present, **options)["parts"]
         (deployment,) = kept["deployments"]
-        assert deployment["max_queued_requests"] == 3
+        assert deployment["user_config"]["queue"] == 3
         assert deployment["health_check_period_s"] == 5
         assert deployment["autoscaling_config"]["upscale_delay_s"] == 1
         assert deployment["user_config"]["batch"] == options.get("batch", 4)
@@ -141,7 +121,7 @@ def test_flags_go_before_a_file_and_what_was_changed_by_hand_is_kept_where_none_
 
 def deployment_of(registry, present, told, **options) -> int:
     (deployment,) = served(registry, present, told, **options)["parts"]["deployments"]
-    return deployment["max_queued_requests"]
+    return deployment["user_config"]["queue"]
 
 
 def test_another_registry_and_new_limits_reach_every_task_and_are_told(registry):
@@ -150,15 +130,16 @@ def test_another_registry_and_new_limits_reach_every_task_and_are_told(registry)
         app | {"args": {"config": {}}} if app["name"] == "front" else app for app in before.values()
     ]
     for app in before.values():
-        if "registry" in app["args"]:
-            app["args"] |= {"registry": "/gone"}
-            del app["args"]["decode_s"]  # by an Assay that did not know it
+        if "task" in app["args"]:  # by an Assay that put the front before them
+            app["args"] |= {"registry": "/gone", "decode_s": 3.0}
+            del app["args"]["config"]
+            app["route_prefix"] = None
+            app["deployments"][0] |= {"max_queued_requests": 64, "max_ongoing_requests": 6}
     for present in (list(before.values()), old):
         after = served(registry, present, queue=7)
-        assert after["parts"]["args"]["registry"] == registry.address
-        assert after["parts"]["args"]["decode_s"] == 20.0
+        assert after["parts"] == served(registry, queue=7)["parts"]
     told = list(changes(before.values(), served(registry, queue=7).values()))
-    assert "parts: max_queued_requests was 64, is 7" in told
+    assert "parts: user_config.queue was 64, is 7" in told
     assert "front: app.queue was 64, is 7" in told
     assert list(changes(before.values(), [before["front"]])) == [
         "layers is not served any more",

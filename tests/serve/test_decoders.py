@@ -16,7 +16,7 @@ import pytest
 import assay
 from assay.data.images.pyramid import ImagePyramid
 from assay.errors import ImageError
-from assay.serve.decoders import ARENAS, DecodeLimits, Decoders, say
+from assay.serve.decoders import ARENAS, DecodeLimits, Decoders, is_bounded, say
 
 
 def encoded(suffix: str, height: int, width: int, dtype: type = np.uint8, seed: int = 0) -> bytes:
@@ -48,12 +48,12 @@ def test_pixels_are_those_of_this_process_and_stay_while_they_are_looked_at(deco
         encoded(".png", 90, 30, np.uint16),
         encoded(".bmp", 1, 1),
         encoded(".tiff", 700, 500),
-        *[encoded(".png", 40, 40, seed=seed) for seed in range(2 * ARENAS)],
+        *[encoded(".bmp", 40, 40, seed=seed) for seed in range(2 * ARENAS)],
     ]
     entries = read(decoders, *contents)  # more at once than there are arenas
     assert all(map(is_equal, entries, contents))
     with pytest.raises(ValueError, match="read-only"):
-        entries[0].levels[0][0, 0] = 1
+        entries[3].levels[0][0, 0] = 1
     del entries
     assert is_equal(read(decoders, contents[4])[0], contents[4])
 
@@ -93,7 +93,7 @@ def test_pixels_are_limited_by_the_header(decoders):
 
 def test_a_process_that_dies_or_hangs_is_replaced_and_costs_one_answer():
     decoders = Decoders(1, DecodeLimits(120e6, 2.0))
-    whole = encoded(".png", 60, 80)
+    whole = encoded(".bmp", 60, 80)
     try:
         assert is_equal(read(decoders, whole)[0], whole)
         (first,) = decoders.children.values()
@@ -107,6 +107,31 @@ def test_a_process_that_dies_or_hangs_is_replaced_and_costs_one_answer():
         assert "longer than 2 s" in str(slow)
         assert is_equal(good, whole)
         assert second.process.poll() is not None
+    finally:
+        decoders.close()
+
+
+def progressive() -> bytes:
+    """Make a JPEG of ten scans."""
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+
+
+def test_an_image_has_a_process_where_its_time_is_not_told_by_its_pixels(monkeypatch):
+    """So that neither a crowd of scans, nor a decoder that few have attacked, meets other requests."""
+    decoders = Decoders(1, DecodeLimits(120e6, 20.0))
+    here = [encoded(suffix, 60, 80) for suffix in (".png", ".jpg")]
+    apart = [encoded(suffix, 60, 80) for suffix in (".bmp", ".webp", ".tiff")] + [progressive()]
+    try:
+        assert all(map(is_equal, read(decoders, *here), here))
+        assert decoders.children == {}
+        for content in apart:
+            assert not is_bounded(content)
+        assert is_equal(read(decoders, apart[-1])[0], apart[-1])
+        (child,) = decoders.children.values()
+        monkeypatch.setattr(child, "read", lambda *args: ImageError("by the process"))
+        monkeypatch.setattr("assay.serve.decoders.MOST_HERE", 60 * 80 - 1)  # a large one
+        assert str(read(decoders, here[0])[0]) == "by the process"
     finally:
         decoders.close()
 

@@ -14,12 +14,13 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
-import pytest
 
 from assay.bundle.bundle import Bundle
-from assay.errors import ServeError
+from assay.bundle.promotion import promote
+from assay.bundle.registry import Registry
 from assay.serve.http import make_app
 from assay.serve.limits import Limits
+from assay.serve.tokens import Tokens
 
 TOKEN = "a-long-secret"
 
@@ -298,7 +299,7 @@ def test_bodies_are_limited_together_and_in_time_on_every_path(ask, here, pictur
     full = ask("POST", "/v1/parts", content=whole + b"x", limits=small)
     assert is_refused(full, 429, "too many images")
     assert full.headers["retry-after"] == "1"
-    app = make_app(here, small, TOKEN)
+    app = make_app(here, small, Tokens(TOKEN))
 
     async def twice() -> list[int]:
         """What one request held is there for the next."""
@@ -312,6 +313,37 @@ def test_bodies_are_limited_together_and_in_time_on_every_path(ask, here, pictur
     assert asyncio.run(twice()) == [200] * 3
 
 
+def test_a_full_queue_is_told_before_a_body_is_read(ask, here):
+    here.is_full = True
+
+    async def unread() -> Any:
+        raise AssertionError
+        yield b""
+
+    reply = ask("POST", "/v1/parts", content=unread())
+    assert is_refused(reply, 429, "queue")
+    assert reply.headers["retry-after"] == "1"
+    assert here.counted == [("parts", 429)]
+
+
+def test_a_path_is_whole_whatever_prefix_of_it_was_routed_by(here, pictures):
+    app = make_app(here, Limits(), None)
+    statuses: list[int] = []
+
+    async def routed(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"root_path": "/v1/parts"}, receive, send)
+
+    async def request() -> None:
+        transport = httpx.ASGITransport(routed)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            content = pictures[0].read_bytes()
+            for path in ("/v1/parts", "/v1/parts/more", "/v1/partsmore"):
+                statuses.append((await client.post(path, content=content)).status_code)
+
+    asyncio.run(request())
+    assert statuses == [200, 404, 404]
+
+
 def test_a_login_that_does_not_arrive_is_ended(ask, monkeypatch):
     monkeypatch.setattr("assay.serve.page.LOGIN_S", 0.05)
 
@@ -323,12 +355,6 @@ def test_a_login_that_does_not_arrive_is_ended(ask, monkeypatch):
     assert is_refused(reply, 408, "longer")
 
 
-def test_a_blank_token_is_no_token(here):
-    for token in ("", " ", "\n"):
-        with pytest.raises(ServeError, match="blank"):
-            make_app(here, Limits(), token)
-
-
 class Failing:
     """A service in which something goes wrong."""
 
@@ -338,6 +364,9 @@ class Failing:
     def tasks(self) -> list[str]:
         return ["parts"]
 
+    def admit(self, task: str) -> None:
+        pass
+
     async def answer(self, *_: Any) -> dict[str, Any]:
         if isinstance(self.what, Exception):
             raise self.what
@@ -346,6 +375,9 @@ class Failing:
 
     async def models(self) -> dict[str, Any]:
         return {"parts": {}}
+
+    async def promote(self, *_: Any) -> str:
+        raise self.what
 
     async def sample(self, task: str) -> None:
         return None
@@ -389,6 +421,36 @@ def test_models_say_what_answers_and_how_good_it_is(ask, registry):
     assert described["metrics"] == json.loads(json.dumps(champion.metrics))
 
 
+def test_a_version_of_the_registry_is_promoted_by_the_rules_of_promote(
+    ask, here, decoders, tmp_path, make_bundle, judged_rows
+):
+    registry = Registry(str(tmp_path / "registry"))
+    versions = [
+        promote(registry, make_bundle(tmp_path / name, bias=bias), judged_rows(0.9), alias).version
+        for name, bias, alias in (("a", 0.0, "champion"), ("b", 1.0, "challenger"))
+    ]
+    worse = make_bundle(tmp_path / "c", bias=2.0)
+    bad = promote(registry, worse, judged_rows(0.1), "challenger").version
+    service = type(here)(registry, decoders)
+
+    def put(version: str, task: str = "parts", more: str = "") -> httpx.Response:
+        return ask("POST", f"/v1/models/{task}?version={version}{more}", service)
+
+    for version in (versions[1], versions[0]):
+        record = registry.record("parts", put(version).json()["record"])
+        assert registry.holder("parts", "champion") == record
+        assert (record.version, record.kind) == (version, "promoted")
+    assert put(versions[1], more="&model=challenger").status_code == 200
+    assert registry.holder("parts", "challenger").version == versions[1]
+    assert is_refused(put(bad), 409, "significantly worse")
+    assert is_refused(put("none"), 409, "no version 'none'")
+    assert is_refused(put(versions[1], "other"), 404, "no such task")
+    assert is_refused(put(versions[1], more="&to=1"), 422, "'to' is unknown")
+    (registry.fetch(registry.holder("parts", "challenger")) / "classify.onnx").write_bytes(b"no")
+    assert is_refused(put(versions[1]), 409, "log says why")
+    assert registry.holder("parts", "champion").version == versions[0]
+
+
 def test_one_swap_does_not_mix_two_models_in_one_answer(here, registry, pictures):
     """The bundle that began an answer ends it, whatever is promoted meanwhile."""
     inspector = here.inspectors["parts"]
@@ -416,5 +478,6 @@ def test_the_document_names_every_status(here):
     schema = make_app(here, Limits(), None).app.openapi()
     statuses = set(schema["paths"]["/v1/{task}"]["post"]["responses"])
     assert {"200", "401", "404", "408", "413", "415", "422", "429", "503", "504"} <= statuses
-    assert set(schema["paths"]) == {"/v1/{task}", "/v1/models", "/health", "/ready"}
+    paths = {"/v1/{task}", "/v1/models", "/v1/models/{task}", "/health", "/ready"}
+    assert set(schema["paths"]) == paths
     assert str(Path(__file__).parents[2]) not in json.dumps(schema)

@@ -29,7 +29,7 @@ def test_no_body_breaks_it(body: bytes, kind: str) -> None:
 def test_a_limit_of_nothing_is_refused() -> None:
     for name, value in vars(Limits()).items():
         with pytest.raises(ConfigError, match=name.replace("_", "-")):
-            Limits(**{name: type(value)(0)})
+            Limits(**{name: type(value)(-1 if name == "rate" else 0)})
 
 
 @given(seed=st.integers(0, 1000), height=st.integers(1, 6), width=st.integers(1, 6))

@@ -15,6 +15,7 @@ import uvicorn
 from assay.serve import page
 from assay.serve.http import make_app
 from assay.serve.limits import Limits
+from assay.serve.tokens import Tokens
 
 TOKEN = "a-long-secret"
 
@@ -66,7 +67,7 @@ def address(here) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    app = make_app(here, Limits(), TOKEN)
+    app = make_app(here, Limits(), Tokens(TOKEN))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()

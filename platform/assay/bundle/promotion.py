@@ -75,6 +75,21 @@ def promote(
     return record
 
 
+def promote_again(registry: Registry, task: str, version: str, alias: Alias) -> Record:
+    """Put a version that the registry has behind an alias, if nothing stands against it.
+
+    Raises:
+        BundleError: it does not verify any more.
+        RegistryError: there is no such version, or something stands against it.
+    """
+    records = [record for record in registry.history(task) if record.version == version]
+    if not records:
+        raise RegistryError(
+            f"{task} has no version {version[:40]!r}; the registry's history lists those there are."
+        )
+    return promote(registry, registry.fetch(records[-1]), registry.test_rows(records[-1]), alias)
+
+
 def _task_of(card: Card, folder: Path) -> str:
     """Return the task of a bundle, or refuse a name that is no folder of the registry.
 

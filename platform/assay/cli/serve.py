@@ -14,11 +14,12 @@ from annotated_types import Interval
 
 import assay
 from assay import nodes
-from assay.bundle.bundle import Variant
+from assay.bundle.bundle import Variant, refuse_idle_gpus
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
-from assay.serve.config import ServeConfig, read_token
+from assay.serve.config import ServeConfig, check_certificate
 from assay.serve.deployment import changes, configuration, read_applications
+from assay.serve.tokens import open_tokens
 
 _SERVE = ServeConfig()
 
@@ -43,7 +44,10 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     import yaml
 
     config, file = command.config, command.file
-    read_token(config, create=True)
+    open_tokens(config, create=True)
+    check_certificate(config)
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes have an onnxruntime of their own
+        refuse_idle_gpus(config.app.gpus)
     _guard_ray()
     from assay.serve import cluster
 
@@ -59,7 +63,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
         _refuse_other_package()
         waiting = _room(wanted, command.wait_s)
         cluster.deploy(wanted)
-        names = cluster.wait(*waiting)
+        names = cluster.wait(config, *waiting)
         print(f"{address}/v1/{{{','.join(names)}}}; the page: {address}/", flush=True)
         if not config.open and not os.environ.get("ASSAY_TOKEN"):
             print(f"token: {config.token_file}", flush=True)

@@ -1,8 +1,9 @@
-"""Ray Serve: one front for the contract, one application per task that has a champion.
+"""Ray Serve: one application per task that has a champion, and a front beside them.
 
-    front      HTTP, the token, limits; hands images to the task's application, again if its
-               replica dies; looks into the registry every few seconds and deploys what changed
-    <task>     replicas that hold the task's bundles; own scaling, batches and queue
+    <task>     /v1/<task>: replicas that hold the task's bundles, each its own server; own scaling,
+               batches and queue. A request goes from HAProxy (see `serve.haproxy`) straight to one
+    front      all else: the page, which models there are; looks into the registry every few
+               seconds and deploys what changed
 
 A promotion is deployed as another `user_config`: replicas open the new bundle beside the present
 one, verify it, and swap. The only file that imports ray.serve.
@@ -10,40 +11,42 @@ one, verify it, and swap. The only file that imports ray.serve.
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import cv2
+import ray
 from pydantic import ValidationError
 from ray import serve
 from ray._common.tls_utils import add_port_to_grpc_server
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import RayError
 from ray.serve._private import replica
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 from ray.util import get_node_ip_address
 
 from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Provider
+from assay.bundle.promotion import promote_again
 from assay.bundle.registry import Registry
 from assay.config import from_dict
 from assay.errors import ServeError
-from assay.serve.config import ServeConfig, read_token
+from assay.serve.config import ServeConfig
 from assay.serve.contract import MaskFormat
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.deployment import Refused, configuration
 from assay.serve.http import Guard, make_app
+from assay.serve.ingress import http_proxy, wait_for_routes
 from assay.serve.inspector import Inspector, Item, inspect
-from assay.serve.meters import FrontMeters, ReplicaMeters
+from assay.serve.limits import RefusedError
+from assay.serve.meters import Meters
 from assay.serve.page import UncertainRequests
+from assay.serve.tokens import open_tokens
 from assay.session import ray_session
-
-ATTEMPTS = 2
-"""How often a request is handed on when replicas die under it; it may be what kills them."""
-
 
 logger = logging.getLogger("ray.serve")
 
@@ -63,54 +66,94 @@ def listen_on_node() -> None:
 
 
 class Replica:
-    """One process that answers for a task."""
+    """One process that answers for a task, from a request to its reply."""
 
-    def __init__(
-        self,
-        registry: str,
-        task: str,
-        threads: int,
-        provider: Provider,
-        image_mp: float,
-        decode_s: float,
-    ) -> None:
+    def __init__(self, config: dict[str, Any], task: str, threads: int, provider: Provider) -> None:
         listen_on_node()
-        self.inspector = Inspector(Registry(registry), task, threads, provider)
+        cv2.setNumThreads(threads)
+        self.config = from_dict(ServeConfig, config)
+        self.task = task
+        self.inspector = Inspector(Registry(self.config.registry), task, threads, provider)
+        limits = self.config.limits
         # one more than graphs have threads: an image that hangs holds no other up
-        self.decoders = Decoders(threads + 1, DecodeLimits(image_mp * 1e6, decode_s))
-        self.meters = ReplicaMeters(task)
+        self.decoders = Decoders(threads + 1, DecodeLimits(limits.image_mp * 1e6, limits.decode_s))
+        self.meters = Meters()
+        self.num_requests = self.most_requests = 0
+        self.front: DeploymentHandle[Any] | None = None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Open what the configuration names, then let it answer."""
         await asyncio.to_thread(self.inspector.configure, config)
+        self.most_requests = config["queue"] + config["batch"]
         self._inspect.set_max_batch_size(config["batch"])  # type: ignore[attr-defined]
 
+    def __serve_build_asgi_app__(self) -> Guard:
+        """Build the application that Ray Serve runs."""
+        return make_app(self, self.config.limits, open_tokens(self.config))
+
+    def tasks(self) -> Sequence[str]:
+        """See `http.Service`."""
+        return [self.task]
+
+    def admit(self, task: str) -> None:
+        """See `http.Service`."""
+        if self.num_requests >= self.most_requests:
+            raise RefusedError(429, "The queue is full; try again in a second.", 1)
+
     async def answer(
-        self, images: Sequence[bytes], alias: Alias, mask: MaskFormat, explain: bool
+        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
     ) -> dict[str, Any]:
-        """Return a reply's parts, and count them."""
-        read = self.decoders.read
-        parts = await self.inspector.answer(images, alias, mask, explain, read, self._inspect)
+        """See `http.Service`."""
+        self.admit(task)
+        self._count_waiting(1)
+        try:
+            read = self.decoders.read
+            parts = await self.inspector.answer(images, alias, mask, explain, read, self._inspect)
+        finally:
+            self._count_waiting(-1)
         opened = self.inspector.opened.get(alias)
-        self.meters.count(parts, opened.drift if opened else None)
+        self.meters.count_answer(task, parts, opened.drift if opened else None)
+        if self.inspector.keep and parts.get("answer"):
+            self._note(parts["answer"], parts["thumb"])
         return parts
+
+    def _count_waiting(self, more: int) -> None:
+        self.num_requests += more
+        self.meters.waiting.set(self.num_requests, {"task": self.task})
+
+    def _note(self, answer: dict[str, Any], thumb: str) -> None:
+        """Show an answer to the page; nobody waits for that."""
+        if self.front is None:
+            self.front = serve.get_deployment_handle("front", app_name="front")
+        self.front.note.remote(self.task, answer, thumb)
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
     async def _inspect(self, items: list[Item]) -> list[Any]:
-        self.meters.batch.observe(len(items), self.meters.tags)
+        self.meters.batch.observe(len(items), {"task": self.task})
         return await asyncio.to_thread(inspect, items)
 
-    async def sample(self) -> bytes | None:
-        """Return the champion's golden image."""
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """See `http.Service`."""
+        return {self.task: self.inspector.describe()}
+
+    async def sample(self, task: str) -> bytes | None:
+        """See `http.Service`."""
         return self.inspector.sample()
 
-    async def describe(self) -> dict[str, Any]:
-        """Describe the bundles by alias."""
-        return self.inspector.describe()
+    async def promote(self, task: str, version: str, alias: Alias) -> str:
+        """See `http.Service`; what is routed past the front comes here."""
+        raise RefusedError(404, "Not Found")
+
+    def uncertain(self) -> None:
+        """See `http.Service`; the front keeps them."""
+
+    def count(self, task: str, status: int, seconds: float) -> None:
+        """See `http.Service`."""
+        self.meters.count(task, status, seconds)
 
 
 class Front:
-    """The contract, in front of the tasks' applications, which it keeps at what the registry says."""
+    """The page and the models there are; keeps the tasks' applications at what the registry says."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         listen_on_node()
@@ -118,7 +161,7 @@ class Front:
         self.names: list[str] = []
         self.following: asyncio.Task[None] | None = None
         self.handles: dict[str, DeploymentHandle[Any]] = {}
-        self.meters = FrontMeters()
+        self.meters = Meters()
         self.recent = UncertainRequests() if self.config.keep_uncertain else None
         self.refused: Refused = {}
 
@@ -138,13 +181,15 @@ class Front:
 
     def _deploy_changes(self) -> None:
         present = applications()
+        if all(app["name"] != "front" for app in present):
+            return  # it is ended, and so are they all
         wanted = configuration(self.config, present, refused=self.refused)
         if _user_configs(wanted["applications"]) != _user_configs(present):
             deploy(wanted)
 
     def __serve_build_asgi_app__(self) -> Guard:
         """Build the application that Ray Serve runs."""
-        return make_app(self, self.config.limits, read_token(self.config))
+        return make_app(self, self.config.limits, open_tokens(self.config))
 
     def tasks(self) -> Sequence[str]:
         """See `http.Service`."""
@@ -155,22 +200,19 @@ class Front:
             self.handles[task] = serve.get_deployment_handle("replica", app_name=task)
         return self.handles[task]
 
-    async def answer(
-        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
-    ) -> dict[str, Any]:
-        """See `http.Service`; judging an image twice harms nothing, so it is tried again."""
-        for attempt in range(ATTEMPTS):
-            try:
-                replica = self._handle(task)
-                parts: dict[str, Any] = await replica.answer.remote(images, alias, mask, explain)
-                if self.recent is not None and parts.get("answer"):
-                    self.recent.add(task, parts["answer"], parts["thumb"])
-                return parts
-            except BackPressureError:
-                return {"status": 429, "error": "The queue is full; try again in a second."}
-            except (ActorDiedError, ActorUnavailableError):
-                logger.warning(f"{task}: a replica died under a request (attempt {attempt + 1})")
-        return {"status": 503, "error": "No replica lived long enough to answer; try again."}
+    def admit(self, task: str) -> None:
+        """See `http.Service`; what is routed past its own application comes here."""
+        raise RefusedError(503, "This task starts; try again in a second.", 1)
+
+    async def answer(self, task: str, *_: Any) -> dict[str, Any]:
+        """See `http.Service`."""
+        self.admit(task)
+        return {}
+
+    async def note(self, task: str, answer: dict[str, Any], thumb: str) -> None:
+        """Take note of an answer by a replica."""
+        if self.recent is not None:
+            self.recent.add(task, answer, thumb)
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """See `http.Service`."""
@@ -184,16 +226,21 @@ class Front:
     async def _describe(self, task: str) -> dict[str, Any]:
         try:
             async with asyncio.timeout(5):
-                description: dict[str, Any] = await self._handle(task).describe.remote()
-                return description
+                models: dict[str, Any] = await self._handle(task).models.remote()
+                return dict(models[task])
         except Exception:
             logger.warning(f"{task} does not say what it holds", exc_info=True)
             return {}
 
     async def sample(self, task: str) -> bytes | None:
         """See `http.Service`."""
-        content: bytes | None = await self._handle(task).sample.remote()
+        content: bytes | None = await self._handle(task).sample.remote(task)
         return content
+
+    async def promote(self, task: str, version: str, alias: Alias) -> str:
+        """See `http.Service`."""
+        registry = Registry(self.config.registry)
+        return (await asyncio.to_thread(promote_again, registry, task, version, alias)).id
 
     def uncertain(self) -> list[dict[str, Any]] | None:
         """See `http.Service`."""
@@ -220,7 +267,7 @@ def front(args: dict[str, Any]) -> serve.Application:
 
 def task(args: dict[str, Any]) -> serve.Application:
     """Build the application of a task."""
-    return serve.deployment(name="replica")(Replica).bind(**args)
+    return serve.deployment(name="replica")(serve.ingress()(Replica)).bind(**args)
 
 
 def applications() -> list[dict[str, Any]]:
@@ -255,25 +302,45 @@ def cluster(config: ServeConfig) -> Iterator[str]:
     """Let a Ray of this machine, or that of RAY_ADDRESS, listen; ends what it began.
 
     Raises:
-        ServeError: there is no token.
+        ServeError: there is no token, or the port is taken.
     """
-    read_token(config, create=True)
-    with ray_session(serves=True) as is_local:
+    tokens = open_tokens(config, create=True)
+    starts = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+    with http_proxy(config, tokens, starts) as options, ray_session(serves=True) as is_local:
         logger.setLevel(logging.WARNING)
-        options = {"host": config.host, "port": config.port}
-        with suppress(TimeoutError):  # of the proxies, which `wait` waits for
-            serve.start(proxy_location="EveryNode", http_options=options)
+        _start(config, options)
         try:
-            yield f"http://{config.host}:{config.port}"
+            yield config.address
         finally:
             if is_local:
+                with suppress(TimeoutError):  # proxies stay until requests under way are answered
+                    _client().delete_all_apps()
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def wait(timeout_s: float = 300.0, look: Callable[[], None] = lambda: None) -> list[str]:
-    """Wait until every application runs that can; return the tasks.
+def _start(config: ServeConfig, options: Mapping[str, Any]) -> None:
+    """Let the proxies listen.
+
+    Raises:
+        ServeError: one cannot.
+    """
+    try:
+        with suppress(TimeoutError):  # of what is late, which `wait` waits for
+            serve.start(proxy_location="EveryNode", http_options=dict(options))
+    except RayError as error:
+        reason = " ".join(str(error).splitlines()[-1].split())[:200]
+        raise ServeError(
+            f"Nothing can listen on {config.address} ({reason}); end what has that port, or give another --port."
+        ) from None
+
+
+def wait(
+    config: ServeConfig, timeout_s: float = 300.0, look: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Wait until every application runs that can, and is asked at its address; return the tasks.
 
     Args:
+        config: where they are asked.
         timeout_s: seconds until it is given up.
         look: called again and again while something is not there yet.
 
@@ -293,6 +360,7 @@ def wait(timeout_s: float = 300.0, look: Callable[[], None] = lambda: None) -> l
         if proxies and not late and "front" in running and tasks:
             for name in failed:  # what is wrong with one keeps no other from answering
                 logger.error(f"{name} does not run; the logs of Ray Serve say why.")
+            wait_for_routes(config, tasks)
             return tasks
         if "front" in failed or (failed and not late) or time.monotonic() > end:
             named = [f"{name} ({(states | proxies)[name]})" for name in failed or late]

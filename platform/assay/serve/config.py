@@ -1,7 +1,6 @@
-"""Where and how winners are served, as settings; and the token."""
+"""Where and how winners are served, as settings."""
 
-import os
-import re
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +11,8 @@ from assay.bundle.bundle import Provider, Variant
 from assay.config import Settings
 from assay.errors import ConfigError, ServeError
 from assay.serve.limits import Limits
-from assay.session import write_secret
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,7 @@ class ApplicationConfig(Settings, section="app"):
     batch: Annotated[int, Ge(1)] = 4
     """Most images that go through the graphs together; 1 switches batching off, a GPU takes more."""
     queue: Annotated[int, Ge(1)] = 64
-    """Most waiting requests; more are answered 429."""
+    """Most requests that wait at a replica; more are answered 429."""
 
     def __post_init__(self) -> None:
         """Refuse fewer replicas under load than at rest."""
@@ -61,9 +56,13 @@ class ServeConfig(Settings):
     port: Annotated[int, Interval(ge=0, le=65535)] = 8000
     """Port to listen on."""
     token_file: Path = Path("~/.assay/token")
-    """File with the token, written where there is none; ASSAY_TOKEN goes before it."""
+    """File with the tokens, written with one where there is none; ASSAY_TOKEN goes before it."""
     open: bool = False
     """Let in everyone who reaches the port; on this machine's own address alone."""
+    tls_cert: Path | None = None
+    """Certificate (PEM, with its chain), to be asked by HTTPS."""
+    tls_key: Path | None = None
+    """Its key (PEM, without a password)."""
     keep_uncertain: bool = False
     """Keep small pictures of the least certain recent requests in memory, for the page."""
     app: ApplicationConfig = field(default_factory=ApplicationConfig)
@@ -78,44 +77,29 @@ class ServeConfig(Settings):
             raise ConfigError(
                 f"open is set and host is {self.host}, so that whoever reaches this machine would be let in; leave open out, or listen on {LOOPBACK[0]}."
             )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("One of tls-cert and tls-key is set; give both, or none for HTTP.")
+
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
 
 
-def read_token(config: ServeConfig, create: bool = False) -> str | None:
-    """Return the token, None where everyone is let in.
+def check_certificate(config: ServeConfig) -> None:
+    """See that certificate and key can be used.
 
     Raises:
-        ServeError: there is none, it is blank or holds spaces, or its file can be read by others.
+        ServeError: they cannot be read, or do not belong together.
     """
-    if config.open:
-        return None
-    token, path = os.environ.get("ASSAY_TOKEN"), config.token_file.expanduser()
-    if token is not None:
-        return _checked(token, "ASSAY_TOKEN")
-    if create and not path.exists():
-        write_secret(path)
+    if config.tls_cert is None or config.tls_key is None:
+        return
     try:
-        token, mode = path.read_text(), path.stat().st_mode
-    except (OSError, ValueError):
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            config.tls_cert, config.tls_key, lambda: ""
+        )
+    except (OSError, ValueError) as error:
         raise ServeError(
-            f"There is no token in ASSAY_TOKEN nor in {path}; write one there, readable by its owner alone."
+            f"The certificate {config.tls_cert} and the key {config.tls_key} cannot be used ({error}); give PEM files that belong together, the key without a password."
         ) from None
-    if mode & 0o077:
-        raise ServeError(f"The token file {path} is open to others; chmod 600 it.")
-    return _checked(token.rstrip("\r\n"), f"The token file {path}")
-
-
-def _checked(token: str, where: str) -> str:
-    """Return a token that a header can bear.
-
-    Raises:
-        ServeError: it is none.
-    """
-    if not token.strip():
-        raise ServeError(
-            f"{where} is empty, which would let everyone in; write a token into it, or give --open."
-        )
-    if not _TOKEN.fullmatch(token):
-        raise ServeError(
-            f"{where} holds spaces or characters beyond ASCII; a token is one word of ASCII letters, digits and signs."
-        )
-    return token

@@ -1,7 +1,9 @@
-"""Images are decoded in processes of their own, within limits of time and memory, that may die.
+"""Images are decoded beside the graphs where that costs a bounded time and memory, else in processes that may die.
 
-What a request brings may hang a decoder, fill the memory or crash a library; then its own answer is
-a refusal, the process is replaced, and nothing else notices. A child takes the bytes of one file
+JPEG and PNG are: two libraries that have been attacked for decades decode them, in a time by their
+pixels, of which their header says the number (see `is_bounded`). What else a request brings may hang a
+decoder, fill the memory or crash a library; then its own answer is a refusal, the process is
+replaced, and nothing else notices. A child takes the bytes of one file
 through a socket and hands back the pixels in memory that both see (`memfd_create(2)`, passed as by
 `unix(7)`), so that an image of any size crosses without a copy.
 """
@@ -29,10 +31,19 @@ import numpy as np
 
 import assay
 from assay.data.images import decode
+from assay.data.images.formats import jpeg, png
 from assay.data.images.pyramid import ImagePyramid, Level
 from assay.data.images.white import Range
 from assay.errors import ImageError
 from assay.shapes import UInt8
+
+MOST_HERE = 40_000_000
+"""Pixels up to which a JPEG or a PNG is decoded in this process: .6 GB if they have 16 bits."""
+
+
+MOST_SCANS = 4
+"""Scans of a JPEG up to which it is: each may take as long as decoding all of its pixels. One or three, and that of a preview."""
+
 
 FLOOR_BYTES = 512 << 20
 """Memory that any file may take to decode, beside that by its bytes and pixels."""
@@ -48,6 +59,10 @@ none free has one of its own, as a larger one has."""
 
 
 ONCE = -1
+
+
+START_S = 120.0
+"""Longest time that a process may take to begin; no image is to blame for that."""
 
 
 _LENGTH, _REQUEST = struct.Struct("<Q"), struct.Struct("<Qiq")
@@ -72,7 +87,7 @@ class DecodeLimits:
 
 
 class Decoders:
-    """Decoding processes, one per thread of a pool.
+    """A pool of threads, each with a process of its own from the first image on that needs one.
 
     Args:
         num: how many.
@@ -84,8 +99,6 @@ class Decoders:
         self.children: dict[int, Child] = {}
         """By thread."""
         self.pool = ThreadPoolExecutor(num, "decode")
-        for _ in range(num):  # each starts a thread, whose process is there before its first image
-            self.pool.submit(self._child)
 
     async def read(self, content: bytes, page: int | None = None) -> ImagePyramid | ImageError:
         """Decode a file, or that page of it; or return why that cannot be done."""
@@ -106,6 +119,12 @@ class Decoders:
         return self.children[name]
 
     def _read(self, content: bytes, page: int | None) -> ImagePyramid | ImageError:
+        try:
+            is_here = page is None and is_bounded(content)
+            if is_here and _probe(content, page, self.limits.pixels) <= MOST_HERE:
+                return ImagePyramid.read(content)
+        except Exception as error:  # whatever a decoder raises is an answer
+            return ImageError(say(error))
         child = self._child()
         try:
             return child.read(content, page)
@@ -118,12 +137,20 @@ class Decoders:
             return ImageError("it ends the process that decodes it, so it is damaged")
 
 
+def is_bounded(content: bytes) -> bool:
+    """Tell whether a file is decoded in a time by its pixels alone: a PNG, or a JPEG of few scans."""
+    if content.startswith(jpeg.MAGIC):
+        return content.count(b"\xff\xda") <= MOST_SCANS
+    return content.startswith(png.MAGIC)
+
+
 class Child:
     """One decoding process, at the other end of a socket; it ends when the socket does."""
 
     def __init__(self, limits: DecodeLimits) -> None:
         self.socket, other = socket.socketpair()
-        self.socket.settimeout(limits.seconds)
+        self.socket.settimeout(START_S)
+        self.seconds, self.has_begun = limits.seconds, False
         self.arenas: dict[int, mmap] = {}
         self.free = list(range(ARENAS))
         package = str(Path(assay.__file__).parents[1])
@@ -146,6 +173,10 @@ class Child:
             TimeoutError: the process is too slow.
             Exception: it died, or what it answers makes no sense.
         """
+        if not self.has_begun:
+            _receive(self.socket, 1)
+            self.socket.settimeout(self.seconds)
+            self.has_begun = True
         arena = self.free.pop() if self.free else ONCE
         self.socket.sendall(_REQUEST.pack(len(content), arena, -1 if page is None else page))
         self.socket.sendall(content)
@@ -209,6 +240,7 @@ def work(file: int, most_pixels: float) -> None:
     os.nice(4)  # what answers /health goes first
     arenas: dict[int, mmap] = {}
     with socket.socket(fileno=file) as connection, suppress(EOFError, ConnectionError):
+        connection.sendall(b"!")
         while True:
             length, arena, page = _REQUEST.unpack(_receive(connection, _REQUEST.size))
             content = _receive(connection, length)
@@ -250,16 +282,26 @@ def _decode(content: bytes, page: int | None, most_pixels: float) -> ImagePyrami
         ImageError: it cannot be read, or has too many pixels.
     """
     _limit_memory(FLOOR_BYTES + BYTES_PER_BYTE * len(content))
+    pixels = _probe(content, page, most_pixels)
+    _limit_memory(FLOOR_BYTES + BYTES_PER_BYTE * len(content) + BYTES_PER_PIXEL * pixels)
+    entry = ImagePyramid.read(content, page)
+    # a page of tiles decodes them as they are looked at; that too is done here
+    levels: list[Level] = [np.asarray(level) for level in entry.levels]
+    return replace(entry, levels=levels, range=Range.of(np.asarray(levels[0])))
+
+
+def _probe(content: bytes, page: int | None, most_pixels: float) -> int:
+    """Return how many pixels a file has, by its header.
+
+    Raises:
+        ImageError: they are too many, or the header is damaged.
+    """
     height, width = decode.probe(content, page=page)
     if height * width > most_pixels:
         raise ImageError(
             f"it has {width} x {height} pixels, more than {most_pixels / 1e6:g} megapixels"
         )
-    _limit_memory(FLOOR_BYTES + BYTES_PER_BYTE * len(content) + BYTES_PER_PIXEL * height * width)
-    entry = ImagePyramid.read(content, page)
-    # a page of tiles decodes them as they are looked at; that too is done here
-    levels: list[Level] = [np.asarray(level) for level in entry.levels]
-    return replace(entry, levels=levels, range=Range.of(np.asarray(levels[0])))
+    return height * width
 
 
 def _limit_memory(more: int) -> None:

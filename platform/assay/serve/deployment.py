@@ -1,7 +1,7 @@
 """What is deployed, in the form of `serve deploy`; no Ray.
 
 `configuration` says all of it: a front that also follows the registry, and one application per
-task that has a champion. A promotion changes nothing but `user_config` in it.
+task that has a champion, under `/v1/<task>`. A promotion changes nothing but `user_config` in it.
 
 What a person changed in the file of an earlier time is kept, except where a flag says otherwise: a
 value counts as changed where the file's own flags, which it holds too, would not have given it.
@@ -21,7 +21,7 @@ from assay.bundle.registry import Record, Registry
 from assay.bundle.trial import try_bundle
 from assay.config import from_dict, to_dict
 from assay.errors import AssayError, ServeError
-from assay.serve.config import ServeConfig
+from assay.serve.config import ApplicationConfig, ServeConfig
 
 FOLLOW_S = 2.0
 """Seconds between looks into the registry."""
@@ -32,7 +32,7 @@ AGAIN_S = 60.0
 
 
 MOST_REQUESTS = 20_000
-"""Requests that the front takes at once; those that are slow to arrive must not keep others out."""
+"""Requests that a process takes at once; those that are slow to arrive must not keep others out."""
 
 
 FLAGS = {
@@ -45,11 +45,14 @@ FLAGS = {
     "max_replicas": "app.max-replicas",
     "batch": "app.batch",
     "target_ongoing_requests": "app.batch",
-    "max_ongoing_requests": "app.batch",
-    "max_queued_requests": "app.queue",
+    "queue": "app.queue",
     "keep": "keep-uncertain",
 }
 """Which flag speaks of an option."""
+
+
+_NOT_EDITED = ("max_ongoing_requests", "max_queued_requests")
+"""Options by which an earlier Assay queued; a replica does that itself (see app.queue)."""
 
 
 logger = logging.getLogger("ray.serve")
@@ -184,11 +187,14 @@ def _keep_edits(
         app: what the flags give now.
         told: flags that were given.
     """
-    # an argument that an earlier Assay did not know is no argument that was taken away
-    given = app["args"] | edited.get("args", {})
-    given |= {name: app["args"][name] for name in ("registry", "task", "image_mp", "decode_s")}
-    kept: dict[str, Any] = _merge(before, {**edited, "args": given}, app, told)
+    # an argument that an earlier Assay did not know is no argument that was taken away, nor one of its own a new one
+    given = app["args"] | {key: edited["args"][key] for key in edited["args"] if key in app["args"]}
+    given |= {name: app["args"][name] for name in ("task", "config")}
+    ours = {"args": given, "route_prefix": app["route_prefix"]}
+    kept: dict[str, Any] = _merge(before, {**edited, **ours}, app, told)
     (was,), (now,), (new,) = before["deployments"], edited["deployments"], app["deployments"]
+    now = {key: new.get(key) if key in _NOT_EDITED else value for key, value in now.items()}
+    now = {key: value for key, value in now.items() if value is not None}
     return kept | {"deployments": [_merge(was, now, new, told)]}
 
 
@@ -244,7 +250,7 @@ def changes(
             continue
         for key, value in leaves.items():
             later = new[name].get(key, "nothing")
-            is_told = name == "front" or key != "args.registry"
+            is_told = name == "front" or not key.startswith("args.config.")
             if later != value and is_told and key.rpartition(".")[2] not in (*ALIASES, "tasks"):
                 yield f"{name}: {key.removeprefix('args.config.')} was {value}, is {later}"
 
@@ -295,24 +301,26 @@ def _application(name: str, config: ServeConfig) -> dict[str, Any]:
             "max_replicas": app.max_replicas,
             "target_ongoing_requests": app.batch,
         },
-        # what exceeds a batch waits in front of all replicas, for the one that is first free
-        "max_ongoing_requests": app.batch + 2,
-        "max_queued_requests": app.queue,
+        "max_ongoing_requests": MOST_REQUESTS,  # a replica refuses what exceeds its queue itself
         "graceful_shutdown_timeout_s": 30,
         "ray_actor_options": {"num_cpus": app.cpus, "num_gpus": app.gpus},
-        "user_config": {"variant": app.variant, "batch": app.batch, "keep": config.keep_uncertain},
+        "user_config": {
+            "variant": app.variant,
+            "batch": app.batch,
+            "queue": app.queue,
+            "keep": config.keep_uncertain,
+        },
     }
     return {
         "name": name,
-        "route_prefix": None,
+        "route_prefix": f"/v1/{name}",
         "import_path": "assay.serve.cluster:task",
         "args": {
-            "registry": config.registry,
+            # not of other tasks, nor what user_config says: to change that starts no replica anew
+            "config": to_dict(replace(config, app=ApplicationConfig(), keep_uncertain=False)),
             "task": name,
             "threads": max(1, int(app.cpus)),
             "provider": app.provider,
-            "image_mp": config.limits.image_mp,
-            "decode_s": config.limits.decode_s,
         },
         "deployments": [deployment],
     }

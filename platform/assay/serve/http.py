@@ -1,17 +1,16 @@
 """The HTTP contract, for every task alike; knows nothing of what answers behind it.
 
-    POST /v1/<task>      an image as the body, or several views of one part as a multipart form
-    GET  /v1/models      which bundles answer
-    GET  /health         the process lives; GET /ready: every task has a verified bundle
-    GET  /openapi.json   this contract
-    GET  /               the inspection page
+    POST /v1/<task>          an image as the body, or several views of one part as a multipart form
+    GET  /v1/models          which bundles answer
+    POST /v1/models/<task>   put another version of the registry behind an alias
+    GET  /health             the process lives; GET /ready: every task has a verified bundle
+    GET  /openapi.json       this contract
+    GET  /                   the inspection page
 
 Whatever happens, the sender gets an id and one sentence: no trace, no path.
 """
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -19,16 +18,17 @@ from typing import Any, Protocol, runtime_checkable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 import assay
 from assay.bundle.aliases import Alias
-from assay.errors import ServeError
+from assay.errors import AssayError
 from assay.serve import page
 from assay.serve.contract import MaskFormat, Refusal, Reply
 from assay.serve.gate import name_request
 from assay.serve.limits import Limits, RefusedError, Room, read_body, read_images, refuse_encoding
+from assay.serve.tokens import Rates, Tokens
 
 OPEN = ("/health", "/ready", "/login")
 """Paths that ask for no token; they tell nothing of models or images."""
@@ -49,12 +49,14 @@ Send = Callable[[Message], Awaitable[None]]
 _REASONS = {
     400: "The body was cut off",
     401: "No token, or a wrong one",
+    403: "The token has not the scope",
     404: "No such task or alias",
     408: "The body took too long",
+    409: "The version does not verify, or something stands against it",
     413: "The body is too large",
     415: "No format that is read, or encoded on its way",
     422: "An image, or a parameter, cannot be used",
-    429: "The queue or the memory is full; see Retry-After",
+    429: "The queue or the memory is full, or the token asks too often; see Retry-After",
     431: "The head of the request is too large",
     503: "No model is ready; see Retry-After",
     504: "No answer in time",
@@ -86,6 +88,13 @@ class Service(Protocol):
     def tasks(self) -> Sequence[str]:
         """List the tasks that have a champion."""
 
+    def admit(self, task: str) -> None:
+        """Refuse a request before its body is read, if it would be refused in any case.
+
+        Raises:
+            RefusedError: the queue is full, say.
+        """
+
     async def answer(
         self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
     ) -> dict[str, Any]:
@@ -93,6 +102,13 @@ class Service(Protocol):
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """Describe the bundles by task and alias; a task that is not ready is empty."""
+
+    async def promote(self, task: str, version: str, alias: Alias) -> str:
+        """Put a version of the registry behind an alias; return the record's id.
+
+        Raises:
+            AssayError: something stands against it.
+        """
 
     def count(self, task: str, status: int, seconds: float) -> None:
         """Take note of a request."""
@@ -104,8 +120,8 @@ class Service(Protocol):
         """Return recent requests, the least certain first; None where they are not kept."""
 
 
-def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
-    """Build the application; without a token everyone is let in."""
+def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> "Guard":
+    """Build the application; without tokens everyone is let in."""
     room = Room(limits.held_mb * 1e6)
     app = FastAPI(title="Assay", version=assay.__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RefusedError, _refused)
@@ -115,8 +131,9 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal, "description": reason} for status, reason in _REASONS.items()
     }
+    judged = _only(responses, *(status for status in _REASONS if status != 409))
 
-    @app.post("/v1/{task}", responses=responses, openapi_extra={"requestBody": _BODY})
+    @app.post("/v1/{task}", responses=judged, openapi_extra={"requestBody": _BODY})
     async def judge(
         request: Request,
         task: str,
@@ -140,11 +157,28 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
             counted = task if task in service.tasks() else ""
             service.count(counted, status, time.perf_counter() - began)
 
-    @app.get("/v1/models", responses={401: responses[401]})
+    @app.get("/v1/models", responses=_only(responses, 401, 403))
     async def models(request: Request) -> dict[str, dict[str, Any]]:
         """List which bundles answer, by task and alias, with their numbers."""
         _refuse_unknown(request)
         return await service.models()
+
+    @app.post("/v1/models/{task}", responses=_only(responses, 401, 403, 404, 409, 422))
+    async def promote(
+        request: Request, task: str, version: str, model: Alias = "champion"
+    ) -> dict[str, str]:
+        """Put a version that the registry has behind an alias, by the same rules as `assay promote`; it answers in a few seconds."""
+        _refuse_unknown(request, "version", "model")
+        _refuse_unknown_task(service, task)
+        try:
+            return {"record": await service.promote(task, version, model)}
+        except RefusedError:
+            raise
+        except AssayError as error:
+            name = request.scope["state"]["id"]
+            logger.warning(f"request {name}: {error}")
+            said = str(error) if "/" not in str(error) else "It cannot; the server's log says why."
+            raise RefusedError(409, said) from None
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -159,8 +193,8 @@ def make_app(service: Service, limits: Limits, token: str | None) -> "Guard":
             raise RefusedError(503, "Not every task has a model yet.", retry_after_s=2)
         return {"status": "ready"}
 
-    page.add_to(app, service, token)
-    return Guard(app, token)
+    page.add_to(app, service, tokens)
+    return Guard(app, tokens, Rates(limits.rate))
 
 
 def _refuse_unknown(request: Request, *names: str) -> None:
@@ -179,6 +213,20 @@ def _refuse_unknown(request: Request, *names: str) -> None:
         seen.add(name)
 
 
+def _refuse_unknown_task(service: Service, task: str) -> None:
+    """Refuse a task that has no champion.
+
+    Raises:
+        RefusedError: it is one.
+    """
+    if task not in service.tasks():
+        raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
+
+
+def _only(responses: dict[int | str, dict[str, Any]], *statuses: int) -> dict[int | str, Any]:
+    return {status: responses[status] for status in statuses}
+
+
 async def _judge(
     service: Service,
     limits: Limits,
@@ -189,8 +237,8 @@ async def _judge(
     mask: MaskFormat,
     explain: bool,
 ) -> Reply:
-    if task not in service.tasks():
-        raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
+    _refuse_unknown_task(service, task)
+    service.admit(task)
     refuse_encoding(",".join(request.headers.getlist("content-encoding")))
     declared, most = request.headers.get("content-length"), int(limits.body_mb * 1e6)
     body = await read_body(request.receive, declared, most, limits.body_s, take)
@@ -210,22 +258,16 @@ async def _judge(
 
 
 class Guard:
-    """In front of the application: ids, the token, HEAD, and no trace of what went wrong.
+    """In front of the application: ids, tokens, HEAD, and no trace of what went wrong.
 
     Args:
         app: the application.
-        token: what a request must bear; None lets everyone in.
-
-    Raises:
-        ServeError: the token is blank.
+        tokens: what a request must bear one of; None lets everyone in.
+        rates: how often each may ask.
     """
 
-    def __init__(self, app: FastAPI, token: str | None) -> None:
-        if token is not None and not token.strip():
-            raise ServeError("The token is blank; give one of letters and digits.")
-        self.app = app
-        self.expected = None if token is None else _digest(token)
-        self.cookie = None if token is None else page.sign_cookie(token)
+    def __init__(self, app: FastAPI, tokens: Tokens | None, rates: Rates) -> None:
+        self.app, self.tokens, self.rates = app, tokens, rates
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -236,6 +278,7 @@ class Guard:
         name = name_request(dict(scope["headers"]))
         is_head = scope["method"] == "HEAD"
         scope = dict(scope) | {
+            "root_path": "",  # paths are whole, whatever prefix of them was routed by
             "state": dict(scope.get("state") or {}) | {"id": name},
             "method": "GET" if is_head else scope["method"],  # where GET is, HEAD is
         }
@@ -252,34 +295,36 @@ class Guard:
             await send(message)
 
         try:
-            if scope["path"] in OPEN or self._is_trusted(headers):
-                await self.app(scope, receive, send_with_id)
-                return
-            if scope["path"] == "/" and scope["method"] == "GET":
-                await RedirectResponse("/login", 303)(scope, receive, send_with_id)
-                return
-            reply = _error_reply(
-                401, "This needs the header 'Authorization: Bearer <token>'.", name
-            )
-            reply.headers["www-authenticate"] = "Bearer"
-            await reply(scope, receive, send_with_id)
+            refusal = self._refuse(scope["method"], scope["path"], headers, name)
+            await (refusal or self.app)(scope, receive, send_with_id)
         except Exception:  # the sender has its answer by `_broke`; here is the trace of it
             logger.exception(f"request {name}")
 
-    def _is_trusted(self, headers: dict[bytes, str]) -> bool:
-        if self.expected is None or self.cookie is None:
-            return True
-        for part in headers.get(b"cookie", "").split(";"):
-            key, _, value = part.strip().partition("=")
-            if key == page.COOKIE and hmac.compare_digest(value.encode(), self.cookie.encode()):
-                return True
-        kind, _, token = headers.get(b"authorization", "").partition(" ")
-        # equal lengths, so that the time of comparing says nothing
-        return kind.lower() == "bearer" and hmac.compare_digest(_digest(token), self.expected)
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.strip().encode()).digest()
+    def _refuse(
+        self, method: str, path: str, headers: dict[bytes, str], name: str
+    ) -> Response | None:
+        """Return why a request does not come through."""
+        if self.tokens is None or path in OPEN:
+            return None
+        token = self.tokens.find(headers)
+        if token is None and (method, path) == ("GET", "/"):
+            return RedirectResponse("/login", 303)
+        if token is None:
+            text = "This needs the header 'Authorization: Bearer <token>'."
+            reply = _error_reply(401, text, name)
+            reply.headers["www-authenticate"] = "Bearer"
+            return reply
+        needed = "look" if method == "GET" else "ask"
+        if method == "POST" and path.startswith("/v1/models/"):
+            needed = "promote"
+        if needed not in token.scopes:
+            return _error_reply(403, f"This token has not the scope {needed!r}.", name)
+        if needed == "ask" and not self.rates.take(token.name):
+            text = f"This token asks more than {self.rates.most:g} times a second; come again."
+            reply = _error_reply(429, text, name)
+            reply.headers["retry-after"] = "1"
+            return reply
+        return None
 
 
 def _error_reply(status: int, error: str, name: str) -> JSONResponse:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 
 from assay.config import Settings
 from assay.errors import AssayError
@@ -86,6 +86,9 @@ class Limits(Settings, section="limits"):
 
     decode_s: Annotated[float, Gt(0)] = 20.0
     """Longest time that an image may take to decode (s); else 422."""
+
+    rate: Annotated[float, Interval(ge=0)] = 0.0
+    """Most requests of one token per second at each replica; more are answered 429. 0: no limit."""
 
     answer_s: Annotated[float, Gt(0)] = 60.0
     """Longest time until an answer (s); else 504."""

@@ -1,11 +1,8 @@
-"""The inspection page: files of the package, and a cookie that stands for the token.
+"""The inspection page: files of the package, and a cookie that stands for a token.
 
-The page loads nothing from elsewhere. The cookie is no token: it is of use on this page's own site
-alone, and changes with the token.
+The page loads nothing from elsewhere.
 """
 
-import hashlib
-import hmac
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
 from assay.serve.limits import read_body
+from assay.serve.tokens import COOKIE, Tokens
 
 PAGES = Path(__file__).parents[1] / "pages"
 
@@ -24,9 +22,6 @@ ASSETS = {
     "inspect.css": "text/css",
     "inspect.js": "text/javascript",
 }
-
-
-COOKIE = "assay"
 
 
 NUM_KEPT, NUM_RECENT = 12, 500
@@ -44,12 +39,7 @@ LOGIN_S = 5.0
 """Longest time that it may take to arrive: whoever sends it has shown no token yet."""
 
 
-def sign_cookie(token: str) -> str:
-    """Return the cookie's value."""
-    return hmac.new(token.strip().encode(), b"assay inspection page", hashlib.sha256).hexdigest()
-
-
-def add_to(app: FastAPI, service: Any, token: str | None) -> None:
+def add_to(app: FastAPI, service: Any, tokens: Tokens | None) -> None:
     """Add the page's paths; they are no part of the contract."""
 
     @app.get("/", include_in_schema=False)
@@ -62,7 +52,7 @@ def add_to(app: FastAPI, service: Any, token: str | None) -> None:
 
     @app.post("/login", include_in_schema=False)
     async def enter(request: Request) -> Response:
-        return await _enter(request, token)
+        return await _enter(request, tokens)
 
     @app.get("/page/sample/{task}", include_in_schema=False)
     async def sample(task: str) -> Response:
@@ -83,25 +73,25 @@ def add_to(app: FastAPI, service: Any, token: str | None) -> None:
         return FileResponse(PAGES / name, media_type=ASSETS[name])
 
 
-async def _enter(request: Request, token: str | None) -> Response:
-    """Exchange the token for a cookie.
+async def _enter(request: Request, tokens: Tokens | None) -> Response:
+    """Exchange a token that may look for a cookie.
 
     Raises:
         RefusedError: the form is too long or too slow.
     """
     body = await read_body(request.receive, None, MAX_FORM, LOGIN_S)
     entered = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
-    if token is None or not hmac.compare_digest(sign_cookie(entered), sign_cookie(token)):
-        return _page("login.html", 401 if token is not None else 200)
-    reply = RedirectResponse("/", 303)
-    reply.set_cookie(
-        COOKIE,
-        sign_cookie(token),
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
-    return reply
+    if tokens is None:
+        return _page("login.html")
+    for token in tokens.present():
+        if token.is_secret(entered) and "look" in token.scopes:
+            reply = RedirectResponse("/", 303)
+            is_secure = request.url.scheme == "https"
+            reply.set_cookie(
+                COOKIE, token.cookie, httponly=True, samesite="strict", secure=is_secure
+            )
+            return reply
+    return _page("login.html", 401)
 
 
 def _page(name: str, status: int = 200) -> Response:

