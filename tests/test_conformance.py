@@ -468,7 +468,8 @@ def test_a_bundle_opens_and_answers_where_there_is_no_torch(
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     card = json.loads((copied / "bundle.json").read_text())
-    assert card["golden"]["probs"] == pytest.approx(answers[0]["golden"], abs=1e-6)
+    # torch made the golden output: a pixel between two levels may fall to the other side
+    assert card["golden"]["probs"] == pytest.approx(answers[0]["golden"], abs=1e-4)
     here = [Bundle(shipped).predict(Path(image)) for image in images]
     for answer, expected in zip(answers, here, strict=True):
         assert answer["golden"] == pytest.approx(expected.golden(), abs=1e-6)
