@@ -54,10 +54,12 @@ class Pretrain(SelfDistillation):
     def presets(cls) -> Mapping[str, TaskConfig]:
         """Give the synthetic demo (default), its short form for CI, settings for images of one's own, DINOv2's recipe and the source's."""
         demo = PretrainConfig(
+            units=UnitsConfig(contrast=2.0),
             split=SplitConfig(val=0.15, test=0.3),
             image=ImageConfig(height_px=48, width_px=48),
-            # without blur, which few pixels do not survive
+            # without blur, which few pixels do not survive; units lie as they fall
             views=ViewConfig(
+                degrees=180.0,
                 global_px=48,
                 local_px=24,
                 num_local=2,
@@ -70,7 +72,9 @@ class Pretrain(SelfDistillation):
             ),
             model=VitConfig(backbone="64x3x8", drop_path=0.0),
             # prototypes that stay where they are cannot make all answers alike, as few images let them
-            head=HeadConfig(num_prototypes=64, hidden=256, bottleneck=16, unit_length=True),
+            head=HeadConfig(
+                num_prototypes=64, hidden=256, bottleneck=16, unit_length=True, batch_norm=True
+            ),
             loss=DistillationLossConfig(centering="sinkhorn_knopp"),
             teacher=TeacherConfig(momentum=0.98, temperature=0.04),
             rates=RatesConfig(
@@ -79,7 +83,7 @@ class Pretrain(SelfDistillation):
                 final_weight_decay=0.1,
                 freeze_prototypes=0.95,
             ),
-            train=TrainConfig(epochs=40, batch_size=16, val_every=10),
+            train=TrainConfig(epochs=40, batch_size=32, val_every=10),
             optim=OptimConfig(
                 lr=2e-3, schedule="cosine", warmup=0.1, start_factor=0.0, weight_decay=0.04
             ),

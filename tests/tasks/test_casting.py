@@ -117,7 +117,8 @@ def test_beside_a_clean_split_stands_the_published_one_and_beside_luna_two_other
 
 def test_copies_across_the_published_split_are_left_out_of_the_clean_one(tmp_path: Path) -> None:
     """With the planted leak, both are judged on the same test images."""
-    options = [*SMOKE, "--castings.leak", "--castings.num-train", "80", "--castings.num-test", "24"]
+    sizes = ["--castings.num-train", "80", "--castings.num-test", "24", "--castings.size-px", "96"]
+    options = [*SMOKE, "--castings.leak", *sizes]
     config, resources, _ = parse(TASK, options)
     manifest = TASK.manifest(config, tmp_path)
     data = read_data(SOURCE, manifest, config, resources, tmp_path)

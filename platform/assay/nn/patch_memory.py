@@ -149,11 +149,15 @@ def coreset(
         return torch.arange(len(rows), device=rows.device)
     draws = torch.randn(rows.shape[1], NUM_PROJECTED, generator=generator)
     projected = rows @ draws.to(rows) if rows.shape[1] > NUM_PROJECTED else rows
+    projected = projected - projected.mean(0)
+    squares = (projected * projected).sum(1)
     least = torch.full((len(rows),), torch.inf, device=rows.device)
     chosen = torch.zeros(num, dtype=torch.int64, device=rows.device)
     for i in range(1, num):
-        last = projected[chosen[i - 1]]
-        least = torch.minimum(least, (projected - last).square().sum(1))
+        last = chosen[i - 1]
+        # by a product of matrix and vector, since a difference of all rows would be as large as they are
+        distances = squares - 2 * (projected @ projected[last]) + squares[last]
+        least = torch.minimum(least, distances)
         chosen[i] = least.argmax()
     return chosen
 
