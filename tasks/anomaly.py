@@ -56,6 +56,7 @@ class PartAnomaly(Anomaly):
         `mvtec` is for the folder `test` of a product in the layout of MVTec AD, masks in `ground_truth` beside it.
         """
         demo = PartAnomalyConfig(
+            bed=LayersConfig(clean_share=0.7),
             split=SplitConfig(val=0.2, test=0.4),
             tiles=TileConfig(tile_px=256, overlap_px=32),
             model=PatchMemoryConfig(backbone="resnet18", weights="none", memory=1000),

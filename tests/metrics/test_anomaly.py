@@ -59,6 +59,18 @@ def test_images_are_ranked_found_and_alarmed() -> None:
 def test_without_clean_images_it_is_said() -> None:
     table = predictions([], [3, 4])
     assert anomaly.fit_threshold(table, 0.1) == [LEVELS // 2]
-    (text,) = anomaly.warnings(anomaly.score(table, [LEVELS // 2]))
+    (text,) = anomaly.warnings(anomaly.score(table, [LEVELS // 2]), 0.1)
     assert "No image of val is free of marks" in text
-    assert not anomaly.warnings(anomaly.score(predictions([1], []), [3]))
+
+
+def test_a_threshold_that_few_clean_images_set_is_said() -> None:
+    for clean, expected in (
+        ([1, 2], ["less than one"]),
+        ([1, 2, 63], ["less than one", "Nothing is"]),
+    ):
+        table = predictions(clean, [])
+        texts = anomaly.warnings(anomaly.score(table, anomaly.fit_threshold(table, 0.3)), 0.3)
+        assert len(texts) == len(expected)
+        assert all(part in text for part, text in zip(expected, texts, strict=True))
+    table = predictions([1, 2, 3, 63], [])
+    assert not anomaly.warnings(anomaly.score(table, anomaly.fit_threshold(table, 0.3)), 0.3)

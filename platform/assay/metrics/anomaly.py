@@ -59,15 +59,25 @@ def findings(predictions: pa.Table) -> dict[str, dict[str, Estimate]]:
     return {name: _measures(rows_of(predictions, name), threshold) for name in sets_of(predictions)}
 
 
-def warnings(predictions: pa.Table) -> list[str]:
+def warnings(predictions: pa.Table, most_alarmed: float) -> list[str]:
     """Say where the threshold is not what it is meant to be."""
-    val = rows_of(predictions, "val")
+    val, threshold = rows_of(predictions, "val"), thresholds_of(predictions)[0]
     num = int(_clean(val, "label").sum())
-    if num:
-        return []
-    return [
-        "No image of val is free of marks, so the threshold is the one of new settings, not of a share of false alarms; give val good images (--split.val, --split.seed)."
-    ]
+    more = "give val more good images (--split.val, --split.seed)"
+    if not num:
+        return [
+            f"No image of val is free of marks, so no share of false alarms sets the threshold; {more}."
+        ]
+    texts = []
+    if most_alarmed * num < 1:
+        texts.append(
+            f"Val has {num} clean images, of which a share of {most_alarmed:g} is less than one: the threshold lies above all of them; {more}, or raise --most-alarmed."
+        )
+    if threshold >= NEVER:
+        texts.append(
+            f"Nothing is marked: clean images of val reach the highest level, so that they are as unlike those of train as defects are; {more}, or raise --most-alarmed."
+        )
+    return texts
 
 
 def _measures(rows: pa.Table, threshold: int) -> dict[str, Estimate]:

@@ -117,7 +117,7 @@ class Anomaly(MaskTask):
         found = TaskMetrics(
             metrics=anomaly.findings(predictions),
             measures=anomaly.MEASURES,
-            warnings=anomaly.warnings(predictions),
+            warnings=anomaly.warnings(predictions, config.most_alarmed),
         )
         return found | super().judge(config, predictions, storage)
 
