@@ -74,13 +74,13 @@ def settings(address: str, most_nodes: int, idle_minutes: float) -> dict[str, An
 
 def free_ports(count: int) -> list[int]:
     """Return ports above those that Ray gives to its workers."""
-    found: list[int] = []
+    ports: list[int] = []
     for port in range(21000 + os.getpid() % 5000, 40000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):
-                found.append(port)
-        if len(found) == count:
-            return found
+                ports.append(port)
+        if len(ports) == count:
+            return ports
     raise OSError("no free ports between 21000 and 40000")
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from assay.bundle.quantize import QuantizeConfig
 from assay.cli.task import main
-from assay.config import fingerprint, to_dict
 from assay.data.inputs.tiles import TileConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.masks.prepare import add_masks, prepare
+from assay.data.masks.prepare import read_masks
 from assay.data.masks.rules import MaskConfig
 from assay.data.split import SplitConfig
 from assay.data.synthetic.draw_once import folder_of
@@ -84,10 +83,7 @@ class PartAnomaly(Anomaly):
             data = replace(data, root=folder / "layers")
         assert data.root is not None
         manifest = read_manifest(data, storage / "hashes.sqlite")
-        root = data.root if data.root.is_dir() else data.root.parent
-        drawn = storage / "masks" / f"label-{fingerprint([str(data.root), to_dict(config.masks)])}"
-        masks = {"label": prepare(manifest, root, config.masks, drawn)}
-        return add_masks(manifest, masks, config.masks.classes, storage / "hashes.sqlite")
+        return read_masks(manifest, data.root, {"label": config.masks}, storage)
 
     @classmethod
     def baselines(cls, config: PartAnomalyConfig) -> Mapping[str, PartAnomalyConfig]:

@@ -27,7 +27,7 @@ from assay.data.inputs.crops import CropConfig
 from assay.data.inputs.tiles import TileConfig
 from assay.data.layers import LayerConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.masks.prepare import add_masks, prepare
+from assay.data.masks.prepare import read_masks
 from assay.data.masks.rules import MaskConfig, make, rule_levels
 from assay.data.split import SplitConfig
 from assay.data.synthetic.draw_once import folder_of
@@ -148,15 +148,10 @@ class Segment(Segmentation):
             data = replace(data, root=layers.collect(data.root, config.layers, prepared))
         assert data.root is not None
         manifest = read_manifest(data, storage / "hashes.sqlite")
-        root = data.root if data.root.is_dir() else data.root.parent
         rules = {"label": config.masks}
         if config.truth:
             rules["truth"] = replace(config.masks, files=config.truth)
-        masks = {}
-        for kind, rule in rules.items():
-            drawn = storage / "masks" / f"{kind}-{fingerprint([str(data.root), to_dict(rule)])}"
-            masks[kind] = prepare(manifest, root, rule, drawn)
-        return add_masks(manifest, masks, config.masks.classes, storage / "hashes.sqlite")
+        return read_masks(manifest, data.root, rules, storage)
 
     @classmethod
     def baselines(cls, config: SegmentConfig) -> Mapping[str, SegmentConfig]:

@@ -3,10 +3,10 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,22 +18,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+free_ports = runpy.run_path(str(ROOT / "cluster" / "local_autoscaling.py"))["free_ports"]
 QUICK = shlex.split(
     "--preset smoke --train.epochs 1 --model.mode random --parts.size-px 256 "
     "--parts.parts-per-seen 3 --patches.image-px 256 --patches.overview-px 64 --patches.patch-px 24"
 )
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports above Ray's own worker ports."""
-    found: list[int] = []
-    for port in range(21000 + os.getpid() % 5000, 40000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +56,7 @@ def environment(checkout: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def address(checkout: Path, environment: dict[str, str]) -> Iterator[str]:
     """The dashboard's address of a head started in the checkout, ended by its own process ids."""
-    port, dashboard, client = _free_ports(3)
+    port, dashboard, client = free_ports(3)
     folder = Path("/tmp") / f"assay-ray-{os.getpid()}"  # sockets need short names
     command = (
         f"ray start --head --block --num-cpus=2 --port={port} --dashboard-port={dashboard} "

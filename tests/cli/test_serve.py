@@ -6,9 +6,10 @@ import pytest
 import ray
 
 import assay
-from assay import nodes
 from assay.cli import serve
-from assay.errors import ResourceError, ServeError
+from assay.cluster import nodes
+from assay.errors import BundleError, ResourceError, ServeError
+from assay.serve.config import ApplicationConfig, ServeConfig
 
 
 def wanted(gpus: float, replicas: int) -> dict[str, Any]:
@@ -65,3 +66,13 @@ def test_a_cluster_without_the_package_is_told_so(monkeypatch, theirs, phrase) -
         serve._refuse_other_package()
     monkeypatch.delenv("RAY_ADDRESS")
     serve._refuse_other_package()
+
+
+def test_gpus_that_nothing_would_use_are_refused_before_anything_starts(
+    monkeypatch, tmp_path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(serve, "_guard_ray", lambda: pytest.fail("nothing is to be started"))
+    config = ServeConfig(app=ApplicationConfig(gpus=1.0), token_file=tmp_path / "token")
+    with pytest.raises(BundleError, match=r"--app.gpus is 1 .* nothing would use a GPU"):
+        serve.serve(serve.Serve(config=config), [])

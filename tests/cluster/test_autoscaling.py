@@ -12,7 +12,7 @@ ASKS = """
 import sys, time
 
 import ray
-from assay import nodes
+from assay.cluster import nodes
 from assay.cli.doctor import findings, probe_all
 from assay.errors import ResourceError
 

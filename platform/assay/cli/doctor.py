@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from assay import nodes
+from assay.cluster import nodes
 from assay.errors import AssayError, ResourceError
 from assay.storage import reach
 
@@ -76,7 +76,7 @@ def doctor(storage: str = "runs") -> None:
     Args:
         storage: Folder or URI of the runs, or of the store; as every node is to see it.
     """
-    from assay.session import ray_session
+    from assay.cluster.session import ray_session
 
     with ray_session():
         probes, silent = probe_all(storage)
@@ -84,10 +84,10 @@ def doctor(storage: str = "runs") -> None:
         grows = "" if growth is None else "; it can grow"
         grows += f" to {nodes.say(most)}" if most else ""
         print(f"{len(probes) + len(silent)} nodes are up, {nodes.say(nodes.up())}{grows}")
-        found = [*findings(probes, silent, storage), _token()]
-    for finding in found:
+        diagnosis = [*findings(probes, silent, storage), _token()]
+    for finding in diagnosis:
         print(f"  {'ok ' if finding.is_good else 'NOT'}  {finding.what:9s} {finding.text}")
-    if not all(finding.is_good for finding in found):
+    if not all(finding.is_good for finding in diagnosis):
         raise SystemExit(1)
 
 
@@ -101,7 +101,7 @@ def probe_all(storage: str) -> tuple[list[Probe], list[str]]:
     reason = _try_storage(storage, mark, "")
     if reason:
         raise ResourceError(f"{storage} cannot be written from here ({reason}); name another.")
-    asked: dict[Any, str] = {}
+    pending: dict[Any, str] = {}
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"]:
             pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -109,20 +109,20 @@ def probe_all(storage: str) -> tuple[list[Probe], list[str]]:
             has = node["Resources"]
             told = int(has.get("GPU", 0)), has.get("object_store_memory", 0.0) / 1e9
             name = node["NodeManagerAddress"]
-            asked[look.remote(name, storage, mark, *told)] = name
+            pending[look.remote(name, storage, mark, *told)] = name
     began, probes = time.time(), []
-    while asked and (left := began + TIMEOUT_S - time.time()) > 0:
-        for answered in ray.wait([*asked], timeout=left)[0]:
+    while pending and (left_s := began + TIMEOUT_S - time.time()) > 0:
+        for answered in ray.wait([*pending], timeout=left_s)[0]:
             probes.append(_with_skew(ray.get(answered), began, time.time()))
-            del asked[answered]
+            del pending[answered]
     files.delete_file(mark)
-    return probes, [*asked.values()]
+    return probes, [*pending.values()]
 
 
-def _with_skew(found: Probe, asked_s: float, heard_s: float) -> Probe:
+def _with_skew(probe: Probe, asked_s: float, heard_s: float) -> Probe:
     """Note how far a node's clock lies outside the time between question and answer."""
-    early, late = min(0.0, found.clock_s - asked_s), max(0.0, found.clock_s - heard_s)
-    return replace(found, skew_s=early or late)
+    early, late = min(0.0, probe.clock_s - asked_s), max(0.0, probe.clock_s - heard_s)
+    return replace(probe, skew_s=early or late)
 
 
 def probe(name: str, storage: str, mark: str, told_gpus: int, store_gb: float) -> Probe:
@@ -179,10 +179,10 @@ def findings(probes: Sequence[Probe], silent: Sequence[str], storage: str) -> It
     least = min(probe.shm_gb for probe in probes)
     yield Finding("/dev/shm", not small, "; ".join(small) or f"{least:.1f} GB or more")
     ports = {port: probe.name for probe in probes for port in probe.listening if port in RAY_PORTS}
-    said = [f"{port} ({RAY_PORTS[port]}) on {name}" for port, name in ports.items()]
+    places = [f"{port} ({RAY_PORTS[port]}) on {name}" for port, name in ports.items()]
     closed = "none of Ray's known ports is open to other machines"
-    text = f"open to whoever reaches the machine: {', '.join(said)}" if said else closed
-    yield Finding("ports", not said or has_token(), text)
+    text = f"open to whoever reaches the machine: {', '.join(places)}" if places else closed
+    yield Finding("ports", not places or has_token(), text)
 
 
 def _alike(what: str, values: dict[str, str]) -> Finding:
@@ -191,8 +191,8 @@ def _alike(what: str, values: dict[str, str]) -> Finding:
         by_value.setdefault(value, []).append(name)
     if len(by_value) == 1:
         return Finding(what, True, f"{next(iter(by_value)) or 'not installed'} on all")
-    said = [f"{value or 'none'} on {', '.join(names)}" for value, names in by_value.items()]
-    return Finding(what, False, f"differs: {'; '.join(said)}")
+    kinds = [f"{value or 'none'} on {', '.join(names)}" for value, names in by_value.items()]
+    return Finding(what, False, f"differs: {'; '.join(kinds)}")
 
 
 def has_token() -> bool:
@@ -257,11 +257,11 @@ def _try_storage(storage: str, mark: str, name: str) -> str:
                 opened.read()
         elif files.type_name == "local":
             files.create_dir(root)
-        own = f"{mark}-{name}" if name else mark
-        with files.open_output_stream(own) as opened:
+        path = f"{mark}-{name}" if name else mark
+        with files.open_output_stream(path) as opened:
             opened.write(b"assay doctor")
         if name:
-            files.delete_file(own)
+            files.delete_file(path)
     except FileNotFoundError:
         return "what another node wrote there is not there; it is no folder that all nodes share"
     except (OSError, AssayError) as error:
@@ -271,11 +271,11 @@ def _try_storage(storage: str, mark: str, name: str) -> str:
 
 def _listening(folder: Path = Path("/proc/net")) -> set[int]:
     """Return the ports of this machine that listen on more than its own loopback, as Linux tells."""
-    found = set()
+    ports = set()
     for table, loopback in (("tcp", "0100007F"), ("tcp6", "0" * 24 + "01000000")):
         rows = (folder / table).read_text().splitlines()[1:] if (folder / table).exists() else []
         for _, local, _, state, *_ in map(str.split, rows):
             host, port = local.split(":")
             if state == LISTENING and host != loopback:
-                found.add(int(port, 16))
-    return found
+                ports.add(int(port, 16))
+    return ports

@@ -13,8 +13,8 @@ import tyro
 from annotated_types import Interval
 
 import assay
-from assay import nodes
 from assay.bundle.bundle import Variant, refuse_idle_gpus
+from assay.cluster import nodes
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
 from assay.serve.config import ServeConfig, check_certificate
@@ -83,8 +83,8 @@ def _refuse_other_package() -> None:
         return
     try:
         # by value, since a function of this package could not even be read there
-        found = ray.remote(num_cpus=0)(lambda: __import__("assay").__version__).remote()
-        theirs = f"Assay {ray.get(found, timeout=120)}"
+        version = ray.remote(num_cpus=0)(lambda: __import__("assay").__version__).remote()
+        theirs = f"Assay {ray.get(version, timeout=120)}"
     except ray.exceptions.RayTaskError:
         theirs = "no Assay"
     if theirs != f"Assay {assay.__version__}":
@@ -164,8 +164,8 @@ def predict(
         overlays: Draw patches or masks over each image.
     """
     _guard_ray()
+    from assay.cluster.session import ray_session
     from assay.serve import offline
-    from assay.session import ray_session
 
     folder, (images, groups) = offline.find_bundle(bundle), offline.list_images(paths)
     with ray_session(serves=True):

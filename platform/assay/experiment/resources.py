@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Interval
 
+from assay.cluster.nodes import gather, growth, refuse_beyond, up
 from assay.config import Settings
 from assay.errors import ConfigError, ResourceError
-from assay.nodes import gather, growth, refuse_beyond, up
 from assay.train.tier import Tier
 
 

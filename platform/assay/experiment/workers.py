@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from assay.cluster.session import ray_session
 from assay.errors import AssayError
 from assay.experiment.resources import Resources, num_workers, worker_resources
-from assay.session import ray_session
 from assay.train.loop import TrainState
 from assay.train.tier import Tier, choose_tier
 from assay.train.worker import Job, reached, work
@@ -51,39 +51,17 @@ def train(
         job = _settled(job, resources.tier)
         work(job, job.stream(), heartbeat or (lambda position: None))
         return
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import TrainingFailedError
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     for failures in range(resources.retries + 1):
-        one = worker_resources(resources)
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "job": job,
-                "tier": resources.tier,
-                "threads": math.ceil(resources.cpus_per_worker),
-            },
-            torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
-            scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
-                num_workers=num_workers(resources, one),  # type: ignore[arg-type]
-                use_gpu=resources.gpus,
-                resources_per_worker=one,
-                elastic_resize_monitor_interval_s=resources.resize_s,
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"launch-{time.time_ns()}",
-                storage_path=str(job.folder / "ray"),
-                callbacks=list(callbacks),
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
-            ),
-        )
+        trainer = _trainer(job, resources, callbacks)
         # our own checkpoints resume, so a lost worker needs no more than another launch;
         # an error that names its remedy would only come again
         try:
             trainer.fit()
             return
-        except ray.train.TrainingFailedError as failed:
+        except TrainingFailedError as failed:
             cause = _cause(failed)
             if isinstance(cause, AssayError) or failures == resources.retries:
                 raise cause from None
@@ -91,6 +69,35 @@ def train(
                 f"A worker failed ({str(cause).splitlines()[0]}); resuming, {resources.retries - failures - 1} retries left.",
                 file=sys.stderr,
             )
+
+
+def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any]) -> Any:
+    """Return Ray Train's trainer of one launch, once there is room for its workers."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    one = worker_resources(resources)
+    return TorchTrainer(
+        _worker,
+        train_loop_config={
+            "job": job,
+            "tier": resources.tier,
+            "threads": math.ceil(resources.cpus_per_worker),
+        },
+        torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+            num_workers=num_workers(resources, one),  # type: ignore[arg-type]
+            use_gpu=resources.gpus,
+            resources_per_worker=one,
+            elastic_resize_monitor_interval_s=resources.resize_s,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"launch-{time.time_ns()}",
+            storage_path=str(job.folder / "ray"),
+            callbacks=list(callbacks),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
+        ),
+    )
 
 
 def _settled(job: Job, tier: Tier) -> Job:

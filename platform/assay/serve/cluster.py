@@ -33,6 +33,7 @@ from assay.bundle.aliases import Alias
 from assay.bundle.bundle import Provider
 from assay.bundle.promotion import promote_again
 from assay.bundle.registry import Registry
+from assay.cluster.session import ray_session
 from assay.config import from_dict
 from assay.errors import ServeError
 from assay.serve.config import ServeConfig
@@ -46,7 +47,6 @@ from assay.serve.limits import RefusedError
 from assay.serve.meters import Meters
 from assay.serve.page import UncertainRequests
 from assay.serve.tokens import open_tokens
-from assay.session import ray_session
 
 logger = logging.getLogger("ray.serve")
 

@@ -1,7 +1,7 @@
 """In front of what answers: bounds on a request's head and on the time of every connection.
 
 Ray Serve's proxy, and a replica that is its own ingress, run uvicorn without such bounds. Ray calls
-`middlewares` in each of them (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, see `assay.session`) before
+`middlewares` in each of them (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, see `assay.cluster.session`) before
 they listen. Plain uvicorn and ASGI otherwise: nothing here knows Ray or what answers.
 """
 

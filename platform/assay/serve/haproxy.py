@@ -108,9 +108,9 @@ def edit(text: str, settings: Mapping[str, Any]) -> str:
         ValueError: it is none as Ray 2.60 writes it.
     """
     for pattern, num, replacement in _edits(settings):
-        text, found = re.subn(pattern, replacement, text, flags=re.MULTILINE)
-        if found != num:
-            raise ValueError(f"{pattern} is found {found} times in the configuration, not {num}")
+        text, count = re.subn(pattern, replacement, text, flags=re.MULTILINE)
+        if count != num:
+            raise ValueError(f"{pattern} is found {count} times in the configuration, not {num}")
     return text
 
 

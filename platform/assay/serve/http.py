@@ -46,6 +46,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+Responses = dict[int | str, dict[str, Any]]
+"""What is told of answers other than 200, by status."""
+
+
 _REASONS = {
     400: "The body was cut off",
     401: "No token, or a wrong one",
@@ -122,15 +126,23 @@ class Service(Protocol):
 
 def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> "Guard":
     """Build the application; without tokens everyone is let in."""
-    room = Room(limits.held_mb * 1e6)
     app = FastAPI(title="Assay", version=assay.__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _failed)
     app.add_exception_handler(Exception, _broke)
-    responses: dict[int | str, dict[str, Any]] = {
+    responses: Responses = {
         status: {"model": Refusal, "description": reason} for status, reason in _REASONS.items()
     }
+    _add_judging(app, service, limits, responses)
+    _add_models(app, service, responses)
+    _add_health(app, service, responses)
+    page.add_to(app, service, tokens)
+    return Guard(app, tokens, Rates(limits.rate))
+
+
+def _add_judging(app: FastAPI, service: Service, limits: Limits, responses: Responses) -> None:
+    room = Room(limits.held_mb * 1e6)
     judged = _only(responses, *(status for status in _REASONS if status != 409))
 
     @app.post("/v1/{task}", responses=judged, openapi_extra={"requestBody": _BODY})
@@ -157,6 +169,8 @@ def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> "Guard"
             counted = task if task in service.tasks() else ""
             service.count(counted, status, time.perf_counter() - began)
 
+
+def _add_models(app: FastAPI, service: Service, responses: Responses) -> None:
     @app.get("/v1/models", responses=_only(responses, 401, 403))
     async def models(request: Request) -> dict[str, dict[str, Any]]:
         """List which bundles answer, by task and alias, with their numbers."""
@@ -177,9 +191,11 @@ def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> "Guard"
         except AssayError as error:
             name = request.scope["state"]["id"]
             logger.warning(f"request {name}: {error}")
-            said = str(error) if "/" not in str(error) else "It cannot; the server's log says why."
-            raise RefusedError(409, said) from None
+            why = str(error) if "/" not in str(error) else "It cannot; the server's log says why."
+            raise RefusedError(409, why) from None
 
+
+def _add_health(app: FastAPI, service: Service, responses: Responses) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Tell that the process lives."""
@@ -192,9 +208,6 @@ def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> "Guard"
         if not models or not all("champion" in aliases for aliases in models.values()):
             raise RefusedError(503, "Not every task has a model yet.", retry_after_s=2)
         return {"status": "ready"}
-
-    page.add_to(app, service, tokens)
-    return Guard(app, tokens, Rates(limits.rate))
 
 
 def _refuse_unknown(request: Request, *names: str) -> None:
@@ -223,7 +236,7 @@ def _refuse_unknown_task(service: Service, task: str) -> None:
         raise RefusedError(404, "There is no such task; GET /v1/models lists them.")
 
 
-def _only(responses: dict[int | str, dict[str, Any]], *statuses: int) -> dict[int | str, Any]:
+def _only(responses: Responses, *statuses: int) -> Responses:
     return {status: responses[status] for status in statuses}
 
 

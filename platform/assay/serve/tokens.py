@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from assay.cluster.session import write_secret
 from assay.errors import ServeError
 from assay.serve.config import ServeConfig
-from assay.session import write_secret
 
 SCOPES = ("ask", "look", "promote")
 

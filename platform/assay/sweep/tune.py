@@ -30,6 +30,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
+from assay.cluster.nodes import DRIVER, gather, maximum, refuse_beyond, say, total, up
 from assay.config import from_dict, to_dict
 from assay.data.dataset import Dataset
 from assay.data.order import steps_of
@@ -37,7 +38,6 @@ from assay.errors import AssayError, RunError, disk_faults
 from assay.experiment.resources import FOR_DATA, Resources, grows
 from assay.experiment.run import StoredImages, complete, prepare
 from assay.files import describe
-from assay.nodes import DRIVER, gather, maximum, refuse_beyond, say, total, up
 from assay.runs.folder import Run
 from assay.runs.record import Stage
 from assay.sweep.trial import Outcome, Trial, read_outcome

@@ -114,12 +114,12 @@ class Anomaly(MaskTask):
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Any) -> TaskMetrics:
         """Judge images, pixels and regions, besides what is judged of any mask."""
-        found = TaskMetrics(
+        of_anomalies = TaskMetrics(
             metrics=anomaly.findings(predictions),
             measures=anomaly.MEASURES,
             warnings=anomaly.warnings(predictions, config.most_alarmed),
         )
-        return found | super().judge(config, predictions, storage)
+        return of_anomalies | super().judge(config, predictions, storage)
 
 
 def _columns(levels: np.ndarray, mask: np.ndarray, kind: str) -> dict[str, np.ndarray]:

@@ -16,11 +16,11 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional
 
-from assay.config import Settings, fingerprint
+from assay.config import Settings
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.manifest import Manifest
-from assay.data.masks.prepare import add_masks, prepare
+from assay.data.masks.prepare import read_masks
 from assay.data.masks.rules import MaskConfig
 from assay.metrics import localization
 from assay.metrics.predictions import rows_of, sets_of
@@ -57,11 +57,8 @@ def add_truth(manifest: Manifest, root: Path, config: ExplainConfig, storage: Pa
     """
     if not config.masks:
         return manifest
-    root = root if root.is_dir() else root.parent
     rule = MaskConfig(files=config.masks, missing="empty")
-    folder = storage / "masks" / f"explain-{fingerprint([str(root.absolute()), config.masks])}"
-    prepared = {KIND: prepare(manifest, root, rule, folder)}
-    return add_masks(manifest, prepared, rule.classes, storage / "hashes.sqlite")
+    return read_masks(manifest, root, {KIND: rule}, storage)
 
 
 def explain_columns(task: Classification, batch: Batch) -> dict[str, Tensor]:

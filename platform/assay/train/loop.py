@@ -125,8 +125,6 @@ class Loop:
         newest = checkpoint.latest(self.folder / "checkpoints")
         if newest is not None:
             self._restore(checkpoint.load(newest, self.wrapped, self.optimizer))
-        else:
-            self.task.begin(self.rows["train"])
         self.since = time.perf_counter()
         if not self.position.done and self.total:
             self._train()

@@ -21,6 +21,7 @@ from assay.nn.blocks import blocks_of, recompute
 from assay.runs.folder import Run
 from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
+from assay.train import checkpoint
 from assay.train.batches import Stream, batches
 from assay.train.loop import Loop, TrainState, load_best
 from assay.train.memory import memory_faults
@@ -86,6 +87,9 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
         raise ConfigError(
             f"--recompute was given and {job.source.name} has no repeated blocks that are trained; leave it out."
         )
+    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    if checkpoint.latest(job.folder / "checkpoints") is None:
+        task.begin(rows["train"])  # before its tensors are shared out
     wrapped = _wrap(task, job.strategy, device)
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     keep = Run(job.folder).warn
@@ -93,7 +97,6 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     if telemetry is not None:
         for text in task.doubts():
             telemetry.warn(text, 0)
-    rows = {name: job.split.rows(name) for name in ("train", "val")}
     if job.tier == "device":
         task.hold(rows["train"])
     size, (_, workers) = config.train.batch_size, world()

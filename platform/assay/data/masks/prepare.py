@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from assay.config import to_dict
+from assay.config import fingerprint, to_dict
 from assay.data.images.decode import Rgb, probe, read, write_png
 from assay.data.images.entry import page_of
 from assay.data.manifest import Manifest
@@ -108,6 +108,28 @@ def prepare(manifest: Manifest, root: Path, config: MaskConfig, folder: Path) ->
         _write_overview(images, paths, entries, config, folder)
     _check_share(total, config, folder, fresh)
     return PreparedMasks(paths, total)
+
+
+def read_masks(
+    manifest: Manifest, root: Path, rules: Mapping[str, MaskConfig], storage: Path
+) -> Manifest:
+    """Return the manifest with masks of each kind, copies of which are kept below the folder of the runs.
+
+    Args:
+        manifest: The images.
+        root: The folder that they were found in, or a table in it.
+        rules: Where masks of each kind come from, or how they are made; all of the same classes.
+        storage: The folder of the runs.
+
+    Raises:
+        MaskError: as `prepare` does.
+    """
+    folder, masks = root if root.is_dir() else root.parent, {}
+    for kind, rule in rules.items():
+        copies = storage / "masks" / f"{kind}-{fingerprint([str(root), to_dict(rule)])}"
+        masks[kind] = prepare(manifest, folder, rule, copies)
+    classes = next(iter(rules.values())).classes
+    return add_masks(manifest, masks, classes, storage / "hashes.sqlite")
 
 
 def add_masks(

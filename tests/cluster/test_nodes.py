@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-from assay import nodes
+from assay.cluster import nodes
 from assay.errors import ConfigError, ResourceError
 from assay.experiment.options import parse
 from assay.experiment.resources import (
@@ -174,7 +174,7 @@ def test_only_an_autoscaler_that_manages_nodes_makes_a_cluster_grow(
 def test_a_range_of_workers_is_asked_for_at_its_least_and_grows_to_its_most(
     monkeypatch, words
 ) -> None:
-    task = load_task(TaskSource.read(Path(__file__).parents[1] / "tasks" / "fingerprint.py"))
+    task = load_task(TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py"))
     _, resources, _ = parse(task, [*words, "--gpus"])
     assert (resources.workers, resources.workers_max) == (2, 8)
     cluster = FakeCluster(monkeypatch, most=3)

@@ -5,8 +5,8 @@ import os
 import pytest
 import ray
 
+from assay.cluster.session import PATIENT, ray_session
 from assay.errors import ResourceError
-from assay.session import PATIENT, ray_session
 
 
 def start(monkeypatch: pytest.MonkeyPatch, faults: list[Exception]) -> list[str]:

@@ -228,12 +228,12 @@ def _growth_v2() -> Growth | None:
     state, nodes = status.autoscaling_state, status.cluster_resource_state.node_states
     if not state.autoscaler_state_version or not any(_is_kind(n.ray_node_type_name) for n in nodes):
         return None
-    asked = sum(request.count for request in state.pending_instance_requests)
+    requested = sum(request.count for request in state.pending_instance_requests)
     failed = state.failed_instance_requests
     trouble = f"{failed[-1].ray_node_type_name}: {failed[-1].reason}" if failed else ""
     # details are "<id>:<strategy>|<state>"
     groups = (each.details.partition(":")[0] for each in state.infeasible_gang_resource_requests)
-    return Growth(len(state.pending_instances) + asked, trouble, frozenset(groups))
+    return Growth(len(state.pending_instances) + requested, trouble, frozenset(groups))
 
 
 def _report_v1() -> dict[str, Any]:
