@@ -2,7 +2,7 @@
 
     python tasks/anomaly.py                                                  # the synthetic layers
     python tasks/anomaly.py --preset files --data.root tiles/ --masks.files "../masks/{name}.png"
-    python tasks/anomaly.py --preset mvtec --data.root bottle/test           # masks in bottle/ground_truth
+    python tasks/anomaly.py --preset mvtec --data.root bottle/         # folders train, test and ground_truth
 
 Train's images with a mark are left out, so that all marks are there to be judged by. The baseline, judged beside it, is the
 same memory over a backbone that has learnt nothing.
@@ -52,7 +52,7 @@ class PartAnomaly(Anomaly):
     def presets(cls) -> Mapping[str, TaskConfig]:
         """Give the synthetic demo (default), its short form for CI, and settings for images of one's own.
 
-        `mvtec` is for the folder `test` of a product in the layout of MVTec AD, masks in `ground_truth` beside it.
+        `mvtec` is for a product in the layout of MVTec AD: its own sets (good parts in `train`), val drawn from train.
         """
         demo = PartAnomalyConfig(
             bed=LayersConfig(clean_share=0.7),
@@ -68,8 +68,13 @@ class PartAnomaly(Anomaly):
         )
         mvtec = replace(
             files,
-            data=replace(files.data, patterns=("{kind}/{name}",), group=(), domains=("kind",)),
-            masks=MaskConfig(files="../ground_truth/{folder}/{name}_mask.png", missing="empty"),
+            data=DataConfig(
+                patterns=("{kind}/{name}",),
+                leave_out=("ground_truth",),
+                label="",
+                domains=("kind",),
+            ),
+            masks=MaskConfig(files="ground_truth/{parent}/{name}_mask.png", missing="empty"),
         )
         return {"demo": demo, "smoke": smoke, "files": files, "mvtec": mvtec}
 

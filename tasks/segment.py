@@ -2,7 +2,7 @@
 
     python tasks/segment.py                                            # the synthetic layers
     python tasks/segment.py --preset files --data.root layers/ --masks.files "../masks/{name}.png"
-    python tasks/segment.py --preset mvtec --data.root bottle/test     # masks in bottle/ground_truth
+    python tasks/segment.py --preset mvtec --data.root bottle/   # folders train, test and ground_truth
 
 The baseline, judged beside it, is the heuristic itself: the rule that masks are made by, or would be.
 Where true masks are known besides those that were learnt from, both are judged by them.
@@ -100,7 +100,7 @@ class Segment(Segmentation):
     def presets(cls) -> Mapping[str, TaskConfig]:
         """Give the synthetic demo (default), its short form for CI, and settings for images of one's own.
 
-        `mvtec` is for the folder `test` of a product in the layout of MVTec AD, masks in `ground_truth` beside it.
+        `mvtec` is for a product in the layout of MVTec AD: `train`, `test` and `ground_truth`; sets are drawn over all, as `train` shows no defect.
         """
         demo = SegmentConfig(
             masks=MaskConfig(maker="adaptive", block_px=51, offset=20),
@@ -124,8 +124,14 @@ class Segment(Segmentation):
         )
         mvtec = replace(
             files,
-            data=replace(files.data, patterns=("{kind}/{name}",), group=(), domains=("kind",)),
-            masks=MaskConfig(files="../ground_truth/{folder}/{name}_mask.png", missing="empty"),
+            data=DataConfig(
+                patterns=("{kind}/{name}",),
+                leave_out=("ground_truth",),
+                label="",
+                domains=("kind",),
+                split="",
+            ),
+            masks=MaskConfig(files="ground_truth/{parent}/{name}_mask.png", missing="empty"),
         )
         return {"demo": demo, "smoke": smoke, "files": files, "mvtec": mvtec}
 

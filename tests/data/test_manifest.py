@@ -366,6 +366,19 @@ def test_a_table_with_columns_of_other_names(table, cache):
     ]
 
 
+def test_a_folder_of_masks_is_left_out_and_given_sets_are_passed_over(tmp_path, cache):
+    images = ("train/good/0.png", "test/good/0.png", "test/bad/0.png", "test/bad/1.png")
+    root = put(tmp_path / "bottle", *images, "masks/bad/0.png", "masks/bad/1.png")
+    config = DataConfig(root=root, patterns=("{label}/{name}",), leave_out=("masks",))
+    manifest = read_manifest(config, cache)
+    assert manifest.column("id") == sorted(images)
+    assert manifest.declared_sets == ["test", "test", "test", "train"]
+    assert set(read_manifest(replace(config, split=""), cache).declared_sets) == {None}
+    assert "masks/bad/0" not in refusal(replace(config, leave_out=("other",)), cache)
+    assert "--data.leave-out" in refusal(replace(config, patterns=("{label}/x{name}",)), cache)
+    assert "other" in refusal(replace(config, leave_out=("masks", "other")), cache)
+
+
 def test_where_keeps_rows(table, cache):
     config = DataConfig(root=table, where=("kind=image",), **COLUMNS)
     assert read_manifest(config, cache).column("id") == ["img/1.jpg", "img/2.jpg"]

@@ -154,7 +154,7 @@ def mvtec(root: Path) -> Path:
             for path, pixels in paths.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(path), pixels)
-    return root / "test"
+    return root
 
 
 def test_the_layout_of_mvtec_ad(tmp_path):
@@ -169,8 +169,25 @@ def test_the_layout_of_mvtec_ad(tmp_path):
     assert marked == [0 if kind == "good" else 320 for kind in kinds]
     assert sorted(set(kinds)) == ["broken", "dirt", "good"]
     counts = account.of_table(manifest.table)["label"]
-    assert (counts.given, counts.without, counts.unused_files) == (6, 3, 0)
-    assert draw_split(manifest, config.split).tests
+    assert (counts.given, counts.without, counts.unused_files) == (6, 6, 0)
+    sets = draw_split(manifest, config.split)
+    assert any(marked[row] for row in sets.rows("train"))
+    assert any(marked[row] for row in sets.rows("test"))
+
+
+def test_good_parts_of_mvtec_ad_teach_and_its_test_judges(tmp_path):
+    task = load_task(TaskSource.read(SCRIPT.with_name("anomaly.py")))
+    base: Any = task.presets()["mvtec"]
+    config = replace(base, data=replace(base.data, root=mvtec(tmp_path / "bottle")))
+    manifest = task.manifest(config, tmp_path / "runs")
+    sets = draw_split(manifest, config.split)
+    folders = [name.rpartition("/")[0] for name in manifest.column("id")]
+    names = {name: sorted(folders[row] for row in sets.rows(name)) for name in set(sets.sets)}
+    assert names == {
+        "train": 2 * ["train/good"],
+        "val": ["train/good"],
+        "test": 3 * ["test/broken"] + 3 * ["test/dirt"] + 3 * ["test/good"],
+    }
 
 
 def test_voc_masks_with_their_void_border(tmp_path):

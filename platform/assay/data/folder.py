@@ -22,20 +22,37 @@ class ImageRow:
     fields: Mapping[str, str]
 
 
-def scan_folder(root: Path, patterns: Sequence[str], label: str, split: str) -> list[ImageRow]:
+def scan_folder(
+    root: Path,
+    patterns: Sequence[str],
+    label: str,
+    split: str,
+    leave_out: Sequence[str] = (),
+) -> list[ImageRow]:
     """List the images below a folder, with the fields of their names.
 
     Args:
         root: the folder.
         patterns: paths below it without suffix, {field} for each part of the name.
         label: field of the class, or "".
-        split: field of the set, which a first folder of a set's name gives too.
+        split: field of the set, which a first folder of a set's name gives too; "": none does.
+        leave_out: folders below it that are passed over.
 
     Raises:
-        ManifestError: there is no image, a name fits no pattern, a class folder is empty, or as
-            `find_files`.
+        ManifestError: there is no image, a name fits no pattern, a class folder is empty, one to
+            be left out is not there, or as `find_files`.
     """
-    files = find_files(root, SUFFIXES)
+    others = [root / folder for folder in leave_out]
+    for folder in others:
+        if not folder.is_dir():
+            raise ManifestError(
+                f"{folder} is to be left out and is no folder; give folders below data.root as data.leave-out, or none."
+            )
+    files = [
+        file
+        for file in find_files(root, SUFFIXES)
+        if not any(file.is_relative_to(folder) for folder in others)
+    ]
     if not files:
         raise ManifestError(
             f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); point data.root at a folder that does."
@@ -55,10 +72,10 @@ def scan_folder(root: Path, patterns: Sequence[str], label: str, split: str) -> 
         raise ManifestError(
             f"{len(strangers)} of {len(files)} images under {root} fit no pattern, first {strangers[0]!r}; "
             f"allowed: {' or '.join(patterns)}, with or without a first folder train, val or test. "
-            "Rename or move them, or give --data.patterns."
+            "Rename or move them, or give --data.patterns, or their folder as --data.leave-out."
         )
     if all(pattern.startswith("{" + (label or "?") + "}/") for pattern in patterns):
-        _refuse_empty_classes(root, {row.fields[label] for row in rows})
+        _refuse_empty_classes(root, {row.fields[label] for row in rows}, others)
     return rows
 
 
@@ -77,8 +94,9 @@ def _regex(pattern: str) -> re.Pattern[str]:
 def _fields(name: str, regexes: Sequence[re.Pattern[str]], split: str) -> Mapping[str, str] | None:
     """Read the fields of a path by the first pattern that it fits."""
     first, _, rest = name.partition("/")
-    declared = {split: first} if first in SPLITS else {}
-    inner = rest if declared else name
+    is_set = first in SPLITS
+    declared = {split: first} if is_set and split else {}
+    inner = rest if is_set else name
     for regex in regexes:
         # a pattern that names the set itself sees the whole name
         match = regex.fullmatch(name if split in regex.groupindex else inner)
@@ -87,10 +105,10 @@ def _fields(name: str, regexes: Sequence[re.Pattern[str]], split: str) -> Mappin
     return None
 
 
-def _refuse_empty_classes(root: Path, labels: set[str]) -> None:
+def _refuse_empty_classes(root: Path, labels: set[str], left_out: Sequence[Path]) -> None:
     sets = [root / name for name in SPLITS if (root / name).is_dir()]
     folders = {d for top in (root, *sets) for d in top.iterdir() if d.is_dir()}
-    for folder in sorted(folders.difference(sets)):
+    for folder in sorted(folders.difference(sets, left_out)):
         if folder.name not in labels and not is_left_out(folder.name):
             raise ManifestError(
                 f"The class folder {folder} holds no image; add images or remove the folder."

@@ -41,6 +41,8 @@ class DataConfig(Settings, section="data"):
     """Folder of images, a table (CSV by commas, semicolons or tabs; Parquet) with one row per image, or annotations (JSON, or a folder of train.json, val.json and test.json); none: the embedded set."""
     patterns: tuple[str, ...] = ("{label}/{name}",)
     """For folders: image paths below root without suffix, {field} for each part of the name."""
+    leave_out: tuple[str, ...] = ()
+    """For folders: folders below root that hold no images to learn from or judge (masks, say)."""
     image: str = "image"
     """For tables: the column with the image's path, absolute or relative to the table."""
     label: str = "label"
@@ -52,7 +54,7 @@ class DataConfig(Settings, section="data"):
     keep: tuple[str, ...] = ()
     """Further fields or columns that a task asks for (a second label, a time, a batch number)."""
     split: str = "split"
-    """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one."""
+    """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one; empty: sets are drawn."""
     where: tuple[str, ...] = ()
     """For tables: keep rows with COLUMN=VALUE and COLUMN!=VALUE, e.g. kind=image exposure!=exp0."""
     white: Annotated[float, Ge(0), Le(1e38)] = 0.0
@@ -186,7 +188,7 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     if annotations:
         rows = read_annotations(annotations)
     elif reason:
-        rows = scan_folder(root, config.patterns, config.label, config.split)
+        rows = scan_folder(root, config.patterns, config.label, config.split, config.leave_out)
     else:
         rows = _table_rows(root, config)
     rows.sort(key=lambda row: row.id)

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 from contextlib import suppress
 
@@ -5,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from assay.data.masks.exports import read_export
 from assay.data.masks.marks import draw
@@ -62,6 +66,58 @@ def test_a_circle_is_the_pixels_nearer_than_its_radius(tmp_path):
     assert (mask[distance > 11.4] == 0).all()
 
 
+def png_of(marks, mode):
+    file = io.BytesIO()
+    Image.fromarray(marks).convert(mode).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def pixels_at(left, top, marks, mode="1", label="pore"):
+    """Write a shape as LabelMe does what it segments by a model: its pixels, and the corners of their box."""
+    corners = [[left, top], [left + marks.shape[1] - 1, top + marks.shape[0] - 1]]
+    return {
+        "label": label,
+        "points": corners,
+        "shape_type": "mask",
+        "mask": png_of(marks, mode),
+    }
+
+
+@given(
+    hnp.arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 20))).filter(np.any),
+    st.integers(0, 44),
+    st.integers(0, 28),
+    st.sampled_from(["1", "L"]),
+)
+def test_labelmes_masks_are_their_pixels_in_their_box(tmp_path_factory, marks, left, top, mode):
+    path = labelme(tmp_path_factory.getbasetemp(), pixels_at(left, top, marks, mode))
+    expected = np.zeros((48, 64), np.uint8)
+    expected[top : top + marks.shape[0], left : left + marks.shape[1]] = 2 * marks
+    assert np.array_equal(draw(read_export(path, CLASSES), "l0.json")[0], expected)
+
+
+BLOCK = np.ones((4, 6), bool)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (pixels_at(60, 3, BLOCK), "for a box from 60, 3 to 65, 6 in an image of 48 x 64"),
+        (pixels_at(-1, 3, BLOCK), "from -1, 3"),
+        (pixels_at(3, 3, ~BLOCK), r"0 value\(s\) above 0"),
+        (pixels_at(3, 3, BLOCK) | {"points": [[3, 3], [8, 7]]}, "4 x 6 pixels"),
+        (pixels_at(3, 3, BLOCK) | {"points": [[3, 3]]}, "ValueError"),
+        (pixels_at(3, 3, BLOCK) | {"mask": "?"}, "Error"),
+        (pixels_at(3, 3, BLOCK) | {"mask": "aGFsbG8="}, "does not decode"),
+        (pixels_at(3, 3, np.arange(24, dtype=np.uint8).reshape(4, 6), "L"), r"23 value\(s\)"),
+    ],
+)
+def test_labelmes_masks_that_are_none_are_refused(tmp_path, shape, message):
+    with pytest.raises(MaskError, match=message) as error:
+        mask_of(labelme(tmp_path, shape))
+    assert "l0.json" in str(error.value)
+
+
 def test_a_voc_box_counts_pixels_from_one(tmp_path):
     mask = mask_of(voc(tmp_path, ("pore", 1, 1, 64, 2), ("crack", 10, 10, 10, 10)))
     expected = np.zeros((48, 64), np.uint8)
@@ -74,7 +130,8 @@ def test_a_voc_box_counts_pixels_from_one(tmp_path):
     [
         (POLYGON | {"shape_type": "linestrip"}, "'linestrip' of 4 points, which has no area"),
         (POLYGON | {"shape_type": "point", "points": [[3, 3]]}, "no area"),
-        (POLYGON | {"shape_type": "mask"}, "no area; allowed: polygon, rectangle, circle"),
+        (POLYGON | {"shape_type": "line"}, "no area; allowed: polygon, rectangle, circle, mask"),
+        (POLYGON | {"shape_type": "mask"}, "KeyError: 'mask'"),
         (POLYGON | {"shape_type": "circle"}, "'circle' of 4 points"),
         (POLYGON | {"label": "dirt"}, "label 'dirt'; allowed: crack, pore"),
         (POLYGON | {"points": [[1, 1], [2, 2]]}, "2 points"),
@@ -112,7 +169,7 @@ def test_boxes_that_are_none_are_refused(tmp_path, objects, size, message):
 def test_mutated_files_raise_a_mask_error_alone(tmp_path_factory, data, noise):
     folder = tmp_path_factory.getbasetemp()
     write = data.draw(st.sampled_from([labelme, lambda f, _: voc(f, ("pore", 1, 1, 9, 9))]))
-    path = write(folder, POLYGON)
+    path = write(folder, data.draw(st.sampled_from([POLYGON, pixels_at(3, 3, BLOCK)])))
     content = path.read_bytes()
     start = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:start] + noise + content[start + data.draw(st.integers(0, 9)) :])

@@ -1,20 +1,24 @@
-"""Marks from one file per image: LabelMe's JSON (polygons, rectangles, circles) and VOC's XML (boxes).
+"""Marks from one file per image: LabelMe's JSON (polygons, rectangles, circles, masks) and VOC's XML (boxes).
 
 They become COCO's form, so that one drawing and one set of checks serve all. A box marks all that it
 holds; whoever has better outlines gives those.
 """
 
+import base64
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
+from assay.data.images.decode import probe, read_plane
 from assay.data.masks.annotations import class_number, read_object, size_of
 from assay.data.masks.marks import Mark, MarkedImage, read_numbers
-from assay.errors import MaskError
+from assay.errors import ImageError, MaskError
 
-_KINDS = "polygon, rectangle, circle"
+_KINDS = "polygon, rectangle, circle, mask"
 
 
 def read_export(path: Path, classes: Sequence[str]) -> MarkedImage:
@@ -35,11 +39,17 @@ def read_export(path: Path, classes: Sequence[str]) -> MarkedImage:
 
 def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
     content = read_object(path)
+    size = size_of(content, "imageHeight", "imageWidth")
     marks = []
     for i, shape in enumerate(content["shapes"], start=1):
         number = class_number(str(shape["label"]), classes, f"{path} has the label")
         kind = shape.get("shape_type") or "polygon"
         points = [read_numbers(point, 2, f"a point of shape {i}") for point in shape["points"]]
+        if kind == "mask":
+            what = f"The mask of shape {i} in {path}"
+            runs, box = _runs_of(shape["mask"], points, size, what)
+            marks.append(Mark(f"shape {i}", number, runs, box))
+            continue
         outline = _outline(kind, points)
         if outline is None:
             raise MaskError(
@@ -47,7 +57,46 @@ def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
                 "Outline it, or leave it out."
             )
         marks.append(Mark(f"shape {i}", number, [outline]))
-    return MarkedImage(size_of(content, "imageHeight", "imageWidth"), tuple(marks))
+    return MarkedImage(size, tuple(marks))
+
+
+def _runs_of(
+    text: str, points: list[Any], size: tuple[int, int], what: str
+) -> tuple[dict[str, list[int]], tuple[float, ...]]:
+    """Return COCO's run lengths, and the box that holds them, of a mask that LabelMe keeps as a PNG (base64).
+
+    The PNG fills the box from the pixel of the first point to that of the second, which belongs to it.
+
+    Raises:
+        ValueError: the text is no base64.
+        MaskError: the PNG does not decode, has not the size of its box, leaves the image, marks
+            nothing, or holds more than one mark.
+    """
+    data = base64.b64decode(text, validate=True)
+    (left, top), (right, bottom) = (map(round, point) for point in points)
+    sides = bottom - top + 1, right - left + 1
+    try:
+        given = probe(data)
+        plane = read_plane(data, "index") if given == sides else np.zeros((0, 0), np.uint8)
+    except ImageError as error:
+        raise MaskError(f"{what} does not decode ({error}); export it again.") from None
+    is_inside = 0 <= top <= bottom < size[0] and 0 <= left <= right < size[1]
+    num_values = len(np.unique(plane[plane > 0]))
+    if not (given == sides and is_inside and num_values == 1):
+        raise MaskError(
+            f"{what} has {given[0]} x {given[1]} pixels (height x width) and {num_values} value(s) above 0 for a box from "
+            f"{left}, {top} to {right}, {bottom} in an image of {size[0]} x {size[1]}; it must fill its box, lie in the image and "
+            "hold one value beside 0: export it again."
+        )
+    columns, rows = np.nonzero(plane.T)
+    places = (columns.astype(np.int64) + left) * size[0] + rows + top
+    is_start = np.diff(places, prepend=-2) > 1
+    is_stop = np.append(is_start[1:], True)
+    edges = np.stack([places[is_start], places[is_stop] + 1], axis=1).ravel()
+    counts = np.diff(edges, prepend=0, append=size[0] * size[1])
+    corner = left + columns.min(), top + rows.min()
+    box = (*map(float, corner), float(np.ptp(columns)) + 1, float(np.ptp(rows)) + 1)
+    return {"size": [*size], "counts": counts.tolist()}, box
 
 
 def _outline(kind: str, points: list[Any]) -> list[float] | None:
