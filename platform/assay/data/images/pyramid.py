@@ -16,6 +16,7 @@ import numpy as np
 from assay.data.images import decode, tiff
 from assay.data.images.affine import warp
 from assay.data.images.clahe import Clahe, Read, Tables
+from assay.data.images.equalised import KeptTiles
 from assay.data.images.white import Range, White, to_uint8
 from assay.shapes import Float64, Shaped, UInt8
 
@@ -42,8 +43,11 @@ class ImagePyramid:
     white: White | None = None
     """The white level of the data that it belongs to."""
     path: Path | None = None
-    """The store's file that it is read from, beside which tables of equalisation are kept."""
+    """The store's file that it is read from, beside which tables of equalisation, and what was equalised, are kept."""
     _tables: dict[tuple[int, Clahe], Tables] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _equalised: dict[tuple[int, Clahe], KeptTiles] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -149,7 +153,7 @@ class ImagePyramid:
             inside = self.reader(level)(first_x, first_y, stop_x, stop_y)
         else:
             region = first_x, first_y, stop_x, stop_y
-            inside = self.tables(level, clahe).region(self.reader(level), *region)
+            inside = self.equalised(level, clahe).region(self.reader(level), *region)
         window[first_y - y0 : stop_y - y0, first_x - x0 : stop_x - x0] = inside
         return window
 
@@ -169,12 +173,27 @@ class ImagePyramid:
             if self.path is None:
                 tables = Tables(height, width, clahe)
             else:
-                # the white level decides what is read of more than 8 bits
-                name = f"{self.path.name}.clahe-{clahe.clip_limit:g}-{clahe.grid}-{level}-{self.scale:g}"
-                kept = self.path.with_name(name)
+                kept = self._beside(level, clahe)
                 tables = Tables.kept(kept, self.reader(level), height, width, clahe)
             self._tables[level, clahe] = tables
         return self._tables[level, clahe]
+
+    def equalised(self, level: int, clahe: Clahe) -> Tables | KeptTiles:
+        """Return what gives equalised pixels of a level: of a stored image those kept beside it."""
+        tables = self.tables(level, clahe)
+        if self.path is None:
+            return tables
+        if (level, clahe) not in self._equalised:
+            beside = self._beside(level, clahe)
+            path = beside.with_name(f"{beside.name}.tiles")
+            self._equalised[level, clahe] = KeptTiles(path, tables)
+        return self._equalised[level, clahe]
+
+    def _beside(self, level: int, clahe: Clahe) -> Path:
+        assert self.path is not None
+        # the white level decides what is read of more than 8 bits
+        parts = f"{clahe.clip_limit:g}", f"{clahe.grid}", f"{level}", f"{self.scale:g}"
+        return self.path.with_name(f"{self.path.name}.clahe-{'-'.join(parts)}")
 
     def view(
         self,
