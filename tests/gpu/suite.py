@@ -198,12 +198,13 @@ def same_patches(report: Report) -> str:
 
 
 def same_training(report: Report, trial: Trial) -> str:
-    """Recomputed blocks, and images held on the device, learn what is learnt without."""
-    from assay.nn.blocks import recompute
+    """Recomputed blocks, compiled ones, and images held on the device learn what is learnt without."""
+    from assay.nn.blocks import compile_blocks, recompute
 
     ways: dict[str, Callable[[Any], Any]] = {
         "plain": lambda task: None,
         "recomputed": recompute,
+        "compiled": compile_blocks,
         "held": lambda task: task.hold(trial.rows["train"]),
     }
     losses = {

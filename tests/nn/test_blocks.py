@@ -1,13 +1,14 @@
 """Which blocks networks have, and that recomputing them changes memory and nothing else."""
 
 import copy
+from functools import partial
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from assay.nn.blocks import blocks_of, recompute
+from assay.nn.blocks import blocks_of, compile_blocks, recompute
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,28 @@ def test_a_copy_of_a_recomputed_network_computes_with_its_own_weights():
     x = torch.ones(4, 16)
     assert torch.equal(twin(x), x)
     assert not torch.equal(net(x), x)
+
+
+# torch's compiler warns of much that it meets on its way
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_learn_the_same_recomputed_or_not(monkeypatch):
+    # what is traced is run as it is: no C++ compiler, and no minutes
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.manual_seed(0)
+    plain = nn.ModuleDict({"body": nn.Sequential(Block(), Block()), "head": nn.Linear(16, 3)})
+    for part in plain.modules():
+        if isinstance(part, nn.Dropout):  # a compiled one draws otherwise
+            part.p = 0.0
+    compiled = copy.deepcopy(plain)
+    both = copy.deepcopy(plain)
+    recompute(both["body"])
+    for net in (compiled, both):
+        assert compile_blocks(net) == 3
+        assert net.state_dict().keys() == plain.state_dict().keys()
+    torch._dynamo.utils.counters.clear()
+    expected, *others = (learnt(nn.Sequential(*net.values())) for net in (plain, compiled, both))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs >= 2, "nothing was compiled"
+    for gradients, buffers, _ in others:
+        for ours, theirs in zip(gradients + buffers, expected[0] + expected[1], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

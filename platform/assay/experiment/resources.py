@@ -47,6 +47,8 @@ class Resources(Settings):
     """Parts of a worker's share of each batch that are learnt from in turn, so that the memory need hold one; the update is the same, but for batch norm and losses that compare the images of a batch."""
     recompute: bool = False
     """Keep the input of each block of the networks alone, and compute the rest again in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Let torch compile the blocks of the networks: minutes at the start, less time for each update after; what is learnt differs by rounding."""
     checkpoint_steps: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
     """Updates between two checkpoints besides those at each look at val; 0: none besides."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()

@@ -221,6 +221,7 @@ def _begin(
         resources.checkpoint_steps,
         accumulate=resources.accumulate,
         recompute=resources.recompute,
+        compile=resources.compile,
     )
 
 

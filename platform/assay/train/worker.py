@@ -17,7 +17,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.manifest import Manifest
 from assay.data.split import Split
 from assay.errors import ConfigError, RunError, disk_faults
-from assay.nn.blocks import blocks_of, recompute
+from assay.nn.blocks import blocks_of, compile_blocks, recompute
 from assay.runs.folder import Run
 from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
@@ -52,6 +52,7 @@ class Job:
     tier: Tier = "disk"
     accumulate: int = 1
     recompute: bool = False
+    compile: bool = False
 
     def load(self) -> tuple[Any, TaskConfig]:
         """Load the task's class and settings."""
@@ -86,6 +87,10 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     if job.recompute and not recompute(task):
         raise ConfigError(
             f"--recompute was given and {job.source.name} has no repeated blocks that are trained; leave it out."
+        )
+    if job.compile and not compile_blocks(task):
+        raise ConfigError(
+            f"--compile was given and {job.source.name} trains no network; leave it out."
         )
     rows = {name: job.split.rows(name) for name in ("train", "val")}
     if checkpoint.latest(job.folder / "checkpoints") is None:
