@@ -347,9 +347,19 @@ def absolute(config: TaskConfig) -> TaskConfig:
     changed: dict[str, Any] = {}
     for name, section in vars(config).items():
         if isinstance(section, Settings):
-            paths = {k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)}
+            paths: dict[str, Any] = {
+                k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)
+            }
+            if name in ("model", "teacher"):
+                paths |= {k: _placed(v) for k, v in vars(section).items() if k.endswith("weights")}
             changed[name] = replace(section, **paths)
     return replace(config, **changed)
+
+
+def _placed(weights: str) -> str:
+    """Make absolute what names a file or a run; words and URIs stay."""
+    is_path = weights not in ("none", "hub") and Path(weights).exists()
+    return str(Path(weights).absolute()) if is_path else weights
 
 
 def _without(manifest: Manifest, bad: Sequence[UnreadableImage]) -> Manifest:
