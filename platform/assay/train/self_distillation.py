@@ -40,6 +40,9 @@ from assay.train.embedding import Embedding, EmbeddingConfig
 from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, TaskConfig
 
+HEAD_BLOCKS = 4
+"""Blocks, from the end, that linear heads may look at (DINOv2)."""
+
 Weight = Annotated[float, Interval(ge=0, le=1000)]
 
 
@@ -176,6 +179,11 @@ class SelfDistillation(Embedding):
         """Return the teacher's class tokens."""
         classes: Tensor = self.teacher.backbone(images)[0]
         return classes
+
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Predict what linear heads are given: class tokens of the teacher's last blocks, then the mean patch token (n parts*d)."""
+        tokens = self.teacher.backbone.last_tokens(self.to_device(batch["image"]), HEAD_BLOCKS)
+        return {"tokens": tokens.flatten(1)}
 
     def losses(self, batch: Batch, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
         """Compare what the student says with what the teacher says; return the teacher's embeddings of the first crops."""

@@ -5,7 +5,6 @@ says nothing about other parts. Where there are no classes, that photo is what m
 """
 
 import numpy as np
-from scipy.optimize import minimize
 
 from assay.shapes import Bool, Float, Int
 
@@ -61,40 +60,6 @@ def partner_hits(
     is_hit: np.ndarray = group[similarity.argmax(axis=1)] == group
     has_partner: np.ndarray = np.bincount(group)[group] > 1
     return is_hit & has_partner, has_partner
-
-
-def logistic_logits(
-    queries: Float[np.ndarray, "num d"],
-    bank: Float[np.ndarray, "rows d"],
-    truth: Int[np.ndarray, " rows"],
-    num_classes: int,
-    decay: float = 1.0,
-) -> Float[np.ndarray, "num classes"]:
-    """Classify by a multinomial logistic regression that is fitted to the bank.
-
-    Features are scaled to unit deviation of the bank; `decay` is scikit-learn's 1/C (of two classes,
-    whose weights it fits as one vector, 2/C).
-    """
-    mean, std = bank.mean(0), np.maximum(bank.std(0), 1e-6)
-    design = np.column_stack([(bank - mean) / std, np.ones(len(bank))])
-    target = np.eye(num_classes)[truth]
-    shape = (design.shape[1], num_classes)
-
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = flat.reshape(shape)
-        logits = design @ weights
-        logits -= logits.max(axis=1, keepdims=True)
-        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        penalised = weights * (np.arange(shape[0]) < shape[0] - 1)[:, None]
-        gradient = design.T @ (np.exp(log_probs) - target) + decay * penalised
-        value = -(target * log_probs).sum() + decay / 2 * (penalised**2).sum()
-        return float(value), gradient.ravel()
-
-    fitted = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B")
-    logits: np.ndarray = np.column_stack(
-        [(queries - mean) / std, np.ones(len(queries))]
-    ) @ fitted.x.reshape(shape)
-    return logits
 
 
 def effective_rank(embeddings: Float[np.ndarray, "num d"]) -> float:
