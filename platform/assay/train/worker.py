@@ -183,10 +183,11 @@ def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for child in task.children():
+        # a block's weights are gathered when it computes, and let go again; a teacher's like its student's
+        for block in blocks_of(child):
+            fully_shard(block, mesh=mesh)
+        # what is at rest may be entered by other ways than its forward pass, and stays with the task
         if any(p.requires_grad for p in child.parameters()):
-            # a block's weights are gathered when it computes, and let go again
-            for block in blocks_of(child):
-                fully_shard(block, mesh=mesh)
             fully_shard(child, mesh=mesh)
     sharded: torch.nn.Module = fully_shard(task, mesh=mesh)
     register_fsdp_forward_method(sharded, "predict")
