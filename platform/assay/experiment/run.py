@@ -40,6 +40,7 @@ from assay.runs.names import attempts, is_run_name
 from assay.runs.record import STAGES, Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
+from assay.train.checkpoint import Keep
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
@@ -220,6 +221,7 @@ def _begin(
         judged,
         resources.checkpoint_steps,
         accumulate=resources.accumulate,
+        keep=Keep(resources.keep_last, resources.keep_every),
         recompute=resources.recompute,
     )
 

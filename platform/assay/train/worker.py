@@ -52,6 +52,7 @@ class Job:
     tier: Tier = "disk"
     accumulate: int = 1
     recompute: bool = False
+    keep: checkpoint.Keep = checkpoint.KEEP
 
     def load(self) -> tuple[Any, TaskConfig]:
         """Load the task's class and settings."""
@@ -112,6 +113,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
                 heartbeat,
                 job.checkpoint_steps,
                 job.accumulate,
+                job.keep,
             )
             position = loop.fit()
         if rank == 0:
