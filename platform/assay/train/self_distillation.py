@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from annotated_types import Interval
-from torch import Tensor
+from torch import Tensor, nn
 
 from assay.config import Settings, Share
 from assay.data.dataset import Dataset
@@ -98,6 +98,8 @@ class SelfDistillationConfig(EmbeddingConfig):
 
     balance: Literal["images", "groups"] = "images"
     """What is served equally often: images, or groups, however many images they have."""
+    supervised: bool = False
+    """Learn the labels in the place of views, by a linear layer on the class tokens of the large crops: what the same backbone, crops and updates come to with all labels; losses, heads and temperatures have no effect then."""
     model: VitConfig = field(default_factory=VitConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: DistillationLossConfig = field(default_factory=DistillationLossConfig)
@@ -145,7 +147,24 @@ class SelfDistillation(Embedding):
         self.assign, self.assign_places = Assignment(num, centering), Assignment(num, centering)
         if not config.loss.asks_places:
             self.student.backbone.mask_token.requires_grad_(False)
+        self.classifier: nn.Module | None = None
+        if config.supervised:
+            self._learn_labels()
         self.watched: dict[str, Tensor] = {}
+
+    def _learn_labels(self) -> None:
+        """Put a linear layer in the place of prototypes, which rest with what hides places.
+
+        Raises:
+            ConfigError: there are no labels.
+        """
+        if len(self.classes) < 2:
+            raise ConfigError(
+                f"--supervised learns the labels, and the images have {len(self.classes) or 'no'} class; give labels (--data.label), or leave it out."
+            )
+        self.classifier = nn.Linear(self.student.backbone.num_features, len(self.classes))
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(name.startswith("backbone.vit."))
 
     @classmethod
     def fetch(cls, config: Any) -> None:
@@ -187,6 +206,8 @@ class SelfDistillation(Embedding):
 
     def losses(self, batch: Batch, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
         """Compare what the student says with what the teacher says; return the teacher's embeddings of the first crops."""
+        if self.classifier is not None:
+            return self._class_losses(batch, self.classifier)
         loss, temperature = self.config.loss, self.config.teacher.temperature_at(progress)
         # crops of a kind after each other: all images' first, then all images' second
         large, small, places = (
@@ -217,6 +238,17 @@ class SelfDistillation(Embedding):
         self._watch(probs, embeddings)
         return terms, embeddings
 
+    def _class_losses(
+        self, batch: Batch, classifier: nn.Module
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the cross-entropy of the large crops' classes, and the teacher's embeddings of the first crops."""
+        large = self.to_device(batch["global"]).transpose(0, 1)
+        truth = self.to_device(batch["truth"]).repeat(len(large))
+        logits = classifier(self.student(large.flatten(0, 1)).classes)
+        with torch.no_grad():
+            embeddings = self.teacher(large[0]).classes
+        return {"class": nn.functional.cross_entropy(logits, truth)}, embeddings
+
     def _small_logits(self, small: Tensor) -> Tensor:
         """Return the student's logits (l n k) of the small crops (l n 3 t t), of which there may be none."""
         shape = (*small.shape[:2], self.config.head.num_prototypes)
@@ -238,6 +270,8 @@ class SelfDistillation(Embedding):
 
     def limits(self) -> Sequence[Limit]:
         """Stop where the teacher gives one prototype to all, or none to any, or embeds along one line."""
+        if self.classifier is not None:
+            return super().limits()
         help = "lower --optim.lr, raise --teacher.momentum, or take --loss.centering sinkhorn_knopp"
         bounds = {
             "prototype_usage": (0.05, f"the teacher gives few prototypes to all images; {help}"),
