@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.evaluate import by_group, is_mixed
@@ -27,7 +28,7 @@ from assay.metrics.measures import Measure
 from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.metrics.ranking import MEASURES as RANKED
 from assay.metrics.ranking import measure_ranking
-from assay.metrics.scores.neighbours import neighbour_logits
+from assay.metrics.scores.neighbours import NUM_NEIGHBOURS, votes_of_neighbours
 
 NUMBERS_OF_NEIGHBOURS = (10, 100, 200)
 """Besides the 20 of the main answer (DINOv2)."""
@@ -55,7 +56,8 @@ MEASURES = {
     },
     **{
         f"labels_{share:.0%}_accuracy".replace("%", ""): Measure(
-            f"Labels of {share:.0%}", f"accuracy by the labels of {share:.0%} of train's groups"
+            f"Labels of {share:.0%}",
+            f"accuracy by the labels of {share:.0%} of train's groups, and of one of each class at least",
         )
         for share in SHARES
     },
@@ -68,16 +70,17 @@ def answer(rows: pa.Table, bank: pa.Table) -> pa.Table:
     """Answer rows of val and of the sets that are judged by train's; the tokens, which are many numbers, go."""
     names = class_names(rows)
     num = len(names)
-    queries, references, truth = _lists(rows, "embedding"), _lists(bank, "embedding"), _truth(bank)
+    queries, references = (_lists(t, "embedding").astype(np.float64) for t in (rows, bank))
+    truth = _truth(bank)
     group = np.unique([*rows["group"].to_pylist(), *bank["group"].to_pylist()], return_inverse=True)
     of_rows, of_bank = np.split(group[1], [len(rows)])
     same = of_rows[:, None] == of_bank
     chosen = np.flatnonzero(np.array(rows["split"].to_pylist()) == "val")
     val = chosen, _truth(rows)[chosen]
-    columns = {"logits": neighbour_logits(queries, references, truth, num, same)}
-    for k in NUMBERS_OF_NEIGHBOURS:
-        if k < len(bank):
-            columns[f"logits_knn_{k}"] = neighbour_logits(queries, references, truth, num, same, k)
+    numbers = [NUM_NEIGHBOURS, *(k for k in NUMBERS_OF_NEIGHBOURS if k < len(bank))]
+    votes = votes_of_neighbours(queries, references, truth, num, same, numbers)
+    columns = {"logits": votes.pop(NUM_NEIGHBOURS)}
+    columns |= {f"logits_knn_{k}": of_k for k, of_k in votes.items()}
     notes: dict[str, Any] = {}
     scale = Scale.of(references)
     asked = scale.design(queries)
@@ -189,12 +192,14 @@ def _figure(name: str, rows: pa.Table, shares: list[LabelledShare]) -> Figure:
                 [float(share.num_groups) for share in shares], estimates
             )
         },
-        caption=f"n = {len(rows)} images in {num_groups} groups; bands: 95 % over these, of the mean of {len(shares[0].hits)} draws. {spread}. C is 1 at each.",
+        caption=f"n = {len(rows)} images in {num_groups} groups; bands: 95 % over these, of the mean of {len(shares[0].hits)} draws. {spread}; of each class one group at least. C is 1 at each.",
     )
 
 
 def _lists(table: pa.Table, column: str) -> np.ndarray:
-    return np.array(table[column].to_pylist(), dtype=np.float64)
+    """Return a column of equally long lists (rows entries), whose numbers stay as small as they are stored."""
+    flat: np.ndarray = pc.list_flatten(table[column]).to_numpy()
+    return flat.reshape(len(table), -1)
 
 
 def _truth(table: pa.Table) -> np.ndarray:
