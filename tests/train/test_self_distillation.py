@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import pytest
 import timm
 import torch
@@ -210,6 +211,9 @@ def test_a_supervised_run_learns_labels_alone_by_the_same_backbone(dataset: Data
         "classifier.weight",
         "classifier.bias",
     }
+    table = pa.table({"id": ["a"]})  # not answered, so that nothing else is said of it
+    for config, num in ((task.config, 1), (CONFIG, 0)):
+        assert len(SelfDistillation.judge(config, table, Path()).warnings) == num
     with pytest.raises(ConfigError, match="--supervised learns the labels"):
         task_of(replace(dataset, classes=()), supervised=True)
 

@@ -12,9 +12,11 @@ neighbours of KoLeo are taken over all workers; positions are interpolated by ti
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ from assay.nn.self_supervised.vit import VitConfig
 from assay.nn.weights import find_weights
 from assay.train.embedding import Embedding, EmbeddingConfig
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, TaskConfig
+from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics
 
 HEAD_BLOCKS = 4
 """Blocks, from the end, that linear heads may look at (DINOv2)."""
@@ -280,6 +282,13 @@ class SelfDistillation(Embedding):
         }
         collapses = [Limit(name, low=low, why=why) for name, (low, why) in bounds.items()]
         return [*super().limits(), *collapses]
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Judge as embeddings are; say so where few labels are no few, as the backbone has learnt all."""
+        judged = super().judge(config, predictions, storage)
+        why = "The backbone has learnt all labels of train (--supervised), so that accuracy by the labels of some groups is not what these alone come to."
+        return judged | TaskMetrics(warnings=[why] if config.supervised else [])
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Return the rates of backbone and prototypes, and how far weight decay has risen."""
