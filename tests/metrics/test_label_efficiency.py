@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from assay.metrics.label_efficiency import NUM_DRAWS, SHARES, draw_groups, label_efficiency
+from assay.metrics.logistic import Scale, fit_logistic
 
 # 60 groups of class 0, 30 of class 1, 3 of class 2; three rows each
 CLASS_OF_GROUP = np.repeat([0, 1, 2], [60, 30, 3])
@@ -56,8 +57,6 @@ def test_labels_of_the_groups_that_are_not_drawn_are_never_seen() -> None:
     drawn = np.isin(GROUP, draw_groups(TRUTH, GROUP, 0.01, 0))
     changed = np.where(drawn, TRUTH, (TRUTH + 1) % 3)
     # which groups are drawn follows from the classes, so these are given by hand
-    from assay.metrics.logistic import Scale, fit_logistic
-
     scale = Scale.of(bank)
     weights = fit_logistic(scale.design(bank[drawn]), changed[drawn], 3)
     answers = (scale.design(queries) @ weights).argmax(1)
