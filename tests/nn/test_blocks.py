@@ -29,10 +29,11 @@ def test_blocks_are_those_of_the_architecture(name, num):
     assert inside > 0.9 * sum(p.numel() for p in model.parameters())
 
 
-def test_blocks_that_rest_are_left_out():
+def test_blocks_that_rest_are_sharded_and_not_recomputed():
     net = nn.Sequential(Block(), Block(), Block())
     net[0].requires_grad_(False)
-    assert blocks_of(net) == [net[1], net[2]]
+    assert blocks_of(net) == list(net)
+    assert recompute(net) == 2
 
 
 def test_layers_and_single_blocks_are_none():

@@ -113,7 +113,24 @@ def test_the_newest_wins_and_two_are_kept(tmp_path):
     newest = checkpoint.latest(tmp_path)
     assert newest is not None
     assert trainee.load(newest)["step"] == 100
-    assert len(list(tmp_path.iterdir())) == checkpoint.KEEP == 2
+    assert len(list(tmp_path.iterdir())) == checkpoint.KEEP.last == 2
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (checkpoint.Keep(1), [31]),
+        (checkpoint.Keep(3), [20, 23, 31]),
+        (checkpoint.Keep(2, 10), [11, 20, 23, 31]),  # the first at or after 10 and 20; 31 is newest
+        (checkpoint.Keep(1, 1), [3, 11, 13, 16, 20, 23, 31]),
+    ],
+)
+def test_some_are_kept_for_good(tmp_path, keep, expected):
+    trainee = Trainee("adamw")
+    for step in (3, 11, 13, 16, 20, 23, 31):
+        checkpoint.save(tmp_path, step, trainee.net, trainee.optimizer, POSITION, keep)
+    kept = sorted(int(path.name[5:]) for path in tmp_path.iterdir())
+    assert kept == expected
 
 
 def test_the_same_step_can_be_saved_again(tmp_path):

@@ -1,6 +1,6 @@
-"""Two workers over gloo do what one does; this file is also the program of each worker.
+"""Two workers over gloo do what one does, and three what two left; this file is also the program of each worker.
 
-`python test_distributed.py RANK FOLDER` is one worker; one start serves every check.
+`python test_distributed.py RANK NUM FOLDER` is one worker of NUM; one start of each number serves every check.
 """
 
 import json
@@ -58,9 +58,9 @@ def work(folder: Path, strategy: str = "ddp", stop: int | None = None, accumulat
         assert stop is not None
 
 
-def served_rows(folder: Path) -> None:
+def served_rows(folder: Path, strategy: str = "ddp") -> None:
     """Write which rows this worker prepares in training."""
-    job = toy.make_job(folder, CONFIG)
+    job = toy.make_job(folder, CONFIG, strategy)
     rows: list[list[int]] = []
 
     def note(index: int, batch: dict) -> dict:
@@ -193,55 +193,69 @@ def updated(task: Task, wrapped: nn.Module, rank: int, num: int) -> dict[str, np
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def worker(rank: int, folder: Path) -> None:
+def worker(rank: int, num: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    meeting = f"file://{folder}/rendezvous-{num}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num)
     try:
-        served_rows(folder / "ddp")
-        work(folder / "fsdp", "fsdp")
-        work(folder / "judged")
-        sharded_predict(folder / "sharded")
-        told_to(rank, folder)
-        for strategy in ("ddp", "fsdp"):
-            work(folder / f"{strategy}-parts", strategy, accumulate=2)
-        gradients_of_blocks(rank, folder)
-        for strategy in ("ddp", "fsdp"):
-            for stop in STOPS:
-                work(folder / f"{strategy}-{stop}", strategy, stop)
-            work(folder / f"{strategy}-from-one", strategy)
+        if num == 2:
+            of_two(rank, folder)
+        else:
+            for strategy in ("ddp", "fsdp"):
+                for stop in STOPS:
+                    served_rows(folder / f"{strategy}-{stop}-three", strategy)
     finally:
         dist.destroy_process_group()
 
 
+def of_two(rank: int, folder: Path) -> None:
+    """All that two workers do."""
+    served_rows(folder / "ddp")
+    work(folder / "fsdp", "fsdp")
+    work(folder / "judged")
+    sharded_predict(folder / "sharded")
+    told_to(rank, folder)
+    for strategy in ("ddp", "fsdp"):
+        work(folder / f"{strategy}-parts", strategy, accumulate=2)
+    gradients_of_blocks(rank, folder)
+    for strategy in ("ddp", "fsdp"):
+        for stop in STOPS:
+            work(folder / f"{strategy}-{stop}", strategy, stop)
+        work(folder / f"{strategy}-from-one", strategy)
+
+
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), Path(sys.argv[2]))
+    worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Runs of one worker in this process, and of two workers in two others."""
+    """Runs of one worker in this process, and of two and three workers in others."""
     folder = tmp_path_factory.mktemp("distributed")
     work(folder / "one")
     for copy in ("judged", "sharded"):
         shutil.copytree(folder / "one", folder / copy)
     for strategy in ("ddp", "fsdp"):
         work(folder / f"{strategy}-from-one", stop=STOPS[0])
-    run_workers(folder)
-    for strategy in ("ddp", "fsdp"):
-        for stop in STOPS:
-            work(folder / f"{strategy}-{stop}")
+    run_workers(folder, 2)
+    stopped = [f"{strategy}-{stop}" for strategy in ("ddp", "fsdp") for stop in STOPS]
+    for name in stopped:
+        shutil.copytree(folder / name, folder / f"{name}-three")
+    run_workers(folder, 3)
+    for name in stopped:
+        work(folder / name)
     return folder
 
 
-def run_workers(folder: Path) -> None:
+def run_workers(folder: Path, num: int) -> None:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", __file__]
     with ExitStack() as stack:
-        logs = [stack.enter_context((folder / f"log-{rank}").open("w")) for rank in (0, 1)]
+        logs = [stack.enter_context((folder / f"log-{rank}").open("w")) for rank in range(num)]
         processes = [
-            subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=log)
+            subprocess.Popen(
+                [*command, str(rank), str(num), str(folder)], env=environment, stderr=log
+            )
             for rank, log in enumerate(logs)
         ]
         for process in processes:
@@ -318,6 +332,23 @@ def test_one_worker_takes_up_what_two_left(folder, strategy, stop):
     starts = [json.loads(t) for t in (stopped / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in starts if line["kind"] == "start"] == [0, stop]
     assert_same_run(folder / "one", stopped)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("stop", STOPS)
+def test_three_workers_take_up_what_two_left(folder, strategy, stop):
+    """At the next batch, with the same loss as without a break; of the batch of one row two have none."""
+    stopped = folder / f"{strategy}-{stop}-three"
+    assert_same_run(folder / "one", stopped)
+    shares = [json.loads((stopped / f"rows-{rank}.json").read_text()) for rank in range(3)]
+    job = toy.make_job(folder / "plan", CONFIG)
+    rows = job.split.rows("train")
+    orders = [TASK.order(CONFIG, job.dataset, rows, epoch) for epoch in range(2)]
+    plan = [step for epoch, order in enumerate(orders) for step in steps_of(order, epoch)][stop:]
+    assert [len(share) for share in shares] == [len(plan)] * 3
+    for *parts, step in zip(*shares, plan, strict=True):
+        assert {row for part in parts for row in part} == set(step.rows.tolist())
+        assert sum(len(part) for part in parts) == max(3, len(step.rows))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

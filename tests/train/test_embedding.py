@@ -22,7 +22,8 @@ from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import PredictionsError, RunError
 from assay.metrics.evaluate import summarise
-from assay.metrics.scores.neighbours import effective_rank, logistic_logits, neighbour_logits
+from assay.metrics.logistic import decay_of, logistic_logits
+from assay.metrics.scores.neighbours import effective_rank, neighbour_logits
 from assay.nn.optim import OptimConfig
 from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig, draw_partner
 from assay.train.monitor import Monitor
@@ -234,9 +235,11 @@ def test_scoring_adds_logits_by_train_and_takes_its_rows_away() -> None:
     same = group[queries][:, None] == group[bank]
     assert same.any()
     near = neighbour_logits(vectors[queries], vectors[bank], truth[bank], 3, same)
-    linear = logistic_logits(vectors[queries], vectors[bank], truth[bank], 3)
+    strength = json.loads(scored.schema.metadata[b"probes"])["strength"]
+    decay = decay_of(strength, 3)
+    linear = logistic_logits(vectors[queries], vectors[bank], truth[bank], 3, decay)
     np.testing.assert_allclose(np.array(scored["logits"].to_pylist()), near)
-    np.testing.assert_allclose(np.array(scored["logits_logistic"].to_pylist()), linear)
+    np.testing.assert_allclose(np.array(scored["logits_logistic"].to_pylist()), linear, atol=0.02)
     assert Channels.score(CONFIG, scored) is scored  # judged again: nothing is left to add
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import pytest
 import timm
 import torch
@@ -186,6 +187,35 @@ def test_terms_without_weight_are_left_out(
     named = [(n, p) for n, p in task.named_parameters() if p.requires_grad and "head" not in n]
     # the small crops' positions alone may be left out
     assert [name for name, parameter in named if parameter.grad is None] == []
+
+
+def test_a_supervised_run_learns_labels_alone_by_the_same_backbone(dataset: Dataset) -> None:
+    """Cross-entropy of both large crops; the teacher is the mean of the backbone as ever; nothing else learns."""
+    task = task_of(dataset, supervised=True)
+    batch = batch_of(task, np.arange(5))
+    expected = []
+    assert task.classifier is not None
+    for i in range(5):
+        for crop in batch["global"][i]:
+            logits = task.classifier(task.student.backbone(torch.from_numpy(crop)[None])[0])
+            expected.append(-logits.log_softmax(1)[0, dataset.truth[i]].item())
+    outputs = task(batch, 0.3)
+    assert outputs["loss"].item() == pytest.approx(np.mean(expected), rel=1e-4)
+    assert outputs.keys() == {"loss", "class_loss", "embedding_std"}
+    assert [limit.name for limit in task.limits()] == ["embedding_std"]
+    outputs["loss"].backward()
+    learns = {name for name, p in task.named_parameters() if p.requires_grad}
+    assert learns == {name for name, p in task.named_parameters() if p.grad is not None}
+    assert {name.rpartition(".vit.")[0] or name for name in learns} == {
+        "student.backbone",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    table = pa.table({"id": ["a"]})  # not answered, so that nothing else is said of it
+    for config, num in ((task.config, 1), (CONFIG, 0)):
+        assert len(SelfDistillation.judge(config, table, Path()).warnings) == num
+    with pytest.raises(ConfigError, match="--supervised learns the labels"):
+        task_of(replace(dataset, classes=()), supervised=True)
 
 
 def test_the_anchor_stays_what_the_teacher_was(dataset: Dataset) -> None:

@@ -51,6 +51,10 @@ class Resources(Settings):
     """Let torch compile the blocks of the networks: minutes at the start, less time for each update after; what is learnt differs by rounding."""
     checkpoint_steps: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
     """Updates between two checkpoints besides those at each look at val; 0: none besides."""
+    keep_last: Annotated[int, Interval(ge=1, le=1_000_000)] = 2
+    """Newest checkpoints that stay on disk."""
+    keep_every: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
+    """Updates between two checkpoints that stay for good, the first at or after each multiple; 0: none."""
     track: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers besides metrics.jsonl; W&B stays offline unless logged in."""
 

@@ -40,6 +40,7 @@ from assay.runs.names import attempts, is_run_name
 from assay.runs.record import STAGES, Launch, Quarantined, Stage, read_record
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
+from assay.train.checkpoint import Keep
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
@@ -220,6 +221,7 @@ def _begin(
         judged,
         resources.checkpoint_steps,
         accumulate=resources.accumulate,
+        keep=Keep(resources.keep_last, resources.keep_every),
         recompute=resources.recompute,
         compile=resources.compile,
     )
@@ -348,9 +350,19 @@ def absolute(config: TaskConfig) -> TaskConfig:
     changed: dict[str, Any] = {}
     for name, section in vars(config).items():
         if isinstance(section, Settings):
-            paths = {k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)}
+            paths: dict[str, Any] = {
+                k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)
+            }
+            if name in ("model", "teacher"):
+                paths |= {k: _placed(v) for k, v in vars(section).items() if k.endswith("weights")}
             changed[name] = replace(section, **paths)
     return replace(config, **changed)
+
+
+def _placed(weights: str) -> str:
+    """Make absolute what names a file or a run; words and URIs stay."""
+    is_path = weights not in ("none", "hub") and Path(weights).exists()
+    return str(Path(weights).absolute()) if is_path else weights
 
 
 def _without(manifest: Manifest, bad: Sequence[UnreadableImage]) -> Manifest:

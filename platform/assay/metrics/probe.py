@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from assay.metrics.estimate import Estimate, interval
-from assay.metrics.scores.neighbours import logistic_logits
+from assay.metrics.logistic import logistic_logits
 from assay.shapes import Bool, Float, Int, Shaped
 
 MOST_ROWS = 4000

@@ -20,6 +20,7 @@ from torch import nn
 
 from assay.config import Settings, Share
 from assay.errors import ConfigError
+from assay.nn.plain_vit import create_plain_vit, form_of
 from assay.nn.texture import TextureNet
 from assay.nn.weights import load_weights, pretrained_config
 
@@ -71,9 +72,9 @@ class BackboneConfig(Settings, section="model"):
     """What embeds a patch."""
 
     backbone: str = "efficientnetv2_rw_s"
-    """Any timm model, by its name or the source's (eva02, vit_b_16), or texture_small (a tiny net for textures, trained from scratch)."""
+    """Any timm model, by its name or the source's (eva02, vit_b_16), a plain vision transformer by its form (64x4x8), or texture_small (a tiny net for textures, trained from scratch)."""
     weights: str = "none"
-    """Backbone weights: none, hub (fetched by timm), or a .safetensors file."""
+    """Backbone weights: none, hub (fetched by timm), a .safetensors file, or the folder of a run that was pretrained."""
     norm: Norm = "group"
     """Batch normalisation: replaced by group norm, frozen (what is loaded), synced over GPUs, or per worker's batch."""
     trainable_blocks: Annotated[int, Interval(ge=-1, le=1000)] = -1
@@ -120,9 +121,9 @@ def create_backbone(
     """Build a network from patches (n 3 p p) to embeddings (n f).
 
     Args:
-        name: A timm model, or "texture_small".
-        weights: "none", "hub" (timm's weights for this model, or what lies in its local cache), or a
-            file of them (see `weights`).
+        name: A timm model, a form (see `plain_vit`), or "texture_small".
+        weights: "none", "hub" (timm's weights for this model, or what lies in its local cache), a
+            file of them, or a run's folder (see `weights`).
         norm: What to make of batch normalisation (see `normalise_layers`).
         trainable_blocks: None trains all, 0 nothing, n only the last n blocks.
         drop_path: Rate of stochastic depth.
@@ -133,11 +134,12 @@ def create_backbone(
             the option or the number of blocks, or what is frozen was never trained.
     """
     model = _build(name, drop_path, img_size)
-    load_weights(model, name, weights)
     if weights == "none":
         refuse_frozen(model, norm, f"--model.weights none with the backbone {name}")
     # convolutions are about 1.7 times faster so on a CPU
     model = normalise_layers(model, norm).to(memory_format=torch.channels_last)
+    # of a run that learnt in groups there are no statistics of batches
+    load_weights(model, name, weights)
     if trainable_blocks is not None:
         _freeze(model, name, trainable_blocks)
     return model
@@ -252,6 +254,9 @@ def blocks_of(model: nn.Module, matcher: Mapping[str, Any] | None = None) -> lis
 def _build(name: str, drop_path: float, img_size: int | tuple[int, int] | None) -> nn.Module:
     if name == "texture_small":
         return TextureNet()
+    form = form_of(name)
+    if form is not None:
+        return create_plain_vit(form, img_size or 224)
     names = ["texture_small", *timm.list_models(pretrained="." in name)]
     check_name(name, names, "backbone")
     options: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """Return the innermost repeated blocks that are trained: members of a list or sequence of two or more of one class.
+    """Return the innermost repeated blocks: members of a list or sequence of two or more of one class.
 
     Blocks have modules below them: a list of linear layers is none. Where stages repeat and hold
     blocks, these are returned.
@@ -27,30 +27,27 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 def _is_block(module: nn.Module) -> bool:
     is_container = isinstance(module, nn.ModuleList | nn.Sequential)
-    return not is_container and any(_trained(module)) and any(True for _ in module.children())
-
-
-def _trained(module: nn.Module) -> Iterator[bool]:
-    return (parameter.requires_grad for parameter in module.parameters())
+    has_weights = any(True for _ in module.parameters())
+    return not is_container and has_weights and any(True for _ in module.children())
 
 
 def recompute(module: nn.Module) -> int:
-    """Let each block keep its input alone, and compute the rest once more in the backward pass; return how many do.
+    """Let each block that is trained keep its input alone, and compute the rest once more in the backward pass; return how many do.
 
     Gradients, dropout and running statistics are what they are without.
     """
-    blocks = blocks_of(module)
+    blocks = [b for b in blocks_of(module) if any(p.requires_grad for p in b.parameters())]
     for block in blocks:
         block.forward = _Recomputed(block, block.forward)
     return len(blocks)
 
 
 def compile_blocks(module: nn.Module) -> int:
-    """Let torch compile each block, or each trained child that has none; return how many are.
+    """Let torch compile each block, or each child that has none, at rest or not; return how many are.
 
     Names of weights stay. Blocks of one class share what is compiled; what is recomputed is compiled inside.
     """
-    children = [child for child in module.children() if any(_trained(child))]
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
     parts = [part for child in children for part in blocks_of(child) or [child]]
     for part in parts:
         if isinstance(part.forward, _Recomputed):

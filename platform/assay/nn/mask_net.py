@@ -33,7 +33,7 @@ class MaskNetConfig(Settings, section="model"):
     encoder: str = "mobilenet_v2"
     """Any of its encoders, or tu-NAME for a timm model."""
     weights: str = "none"
-    """Encoder weights: none, hub (ImageNet, fetched), or a .safetensors file: of timm's whole model for tu-NAME, else of the encoder."""
+    """Encoder weights: none, hub (ImageNet, fetched), or a .safetensors file: of timm's whole model for tu-NAME, else of the encoder; for tu-NAME also the folder of a run that was pretrained."""
     decoder_channels: Annotated[tuple[Width, ...], Len(0, 8)] = ()
     """Widths of a U-Net's decoder from the deepest block on; none: the architecture's own."""
     norm: Literal["batch", "sync", "group"] = "batch"
@@ -98,6 +98,8 @@ def create_mask_net(config: MaskNetConfig, num_classes: int) -> nn.Module:
     nn.init.constant_(cast(Tensor, last.bias), math.log(PRIOR / (1 - PRIOR)))
     encoder = cast(Any, net).encoder
     if is_timm:
+        if hasattr(encoder.model, "reset_classifier"):  # a transformer, which smp takes whole
+            encoder.model.reset_classifier(0)
         load_features(encoder.model, config.encoder.removeprefix("tu-"), config.weights)
     elif config.weights != "hub":
         load_weights(encoder, config.encoder, config.weights)

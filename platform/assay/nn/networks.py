@@ -28,6 +28,7 @@ from assay.nn.backbone import (
 )
 from assay.nn.cifar_resnet import FLAT, NUM_BLOCKS, CifarResNet
 from assay.nn.luna import Luna
+from assay.nn.plain_vit import form_of
 from assay.nn.weights import find_weights, load_weights
 
 LUNA = ("luna", "luna-softmax")
@@ -139,9 +140,9 @@ class NetworkConfig(Settings, section="model"):
     """What looks at an image."""
 
     network: str = "luna"
-    """luna, luna-softmax (as published, trained on its probabilities), cifar_resnet10, 18 or 34 (no stride before the first block; with -flat every place is a feature of its own, as published), alexnet, resnet18, efficientnet_v2_s, convnext_tiny, vit_b_16, swin_t (torchvision's), dino_vits8, or any other model of timm or torchvision."""
+    """luna, luna-softmax (as published, trained on its probabilities), cifar_resnet10, 18 or 34 (no stride before the first block; with -flat every place is a feature of its own, as published), alexnet, resnet18, efficientnet_v2_s, convnext_tiny, vit_b_16, swin_t (torchvision's), dino_vits8, a plain vision transformer by its form (64x4x8), or any other model of timm or torchvision."""
     weights: str = "none"
-    """none, hub (ImageNet's, fetched by torchvision or timm), or the path or URI of a file: .safetensors, or a .pth of tensors."""
+    """none, hub (ImageNet's, fetched by torchvision or timm), the path or URI of a file (.safetensors, or a .pth of tensors), or the folder of a run that was pretrained."""
     weights_sha256: str = ""
     """SHA-256 of that file, which is compared before it is read; one of the web must have it."""
     norm: Norm = "batch"
@@ -230,7 +231,7 @@ def _torchvision_names() -> list[str]:
 
 def _check_network(name: str) -> None:
     names = [*LUNA, *CIFAR, *_torchvision_names(), "dino_vits8"]
-    if not timm.is_model(timm_name(name)):
+    if form_of(name) is None and not timm.is_model(timm_name(name)):
         check_name(name, [*names, *timm.list_models()], "network")
 
 

@@ -3,8 +3,8 @@
 Every tensor that a model has must be there, of its shape and finite; what a file holds beyond them,
 as a classifier, is left. Only the counters of batch normalisation may be missing: files of before 2018
 have none, and nothing is computed from them. Files are safetensors, or .pth of plain tensors, those of
-a trainer's wrapper too (state_dict, model, module., model.), and the best weights of a run that was pretrained, of
-which the teacher's are taken; no pickle is run.
+a trainer's wrapper too (state_dict, model, module., model.), and runs that were pretrained, by their folder or their
+best weights: of self-supervision the teacher's are taken, of feature distillation the student's; no pickle is run.
 """
 
 import inspect
@@ -28,6 +28,12 @@ State = dict[str, Tensor]
 COUNTER = "num_batches_tracked"
 """Batches that a batch normalisation has seen; used only where its momentum is None, which no model here has."""
 
+BEST = Path("best", "weights.safetensors")
+"""Where a run keeps its best weights."""
+
+TEACHER = "teacher.backbone."
+"""What a run of self-supervision calls what it embeds by."""
+
 FOREIGN = {
     b"version https://git-lfs": "it is a Git LFS pointer: fetch what it stands for by git lfs pull",
     b"<!doctype html": "it is a web page, not the file that it links to",
@@ -47,7 +53,7 @@ def find_weights(name: str, weights: str, option: str = "--model.weights") -> Pa
 
     Args:
         name: timm's name.
-        weights: "none", "hub", or a file.
+        weights: "none", "hub", a file, or the folder of a run.
         option: What the user gave them by.
 
     Raises:
@@ -56,9 +62,13 @@ def find_weights(name: str, weights: str, option: str = "--model.weights") -> Pa
     if weights == "none":
         return None
     if weights != "hub":
-        if not Path(weights).is_file():
-            raise ConfigError(f"{option} is {weights}, which is no file; give one, or hub or none.")
-        return Path(weights)
+        path = Path(weights)
+        path = path / BEST if path.is_dir() else path
+        if not path.is_file():
+            raise ConfigError(
+                f"{option} is {weights}, which is no file, nor the folder of a run with {BEST}; give one, or hub or none."
+            )
+        return path
     repo = pretrained_config(name).hf_hub_id
     if not repo:
         raise ConfigError(
@@ -160,17 +170,16 @@ def _load(model: nn.Module, name: str, state: State, source: str) -> None:
     wanted = model.state_dict()
     adapted = _adapt(model, state)
     if _misfit(wanted, adapted):
-        prefixes = _prefixes(wanted, state)
-        # a run of self-supervision holds a student besides, and perhaps an anchor
-        prefixes = [p for p in prefixes if p.startswith("teacher.")] or prefixes
-        if len(prefixes) > 1:
+        below = _below_prefixes(model, wanted, state)
+        fitting = [prefix for prefix in below if not _misfit(wanted, below[prefix])]
+        prefixes = _learnt(fitting) or _learnt(list(below))
+        if fitting and len(prefixes) > 1:
             raise ConfigError(
                 f"{source} holds the weights of {name} {len(prefixes)} times, below {' and '.join(prefixes)}; give a file of one of them."
             )
-        for prefix in prefixes:
-            adapted = {
-                key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)
-            }
+        if len(prefixes) == 1:
+            adapted = below[prefixes[0]]
+            _refuse_spare(wanted, adapted, name, source, prefixes[0])
     _refuse_misfit(wanted, adapted, name, source)
     state = _with_counters(wanted, adapted)
     broken = [key for key in wanted if not torch.isfinite(state[key]).all()]
@@ -193,18 +202,45 @@ def _adapt(model: nn.Module, state: State) -> State:
     return adapted
 
 
-def _prefixes(wanted: State, state: State) -> list[str]:
-    """List what stands before the names of the model in a file that was saved from around it."""
+def _below_prefixes(model: nn.Module, wanted: State, state: State) -> dict[str, State]:
+    """Return what may be the model's tensors in a file that was saved from around it, by what stands before their names."""
     first = next(iter(wanted))
-    before = {key.removesuffix(first) for key in state if key.endswith(f".{first}")}
-    return sorted(
-        prefix
-        for prefix in before
-        if not _misfit(
-            wanted,
-            {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)},
+    prefixes = sorted({key.removesuffix(first) for key in state if key.endswith(f".{first}")})
+    sets = {}
+    for prefix in prefixes:
+        below = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+        sets[prefix] = _adapt(model, _fold_scales(wanted, below))
+    return sets
+
+
+def _learnt(prefixes: list[str]) -> list[str]:
+    """Choose what a run has learnt: its teacher by self-supervision, its student from a teacher that stays as it is."""
+    if {"backbone.", "teacher."} <= set(prefixes):
+        return ["backbone."]
+    return [prefix for prefix in prefixes if prefix.startswith("teacher.")] or prefixes
+
+
+def _fold_scales(wanted: State, state: State) -> State:
+    """Multiply layer scales into the layers before them, for a model that has none: gamma (W y + b) = (gamma W) y + gamma b."""
+    folded = dict(state)
+    for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
+        for key in [key for key in state if key.endswith(f".{scale}.gamma")]:
+            block, gamma = key.removesuffix(f"{scale}.gamma"), state[key]
+            if key in wanted or f"{block}{layer}.weight" not in state:
+                continue
+            del folded[key]
+            folded[f"{block}{layer}.weight"] = gamma[:, None] * state[f"{block}{layer}.weight"]
+            folded[f"{block}{layer}.bias"] = gamma * state[f"{block}{layer}.bias"]
+    return folded
+
+
+def _refuse_spare(wanted: State, state: State, name: str, source: str, prefix: str) -> None:
+    """Refuse a run's backbone of more than the model has: without its registers it computes something else."""
+    spare = [key for key in state if key not in wanted]
+    if prefix.startswith(TEACHER) and spare and not _misfit(wanted, state):
+        raise ConfigError(
+            f"{source} is a run whose backbone has more than {name} ({_few(spare)}); name the network that it is of, or pretrain without (--model.registers 0)."
         )
-    )
 
 
 def _with_counters(wanted: State, state: State) -> State:

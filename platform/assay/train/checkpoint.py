@@ -17,6 +17,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,28 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from assay.errors import CheckpointError, DiskError, RunError
 from assay.files import describe, read_json, reading
 
-KEEP = 2
-"""Checkpoints that stay on disk."""
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay on disk."""
+
+    last: int = 2
+    """The newest."""
+    every: int = 0
+    """Updates between two of those that stay for good; 0: none."""
+
+    def prune(self, folder: Path) -> None:
+        """Remove all others: of those for good, the first at or after each multiple of `every` stays."""
+        paths, previous = sorted(folder.glob("step-*")), 0
+        for path in paths[: -self.last]:
+            multiple = int(path.name.removeprefix("step-")) // self.every if self.every else 0
+            if multiple == previous:
+                shutil.rmtree(path, ignore_errors=True)
+            previous = multiple
+
+
+KEEP = Keep()
+"""What stays where nothing else is asked for."""
 
 
 def _barrier() -> None:
@@ -46,8 +67,9 @@ def save(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     position: dict[str, Any],
+    keep: Keep = KEEP,
 ) -> Path:
-    """Write `folder/step-<step>`; every rank must call it, on storage that all ranks share."""
+    """Write `folder/step-<step>`, and remove what need not be kept; every rank must call it, on storage that all ranks share."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     final = folder / f"step-{step:08d}"
     hidden = folder / f".step-{step:08d}"
@@ -73,8 +95,7 @@ def save(
         (hidden / "checksums.json").write_text(json.dumps(_checksums(hidden)))
         shutil.rmtree(final, ignore_errors=True)
         hidden.rename(final)
-        for old in sorted(folder.glob("step-*"))[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+        keep.prune(folder)
     _barrier()
     return final
 

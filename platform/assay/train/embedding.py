@@ -22,13 +22,12 @@ from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.normalise import normalise
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import PredictionsError
-from assay.metrics.estimate import Estimate, interval
+from assay.metrics import embeddings
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.metrics.scores.classes import accuracy, nll
 from assay.metrics.scores.neighbours import (
     effective_rank,
-    logistic_logits,
     neighbour_logits,
     partner_hits,
 )
@@ -42,10 +41,7 @@ SCORE = "partner_found"
 """Main score of images without labels."""
 MEASURES = {
     SCORE: Measure("Partner found", "images whose nearest other image is of the same group"),
-    "logistic_accuracy": Measure(
-        "Logistic accuracy",
-        "of a logistic regression on train's embeddings; the rest is by neighbours",
-    ),
+    **embeddings.MEASURES,
 }
 MIN_STD = 1e-3
 """Mean deviation of unit vectors' entries over a batch below which all embeddings are one."""
@@ -97,8 +93,8 @@ class Embedding(Task):
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Sum the task's losses; watch the spread of what is embedded."""
-        terms, embeddings = self.losses(batch, progress, phase)
-        units = torch.nn.functional.normalize(embeddings.detach().float(), dim=1)
+        terms, vectors = self.losses(batch, progress, phase)
+        units = torch.nn.functional.normalize(vectors.detach().float(), dim=1)
         spread = units.std(0).mean() if len(units) > 1 else units.new_ones(())
         named = {f"{name}_loss": term for name, term in terms.items()}
         return {"loss": torch.stack(list(terms.values())).sum(), "embedding_std": spread, **named}
@@ -124,16 +120,16 @@ class Embedding(Task):
 
     def validate(self, columns: Batch) -> dict[str, float]:
         """Score val by its neighbours in other groups; without labels by finding the other images of a group."""
-        embeddings = columns["embedding"].astype(np.float64)
-        rank = effective_rank(embeddings)
+        vectors = columns["embedding"].astype(np.float64)
+        rank = effective_rank(vectors)
         group = self.dataset.group.codes[columns["row"]]
         if len(self.classes) < 2:
-            hits, has_partner = partner_hits(embeddings, group)
+            hits, has_partner = partner_hits(vectors, group)
             share = float(hits.sum() / max(has_partner.sum(), 1))
             return {SCORE: share, "nll": 1 - share, "effective_rank": rank}
         truth = self.dataset.truth[columns["row"]]
         same = group[:, None] == group
-        logits = neighbour_logits(embeddings, embeddings, truth, len(self.classes), same)
+        logits = neighbour_logits(vectors, vectors, truth, len(self.classes), same)
         return {
             "neighbour_accuracy": accuracy(logits, truth),
             "nll": nll(logits, truth),
@@ -142,7 +138,7 @@ class Embedding(Task):
 
     @classmethod
     def score(cls, config: Any, predictions: pa.Table, fitted: pa.Table | None = None) -> pa.Table:
-        """Add logits by the neighbours in train, and by a logistic regression on it; train's rows go.
+        """Add what train's neighbours, and what is fitted to train, answer (see `metrics.embeddings`); train's rows go.
 
         Without labels each row's score says whether the nearest other row of its set is of its group.
         """
@@ -153,29 +149,15 @@ class Embedding(Task):
         rows = predictions.filter(pc.not_equal(predictions["split"], "train"))
         if len(names) < 2:
             return _score_groups(rows)
-        queries, references = _vectors(rows), _vectors(bank)
-        truth, num = bank["truth"].to_numpy(), len(names)
-        names_of_groups = [*rows["group"].to_pylist(), *bank["group"].to_pylist()]
-        group = np.unique(names_of_groups, return_inverse=True)[1]
-        same = group[: len(rows), None] == group[len(rows) :]
-        near = neighbour_logits(queries, references, truth, num, same)
-        linear = logistic_logits(queries, references, truth, num)
-        table = rows.append_column("logits", pa.array(list(near)))
-        return table.append_column("logits_logistic", pa.array(list(linear)))
+        return embeddings.answer(rows, bank)
 
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
-        """Judge the logistic regression beside the neighbours, and the rank of each set."""
-        metrics: dict[str, dict[str, Estimate]] = {}
-        for name in sets_of(predictions):
-            rows = rows_of(predictions, name)
-            if "logits_logistic" not in rows.column_names:
-                continue
-            logits = np.array(rows["logits_logistic"].to_pylist())
-            right = (logits.argmax(1) == rows["truth"].to_numpy()) * 1.0
-            group = np.array(rows["group"].to_pylist())
-            metrics[name] = {"logistic_accuracy": interval(right, group)}
-        return TaskMetrics(metrics=metrics, measures=MEASURES)
+        """Judge, beside the neighbours, what else has learnt from train's embeddings, and how few labels are enough."""
+        if embeddings.NOTE not in (predictions.schema.metadata or {}):
+            return TaskMetrics(measures=MEASURES)
+        metrics, figures = embeddings.findings(predictions, config.decide.positive)
+        return TaskMetrics(metrics=metrics, figures=figures, measures=MEASURES)
 
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write graph `embed` (image to embedding)."""

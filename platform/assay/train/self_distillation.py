@@ -12,12 +12,14 @@ neighbours of KoLeo are taken over all workers; positions are interpolated by ti
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from annotated_types import Interval
-from torch import Tensor
+from torch import Tensor, nn
 
 from assay.config import Settings, Share
 from assay.data.dataset import Dataset
@@ -38,7 +40,10 @@ from assay.nn.self_supervised.vit import VitConfig
 from assay.nn.weights import find_weights
 from assay.train.embedding import Embedding, EmbeddingConfig
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, TaskConfig
+from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics
+
+HEAD_BLOCKS = 4
+"""Blocks, from the end, that linear heads may look at (DINOv2)."""
 
 Weight = Annotated[float, Interval(ge=0, le=1000)]
 
@@ -95,6 +100,8 @@ class SelfDistillationConfig(EmbeddingConfig):
 
     balance: Literal["images", "groups"] = "images"
     """What is served equally often: images, or groups, however many images they have."""
+    supervised: bool = False
+    """Learn the labels in the place of views, by a linear layer on the class tokens of the large crops: what the same backbone, crops and updates come to with all labels; losses, heads and temperatures have no effect then."""
     model: VitConfig = field(default_factory=VitConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: DistillationLossConfig = field(default_factory=DistillationLossConfig)
@@ -142,7 +149,24 @@ class SelfDistillation(Embedding):
         self.assign, self.assign_places = Assignment(num, centering), Assignment(num, centering)
         if not config.loss.asks_places:
             self.student.backbone.mask_token.requires_grad_(False)
+        self.classifier: nn.Module | None = None
+        if config.supervised:
+            self._learn_labels()
         self.watched: dict[str, Tensor] = {}
+
+    def _learn_labels(self) -> None:
+        """Put a linear layer in the place of prototypes, which rest with what hides places.
+
+        Raises:
+            ConfigError: there are no labels.
+        """
+        if len(self.classes) < 2:
+            raise ConfigError(
+                f"--supervised learns the labels, and the images have {len(self.classes) or 'no'} class; give labels (--data.label), or leave it out."
+            )
+        self.classifier = nn.Linear(self.student.backbone.num_features, len(self.classes))
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(name.startswith("backbone.vit."))
 
     @classmethod
     def fetch(cls, config: Any) -> None:
@@ -177,8 +201,15 @@ class SelfDistillation(Embedding):
         classes: Tensor = self.teacher.backbone(images)[0]
         return classes
 
+    def predict_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Predict what linear heads are given: class tokens of the teacher's last blocks, then the mean patch token (n parts*d)."""
+        tokens = self.teacher.backbone.last_tokens(self.to_device(batch["image"]), HEAD_BLOCKS)
+        return {"tokens": tokens.flatten(1)}
+
     def losses(self, batch: Batch, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
         """Compare what the student says with what the teacher says; return the teacher's embeddings of the first crops."""
+        if self.classifier is not None:
+            return self._class_losses(batch, self.classifier)
         loss, temperature = self.config.loss, self.config.teacher.temperature_at(progress)
         # crops of a kind after each other: all images' first, then all images' second
         large, small, places = (
@@ -209,6 +240,17 @@ class SelfDistillation(Embedding):
         self._watch(probs, embeddings)
         return terms, embeddings
 
+    def _class_losses(
+        self, batch: Batch, classifier: nn.Module
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the cross-entropy of the large crops' classes, and the teacher's embeddings of the first crops."""
+        large = self.to_device(batch["global"]).transpose(0, 1)
+        truth = self.to_device(batch["truth"]).repeat(len(large))
+        logits = classifier(self.student(large.flatten(0, 1)).classes)
+        with torch.no_grad():
+            embeddings = self.teacher(large[0]).classes
+        return {"class": nn.functional.cross_entropy(logits, truth)}, embeddings
+
     def _small_logits(self, small: Tensor) -> Tensor:
         """Return the student's logits (l n k) of the small crops (l n 3 t t), of which there may be none."""
         shape = (*small.shape[:2], self.config.head.num_prototypes)
@@ -230,6 +272,8 @@ class SelfDistillation(Embedding):
 
     def limits(self) -> Sequence[Limit]:
         """Stop where the teacher gives one prototype to all, or none to any, or embeds along one line."""
+        if self.classifier is not None:
+            return super().limits()
         help = "lower --optim.lr, raise --teacher.momentum, or take --loss.centering sinkhorn_knopp"
         bounds = {
             "prototype_usage": (0.05, f"the teacher gives few prototypes to all images; {help}"),
@@ -238,6 +282,13 @@ class SelfDistillation(Embedding):
         }
         collapses = [Limit(name, low=low, why=why) for name, (low, why) in bounds.items()]
         return [*super().limits(), *collapses]
+
+    @classmethod
+    def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
+        """Judge as embeddings are; say so where few labels are no few, as the backbone has learnt all."""
+        judged = super().judge(config, predictions, storage)
+        why = "The backbone has learnt all labels of train (--supervised), so that accuracy by the labels of some groups is not what these alone come to."
+        return judged | TaskMetrics(warnings=[why] if config.supervised else [])
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Return the rates of backbone and prototypes, and how far weight decay has risen."""

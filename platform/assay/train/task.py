@@ -17,7 +17,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from assay.config import Seed, Settings
+from assay.config import Seed, Settings, to_dict
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.inputs.normalise import NormaliseConfig
@@ -31,6 +31,7 @@ from assay.metrics.measures import Measure
 from assay.metrics.scores.classes import accuracy, nll
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.nn.weights import pretrained_config
+from assay.runs.results import read_config
 from assay.shapes import Int64, UInt64
 from assay.space import Float, Space
 from assay.train.monitor import Limit
@@ -308,10 +309,27 @@ class Task(nn.Module):
 
 def doubt_constants(name: str, weights: str, settings: NormaliseConfig) -> list[str]:
     """Say so where images are normalised by other constants than those that weights were trained with."""
-    config = pretrained_config(name)
-    options = "" if weights == "none" else settings.differs(config.mean, config.std)
+    if Path(weights).is_dir():
+        options = _run_constants(Path(weights), settings)
+    else:
+        config = pretrained_config(name)
+        options = "" if weights == "none" else settings.differs(config.mean, config.std)
     if not options:
         return []
     return [
         f"The weights of {name} were trained on images that are normalised otherwise; give {options}."
     ]
+
+
+def _run_constants(run: Path, settings: NormaliseConfig) -> str:
+    """Say how to normalise as a run did that weights are taken from; empty where it is done so."""
+    learnt, ours = read_config(run).get("image", {}), to_dict(settings)
+    is_constant = learnt.get("normalise") == "constants"
+    names = ("normalise", "mean", "std") if is_constant else ("normalise",)
+    if not learnt or all(learnt[name] == ours[name] for name in names):
+        return ""
+    values = {
+        name: learnt[name] if name == "normalise" else " ".join(f"{v:g}" for v in learnt[name])
+        for name in names
+    }
+    return " ".join(f"--{settings._section}.{name} {value}" for name, value in values.items())

@@ -53,6 +53,7 @@ class Job:
     accumulate: int = 1
     recompute: bool = False
     compile: bool = False
+    keep: checkpoint.Keep = checkpoint.KEEP
 
     def load(self) -> tuple[Any, TaskConfig]:
         """Load the task's class and settings."""
@@ -117,6 +118,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
                 heartbeat,
                 job.checkpoint_steps,
                 job.accumulate,
+                job.keep,
             )
             position = loop.fit()
         if rank == 0:
@@ -188,10 +190,11 @@ def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for child in task.children():
+        # a block's weights are gathered when it computes, and let go again; a teacher's like its student's
+        for block in blocks_of(child):
+            fully_shard(block, mesh=mesh)
+        # what is at rest may be entered by other ways than its forward pass, and stays with the task
         if any(p.requires_grad for p in child.parameters()):
-            # a block's weights are gathered when it computes, and let go again
-            for block in blocks_of(child):
-                fully_shard(block, mesh=mesh)
             fully_shard(child, mesh=mesh)
     sharded: torch.nn.Module = fully_shard(task, mesh=mesh)
     register_fsdp_forward_method(sharded, "predict")

@@ -4,21 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from assay.metrics.scores.neighbours import (
     TEMPERATURE,
     effective_rank,
-    logistic_logits,
     neighbour_logits,
 )
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
 
 
 def clouds(num: int, num_classes: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,34 +89,6 @@ def test_a_vector_of_zeros_has_an_answer() -> None:
     bank, truth = clouds(9, 3, 5, 2)
     logits = neighbour_logits(np.zeros((1, 5)), bank, truth, 3, np.zeros((1, 9), bool))
     np.testing.assert_allclose(np.exp(logits), 1 / 3)  # all cosines are 0
-
-
-@pytest.mark.parametrize("decay", [0.1, 1.0, 30.0])
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
-def test_logistic_regression_is_scikit_learns(num_classes: int, decay: float) -> None:
-    bank, truth = clouds(150, num_classes, 6, 3)
-    queries, _ = clouds(80, num_classes, 6, 4)
-    bank, queries = bank * [1, 10, 100, 1, 1, 0.1] + 5, queries * [1, 10, 100, 1, 1, 0.1] + 5
-    scaler = StandardScaler().fit(bank)
-    # two classes are one vector there, and two opposite ones, of half the square each, here
-    weight = (2 if num_classes == 2 else 1) / decay
-    model = LogisticRegression(C=weight, tol=1e-9, max_iter=5000)
-    model.fit(scaler.transform(bank), truth)
-    expected = model.predict_proba(scaler.transform(queries))
-    for kind in (np.float32, np.float64):
-        logits = logistic_logits(queries.astype(kind), bank.astype(kind), truth, num_classes, decay)
-        np.testing.assert_allclose(softmax(logits), expected, atol=1e-3)
-
-
-def test_a_feature_that_never_changes_says_nothing() -> None:
-    bank, truth = clouds(60, 3, 4, 5)
-    queries, _ = clouds(20, 3, 4, 6)
-    fixed, other = np.full((60, 1), 0.3), np.full((20, 1), 4.0)
-    with_fixed = logistic_logits(
-        np.column_stack([queries, other]), np.column_stack([bank, fixed]), truth, 3
-    )
-    expected = logistic_logits(queries, bank, truth, 3)
-    np.testing.assert_allclose(softmax(with_fixed), softmax(expected), atol=1e-3)
 
 
 @given(st.integers(1, 12), st.floats(0.01, 100))

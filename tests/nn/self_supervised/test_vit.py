@@ -44,6 +44,21 @@ def test_what_is_hidden_has_no_effect_and_what_is_not_has() -> None:
     assert torch.equal(model(images)[0], net()(images)[0])
 
 
+def test_the_last_tokens_are_those_of_the_last_blocks_normalised() -> None:
+    """The last block's are what a pass gives; those before come from a net that ends there."""
+    model = net(VitConfig(backbone="32x3x8", drop_path=0.0, registers=2))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = model.last_tokens(images, 2)
+        assert tokens.shape == (2, 3, 32)
+        classes, patches = model(images)
+        torch.testing.assert_close(tokens[:, 1], classes)
+        torch.testing.assert_close(tokens[:, 2], patches.mean(1))
+        assert model.last_tokens(images, 9).shape == (2, 4, 32)  # of three blocks
+        model.vit.blocks = model.vit.blocks[:2]
+        torch.testing.assert_close(tokens[:, 0], model(images)[0])
+
+
 def test_positions_of_another_size_are_interpolated() -> None:
     model = net()
     one = torch.zeros(1, 3, 16, 16)
@@ -100,7 +115,7 @@ def test_weights_are_loaded_whole(tmp_path: Path) -> None:
         (VitConfig(backbone="vit_base_patch16_gap_224"), "class token"),
         (VitConfig(backbone="vit_relpos_small_patch16_224"), "class token"),
         (VitConfig(backbone="40x2x8"), "width in 32s"),
-        (VitConfig(backbone="32x2x8", weights="hub"), "begins without weights"),
+        (VitConfig(backbone="32x2x8", weights="hub"), "no pretrained weights for 32x2x8"),
     ],
 )
 def test_what_cannot_be_had_is_said(config: VitConfig, says: str) -> None:

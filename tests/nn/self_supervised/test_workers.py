@@ -1,4 +1,5 @@
-"""Losses over two workers with unequal shares are those of one, and so is a whole update; this file is also each worker's program."""
+"""Losses over workers with unequal shares are those of one, and so are a whole update and what is taken up from a
+checkpoint by another number of workers; this file is also each worker's program."""
 
 import os
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from assay.data.dataset import Column, Dataset
 from assay.data.images.pixels import Pixels
@@ -22,6 +24,8 @@ from assay.nn.self_supervised.dino import Assignment, sinkhorn_knopp
 from assay.nn.self_supervised.head import HeadConfig
 from assay.nn.self_supervised.koleo import koleo_loss
 from assay.nn.self_supervised.vit import VitConfig
+from assay.nn.self_supervised.workers import sum_over_workers
+from assay.train import checkpoint
 from assay.train.self_distillation import (
     DistillationLossConfig,
     SelfDistillation,
@@ -31,7 +35,7 @@ from assay.train.worker import _wrap
 
 CENTERINGS = ("centering", "sinkhorn_knopp")
 STRATEGIES = ("ddp", "fsdp")
-SHARES = (slice(0, 3), slice(3, 8))
+SHARES = {2: (slice(0, 3), slice(3, 8)), 3: (slice(0, 3), slice(3, 4), slice(4, 8))}
 ROWS = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
 
 
@@ -53,11 +57,11 @@ def computed(rows: torch.Tensor) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()} | {"num": len(second)}
 
 
-def make_task(centering: Any = "centering") -> SelfDistillation:
+def make_task(centering: Any = "centering", backbone: str = "32x1x8") -> SelfDistillation:
     config = SelfDistillationConfig(
         image=ImageConfig(height_px=16, width_px=16),
         views=ViewConfig(global_px=16, local_px=8, num_local=1),
-        model=VitConfig(backbone="32x1x8", drop_path=0.0),
+        model=VitConfig(backbone=backbone, drop_path=0.0),
         head=HeadConfig(
             num_prototypes=6, hidden=8, bottleneck=4, batch_norm=centering == "sinkhorn_knopp"
         ),
@@ -91,54 +95,92 @@ def updated(share: slice, centering: Any) -> dict[str, np.ndarray]:
     return {n: t.numpy() for n, t in (tensors | dict(task.named_buffers())).items()}
 
 
-def trained(share: slice, strategy: str) -> np.ndarray:
-    """Embeddings by the teacher after some updates, the module being wrapped for two workers."""
-    task = make_task()
+def wrapped_task(strategy: str) -> tuple[SelfDistillation, torch.nn.Module, torch.optim.Optimizer]:
+    """A task of two blocks, wrapped for the workers there are, and its optimiser."""
+    task = make_task(backbone="32x2x8")
     wrapped = _wrap(task, strategy, torch.device("cpu"))
-    optimizer = build_optimizer(task, task.config.optim, task.param_groups(0.5))
+    return task, wrapped, build_optimizer(task, task.config.optim, task.param_groups(0.5))
+
+
+def trained(share: slice, strategy: str, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """Losses, and the teacher's embeddings after some updates, of which the last may follow a checkpoint.
+
+    Saved before the last one, where a folder without checkpoint is given; taken up from there, where it has one.
+    """
+    task, wrapped, optimizer = wrapped_task(strategy)
     num_workers = dist.get_world_size() if dist.is_initialized() else 1
-    for batch in make_batches(share):
+    batches = make_batches(share)
+    newest = None if folder is None else checkpoint.latest(folder)
+    if newest is not None:
+        assert checkpoint.load(newest, wrapped, optimizer) == {"step": 2}
+    losses = []
+    for step, batch in enumerate(batches):
+        if step < 2 and newest is not None:
+            continue
+        if step == 2 and newest is None and folder is not None:
+            checkpoint.save(folder, 2, wrapped, optimizer, {"step": 2})
         optimizer.zero_grad()
-        (wrapped(batch, 0.5)["loss"] * len(batch["mask"]) * num_workers / 8).backward()
+        loss = wrapped(batch, 0.5)["loss"] * len(batch["mask"]) * num_workers / 8
+        loss.backward()
         optimizer.step()
         task.after_step(0.0)
+        losses.append(float(sum_over_workers(loss)) / num_workers)
     task.eval()
     images = np.random.default_rng(1).normal(size=(3, 3, 16, 16)).astype(np.float32)
     with torch.no_grad():
-        return task.predict({"image": images})["embedding"].numpy()
+        embedding = task.predict({"image": images})["embedding"].numpy()
+    return {"losses": np.array(losses), "embedding": embedding}
 
 
-def worker(rank: int, folder: Path) -> None:
+def local_shares() -> dict[str, float]:
+    """The largest share of a block's parameters that this worker holds, of student and teacher."""
+    task, _, _ = wrapped_task("fsdp")
+    shares = {}
+    for name in ("student", "teacher"):
+        blocks: Any = getattr(task, name).backbone.vit.blocks
+        assert all(isinstance(block, FSDPModule) for block in blocks)
+        shares[name] = max(len(p.to_local()) / len(p) for p in blocks.parameters())
+    return shares
+
+
+def worker(rank: int, num: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    meeting = f"file://{folder}/meet-{num}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num)
+    share = SHARES[num][rank]
     try:
-        np.savez(folder / f"{rank}.npz", **computed(ROWS[SHARES[rank]]))
-        for centering in CENTERINGS:
-            np.savez(folder / f"{centering}-{rank}.npz", **updated(SHARES[rank], centering))
         for strategy in STRATEGIES:
-            np.save(folder / f"{strategy}-{rank}.npy", trained(SHARES[rank], strategy))
+            saved = trained(share, strategy, folder / f"saved-{strategy}")
+            np.savez(folder / f"{strategy}-{num}-{rank}.npz", **saved)
+        if num == 2:
+            np.savez(folder / f"{rank}.npz", **computed(ROWS[share]))
+            np.savez(folder / f"held-{rank}.npz", **local_shares())
+            for centering in CENTERINGS:
+                np.savez(folder / f"{centering}-{rank}.npz", **updated(share, centering))
     finally:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), Path(sys.argv[2]))
+    worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two workers have computed."""
+    """What two workers have computed and saved, and three have taken up."""
     folder = tmp_path_factory.mktemp("workers")
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", __file__]
-    with ExitStack() as stack:
-        processes = [
-            subprocess.Popen([*command, str(rank), str(folder)], env=environment) for rank in (0, 1)
-        ]
-        for process in processes:
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    for num in (2, 3):
+        with ExitStack() as stack:
+            processes = [
+                subprocess.Popen([*command, str(rank), str(num), str(folder)], env=environment)
+                for rank in range(num)
+            ]
+            for process in processes:
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+            assert [process.wait(timeout=240) for process in processes] == [0] * num
     return folder
 
 
@@ -175,15 +217,45 @@ def test_an_update_of_two_workers_is_that_of_one(folder: Path, centering: Any) -
         np.testing.assert_allclose(joined, tensor, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def alone() -> dict[str, np.ndarray]:
+    """What one worker has without a break."""
+    return trained(slice(None), "ddp")
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_workers_have_the_teacher_of_one(folder: Path, strategy: str) -> None:
+def test_two_workers_have_the_teacher_of_one(
+    folder: Path, alone: dict[str, np.ndarray], strategy: str
+) -> None:
     """Replicated or sharded, the teacher like the student."""
-    expected = trained(slice(None), "ddp")
-    untrained = make_task().eval()
     images = np.random.default_rng(1).normal(size=(3, 3, 16, 16)).astype(np.float32)
     with torch.no_grad():
+        untrained = wrapped_task("ddp")[0].eval()
         before = untrained.predict({"image": images})["embedding"].numpy()
-    assert np.abs(expected - before).max() > 1e-3
+    assert np.abs(alone["embedding"] - before).max() > 1e-3
     for rank in (0, 1):
-        found = np.load(folder / f"{strategy}-{rank}.npy")
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        computed = np.load(folder / f"{strategy}-2-{rank}.npz")
+        np.testing.assert_allclose(computed["embedding"], alone["embedding"], atol=1e-4)
+        np.testing.assert_allclose(computed["losses"], alone["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("num", [1, 3])
+def test_what_two_workers_saved_goes_on_with_others(
+    folder: Path, alone: dict[str, np.ndarray], strategy: str, num: int
+) -> None:
+    """The same loss of the next batch, and the same teacher after it: student, teacher, centres and moments are all there."""
+    if num == 1:
+        taken = [trained(slice(None), "ddp", folder / f"saved-{strategy}")]
+    else:
+        taken = [dict(np.load(folder / f"{strategy}-3-{rank}.npz")) for rank in range(3)]
+    for computed in taken:
+        assert len(computed["losses"]) == 1
+        np.testing.assert_allclose(computed["losses"], alone["losses"][2:], rtol=1e-5)
+        np.testing.assert_allclose(computed["embedding"], alone["embedding"], atol=1e-4)
+
+
+def test_teacher_and_student_are_shared_out_block_by_block(folder: Path) -> None:
+    for rank in (0, 1):
+        held = np.load(folder / f"held-{rank}.npz")
+        assert held["student"] == held["teacher"] == 0.5

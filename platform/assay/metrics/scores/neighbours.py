@@ -4,8 +4,9 @@ Where classes are judged, neighbours of a row's own group are left out: another 
 says nothing about other parts. Where there are no classes, that photo is what must be found.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from scipy.optimize import minimize
 
 from assay.shapes import Bool, Float, Int
 
@@ -22,7 +23,19 @@ def neighbour_logits(
     same_group: np.ndarray,
     k: int = NUM_NEIGHBOURS,
 ) -> Float[np.ndarray, "num classes"]:
-    """Let the k most similar rows of a bank vote for their classes.
+    """Let the k most similar rows of a bank vote; see `votes_of_neighbours`."""
+    return votes_of_neighbours(queries, bank, truth, num_classes, same_group, (k,))[k]
+
+
+def votes_of_neighbours(
+    queries: Float[np.ndarray, "num d"],
+    bank: Float[np.ndarray, "rows d"],
+    truth: Int[np.ndarray, " rows"],
+    num_classes: int,
+    same_group: np.ndarray,
+    numbers: Sequence[int],
+) -> dict[int, Float[np.ndarray, "num classes"]]:
+    """Let the most similar rows of a bank vote for their classes, by each number of them.
 
     Each neighbour of cosine s has weight exp(s / temperature); every class is given a thousandth of
     the weakest neighbour's besides. Where all rows are of the query's part, all classes are alike.
@@ -33,20 +46,26 @@ def neighbour_logits(
         truth: Their classes.
         num_classes: All classes.
         same_group: num x rows, where query and row are of one part.
-        k: Neighbours, at most.
+        numbers: Neighbours, at most.
 
     Returns:
-        Logarithms of the shares of the vote.
+        Logarithms of the shares of the vote, by number of neighbours.
     """
     similarity = _normalised(queries) @ _normalised(bank).T
     similarity[same_group] = -np.inf
-    k = min(k, bank.shape[0])
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : max(numbers)]
     scores = np.take_along_axis(similarity, nearest, axis=1)
     weights = np.exp((scores - 1.0) / TEMPERATURE)  # 0 where of the same part
-    votes = np.zeros((len(queries), num_classes))
-    for rank in range(k):
-        votes[np.arange(len(queries)), truth[nearest[:, rank]]] += weights[:, rank]
+    classes = truth[nearest]
+    return {k: _log_shares(weights[:, :k], classes[:, :k], num_classes) for k in numbers}
+
+
+def _log_shares(
+    weights: Float[np.ndarray, "num k"], classes: Int[np.ndarray, "num k"], num_classes: int
+) -> Float[np.ndarray, "num classes"]:
+    votes = np.zeros((len(weights), num_classes))
+    for rank in range(weights.shape[1]):
+        votes[np.arange(len(votes)), classes[:, rank]] += weights[:, rank]
     votes += 1e-3 * np.where(weights > 0, weights, 1.0).min(axis=1, keepdims=True)
     shares: np.ndarray = np.log(votes / votes.sum(axis=1, keepdims=True))
     return shares
@@ -61,40 +80,6 @@ def partner_hits(
     is_hit: np.ndarray = group[similarity.argmax(axis=1)] == group
     has_partner: np.ndarray = np.bincount(group)[group] > 1
     return is_hit & has_partner, has_partner
-
-
-def logistic_logits(
-    queries: Float[np.ndarray, "num d"],
-    bank: Float[np.ndarray, "rows d"],
-    truth: Int[np.ndarray, " rows"],
-    num_classes: int,
-    decay: float = 1.0,
-) -> Float[np.ndarray, "num classes"]:
-    """Classify by a multinomial logistic regression that is fitted to the bank.
-
-    Features are scaled to unit deviation of the bank; `decay` is scikit-learn's 1/C (of two classes,
-    whose weights it fits as one vector, 2/C).
-    """
-    mean, std = bank.mean(0), np.maximum(bank.std(0), 1e-6)
-    design = np.column_stack([(bank - mean) / std, np.ones(len(bank))])
-    target = np.eye(num_classes)[truth]
-    shape = (design.shape[1], num_classes)
-
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = flat.reshape(shape)
-        logits = design @ weights
-        logits -= logits.max(axis=1, keepdims=True)
-        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        penalised = weights * (np.arange(shape[0]) < shape[0] - 1)[:, None]
-        gradient = design.T @ (np.exp(log_probs) - target) + decay * penalised
-        value = -(target * log_probs).sum() + decay / 2 * (penalised**2).sum()
-        return float(value), gradient.ravel()
-
-    fitted = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B")
-    logits: np.ndarray = np.column_stack(
-        [(queries - mean) / std, np.ones(len(queries))]
-    ) @ fitted.x.reshape(shape)
-    return logits
 
 
 def effective_rank(embeddings: Float[np.ndarray, "num d"]) -> float:

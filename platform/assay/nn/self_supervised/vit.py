@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from assay.config import Settings
 from assay.errors import ConfigError
 from assay.nn.backbone import timm_name
+from assay.nn.plain_vit import create_plain_vit, form_of
 from assay.nn.weights import load_weights
-
-HEAD_WIDTH = 32
-"""Of attention, in a backbone that is given by its form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ class VitConfig(Settings, section="model"):
     backbone: str = "vit_small_patch14_dinov2"
     """A vision transformer of timm by its name (DINOv2's and DINOv3's are among them), or its form: WIDTHxDEPTHxPATCH, such as 64x4x8, of heads 32 wide."""
     weights: str = "none"
-    """Weights that student and teacher begin with: none, hub (fetched by timm), or a .safetensors file."""
+    """Weights that student and teacher begin with: none, hub (fetched by timm), a .safetensors file, or the folder of a run that was pretrained."""
     drop_path: Annotated[float, Interval(ge=0, lt=1)] = 0.3
     """Probability, the same in each block, that the student leaves out a branch of it (stochastic depth)."""
     layer_scale: Annotated[float, Interval(gt=0, le=1)] | None = None
@@ -40,8 +38,7 @@ class VitConfig(Settings, section="model"):
     @property
     def form(self) -> tuple[int, int, int] | None:
         """Width, depth and side of the patches, where the backbone is named by them."""
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", self.backbone)
-        return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
+        return form_of(self.backbone)
 
     @property
     def patch_px(self) -> int:
@@ -87,6 +84,26 @@ class MaskedVit(nn.Module):
         self.mask = None
         return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
 
+    def last_tokens(
+        self, images: Float[Tensor, "n 3 h w"], num_blocks: int
+    ) -> Float[Tensor, "n parts d"]:
+        """Return the class tokens of the last blocks, first to last, and the mean patch token of the last, all normalised.
+
+        Args:
+            images: Normalised.
+            num_blocks: Blocks; all where there are fewer.
+        """
+        layers = self.vit.forward_intermediates(
+            images,
+            indices=min(num_blocks, len(self.vit.blocks)),
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        classes = [prefix[:, 0] for _, prefix in layers]
+        return torch.stack([*classes, layers[-1][0].mean(1)], dim=1)
+
     def _hide(self, module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
         """Put the mask token in the place of hidden patches (n h w d), before positions are added."""
         if self.mask is None:
@@ -114,14 +131,9 @@ def _create(config: VitConfig, size: tuple[int, int]) -> Any:
 
 def _of_form(config: VitConfig, options: dict[str, Any]) -> VisionTransformer:
     assert config.form is not None
-    width, depth, patch = config.form
-    if config.weights != "none" or not (width and depth and patch) or width % HEAD_WIDTH:
-        raise ConfigError(
-            f"model.backbone is {config.backbone} with model.weights {config.weights}; its form is WIDTHxDEPTHxPATCH with a width in {HEAD_WIDTH}s, and begins without weights."
-        )
-    shape = {"embed_dim": width, "depth": depth, "patch_size": patch}
-    shape |= {"num_heads": width // HEAD_WIDTH, "reg_tokens": config.registers or 0}
-    return VisionTransformer(num_classes=0, **shape, **options)
+    vit = create_plain_vit(config.form, registers=config.registers or 0, **options)
+    load_weights(vit, config.backbone, config.weights)
+    return vit
 
 
 def _of_name(config: VitConfig, options: dict[str, Any]) -> Any:

@@ -1,0 +1,212 @@
+"""What embeddings are worth to whoever has labels: neighbours, a logistic regression, linear heads, few labels.
+
+All learn from train's rows; val chooses; each set is then answered once. `answer` adds columns to a table of
+predictions, `findings` computes every number from them:
+
+    logits              by the 20 nearest of other groups, the main answer
+    logits_knn_10...    by 10, 100 and 200, where train has more rows than that
+    logits_logistic     by the logistic regression whose C val has chosen
+    logits_linear       by the linear head that val has chosen, where tokens were predicted
+    hits_labels         whether the labels of a share of train's groups answer rightly: shares and draws in turn
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assay.metrics.estimate import Estimate, interval
+from assay.metrics.evaluate import by_group, is_mixed
+from assay.metrics.figure import Figure, Series
+from assay.metrics.label_efficiency import SHARES, LabelledShare, label_efficiency
+from assay.metrics.linear_grid import choose_head
+from assay.metrics.logistic import Scale, choose_logistic
+from assay.metrics.measures import Measure
+from assay.metrics.predictions import class_names, rows_of, sets_of
+from assay.metrics.ranking import MEASURES as RANKED
+from assay.metrics.ranking import measure_ranking
+from assay.metrics.scores.neighbours import NUM_NEIGHBOURS, votes_of_neighbours
+
+NUMBERS_OF_NEIGHBOURS = (10, 100, 200)
+"""Besides the 20 of the main answer (DINOv2)."""
+
+NOTE = b"probes"
+"""Metadata that says what val has chosen, and how many labels there were."""
+
+HEADS = {"logistic": "a logistic regression", "linear": "a linear head on the tokens"}
+
+MEASURES = {
+    **{
+        f"knn_{k}_accuracy": Measure(f"{k} neighbours", f"accuracy by {k} neighbours in train")
+        for k in NUMBERS_OF_NEIGHBOURS
+    },
+    **{
+        f"{head}_accuracy": Measure(
+            f"{head.title()} accuracy",
+            f"of {what} learnt from train's embeddings and chosen on val; the rest is by neighbours",
+        )
+        for head, what in HEADS.items()
+    },
+    **{
+        f"{head}_group_accuracy": Measure(f"{head.title()}, groups", "groups by its mean logits")
+        for head in HEADS
+    },
+    **{
+        f"labels_{share:.0%}_accuracy".replace("%", ""): Measure(
+            f"Labels of {share:.0%}",
+            f"accuracy by the labels of {share:.0%} of train's groups, and of one of each class at least",
+        )
+        for share in SHARES
+    },
+    **RANKED,
+}
+"""How these measures are shown."""
+
+
+def answer(rows: pa.Table, bank: pa.Table) -> pa.Table:
+    """Answer rows of val and of the sets that are judged by train's; the tokens, which are many numbers, go."""
+    names = class_names(rows)
+    num = len(names)
+    queries, references = (_lists(t, "embedding").astype(np.float64) for t in (rows, bank))
+    truth = _truth(bank)
+    group = np.unique([*rows["group"].to_pylist(), *bank["group"].to_pylist()], return_inverse=True)
+    of_rows, of_bank = np.split(group[1], [len(rows)])
+    same = of_rows[:, None] == of_bank
+    chosen = np.flatnonzero(np.array(rows["split"].to_pylist()) == "val")
+    val = chosen, _truth(rows)[chosen]
+    numbers = [NUM_NEIGHBOURS, *(k for k in NUMBERS_OF_NEIGHBOURS if k < len(bank))]
+    votes = votes_of_neighbours(queries, references, truth, num, same, numbers)
+    columns = {"logits": votes.pop(NUM_NEIGHBOURS)}
+    columns |= {f"logits_knn_{k}": of_k for k, of_k in votes.items()}
+    notes: dict[str, Any] = {}
+    scale = Scale.of(references)
+    asked = scale.design(queries)
+    fitted = choose_logistic(scale.design(references), truth, (asked[chosen], val[1]), num)
+    columns["logits_logistic"], notes["strength"] = asked @ fitted.weights, fitted.strength
+    if "tokens" in rows.column_names:
+        tokens = [_lists(t, "tokens").reshape(len(t), -1, queries.shape[1]) for t in (rows, bank)]
+        head = choose_head(tokens[0], tokens[1], truth, val, num)
+        columns["logits_linear"] = head.logits
+        notes["head"] = {"blocks": head.blocks, "pooled": head.pooled, "rate": head.rate}
+        rows = rows.drop(["tokens"])
+    shares = label_efficiency((queries, _truth(rows)), (references, truth), of_bank, num)
+    columns["hits_labels"] = np.concatenate([share.hits for share in shares]).T.astype(np.float32)
+    notes["labels"] = [[s.share, s.num_groups, len(s.hits)] for s in shares]
+    for name, values in columns.items():
+        rows = rows.append_column(name, pa.array(list(values)))
+    return rows.replace_schema_metadata(
+        (rows.schema.metadata or {}) | {NOTE: json.dumps(notes).encode()}
+    )
+
+
+def findings(
+    predictions: pa.Table, positive: str
+) -> tuple[dict[str, dict[str, Estimate]], list[Figure]]:
+    """Measure each set of a table that `answer` has gone through.
+
+    Args:
+        predictions: the table.
+        positive: of two classes that to be told; the second where it is not named.
+    """
+    metrics, figures = {}, []
+    for name in sets_of(predictions):
+        rows = rows_of(predictions, name)
+        shares = _shares(rows)
+        metrics[name] = _accuracies(rows) | _ranking(rows, rows_of(predictions, "val"), positive)
+        metrics[name] |= {
+            f"labels_{100 * share.share:g}_accuracy": _of_share(rows, share) for share in shares
+        }
+        if name != "val":
+            figures.append(_figure(name, rows, shares))
+    return metrics, figures
+
+
+def _accuracies(rows: pa.Table) -> dict[str, Estimate]:
+    """Estimate the accuracy of every further answer, and of the heads' answers to groups."""
+    truth, group, estimates = _truth(rows), _group(rows), {}
+    for column in rows.column_names:
+        if not column.startswith("logits_"):
+            continue
+        name, logits = column.removeprefix("logits_"), _lists(rows, column)
+        estimates[f"{name}_accuracy"] = interval((logits.argmax(1) == truth) * 1.0, group)
+        if name in HEADS and not is_mixed(truth, group):
+            mean, _, of_group = by_group(logits, truth, group)
+            right = (mean.argmax(1) == of_group) * 1.0
+            estimates[f"{name}_group_accuracy"] = interval(right, np.arange(len(right)))
+    return estimates
+
+
+def _ranking(rows: pa.Table, val: pa.Table, positive: str) -> dict[str, Estimate]:
+    """Measure how the logistic regression ranks rows of two classes."""
+    names = class_names(rows)
+    if len(names) != 2:
+        return {}
+    label = names.index(positive) if positive else 1
+    scores, truth = {}, {}
+    for key, table in (("rows", rows), ("val", val)):
+        logits = _lists(table, "logits_logistic")
+        scores[key], truth[key] = logits[:, label] - logits[:, 1 - label], _truth(table) == label
+    return measure_ranking(
+        scores["rows"], truth["rows"], _group(rows), (scores["val"], truth["val"])
+    )
+
+
+def _shares(rows: pa.Table) -> list[LabelledShare]:
+    hits, first, shares = _lists(rows, "hits_labels").T == 1, 0, []
+    for share, num_groups, num_draws in note_of(rows)["labels"]:
+        shares.append(LabelledShare(share, num_groups, hits[first : first + num_draws]))
+        first += num_draws
+    return shares
+
+
+def note_of(predictions: pa.Table) -> Mapping[str, Any]:
+    """Return what val has chosen, and how many labels each share was."""
+    note: Mapping[str, Any] = json.loads(predictions.schema.metadata[NOTE])
+    return note
+
+
+def _of_share(rows: pa.Table, share: LabelledShare) -> Estimate:
+    """Estimate the accuracy by a share of labels, mean of its draws; the interval is over the groups that are judged."""
+    return interval(share.hits.mean(0), _group(rows))
+
+
+def _figure(name: str, rows: pa.Table, shares: list[LabelledShare]) -> Figure:
+    spread = "; ".join(
+        f"{share.share:.0%} are {share.num_groups} groups, draws {share.hits.mean(1).min():.3f} to {share.hits.mean(1).max():.3f}"
+        for share in shares
+    )
+    estimates = [_of_share(rows, share) for share in shares]
+    num_groups = len(np.unique(_group(rows)))
+    return Figure(
+        title=f"Accuracy by labels, {name}",
+        kind="line",
+        x="groups of train whose labels are given",
+        x_log=True,
+        y="accuracy",
+        y_range=[0.0, 1.0],
+        series={
+            "logistic regression": Series.from_estimates(
+                [float(share.num_groups) for share in shares], estimates
+            )
+        },
+        caption=f"n = {len(rows)} images in {num_groups} groups; bands: 95 % over these, of the mean of {len(shares[0].hits)} draws. {spread}; of each class one group at least. C is 1 at each.",
+    )
+
+
+def _lists(table: pa.Table, column: str) -> np.ndarray:
+    """Return a column of equally long lists (rows entries), whose numbers stay as small as they are stored."""
+    flat: np.ndarray = pc.list_flatten(table[column]).to_numpy()
+    return flat.reshape(len(table), -1)
+
+
+def _truth(table: pa.Table) -> np.ndarray:
+    truth: np.ndarray = table["truth"].to_numpy()
+    return truth
+
+
+def _group(table: pa.Table) -> np.ndarray:
+    codes: np.ndarray = np.unique(table["group"].to_pylist(), return_inverse=True)[1]
+    return codes
