@@ -17,7 +17,9 @@ import torch
 from assay.cluster.session import ray_session
 from assay.errors import AssayError
 from assay.experiment.resources import Resources, num_workers, worker_resources
+from assay.runs.remote import pull, ray_storage
 from assay.train.loop import TrainState
+from assay.train.share import fetch
 from assay.train.tier import Tier, choose_tier
 from assay.train.worker import Job, reached, work
 
@@ -59,7 +61,10 @@ def train(
         # our own checkpoints resume, so a lost worker needs no more than another launch;
         # an error that names its remedy would only come again
         try:
-            trainer.fit()
+            try:
+                trainer.fit()
+            finally:
+                pull(job.folder)  # rank 0 may have been on another node
             return
         except TrainingFailedError as failed:
             cause = _cause(failed)
@@ -93,7 +98,7 @@ def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any]) -> Any:
         ),
         run_config=ray.train.RunConfig(
             name=f"launch-{time.time_ns()}",
-            storage_path=str(job.folder / "ray"),
+            **ray_storage(job.folder / "ray"),
             callbacks=list(callbacks),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
@@ -122,6 +127,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     from assay.experiment.stream import ray_stream
 
+    fetch(settings["job"].folder, begins=True)
     job = _settled(settings["job"], settings["tier"])
     torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()

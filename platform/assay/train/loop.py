@@ -72,6 +72,7 @@ class Loop:
         heartbeat: called after each look at val with the run's position.
         checkpoint_steps: updates between checkpoints besides those at each look at val; 0: none.
         accumulate: parts of a worker's share of each batch that are learnt from in turn.
+        saved: called by every worker after each checkpoint.
 
     Raises:
         ConfigError: train or val is empty, nothing is left to train, or fp16 without CUDA.
@@ -88,11 +89,12 @@ class Loop:
         heartbeat: Callable[[TrainState], None] = lambda position: None,
         checkpoint_steps: int = 0,
         accumulate: int = 1,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.task, self.wrapped, self.rows = task, wrapped, rows
         self.stream, self.folder, self.telemetry = stream, folder, telemetry
         self.heartbeat, self.checkpoint_steps = heartbeat, checkpoint_steps
-        self.accumulate, self.stopwatch = accumulate, task.stopwatch
+        self.accumulate, self.stopwatch, self.saved = accumulate, task.stopwatch, saved
         for name in ("train", "val"):
             if not len(rows[name]):
                 raise ConfigError(
@@ -416,6 +418,7 @@ class Loop:
         self.position.scaler = self.scaler.state_dict()
         folder, state = self.folder / "checkpoints", asdict(self.position)
         checkpoint.save(folder, self.position.step, self.wrapped, self.optimizer, state)
+        self.saved()
 
 
 def load_best(task: Task, folder: Path) -> None:

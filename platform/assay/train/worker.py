@@ -26,6 +26,7 @@ from assay.train.batches import Stream, batches
 from assay.train.loop import Loop, TrainState, load_best
 from assay.train.memory import memory_faults
 from assay.train.predict import Predictor, world
+from assay.train.share import fetch, share
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 from assay.train.tier import Tier
@@ -112,6 +113,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
                 heartbeat,
                 job.checkpoint_steps,
                 job.accumulate,
+                saved=lambda: share(job.folder),
             )
             position = loop.fit()
         if rank == 0:
@@ -121,6 +123,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     finally:
         if telemetry is not None:
             telemetry.close()
+    share(job.folder)
     return position
 
 
@@ -197,6 +200,7 @@ def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
     task_class, config = job.load()
     task = task_class(config, job.dataset).to(device)
+    fetch(job.folder)
     load_best(task, job.folder)
     tables = []
     for name in (*task.reference, "val", *job.judged):
