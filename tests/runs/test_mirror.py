@@ -2,18 +2,32 @@
 
 import json
 import os
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
+from assay import storage
 from assay.errors import ConfigError, RunError
-from assay.runs import claim
+from assay.runs import claim, lease, listing
 from assay.runs.claim import TakenOverError
+from assay.runs.folder import Run
 from assay.runs.index import is_ours
 from assay.runs.mirror import needs_all, needs_record
 from assay.runs.objects import Objects
-from assay.runs.remote import address_of, folder_of, mirror_of, open_storage, pull, push, writing
+from assay.runs.remote import (
+    address_of,
+    folder_of,
+    mirror_of,
+    open_storage,
+    pull,
+    push,
+    try_push,
+    writing,
+)
 
 Machine = Callable[[str], Path]
 
@@ -311,3 +325,57 @@ def test_what_cannot_be_reached_is_one_sentence(s3, s3_server, monkeypatch):
     for address in ("http://bucket/runs", "ftp://x"):
         with pytest.raises(ConfigError, match="allowed: a folder, or an URI"):
             open_storage(address)
+
+
+def test_a_server_that_never_answers_is_given_up(s3, s3_server, monkeypatch):
+    monkeypatch.setattr(storage, "SILENCE_S", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = s3("runs").replace(s3_server, f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(RunError, match=r"cannot be used \(AWS Error NETWORK_CONNECTION.*slow"):
+            open_storage(address)
+        assert time.monotonic() - began < 30
+
+
+def test_wrong_credentials_are_one_sentence(s3, s3_server, monkeypatch):
+    address, reset = s3("runs"), f"http://{s3_server}/moto-api/reset-auth"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")  # of nobody
+    httpx.post(reset, content=b"0")
+    try:
+        with pytest.raises(RunError, match=r"cannot be used \(AWS Error .*your rights"):
+            open_storage(f"{address}&region=us-east-1")
+    finally:
+        httpx.post(reset, content=b"inf")
+
+
+def test_a_push_on_the_way_may_fail_but_not_against_another_writer(machine, monkeypatch, capsys):
+    first = machine("first")
+    fill(first, **{"run.json": "1"})
+
+    def fails(*args: object) -> None:
+        raise RunError("no network.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "write", fails)
+        try_push(first)
+    assert capsys.readouterr().err == "Not pushed for now: no network.\n"
+    objects(first).write("index.json", b'{"files": {}}')
+    with pytest.raises(TakenOverError):
+        try_push(first)
+
+
+def test_a_run_of_another_machine_is_running_until_nothing_is_heard_of_it(machine, s3, monkeypatch):
+    first = machine("first")
+    monkeypatch.setattr(socket, "gethostname", lambda: "first")
+    with Run(first).lease():
+        Run(first).note(state="running", task="toy")
+        push(first)
+        second = machine("second")
+        monkeypatch.setattr(socket, "gethostname", lambda: "second")
+        open_storage(s3("runs"))
+        assert listing.read(second).state == "running"
+        monkeypatch.setattr(lease, "STALE_LEASE_S", 0)
+        assert listing.read(second).state == "interrupted"
+        machine("first")

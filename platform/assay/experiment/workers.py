@@ -19,6 +19,7 @@ from assay.errors import AssayError
 from assay.experiment.resources import Resources, num_workers, worker_resources
 from assay.runs.remote import pull, ray_storage
 from assay.train.loop import TrainState
+from assay.train.notice import Notice, listening
 from assay.train.share import fetch
 from assay.train.tier import Tier, choose_tier
 from assay.train.worker import Job, reached, work
@@ -51,7 +52,8 @@ def train(
     # what learns nothing only predicts: that takes less than workers take to start
     if resources.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
         job = _settled(job, resources.tier)
-        work(job, job.stream(), heartbeat or (lambda position: None))
+        with listening() as notice:
+            work(job, job.stream(), heartbeat or (lambda position: None), notice)
         return
     from ray.train import TrainingFailedError
 
@@ -132,7 +134,9 @@ def _worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()
     stream = ray_stream(job.source, config, job.dataset)
-    work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)))
+    # Ray tells all workers of a node that drains, and ends them when it is taken away
+    notice = Notice(lambda: ray.train.get_preemption_info() is not None)
+    work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)), notice)
 
 
 def _share_of_node() -> int:

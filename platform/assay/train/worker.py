@@ -25,6 +25,7 @@ from assay.train import checkpoint
 from assay.train.batches import Stream, batches
 from assay.train.loop import Loop, TrainState, load_best
 from assay.train.memory import memory_faults
+from assay.train.notice import NO_NOTICE, Notice
 from assay.train.predict import Predictor, world
 from assay.train.share import fetch, share
 from assay.train.source import TaskSource, load_task
@@ -71,7 +72,12 @@ class Job:
 
 
 @disk_faults()
-def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> TrainState:
+def work(
+    job: Job,
+    stream: Stream,
+    heartbeat: Any = lambda position: None,
+    notice: Notice = NO_NOTICE,
+) -> TrainState:
     """Train to the end and predict the sets to be judged; the same on every worker and without Ray.
 
     Raises:
@@ -114,6 +120,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
                 job.checkpoint_steps,
                 job.accumulate,
                 saved=lambda: share(job.folder),
+                notice=notice,
             )
             position = loop.fit()
         if rank == 0:
