@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from assay.runs.mirror import needs_all, needs_record
 from assay.runs.objects import Objects
 from assay.runs.remote import (
     address_of,
+    catch_up,
     folder_of,
     mirror_of,
     open_storage,
@@ -50,6 +52,13 @@ def fill(folder: Path, **contents: str) -> None:
         path = folder / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+
+
+def killed_pid() -> int:
+    """The number of a process that is no more."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return process.pid
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -225,7 +234,9 @@ def test_a_silent_writer_loses_its_claim_and_pushes_no_more(machine, monkeypatch
 
 def test_a_killed_process_of_the_same_machine_holds_nothing(machine):
     first = machine("first")
-    claim.Claim.take(first, objects(first), {"host": "here", "pid": 1})
+    claim.Claim.take(first, objects(first))
+    mark = json.loads((first / claim.MARK).read_text())
+    (first / claim.MARK).write_text(json.dumps(mark | {"pid": killed_pid()}))
     with writing(first):
         assert len(objects(first).list("claims")) == 1
     assert objects(first).list("claims") == []
@@ -379,3 +390,48 @@ def test_a_run_of_another_machine_is_running_until_nothing_is_heard_of_it(machin
         monkeypatch.setattr(lease, "STALE_LEASE_S", 0)
         assert listing.read(second).state == "interrupted"
         machine("first")
+
+
+def test_another_process_of_this_machine_is_refused(machine):
+    first = machine("first")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        claim.Claim.take(first, objects(first))
+        mark = json.loads((first / claim.MARK).read_text())
+        (first / claim.MARK).write_text(json.dumps(mark | {"pid": other.pid}))
+        with pytest.raises(RunError, match=f"written by process {other.pid} on"), writing(first):
+            pass
+        other.kill()
+
+
+def test_what_a_cleaner_deleted_here_stays_there(machine):
+    first = machine("first")
+    fill(first, **{"run.json": "1", "metrics.jsonl": "m", "checkpoints__a__x": "x"})
+    push(first)
+    (first / "metrics.jsonl").unlink()
+    (first / "checkpoints/a/x").unlink()
+    with writing(first):
+        fill(first, **{"run.json": "2"})
+    second = machine("second")
+    pull(second)
+    assert contents(second) == {"run.json": "2", "metrics.jsonl": "m", "checkpoints/a/x": "x"}
+
+
+def test_what_could_not_be_pushed_at_the_end_is_pushed_the_next_time(machine, monkeypatch):
+    first = machine("first")
+
+    def fails(*args: object) -> None:
+        raise RunError("no network.")
+
+    block = writing(first)
+    block.__enter__()
+    fill(first, **{"run.json": "1"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "write", fails)
+        with pytest.raises(RunError, match="no network"):
+            block.__exit__(None, None, None)
+    assert mirror_of(first).is_pending
+    catch_up(first)
+    assert not mirror_of(first).is_pending
+    second = machine("second")
+    catch_up(second)
+    assert contents(second) == {"run.json": "1"}

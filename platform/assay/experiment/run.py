@@ -41,7 +41,7 @@ from assay.runs.folder import Run
 from assay.runs.mirror import needs_record
 from assay.runs.names import attempts, is_run_name
 from assay.runs.record import STAGES, Launch, Quarantined, Stage, read_record
-from assay.runs.remote import address_of, look_at, open_storage, pull, push
+from assay.runs.remote import address_of, catch_up, open_storage, pull, push
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
 from assay.storage import join
@@ -293,13 +293,13 @@ def find(
         older = _of_other_code(source, config, manifest, storage, stage)
         if older is not None and not again:
             if reuse:
-                look_at(older.folder)
+                catch_up(older.folder)
                 return older
             _say_what_changed(older.folder.name, tuple(_changed_files(older, source)))
         return Run(storage / name)
     if again:
         return Run(storage / f"{name}-{max(tried) + 1}")
-    look_at(tried[max(tried)])
+    catch_up(tried[max(tried)])
     return Run(tried[max(tried)])
 
 

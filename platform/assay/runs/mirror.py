@@ -98,8 +98,8 @@ class Mirror:
             # a push that was broken off leaves newer files than its index lists, as a killed
             # process does on a disk: they are taken as they are
             if is_same or self.objects.read(INDEX, MOST_INDEX_BYTES) == content:
-                state.index = digest(content)
-                write_state(self.folder, state)
+                here = {name: file for name, file in state.files.items() if self._has(name)}
+                write_state(self.folder, MirrorState(digest(content), here))
                 return
             state.index = ""
         raise RunError(f"{self.name} in {self.address} is being written just now; try again.")
@@ -118,7 +118,7 @@ class Mirror:
         wanted = []
         for name in files:
             path = self.folder / name
-            if not needs(name) or (not is_moved and (name in state.files or path.exists())):
+            if not needs(name) or (not is_moved and path.exists()):
                 continue
             if not path.is_file() or self._digest(name, state) != files[name].sha256:
                 wanted.append(name)
@@ -131,6 +131,19 @@ class Mirror:
                 names,
             )
         return all(state.files[name].sha256 == files[name].sha256 for name in wanted)
+
+    @property
+    def is_pending(self) -> bool:
+        """Tell whether something was changed here and not pushed."""
+        state = read_state(self.folder)
+        known = {name: file for name, file in state.files.items() if self._has(name)}
+        here = dict(files_of(self.folder))
+        return here.keys() != known.keys() or any(
+            file != synced(here[name], file.sha256) for name, file in known.items()
+        )
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
     def _digest(self, name: str, state: MirrorState) -> str:
         """Return the digest of a file here, and note it."""

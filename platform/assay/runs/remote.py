@@ -4,7 +4,6 @@ What is no mirror is left alone by all of these.
 """
 
 import os
-import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -118,6 +117,19 @@ def look_at(folder: Path, needs: Needs = needs_judged) -> None:
             os.utime(writer, ns=(info.mtime_ns, info.mtime_ns))
 
 
+def catch_up(folder: Path) -> None:
+    """Pull a run that may be written here next, and push what an earlier process here could not.
+
+    Raises:
+        RunError: another machine writes it, or object storage cannot be used.
+    """
+    look_at(folder)
+    mirror = mirror_of(folder)
+    if mirror is not None and not is_held(folder / LEASE) and mirror.is_pending:
+        with writing(folder):
+            pass
+
+
 def pull(folder: Path, needs: Needs = needs_all) -> None:
     """Copy here what a run or a sweep has on object storage; see `Mirror.pull`."""
     mirror = mirror_of(folder)
@@ -168,7 +180,7 @@ def writing(folder: Path, needs: Needs = needs_judged) -> Iterator[None]:
     if mirror is None:
         yield
         return
-    claim = Claim.take(folder, mirror.objects, {"host": socket.gethostname(), "pid": os.getpid()})
+    claim = Claim.take(folder, mirror.objects)
     ended = threading.Event()
     thread = threading.Thread(target=_renew, args=(claim, ended), daemon=True)
     thread.start()

@@ -12,7 +12,9 @@ from typing import Any
 import torch.distributed as dist
 
 from assay.errors import RunError
+from assay.runs.claim import MARK
 from assay.runs.index import read_state
+from assay.runs.lease import holder_of, us
 from assay.runs.remote import mirror_of, try_push
 
 
@@ -20,7 +22,13 @@ def leads(folder: Path) -> bool:
     """Tell whether this worker writes what its node has once, in a run's folder or below."""
     if not dist.is_initialized() or dist.get_rank() == 0:
         return True
-    return mirror_of(folder) is not None and os.environ.get("LOCAL_RANK") == "0"
+    mirror = mirror_of(folder)
+    if mirror is None or os.environ.get("LOCAL_RANK") != "0":
+        return False
+    driver = holder_of(
+        mirror.folder / MARK
+    )  # which is there on its own node, unless nodes share a home
+    return driver is None or driver.host == us().host
 
 
 def share(folder: Path) -> None:
