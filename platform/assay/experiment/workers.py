@@ -17,7 +17,7 @@ import torch
 from assay.cluster.session import ray_session
 from assay.errors import AssayError
 from assay.experiment.resources import Resources, num_workers, worker_resources
-from assay.runs.remote import pull, ray_storage
+from assay.runs.remote import drop_ray_storage, pull, ray_storage
 from assay.train.loop import TrainState
 from assay.train.notice import Notice, listening
 from assay.train.share import fetch
@@ -67,6 +67,7 @@ def train(
                 trainer.fit()
             finally:
                 pull(job.folder)  # rank 0 may have been on another node
+                drop_ray_storage(job.folder / "ray")
             return
         except TrainingFailedError as failed:
             cause = _cause(failed)

@@ -4,6 +4,7 @@ What is no mirror is left alone by all of these.
 """
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -167,6 +168,16 @@ def ray_storage(folder: Path) -> dict[str, Any]:
         return {"storage_path": str(folder)}
     files, root = reach(mirror.address)
     return {"storage_path": f"{root}/{mirror.name}", "storage_filesystem": files}
+
+
+def drop_ray_storage(folder: Path) -> None:
+    """Delete what Ray kept in a folder, which nobody reads again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    mirror = mirror_of(folder)
+    if mirror is not None:
+        files, root = reach(mirror.address)
+        with suppress(OSError):
+            files.delete_dir(f"{root}/{mirror.name}")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ what became of it is in its run's directory alone, so nothing of Tune's is kept.
 """
 
 import os
-import shutil
 import statistics
 import sys
 import time
@@ -40,7 +39,7 @@ from assay.experiment.run import StoredImages, complete, prepare
 from assay.files import describe
 from assay.runs.folder import Run
 from assay.runs.record import Stage
-from assay.runs.remote import pull, ray_storage, try_push
+from assay.runs.remote import drop_ray_storage, pull, ray_storage, try_push
 from assay.sweep.trial import Outcome, Trial, read_outcome
 from assay.train.batches import batches
 from assay.train.loop import TrainState, load_best
@@ -167,7 +166,7 @@ def run_trials(
     try:
         tuner.fit()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        drop_ray_storage(folder)
 
 
 def _scheduler(halving: Halving, select: str) -> ASHAScheduler:
