@@ -43,7 +43,7 @@ from onnx import TensorProto, helper, numpy_helper
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-RAY = ("test_ray", "test_readme", "test_jobs", "test_autoscaling")
+RAY = ("test_ray", "test_readme", "test_jobs", "test_autoscaling", "test_sweep_storage")
 LATE = ("test_cluster", "test_sweep")
 
 install_import_hook("assay", "beartype.beartype")
