@@ -12,12 +12,17 @@ import json
 import os
 import resource
 import runpy
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from uuid import uuid4
 
 # read as Ray is imported: under `uv run` its workers would each make an environment of their own
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -38,7 +43,7 @@ from onnx import TensorProto, helper, numpy_helper
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-RAY = ("test_ray", "test_readme", "test_jobs", "test_autoscaling")
+RAY = ("test_ray", "test_readme", "test_jobs", "test_autoscaling", "test_sweep_storage")
 LATE = ("test_cluster", "test_sweep")
 
 install_import_hook("assay", "beartype.beartype")
@@ -98,6 +103,47 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return not probe.connect_ex(("127.0.0.1", port))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The host and port of a real S3 server, moto's, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with log.open("wb") as out, subprocess.Popen(words, stdout=out, stderr=out) as server:
+        try:
+            deadline = time.monotonic() + 120
+            while not _answers(port):
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A function that makes the address of a folder in a bucket of its own; caches lie below tmp_path."""
+    import pyarrow.fs as pafs
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    files = pafs.S3FileSystem(
+        endpoint_override=s3_server, scheme="http", allow_bucket_creation=True
+    )
+    bucket = f"bucket-{uuid4().hex}"
+    files.create_dir(bucket)
+    return lambda name: f"s3://{bucket}/{name}?endpoint_override={s3_server}&scheme=http"
 
 
 class _Quiet(SimpleHTTPRequestHandler):

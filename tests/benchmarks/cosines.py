@@ -62,7 +62,7 @@ def trained_task(storage: Path) -> tuple[Any, dict[str, np.ndarray]]:
     source = TaskSource.read(SCRIPT)
     task_class = load_task(source)
     config: Any = task_class.presets()["demo"]
-    run = experiment(source, config, Resources(workers=0, storage=storage))
+    run = experiment(source, config, Resources(workers=0, storage=str(storage)))
     manifest = task_class.manifest(config, storage)
     pixels = Pixels(Store(str(storage / "store")), manifest.column("content"))
     dataset = Dataset.of(manifest, pixels)

@@ -405,7 +405,7 @@ def test_relative_storage_is_refused_in_an_uploaded_job(
     monkeypatch.chdir(job)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(ConfigError, match="outlives the job"):
-        storage_of(Resources(storage=Path("runs")))
+        storage_of(Resources(storage="runs"))
     assert storage_of(Resources()) == tmp_path / "home" / "assay" / "runs"
     monkeypatch.chdir(tmp_path)
     assert storage_of(Resources()) == tmp_path / "runs"

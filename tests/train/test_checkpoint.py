@@ -1,6 +1,7 @@
 """A checkpoint is exact, whole or not there, and of this model or refused."""
 
 import json
+import pickle
 import warnings
 from pathlib import Path
 
@@ -239,3 +240,50 @@ def test_whatever_lies_in_the_newest_checkpoint_the_one_before_is_taken(tmp_path
             with pytest.warns(UserWarning, match="is damaged"):
                 assert checkpoint.latest(tmp_path) == whole
     assert checkpoint.latest(tmp_path) == newest
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def test_code_in_an_index_is_refused_and_not_run(tmp_path):
+    trainee = Trainee("adamw")
+    trainee.steps(0, 1)
+    path = trainee.save(tmp_path, 1)
+    (path / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
+    with pytest.raises(CheckpointError, match=r"is none of ours \(it names .*; delete its folder"):
+        trainee.load(path)
+    (path / ".metadata").write_bytes(pickle.dumps(Path("x")))
+    with pytest.raises(CheckpointError, match="holds a PosixPath and no index"):
+        trainee.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path):
+    trainee = Trainee("adamw")
+    trainee.steps(0, 1)
+    path = trainee.save(tmp_path, 1)
+    index = pickle.loads((path / ".metadata").read_bytes())
+    next(iter(index.storage_data.values())).relative_path = "../elsewhere"
+    (path / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(CheckpointError, match=r"names the file '\.\./elsewhere'"):
+        trainee.load(path)
+
+
+def test_code_in_a_value_is_refused_and_not_run(tmp_path):
+    trainee = Trainee("adamw")
+    trainee.steps(0, 1)
+    trainee.optimizer.param_groups[0]["prefix"] = Trap(tmp_path / "ran")
+    path = trainee.save(tmp_path, 1)
+    (tmp_path / "ran").unlink(missing_ok=True)
+    other = Trainee("adamw")
+    other.steps(0, 1)
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        other.load(path)
+    assert not (tmp_path / "ran").exists()

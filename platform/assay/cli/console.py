@@ -40,6 +40,8 @@ from assay.report import text
 from assay.report.page import write_report
 from assay.runs import listing
 from assay.runs.listing import RunSummary
+from assay.runs.mirror import needs_judged
+from assay.runs.remote import open_storage, writing
 from assay.runs.results import read_config
 from assay.typed import to_json
 
@@ -49,22 +51,22 @@ if TYPE_CHECKING:
 Name = Annotated[str, tyro.conf.Positional]
 
 
-_RUNS = Path("runs")
+_RUNS = "runs"
 
 
 _DECIDE = DecideConfig()
 
 
-def runs(storage: Path = _RUNS, task: str = "", by: str = "val", csv: Path | None = None) -> None:
+def runs(storage: str = _RUNS, task: str = "", by: str = "val", csv: Path | None = None) -> None:
     """List all runs, the best first, apart for each task, rule and set of rows.
 
     Args:
-        storage: Folder of the runs.
+        storage: Folder or URI of the runs.
         task: Only those of this task.
         by: Set to rank by; by a test set is an oracle's choice and said to be one.
         csv: File to write all numbers to as well.
     """
-    summaries = [run for run in listing.read_all(storage) if task in ("", run.task)]
+    summaries = [run for run in listing.read_all(open_storage(storage)) if task in ("", run.task)]
     if not summaries:
         raise RunError(
             f"{storage} holds no run{f' of the task {task}' if task else ''}; train one, or name another --storage."
@@ -79,14 +81,14 @@ def runs(storage: Path = _RUNS, task: str = "", by: str = "val", csv: Path | Non
         listing.write_csv(csv, summaries)
 
 
-def show(run: Name, storage: Path = _RUNS) -> None:
+def show(run: Name, storage: str = _RUNS) -> None:
     """Show one run: state, launches, numbers of every set, decision, comparisons, scorings.
 
     Args:
         run: The run.
-        storage: Folder of the runs.
+        storage: Folder or URI of the runs.
     """
-    summary = listing.find(run, storage)
+    summary = listing.find(run, open_storage(storage, run, needs_judged))
     record = summary.record
     seconds = f", {record.seconds:.0f} s" if record.seconds else ""
     print(f"{summary.folder.name}: {summary.state}{seconds}")
@@ -109,7 +111,7 @@ def show(run: Name, storage: Path = _RUNS) -> None:
 def compare_runs(
     first: Name,
     others: Annotated[list[str], tyro.conf.Positional],
-    storage: Path = _RUNS,
+    storage: str = _RUNS,
     json: Path | None = None,
 ) -> None:
     """Compare the first run with each other one on the same test rows.
@@ -117,10 +119,10 @@ def compare_runs(
     Args:
         first: The run in question.
         others: What it is compared with.
-        storage: Folder of the runs.
+        storage: Folder or URI of the runs.
         json: File to write the comparisons to as well.
     """
-    summaries = [listing.judged(name, storage) for name in (first, *others)]
+    summaries = [listing.judged(name, open_storage(storage, name)) for name in (first, *others)]
     if len({run.folder.resolve() for run in summaries}) < len(summaries):
         raise RunError(f"A run is named twice in {first} {' '.join(others)}; name each once.")
     alike = len({run.folder.name for run in summaries}) < len(summaries)
@@ -140,8 +142,8 @@ class Judge:
 
     run: Name
     """The run."""
-    storage: Path = _RUNS
-    """Folder of the runs."""
+    storage: str = _RUNS
+    """Folder or URI of the runs."""
     tasks: Path = Path("tasks")
     """Folder of the task files; the run's is the one of its task's name."""
     decide: DecideConfig = _DECIDE
@@ -151,9 +153,10 @@ class Judge:
 def _default_judge(arguments: Sequence[str]) -> Judge:
     """Tell what `assay judge RUN` starts from: how the run was judged before."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--storage", type=Path, default=_RUNS)
+    early.add_argument("--storage", default=_RUNS)
     storage = early.parse_known_args(arguments)[0].storage
-    config = read_config(listing.find(arguments[0], storage).folder)
+    run = listing.find(arguments[0], open_storage(storage, arguments[0]))
+    config = read_config(run.folder)
     decide = from_dict(DecideConfig, config.get("decide", {}))
     return Judge(arguments[0], storage, decide=decide)
 
@@ -168,7 +171,7 @@ def judge_again(command: Judge) -> None:
     from assay.runs.folder import Run
     from assay.train.source import load_task
 
-    summary = listing.find(command.run, command.storage)
+    summary = listing.find(command.run, open_storage(command.storage, command.run, needs_judged))
     folder = summary.folder.absolute()
     if not (summary.result or summary.is_stale):
         raise RunError(
@@ -211,14 +214,16 @@ def _task_of(run: RunSummary, tasks: Path) -> "TaskSource":
     return source
 
 
-def make_report(run: Name, storage: Path = _RUNS) -> None:
+def make_report(run: Name, storage: str = _RUNS) -> None:
     """Make report.html again, from the run's directory alone.
 
     Args:
         run: The run.
-        storage: Folder of the runs.
+        storage: Folder or URI of the runs.
     """
-    page = write_report(listing.find(run, storage).folder)
+    folder = listing.find(run, open_storage(storage, run, needs_judged)).folder
+    with writing(folder):
+        page = write_report(folder)
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -5,7 +5,6 @@ assay registry                    who answers, and the history
 assay rollback TASK               return to the one before
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,11 +15,13 @@ from assay.bundle.registry import Record, Registry
 from assay.errors import RunError
 from assay.metrics.estimate import Estimate, bracket, signed
 from assay.runs import listing
+from assay.runs.mirror import needs_judged
+from assay.runs.remote import open_storage
 
 Name = Annotated[str, tyro.conf.Positional]
 
 
-_RUNS = Path("runs")
+_RUNS = "runs"
 
 
 _REGISTRY = "registry"
@@ -30,7 +31,7 @@ def promote_run(
     run: Name,
     alias: Alias = "champion",
     registry: str = _REGISTRY,
-    storage: Path = _RUNS,
+    storage: str = _RUNS,
     force: str = "",
 ) -> None:
     """Put a run's bundle behind an alias; refused where it is worse than the champion.
@@ -39,10 +40,10 @@ def promote_run(
         run: The run.
         alias: What it becomes.
         registry: Folder or URI of the registry.
-        storage: Folder of the runs.
+        storage: Folder or URI of the runs.
         force: Why it is promoted in spite of objections; recorded.
     """
-    summary = listing.judged(run, storage)
+    summary = listing.judged(run, open_storage(storage, run, needs_judged))
     bundle = summary.folder / "bundle"
     if not (bundle / "bundle.json").is_file():
         raise RunError(f"{summary.folder.name} has no bundle; run the task again, which ships one.")

@@ -20,6 +20,7 @@ from assay.files import write_json
 from assay.report.page import write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
+from assay.runs.remote import writing
 from assay.runs.results import read_comparisons
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
@@ -79,9 +80,10 @@ def _write_reports(folders: Mapping[str, Path]) -> None:
         page = folder / "report.html"
         is_lost = folder == first and not _is_compared(folder)
         if is_lost or not page.exists() or page.stat().st_mtime < newest:
-            if folder == first:
-                write_comparison(folders)
-            write_report(folder)
+            with writing(folder):
+                if folder == first:
+                    write_comparison(folders)
+                write_report(folder)
 
 
 def _is_compared(folder: Path) -> bool:

@@ -1,7 +1,6 @@
 """Where a run is computed: workers, devices, folders."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -35,10 +34,10 @@ class Resources(Settings):
     """Worker failures survived before the run is given up."""
     wait_s: Annotated[float, Interval(ge=0, le=604_800)] = 900.0
     """Seconds to wait for nodes on a cluster that can grow; 0: take what is there, as on one that cannot."""
-    storage: Path | None = None
-    """Folder of the runs, shared by all nodes; none: runs/ here, or ~/assay/runs in a submitted job."""
+    storage: str = ""
+    """Folder of the runs, shared by all nodes, or URI (s3://, gs://, abfs://); none: runs/ here, or ~/assay/runs in a submitted job."""
     store: str = ""
-    """Folder or URI (s3://, gs://, abfs://) of decoded pixels; none: store/ below the storage."""
+    """Folder or URI of decoded pixels; none: store/ below the storage, of an URI on this machine where no cluster is joined."""
     cache: str = ""
     """Folder on each node for copies of what is read from the store, such as a local disk or /dev/shm; none: only of an URI, below ~/.cache."""
     tier: Tier = "auto"

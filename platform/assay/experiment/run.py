@@ -4,6 +4,7 @@ A run may end early and go on later: `complete` brings it to where it is judged 
 trial of a search), on test too ("test", a trial of a grid of folds), or shipped ("bundle").
 """
 
+import os
 import sys
 import time
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from assay.data.images.white import choose as choose_white
 from assay.data.manifest import Manifest
 from assay.data.masks import account
 from assay.data.near.copies import Leak, NearDuplicate, NearPair, leaks, near_duplicates
+from assay.data.objects import local
 from assay.data.split import Split, draw_split
 from assay.errors import AssayError, ConfigError, RunError
 from assay.experiment.copies import copies_among
@@ -36,10 +38,13 @@ from assay.experiment.workers import train
 from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
+from assay.runs.mirror import needs_record
 from assay.runs.names import attempts, is_run_name
 from assay.runs.record import STAGES, Launch, Quarantined, Stage, read_record
+from assay.runs.remote import address_of, catch_up, open_storage, pull, push
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
+from assay.storage import join
 from assay.train.checkpoint import Keep
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
@@ -84,7 +89,9 @@ def read_data(
 
 
 def _store_of(resources: Resources, storage: Path) -> Store:
-    address = resources.store or str(storage / "store")
+    address, remote = resources.store or str(storage / "store"), address_of(storage)
+    if not resources.store and remote and os.environ.get("RAY_ADDRESS"):
+        address = join(remote, "store")  # whose nodes share no disk
     return Store(address if "://" in address else str(Path(address).absolute()), resources.cache)
 
 
@@ -145,6 +152,7 @@ def complete(
         sweep: name of the sweep it is a trial of.
     """
     data, config = prepared.data, prepared.config
+    pull(run.folder)
     is_judged = run.state == "finished" and run.record.stage == "test"
     _refuse_other_split(prepared, run)
     judged = () if stage == "val" else tuple(prepared.split.tests)
@@ -208,6 +216,7 @@ def _begin(
     has_copy = pa.array([row in copies for row in range(len(data.manifest))])
     table = prepared.split.table(data.manifest).append_column("near_copy", has_copy)
     write_parquet(run.folder / "split.parquet", table)
+    push(run.folder)
     return Job(
         data.source,
         to_dict(config),
@@ -287,11 +296,13 @@ def find(
         older = _of_other_code(source, config, manifest, storage, stage)
         if older is not None and not again:
             if reuse:
+                catch_up(older.folder)
                 return older
             _say_what_changed(older.folder.name, tuple(_changed_files(older, source)))
         return Run(storage / name)
     if again:
         return Run(storage / f"{name}-{max(tried) + 1}")
+    catch_up(tried[max(tried)])
     return Run(tried[max(tried)])
 
 
@@ -329,29 +340,37 @@ def _say_what_changed(name: str, files: tuple[str, ...]) -> None:
 
 
 def storage_of(resources: Resources) -> Path:
-    """Return the absolute folder of the runs.
+    """Return the absolute folder of the runs; of those on object storage the one that mirrors them, with their records.
 
     Raises:
         ConfigError: it is relative and this is an uploaded copy of the working directory, which
             Ray deletes after the job.
+        RunError: object storage cannot be used.
     """
     uploaded = "runtime_resources" in Path.cwd().parts
-    if resources.storage is None:
+    if not resources.storage:
         return Path.home() / "assay" / "runs" if uploaded else Path.cwd() / "runs"
-    if uploaded and not resources.storage.is_absolute():
+    folder = open_storage(resources.storage, needs=needs_record)
+    if uploaded and not folder.is_absolute():
         raise ConfigError(
             f"--storage {resources.storage} is relative, and this job runs in a temporary copy of your folder; give an absolute path that outlives the job."
         )
-    return resources.storage.absolute()
+    return folder.absolute()
 
 
 def absolute(config: TaskConfig) -> TaskConfig:
-    """Make every path of the settings absolute, since workers have other working directories."""
+    """Make every path of the settings absolute, since workers have other working directories.
+
+    What is on object storage is copied to this machine.
+
+    Raises:
+        ManifestError: it cannot be had.
+    """
     changed: dict[str, Any] = {}
     for name, section in vars(config).items():
         if isinstance(section, Settings):
             paths: dict[str, Any] = {
-                k: v.absolute() for k, v in vars(section).items() if isinstance(v, Path)
+                k: local(v) for k, v in vars(section).items() if isinstance(v, Path)
             }
             if name in ("model", "teacher"):
                 paths |= {k: _placed(v) for k, v in vars(section).items() if k.endswith("weights")}

@@ -17,7 +17,10 @@ import torch
 from assay.cluster.session import ray_session
 from assay.errors import AssayError
 from assay.experiment.resources import Resources, num_workers, worker_resources
+from assay.runs.remote import drop_ray_storage, pull, ray_storage
 from assay.train.loop import TrainState
+from assay.train.notice import Notice, listening
+from assay.train.share import fetch
 from assay.train.tier import Tier, choose_tier
 from assay.train.worker import Job, reached, work
 
@@ -49,7 +52,8 @@ def train(
     # what learns nothing only predicts: that takes less than workers take to start
     if resources.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
         job = _settled(job, resources.tier)
-        work(job, job.stream(), heartbeat or (lambda position: None))
+        with listening() as notice:
+            work(job, job.stream(), heartbeat or (lambda position: None), notice)
         return
     from ray.train import TrainingFailedError
 
@@ -59,7 +63,11 @@ def train(
         # our own checkpoints resume, so a lost worker needs no more than another launch;
         # an error that names its remedy would only come again
         try:
-            trainer.fit()
+            try:
+                trainer.fit()
+            finally:
+                pull(job.folder)  # rank 0 may have been on another node
+                drop_ray_storage(job.folder / "ray")
             return
         except TrainingFailedError as failed:
             cause = _cause(failed)
@@ -93,7 +101,7 @@ def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any]) -> Any:
         ),
         run_config=ray.train.RunConfig(
             name=f"launch-{time.time_ns()}",
-            storage_path=str(job.folder / "ray"),
+            **ray_storage(job.folder / "ray"),
             callbacks=list(callbacks),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
@@ -122,11 +130,14 @@ def _worker(settings: dict[str, Any]) -> None:
 
     from assay.experiment.stream import ray_stream
 
+    fetch(settings["job"].folder, begins=True)
     job = _settled(settings["job"], settings["tier"])
     torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()
     stream = ray_stream(job.source, config, job.dataset)
-    work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)))
+    # Ray tells all workers of a node that drains, and ends them when it is taken away
+    notice = Notice(lambda: ray.train.get_preemption_info() is not None)
+    work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)), notice)
 
 
 def _share_of_node() -> int:

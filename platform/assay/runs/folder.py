@@ -18,10 +18,7 @@ A run is identified by *what* it computes (settings, data, source of the task an
 trains with), not by *where*; the same command finds the same directory again.
 """
 
-import os
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,12 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import RunError
-from assay.files import read_json, reading, write_json
+from assay.files import write_json
+from assay.runs.lease import LEASE, holder_of, is_held, us
 from assay.runs.record import RunRecord, State, read_record, write_record
-from assay.typed import from_json
-
-STALE_LEASE_S = 180
-"""A lease that was not renewed for so long is nobody's."""
+from assay.runs.remote import writing
 
 
 @dataclass(frozen=True)
@@ -71,17 +66,19 @@ class Run:
     def lease(self) -> Iterator[None]:
         """Hold the right to write; renewed every 30 s, given up at the end.
 
+        What is on object storage is pulled first, without what training alone needs, and pushed at the end.
+
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or object storage cannot be used.
         """
-        path = self.folder / "lease.json"
+        path = self.folder / LEASE
         self.folder.mkdir(parents=True, exist_ok=True)
-        holder = _holder(path)
-        if holder is not None and is_held(path) and holder != _us():
+        holder = holder_of(path)
+        if holder is not None and is_held(path) and holder != us():
             raise RunError(
                 f"{self.folder} is being written by process {holder.pid} on {holder.host}; wait for it, or end that process."
             )
-        write_json(path, vars(_us()))
+        write_json(path, vars(us()))
         ended = threading.Event()
 
         def renew() -> None:
@@ -92,45 +89,9 @@ class Run:
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
         try:
-            yield
+            with writing(self.folder):
+                yield
         finally:
             ended.set()
             thread.join()
             path.unlink(missing_ok=True)
-
-
-def is_held(lease: Path) -> bool:
-    """Tell whether a living process holds a lease: it was renewed of late and, on this host, its process is there."""
-    holder = _holder(lease)
-    if holder is None or time.time() - lease.stat().st_mtime >= STALE_LEASE_S:
-        return False
-    if holder.host != socket.gethostname():
-        return True
-    try:
-        os.kill(holder.pid, 0)
-    except (ProcessLookupError, OverflowError):  # no process, or no number of one
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Contents of lease.json: the process that writes a run."""
-
-    host: str
-    pid: int
-
-
-def _us() -> Holder:
-    return Holder(socket.gethostname(), os.getpid())
-
-
-def _holder(lease: Path) -> Holder | None:
-    """Read who holds a lease; None where nobody does, or where it does not say who."""
-    try:
-        with reading(lease):
-            return from_json(Holder, read_json(lease))
-    except RunError:
-        return None

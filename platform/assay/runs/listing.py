@@ -19,7 +19,7 @@ from assay.files import read_json, reading, write_rows
 from assay.metrics.estimate import Estimate
 from assay.metrics.summary import Summary
 from assay.runs import record, results
-from assay.runs.folder import is_held
+from assay.runs.lease import LEASE, WRITER, is_held
 from assay.runs.names import is_copy
 from assay.runs.record import RunRecord, schema_of
 from assay.runs.results import Result
@@ -127,7 +127,8 @@ def read(folder: Path) -> RunSummary:
         run = record.read_record(folder)
     except RunError as error:
         return RunSummary(folder, "damaged", str(error))
-    is_dead = run.state == "running" and not is_held(folder / "lease.json")
+    is_held_by_any = any(is_held(folder / name) for name in (LEASE, WRITER))
+    is_dead = run.state == "running" and not is_held_by_any
     summary = RunSummary(folder, "interrupted" if is_dead else run.state, run.reason, run)
     return _with_result(summary) if run.state == "finished" else summary
 

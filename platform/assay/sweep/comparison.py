@@ -27,6 +27,7 @@ from assay.report.page import fill_page, write_page
 from assay.report.svg import count
 from assay.runs.folder import Run
 from assay.runs.record import Stage
+from assay.runs.remote import writing
 from assay.space import change
 from assay.sweep.fixed import (
     combine,
@@ -114,7 +115,9 @@ def sweep(
         run_missing(missing, configs, source, manifest, resources, launch, name)
     if launch.latency:
         _measure_latencies([trial.folder for trial in trials])
-    return report(storage / "sweeps" / name, source.name, trials)
+    folder = storage / "sweeps" / name
+    with writing(folder):
+        return report(folder, source.name, trials)
 
 
 def _settings(

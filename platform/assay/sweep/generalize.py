@@ -27,6 +27,7 @@ from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
+from assay.runs.remote import writing
 from assay.space import change, sample
 from assay.sweep.fixed import is_finished, manifest_of, print_missing, run_missing, settings_of
 from assay.sweep.folds import Fold, plan
@@ -99,10 +100,11 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     folder = storage / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
     ended = [_read_trial(fold, trial) for fold, trial in zip(folds, trials, strict=True)]
-    write_trials(folder, [each.row for each in ended])
     finished = [each for each in ended if is_finished(each.trial.folder)]
-    if finished:
-        _report(folder, source, config, column, ended, finished)
+    with writing(folder):
+        write_trials(folder, [each.row for each in ended])
+        if finished:
+            _report(folder, source, config, column, ended, finished)
     return sum(each.outcome.state == "failed" for each in ended)
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 from markupsafe import Markup
+from optuna import Study
 from optuna.trial import FrozenTrial
 
 from assay.config import fingerprint, from_dict
@@ -42,6 +43,8 @@ from assay.files import write_json
 from assay.report.page import fill_page, write_page, write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
+from assay.runs.names import is_run_name
+from assay.runs.remote import look_at, writing
 from assay.runs.results import read_config, read_result
 from assay.space import Space, change, rounded
 from assay.sweep import space_file, space_text
@@ -112,32 +115,43 @@ def sweep(
     parts = [identity(source, config, manifest), repr(space), repr(settings), repr(halving)]
     folder = storage / "sweeps" / f"{source.name}-{settings.sampling}-{fingerprint(parts)}"
     folder.mkdir(parents=True, exist_ok=True)
-    search = Search(
-        open_study(folder, settings),
-        settings,
-        space,
-        config,
-        # Tune pickles the search: a lambda is left alone by jaxtyping, whose wrapper cannot be
-        lambda config: (
-            find(source, config, manifest, storage, reuse=launch.reuse, stage="val").folder
-        ),
-        launch.trials,
-        launch.epochs,
-    )
-    search.warm([load_study(path) for path in launch.warm_start])
-    data: StoredImages | None = None
-    with cluster(resources):
-        if len(search.trials) < search.num:
-            reserved, parallel = fit_in(resources, launch.gpus_per_worker, launch.parallel)
-            data = read_data(source, manifest, config, resources, storage)
-            measure = bool({"latency_ms", "num_params"} & {*objectives})
-            select = objectives[0] if objectives[0] in ("score", "nll") else "score"
-            context = SweepContext(data, resources, "val", folder.name, measure, select)
-            run_trials(context, search, reserved, parallel, halving)
-        selected = _select(search, folder)
-        data = data or read_data(source, manifest, config, resources, storage)
-        _score_once(selected, source.name, data, resources, len(search.trials))
-    return _report(folder, search, halving, selected)
+    with writing(folder):
+        study = open_study(folder, settings)
+        _look_at_runs(study, storage, source.name)
+        search = Search(
+            study,
+            settings,
+            space,
+            config,
+            # Tune pickles the search: a lambda is left alone by jaxtyping, whose wrapper cannot be
+            lambda config: (
+                find(source, config, manifest, storage, reuse=launch.reuse, stage="val").folder
+            ),
+            launch.trials,
+            launch.epochs,
+        )
+        search.warm([load_study(path) for path in launch.warm_start])
+        data: StoredImages | None = None
+        with cluster(resources):
+            if len(search.trials) < search.num:
+                reserved, parallel = fit_in(resources, launch.gpus_per_worker, launch.parallel)
+                data = read_data(source, manifest, config, resources, storage)
+                measure = bool({"latency_ms", "num_params"} & {*objectives})
+                select = objectives[0] if objectives[0] in ("score", "nll") else "score"
+                context = SweepContext(data, resources, "val", folder.name, measure, select)
+                run_trials(context, search, reserved, parallel, halving)
+            selected = _select(search, folder)
+            data = data or read_data(source, manifest, config, resources, storage)
+            _score_once(selected, source.name, data, resources, len(search.trials))
+        return _report(folder, search, halving, selected)
+
+
+def _look_at_runs(study: Study, storage: Path, task: str) -> None:
+    """Pull the runs of earlier launches from object storage, where another machine may have trained them."""
+    for trial in study.trials:
+        name = trial.user_attrs.get("run", "")
+        if is_run_name(name, task):
+            look_at(storage / name)
 
 
 def _read_space(
@@ -220,8 +234,9 @@ def _score_once(run: Run, name: str, data: StoredImages, resources: Resources, t
             complete(prepare(data, config, name), run, alone, tried=tried)
         elif read_result(run.folder).tried != tried:
             judge(run.folder, task, config, data.storage, tried)
-    write_comparison({name: run.folder})
-    write_report(run.folder)
+    with writing(run.folder):
+        write_comparison({name: run.folder})
+        write_report(run.folder)
 
 
 def _report(folder: Path, search: Search, halving: Halving | None, selected: Run) -> int:

@@ -6,7 +6,6 @@ what became of it is in its run's directory alone, so nothing of Tune's is kept.
 """
 
 import os
-import shutil
 import statistics
 import sys
 import time
@@ -40,6 +39,7 @@ from assay.experiment.run import StoredImages, complete, prepare
 from assay.files import describe
 from assay.runs.folder import Run
 from assay.runs.record import Stage
+from assay.runs.remote import drop_ray_storage, pull, ray_storage, try_push
 from assay.sweep.trial import Outcome, Trial, read_outcome
 from assay.train.batches import batches
 from assay.train.loop import TrainState, load_best
@@ -149,7 +149,7 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(trainable, reserved),
         tune_config=tune.TuneConfig(
-            search_alg=_SourceSearcher(source, shared.select),
+            search_alg=_SourceSearcher(source, shared.select, folder.parent),
             scheduler=_scheduler(halving, shared.select) if halving else None,
             num_samples=-1,
             max_concurrent_trials=parallel,
@@ -158,7 +158,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
-            storage_path=str(folder),
+            **ray_storage(folder),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=shared.resources.retries),
         ),
@@ -166,7 +166,7 @@ def run_trials(
     try:
         tuner.fit()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        drop_ray_storage(folder)
 
 
 def _scheduler(halving: Halving, select: str) -> ASHAScheduler:
@@ -185,9 +185,9 @@ def _scheduler(halving: Halving, select: str) -> ASHAScheduler:
 class _SourceSearcher(Searcher):
     """A source of trials as Tune knows it."""
 
-    def __init__(self, source: TrialSource, select: str) -> None:
+    def __init__(self, source: TrialSource, select: str, folder: Path) -> None:
         super().__init__()
-        self.source, self.select = source, select
+        self.source, self.select, self.folder = source, select, folder
         self.running: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -207,12 +207,14 @@ class _SourceSearcher(Searcher):
     ) -> None:
         trial = self.running.pop(trial_id)
         run = Run(trial.folder)
+        pull(run.folder)  # the trial may have been on another node
         with suppress(RunError):  # a damaged run.json is read as the trial's failure
             if error and run.state != "failed":
                 run.note(state="failed", reason="Its process died, and did so again when retried.")
             elif run.state == "running":  # Tune may end the process before it can say so
                 run.note(state="stopped")
         self.source.tell(trial, read_outcome(trial.folder))
+        try_push(self.folder)
 
     def save(self, checkpoint_path: str) -> None:
         """Leave the record to the runs' directories and the study."""

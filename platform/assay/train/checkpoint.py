@@ -3,7 +3,7 @@
     checkpoints/
         step-00000420/
             __0_0.distcp ...  model and optimiser, sharded by torch.distributed.checkpoint
-            .metadata         its index (a pickle: loaded only from the user's own run directory)
+            .metadata         its index (a pickle, of which nothing is run: see `plain`)
             position.json     epoch, step, best value, gradient scaler...
             checksums.json    SHA-256 of every other file, written last
 
@@ -14,6 +14,7 @@ generator state to save.
 
 import hashlib
 import json
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -26,11 +27,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from assay.errors import CheckpointError, DiskError, RunError
 from assay.files import describe, read_json, reading
+from assay.train.plain import PlainPlanner, PlainReader
+from assay.train.share import leads
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,14 @@ def save(
     position: dict[str, Any],
     keep: Keep = KEEP,
 ) -> Path:
-    """Write `folder/step-<step>`, and remove what need not be kept; every rank must call it, on storage that all ranks share."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    """Write `folder/step-<step>`, and remove what need not be kept; every rank must call it.
+
+    Where the ranks share no storage, each node holds what its own ranks wrote (see `share`).
+    """
+    rank, is_leading = dist.get_rank() if dist.is_initialized() else 0, leads(folder)
     final = folder / f"step-{step:08d}"
     hidden = folder / f".step-{step:08d}"
-    if rank == 0:
+    if is_leading:
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(parents=True)
     _barrier()
@@ -92,12 +97,23 @@ def save(
     _barrier()
     if rank == 0:
         (hidden / "position.json").write_text(json.dumps(position))
-        (hidden / "checksums.json").write_text(json.dumps(_checksums(hidden)))
+    sums = _of_all_nodes(_checksums(hidden) if is_leading else {})
+    if is_leading:
+        if rank == 0:
+            (hidden / "checksums.json").write_text(json.dumps(sums))
         shutil.rmtree(final, ignore_errors=True)
         hidden.rename(final)
         keep.prune(folder)
     _barrier()
     return final
+
+
+def _of_all_nodes(sums: dict[str, str]) -> dict[str, str]:
+    if not dist.is_initialized():
+        return sums
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, sums)
+    return {name: digest for part in parts for name, digest in part.items()}
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -143,7 +159,12 @@ def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         CheckpointError: the checkpoint belongs to another model.
     """
     model_state, optimizer_state = get_state_dict(module, optimizer)
-    saved = FileSystemReader(path).read_metadata().state_dict_metadata
+    try:
+        saved = PlainReader(path).read_metadata().state_dict_metadata
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} is none of ours ({error}); delete its folder to go on from the one before."
+        ) from None
     _refuse_other_model(path, model_state, saved)
     # parameters that had rested so far (no gradient yet) had no state, and get none
     moments: Any = optimizer_state["state"]
@@ -156,7 +177,7 @@ def load(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
-            state_dict_loader.load(state, checkpoint_id=path)
+            state_dict_loader.load(state, storage_reader=PlainReader(path), planner=PlainPlanner())
     except CheckpointException as error:
         raise _misfit(path, _reasons(error)) from error
     set_state_dict(

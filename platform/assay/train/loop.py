@@ -32,6 +32,7 @@ from assay.train import checkpoint
 from assay.train.accumulate import Part, gradients_wait, parts_of
 from assay.train.batches import Stream
 from assay.train.monitor import Monitor, MonitorState, check_repeat
+from assay.train.notice import LOOK_S, NO_NOTICE, TERMINATED, Notice
 from assay.train.predict import Predictor, autocast, world
 from assay.train.task import Batch, Task
 
@@ -73,6 +74,8 @@ class Loop:
         checkpoint_steps: updates between checkpoints besides those at each look at val; 0: none.
         accumulate: parts of a worker's share of each batch that are learnt from in turn.
         keep: checkpoints that stay on disk.
+        saved: called by every worker after each checkpoint.
+        notice: says that the machine is about to be taken away: a checkpoint is saved at once.
 
     Raises:
         ConfigError: train or val is empty, nothing is left to train, or fp16 without CUDA.
@@ -90,11 +93,15 @@ class Loop:
         checkpoint_steps: int = 0,
         accumulate: int = 1,
         keep: checkpoint.Keep = checkpoint.KEEP,
+        saved: Callable[[], None] = lambda: None,
+        notice: Notice = NO_NOTICE,
     ) -> None:
         self.task, self.wrapped, self.rows = task, wrapped, rows
         self.stream, self.folder, self.telemetry = stream, folder, telemetry
         self.heartbeat, self.checkpoint_steps = heartbeat, checkpoint_steps
         self.accumulate, self.keep, self.stopwatch = accumulate, keep, task.stopwatch
+        self.saved = saved
+        self.notice, self.is_noticed, self.looked = notice, False, time.perf_counter()
         for name in ("train", "val"):
             if not len(rows[name]):
                 raise ConfigError(
@@ -114,7 +121,7 @@ class Loop:
         )
         self.position = TrainState(watched=self.monitor.state)
         self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
-        self.probed = False
+        self.probed = self.is_look_due = False
         self.since = time.perf_counter()
 
     def _epoch_steps(self, epoch: int) -> list[Step]:
@@ -188,9 +195,21 @@ class Loop:
                 if self.position.done:
                     break
             every = self.checkpoint_steps
-            if every and self.position.step % every == 0 and not saved:
+            is_last_call = self._notices()
+            if (is_last_call or (every and self.position.step % every == 0)) and not saved:
                 self._save()
                 clock = time.perf_counter()
+            if is_last_call and self.notice.ends:
+                raise SystemExit(TERMINATED)
+
+    def _notices(self) -> bool:
+        """Look for a notice where that is due, on all workers at once; it is one only once."""
+        if not self.is_look_due:
+            return False
+        self.looked = time.perf_counter()
+        is_first = not self.is_noticed and self.notice.is_given()
+        self.is_noticed |= is_first
+        return is_first
 
     def _batches(self, steps: Sequence[Step]) -> Iterator[tuple[Step, list[Part], Batch | None]]:
         """Give each step with its batch in parts, and, to a task that works ahead, the first part of the next."""
@@ -291,8 +310,12 @@ class Loop:
     def _over_workers(
         self, loss: float, scalars: Mapping[str, float], share: float
     ) -> tuple[float, dict[str, float]]:
-        """Average the loss, and the scalars that have limits, over the global batch, in one reduction."""
-        sums = [loss]
+        """Average the loss, and the scalars that have limits, over the global batch, in one reduction.
+
+        The first worker's clock says on all of them whether a look for a notice is due.
+        """
+        is_due = self.rank == 0 and time.perf_counter() - self.looked >= LOOK_S
+        sums = [loss, float(is_due)]
         for name in self.monitor.limited:
             part = share if name in scalars else 0.0
             sums += [scalars[name] * part if part else 0.0, part]
@@ -300,7 +323,8 @@ class Loop:
             total = torch.tensor(sums, device=self.task.device)
             dist.all_reduce(total)
             sums = total.tolist()
-        pairs = zip(self.monitor.limited, sums[1::2], sums[2::2], strict=True)
+        self.is_look_due = sums[1] > 0
+        pairs = zip(self.monitor.limited, sums[2::2], sums[3::2], strict=True)
         return sums[0], {name: value / part for name, value, part in pairs if part}
 
     def _log_step(
@@ -418,6 +442,7 @@ class Loop:
         self.position.scaler = self.scaler.state_dict()
         folder, state = self.folder / "checkpoints", asdict(self.position)
         checkpoint.save(folder, self.position.step, self.wrapped, self.optimizer, state, self.keep)
+        self.saved()
 
 
 def load_best(task: Task, folder: Path) -> None:

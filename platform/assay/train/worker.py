@@ -25,7 +25,9 @@ from assay.train import checkpoint
 from assay.train.batches import Stream, batches
 from assay.train.loop import Loop, TrainState, load_best
 from assay.train.memory import memory_faults
+from assay.train.notice import NO_NOTICE, Notice
 from assay.train.predict import Predictor, world
+from assay.train.share import fetch, share
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 from assay.train.tier import Tier
@@ -72,7 +74,12 @@ class Job:
 
 
 @disk_faults()
-def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> TrainState:
+def work(
+    job: Job,
+    stream: Stream,
+    heartbeat: Any = lambda position: None,
+    notice: Notice = NO_NOTICE,
+) -> TrainState:
     """Train to the end and predict the sets to be judged; the same on every worker and without Ray.
 
     Raises:
@@ -119,6 +126,8 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
                 job.checkpoint_steps,
                 job.accumulate,
                 job.keep,
+                saved=lambda: share(job.folder),
+                notice=notice,
             )
             position = loop.fit()
         if rank == 0:
@@ -128,6 +137,7 @@ def work(job: Job, stream: Stream, heartbeat: Any = lambda position: None) -> Tr
     finally:
         if telemetry is not None:
             telemetry.close()
+    share(job.folder)
     return position
 
 
@@ -205,6 +215,7 @@ def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
     task_class, config = job.load()
     task = task_class(config, job.dataset).to(device)
+    fetch(job.folder)
     load_best(task, job.folder)
     tables = []
     for name in (*task.reference, "val", *job.judged):

@@ -22,7 +22,8 @@ import pyarrow.fs as pafs
 from assay.data.images import decode
 from assay.data.images.entry import MASK, SUFFIX, open_entry, page_of, write_entry
 from assay.data.images.pyramid import ImagePyramid
-from assay.errors import ImageError, StoreError
+from assay.data.objects import restore
+from assay.errors import ImageError, ManifestError, StoreError
 from assay.files import replacing
 from assay.storage import reach, whole
 
@@ -183,8 +184,8 @@ def decode_into(store: Store, work: dict[str, Any]) -> dict[str, Any]:
     """
     outcome = {"pixels": 0, "reason": "", "ended": ""}
     try:
-        outcome["pixels"] = store.build(work["content"], Path(work["path"]))
-    except ImageError as error:
+        outcome["pixels"] = store.build(work["content"], restore(Path(work["path"])))
+    except (ImageError, ManifestError) as error:
         outcome["reason"] = str(error)
     except StoreError as error:
         outcome["ended"] = str(error)
