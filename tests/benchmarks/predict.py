@@ -52,8 +52,8 @@ def cpu_row(folder: Path, target: Path) -> list[str]:
     paths = draw(bundle, folder, target, IMAGES)
     runs: dict[str, Any] = {
         "alone": lambda: [bundle.predict(path) for path in paths],
-        "overlays": partial(judge, folder, paths, target / "out", True),
         "plain": partial(judge, folder, paths, target / "out", False),
+        "overlays": partial(judge, folder, paths, target / "out", True),
     }
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(TURNS + 1):

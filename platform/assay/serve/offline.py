@@ -215,7 +215,8 @@ def _judge_one(
     row: dict[str, Any] = {"error": "", "height": height, "width": width}
     row["cells"] = answer.cells(bundle.classes)
     if overlay is not None:
-        jpeg = cv2.imencode(".jpg", overlay[..., ::-1])[1].tobytes()
+        ordered = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", ordered)[1].tobytes()
         write_whole(out / "overlays" / f"{number:06d}.jpg", jpeg)
     for folder, picture in answer.pictures().items():
         decode.write_png(out / folder / f"{number:06d}.png", picture)
