@@ -6,6 +6,7 @@ python tests/benchmarks/jpeg_scale.py
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cv2
@@ -32,21 +33,23 @@ def cpu_ms(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
+def shrunk(content: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Area means of an image that is decoded whole."""
+    whole = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+
+
 def main() -> None:
     cv2.setNumThreads(1)
     content = cv2.imencode(".jpg", photo(SIDE), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    whole = cv2.imdecode(content, cv2.IMREAD_COLOR)
     rows = []
     for ratio, flag in FLAGS.items():
         size = (SIDE // ratio, SIDE // ratio)
-        mean = cv2.resize(whole, size, interpolation=cv2.INTER_AREA).astype(int)
-        apart = np.abs(cv2.imdecode(content, flag) - mean)
+        apart = np.abs(cv2.imdecode(content, flag) - shrunk(content, size).astype(int))
         ms = cpu_ms(
             {
-                "whole": lambda: cv2.resize(
-                    cv2.imdecode(content, cv2.IMREAD_COLOR), size, interpolation=cv2.INTER_AREA
-                ),
-                "scaled": lambda flag=flag: cv2.imdecode(content, flag),
+                "whole": partial(shrunk, content, size),
+                "scaled": partial(cv2.imdecode, content, flag),
             }
         )
         rows.append(
