@@ -7,6 +7,7 @@ Images are the bundles' golden ones, shifted, twice as large for masks.
 
 import argparse
 import json
+import resource
 import shutil
 import statistics
 import subprocess
@@ -67,24 +68,33 @@ def cpu_row(folder: Path, target: Path) -> list[str]:
     return [bundle.card.task, *(f"{value:.1f}" for value in ms.values()), *shares]
 
 
+def command(folder: Path, images: Path, out: Path) -> tuple[float, float, float]:
+    """Run `assay predict`; return when it began, its seconds, and the CPU time (s) of it and of those of Ray's processes that it waits for."""
+    words = ["assay", "predict", str(folder), str(images), "--out", str(out), "--no-overlays"]
+    code = f"import sys; from assay.cli.console import main; sys.argv = {words!r}; main()"
+    began, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    quiet = subprocess.DEVNULL
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=quiet, stderr=quiet)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return began, time.time() - began, cpu
+
+
 def start_row(folder: Path, target: Path, num: int) -> list[str]:
-    """Seconds of the command from its start: to the first chunk, to the last, to its end."""
+    """Seconds of the command from its start: to the first chunk, to the last, to its end; and of the same again."""
     bundle = Bundle(folder, verify=False)
     images, out = target / "in", target / "out"
     images.mkdir()
     draw(bundle, folder, images, num)
     shutil.rmtree(out, ignore_errors=True)
-    words = ["predict", str(folder), str(images), "--out", str(out), "--no-overlays"]
-    code = "import sys; from assay.cli.console import main; sys.argv[0] = 'assay'; main()"
-    began = time.time()
-    subprocess.run([sys.executable, "-c", code, *words], check=True, stderr=subprocess.DEVNULL)
-    total = time.time() - began
-    ends = sorted(path.stat().st_mtime - began for path in (out / "chunks").glob("*.json"))
-    rows = [len(json.loads(path.read_text())) for path in (out / "chunks").glob("*.json")]
-    assert sum(rows) == num
+    began, total, cpu = command(folder, images, out)
+    chunks = list((out / "chunks").glob("*.json"))
+    assert sum(len(json.loads(path.read_text())) for path in chunks) == num
+    ends = sorted(path.stat().st_mtime - began for path in chunks)
     rate = (num - offline.CHUNK) / (ends[-1] - ends[0])
-    cells = (f"{value:.1f}" for value in (ends[0], ends[-1], total, rate))
-    return [bundle.card.task, str(num), *cells]
+    _, again, again_cpu = command(folder, images, out)
+    values = (ends[0], ends[-1], total, cpu, rate, again, again_cpu)
+    return [bundle.card.task, str(num), *(f"{value:.1f}" for value in values)]
 
 
 def main() -> None:
@@ -100,7 +110,8 @@ def main() -> None:
             starts.append(start_row(folder.absolute(), Path(target), given.images))
     ms = ["the bundle alone (ms)", "a process of predict (ms)", "with overlays (ms)"]
     shares = ["alone / predict", "alone / with overlays"]
-    seconds = ["to the first chunk (s)", "to the last (s)", "in all (s)", "images/s between"]
+    seconds = ["to the first chunk (s)", "to the last (s)", "in all (s)", "its own CPU (s)"]
+    seconds += ["images/s between", "the same again (s)", "its CPU (s)"]
     write(
         __file__,
         f"CPU time of one image in one process, medians of {TURNS} turns of {IMAGES} images after one to warm up; goal: .9 of the bundle alone.",
