@@ -95,6 +95,7 @@ class Segment(Segmentation):
         if is_net:
             sides = {"crops.crop-px": config.crops.crop_px, "tiles.tile-px": config.tiles.tile_px}
             try_sides(net, config.model, sides)
+            self.check_tiles()
 
     @classmethod
     def presets(cls) -> Mapping[str, TaskConfig]:

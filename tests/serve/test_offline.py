@@ -5,6 +5,8 @@ import csv
 import json
 import os
 import struct
+import tracemalloc
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,17 +22,19 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.errors import BundleError, ManifestError, ResourceError
 from assay.serve import offline
+from assay.serve.image_list import list_images, read_list, write_list
 
 
 @pytest.fixture
 def here(here, monkeypatch):
-    """Chunks are worked off in this process; through Ray Data in tests/serve/test_cluster.py."""
-    monkeypatch.setattr(offline, "_run", lambda work, due: map(work, due_rows(due)))
+    """Chunks are worked off in this process; by a Ray in the last test."""
+    monkeypatch.setattr(offline, "_run", map)
     return here
 
 
-def due_rows(chunks: list) -> list:
-    return [{"chunk": json.dumps(chunk)} for chunk in chunks]
+def listing(*paths: Path) -> tuple[list[Path], list[str]]:
+    images, groups = zip(*list_images(paths), strict=True)
+    return list(images), list(groups)
 
 
 def test_rows_are_what_http_answers(here, ask, registry, pictures, tmp_path):
@@ -58,8 +62,7 @@ def test_views_of_a_group_are_judged_together(here, ask, registry, pictures, tmp
     bad.write_bytes(pictures[0].read_bytes()[:-30])
     lines = [*(f"{path},p{i % 2}" for i, path in enumerate(pictures)), f"{bad},p0"]
     listed.write_text("image,group\n" + "\n".join(lines))
-    images, groups = offline.list_images([listed])
-    assert offline.predict(folder, images, tmp_path, "fp32", False, groups) == (4, 1)
+    assert offline.predict(folder, [listed], tmp_path, "fp32", False) == (4, 1)
     parts = pq.read_table(tmp_path / "parts.parquet").to_pylist()
     assert [(part["group"], part["views"]) for part in parts] == [("p0", 2), ("p1", 2)]
     for part, views in zip(parts, (pictures[::2], pictures[1::2]), strict=True):
@@ -121,7 +124,7 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
         write_entry(store.path(f"{i:032x}"), ImagePyramid.of(decode.read(path)))
     mask = ImagePyramid.of_mask(np.zeros((8, 8), np.uint8))
     write_entry(store.path(f"{0:032x}{MASK}"), mask)
-    stored, _ = offline.list_images([tmp_path / "store"])
+    stored, _ = listing(tmp_path / "store")
     assert len(stored) == len(pictures)
     folder = registry.fetch(registry.holder("parts", "champion"))
     for name, images in (("files", sorted(pictures)), ("entries", stored)):
@@ -141,17 +144,17 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
 
 def test_paths_are_images_folders_and_tables(pictures, tmp_path):
     folder = pictures[0].parent
-    assert offline.list_images([folder]) == (sorted(pictures), [""] * 4)
+    assert listing(folder) == (sorted(pictures), [""] * 4)
     (folder / "list.csv").write_text("image,label\n1.png,a\n0.png,b\n")
-    assert offline.list_images([folder / "list.csv"])[0] == [pictures[1], pictures[0]]
+    assert listing(folder / "list.csv")[0] == [pictures[1], pictures[0]]
     pq.write_table(pa.table({"image": [str(pictures[3])]}), tmp_path / "list.parquet")
-    assert offline.list_images([pictures[2], tmp_path / "list.parquet"])[0] == pictures[2:]
+    assert listing(pictures[2], tmp_path / "list.parquet")[0] == pictures[2:]
     (tmp_path / "other.csv").write_text("file\na.png\n")
     (tmp_path / "empty").mkdir()
     mistakes = {"other.csv": "column 'image'", "none.png": "no file", "empty": "No image"}
     for name, sentence in mistakes.items():
         with pytest.raises(ManifestError, match=sentence):
-            offline.list_images([tmp_path / name])
+            write_list(tmp_path / "list", [tmp_path / name])
 
 
 def write(path, text):
@@ -167,14 +170,16 @@ def test_a_table_of_views_is_read_as_training_reads_it(tmp_path, pictures):
     lines = zip(names, ("01", "1", "", "nan"), strict=True)
     rows = [f"{name};{group}" for name, group in lines]
     listed = write(tmp_path / "excel.csv", "\ufeffimage;group\r\n" + "\r\n".join(rows))
-    assert offline.list_images([listed]) == expected
+    assert listing(listed) == expected
     listed = write(tmp_path / "tabs.tsv", "image\tgroup\n" + "\n".join(rows).replace(";", "\t"))
-    assert offline.list_images([listed]) == expected
+    assert listing(listed) == expected
     numbers = pa.table({"image": names, "group": [1.0, 10.0, None, float("nan")]})
     pq.write_table(numbers, tmp_path / "t.parquet")
-    assert offline.list_images([tmp_path / "t.parquet"])[1] == ["1", "10", "", ""]
+    assert listing(tmp_path / "t.parquet")[1] == ["1", "10", "", ""]
     composed = write(tmp_path / "c.csv", "image,group\n0.png,Cle\u0301\n1.png,Cle\u0301\n")
-    assert offline.list_images([composed])[1] == ["Cl\u00e9"] * 2
+    write_list(tmp_path / "list", [composed])
+    [rows] = read_list(tmp_path / "list", 32)
+    assert [group for _, group in rows] == ["Cl\u00e9"] * 2
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_a_table_of_views_is_read_as_training_reads_it(tmp_path, pictures):
 )
 def test_tables_that_say_two_things_are_refused(tmp_path, text, sentence):
     with pytest.raises(ManifestError, match=sentence):
-        offline.list_images([write(tmp_path / "t.csv", text)])
+        write_list(tmp_path / "list", [write(tmp_path / "t.csv", text)])
 
 
 def test_parts_01_and_1_are_two_and_images_without_a_part_are_in_none(
@@ -198,8 +203,7 @@ def test_parts_01_and_1_are_two_and_images_without_a_part_are_in_none(
     folder = registry.fetch(registry.holder("parts", "champion"))
     lines = (f"{path},{part}" for path, part in zip(pictures, ("01", "1", "", ""), strict=True))
     listed = write(tmp_path / "views.csv", "image,group\n" + "\n".join(lines))
-    images, groups = offline.list_images([listed])
-    assert offline.predict(folder, images, tmp_path, "fp32", False, groups) == (4, 0)
+    assert offline.predict(folder, [listed], tmp_path, "fp32", False) == (4, 0)
     parts = pq.read_table(tmp_path / "parts.parquet").to_pylist()
     assert [(part["group"], part["views"]) for part in parts] == [("01", 1), ("1", 1)]
 
@@ -242,15 +246,14 @@ def test_one_bad_image_takes_no_other_down(here, registry, pictures, tmp_path, c
     (root / ".ipynb_checkpoints" / "0.png").write_bytes(pictures[0].read_bytes())
     paths = [root]
     if listed:  # no table holds a name that is no UTF-8
-        names = [path.name for path in offline.list_images([root])[0] if path.name.isascii()]
+        names = [path.name for path in listing(root)[0] if path.name.isascii()]
         reasons = {
             name: why for name, why in reasons.items() if name.isascii() and "\\" not in name
         }
         reasons["gone.png"] = "does not exist"
         paths = [write(root / "t.csv", "\n".join(["image", *names, "gone.png"]))]
-    images, groups = offline.list_images(paths)
     out = tmp_path / "out"
-    done = offline.predict(folder, images, out, "fp32", True, groups)
+    done = offline.predict(folder, paths, out, "fp32", True)
     assert done == (len(pictures), len(reasons))
     answers = pq.read_table(out / "answers.parquet").to_pylist()
     assert [row["image"] for row in answers] == [str(root / path.name) for path in pictures]
@@ -288,11 +291,11 @@ def test_an_image_that_ends_its_process_again_and_again_is_passed_over(
     )
 
     def judge_apart(work, due):
-        for row in due_rows(due):
+        for chunk in due:
             while (pid := os.fork()) and os.waitpid(pid, 0)[1]:
                 pass  # Ray gives the chunk to another process
             if not pid:
-                work(row)
+                work(chunk)
                 os._exit(0)
             yield {"num": 0, "ended": ""}
 
@@ -311,18 +314,18 @@ def test_a_disk_that_cannot_be_written_ends_the_job_in_a_sentence_and_loses_noth
     folder = registry.fetch(registry.holder("parts", "champion"))
     monkeypatch.setattr(offline, "CHUNK", 2)
     (tmp_path / "overlays").mkdir()
-    (tmp_path / "overlays" / "000003.png").mkdir()  # in the way of the last
+    (tmp_path / "overlays" / "000003.jpg").mkdir()  # in the way of the last
     with pytest.raises(ResourceError, match=r"ended early.*000003"):
         offline.predict(folder, pictures, tmp_path, "fp32", True)
     assert len([*(tmp_path / "chunks").iterdir()]) == 1
-    (tmp_path / "overlays" / "000003.png").rmdir()
+    (tmp_path / "overlays" / "000003.jpg").rmdir()
     assert offline.predict(folder, pictures, tmp_path, "fp32", True) == (4, 0)
 
 
 def test_a_folder_that_cannot_be_walked_is_refused(tmp_path):
     (tmp_path / "a").symlink_to(".")
     with pytest.raises(ManifestError, match="remove the link"):
-        offline.list_images([tmp_path])
+        listing(tmp_path)
 
 
 def test_a_bundle_may_be_named_by_its_run(registry, tmp_path):
@@ -344,3 +347,51 @@ def test_an_overlay_shows_where_it_looked(registry, pictures):
             expected[0], expected[:, 0] = True, True
         assert changed[expected].mean() > 0.95
         assert overlay.shape == pixels.shape
+
+
+def test_a_list_is_read_as_it_was_written_whatever_its_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("assay.serve.image_list.ROWS", 64)
+    names = [f"{i:03d}.png" for i in range(200)] + ["Pr\udcfcf.png"]
+    for name in names:
+        (tmp_path / "in" / name[0]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name[0] / name).touch()
+    assert write_list(tmp_path / "list", [tmp_path / "in"]) == (201, False)
+    parts = list(read_list(tmp_path / "list", 32))
+    assert [len(part) for part in parts] == [32] * 6 + [9]
+    paths = sorted(tmp_path / "in" / name[0] / name for name in names)
+    assert [(Path(name), group) for part in parts for name, group in part] == [
+        (path, "") for path in paths
+    ]
+
+
+def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
+    """Ten times the images take no more memory to list, to cut and to read than a tenth of their paths."""
+
+    def endless(num):
+        return lambda paths: ((Path(f"/images/{i:0100d}.png"), "") for i in range(num))
+
+    monkeypatch.setattr("assay.serve.image_list.ROWS", 1024)
+    peaks = []
+    for num in (2_000, 20_000):
+        monkeypatch.setattr("assay.serve.image_list.list_images", endless(num))
+        tracemalloc.start()
+        assert write_list(tmp_path / "list", []) == (num, False)
+        assert (
+            sum(len(chunk["images"]) for chunk in offline._cut(tmp_path / "list", tmp_path, ""))
+            == num
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 0.1 * 100 * 18_000
+
+
+@pytest.mark.usefixtures("here")
+def test_a_ray_of_its_own_gives_what_this_process_gives(registry, pictures, tmp_path, monkeypatch):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    offline.predict(folder, pictures, tmp_path / "here", "fp32", False)
+    monkeypatch.undo()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(offline, "CHUNK", 1)
+    assert offline.predict(folder, pictures, tmp_path / "ray", "fp32", False) == (4, 0)
+    tables = [pq.read_table(tmp_path / name / "answers.parquet") for name in ("here", "ray")]
+    assert tables[0].equals(tables[1])

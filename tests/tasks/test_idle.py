@@ -143,6 +143,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "degrees": (90.0, 15.0),
     "hue": (0.3, 0.1),
     "tile_px": (64, 96),
+    "size": ("fit", "fixed"),
     "overlap_px": (8, 0),
     "arch": ("fpn", "unet"),
     "encoder": ("tu-test_resnet", "tu-test_efficientnet"),
@@ -294,7 +295,8 @@ def test_settings_of_patches_act_or_are_said_not_to(
 
 
 CROPS = choice(crop_px=64, affine=[0.0, 1.0], degrees=[0.0, 15.0], scale=[0.0, 0.2], noise=0.5)
-TILES = choice(tile_px=96, overlap_px=0, normalise=["image", "imagenet", "constants"])
+# an image of these goes through whole where tiles fit it, whatever their size and overlap
+TILES = choice(tile_px=96, overlap_px=0, size="fixed", normalise=["image", "imagenet", "constants"])
 NETS = choice(
     encoder="tu-test_efficientnet",
     decoder_channels=(16, 8, 8),

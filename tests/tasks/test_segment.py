@@ -331,7 +331,10 @@ def test_a_network_that_does_not_exist_is_refused(arch, encoder):
 def of_arch(arch: str, encoder: str, side: int) -> TaskConfig:
     """Settings with another network, crops and tiles of one side."""
     model = replace(SMOKE.model, arch=arch, encoder=encoder, decoder_channels=(), norm="group")
-    crops, tiles = replace(SMOKE.crops, crop_px=side), replace(SMOKE.tiles, tile_px=side)
+    crops, tiles = (
+        replace(SMOKE.crops, crop_px=side),
+        replace(SMOKE.tiles, tile_px=side, size="fixed"),
+    )
     return replace(SMOKE, model=model, crops=crops, tiles=tiles)
 
 
@@ -498,3 +501,10 @@ def test_the_rule_asks_for_no_weights():
         TASK.fetch(replace(base, model=missing))
     rule = replace(missing, mode="heuristic")
     TASK.fetch(replace(base, model=rule, train=replace(base.train, epochs=0)))
+
+
+def test_a_network_that_takes_no_tiles_that_fit_is_refused_before_it_learns():
+    config = of_arch("pspnet", SMOKE.model.encoder, 64)
+    config = replace(config, tiles=replace(config.tiles, size="fit"))
+    with pytest.raises(ConfigError, match=r"give --tiles\.size fixed"):
+        TASK(config, no_images())

@@ -108,6 +108,8 @@ class Bundle:
         self.pipeline, self.classes = pipeline, self.card.classes
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # threads that wait for more by spinning take CPUs from other replicas (tests/benchmarks/sessions.md)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.graphs = {
             name: onnxruntime.InferenceSession(
                 folder / f"{file}.onnx", options, providers=providers

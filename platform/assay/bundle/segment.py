@@ -124,8 +124,9 @@ class Segmenter:
         pipeline = card.pipeline
         self.classes, self.thresholds = tuple(card.classes), card.thresholds or []
         self.graph: Any = next(iter(graphs.values()), None)
-        # bundles from before this was a setting were normalised so
-        self.tiles = settings_of(tiles.TileConfig, {"normalise": "image"} | pipeline["tiles"])
+        # bundles from before these were settings were normalised and cut so
+        before = {"normalise": "image", "size": "fixed"}
+        self.tiles = settings_of(tiles.TileConfig, before | pipeline["tiles"])
         self.rule = settings_of(MaskConfig, pipeline.get("masks", {}) | {"classes": self.classes})
 
     def predict(self, pyramids: Sequence[ImagePyramid]) -> list[MaskAnswer]:

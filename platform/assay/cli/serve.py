@@ -152,7 +152,7 @@ def predict(
     variant: Variant = "fp32",
     overlays: bool = True,
 ) -> None:
-    """Judge images without a server, with Ray Data; the same command again does what is left.
+    """Judge images without a server, in a process per CPU; the same command again does what is left.
 
     Args:
         bundle: A bundle, or a run that holds one.
@@ -164,14 +164,10 @@ def predict(
         overlays: Draw patches or masks over each image.
     """
     _guard_ray()
-    from assay.cluster.session import ray_session
     from assay.serve import offline
 
-    folder, (images, groups) = offline.find_bundle(bundle), offline.list_images(paths)
-    with ray_session(serves=True):
-        good, bad = offline.predict(
-            folder.absolute(), images, out.absolute(), variant, overlays, groups
-        )
+    folder = offline.find_bundle(bundle).absolute()
+    good, bad = offline.predict(folder, paths, out.absolute(), variant, overlays)
     print(f"{good} images answered: {out}/answers.parquet, answers.csv")
     if bad:
         print(f"{bad} cannot be read: {out}/bad.csv")

@@ -7,10 +7,11 @@ a folder above, would list images again, in the worst case without end.
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from assay.errors import ManifestError
 
@@ -47,6 +48,13 @@ class Walk:
     """Hidden and system files and folders, of any suffix."""
 
 
+class Entry(NamedTuple):
+    """What stands at one place below a folder."""
+
+    kind: Literal["file", "stranger", "left out"]
+    path: Path
+
+
 def find_files(root: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
     """List the files below a folder, sorted, and say how many entries are left out.
 
@@ -76,35 +84,60 @@ def walk_folder(root: Path, suffixes: tuple[str, ...] = ()) -> Walk:
     Raises:
         ManifestError: a folder cannot be read or is reached twice.
     """
-    walk, oddly_named = Walk(), list[Path]()
-    real_root = os.path.realpath(root)
-    reached = {real_root: str(root)}
-    waiting = [(str(root), real_root)]
-    while waiting:
-        folder, real = waiting.pop()
-        for entry in _entries(folder):
-            path = Path(entry.path)
-            if is_left_out(entry.name):
-                walk.left_out.append(path)
-                continue
-            counts = entry.name.lower().endswith(suffixes or "")
-            kind = _kind(entry)
-            if kind == "folder" and is_text(entry.name):
-                waiting.append((entry.path, _enter(entry, real, real_root, reached)))
-                oddly_named += [path] if suffixes and counts else []
-            elif kind == "file" and counts and is_text(entry.name):
-                walk.files.append(path)
-            elif kind in ("folder", "broken") or counts:
-                walk.strangers.append(Stranger(path, why_unreadable(path)))
-    # a folder may bear any name, but one without an image was meant to be an image
-    for path in oddly_named:
-        if not any(file.is_relative_to(path) for file in walk.files):
-            walk.strangers.append(Stranger(path, why_unreadable(path)))
-    walk.files.sort()
+    walk = Walk()
+    for entry in walk_entries(root, suffixes):
+        if entry.kind == "file":
+            walk.files.append(entry.path)
+        elif entry.kind == "stranger":
+            walk.strangers.append(Stranger(entry.path, why_unreadable(entry.path)))
+        else:
+            walk.left_out.append(entry.path)
     walk.strangers.sort()
-    if walk.left_out:
-        _say_left_out(str(root), len(walk.left_out), min(walk.left_out))
     return walk
+
+
+def walk_entries(root: Path, suffixes: tuple[str, ...] = ()) -> Iterator[Entry]:
+    """Yield what `walk_folder` lists, in the order of paths, with one folder's entries in memory at a time and those above it.
+
+    Says at its end how many entries are left out.
+
+    Raises:
+        ManifestError: a folder cannot be read or is reached twice.
+    """
+    real = os.path.realpath(root)
+    num_left_out, first_left_out = 0, root
+    for entry in _below(str(root), real, real, {real: str(root)}, suffixes):
+        if entry.kind == "left out":
+            first_left_out = min(first_left_out, entry.path) if num_left_out else entry.path
+            num_left_out += 1
+        yield entry
+    if num_left_out:
+        _say_left_out(str(root), num_left_out, first_left_out)
+
+
+def _below(
+    folder: str, real: str, real_root: str, reached: dict[str, str], suffixes: tuple[str, ...]
+) -> Iterator[Entry]:
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if is_left_out(entry.name):
+            yield Entry("left out", path)
+            continue
+        counts = entry.name.lower().endswith(suffixes or "")
+        kind = _kind(entry)
+        if kind == "folder" and is_text(entry.name):
+            inner = _enter(entry, real, real_root, reached)
+            num_files = 0
+            for below in _below(entry.path, inner, real_root, reached, suffixes):
+                num_files += below.kind == "file"
+                yield below
+            # a folder may bear any name, but one without an image was meant to be an image
+            if suffixes and counts and not num_files:
+                yield Entry("stranger", path)
+        elif kind == "file" and counts and is_text(entry.name):
+            yield Entry("file", path)
+        elif kind in ("folder", "broken") or counts:
+            yield Entry("stranger", path)
 
 
 def is_left_out(name: str) -> bool:

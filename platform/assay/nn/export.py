@@ -8,6 +8,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from assay.errors import ConfigError
+
 
 class _Graph(nn.Module):
     """A function of a module, as a module."""
@@ -35,12 +37,41 @@ class GraphModule(nn.Module):
         return torch.from_numpy(self.session.run(None, feed)[0])
 
 
+@torch.no_grad()
+def check_any_size(net: nn.Module, stride: int, option: str) -> None:
+    """Refuse a network of images that no graph for images of any size can be made of.
+
+    Args:
+        net: from images (n 3 h w); left in training mode.
+        stride: what sides are multiples of.
+        option: what the user gives instead.
+
+    Raises:
+        ConfigError: it takes one size alone, or pools to a grid, which a graph does for one size alone.
+    """
+    reason = ""
+    for module in net.modules():
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+            reason = f"it pools to a grid of {module.output_size}"
+    net.eval()
+    try:
+        net(torch.zeros(1, 3, 2 * stride, 3 * stride))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+    net.train()
+    if reason:
+        raise ConfigError(
+            f"The network does not take images of any size ({reason}); give {option}, or another network."
+        )
+
+
 def write_graph(
     path: Path,
     owner: nn.Module,
     function: Callable[[Tensor], Any],
     feed: tuple[str, Sequence[int | None]],
     names: Sequence[str],
+    stride: int = 1,
 ) -> None:
     """Export `function`, which uses the parameters of `owner`, as it answers in evaluation mode.
 
@@ -50,12 +81,15 @@ def write_graph(
         function: From a float tensor to a tensor or a tuple of tensors.
         feed: Name and shape of the input, without its batch dimension; None: of any size.
         names: Names of the outputs.
+        stride: Sizes that are free are multiples of this.
     """
     name, shape = feed
     free = {axis + 1: f"any{axis}" for axis, size in enumerate(shape) if size is None}
+    # sizes of which no two are equal, lest the exporter takes them for one
+    tried = [(3 + axis) * stride if size is None else size for axis, size in enumerate(shape)]
     program = torch.onnx.export(
         _Graph(owner, function).eval(),
-        (torch.zeros(2, *(3 if size is None else size for size in shape)),),
+        (torch.zeros(2, *tried),),
         dynamo=True,
         dynamic_shapes=({0: "batch"} | free,),
         input_names=[name],

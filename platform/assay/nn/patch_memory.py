@@ -5,7 +5,7 @@ distance to the nearest entry is the anomaly. Roth et al. 2022, "Towards total r
 detection" (PatchCore), without its re-weighting of the image's score by the neighbours' neighbours.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -92,7 +92,7 @@ class PatchMemory(nn.Module):
         return self.logits(self.features(images), images.shape[2:])
 
     def logits(
-        self, features: Float[Tensor, "n d i j"], size: tuple[int, ...]
+        self, features: Float[Tensor, "n d i j"], size: Sequence[Any]
     ) -> Float[Tensor, "n 1 h w"]:
         """Return what `forward` does, from features."""
         places = features.permute(0, 2, 3, 1)

@@ -1,43 +1,53 @@
-"""The same judgement without a server: a folder or a list of images, as a Ray Data job.
+"""The same judgement without a server: a folder or a list of images, in a process per CPU of a Ray.
 
     <out>/
+        images.parquet                 what was given (see `image_list`)
         answers.parquet, answers.csv   one row per image, in the order given
         parts.parquet, parts.csv       one row per group of a table: its views judged together
         bad.csv                        images that cannot be read, and why; their group does without
-        masks/, overlays/              PNG by the number of the row
+        masks/, overlays/              PNG, JPEG by the number of the row
         chunks/                        those that are finished, and are not done again; `.at` where one was
 
 Chunks are named by bundle, files and their size and times, so a job that was interrupted
-goes on, and one with another bundle, or a changed file, does what it changes.
+goes on, and one with another bundle, or a changed file, does what it changes. Lists and rows are
+read and written some thousands at a time; views of groups are held until all are there.
 """
 
+import csv
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
-import ray.data
+import pyarrow.parquet as pq
+import ray
 import ray.exceptions
 
 from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.classify import Answer
-from assay.data import table as tables
+from assay.cluster import nodes
+from assay.cluster.session import ray_session
 from assay.data.images import decode
-from assay.data.images.entry import MASK, SUFFIX
 from assay.data.images.pyramid import ImagePyramid
-from assay.data.spellings import compose, refuse_spellings
-from assay.data.walk import is_text, show, walk_folder, why_unreadable
-from assay.errors import AssayError, BundleError, ImageError, ManifestError, ResourceError
-from assay.files import write_parquet, write_rows, write_whole
+from assay.data.walk import is_text, show, why_unreadable
+from assay.errors import AssayError, BundleError, ImageError, ResourceError
+from assay.files import replacing, write_rows, write_whole
 from assay.progress import progress_bar
+from assay.serve.image_list import ROWS, read_list, write_list
 from assay.shapes import UInt8
 
 CHUNK = 32
+"""Images that one process judges before another may go on where it ends."""
+
+
+AHEAD = 2
+"""Chunks per CPU that are handed over at a time, so that no process waits for its next."""
 
 
 OVERLAY_PX = 1024
@@ -56,91 +66,63 @@ _DEATHS = (
 """What Ray raises where a process that judged came to its end, again and again."""
 
 
-def list_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """List the images of files, folders, and tables (CSV, Parquet) that have a column `image`.
-
-    Also the group of each, "" where none is given: a table may have a column `group`. What turns
-    out to be no image is listed too, for its row to say so.
-
-    Raises:
-        ManifestError: there is none, a path or a column is missing, a folder or table cannot be
-            read, or a group is written in two ways.
-    """
-    images: list[Path] = []
-    groups: list[str] = []
-    for path in paths:
-        reason = why_unreadable(path)
-        if reason == "does not exist":
-            raise ManifestError(
-                f"{show(path)} is no file; give images ({', '.join(decode.SUFFIXES)}), folders of them, or tables with a "
-                "column 'image'."
-            )
-        if reason == "is a folder":
-            images += _images_below(path)
-        elif path.suffix.lower() in tables.SUFFIXES:
-            listed = tables.read_table(path, ("image",), ("group",))
-            images += listed.images("image", range(len(listed)))
-            groups += [group or "" for group in listed.columns.get("group", ())]
-        else:
-            images.append(path)
-        groups += [""] * (len(images) - len(groups))
-    if not images:
-        raise ManifestError(
-            f"No image is in {', '.join(map(show, paths))}; give images ({', '.join(decode.SUFFIXES)}), folders of them, or "
-            "tables with a column 'image'."
-        )
-    refuse_spellings("group", groups)
-    return images, [*map(compose, groups)]
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """List images, and what is named as one or cannot be looked into; of a store no masks."""
-    walk = walk_folder(folder, (*decode.SUFFIXES, SUFFIX))
-    paths = [*walk.files, *(stranger.path for stranger in walk.strangers)]
-    return sorted(path for path in paths if not path.name.endswith(MASK + SUFFIX))
-
-
 def predict(
-    folder: Path,
-    images: Sequence[Path],
-    out: Path,
-    variant: Variant,
-    overlays: bool,
-    groups: Sequence[str] = (),
+    folder: Path, paths: Sequence[Path], out: Path, variant: Variant, overlays: bool
 ) -> tuple[int, int]:
     """Judge images into a folder; return how many were answered and how many are bad.
 
+    Args:
+        folder: of the bundle.
+        paths: what `list_images` takes.
+        out: folder of the answers.
+        variant: the graphs to use.
+        overlays: draw patches or masks over each image.
+
     Raises:
         BundleError: the bundle does not verify.
+        ManifestError: as `write_list`.
         ResourceError: the disk is full, or a process died.
     """
-    bundle = Bundle(folder, variant=variant)
+    bundle, listed = Bundle(folder, variant=variant), out / "images.parquet"
+    num, is_grouped = write_list(listed, paths)
     (out / "chunks").mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest() + variant
-    chunks = _cut(images, out / "chunks", key)
-    due = [chunk for chunk in chunks if not Path(chunk["file"]).exists()]
-    bar = progress_bar(len(images), "judge")
-    bar.update(len(images) - sum(len(chunk["images"]) for chunk in due))
-    for finished in _run(partial(_judge, folder, variant, out, overlays), due):
-        if finished["ended"]:
-            raise _ended(finished["ended"])
-        bar.update(finished["num"])
-    bar.close()
-    rows = [row for chunk in chunks for row in json.loads(Path(chunk["file"]).read_text())]
-    _write_parts(out, bundle, rows, groups)
-    return _write_answers(out, rows)
+    files: list[Path] = []
+    with progress_bar(num, "judge") as bar:
+
+        def due() -> Iterator[dict[str, Any]]:
+            for chunk in _cut(listed, out / "chunks", key):
+                files.append(Path(chunk["file"]))
+                if files[-1].exists():
+                    bar.update(len(chunk["images"]))
+                else:
+                    yield chunk
+
+        for finished in _run(partial(_judge, folder, variant, out, overlays), due()):
+            if finished["ended"]:
+                raise _ended(finished["ended"])
+            bar.update(finished["num"])
+    if is_grouped:
+        groups = chain.from_iterable(read_list(listed, CHUNK))
+        _write_parts(out, bundle, zip(_rows(files), (group for _, group in groups), strict=True))
+    good = _write_answers(out, files)
+    return good, num - good
 
 
-def _cut(images: Sequence[Path], folder: Path, key: str) -> list[dict[str, Any]]:
+def _cut(listed: Path, folder: Path, key: str) -> Iterator[dict[str, Any]]:
     """Cut a list into chunks, each with the file of its rows, named by all that it depends on."""
-    chunks: list[dict[str, Any]] = []
-    for start in range(0, len(images), CHUNK):
-        paths = images[start : start + CHUNK]
-        stats = [(str(path), *_state_of(path)) for path in paths]
-        identity = json.dumps([key, len(chunks), stats]).encode()
+    for number, images in enumerate(read_list(listed, CHUNK)):
+        names = [name for name, _ in images]
+        stats = [(name, *_state_of(Path(name))) for name in names]
+        identity = json.dumps([key, number, stats]).encode()
         file = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
-        chunks.append({"start": start, "images": list(map(str, paths)), "file": str(file)})
-    return chunks
+        yield {"start": number * CHUNK, "images": names, "file": str(file)}
+
+
+def _rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Read the rows of finished chunks."""
+    for file in files:
+        yield from json.loads(file.read_bytes())
 
 
 def _state_of(path: Path) -> tuple[int, int, int]:
@@ -152,18 +134,24 @@ def _state_of(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _run(work: Any, chunks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    if not chunks:
+def _run(work: Any, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Work chunks off in processes of one CPU each, and yield what becomes of them; without any, no Ray starts."""
+    first = next(chunks, None)
+    if first is None:
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    dataset = ray.data.from_items([{"chunk": json.dumps(chunk)} for chunk in chunks])
-    try:
-        yield from dataset.repartition(len(chunks)).map(work).iter_rows()
-    except _DEATHS as error:
-        raise _ended(f"{type(error).__name__}, {str(error).splitlines()[0]}") from None
+    with ray_session(serves=True):
+        judge: Any = ray.remote(num_cpus=1, max_retries=DEATHS)(lambda chunk: work(chunk))
+        running: list[Any] = []
+        try:
+            for chunk in chain([first], chunks):
+                running.append(judge.remote(chunk))
+                # asked anew each time, since a cluster may grow by what waits
+                if len(running) >= AHEAD * max(nodes.up()["CPU"], 1):
+                    done, running = ray.wait(running)
+                    yield ray.get(done[0])
+            yield from (ray.get(each) for each in running)
+        except _DEATHS as error:
+            raise _ended(f"{type(error).__name__}, {str(error).splitlines()[0]}") from None
 
 
 def _ended(reason: str) -> ResourceError:
@@ -178,10 +166,9 @@ def _open_bundle(folder: Path, variant: Variant) -> Bundle:
 
 
 def _judge(
-    folder: Path, variant: Variant, out: Path, overlays: bool, row: dict[str, Any]
+    folder: Path, variant: Variant, out: Path, overlays: bool, chunk: dict[str, Any]
 ) -> dict[str, Any]:
     """Judge one chunk, image by image, and write its file last; `ended` says what is no matter of one image."""
-    chunk = json.loads(row["chunk"])
     rows, place = [], Path(chunk["file"]).with_suffix(".at")
     try:
         bundle, deaths = _open_bundle(folder, variant), _read_deaths(place)
@@ -228,7 +215,9 @@ def _judge_one(
     row: dict[str, Any] = {"error": "", "height": height, "width": width}
     row["cells"] = answer.cells(bundle.classes)
     if overlay is not None:
-        decode.write_png(out / "overlays" / f"{number:06d}.png", overlay)
+        ordered = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", ordered)[1].tobytes()
+        write_whole(out / "overlays" / f"{number:06d}.jpg", jpeg)
     for folder, picture in answer.pictures().items():
         decode.write_png(out / folder / f"{number:06d}.png", picture)
     if isinstance(answer, Answer):
@@ -259,21 +248,20 @@ def draw_overlay(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]
     return small
 
 
-def _write_answers(out: Path, rows: list[dict[str, Any]]) -> tuple[int, int]:
-    good = [row for row in rows if not row["error"]]
-    bad = [row for row in rows if row["error"]]
+def _write_answers(out: Path, files: Sequence[Path]) -> int:
+    """Write what was answered, and what is bad; return how many were answered."""
     names = ("image", "error")
-    write_rows(out / "bad.csv", names, [{name: row[name] for name in names} for row in bad])
-    _write_tables(out / "answers", [_flatten(row) for row in good])
-    return len(good), len(bad)
+    bad = ({name: row[name] for name in names} for row in _rows(files) if row["error"])
+    write_rows(out / "bad.csv", names, bad)
+    return _write_tables(
+        out / "answers", (_flatten(row) for row in _rows(files) if not row["error"])
+    )
 
 
-def _write_parts(
-    out: Path, bundle: Bundle, rows: Sequence[dict[str, Any]], groups: Sequence[str]
-) -> None:
-    """Write the answer for each group, where there are groups and classes."""
+def _write_parts(out: Path, bundle: Bundle, rows: Iterable[tuple[dict[str, Any], str]]) -> None:
+    """Write the answer for each group, where there are classes."""
     views: dict[str, list[Answer]] = {}
-    for row, group in zip(rows, groups or [""] * len(rows), strict=True):
+    for row, group in rows:
         if group and "logits" in row:
             fields = row["verdict"] | {"set": tuple(row["verdict"]["set"])}
             logits = np.array(row["logits"], np.float32)
@@ -288,14 +276,29 @@ def _write_parts(
             part |= {f"prob.{name}": prob for name, prob in verdict.probs.items()}
             parts.append(part | {"set": json.dumps(verdict.set)})
     if parts:
-        _write_tables(out / "parts", parts)
+        _write_tables(out / "parts", iter(parts))
 
 
-def _write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_tables(path: Path, rows: Iterator[dict[str, Any]]) -> int:
+    """Write rows of the same columns as Parquet and CSV, some thousands at a time; return how many."""
+    part, num = list(islice(rows, ROWS)), 0
     # no rows know no columns
-    table = pa.Table.from_pylist(rows) if rows else pa.table({"image": pa.array([], pa.string())})
-    write_parquet(path.with_suffix(".parquet"), table)
-    write_rows(path.with_suffix(".csv"), table.column_names, rows)
+    schema = pa.Table.from_pylist(part).schema if part else pa.schema({"image": pa.string()})
+    parquet, text = path.with_suffix(".parquet"), path.with_suffix(".csv")
+    with (
+        replacing(parquet) as table,
+        pq.ParquetWriter(table, schema) as writer,
+        replacing(text) as lines,
+        lines.open("w", newline="") as file,
+    ):
+        printed = csv.DictWriter(file, schema.names)
+        printed.writeheader()
+        while part:
+            writer.write_table(pa.Table.from_pylist(part, schema))
+            printed.writerows(part)
+            num += len(part)
+            part = list(islice(rows, ROWS))
+    return num
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Anomaly(MaskTask):
                 f"masks.classes are {', '.join(dataset.mask_classes)}, and an anomaly has no kind; give one, as --masks.classes defect."
             )
         super().__init__(config, dataset, PatchMemory(config.model))
+        self.check_tiles()
 
     @classmethod
     def fetch(cls, config: Any) -> None:
@@ -89,7 +90,7 @@ class Anomaly(MaskTask):
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Tensor]:
         for row in rows:
-            yield self.to_device(np.stack(self._tiles_of(row)))
+            yield self.to_device(np.stack(self._tiles_of(row, self.config.tiles)))
 
     def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, and features averaged over each tile."""

@@ -6,7 +6,7 @@ base owns levels, counts, thresholds, pictures, export and int8. Any method may 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from assay.data.masks import overlay
 from assay.metrics import masks
 from assay.metrics.predictions import class_names
 from assay.metrics.scores.masks import component_columns, pixel_columns, validate_masks
-from assay.nn.export import GraphModule, write_graph
+from assay.nn.export import GraphModule, check_any_size, write_graph
 from assay.train.int8 import add_int8
 from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
 
@@ -61,6 +61,15 @@ class MaskTask(Task):
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
         """Return the rows alone, as tiles are cut later."""
         return {"row": samples.rows, "key": samples.keys.astype(np.int64) & 0x7FFFFFFFFFFF}
+
+    def check_tiles(self) -> None:
+        """Refuse a network that cannot be shown the tiles that are asked for.
+
+        Raises:
+            ConfigError: it takes tiles of one size alone.
+        """
+        if self.config.tiles.size == "fit":
+            check_any_size(self.net, tiles.STRIDE_PX, "--tiles.size fixed")
 
     def logits(self, normalised: Tensor) -> Tensor:
         """Return logits (n classes h w) of normalised images."""
@@ -155,8 +164,9 @@ class MaskTask(Task):
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write graph `segment` (normalised tiles to logits and embedding), and its int8 form where it holds on val."""
         config, graph = self.config, folder / f"{GRAPH}.onnx"
-        shape = (3, config.tiles.tile_px, config.tiles.tile_px)
-        write_graph(graph, self, self.describe, ("tiles", shape), ["logits", "embedding"])
+        side = None if config.tiles.size == "fit" else config.tiles.tile_px
+        feed, ends = ("tiles", (3, side, side)), ["logits", "embedding"]
+        write_graph(graph, self, self.describe, feed, ends, tiles.STRIDE_PX)
         return add_int8(
             {"kind": "tiles", "tiles": to_dict(config.tiles), "graphs": [GRAPH]},
             graph,
@@ -181,24 +191,24 @@ class MaskTask(Task):
         return validate_masks(arrays, len(self.classes))["iou"]
 
     def _calibration(self, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Return tiles of training images, spread evenly over all of them and over each."""
+        """Return squares of training images, spread evenly over all of them and over each."""
         most = self.config.quantize.num_calibration
         num = min(most, len(rows))
         feeds: list[dict[str, np.ndarray]] = []
         for row in rows[np.linspace(0, len(rows) - 1, num).astype(int)].tolist():
-            cut = self._tiles_of(row)
+            cut = self._tiles_of(row, replace(self.config.tiles, size="fixed"))
             each = min(math.ceil(most / num), len(cut))
             chosen = np.linspace(0, len(cut) - 1, each).astype(int)
             feeds.extend({"tiles": cut[i][None]} for i in chosen.tolist())
         return feeds[:most]
 
-    def _tiles_of(self, row: int) -> list[np.ndarray]:
-        """Return the normalised tiles (3 side side) that an image is judged by."""
+    def _tiles_of(self, row: int, config: TileConfig) -> list[np.ndarray]:
+        """Return the normalised tiles (3 h w) that an image is cut into."""
         normalised: list[np.ndarray] = []
 
         def collect(batch: np.ndarray) -> np.ndarray:
             normalised.extend(batch)
             return np.zeros((len(batch), len(self.classes), *batch.shape[2:]), np.float32)
 
-        tiles.level_map(self.pixels[row], collect, len(self.classes), self.config.tiles)
+        tiles.level_map(self.pixels[row], collect, len(self.classes), config)
         return normalised

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from assay.data.images.pyramid import ImagePyramid
-from assay.data.inputs.tiles import TileConfig, _starts, cut_inside, level_map
+from assay.data.inputs.tiles import TileConfig, _starts, cut_inside, level_map, tile_size
 from assay.errors import ConfigError
 from assay.levels import (
     LEVELS,
@@ -18,7 +18,7 @@ from assay.levels import (
     to_mask,
 )
 
-CONFIG = TileConfig(tile_px=64, overlap_px=16)
+CONFIG = TileConfig(tile_px=64, overlap_px=16, size="fixed")
 
 
 def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -34,13 +34,16 @@ SIDES = st.integers(1, 200)
 
 
 KINDS = st.sampled_from(["image", "imagenet", "constants"])
+SIZES = st.sampled_from(["fit", "fixed"])
 
 
-@given(SIDES, SIDES, st.sampled_from([0, 8, 16, 32]), KINDS)
-def test_a_pointwise_network_gives_what_it_gives_on_the_whole_image(height, width, overlap, kind):
+@given(SIDES, SIDES, st.sampled_from([0, 8, 16, 32]), KINDS, SIZES)
+def test_a_pointwise_network_gives_what_it_gives_on_the_whole_image(
+    height, width, overlap, kind, size
+):
     entry = ImagePyramid.of(image_of(height, width))
     constants = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    config = TileConfig(tile_px=64, overlap_px=overlap, normalise=kind, **constants)
+    config = TileConfig(tile_px=64, overlap_px=overlap, size=size, normalise=kind, **constants)
     found = level_map(entry, pointwise, 2, config)
     mean, std = {
         "image": (entry.mean, np.maximum(entry.std, 1 / 255)),
@@ -73,20 +76,80 @@ def test_tiles_are_blended_by_weights_that_fall_towards_their_edges():
 
 @given(st.integers(1, 5000), st.sampled_from([32, 64, 512]), st.floats(0, 0.5))
 def test_tiles_cover_an_edge_and_share_what_was_asked_at_least(length, side, share):
-    config = TileConfig(tile_px=side, overlap_px=int(side * share))
-    starts = _starts(length, config)
+    overlap = int(side * share)
+    starts = _starts(length, side, overlap)
     assert starts[0] == 0
     assert starts[-1] == max(0, length - side)
     gaps = np.diff(starts)
-    assert (gaps <= side - config.overlap_px).all()
+    assert (gaps <= side - overlap).all()
     # as few as that allows
     if len(starts) > 1:
-        assert (len(starts) - 2) * (side - config.overlap_px) + side < length
+        assert (len(starts) - 2) * (side - overlap) + side < length
+
+
+class Shown:
+    """A network that notes what it is shown, and answers by one pixel."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        self.shapes.append(tiles.shape)
+        return tiles[:, :1]
+
+    @property
+    def num_pixels(self) -> int:
+        return sum(num * height * width for num, _, height, width in self.shapes)
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.sampled_from([0, 8, 32]))
+def test_tiles_that_fit_show_no_more_than_squares_and_at_most_so_much_at_once(
+    height, width, overlap
+):
+    entry, shown = ImagePyramid.of(np.zeros((height, width, 3), np.uint8)), {}
+    for size in ("fit", "fixed"):
+        shown[size] = Shown()
+        config = TileConfig(tile_px=64, overlap_px=overlap, size=size)
+        level_map(entry, shown[size], 1, config)
+    assert shown["fit"].num_pixels <= shown["fixed"].num_pixels
+    for num, _, high, wide in shown["fit"].shapes:
+        assert num * high * wide <= 6 * 64 * 64
+        assert high % 32 == wide % 32 == 0
+        assert min(high, wide) >= 64
+
+
+@pytest.mark.parametrize("size", [(512, 512), (480, 544), (1024, 256), (256, 96)])
+def test_an_image_of_few_squares_goes_through_whole(size):
+    entry, shown = ImagePyramid.of(np.zeros((*size, 3), np.uint8)), Shown()
+    level_map(entry, shown, 1, TileConfig(tile_px=256, overlap_px=32))
+    assert shown.shapes == [(1, 3, *size)]
+
+
+@pytest.mark.parametrize(
+    ("image", "tile_px", "overlap", "expected"),
+    [
+        # one by two: 1600, and (1600 + 64) / 2 = 832; whole it would be too large
+        ((1600, 1600), 512, 64, (1600, 832)),
+        # whole: 400 up to 416, and of no more pixels than six squares
+        ((400, 800), 256, 32, (416, 800)),
+        ((100, 70), 256, 32, (128, 96)),
+        ((10, 70), 256, 32, (64, 96)),
+    ],
+)
+def test_tiles_divide_an_image_by_hand(image, tile_px, overlap, expected):
+    assert tile_size(*image, TileConfig(tile_px=tile_px, overlap_px=overlap)) == expected
+
+
+@pytest.mark.parametrize("size", [(1000, 1500), (2048, 2048), (3000, 4000), (5100, 5100)])
+def test_a_large_image_costs_little_more_than_its_pixels(size):
+    height, width = tile_size(*size, TileConfig())
+    tiles = len(_starts(size[0], height, 64)) * len(_starts(size[1], width, 64))
+    assert tiles * height * width <= 1.15 * size[0] * size[1]
 
 
 def test_a_small_image_is_mirrored_to_a_tile():
     pixels = image_of(20, 30)
-    cut = cut_inside(pixels, 0, 0, 64)
+    cut = cut_inside(pixels, 0, 0, (64, 64))
     assert np.array_equal(cut[:20, :30], pixels)
     assert np.array_equal(cut[20:40, :30], pixels[::-1])
     assert np.array_equal(cut[:20, 30:60], pixels[:, ::-1])

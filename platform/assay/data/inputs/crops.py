@@ -43,8 +43,8 @@ def draw_crop(
     most = np.maximum((height - side, width - side), 0)
     y, x = np.clip(centre - side / 2, 0, most).astype(int).tolist()
     pyramid = pixels[row]
-    image = pyramid.uint8(cut_inside(pyramid.levels[0], x, y, side))
-    marks = cut_inside(mask, x, y, side)
+    image = pyramid.uint8(cut_inside(pyramid.levels[0], x, y, (side, side)))
+    marks = cut_inside(mask, x, y, (side, side))
     return change(config, image, marks, int(rng.integers(1 << 31)), pyramid.mean, pyramid.std)
 
 

@@ -72,7 +72,10 @@ def normalise(
     std: Float[np.ndarray, "3"],
 ) -> Float32[np.ndarray, "n 3 h w"]:
     """Return pixels less the mean, over the deviation (both in [0, 1]), by a table of the 256 values."""
-    values = (np.arange(256)[:, None] / 255 - mean) / (std + EPS)
-    height, width = pixels.shape[1:3]
-    scaled = cv2.LUT(pixels.reshape(-1, width, 3), values[None].astype(np.float32))
-    return np.ascontiguousarray(scaled.reshape(-1, height, width, 3).transpose(0, 3, 1, 2))
+    values = ((np.arange(256)[:, None] / 255 - mean) / (std + EPS)).astype(np.float32)
+    num, height, width, channels = pixels.shape
+    planes = np.empty((num, channels, height, width), np.float32)
+    for image, of_image in zip(pixels, planes, strict=True):
+        for channel, table, plane in zip(cv2.split(image), values.T, of_image, strict=True):
+            cv2.LUT(channel, np.ascontiguousarray(table), dst=plane)
+    return planes
