@@ -1,4 +1,5 @@
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -761,6 +762,19 @@ def test_grouped_near_duplicates_stand_in_one_set(rows, rule, num, seed):
     for pair in pairs:
         assert len(sets_of[pair.first] | sets_of[pair.second]) <= 1
     assert split.report["dropped"] + split.report["near_dropped"] == split.sets.count("dropped")
+    regrouped = split.regroup(manifest)
+    assert_no_leak(regrouped, split)
+    # whatever stands in a set is one group with its copies, and groups are only ever joined
+    kept = [i for i, name in enumerate(split.sets) if name != "dropped"]
+    contents, before, after = (
+        np.array(table.column(name))[kept]
+        for table, name in ((manifest, "content"), (manifest, "group"), (regrouped, "group"))
+    )
+    for values in (contents, before):
+        assert len(set(zip(values, after, strict=True))) == len(set(values))
+    for pair in pairs:
+        assert len(set(after[np.isin(contents, [pair.first, pair.second])])) <= 1
+    assert draw_split(manifest, replace(config, near_duplicates="report")).groups is None
 
 
 def test_a_given_test_stays_as_it_is_and_its_near_copies_leave_train():

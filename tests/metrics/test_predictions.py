@@ -110,9 +110,23 @@ def test_pairing_refuses_other_rows() -> None:
 def test_pairing_refuses_rows_that_changed(column: str) -> None:
     table = make_table(12)
     values = table[column].to_pylist()
-    values[3] = 0 if column == "truth" else "other"
+    # in another group that has other rows too, so that neither table's groups lie within the other's
+    values[3] = {"truth": 0, "split": "other", "group": values[-1]}[column]
+    assert column != "group" or values.count(values[-1]) > 1 < table["group"].to_pylist().count(
+        table["group"][3].as_py()
+    )
     with pytest.raises(PredictionsError, match="1 of 12 ids have another"):
         paired(table, make_table(12, **{column: pa.array(values, table[column].type)}))
+
+
+def test_pairing_takes_the_groups_that_join_the_other_tables() -> None:
+    table = make_table(12)
+    groups = table["group"].to_pylist()
+    alone = make_table(12, group=pa.array([f"image-{i}" for i in range(12)]))
+    joined = make_table(12, group=pa.array([min(group, "g2") for group in groups]))
+    for a, b, expected in ((table, alone, groups), (alone, table, groups), (joined, table, None)):
+        for ordered in paired(a, b):
+            assert ordered["group"].to_pylist() == (expected or joined["group"].to_pylist())
 
 
 def test_pairing_refuses_other_classes() -> None:

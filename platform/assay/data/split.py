@@ -98,6 +98,15 @@ class Split:
 
     sets: list[str]
     report: dict[str, int]
+    groups: list[str] | None = None
+    """Group of each row where near-copies are joined: what is judged counts a part once, whatever its copies are called."""
+
+    def regroup(self, manifest: Manifest) -> Manifest:
+        """Return the manifest with groups joined as they were for the sets."""
+        if self.groups is None:
+            return manifest
+        index = manifest.table.column_names.index("group")
+        return Manifest(manifest.table.set_column(index, "group", pa.array(self.groups)))
 
     def rows(self, name: str) -> np.ndarray:
         """Return the row numbers of one set, ascending (int64)."""
@@ -109,9 +118,10 @@ class Split:
         return sorted({s for s in self.sets if s.startswith("test")})
 
     def table(self, manifest: Manifest) -> pa.Table:
-        """Return the manifest with the drawn sets in its `split` column."""
-        index = manifest.table.column_names.index("split")
-        return manifest.table.set_column(index, "split", pa.array(self.sets, pa.string()))
+        """Return the manifest with the drawn sets in its `split` column, and groups as they are joined."""
+        table = self.regroup(manifest).table
+        index = table.column_names.index("split")
+        return table.set_column(index, "split", pa.array(self.sets, pa.string()))
 
 
 def draw_split(manifest: Manifest, config: SplitConfig, pairs: Sequence[NearPair] = ()) -> Split:
@@ -161,7 +171,13 @@ def draw_split(manifest: Manifest, config: SplitConfig, pairs: Sequence[NearPair
     _check_classes(manifest, drawn)
     if config.train_share < 1:
         report["left_out_of_train"] = _thin_train(manifest, units, drawn, config)
-    return Split(drawn, report)
+    joined = None
+    if config.near_duplicates == "group":
+        joined = list(groups)
+        for rows in units:
+            for row in rows.tolist():
+                joined[row] = groups[rows[0]]
+    return Split(drawn, report, joined)
 
 
 def _join_units(

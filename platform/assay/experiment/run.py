@@ -220,7 +220,7 @@ def _begin(
     return Job(
         data.source,
         to_dict(config),
-        data.manifest,
+        prepared.split.regroup(data.manifest),
         prepared.split,
         data.pixels,
         run.folder.absolute(),
@@ -268,7 +268,7 @@ def _illustrate(prepared: RunPlan, run: Run, result: Result) -> None:
     samples.collect(
         run.folder,
         read_predictions(run.folder),
-        data.manifest,
+        prepared.split.regroup(data.manifest),
         data.pixels,
         result.decision,
         prepared.near,

@@ -214,6 +214,8 @@ def _refuse_leaks(rows: list[dict[str, str]]) -> None:
 def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return two tables of the same rows, both in the order of their ids.
 
+    Where one run joined near-copies to groups and the other did not, both have the joined ones.
+
     Raises:
         PredictionsError: Either table fails `check`, or their rows or classes are not the same.
     """
@@ -235,7 +237,7 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
             f"The two tables name different classes, {class_names(a)} and {class_names(b)}; "
             f"compare runs of one task on one manifest."
         )
-    a, b = a.sort_by("id"), b.sort_by("id")
+    a, b = _regrouped(a.sort_by("id"), b.sort_by("id"))
     names = ["split", "group", *(["truth"] if is_classification(a) else [])]
     same = [a[name].to_numpy() == b[name].to_numpy() for name in names]
     changed = int((~np.all(same, axis=0)).sum())
@@ -244,6 +246,19 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
             f"The two tables hold different rows: {changed} of {a.num_rows} ids have another "
             f"split, group or truth; compare runs of one manifest and one split."
         )
+    return a, b
+
+
+def _regrouped(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Give both tables the coarser groups, where each group of one lies within one of the other."""
+    if not a["id"].equals(b["id"]):
+        return a, b
+    groups = a["group"].to_pylist(), b["group"].to_pylist()
+    for fine, coarse in (groups, groups[::-1]):
+        if len(set(zip(fine, coarse, strict=True))) == len(set(fine)):
+            column = pa.array(coarse, pa.string())
+            place = a.column_names.index("group"), b.column_names.index("group")
+            return a.set_column(place[0], "group", column), b.set_column(place[1], "group", column)
     return a, b
 
 
