@@ -261,7 +261,7 @@ def test_a_full_queue_says_when_to_come_again(client, served):
             reply.close()
     counted = Counter((reply.status, reply.headers.get("retry-after")) for reply in replies)
     assert set(counted) == {(200, None), (429, "1")}, counted
-    assert counted[200, None] >= 2 * (8 + 2)  # what two replicas let wait and look at
+    assert counted[200, None] >= 2 * 8  # what two replicas let wait, whatever they look at by then
 
 
 def scraped() -> str:

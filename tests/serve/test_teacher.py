@@ -16,13 +16,17 @@ from assay.runs.results import read_predictions
 from assay.train.source import TaskSource, load_task
 
 TASKS = Path(__file__).parents[2] / "tasks"
+FEW = {
+    "casting": ["--castings.num-train", "20", "--castings.num-test", "8"],
+    "pretrain": ["--units.num-units", "16"],
+}
 
 
 def shipped(name: str, storage: Path, *options: str) -> tuple[Run, list[str]]:
     """A run to its bundle, and its images."""
     source = TaskSource.read(TASKS / f"{name}.py")
     task: Any = load_task(source)
-    words = ["--preset", "smoke", "--workers", "0", "--train.epochs", "1", *options]
+    words = ["--preset", "smoke", "--workers", "0", "--train.epochs", "1", *FEW[name], *options]
     config, resources, _ = parse(task, words)
     data = read_data(source, task.manifest(config, storage), config, resources, storage)
     run = find(source, config, data.manifest, storage, stage="bundle")

@@ -22,17 +22,21 @@ from assay.train.source import TaskSource, load_task
 
 TASKS = Path(__file__).parents[2] / "tasks"
 SMOKE = ["--preset", "smoke", "--workers", "0", "--train.epochs", "1"]
+FEW = {
+    "casting": ["--castings.num-train", "20", "--castings.num-test", "8"],
+    "pretrain": ["--units.num-units", "16"],
+}
 
 
 def read(name: str, storage: Path) -> tuple[TaskSource, StoredImages]:
     source = TaskSource.read(TASKS / f"{name}.py")
     task: Any = load_task(source)
-    config, resources, _ = parse(task, SMOKE)
+    config, resources, _ = parse(task, [*SMOKE, *FEW[name]])
     return source, read_data(source, task.manifest(config, storage), config, resources, storage)
 
 
 def trained(source: TaskSource, data: StoredImages, *options: str) -> Run:
-    config, resources, _ = parse(load_task(source), [*SMOKE, *options])
+    config, resources, _ = parse(load_task(source), [*SMOKE, *FEW[source.name], *options])
     run = find(source, config, data.manifest, data.storage, stage="test")
     with run.lease():
         complete(prepare(data, config, source.name), run, resources, stage="test")
