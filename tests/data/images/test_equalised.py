@@ -112,6 +112,19 @@ def test_a_file_that_was_cut_short_is_filled_again(path, tiles, length):
     assert tiles.read_bytes() == whole
 
 
+def test_a_file_that_was_deleted_and_begun_again_is_no_black_image(path, tiles):
+    entry = open_entry(path)
+    box = (5, 7, 200, 90)
+    entry.cut(box, 0, CLAHE)
+    size = tiles.stat().st_size
+    tiles.unlink()
+    np.testing.assert_array_equal(entry.cut(box, 0, CLAHE), EXPECTED[7:90, 5:200])
+    tiles.unlink()
+    with tiles.open("ab") as file:  # as another process begins it
+        file.truncate(size)
+    np.testing.assert_array_equal(entry.cut(box, 0, CLAHE), EXPECTED[7:90, 5:200])
+
+
 def test_without_room_or_rights_it_is_equalised_each_time(path, monkeypatch):
     usage = shutil.disk_usage(path.parent)
     with monkeypatch.context() as full:

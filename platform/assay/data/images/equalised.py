@@ -40,9 +40,7 @@ class KeptTiles:
 
     def __init__(self, path: Path, tables: Tables) -> None:
         self.path, self.tables = path, tables
-        grid = math.ceil(tables.height / SIDE), math.ceil(tables.width / SIDE)
-        self.known: Bool[np.ndarray, "rows columns"] = np.zeros(grid, bool)
-        """Tiles that this process has compared with their checksums, or made."""
+        self.grid = math.ceil(tables.height / SIDE), math.ceil(tables.width / SIDE)
 
     def region(
         self, read: Read, x0: int, y0: int, x1: int, y1: int
@@ -67,20 +65,21 @@ class KeptTiles:
     def _tiles(
         self, read: Read, rows: slice, columns: slice
     ) -> UInt8[np.ndarray, "rows columns side side 3"]:
-        """Read tiles; make, and keep, those that are not there."""
-        size = self.known.size * (8 + BYTES)
+        """Read tiles; make, and keep, those that are not there.
+
+        All are compared with their checksums each time (a tenth of a millisecond a patch): a file may be
+        deleted to make room and begun again by others, so that what was there once says nothing.
+        """
+        size = math.prod(self.grid) * (8 + BYTES)
         if not self.path.exists() or self.path.stat().st_size != size:
             self._begin(size)
-        with closing(_File(self.path, self.known.shape)) as file:
+        with closing(_File(self.path, self.grid)) as file:
             tiles = file.tiles(rows, columns)
-            due = ~self.known[rows, columns]
-            if due.any():
-                due &= file.checksums(rows, columns) != _checksums(tiles)
+            due = file.checksums(rows, columns) != _checksums(tiles)
             if due.any():
                 self._refuse_full_disk(int(due.sum()) * BYTES)
                 self._make(read, rows, columns, due, tiles)
                 file.keep(rows, columns, due, tiles)
-        self.known[rows, columns] = True
         return tiles
 
     def _begin(self, size: int) -> None:
