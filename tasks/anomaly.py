@@ -16,6 +16,7 @@ from assay.bundle.quantize import QuantizeConfig
 from assay.cli.task import main
 from assay.data.inputs.tiles import TileConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
+from assay.data.masks.layouts import MVTEC_IMAGES, MVTEC_MASKS
 from assay.data.masks.prepare import read_masks
 from assay.data.masks.rules import MaskConfig
 from assay.data.split import SplitConfig
@@ -66,16 +67,7 @@ class PartAnomaly(Anomaly):
         files = PartAnomalyConfig(
             masks=MaskConfig(missing="empty"), quantize=QuantizeConfig(variant="none")
         )
-        mvtec = replace(
-            files,
-            data=DataConfig(
-                patterns=("{kind}/{name}",),
-                leave_out=("ground_truth",),
-                label="",
-                domains=("kind",),
-            ),
-            masks=MaskConfig(files="ground_truth/{parent}/{name}_mask.png", missing="empty"),
-        )
+        mvtec = replace(files, data=MVTEC_IMAGES, masks=MVTEC_MASKS)
         return {"demo": demo, "smoke": smoke, "files": files, "mvtec": mvtec}
 
     @classmethod

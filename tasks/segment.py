@@ -27,6 +27,7 @@ from assay.data.inputs.crops import CropConfig
 from assay.data.inputs.tiles import TileConfig
 from assay.data.layers import LayerConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
+from assay.data.masks.layouts import MVTEC_IMAGES, MVTEC_MASKS
 from assay.data.masks.prepare import read_masks
 from assay.data.masks.rules import MaskConfig, make, rule_levels
 from assay.data.split import SplitConfig
@@ -123,17 +124,7 @@ class Segment(Segmentation):
             train=TrainConfig(epochs=50, batch_size=16, patience=10, min_improvement=0.002),
             optim=OptimConfig(lr=1e-3),
         )
-        mvtec = replace(
-            files,
-            data=DataConfig(
-                patterns=("{kind}/{name}",),
-                leave_out=("ground_truth",),
-                label="",
-                domains=("kind",),
-                split="",
-            ),
-            masks=MaskConfig(files="ground_truth/{parent}/{name}_mask.png", missing="empty"),
-        )
+        mvtec = replace(files, data=replace(MVTEC_IMAGES, split=""), masks=MVTEC_MASKS)
         return {"demo": demo, "smoke": smoke, "files": files, "mvtec": mvtec}
 
     @classmethod

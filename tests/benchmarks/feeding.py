@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from bench import photo, table, write
+from bench import photo, seconds, table, write
 from sizes import PEAK, REACHED, recipe_update
 
 from assay.data.dataset import Column, Dataset
@@ -75,15 +74,9 @@ def stored(case: Case, folder: Path) -> Dataset:
 
 
 def cpu_s(step: Callable[[int], Any]) -> float:
-    """Median seconds of processor time that a step takes for an image, after one turn to warm up."""
-    taken = []
-    for turn in range(TURNS + 1):
-        began = time.process_time()
-        for row in range(IMAGES):
-            step(row)
-        if turn:
-            taken.append((time.process_time() - began) / IMAGES)
-    return median(taken)
+    """Median seconds of processor time that a step takes for an image."""
+    all_rows = {"": lambda: [step(row) for row in range(IMAGES)]}
+    return seconds(all_rows, TURNS, time.process_time)[""] / IMAGES
 
 
 def feed(case: Case, dataset: Dataset) -> tuple[float, float, float]:

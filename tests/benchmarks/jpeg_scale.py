@@ -3,15 +3,12 @@
 python tests/benchmarks/jpeg_scale.py
 """
 
-import statistics
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
-from bench import photo, table, write
+from bench import photo, seconds, table, write
 
 SIDE, QUALITY, TURNS = 2048, 95, 15
 FLAGS = {
@@ -19,18 +16,6 @@ FLAGS = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-
-
-def cpu_ms(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median CPU time of each, in turns, after one turn to warm up."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(TURNS + 1):
-        for name, run in runs.items():
-            began = time.process_time()
-            run()
-            if turn:
-                taken[name].append(1000 * (time.process_time() - began))
-    return {name: statistics.median(each) for name, each in taken.items()}
 
 
 def shrunk(content: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -46,12 +31,12 @@ def main() -> None:
     for ratio, flag in FLAGS.items():
         size = (SIDE // ratio, SIDE // ratio)
         apart = np.abs(cv2.imdecode(content, flag) - shrunk(content, size).astype(int))
-        ms = cpu_ms(
-            {
-                "whole": partial(shrunk, content, size),
-                "scaled": partial(cv2.imdecode, content, flag),
-            }
-        )
+        ways = {
+            "whole": partial(shrunk, content, size),
+            "scaled": partial(cv2.imdecode, content, flag),
+        }
+        taken = seconds(ways, TURNS, time.process_time)
+        ms = {name: 1000 * value for name, value in taken.items()}
         rows.append(
             [
                 f"1/{ratio}",

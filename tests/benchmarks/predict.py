@@ -9,7 +9,6 @@ import argparse
 import json
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from bench import table, write
+from bench import seconds, table, write
 
 from assay.bundle.bundle import Bundle
 from assay.serve import offline
@@ -56,14 +55,8 @@ def cpu_row(folder: Path, target: Path) -> list[str]:
         "plain": partial(judge, folder, paths, target / "out", False),
         "overlays": partial(judge, folder, paths, target / "out", True),
     }
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(TURNS + 1):
-        for name, run in runs.items():
-            began = time.process_time()
-            run()
-            if turn:
-                taken[name].append(1000 * (time.process_time() - began) / IMAGES)
-    ms = {name: statistics.median(each) for name, each in taken.items()}
+    taken = seconds(runs, TURNS, time.process_time)
+    ms = {name: 1000 * value / IMAGES for name, value in taken.items()}
     shares = [f"{ms['alone'] / ms[name]:.2f}" for name in ("plain", "overlays")]
     return [bundle.card.task, *(f"{value:.1f}" for value in ms.values()), *shares]
 
@@ -110,14 +103,14 @@ def main() -> None:
             starts.append(start_row(folder.absolute(), Path(target), given.images))
     ms = ["the bundle alone (ms)", "a process of predict (ms)", "with overlays (ms)"]
     shares = ["alone / predict", "alone / with overlays"]
-    seconds = ["to the first chunk (s)", "to the last (s)", "in all (s)", "its own CPU (s)"]
-    seconds += ["images/s between", "the same again (s)", "its CPU (s)"]
+    columns = ["to the first chunk (s)", "to the last (s)", "in all (s)", "its own CPU (s)"]
+    columns += ["images/s between", "the same again (s)", "its CPU (s)"]
     write(
         __file__,
         f"CPU time of one image in one process, medians of {TURNS} turns of {IMAGES} images after one to warm up; goal: .9 of the bundle alone.",
         table(["task", *ms, *shares], costs),
         "The command itself, without overlays, by the clock of a machine that others load too; goal: a start of at most 15 s.",
-        table(["task", "images", *seconds], starts),
+        table(["task", "images", *columns], starts),
     )
 
 

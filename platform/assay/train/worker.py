@@ -1,7 +1,8 @@
 """What every worker of a run does: train to the end, then predict the sets to be judged."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,8 +88,22 @@ def work(
         DiskError: something cannot be written.
     """
     refuse_divergence(job)
-    task_class, config = job.load()
     device = torch.device(job.device)
+    task, costs = _build(job, device)
+    rank, _ = world()
+    with _telemetry(job, task, rank) as telemetry:
+        position = _fit(job, task, stream, telemetry, heartbeat, notice)
+        if rank == 0:
+            measured = {name: float(num) for name, num in costs.items()}
+            Run(job.folder).note(measured=measured | {"train_s": position.seconds})
+        _predict(job, stream, device)
+    share(job.folder)
+    return position
+
+
+def _build(job: Job, device: torch.device) -> tuple[Any, dict[str, int]]:
+    """Build the task as it is to be trained, and count what it costs."""
+    task_class, config = job.load()
     torch.manual_seed(config.train.seed)
     task = task_class(config, job.dataset).to(device)
     costs = task.costs()
@@ -100,45 +115,56 @@ def work(
         raise ConfigError(
             f"--compile was given and {job.source.name} trains no network; leave it out."
         )
-    rows = {name: job.split.rows(name) for name in ("train", "val")}
+    rows = job.split.rows("train")
     if checkpoint.latest(job.folder / "checkpoints") is None:
-        task.begin(rows["train"])  # before its tensors are shared out
-    wrapped = _wrap(task, job.strategy, device)
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    keep = Run(job.folder).warn
-    telemetry = Telemetry(job.folder, job.track, job.config, keep) if rank == 0 else None
-    if telemetry is not None:
+        task.begin(rows)  # before its tensors are shared out
+    if job.tier == "device":
+        task.hold(rows)
+    return task, costs
+
+
+@contextmanager
+def _telemetry(job: Job, task: Any, rank: int) -> Iterator[Telemetry | None]:
+    """Write down what the first worker measures, from its doubts on."""
+    if rank:
+        yield None
+        return
+    telemetry = Telemetry(job.folder, job.track, job.config, Run(job.folder).warn)
+    try:
         for text in task.doubts():
             telemetry.warn(text, 0)
-    if job.tier == "device":
-        task.hold(rows["train"])
-    size, (_, workers) = config.train.batch_size, world()
-    try:
-        with memory_faults(device, size, workers, job.accumulate, job.recompute):
-            loop = Loop(
-                task,
-                wrapped,
-                rows,
-                stream,
-                job.folder,
-                telemetry,
-                heartbeat,
-                job.checkpoint_steps,
-                job.accumulate,
-                job.keep,
-                saved=lambda: share(job.folder),
-                notice=notice,
-            )
-            position = loop.fit()
-        if rank == 0:
-            measured = {name: float(num) for name, num in costs.items()}
-            Run(job.folder).note(measured=measured | {"train_s": position.seconds})
-        _predict(job, stream, device)
+        yield telemetry
     finally:
-        if telemetry is not None:
-            telemetry.close()
-    share(job.folder)
-    return position
+        telemetry.close()
+
+
+def _fit(
+    job: Job,
+    task: Any,
+    stream: Stream,
+    telemetry: Telemetry | None,
+    heartbeat: Any,
+    notice: Notice,
+) -> TrainState:
+    device = torch.device(job.device)
+    size, (_, workers) = task.config.train.batch_size, world()
+    wrapped = _wrap(task, job.strategy, device)
+    with memory_faults(device, size, workers, job.accumulate, job.recompute):
+        loop = Loop(
+            task,
+            wrapped,
+            {name: job.split.rows(name) for name in ("train", "val")},
+            stream,
+            job.folder,
+            telemetry,
+            heartbeat,
+            job.checkpoint_steps,
+            job.accumulate,
+            job.keep,
+            saved=lambda: share(job.folder),
+            notice=notice,
+        )
+        return loop.fit()
 
 
 def reached(position: TrainState, select: str) -> dict[str, int | float]:
