@@ -17,6 +17,7 @@ from assay.data.images.store import Store
 from assay.data.inputs.tiles import TileConfig
 from assay.errors import ConfigError
 from assay.nn.patch_memory import PatchMemoryConfig
+from assay.runs.folder import Run
 from assay.runs.results import read_result
 from assay.train.source import TaskSource, load_task
 
@@ -58,6 +59,22 @@ def test_what_is_unlike_good_parts_is_marked_though_none_like_it_was_seen(tmp_pa
     assert test["pixel_auroc"].value > 0.9
     assert test["aupro"].value > 0.7
     assert test["image_accuracy"].value > 0.8
+
+
+def test_val_of_good_parts_alone_sets_the_threshold_without_complaint(tmp_path: Path) -> None:
+    """As MVTec AD has it: nothing but good parts outside test."""
+    images = parts(tmp_path, range(30, 36), 36)
+    for image in sorted(images.iterdir()):
+        name = "test" if int(image.stem) >= 26 else "train"
+        (images / name).mkdir(exist_ok=True)
+        image.rename(images / name / image.name)
+    allowed = ["--most-alarmed", "0.2", "--masks.missing", "empty"]
+    main(str(SCRIPT), arguments(images, *allowed))
+    (folder,) = (path for path in (tmp_path / "runs").iterdir() if (path / "result.json").exists())
+    assert not Run(folder).record.warnings
+    test = read_result(folder).sets["test"].metrics
+    assert test["images_found"].num == 6
+    assert test["image_auroc"].value > 0.95
 
 
 class Planted(Pixels):

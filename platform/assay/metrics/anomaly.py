@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.levels import LEVELS, NEVER
-from assay.metrics.estimate import Estimate, interval_of
+from assay.metrics.estimate import Estimate, interval_of, share_of
 from assay.metrics.masks import counts_of, judged_kind, name_scores, share_of_sums, thresholds_of
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
@@ -83,11 +83,11 @@ def warnings(predictions: pa.Table, most_alarmed: float) -> list[str]:
 def _measures(rows: pa.Table, threshold: int) -> dict[str, Estimate]:
     kind, group = judged_kind(rows), rows["group"].to_numpy()
     is_clean, peaks = _clean(rows, kind), _peaks(rows, kind)
-    alarmed = (peaks >= threshold).astype(float)
-    estimates = {}
-    for name, chosen in (("images_found", ~is_clean), ("images_alarmed", is_clean)):
-        if chosen.any():
-            estimates[name] = share_of_sums(alarmed * chosen, chosen.astype(float), group)
+    shares = {
+        "images_found": share_of(peaks >= threshold, ~is_clean, group),
+        "images_alarmed": share_of(peaks >= threshold, is_clean, group),
+    }
+    estimates = {name: share for name, share in shares.items() if share is not None}
     pixels = _column(rows, f"pixels_{kind}", (2, LEVELS))
     if is_clean.all():
         return estimates

@@ -1,7 +1,7 @@
 """The base of tasks that learn from good parts alone what a defect is: whatever they do not look like."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -120,7 +120,9 @@ class Anomaly(MaskTask):
             measures=anomaly.MEASURES,
             warnings=anomaly.warnings(predictions, config.most_alarmed),
         )
-        return of_anomalies | super().judge(config, predictions, storage)
+        # what is said of thresholds that are chosen by the marks of val does not hold here
+        of_masks = replace(super().judge(config, predictions, storage), warnings=())
+        return of_anomalies | of_masks
 
 
 def _columns(levels: np.ndarray, mask: np.ndarray, kind: str) -> dict[str, np.ndarray]:
