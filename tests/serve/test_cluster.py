@@ -261,7 +261,7 @@ def test_a_full_queue_says_when_to_come_again(client, served):
             reply.close()
     counted = Counter((reply.status, reply.headers.get("retry-after")) for reply in replies)
     assert set(counted) == {(200, None), (429, "1")}, counted
-    assert counted[200, None] >= 2 * 8  # what two replicas let wait, whatever they look at by then
+    assert counted[200, None] >= 8  # what the replica that turned one away lets wait
 
 
 def scraped() -> str:
