@@ -1,4 +1,4 @@
-"""For every test: shape annotations are checked, and hypothesis draws the same examples each time.
+"""For every test: shape annotations are checked (see shape_checks.py), and hypothesis draws the same examples each time.
 
 Two processes share the files, a file's tests staying together (its fixtures are made once). One takes
 those that wait longest for Ray, one after the other; the other does the rest meanwhile, and what
@@ -38,7 +38,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 from onnx import TensorProto, helper, numpy_helper
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -46,7 +45,8 @@ from xdist.scheduler import LoadScopeScheduling
 RAY = ("test_ray", "test_readme", "test_jobs", "test_autoscaling", "test_sweep_storage")
 LATE = ("test_cluster", "test_sweep")
 
-install_import_hook("assay", "beartype.beartype")
+SHAPES = runpy.run_path(str(Path(__file__).with_name("shape_checks.py")))
+SHAPES["install"]()
 # no deadline: how long an example takes says nothing on a machine that others use too
 settings.register_profile("assay", deadline=None, derandomize=True)
 settings.load_profile("assay")
@@ -185,6 +185,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with those that start Ray, but for the last."""
     items.sort(key=lambda item: (item.path.stem in LATE) - (item.path.stem in RAY))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check shapes anew in each test."""
+    SHAPES["calls"].clear()
 
 
 CLASSES = ["m1", "m2", "m3"]
