@@ -47,8 +47,11 @@ def limited(function: Callable[..., Any], checked: Callable[..., Any]) -> Callab
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """Check a function's arguments and what it returns, where it names arrays."""
+    is_context = inspect.isgeneratorfunction(
+        inspect.unwrap(function)
+    )  # whose annotation is the generator's
     annotations = inspect.get_annotations(function).values()
-    if not any(map(names_array, annotations)):
+    if is_context or not any(map(names_array, annotations)):
         return function
     return limited(function, jaxtyped(function, typechecker=beartype))
 

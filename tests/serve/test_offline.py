@@ -372,7 +372,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
 
     monkeypatch.setattr("assay.serve.image_list.ROWS", 1024)
     peaks = []
-    for num in (2_000, 20_000):
+    for num in (20_000, 2_000, 20_000):  # at first Python's table of names grows, as pathlib interns them
         monkeypatch.setattr("assay.serve.image_list.list_images", endless(num))
         tracemalloc.start()
         assert write_list(tmp_path / "list", []) == (num, False)
@@ -382,7 +382,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
         )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 0.1 * 100 * 18_000
+    assert peaks[2] - peaks[1] < 0.1 * 100 * 18_000
 
 
 @pytest.mark.usefixtures("here")
