@@ -39,7 +39,8 @@ from assay.nn.optim import build_optimizer
 from assay.serve.contract import View
 from assay.train import checkpoint
 from assay.train.accumulate import parts_of
-from assay.train.loop import Loop, load_best
+from assay.train.best import load_best
+from assay.train.loop import Loop
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Batch, BatchRows, Task, TaskConfig
 from assay.train.worker import Job, work
@@ -342,8 +343,8 @@ def test_a_checkpoint_gives_back_model_and_optimiser(learner, system, tmp_path):
     whole = Step(0, 0, batch["row"], np.arange(len(batch["row"])), len(batch["row"]))
     for _ in range(2):
         saved._update(whole, parts_of(batch, 1), None)
-    path = checkpoint.save(tmp_path, 2, saved.wrapped, saved.optimizer, {"step": 2})
-    assert checkpoint.load(path, loaded.wrapped, loaded.optimizer) == {"step": 2}
+    path = checkpoint.save(tmp_path, 2, saved.wrapped, saved.updater.optimizer, {"step": 2})
+    assert checkpoint.load(path, loaded.wrapped, loaded.updater.optimizer) == {"step": 2}
     loaded.position.step = 2
     for loop in loops:
         loop._update(whole, parts_of(batch, 1), None)
@@ -356,7 +357,7 @@ def learnt(loop: Loop, batch: Batch, num: int) -> list[torch.Tensor]:
     loop.wrapped.train()
     torch.manual_seed(0)
     for phase in loop.task.phases:
-        loop._learn(parts_of(batch, num), None, 0.9, phase, 1.0)
+        loop.updater.learn(parts_of(batch, num), None, 0.9, phase, 1.0)
     return [p.grad for p in loop.task.parameters() if p.grad is not None]
 
 

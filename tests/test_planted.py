@@ -190,7 +190,7 @@ def test_a_schedule_in_updates_that_steps_by_epoch_stops_at_its_top(tmp_path, mo
     def per_epoch(optimizer, config, prefixes, progress):
         return set_rates(optimizer, config, prefixes, int(progress * 4) / 20)
 
-    monkeypatch.setattr("assay.train.loop.set_rates", per_epoch)
+    monkeypatch.setattr("assay.train.update.set_rates", per_epoch)
     loop = loop_of(tmp_path, config_of())
     with pytest.raises(RunError, match=r"0\.1 times --optim\.lr at update 7 of 20, where.*highest"):
         loop.fit()
@@ -199,7 +199,7 @@ def test_a_schedule_in_updates_that_steps_by_epoch_stops_at_its_top(tmp_path, mo
 
 @pytest.mark.parametrize(
     ("plant", "factor", "place"),
-    [("assay.nn.optim.lr_factor", 0.5, "highest"), ("assay.train.loop.set_rates", 1, "lowest")],
+    [("assay.nn.optim.lr_factor", 0.5, "highest"), ("assay.train.update.set_rates", 1, "lowest")],
 )
 def test_a_schedule_that_never_steps_stops(tmp_path, monkeypatch, plant, factor, place):
     """004: ExponentialLR that a typing error left unused; rates that never reach the optimiser."""

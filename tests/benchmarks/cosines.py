@@ -24,7 +24,7 @@ from assay.data.images.store import Store
 from assay.data.split import draw_split
 from assay.experiment.resources import Resources
 from assay.nn.topk import draw_noise, hard_topk, perturbed_topk, score_function_loss
-from assay.train.loop import load_best
+from assay.train.best import load_best
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows, Task
 

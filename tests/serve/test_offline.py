@@ -372,7 +372,8 @@ def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
 
     monkeypatch.setattr("assay.serve.image_list.ROWS", 1024)
     peaks = []
-    for num in (20_000, 2_000, 20_000):  # at first Python's table of names grows, as pathlib interns them
+    # the first time Python's table of names grows, as pathlib interns them
+    for num in (20_000, 2_000, 20_000):
         monkeypatch.setattr("assay.serve.image_list.list_images", endless(num))
         tracemalloc.start()
         assert write_list(tmp_path / "list", []) == (num, False)

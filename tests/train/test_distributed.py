@@ -29,7 +29,8 @@ from assay.errors import RunError
 from assay.nn.blocks import recompute
 from assay.runs.folder import Run
 from assay.train.accumulate import parts_of
-from assay.train.loop import Loop, load_best
+from assay.train.best import load_best
+from assay.train.loop import Loop
 from assay.train.monitor import Limit
 from assay.train.predict import Predictor
 from assay.train.source import TaskSource, load_task

@@ -19,9 +19,10 @@ from assay.nn.averaging import AverageConfig
 from assay.nn.domains.config import PUBLISHED, AlgorithmConfig
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.train.batches import batches
+from assay.train.best import load_best
 from assay.train.classification import Classification
 from assay.train.domains import DomainClassification, DomainClassificationConfig, DomainsConfig
-from assay.train.loop import Loop, load_best
+from assay.train.loop import Loop
 from assay.train.task import BatchRows, TrainConfig
 
 PRINTERS = ("a", "b", "c", "new")

@@ -20,7 +20,8 @@ from assay.nn.optim import lr_factor
 from assay.runs import telemetry
 from assay.runs.folder import Run
 from assay.runs.telemetry import Telemetry
-from assay.train.loop import Loop, load_best
+from assay.train.best import load_best
+from assay.train.loop import Loop
 from assay.train.monitor import MAX_NONFINITE
 from assay.train.source import TaskSource, load_task
 from assay.train.worker import work as train_to_the_end
@@ -312,14 +313,14 @@ def test_clipping_bounds_the_update_and_zero_means_none(tmp_path):
             tmp_path / str(clip), config_of(train={"epochs": 1}, optim={"grad_clip": clip})
         )
         norms: list[float] = []
-        step = loop.optimizer.step
+        step = loop.updater.optimizer.step
 
         def spy(*_: object, norms=norms, step=step, loop=loop) -> None:
             grads = [p.grad.norm() for p in loop.task.parameters() if p.grad is not None]
             norms.append(float(torch.stack(grads).norm()))
             step()
 
-        loop.optimizer.step = spy
+        loop.updater.optimizer.step = spy
         loop.fit()
         moved[clip] = max(norms)
     assert moved[0.01] == pytest.approx(0.01, rel=1e-3)

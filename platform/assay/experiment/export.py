@@ -17,7 +17,7 @@ from assay.metrics.drift import IMAGES, describe
 from assay.metrics.predictions import logits_of, rows_of, sets_of
 from assay.runs.folder import Run
 from assay.runs.results import Result, add_scoring, read_predictions, write_result
-from assay.train.loop import load_best
+from assay.train.best import load_best
 from assay.train.predict import Predictor
 from assay.train.task import Task
 from assay.train.worker import Job, predictions_table

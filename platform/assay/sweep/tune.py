@@ -42,7 +42,8 @@ from assay.runs.record import Stage
 from assay.runs.remote import drop_ray_storage, pull, ray_storage, try_push
 from assay.sweep.trial import Outcome, Trial, read_outcome
 from assay.train.batches import batches
-from assay.train.loop import TrainState, load_best
+from assay.train.best import load_best
+from assay.train.loop import TrainState
 from assay.train.source import load_task
 from assay.train.task import TaskConfig
 from assay.train.worker import reached

@@ -17,8 +17,8 @@ from assay.metrics.predictions import class_names
 from assay.runs.folder import Run
 from assay.runs.results import read_config, read_predictions
 from assay.shapes import Float
+from assay.train.best import load_best
 from assay.train.classification import Classification
-from assay.train.loop import load_best
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Batch, BatchRows, Task
 

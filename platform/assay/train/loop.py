@@ -16,25 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 
 from assay.data.order import Step, steps_of
-from assay.errors import ConfigError, DiskError, RunError
-from assay.files import reading, replacing
-from assay.nn.optim import Multiplier, build_optimizer, set_rates
+from assay.errors import ConfigError
 from assay.runs.telemetry import Telemetry
 from assay.train import checkpoint
-from assay.train.accumulate import Part, gradients_wait, parts_of
+from assay.train.accumulate import Part, parts_of
 from assay.train.batches import Stream
+from assay.train.best import save_best
 from assay.train.monitor import Monitor, MonitorState, check_repeat
 from assay.train.notice import LOOK_S, NO_NOTICE, TERMINATED, Notice
-from assay.train.predict import Predictor, autocast, world
+from assay.train.predict import Predictor, world
 from assay.train.task import Batch, Task
+from assay.train.update import Updater
 
 VAL_CACHE_BYTES = 1 << 29
 """Prepared val batches are kept in memory up to this size."""
@@ -113,12 +108,10 @@ class Loop:
         self.rank, self.world_size = world()
         self.epochs = [self._epoch_steps(e) for e in range(self.config.epochs)]
         self.total = sum(len(steps) for steps in self.epochs)
-        # named as the bare task names them, so that groups mean the same under any wrapping
-        self.optimizer = build_optimizer(task, task.config.optim, task.param_groups(0.0))
-        self.scaler = _scaler(self.config.precision, task.device)
         self.monitor = Monitor(
             task.config.optim, task.limits(), self.total, task.classes, self._warn
         )
+        self.updater = Updater(task, wrapped, self.monitor)
         self.position = TrainState(watched=self.monitor.state)
         self.val = Predictor(task, stream, rows["val"], VAL_CACHE_BYTES)
         self.probed = self.is_look_due = False
@@ -133,7 +126,7 @@ class Loop:
         """Train from the newest good checkpoint, or from the start, to the end."""
         newest = checkpoint.latest(self.folder / "checkpoints")
         if newest is not None:
-            self._restore(checkpoint.load(newest, self.wrapped, self.optimizer))
+            self._restore(checkpoint.load(newest, self.wrapped, self.updater.optimizer))
         self.since = time.perf_counter()
         if not self.position.done and self.total:
             self._train()
@@ -147,7 +140,7 @@ class Loop:
         self.monitor.state = MonitorState(**saved.pop("watched"))
         self.position = TrainState(**saved, watched=self.monitor.state)
         if self.position.scaler:
-            self.scaler.load_state_dict(self.position.scaler)
+            self.updater.scaler.load_state_dict(self.position.scaler)
 
     def _remaining(self) -> list[Step]:
         first = (
@@ -202,6 +195,17 @@ class Loop:
             if is_last_call and self.notice.ends:
                 raise SystemExit(TERMINATED)
 
+    def _update(
+        self, step: Step, parts: Sequence[Part], following: Batch | None
+    ) -> dict[str, float]:
+        """Update once; the first worker's clock says on all of them whether a look for a notice is due."""
+        is_due = self.rank == 0 and time.perf_counter() - self.looked >= LOOK_S
+        scalars, self.is_look_due = self.updater.update(
+            step, parts, following, self.position.step, calls=is_due
+        )
+        self.position.step += 1
+        return scalars
+
     def _notices(self) -> bool:
         """Look for a notice where that is due, on all workers at once; it is one only once."""
         if not self.is_look_due:
@@ -223,109 +227,6 @@ class Loop:
                 if works_ahead and index + 1 < len(steps):
                     following = parts_of(next(stream), self.accumulate)
             yield step, parts, following[0].batch if following else None
-
-    def _update(
-        self, step: Step, parts: Sequence[Part], following: Batch | None
-    ) -> dict[str, float]:
-        """Update the weights once; scalars are this worker's, weighted by its share."""
-        progress = self.position.step / max(self.total, 1)
-        prefixes = self.task.param_groups(progress)
-        lr = set_rates(self.optimizer, self.task.config.optim, prefixes, progress)
-        self.monitor.check_rates(self.position.step, self.optimizer, prefixes)
-        # dropout and the like: a function of seed, position and rank, so a resumed run repeats it
-        torch.manual_seed(hash((self.config.seed, self.position.step, self.rank)) & 0x7FFFFFFF)
-        self.wrapped.train()
-        weight = len(step.rows) * self.world_size / step.num_global if step.entries[0] >= 0 else 0.0
-        norm, losses = 0.0, 0.0
-        scalars: dict[str, float] = {}
-        for phase in self.task.phases:
-            self.optimizer.zero_grad(set_to_none=True)
-            loss, of_phase = self._learn(parts, following, progress, phase, weight)
-            losses += loss / self.world_size
-            with self.stopwatch.part("update"):
-                norm = math.hypot(norm, self._apply(prefixes))
-            scalars |= of_phase
-        with self.stopwatch.part("update"):
-            loss_of_all, limited = self._over_workers(losses, scalars, weight / self.world_size)
-            scaled = self.scaler.is_enabled()
-            self.monitor.check_update(self.position.step + 1, loss_of_all, norm, scaled, limited)
-            self.task.after_step(progress)
-        self.position.step += 1
-        return {"loss": loss_of_all, **scalars, "lr": lr, "grad_norm": norm}
-
-    def _learn(
-        self,
-        parts: Sequence[Part],
-        following: Batch | None,
-        progress: float,
-        phase: str,
-        weight: float,
-    ) -> tuple[float, dict[str, float]]:
-        """Add up the gradients of a batch's parts; return its loss and scalars."""
-        losses, sums = 0.0, dict[str, tuple[float, float]]()
-        batches = [part.batch for part in parts]
-        upcoming = [*batches[1:], following]
-        for index, part in enumerate(parts):
-            last = index == len(parts) - 1
-            with self.stopwatch.part("forward"), autocast(self.config.precision, self.task.device):
-                ahead = upcoming[index]
-                if ahead is not None:
-                    self.task.ahead(ahead, progress)
-                with gradients_wait(self.wrapped, not last):
-                    outputs = self.wrapped(part.batch, progress, phase)
-            self.monitor.check_graph(outputs, phase)
-            with self.stopwatch.part("backward"), gradients_wait(self.wrapped, not last):
-                loss = outputs["loss"] * (weight * part.share)
-                self.scaler.scale(loss).backward()
-                losses += float(loss.detach())
-            for name, value in outputs.items():
-                if name != "loss":
-                    total, share = sums.get(name, (0.0, 0.0))
-                    mean = float(value.detach())
-                    # of a part without a sample nothing is said
-                    sums[name] = (
-                        total + (mean * part.share if part.share else 0.0),
-                        share + part.share,
-                    )
-        return losses, {name: total / share for name, (total, share) in sums.items() if share}
-
-    def _apply(self, prefixes: Mapping[str, Multiplier]) -> float:
-        """Clip, skip what is not finite or frozen, and update; returns the gradient norm."""
-        self.scaler.unscale_(self.optimizer)
-        for group in self.optimizer.param_groups:
-            if group["prefix"] in prefixes and prefixes[group["prefix"]].lr == 0:
-                for parameter in group["params"]:
-                    parameter.grad = None
-        parameters = [
-            p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None
-        ]
-        limit = self.task.config.optim.grad_clip or math.inf
-        total = nn.utils.clip_grad_norm_(parameters, limit)
-        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
-        if math.isfinite(norm) or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        return norm
-
-    def _over_workers(
-        self, loss: float, scalars: Mapping[str, float], share: float
-    ) -> tuple[float, dict[str, float]]:
-        """Average the loss, and the scalars that have limits, over the global batch, in one reduction.
-
-        The first worker's clock says on all of them whether a look for a notice is due.
-        """
-        is_due = self.rank == 0 and time.perf_counter() - self.looked >= LOOK_S
-        sums = [loss, float(is_due)]
-        for name in self.monitor.limited:
-            part = share if name in scalars else 0.0
-            sums += [scalars[name] * part if part else 0.0, part]
-        if self.world_size > 1:
-            total = torch.tensor(sums, device=self.task.device)
-            dist.all_reduce(total)
-            sums = total.tolist()
-        self.is_look_due = sums[1] > 0
-        pairs = zip(self.monitor.limited, sums[2::2], sums[3::2], strict=True)
-        return sums[0], {name: value / part for name, value, part in pairs if part}
 
     def _log_step(
         self, step: Step, scalars: dict[str, float], seconds: float, parts: Mapping[str, float]
@@ -370,7 +271,7 @@ class Loop:
         self._look_at_val()
         stopped = self.config.patience and self.position.stale >= self.config.patience
         if last or stopped:
-            self.monitor.check_end(self.task, self.optimizer)
+            self.monitor.check_end(self.task, self.updater.optimizer)
         self._save(done=bool(last or stopped))
         self.heartbeat(self.position)
         return True
@@ -395,7 +296,7 @@ class Loop:
         self._count_stale(value[0], improved)
         if improved:
             self.position.best, self.position.best_epoch = value, self.position.epoch - 1
-            self._save_best()
+            save_best(self.task, self.folder)
         if self.telemetry is not None:
             seconds = time.perf_counter() - began
             self.telemetry.log(
@@ -421,47 +322,16 @@ class Loop:
         if self.telemetry is not None:
             self.telemetry.warn(text, self.position.step)
 
-    def _save_best(self) -> None:
-        state: dict[str, Any] = get_model_state_dict(
-            self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        if self.rank == 0:
-            path = self.folder / "best" / "weights.safetensors"
-            try:
-                with replacing(path) as hidden:
-                    save_file({k: v.contiguous() for k, v in state.items()}, hidden)
-            except SafetensorError as error:  # which holds the disk's fault as a text
-                raise DiskError(
-                    f"{path} cannot be written ({error}); free space and give the same command again, which goes on from the last checkpoint."
-                ) from None
-
     def _save(self, done: bool = False) -> None:
         self.position.done = done
         now = time.perf_counter()
         self.position.seconds, self.since = self.position.seconds + now - self.since, now
-        self.position.scaler = self.scaler.state_dict()
+        self.position.scaler = self.updater.scaler.state_dict()
         folder, state = self.folder / "checkpoints", asdict(self.position)
-        checkpoint.save(folder, self.position.step, self.wrapped, self.optimizer, state, self.keep)
+        checkpoint.save(
+            folder, self.position.step, self.wrapped, self.updater.optimizer, state, self.keep
+        )
         self.saved()
-
-
-def load_best(task: Task, folder: Path) -> None:
-    """Load a run's best weights into a fresh, unsharded task.
-
-    Raises:
-        RunError: the run has no best weights, they are damaged, or another model's.
-    """
-    path = folder / "best" / "weights.safetensors"
-    if not path.is_file():
-        raise RunError(f"{folder} has no best weights yet; train it first.")
-    with reading(path):
-        weights = load_file(path)
-    try:
-        task.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(
-            f"The weights in {path} do not fit this model ({str(error).splitlines()[0]}); use the run's own settings."
-        ) from None
 
 
 def _padded(share: Step, whole: Step) -> Step:
@@ -469,14 +339,6 @@ def _padded(share: Step, whole: Step) -> Step:
     if len(share.rows):
         return share
     return Step(whole.epoch, whole.index, whole.rows[:1], np.array([-1]), whole.num_global)
-
-
-def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    if precision == "fp16" and device.type != "cuda":
-        raise ConfigError(
-            f"train.precision fp16 needs a CUDA device, this run has {device.type}; use bf16 or fp32."
-        )
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def memory_mb() -> float:

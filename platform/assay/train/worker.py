@@ -24,7 +24,8 @@ from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
 from assay.train import checkpoint
 from assay.train.batches import Stream, batches
-from assay.train.loop import Loop, TrainState, load_best
+from assay.train.best import load_best
+from assay.train.loop import Loop, TrainState
 from assay.train.memory import memory_faults
 from assay.train.notice import NO_NOTICE, Notice
 from assay.train.predict import Predictor, world
