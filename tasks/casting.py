@@ -139,7 +139,7 @@ def source_recipes() -> dict[str, CastingConfig]:
         ),
         transform=transform,
         model=NetworkConfig(network="resnet18", weights="hub"),
-        regime=RegimeConfig(regime="full", body_lr=1.0),
+        regime=RegimeConfig(regime="full", body_lr=1.0, statistics="moved"),
         train=TrainConfig(epochs=6, batch_size=16, seed=42),
         optim=OptimConfig(
             optimizer="adam",

@@ -75,7 +75,7 @@ def moving(regime: RegimeConfig, updates: int, num: int) -> tuple[Task, set[str]
         groups = multipliers(parts, rates)
         set_rates(optimizer, optim, groups, step / updates)
         task.train()
-        rest(task.network, parts, rates)
+        rest(task.network, parts, rates, regime.keeps_statistics)
         optimizer.zero_grad()
         task.head(task.network(torch.randn(8, 3))).square().sum().backward()
         for group in optimizer.param_groups:
@@ -107,13 +107,19 @@ CASES = {
 """Updates done of ten, and the blocks that have moved by then."""
 
 
+@pytest.mark.parametrize("statistics", ["kept", "moved"])
 @pytest.mark.parametrize("name", REGIMES)
-def test_what_is_said_to_be_trained_moves_and_nothing_else(name: Any) -> None:
-    """Weights, and the statistics of batch normalisation, which move without any gradient."""
-    regime = RegimeConfig(regime=name, blocks=2)
+def test_what_is_said_to_be_trained_moves_and_nothing_else(name: Any, statistics: Any) -> None:
+    """Weights, and the statistics of batch normalisation, which move without any gradient unless they are kept."""
+    regime = RegimeConfig(regime=name, blocks=2, statistics=statistics)
+    kept = ("running_mean", "running_var", "num_batches_tracked")
     for num, blocks in CASES[name]:
         task, moved = moving(regime, 10, num)
-        assert moved == of(*blocks), (name, num)
+        expected = of(*blocks)
+        if name != "scratch" and statistics == "kept":
+            assert any(tensor.endswith(kept) for tensor in of(0, 1, 2, 3))
+            expected = {tensor for tensor in expected if not tensor.endswith(kept)}
+        assert moved == expected, (name, num)
     said = sum(p.numel() for p in task.parameters() if p.requires_grad)
     parameters = dict(task.named_parameters())
     assert said == sum(parameters[key].numel() for key in moved & parameters.keys())
@@ -155,3 +161,4 @@ def test_settings_without_effect_are_those_that_change_no_rate() -> None:
             progress = [i / 20 for i in range(21)]
             same = all(base.rates(5, p) == changed.rates(5, p) for p in progress)
             assert same == (field in base.idle()), (name, field)
+        assert ("statistics" in base.idle()) == (name in ("scratch", "features"))

@@ -71,6 +71,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "model.weights": "hub",
         "regime.regime": "full",
         "regime.body_lr": 1.0,
+        "regime.statistics": "moved",
     },
     "source-luna": BOTH
     | {

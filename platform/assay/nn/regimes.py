@@ -34,6 +34,8 @@ class RegimeConfig(Settings, section="regime"):
     """Learning rate below the head as a multiple of optim.lr, once it is trained there."""
     decay: Annotated[float, Interval(gt=0, le=1)] = 0.75
     """Learning rate of each block as a multiple of the next block's or the head's, in layerwise."""
+    statistics: Literal["kept", "moved"] = "kept"
+    """What batch normalisation goes by in blocks that are trained: the statistics that the weights came with, or each batch's own; these change the features under a head that has learnt already."""
     head_share: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     """Share of the run in which lp-ft trains the head alone."""
     unfrozen_by: Annotated[float, Interval(gt=0, lt=1)] = 0.5
@@ -44,6 +46,7 @@ class RegimeConfig(Settings, section="regime"):
         used = {
             "blocks": ("partial",),
             "body_lr": ("partial", "full", "lp-ft", "gradual"),
+            "statistics": ("partial", "full", "lp-ft", "layerwise", "gradual"),
             "decay": ("layerwise",),
             "head_share": ("lp-ft",),
             "unfrozen_by": ("gradual",),
@@ -58,6 +61,11 @@ class RegimeConfig(Settings, section="regime"):
     def settled_by(self) -> float:
         """Share of the run after which nothing more is unfrozen."""
         return {"lp-ft": self.head_share, "gradual": self.unfrozen_by}.get(self.regime, 0.0)
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batch normalisation goes by the statistics that the weights came with."""
+        return self.regime != "scratch" and self.statistics == "kept"
 
     def rates(self, num_blocks: int, progress: float) -> list[float]:
         """Return the factor on the learning rate of each block, from input to output; 0: frozen."""
@@ -126,10 +134,13 @@ def multipliers(
     }
 
 
-def rest(network: nn.Module, parts: Blocks, rates: Sequence[float]) -> None:
-    """Put what is frozen in eval mode, where no statistics move and nothing is dropped out."""
+def rest(network: nn.Module, parts: Blocks, rates: Sequence[float], keeps: bool) -> None:
+    """Put what is frozen in eval mode, where no statistics move and nothing is dropped out; if so asked, all statistics."""
     if not any(rates):
         network.eval()
+    for module in network.modules() if keeps else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
     for names, rate in zip(parts, rates, strict=True):
         for path in names if rate == 0 else ():
             if path.endswith("."):

@@ -131,7 +131,7 @@ class Transfer(Classification):
         rates = self.config.regime.rates(len(self.parts), progress)
         self.is_moving = any(rates)
         if self.training:
-            rest(self.network, self.parts, rates)
+            rest(self.network, self.parts, rates, self.config.regime.keeps_statistics)
         return super().forward(batch, progress, phase)
 
     def row_losses(self, logits: Tensor, truth: Tensor) -> Tensor:
