@@ -7,9 +7,7 @@ script, and holds no path of the machine it was made on; equal runs make equal p
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from markupsafe import Markup
 from assay.bundle.card import Card
 from assay.errors import RunError
 from assay.files import read_json, reading, write_whole
-from assay.metrics.comparison import Comparison
-from assay.metrics.estimate import Estimate
-from assay.report import charts
-from assay.report.svg import Number, count, number, render_svg
+from assay.report import charts, filters
+from assay.report.svg import count, number, render_svg
+from assay.report.verdict import find_verdict, plural, set_name
 from assay.runs import record, results
 from assay.runs.record import RunRecord, as_record, schema_of
 from assay.runs.results import Comparisons, Result
@@ -34,28 +31,6 @@ PAGES = Path(__file__).parents[1] / "pages"
 
 MAX_IMAGES_BYTES = 4 << 20
 """Images beyond this (as text in the page) are left out, and the page says so."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One test set at the head of the page."""
-
-    set: str
-    metric: str
-    """Name of the main score."""
-    value: Estimate
-    comparisons: Sequence[Comparison]
-    """Of the main score on this set with the baselines."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the page leads with."""
-
-    headline: str
-    method: str
-    """Name of the run."""
-    panels: Sequence[Panel]
 
 
 def write_report(folder: Path) -> Path:
@@ -82,7 +57,7 @@ def render(folder: Path) -> str:
     config = _without_paths(results.read_config(folder))
     comparison = _comparisons(folder)
     tests = result.tests or list(result.sets)
-    names = {name: _set_name(name, config) for name in result.sets}
+    names = {name: set_name(name, config) for name in result.sets}
     samples = _json(folder / "samples" / "samples.json", optional=True)
     metrics = results.read_metrics(folder / "metrics.jsonl")
     keys = dict.fromkeys(key for summary in result.sets.values() for key in summary.metrics)
@@ -96,7 +71,7 @@ def render(folder: Path) -> str:
         names=names,
         measures={key: result.measure(key) for key in keys},
         comparison=comparison,
-        answer=_answer(run, result, comparison, tests, names),
+        answer=find_verdict(run, result, comparison, tests, names),
         curves=charts.curves(metrics, config["train"].get("select", "")),
         epochs=metrics["epoch"],
         confusion={test: charts.confusion(result.sets[test], result.classes) for test in tests},
@@ -118,19 +93,19 @@ def fill_page(template: str, **values: Any) -> str:
     )
     environment.filters |= {
         "number": number,
-        "signed": _signed,
-        "percent": _percent,
-        "p": _p,
-        "time": _time,
-        "duration": _duration,
+        "signed": filters.signed,
+        "percent": filters.percent,
+        "p": filters.p_value,
+        "time": filters.moment,
+        "duration": filters.duration,
         "count": count,
-        "setting": _setting,
-        "doubt": _doubt,
-        "lowered": _lower,
-        "capitalize": _capital,
+        "setting": filters.setting,
+        "doubt": filters.doubt,
+        "lowered": filters.lower,
+        "capitalize": filters.capital,
         "svg": lambda figure: Markup(render_svg(figure)),
     }
-    environment.globals["strip"] = _strip
+    environment.globals["strip"] = filters.strip
     css = Markup((PAGES / "report.css").read_text())
     return environment.get_template(template).render(css=css, **values)
 
@@ -206,95 +181,6 @@ def _without_paths(value: Any) -> Any:
     )
 
 
-def _set_name(name: str, config: Mapping[str, Any]) -> str:
-    """Name a set for a reader who does not know the names of the sets."""
-    domain = config["split"].get("unseen_domain") or "domain"
-    names = {
-        "test_seen": f"known {_plural(domain)}",
-        "test_unseen": f"unseen {_plural(domain)}",
-        "val": "validation",
-    }
-    return names.get(name, name)
-
-
-def _plural(noun: str) -> str:
-    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
-        return f"{noun[:-1]}ies"
-    return noun if noun.endswith("s") else f"{noun}s"
-
-
-def _answer(
-    run: RunRecord,
-    result: Result,
-    compared: Comparisons | None,
-    tests: list[str],
-    names: Mapping[str, str],
-) -> Verdict:
-    """Find the headline, and for each test set the method, its baselines and their differences."""
-    panels = []
-    for test in tests:
-        metric, value = result.sets[test].main
-        comparisons = [
-            comparison
-            for comparison in (compared.comparisons if compared else ())
-            if comparison.set == test and comparison.metric == metric
-        ]
-        panels.append(Panel(test, metric, value, comparisons))
-    method = compared.method if compared else run.name or run.task
-    sentences = _verdicts(panels, names)
-    if not sentences:
-        values = [f"{number(panel.value.value)} on {names[panel.set]}" for panel in panels]
-        label = result.measure(panels[0].metric).label
-        headline = f"{method}: {_lower(label)} {_listed(values)}."
-    else:
-        headline = f"{method} {'; it '.join(sentences)}."
-    return Verdict(headline, method, panels)
-
-
-_THAN = {
-    "better": "better than",
-    "worse": "worse than",
-    "": "not significantly different from",
-    "undecided": "not decided (too few or too unequal groups) against",
-}
-
-
-def _verdicts(panels: Iterable[Panel], names: Mapping[str, str]) -> list[str]:
-    """Say on which sets the method is better, worse, or not told apart; baselines that fared alike together."""
-    outcomes: dict[str, dict[str, list[str]]] = {}
-    for panel in panels:
-        for comparison in panel.comparisons:
-            sides = outcomes.setdefault(comparison.name, {})
-            side = "undecided" if comparison.difference.undecided else comparison.side
-            sides.setdefault(_THAN[side], []).append(names[comparison.set])
-    alike: dict[str, list[str]] = {}
-    for name, sides in outcomes.items():
-        parts: list[str] = []
-        for words in sorted(sides, key=[*_THAN.values()].index):
-            parts.append(f"{words} {'it' if parts else '{}'} on {_listed(sides[words])}")
-        alike.setdefault("is " + ", ".join(parts), []).append(name)
-    return [words.replace("{}", _listed(baselines)) for words, baselines in alike.items()]
-
-
-def _doubt(comparison: Comparison) -> str:
-    """Say why neither run is better; empty where one is."""
-    return "" if comparison.side else comparison.verdict
-
-
-def _lower(text: str) -> str:
-    """Write a measure's name inside a sentence; abbreviations stay as they are."""
-    return text[:1].lower() + text[1:] if text.split(" ")[0][1:].islower() else text
-
-
-def _capital(text: str) -> str:
-    """Write a name at the beginning of a line, its other letters as they are."""
-    return text[:1].upper() + text[1:]
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
 def _data(folder: Path, run: RunRecord) -> dict[str, Any]:
     """Count images, groups, classes and domains by set; and each class's and domain's images."""
     with reading(folder / "split.parquet"):
@@ -307,7 +193,7 @@ def _count(table: pa.Table, run: RunRecord) -> dict[str, Any]:
         titles["label"] = "classes"
     for name in table.column_names:
         if name.startswith("domain."):
-            titles[name] = _plural(name.removeprefix("domain."))
+            titles[name] = plural(name.removeprefix("domain."))
     sets = np.array(table["split"].to_pylist())
     order = sorted(set(sets.tolist()), key=lambda s: (not s.startswith("train"), s != "val", s))
     columns, tables = {}, {}
@@ -354,55 +240,3 @@ def _pictures(folder: Path, images: Mapping[str, Any]) -> dict[str, Any]:
         "near": [p for p in near if p["src"] and p["twin_src"]],
         "left_out": left_out,
     }
-
-
-def _strip(
-    estimate: Estimate, low: Number = 0, high: Number = 1, mark: Number | None = None
-) -> Markup:
-    """Draw a value and its interval from `low` to `high`, beside a number that says the same."""
-    shares = {"a": estimate.low, "b": estimate.high, "v": estimate.value}
-    if mark is not None:
-        shares["m"] = mark
-    style = ";".join(
-        f"--{key}:{100 * min(max((value - low) / (high - low), 0), 1):.1f}%"
-        for key, value in shares.items()
-    )
-    line = "<i class=m></i>" if mark is not None else ""
-    return Markup(
-        f'<span class="strip" aria-hidden="true" style="{style}">{line}<i class=w></i><i class=v></i></span>'
-    )
-
-
-def _signed(value: Number) -> str:
-    return ("+" if value >= 0 else "") + number(value)
-
-
-def _percent(value: Number) -> str:
-    return f"{100 * value:g} %"
-
-
-def _p(value: Number) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
-def _time(seconds: Number) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _duration(seconds: Number) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _setting(value: Any) -> str:
-    """Write a setting's value as it would be read aloud."""
-    if value is None or value in ("", []):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
