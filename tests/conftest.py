@@ -1,8 +1,8 @@
 """For every test: shape annotations are checked (see shape_checks.py), and hypothesis draws the same examples each time.
 
 Two processes share the files, a file's tests staying together (its fixtures are made once). One takes
-those that wait longest for Ray, one after the other; the other does the rest meanwhile, and what
-remains of Ray last.
+those that wait longest for Ray, one after the other; the other does the rest meanwhile, what remains of
+Ray, and at last what trains without it.
 
 Also bundles and predictions made by hand, for tests of what comes after training.
 """
@@ -44,6 +44,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 RAY = ("test_ray", "test_readme", "test_jobs", "test_autoscaling", "test_sweep_storage")
 LATE = ("test_cluster", "test_sweep")
+LAST = ("train", "tasks")
 
 SHAPES = runpy.run_path(str(Path(__file__).with_name("shape_checks.py")))
 SHAPES["install"]()
@@ -183,8 +184,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with those that start Ray, but for the last."""
-    items.sort(key=lambda item: (item.path.stem in LATE) - (item.path.stem in RAY))
+    """Begin with those that start Ray, but for a few, and end with many that do not, so that both processes end together."""
+
+    def turn(path: Path) -> int:
+        if path.stem in RAY:
+            return 0
+        return 2 if path.stem in LATE else 3 if path.parent.name in LAST else 1
+
+    items.sort(key=lambda item: turn(item.path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

