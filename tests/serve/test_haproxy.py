@@ -51,7 +51,7 @@ class Replica:
     def _serve(self, connection: socket.socket) -> None:
         # HAProxy ends its checks by a reset
         with connection, connection.makefile("rb") as file, suppress(ConnectionError):
-            while head := b"".join(iter(file.readline, b"\r\n")):
+            while head := read_head(file):
                 length = re.search(rb"(?i)content-length: (\d+)", head)
                 body = file.read(int(length[1])) if length else b""
                 if b"/-/healthz" in head:
@@ -59,6 +59,14 @@ class Replica:
                     continue
                 self.requests.append((head, body))
                 self.does(connection)
+
+
+def read_head(file: Any) -> bytes:
+    """The lines before the empty one; b"" at the connection's end, after which lines are empty for ever."""
+    lines = []
+    while (line := file.readline()) not in (b"\r\n", b""):
+        lines.append(line)
+    return b"".join(lines)
 
 
 def answers(connection: socket.socket) -> None:
