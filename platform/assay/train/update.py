@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -155,7 +155,7 @@ class Updater:
         return sums[0], limited, sums[1] > 0
 
 
-def _scaler(precision: str, device: torch.device) -> Any:
+def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(
             f"train.precision fp16 needs a CUDA device, this run has {device.type}; use bf16 or fp32."
