@@ -59,10 +59,10 @@ def regression(
     """Whether each image is told rightly from frozen features, by the C that val chooses; 0: learnt from images as they are."""
     torch.manual_seed(0)
     net, train, val = network(weights, 0), sets == "train", sets == "val"
-    features, few = outputs(net, images), images[torch.from_numpy(train)]
+    features, of_train = outputs(net, images), images[torch.from_numpy(train)]
     taught = features[train]
     if num_turns:
-        taught = np.concatenate([outputs(net, changed(few)) for _ in range(num_turns)])
+        taught = np.concatenate([outputs(net, changed(of_train)) for _ in range(num_turns)])
     labels, mean, std = np.tile(truth[train], num_turns or 1), taught.mean(0), taught.std(0) + 1e-6
     fits = [LogisticRegression(C=c, max_iter=2000) for c in STRENGTHS]
     fits = [fit.fit((taught - mean) / std, labels) for fit in fits]

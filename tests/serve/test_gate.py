@@ -177,6 +177,29 @@ def test_ids_are_plain_and_headers_that_steer_ray_are_taken_away(talk):
         assert steering.partition(b":")[0].decode() not in ask(steering)[1]
 
 
+def test_head_and_body_of_an_answer_leave_at_once(talk, monkeypatch):
+    """A process that is killed between them would leave a head that HAProxy cannot take back."""
+    socket_transport = asyncio.selector_events._SelectorSocketTransport
+    written, write = [], socket_transport.write
+
+    def note(self: Any, data: bytes) -> None:
+        written.append(bytes(data))
+        write(self, data)
+
+    monkeypatch.setattr(socket_transport, "write", note)
+    twice = (
+        b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    )
+    (reply,) = talk(sends(twice))
+    answers = [data for data in written if data != twice]
+    assert b"".join(answers) == reply
+    assert len(answers) == 2
+    for each in answers:
+        status, _, body = parsed(each)
+        assert status == 200
+        assert b"host" in body
+
+
 def test_ray_is_given_both(monkeypatch):
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     (around,) = gate.middlewares()

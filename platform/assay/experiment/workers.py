@@ -130,7 +130,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     from assay.experiment.stream import ray_stream
 
-    fetch(settings["job"].folder, begins=True)
+    fetch(settings["job"].folder)
     job = _settled(settings["job"], settings["tier"])
     torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()

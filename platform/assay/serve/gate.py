@@ -65,8 +65,47 @@ def name_request(headers: Mapping[bytes, bytes]) -> str:
     return name.decode() if _ID.fullmatch(name) else uuid4().hex
 
 
+class JoinedWrites:
+    """A transport that sends what is written in one turn of the loop at once.
+
+    uvicorn writes head and body of an answer one after the other. A replica that is killed between
+    them leaves a head in HAProxy that cannot be taken back, so the request cannot be sent to another.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport, self.loop = transport, loop
+        self.waiting: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave all else to the transport."""
+        return getattr(self.transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send at the end of this turn."""
+        if not self.waiting:
+            self.loop.call_soon(self.flush)
+        self.waiting.append(data)
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self.waiting:
+            data = b"".join(self.waiting)
+            self.waiting.clear()
+            self.transport.write(data)
+
+    def write_eof(self) -> None:
+        """Send what waits, and say that nothing follows."""
+        self.flush()
+        self.transport.write_eof()
+
+    def close(self) -> None:
+        """Send what waits, then close."""
+        self.flush()
+        self.transport.close()
+
+
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with the bounds of `HEAD_BYTES`, `HEADERS` and `SECONDS`."""
+    """uvicorn's protocol with the bounds of `HEAD_BYTES`, `HEADERS` and `SECONDS`; answers go out whole."""
 
     in_head = in_message = False
     is_refused = False
@@ -77,7 +116,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a first byte."""
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -55,3 +56,28 @@ def load_best(task: Task, folder: Path) -> None:
         raise RunError(
             f"The weights in {path} do not fit this model ({str(error).splitlines()[0]}); use the run's own settings."
         ) from None
+
+
+def share_best(task: Task, folder: Path) -> None:
+    """Load a run's best weights from the first worker's disk into each worker's fresh, unsharded task.
+
+    They go over the group and not over the storage, which other nodes would find as it was where the
+    first one could not push.
+
+    Raises:
+        RunError: on all workers, as `load_best`.
+    """
+    rank, num = world()
+    fault: list[RunError | None] = [None]
+    if rank == 0:
+        try:
+            load_best(task, folder)
+        except RunError as error:
+            fault = [error]
+    if num > 1:
+        dist.broadcast_object_list(fault)
+    if fault[0] is not None:
+        raise fault[0]
+    if num > 1:
+        for tensor in task.state_dict().values():
+            dist.broadcast(tensor, 0)

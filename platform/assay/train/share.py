@@ -56,12 +56,8 @@ def share(folder: Path) -> None:
         try_push(folder, None if failed else others)
 
 
-def fetch(folder: Path, begins: bool = False) -> None:
-    """Bring what was shared to each node, the same to all; every worker must call it.
-
-    Args:
-        folder: the run's.
-        begins: whether no worker has written anything yet, so that the first node's too is brought.
+def fetch(folder: Path) -> None:
+    """Bring to each node what the storage has, before any worker writes; every worker must call it.
 
     Raises:
         RunError: the storage cannot be used.
@@ -69,8 +65,8 @@ def fetch(folder: Path, begins: bool = False) -> None:
     mirror = mirror_of(folder)
     if mirror is None:
         return
-    rank, num = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if leads(folder) and (begins or rank > 0):
+    num = dist.get_world_size() if dist.is_initialized() else 1
+    if leads(folder):
         # nodes resume from one checkpoint, so what one of them could not push goes
         mirror.pull(is_exact=os.environ.get("LOCAL_WORLD_SIZE", str(num)) != str(num))
     if num > 1:

@@ -24,12 +24,12 @@ from assay.runs.results import write_predictions
 from assay.runs.telemetry import Telemetry
 from assay.train import checkpoint
 from assay.train.batches import Stream, batches
-from assay.train.best import load_best
+from assay.train.best import share_best
 from assay.train.loop import Loop, TrainState
 from assay.train.memory import memory_faults
 from assay.train.notice import NO_NOTICE, Notice
 from assay.train.predict import Predictor, world
-from assay.train.share import fetch, share
+from assay.train.share import share
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 from assay.train.tier import Tier
@@ -242,8 +242,7 @@ def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
     task_class, config = job.load()
     task = task_class(config, job.dataset).to(device)
-    fetch(job.folder)
-    load_best(task, job.folder)
+    share_best(task, job.folder)
     tables = []
     for name in (*task.reference, "val", *job.judged):
         predictor = Predictor(task, stream, job.split.rows(name), once=True)
