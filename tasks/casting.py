@@ -110,7 +110,7 @@ def source_recipes() -> dict[str, CastingConfig]:
 
     `source` is for its pretrained networks (all of it trained at a small rate), by ResNet-18; another one is
     named by --model.network, and a transformer takes --image.height-px 224 --image.width-px 224.
-    Its frozen variant is --regime.regime features. By design differ: val is drawn by group and
+    Its frozen variant is --regime.regime features --regime.head-lr 1. By design differ: val is drawn by group and
     judged unchanged (the source changes val at random as it does train), the best epoch of val is kept, height and
     width are scaled apart by the same range, brightness moves all greys by what the source's factor
     moves the mean by, and LUNA gives logits (luna-softmax goes through the softmax twice, as the source does). The

@@ -19,7 +19,7 @@ from assay.errors import ConfigError
 from assay.metrics.estimate import Estimate
 from assay.metrics.measures import Measure
 from assay.nn.networks import NetworkConfig
-from assay.nn.optim import OptimConfig
+from assay.nn.optim import OptimConfig, build_optimizer, set_rates
 from assay.nn.regimes import RegimeConfig
 from assay.train.batches import batches
 from assay.train.loop import Loop
@@ -150,6 +150,19 @@ def test_luna_as_published_goes_through_the_softmax_twice(dataset: Dataset) -> N
     assert losses == pytest.approx([np.log(1 + np.exp(-1))] * 2)
     plain = task_of(dataset, "scratch", model=NetworkConfig(network="luna"))
     assert plain.row_losses(sure, torch.tensor([0, 1])).tolist() == pytest.approx([0, 0])
+
+
+def test_a_head_alone_learns_faster_and_only_then(dataset: Dataset) -> None:
+    regime = RegimeConfig(regime="features", head_lr=7.0)
+    alone = Transfer(replace(CONFIG, regime=regime), dataset)
+    optim, groups = OptimConfig(lr=0.01, schedule="constant", warmup=0.0), alone.param_groups(0.0)
+    optimizer = build_optimizer(alone, optim, groups)
+    set_rates(optimizer, optim, groups, 0.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.07] * len(rates))
+    full = replace(regime, regime="full", body_lr=1.0)
+    both = Transfer(replace(CONFIG, regime=full), dataset)
+    assert both.param_groups(0.0)["head."].lr == 1.0
 
 
 def test_scratch_takes_no_weights_and_other_regimes_without_are_doubted(dataset: Dataset) -> None:

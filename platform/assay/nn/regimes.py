@@ -1,7 +1,7 @@
 """How much of a network is trained, when, and how fast.
 
 A regime gives every block of a network a factor on the learning rate at each point of the run; 0 is
-frozen. The head stands behind the last block and always learns at the full rate. What is frozen
+frozen. The head stands behind the last block and learns at the full rate, or faster where it learns alone. What is frozen
 keeps its weights, its statistics of batch normalisation, and drops nothing out.
 """
 
@@ -32,6 +32,8 @@ class RegimeConfig(Settings, section="regime"):
     """Last blocks that partial trains."""
     body_lr: Annotated[float, Interval(gt=0, le=1000)] = 0.1
     """Learning rate below the head as a multiple of optim.lr, once it is trained there."""
+    head_lr: Annotated[float, Interval(gt=0, le=1000)] = 10.0
+    """Learning rate of the head as a multiple of optim.lr, in features, where nothing else moves and the same rate leaves it behind a logistic regression."""
     decay: Annotated[float, Interval(gt=0, le=1)] = 0.75
     """Learning rate of each block as a multiple of the next block's or the head's, in layerwise."""
     statistics: Literal["kept", "moved"] = "kept"
@@ -46,6 +48,7 @@ class RegimeConfig(Settings, section="regime"):
         used = {
             "blocks": ("partial",),
             "body_lr": ("partial", "full", "lp-ft", "gradual"),
+            "head_lr": ("features",),
             "statistics": ("partial", "full", "lp-ft", "layerwise", "gradual"),
             "decay": ("layerwise",),
             "head_share": ("lp-ft",),
@@ -58,6 +61,11 @@ class RegimeConfig(Settings, section="regime"):
         }
 
     @property
+    def head_rate(self) -> float:
+        """Factor on the learning rate of the head."""
+        return self.head_lr if self.regime == "features" else 1.0
+
+    @property
     def settled_by(self) -> float:
         """Share of the run after which nothing more is unfrozen."""
         return {"lp-ft": self.head_share, "gradual": self.unfrozen_by}.get(self.regime, 0.0)
@@ -68,7 +76,7 @@ class RegimeConfig(Settings, section="regime"):
         return self.regime != "scratch" and self.statistics == "kept"
 
     def rates(self, num_blocks: int, progress: float) -> list[float]:
-        """Return the factor on the learning rate of each block, from input to output; 0: frozen."""
+        """Return the factor on the learning rate of each block below the head, from input to output; 0: frozen."""
         if self.regime == "scratch":
             return [1.0] * num_blocks
         depths = range(num_blocks, 0, -1)  # 1: the block below the head

@@ -156,8 +156,10 @@ class Transfer(Classification):
         return cast(Classification, open_teacher(self.config.distill.teacher).load(self.dataset))
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
-        """Give each block its rate."""
-        return multipliers(self.parts, self.config.regime.rates(len(self.parts), progress))
+        """Give each block and the head their rates."""
+        regime = self.config.regime
+        of_parts = multipliers(self.parts, regime.rates(len(self.parts), progress))
+        return {**of_parts, "head.": Multiplier(lr=regime.head_rate)}
 
     @property
     def patience_begins(self) -> float:
