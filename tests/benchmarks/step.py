@@ -42,7 +42,7 @@ def timed(warmup: float, clip: float, folder: Path, pixels: Pixels) -> list[str]
             norm="group",
             warmup=warmup,
             warmup_k=8,
-            num_noise=1,
+            num_noise=2,
         ),
         train=replace(parts.train, epochs=3, batch_size=2, eval_batch_size=2, val_every=3),
     )

@@ -304,6 +304,8 @@ def test_evidence_is_what_deletion_costs_beyond_random_deletion(tmp_path: Path) 
 IMPOSSIBLE: list[dict[str, Any]] = [
     {"k": 65},
     {"warmup_k": 80},
+    {"num_noise": 1},
+    {"num_noise": 1, "estimator": "masked_loo"},
     {"positions": True},
     {"positions": True, "alone": 0.0, "mode": "ips"},
     {"norm": "frozen", "backbone": "test_resnet"},

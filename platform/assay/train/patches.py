@@ -70,8 +70,13 @@ class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, sectio
     """Learning rate of what joins the patches (without the projection before it) as a multiple of optim.lr."""
 
     def __post_init__(self) -> None:
-        """Refuse positions where patches do not always come by k."""
+        """Refuse positions where patches do not always come by k, and one draw where draws are compared."""
         super().__post_init__()
+        compares = self.estimator in ("score_function", "masked_loo")
+        if self.num_noise == 1 and compares and "num_noise" not in self.idle():
+            raise ConfigError(
+                f"--model.num-noise is 1, and --model.estimator {self.estimator} compares each draw with the others; give 2 or more."
+            )
         if self.positions and (self.alone or self.mode == "ips"):
             raise ConfigError(
                 f"model.positions numbers the k patches of an image, and with model.alone {self.alone:g} and model.mode {self.mode} other numbers of patches are asked; "
