@@ -35,7 +35,8 @@ from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of
 from assay.nn.optim import OptimConfig
 from assay.space import Float, Space
-from assay.train.patches import PatchClassification, PatchClassificationConfig, PatchModelConfig
+from assay.train.patch_network import PatchClassificationConfig, PatchModelConfig
+from assay.train.patches import PatchClassification
 from assay.train.recipes import recipe_of_files, recipe_of_parts, reference_recipes
 from assay.train.task import Task, TaskConfig, TaskMetrics, TrainConfig
 

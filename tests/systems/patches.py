@@ -15,7 +15,8 @@ from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import PatchConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.nn.optim import OptimConfig
-from assay.train.patches import PatchClassification, PatchClassificationConfig, PatchModelConfig
+from assay.train.patch_network import PatchClassificationConfig, PatchModelConfig
+from assay.train.patches import PatchClassification
 from assay.train.task import Batch, TaskConfig, TrainConfig
 
 

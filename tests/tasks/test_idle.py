@@ -28,7 +28,7 @@ from assay.data.inputs.tiles import TileConfig
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError
 from assay.nn.optim import OptimConfig, build_optimizer, set_rates
-from assay.train.patches import PatchModelConfig
+from assay.train.patch_network import PatchModelConfig
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows
 

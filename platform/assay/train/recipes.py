@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import PatchConfig
 from assay.nn.optim import OptimConfig
-from assay.train.patches import PatchClassificationConfig, PatchModelConfig
+from assay.train.patch_network import PatchClassificationConfig, PatchModelConfig
 from assay.train.task import TrainConfig
 
 
