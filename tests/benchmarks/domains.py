@@ -17,48 +17,29 @@ import numpy as np
 import torch
 from bench import table, write
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 
 sys.path.append(str(Path(__file__).parent.parent))
 from pretrained import lite0
 
 ROOT, SIDE = Path(__file__).parents[2], 96
-SWEEP = [
-    "--task",
-    "tasks/extrusion.py",
-    "--preset",
-    "files",
-    "--fold-column",
-    "domain",
-    "--leave-out",
-    "1",
-]
-DATA = ["--data.patterns", "{domain}/{label}/{name}", "--data.group", "--data.domains", "domain"]
-DOMAIN = ["--domains.column", "domain", "--split.unseen-domain", "none"]
-TRAINING = [
-    "--train.patience",
-    "0",
-    "--seeds",
-    "3",
-    "--parallel",
-    "2",
-    "--split.near-duplicates",
-    "report",
-]
-COMMON = [*SWEEP, *DATA, *CHANGES, *CONSTANTS, *TRAINING]
-IMAGES = ["--image.height-px", str(SIDE), "--image.width-px", str(SIDE), "--image.fit", "stretch"]
-CONSTANTS = ["--image.mean", *3 * ["0.5"], "--image.std", *3 * ["0.5"]]
-CHANGES = [
-    "--transform.vflip",
-    "0",
-    "--transform.affine",
-    "1",
-    "--transform.translate",
-    "0.1",
-    "--transform.scale",
-    "0.2",
-]
-ANGLES = range(0, 90, 15)
+SWEEP = "--task tasks/extrusion.py --preset files --fold-column domain --leave-out 1 --seeds 3"
+DATA = "--data.patterns {domain}/{label}/{name} --data.group --data.domains domain"
+CHANGES = "--transform.vflip 0 --transform.affine 1 --transform.translate 0.1 --transform.scale 0.2"
+CONSTANTS = "--image.mean 0.5 0.5 0.5 --image.std 0.5 0.5 0.5"
+TRAINING = "--train.patience 0 --parallel 2 --split.near-duplicates report"
+COMMON = " ".join([SWEEP, DATA, CHANGES, CONSTANTS, TRAINING])
+IMAGES = f"--image.height-px {SIDE} --image.width-px {SIDE} --image.fit stretch"
+LITE0 = f"--model.network tf_efficientnet_lite0 --domains.batch-norm frozen --algorithm.head-lr 10 {IMAGES} --train.batch-size 16"
+SMALL = "--model.network test_resnet --model.weights none --image.height-px 32 --image.width-px 32 --optim.lr 1e-3 --transform.hflip 0"
+SETS = {
+    "pacs": ("pacs_subset", f"{LITE0} --train.epochs 20", "erm|dann|coral"),
+    "office": ("office_caltech", f"{LITE0} --train.epochs 8", "erm|dann|coral"),
+    "digits": ("digits", f"{SMALL} --train.epochs 20", "erm|irm|dann"),
+}
+"""Folder, settings and algorithms of each set."""
+ANGLES, STRENGTHS = range(0, 90, 15), (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def features(weights: Path, files: list[Path]) -> np.ndarray:
@@ -89,8 +70,10 @@ def regression(root: Path, weights: Path) -> str:
     for name in np.unique(domain):
         others = domain != name
         mean, std = vectors[others].mean(0), vectors[others].std(0) + 1e-6
-        fit = LogisticRegressionCV(Cs=np.logspace(-4, 0, 5), max_iter=2000)
-        fit.fit((vectors[others] - mean) / std, label[others])
+        taught, labels = (vectors[others] - mean) / std, label[others]
+        fits = [LogisticRegression(C=c, max_iter=2000) for c in STRENGTHS]
+        fit = max(fits, key=lambda each: cross_val_score(each, taught, labels).mean())
+        fit.fit(taught, labels)
         right = fit.predict((vectors[~others] - mean) / std) == label[~others]
         lines.append([str(name), f"{right.mean():.3f} (n={len(right)})"])
     return table(["left out", "logistic regression on frozen features"], lines)
@@ -111,17 +94,21 @@ def draw_digits(folder: Path) -> Path:
     return folder
 
 
-def sweep(storage: Path, words: list[str]) -> str:
+def sweep(storage: Path, root: Path, words: str, algorithms: str) -> str:
     """Leave every domain out in turn; return what is printed."""
-    command = [
-        sys.executable,
-        "sweeps/design_generalization.py",
-        *COMMON,
-        "--storage",
-        str(storage),
-        *words,
-    ]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    ends = ["--data.root", str(root.absolute()), "--settings", f"algorithm.name={algorithms}"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "sweeps/design_generalization.py",
+            *f"{COMMON} {words}".split(),
+            *["--storage", str(storage), *ends],
+        ],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     lines = [line for line in done.stdout.splitlines() if not line.startswith("report: ")]
     return "\n".join(["```", *lines, "```"])
 
@@ -130,29 +117,16 @@ def main(data: Path, storage: Path, parts: list[str]) -> None:
     """Compare on each set, and write down what is printed."""
     storage.mkdir(parents=True, exist_ok=True)
     weights = lite0(storage / "lite0.safetensors").absolute()
-    pretrained = ["--model.network", "tf_efficientnet_lite0", "--model.weights", str(weights)]
     texts = []
-    for part in parts or ("pacs", "office", "digits"):
+    for part in parts or SETS:
+        name, words, algorithms = SETS[part]
+        texts.append(f"## {part.capitalize()}")
         if part == "digits":
-            root = draw_digits(storage / "digits")
-            words = [
-                "--image.height-px",
-                "32",
-                "--image.width-px",
-                "32",
-                "--model.network",
-                "test_resnet",
-            ]
-            words += ["--model.weights", "none", "--optim.lr", "1e-3", "--train.epochs", "20"]
-            words += ["--transform.hflip", "0"]
-            algorithms, beside = "erm|irm|dann", ""
+            root = draw_digits(storage / name)
         else:
-            root = data / {"pacs": "pacs_subset", "office": "office_caltech"}[part]
-            words = [*pretrained, *IMAGES, "--domains.batch-norm", "frozen"]
-            words += ["--train.epochs", {"pacs": "15", "office": "8"}[part]]
-            algorithms, beside = "erm|dann|coral", regression(root, weights)
-        words += ["--data.root", str(root.absolute()), "--settings", f"algorithm.name={algorithms}"]
-        texts += [f"## {part.capitalize()}", *([beside] if beside else []), sweep(storage, words)]
+            root, words = data / name, f"{words} --model.weights {weights}"
+            texts.append(regression(root, weights))
+        texts.append(sweep(storage, root, words, algorithms))
     write(__file__, *texts)
 
 
