@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from assay.bundle.bundle import Bundle
 from assay.config import Settings, to_dict
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
@@ -21,8 +22,13 @@ from assay.data.images.store import Store
 from assay.data.inputs.image import ImageInput
 from assay.data.split import draw_split
 from assay.errors import ConfigError, ManifestError, SplitError
+from assay.experiment.export import ship
+from assay.experiment.judge import judge
 from assay.experiment.options import parse
+from assay.files import write_parquet
+from assay.metrics.alarm import AlarmConfig
 from assay.metrics.decide import DecideConfig
+from assay.metrics.frames import prints_of
 from assay.metrics.predictions import rows_of
 from assay.nn.optim import lr_factor
 from assay.runs.folder import Run
@@ -370,12 +376,9 @@ def test_features_of_many_places_are_averaged_for_probes(tmp_path):
     assert columns["seconds"].tolist() == [0.0, 0.5]
 
 
-def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
-    """A printer of one class is said in the record; frames that were adapted to are judged by no adapted model."""
-    rows = [row for row in frames(each=3) if row[0] != "b" or row[2]]
-    options = ("--split.unseen", "c", "--train.epochs", "1", "--adapt.methods", "recalibrate")
-    # nine frames, of three prints
-    config, manifest = read(write_table(tmp_path, rows), *options, "--adapt.minutes", "0.075")
+def trained(tmp_path: Path, rows: list[tuple[str, str, int]], *options: str) -> tuple[Any, Job]:
+    """Train for an epoch and predict; settings and job."""
+    config, manifest = read(write_table(tmp_path, rows), "--train.epochs", "1", *options)
     small = replace(
         config,
         model=replace(config.model, network="test_resnet"),
@@ -388,11 +391,21 @@ def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
     split = draw_split(manifest, small.split)
     pixels, folder = Pixels(store, manifest.column("content")), tmp_path / "run"
     folder.mkdir()
+    write_parquet(folder / "split.parquet", split.table(manifest))
     data = (manifest, split, pixels, folder, "cpu", "ddp")
     job = Job(SOURCE, to_dict(small), *data, judged=tuple(split.tests))
     work(job, job.stream())
-    assert any("of 'b' are of the class '1'" in text for text in Run(folder).record.warnings)
-    table = read_predictions(folder)
+    return small, job
+
+
+def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
+    """A printer of one class is said in the record; frames that were adapted to are judged by no adapted model."""
+    rows = [row for row in frames(each=3) if row[0] != "b" or row[2]]
+    # nine frames, of three prints
+    options = ("--split.unseen", "c", "--adapt.methods", "recalibrate", "--adapt.minutes", "0.075")
+    small, job = trained(tmp_path, rows, *options)
+    assert any("of 'b' are of the class '1'" in text for text in Run(job.folder).record.warnings)
+    table = read_predictions(job.folder)
     unseen = rows_of(table, "test_unseen").sort_by("id")
     assert unseen["later"].to_pylist() == [0] * 9 + [1] * 9
     assert not any(rows_of(table, "val")["later"].to_pylist())
@@ -400,3 +413,19 @@ def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
     assert judged.metrics["test_unseen"]["adapted_recalibrate"].num == 9
     assert judged.metrics["test_unseen"]["not_adapted"].num == 9
     assert "not_adapted" not in judged.metrics["val"]
+
+
+def test_alarms_ship_with_what_val_chose_and_follow_when_judged_anew(tmp_path):
+    small, job = trained(tmp_path, frames(each=4), "--split.unseen", "c", "--alarm.window", "2")
+    ship(job, judge(job.folder, TASK, small, tmp_path), tmp_path)
+    val = prints_of(rows_of(read_predictions(job.folder), "val"))
+    sound = [each.odds(1) for each in val if not each.truth.any()]
+    assert sound
+    card = Bundle(job.folder / "bundle").card
+    assert [alarm.kind for alarm in card.alarms] == ["cusum", "average"]
+    for alarm in card.alarms:
+        # no frame of a few seconds may alarm, so the threshold is the highest that any reaches
+        assert alarm.threshold == max(alarm.path(odds).max() for odds in sound)
+    assert (card.alarms[1].window, card.decision.positive) == (2, 1)
+    judge(job.folder, TASK, replace(small, alarm=AlarmConfig(window=3)), tmp_path)
+    assert Bundle(job.folder / "bundle").card.alarms[1].window == 3

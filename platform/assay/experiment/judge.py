@@ -96,6 +96,7 @@ def judge(
         classes=class_names(predictions) if decision else [],
         decision=decision,
         thresholds=thresholds_of(predictions),
+        alarms=list(findings.alarms),
         sets=sets,
         measures=_measures(sets, findings),
         figures=list(findings.figures),
@@ -106,8 +107,8 @@ def judge(
     for text in findings.warnings:
         Run(folder).warn(text)
     if has_bundle:
-        answering = {"decision": decision, "thresholds": result.thresholds}
-        seal.update(folder / "bundle", **answering, metrics=sets)
+        answering = {"thresholds": result.thresholds, "alarms": result.alarms}
+        seal.update(folder / "bundle", decision=decision, **answering, metrics=sets)
     return result
 
 

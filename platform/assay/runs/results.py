@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from assay.errors import RunError
 from assay.files import RESTORE, read_json, read_parquet, reading, write_json, write_parquet
+from assay.metrics.alarm import Alarm
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.estimate import Estimate
@@ -48,6 +49,8 @@ class Result:
     """What val was fitted to; None without classes."""
     thresholds: list[int] | None = None
     """Of masks, one per class."""
+    alarms: list[Alarm] = field(default_factory=list)
+    """Of the frames of a print, fitted on val."""
     sets: Mapping[str, Summary]
     measures: Mapping[str, Measure] = field(default_factory=dict)
     """How the measures of the sets are shown; an older Assay did not say."""

@@ -24,6 +24,7 @@ from assay.data.inputs.normalise import NormaliseConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
 from assay.data.split import SplitConfig
+from assay.metrics.alarm import Alarm
 from assay.metrics.decide import DecideConfig
 from assay.metrics.estimate import Estimate
 from assay.metrics.figure import Figure
@@ -100,6 +101,8 @@ class TaskMetrics:
     """How the estimates are shown, by name; the standard ones need nothing."""
     warnings: Sequence[str] = ()
     """Sentences for whoever reads the numbers, kept with the run."""
+    alarms: Sequence[Alarm] = ()
+    """What rings over the frames of a print, fitted on val; ships with the bundle."""
 
     def __or__(self, other: "TaskMetrics") -> "TaskMetrics":
         """Put what two parts of a task judge together."""
@@ -112,6 +115,7 @@ class TaskMetrics:
             figures=[*self.figures, *other.figures],
             measures={**self.measures, **other.measures},
             warnings=[*self.warnings, *other.warnings],
+            alarms=[*self.alarms, *other.alarms],
         )
 
 
