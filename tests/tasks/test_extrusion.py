@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from assay.bundle.bundle import Bundle
 from assay.config import Settings, to_dict
@@ -20,7 +21,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageInput
-from assay.data.split import draw_split
+from assay.data.split import SplitConfig, draw_split
 from assay.errors import ConfigError, ManifestError, SplitError
 from assay.experiment.export import ship
 from assay.experiment.judge import judge
@@ -413,6 +414,50 @@ def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
     assert judged.metrics["test_unseen"]["adapted_recalibrate"].num == 9
     assert judged.metrics["test_unseen"]["not_adapted"].num == 9
     assert "not_adapted" not in judged.metrics["val"]
+
+
+def weights_of(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.folder / "best" / "weights.safetensors")
+
+
+def test_labels_of_a_printer_that_is_seen_without_them_change_no_bit(tmp_path):
+    """Weights and answers are those of a run whose new printer has all labels turned; without its images they are others."""
+    turned = [(p, number, 1 - label if p == "c" else label) for p, number, label in frames()]
+    algorithm = ("--split.unseen", "c", "--algorithm.name", "dann", "--split.unlabelled")
+    jobs = {}
+    for name, rows, use in (
+        ("first", frames(), "train"),
+        ("turned", turned, "train"),
+        ("beside", frames(), "drop"),
+    ):
+        (tmp_path / name).mkdir()
+        config, jobs[name] = trained(tmp_path / name, rows, *algorithm, use)
+    weights = {name: weights_of(job) for name, job in jobs.items()}
+    for key, value in weights["first"].items():
+        assert torch.equal(value, weights["turned"][key]), key
+    assert not torch.equal(weights["first"]["head.weight"], weights["beside"]["head.weight"])
+    tables = {
+        name: rows_of(read_predictions(job.folder), "test_unseen") for name, job in jobs.items()
+    }
+    first, other = tables["first"], tables["turned"]
+    assert first["logits"].to_pylist() == other["logits"].to_pylist()
+    assert first["truth"].to_pylist() == [1 - truth for truth in other["truth"].to_pylist()]
+    # half of the new printer's prints is scored, the others were seen, and the run beside it is scored on the same
+    seen = {*np.array(jobs["first"].manifest.column("group"))[jobs["first"].dataset.unlabelled]}
+    scored = {*first["group"].to_pylist()}
+    assert (len(seen), len(scored), seen & scored) == (3, 3, set())
+    assert tables["beside"]["id"].to_pylist() == first["id"].to_pylist()
+    result = judge(jobs["first"].folder, TASK, replace(config, split=SEEN), tmp_path)
+    assert result.marks.keys() == {"TRANSDUCTIVE"}
+
+
+SEEN = SplitConfig(unseen_domain="printer_id", unseen=("c",), unlabelled="train")
+
+
+def test_erm_beside_a_run_that_saw_the_printer_is_judged_on_the_same_prints():
+    demo = TASK.presets()["demo"]
+    (erm,) = TASK.baselines(replace(demo, split=SEEN)).values()
+    assert erm.split == replace(SEEN, unlabelled="drop")
 
 
 def test_alarms_ship_with_what_val_chose_and_follow_when_judged_anew(tmp_path):

@@ -92,6 +92,7 @@ def judge(
     result = Result(
         rule=RULES[config.split.rule],
         oracle=config.split.rule == "oracle",
+        transductive=config.split.unlabelled == "train",
         seed=config.train.seed,
         classes=class_names(predictions) if decision else [],
         decision=decision,

@@ -24,6 +24,7 @@ from assay.data.inputs.normalise import NormaliseConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
 from assay.data.split import SplitConfig
+from assay.errors import ConfigError
 from assay.metrics.alarm import Alarm
 from assay.metrics.decide import DecideConfig
 from assay.metrics.estimate import Estimate
@@ -79,6 +80,19 @@ class TaskConfig(Settings):
     optim: OptimConfig = field(default_factory=OptimConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)
     """How answers are judged and made; changes nothing that is trained, so not the run either."""
+
+    def __post_init__(self) -> None:
+        """Refuse images without labels where they teach nothing."""
+        super().__post_init__()
+        why = self.refuse_unlabelled() if self.split.unlabelled == "train" else ""
+        if why:
+            raise ConfigError(
+                f"split.unlabelled is 'train', and {why}, so that images without labels teach nothing; set it to drop or none."
+            )
+
+    def refuse_unlabelled(self) -> str:
+        """Say why images without labels teach nothing; empty where they do."""
+        return "this task has no loss of domains"
 
     def doubts(self) -> list[str]:
         """Return sentences on what was set and is hardly meant."""
