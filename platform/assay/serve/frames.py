@@ -5,7 +5,8 @@ of a print to any two replicas of a task, so that none of these could know the s
 the image and tells the front a single number; the front's one thread takes these in turn, so that no frame
 of several under way together is lost. Hashing print ids to replicas would move prints whenever replicas
 come or go, and a process of its own would have to be watched over as the front is already. What is
-held is in memory: if the front dies, prints begin anew, and the answer's number of frames says so.
+held is in memory: if the front dies or is deployed anew, prints begin anew, and the answer's number of frames
+says so. Another version of a bundle has states of its own, as its threshold is of its own logits.
 """
 
 import time

@@ -149,22 +149,32 @@ class Inspector:
                 return {"status": 422, "error": f"Image {number} cannot be read: it is damaged."}
             if isinstance(outcome, Exception):
                 raise outcome
+        parts = self._parts(opened, outcomes, mask, explain)
+        if watch is None:
+            return parts
+        told = await _tell(opened, outcomes[0][0], watch)
+        return told if "status" in told else parts | {"print": told}
+
+    def _parts(
+        self,
+        opened: OpenBundle,
+        outcomes: Sequence[tuple[Any, tuple[int, int], np.ndarray]],
+        mask: MaskFormat,
+        explain: bool,
+    ) -> dict[str, Any]:
+        """Put the answers for a request's images into their form, and take note of their drift."""
         verdict = opened.bundle.together([answer for answer, _, _ in outcomes])
         views = [_form(answer, size, mask, explain) for answer, size, _ in outcomes]
         if opened.drift is not None:
             for answer, _, _ in outcomes:
                 opened.drift.add(answer.embedding)
-        parts = {
+        return {
             "model": opened.model.model_dump(),
             "classes": opened.bundle.classes,
             "answer": None if verdict is None else verdict.verdict(),
             "views": views,
             "thumb": _encode_jpeg(outcomes[0][2]) if self.keep else "",
         }
-        if watch is None:
-            return parts
-        told = await _tell(opened, outcomes[0][0], watch)
-        return told if "status" in told else parts | {"print": told}
 
     def sample(self) -> bytes | None:
         """Return the champion's golden image."""
