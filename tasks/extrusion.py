@@ -132,7 +132,11 @@ class Extrusion(Prints):
         """Give ERM beside any other algorithm."""
         if config.algorithm.name == "erm":
             return {}
-        return {"erm": replace(config, algorithm=AlgorithmConfig(head_lr=config.algorithm.head_lr))}
+        plain = AlgorithmConfig(head_lr=config.algorithm.head_lr)
+        split = config.split
+        if split.unlabelled == "train":  # of which erm makes no use; it is judged on the same rows
+            split = replace(split, unlabelled="drop")
+        return {"erm": replace(config, algorithm=plain, split=split)}
 
 
 def source_recipe() -> ExtrusionConfig:

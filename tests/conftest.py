@@ -17,11 +17,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 # read as Ray is imported: under `uv run` its workers would each make an environment of their own
@@ -229,12 +230,15 @@ def _save(path: Path, nodes: list, feed: str, ends: dict[str, list], constants: 
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
     """Makes a sealed bundle: of a class, by each channel's largest value (its embedding, and of 8 x 8
-    pixels its evidence) plus a bias of the first class; or of a mask, by the red channel plus the bias, with no embedding."""
+    pixels its evidence) plus a bias of the first class, which `alarms` watch; or of a mask, by the red channel plus the
+    bias, with no embedding."""
     from assay.bundle.card import Card
     from assay.bundle.seal import seal
     from assay.typed import from_json
 
-    def make(folder: Path, task: str = "parts", bias: float = 0.0) -> Path:
+    def make(
+        folder: Path, task: str = "parts", bias: float = 0.0, alarms: Sequence[Any] = ()
+    ) -> Path:
         folder.mkdir(parents=True)
         golden = folder.with_suffix(".golden.png")
         noise = np.random.default_rng(5).integers(0, 255, (40, 48, 3), dtype=np.uint8)
@@ -267,8 +271,11 @@ def make_bundle() -> Callable[..., Path]:
             sizes = {"height_px": SIDE, "width_px": SIDE}
             pipeline = {"kind": "image", "graphs": ["classify"], "image": sizes}
         embedding = {"mean": [0.0] * 3, "scatter": 1.0, "val": 0.5}
+        if alarms:
+            decision = DECISION | {"positive": 0, "costs": (1 - np.eye(3)).tolist()}
         card = {
             "task": task,
+            "alarms": list(alarms),
             "run": f"{task}-{bias:g}",
             "data": "d" * 12,
             "code": {"assay": "0.1.0"},

@@ -23,8 +23,10 @@ from assay.errors import RunError
 from assay.experiment import judge
 from assay.experiment.identity import digest_syntax
 from assay.metrics.decide import DecideConfig
+from assay.nn.domains.config import AlgorithmConfig
 from assay.runs.folder import Run
 from assay.runs.results import Result, read_result
+from assay.train.domains import DomainClassificationConfig
 from assay.train.task import Task, TaskConfig, TaskMetrics
 from assay.typed import to_json
 
@@ -292,6 +294,20 @@ def test_an_oracle_is_marked_wherever_it_appears(
     assert "ORACLE" in said(capsys, "runs", "--storage", str(tmp_path))
     assert "ORACLE" in said(capsys, "show", "toy-a", "--storage", str(tmp_path))
     assert "ORACLE" in said(capsys, "compare", "toy-a", "toy-b", "--storage", str(tmp_path))
+
+
+def test_a_transductive_run_is_marked_wherever_it_appears(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = SplitConfig(unlabelled="train", unseen_domain="design")
+    config = DomainClassificationConfig(split=split, algorithm=AlgorithmConfig(name="coral"))
+    for name, right in (("toy-a", 0.9), ("toy-b", 0.8)):
+        judge.judge(make_run(tmp_path, name, right), Task, config, tmp_path)
+    assert json.loads((tmp_path / "toy-a" / "result.json").read_text())["transductive"] is True
+    for words in (["runs"], ["show", "toy-a"], ["compare", "toy-a", "toy-b"]):
+        printed = said(capsys, *words, "--storage", str(tmp_path))
+        assert "TRANSDUCTIVE" in printed
+        assert "ORACLE" not in printed
 
 
 def test_compare_says_in_words_what_differs(

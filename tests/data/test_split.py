@@ -569,6 +569,56 @@ def test_an_oracle_without_two_groups_of_a_class_is_refused():
     assert "1 group(s) of held-out values are too few" in refusal(manifest_of(alone), config)
 
 
+@pytest.mark.parametrize("rule", ALL_RULES)
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.8, 0.99])
+def test_groups_that_are_seen_without_labels_are_none_that_is_scored(rule, share):
+    rows = parts(num=4, designs=DESIGNS[:4])
+    plain = by_design(rule, unseen=("Clip", "Plug"))
+    seen, dropped = (
+        replace(plain, unlabelled=use, unlabelled_share=share) for use in ("train", "drop")
+    )
+    before, split = (draw_split(manifest_of(rows), config) for config in (plain, seen))
+    taken = groups_of(rows, split, "unlabelled")
+    whole, scored = (groups_of(rows, each, "test_unseen") for each in (before, split))
+    assert (taken | scored, taken & scored) == (whole, set())
+    assert len(taken) == min(max(1, round(share * len(whole))), len(whole) - 1)
+    assert split.report["unlabelled"] == 2 * len(taken)
+    if 0.3 < share < 0.9:
+        assert designs_of(rows, split, "unlabelled") == {"Clip", "Plug"}
+    for name in ("train", "val", "test_seen"):
+        assert groups_of(rows, split, name) == groups_of(rows, before, name)
+    # a run that is compared with a transductive one is scored on the same rows
+    beside = draw_split(manifest_of(rows), dropped)
+    assert beside.sets == ["dropped" if name == "unlabelled" else name for name in split.sets]
+
+
+def test_labels_of_the_held_out_domain_do_not_change_which_groups_are_seen():
+    rows = parts(num=4)
+    config = by_design("training-domain", unseen=("Clip",), unlabelled="train")
+    turned = [
+        row | {"label": MACHINES[MACHINES.index(row["label"]) - 1]}
+        if row["domain.design"] == "Clip"
+        else row
+        for row in rows
+    ]
+    first, second = (draw_split(manifest_of(each), config) for each in (rows, turned))
+    assert first.sets == second.sets
+
+
+def test_what_cannot_be_seen_without_labels_is_refused():
+    with pytest.raises(ConfigError, match=r"split\.unlabelled is 'train', split\.unseen-domain ''"):
+        SplitConfig(unlabelled="train")
+    with pytest.raises(ConfigError, match=r"split\.crossing 'drop'; images to be seen without"):
+        SplitConfig(unlabelled="drop", unseen_domain="design", crossing="drop")
+    one = [*parts(designs=("King", "Plug")), *parts(num=1, machines=("m1",), designs=("Clip",))]
+    config = by_design("training-domain", unseen=("Clip",), unlabelled="train")
+    assert "test_unseen has 1 group, and with split.unlabelled 'train'" in refusal(
+        manifest_of(one), config
+    )
+    assert set(SplitConfig().idle()) == {"unlabelled_share"}
+    assert not config.idle()
+
+
 def test_an_oracle_takes_val_from_a_given_test_unseen():
     rows = [r | {"split": "test_unseen"} if r["domain.design"] == "King" else r for r in parts()]
     split = draw_split(manifest_of(rows), by_design(ORACLE))

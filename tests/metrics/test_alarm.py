@@ -1,7 +1,7 @@
 """The alarm against Page's recursion in plain Python, and its run lengths against a Markov chain."""
 
-import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,47 +10,72 @@ from hypothesis import strategies as st
 
 from assay.errors import ConfigError
 from assay.metrics.alarm import (
+    Alarm,
     AlarmConfig,
     AlarmState,
-    advance,
     delay_s,
     false_alarms_per_hour,
     first_above,
-    fit_threshold,
-    path,
+    log_odds,
 )
+from assay.typed import from_json, to_json
 
 LOGITS = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=40)
 
 
+def alarm_of(**fields) -> Alarm:
+    return Alarm(**{"kind": "cusum", "reference": 0.0, "window": 1, "threshold": 1.0} | fields)
+
+
+def page_sums(logits: np.ndarray, reference: float) -> np.ndarray:
+    """Page's sum in closed form: the cumulative sum less its lowest value so far, 0 included."""
+    sums = np.cumsum(logits - reference, axis=-1)
+    return sums - np.minimum(np.minimum.accumulate(sums, axis=-1), 0)
+
+
 @given(LOGITS, st.floats(-1, 1), st.floats(0, 5))
-def test_cusum_is_pages_recursion_frame_by_frame_and_all_at_once(logits, reference, threshold):
-    config = AlarmConfig(reference=reference)
-    values = path(config, np.array(logits))
-    total, raised, state = 0.0, False, AlarmState()
+def test_cusum_is_pages_recursion_and_its_closed_form(logits, reference, threshold):
+    alarm = alarm_of(reference=reference, threshold=threshold)
+    values = alarm.path(np.array(logits))
+    np.testing.assert_allclose(values, page_sums(np.array(logits), reference), atol=1e-9)
+    total = 0.0
     for value, logit in zip(values, logits, strict=True):
         total = max(0.0, total + logit - reference)
-        assert value == pytest.approx(total, abs=1e-9)
-        raised = raised or total > threshold
-        state = advance(config, threshold, state, logit)
-        state = AlarmState.from_dict(json.loads(json.dumps(state.to_dict())))
-        assert (state.total, state.is_raised) == (pytest.approx(total), raised)
+        assert value == total
 
 
-@given(LOGITS, st.integers(1, 8), st.floats(-2, 2))
-def test_the_moving_average_is_numpys(logits, window, threshold):
-    config = AlarmConfig(kind="average", window=window)
-    values, state = path(config, np.array(logits)), AlarmState()
-    for frame, logit in enumerate(logits):
+@given(LOGITS, st.integers(1, 8))
+def test_the_moving_average_is_numpys(logits, window):
+    values = alarm_of(kind="average", window=window).path(np.array(logits))
+    assert len(values) == len(logits)
+    for frame in range(len(logits)):
         if frame + 1 < window:
             assert values[frame] == -math.inf
         else:
             expected = np.mean(logits[frame + 1 - window : frame + 1])
             assert values[frame] == pytest.approx(expected, abs=1e-9)
-        state = advance(config, threshold, state, logit)
-        assert len(state.recent) == min(frame + 1, window)
-    near = np.isclose(values, threshold, atol=1e-9).any()
-    assert near or state.is_raised == bool((values > threshold).any())
+
+
+@given(LOGITS, st.sampled_from(["cusum", "average"]), st.integers(1, 8), st.integers(0, 39))
+def test_frame_by_frame_gives_what_the_whole_print_gives(logits, kind, window, at):
+    """To the bit, also where the threshold is a value that the print reaches, as fitted ones are, and by way of JSON."""
+    values = alarm_of(kind=kind, window=window).path(np.array(logits))
+    reached = float(values[at % len(values)])
+    alarm = alarm_of(kind=kind, window=window, threshold=reached if reached > -math.inf else 0.0)
+    alarm, state = from_json(Alarm, to_json(alarm)), AlarmState()
+    first = first_above(values, alarm.threshold)
+    for frame, logit in enumerate(logits):
+        state = alarm.advance(state, logit)
+        assert (state.num, state.value) == (frame + 1, values[frame])
+        assert state.first == (None if first is None or first > frame else first)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=4), st.integers(0, 1))
+def test_odds_are_of_p_against_all_others(logits, positive):
+    shares = np.exp(np.array(logits) - max(logits))
+    others = np.delete(shares, positive).sum()
+    (odds,) = log_odds(np.array([logits]), positive)
+    assert odds == pytest.approx(math.log(shares[positive] / others), abs=1e-9)
 
 
 def mean_run_length(mean: float, threshold: float, num_states: int = 400) -> float:
@@ -80,7 +105,7 @@ def test_run_lengths_of_simulated_prints(mean):
     """Within four standard errors of the mean of 2000 prints."""
     rng = np.random.default_rng(0)
     logits = rng.normal(mean, 1, (2000, 4000 if mean == 0 else 200))
-    values = path(AlarmConfig(reference=0.5), logits)
+    values = page_sums(logits, 0.5)
     lengths = np.array([first_above(row, 4.0) for row in values], dtype=float) + 1
     assert not np.isnan(lengths).any()
     error = lengths.std() / math.sqrt(len(lengths))
@@ -90,8 +115,8 @@ def test_run_lengths_of_simulated_prints(mean):
 def test_false_alarms_in_an_hour_are_the_inverse_of_the_run_length():
     """Prints that end early are censored, which does not bias the rate."""
     rng = np.random.default_rng(1)
-    config = AlarmConfig(reference=0.5)
-    paths = [path(config, rng.normal(0, 1, rng.integers(50, 400))) for _ in range(3000)]
+    alarm = alarm_of(reference=0.5)
+    paths = [alarm.path(rng.normal(0, 1, rng.integers(50, 400))) for _ in range(3000)]
     rate = false_alarms_per_hour(paths, 4.0, frame_s=0.5)
     expected = 7200 / mean_run_length(-0.5, 4.0)
     num_alarms = sum(first_above(values, 4.0) is not None for values in paths)
@@ -105,8 +130,9 @@ def test_the_threshold_is_the_lowest_that_keeps_the_budget(kind, budget):
     rng = np.random.default_rng(2)
     config = AlarmConfig(kind=kind, window=5, false_per_hour=budget)
     prints = [rng.normal(-0.5, 1, rng.integers(3, 60)) for _ in range(30)]
-    paths = [path(config, logits) for logits in prints]
-    threshold = fit_threshold(config, prints, frame_s=0.5)
+    alarm = Alarm.fit(config, prints, frame_s=0.5)
+    paths, threshold = [alarm.path(logits) for logits in prints], alarm.threshold
+    assert alarm == replace(alarm_of(kind=kind, window=5), threshold=threshold)
     assert false_alarms_per_hour(paths, threshold, 0.5) <= budget
     values = np.unique(np.concatenate(paths))
     lower = values[np.isfinite(values) & (values < threshold)]
@@ -122,16 +148,16 @@ def test_the_delay_runs_from_the_onset():
 
 
 def test_an_alarm_stays_on():
-    state = advance(AlarmConfig(), 1.0, AlarmState(), 3.0)
+    state = alarm_of().advance(AlarmState(), 3.0)
     for _ in range(5):
-        state = advance(AlarmConfig(), 1.0, state, -9.0)
-    assert (state.total, state.is_raised) == (0.0, True)
+        state = alarm_of().advance(state, -9.0)
+    assert (state.value, state.first) == (0.0, 0)
 
 
 def test_bad_input_is_refused():
     with pytest.raises(ConfigError, match="not a number"):
-        advance(AlarmConfig(), 1.0, AlarmState(), math.nan)
+        alarm_of().advance(AlarmState(), math.nan)
     with pytest.raises(ConfigError, match="no frame of one"):
-        fit_threshold(AlarmConfig(), [np.zeros(0)], 0.5)
+        Alarm.fit(AlarmConfig(), [np.zeros(0)], 0.5)
     assert set(AlarmConfig().idle()) == {"window"}
     assert set(AlarmConfig(kind="average").idle()) == {"reference"}

@@ -6,8 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assay.metrics.alarm import AlarmConfig, false_alarms_per_hour, path
-from assay.metrics.frames import Print, early_figure, frame_seconds, judge_alarms, prints_of
+from assay.metrics.alarm import AlarmConfig, false_alarms_per_hour
+from assay.metrics.estimate import Estimate
+from assay.metrics.frames import (
+    Print,
+    early_figure,
+    fit_alarms,
+    frame_seconds,
+    judge_alarms,
+    prints_of,
+)
 
 EVERY_S = 2.0
 
@@ -65,13 +73,20 @@ def test_a_fault_that_shows_late_is_answered_late():
     assert early_figure({"test": [print_of("a", [1.0], 1)]}) is None
 
 
+def judged_of(
+    sets: dict[str, list[Print]], config: AlarmConfig | None = None
+) -> dict[str, dict[str, Estimate]]:
+    """What alarms on class 1 are worth."""
+    return judge_alarms(fit_alarms(config or AlarmConfig(), 1, sets.get("val", [])), 1, sets)
+
+
 SOUND = [print_of(f"sound {i}", [-1.0] * 20, 0) for i in range(4)]
 FAULTY = [print_of(f"faulty {i}", [1.0] * 20, 1) for i in range(4)]
 
 
 def test_alarms_come_when_sums_say():
     """Thresholds of silent val are 0: a sum of 1 exceeds it at the first frame, a mean of 3 frames at the third."""
-    judged = judge_alarms(AlarmConfig(window=3), 1, {"val": SOUND, "test": [*SOUND, *FAULTY]})
+    judged = judged_of({"val": SOUND, "test": [*SOUND, *FAULTY]}, AlarmConfig(window=3))
     test = judged["test"]
     assert test["cusum_detected"].value == test["average_detected"].value == 1.0
     assert test["cusum_delay_s"].value == 0.0
@@ -84,13 +99,12 @@ def test_alarms_come_when_sums_say():
 def test_a_fault_without_an_alarm_counts_to_its_end_and_false_alarms_by_the_hour():
     quiet = print_of("quiet", [-1.0] * 20, 1)
     loud = print_of("loud", [-1.0] * 9 + [5.0] * 11, 0)
-    test = judge_alarms(
-        AlarmConfig(), 1, {"val": SOUND, "test": [quiet, FAULTY[0], loud, SOUND[0]]}
-    )["test"]
+    test = judged_of({"val": SOUND, "test": [quiet, FAULTY[0], loud, SOUND[0]]})["test"]
     assert test["cusum_detected"].value == 0.5
     assert test["cusum_delay_s"].value == pytest.approx((20 * EVERY_S + 0) / 2)
-    odds = [p.odds(1) for p in (loud, SOUND[0])]
-    expected = false_alarms_per_hour([path(AlarmConfig(), o) for o in odds], 0.0, EVERY_S)
+    (cusum, _) = fit_alarms(AlarmConfig(), 1, SOUND)
+    paths = [cusum.path(p.odds(1)) for p in (loud, SOUND[0])]
+    expected = false_alarms_per_hour(paths, 0.0, EVERY_S)
     assert expected == pytest.approx(3600 / (30 * EVERY_S))
     assert test["cusum_false_per_hour"].value == pytest.approx(expected)
 
@@ -98,11 +112,11 @@ def test_a_fault_without_an_alarm_counts_to_its_end_and_false_alarms_by_the_hour
 def test_an_alarm_before_the_fault_detects_nothing():
     early = print_of("early", [5.0] + [-1.0] * 9 + [5.0] * 10, [0] * 10 + [1] * 10)
     late = print_of("late", [-1.0] * 13 + [5.0] * 7, [0] * 10 + [1] * 10)
-    test = judge_alarms(AlarmConfig(), 1, {"val": SOUND, "test": [early, late]})["test"]
+    test = judged_of({"val": SOUND, "test": [early, late]})["test"]
     assert test["cusum_detected"].value == 0.5
     assert test["cusum_delay_s"].value == pytest.approx((10 + 3) * EVERY_S / 2)
 
 
 def test_without_a_sound_print_in_val_there_is_no_threshold_and_no_number():
-    assert judge_alarms(AlarmConfig(), 1, {"val": FAULTY, "test": SOUND}) == {"val": {}, "test": {}}
-    assert judge_alarms(AlarmConfig(), 1, {"test": SOUND}) == {"test": {}}
+    assert judged_of({"val": FAULTY, "test": SOUND}) == {"val": {}, "test": {}}
+    assert judged_of({"test": SOUND}) == {"test": {}}

@@ -296,6 +296,13 @@ def test_oracle_scorings_tries_and_warnings_are_marked(run):
         assert text.index(words) < numbers
 
 
+def test_a_test_domain_that_was_seen_is_marked_before_any_number(run):
+    write(run, "result.json", result() | {"transductive": True})
+    text = Page(report.render(run)).text
+    assert text.index("TRANSDUCTIVE.") < text.index("Numbers")
+    assert "ORACLE" not in text
+
+
 def test_tables_say_what_the_files_say(run):
     text = Page(report.render(run)).text
     estimates = "0.812 [0.712, 0.912] 0.700 [0.600, 0.800] 0.900 [0.800, 1.000]"

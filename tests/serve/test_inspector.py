@@ -105,7 +105,7 @@ def test_each_bundle_has_the_drift_of_what_it_answered(here, pictures):
 
     def ask(inspector, alias):
         images = [pictures[0].read_bytes()]
-        asyncio.run(here.answer(inspector.task, images, alias, "none"))
+        asyncio.run(here.answer(inspector.task, images, alias, "none", False, None))
 
     for _ in range(LEAST):
         ask(parts, "champion")

@@ -12,6 +12,7 @@ import pytest
 
 from assay.config import Settings
 from assay.data.split import SplitConfig
+from assay.nn.domains.config import AlgorithmConfig
 from assay.space import Choice, Float
 from assay.sweep import generalize
 from assay.sweep.folds import Fold
@@ -19,6 +20,7 @@ from assay.sweep.generalization import Rows
 from assay.sweep.generalize import FoldLaunch, FoldTrial, _plan, draw_settings
 from assay.sweep.rules import candidates_of, choose, choose_draws, compare_rules, rule_scores
 from assay.sweep.trial import Outcome, Trial
+from assay.train.domains import DomainClassificationConfig
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -226,6 +228,17 @@ def test_the_report_ranks_by_val_and_marks_what_test_chose(tmp_path, monkeypatch
     assert page.count("<th>ORACLE, chosen by test</th>") == 3
     assert printed.count("ORACLE, chosen by test") == 3
     assert "nothing was chosen by a test set" not in page
+
+
+def test_settings_that_saw_the_tested_domain_are_marked(tmp_path, monkeypatch, capsys):
+    split = SplitConfig(unseen_domain="printer", unlabelled="train")
+    config = DomainClassificationConfig(split=split, algorithm=AlgorithmConfig(name="mmd"))
+    record, page = report(tmp_path, monkeypatch, config)
+    assert "<h1>TRANSDUCTIVE: erm (best on val)" in page
+    told = "TRANSDUCTIVE: dann, erm saw images of the printers that are tested, without labels."
+    assert told in record["about"]
+    assert told in page
+    assert told in capsys.readouterr().out
 
 
 def test_a_val_of_the_tested_domain_makes_the_whole_report_oracle(tmp_path, monkeypatch, capsys):

@@ -12,17 +12,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from assay.bundle.bundle import Bundle
 from assay.config import Settings, to_dict
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageInput
-from assay.data.split import draw_split
+from assay.data.split import SplitConfig, draw_split
 from assay.errors import ConfigError, ManifestError, SplitError
+from assay.experiment.export import ship
+from assay.experiment.judge import judge
 from assay.experiment.options import parse
+from assay.files import write_parquet
+from assay.metrics.alarm import AlarmConfig
 from assay.metrics.decide import DecideConfig
+from assay.metrics.frames import prints_of
 from assay.metrics.predictions import rows_of
 from assay.nn.optim import lr_factor
 from assay.runs.folder import Run
@@ -370,12 +377,9 @@ def test_features_of_many_places_are_averaged_for_probes(tmp_path):
     assert columns["seconds"].tolist() == [0.0, 0.5]
 
 
-def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
-    """A printer of one class is said in the record; frames that were adapted to are judged by no adapted model."""
-    rows = [row for row in frames(each=3) if row[0] != "b" or row[2]]
-    options = ("--split.unseen", "c", "--train.epochs", "1", "--adapt.methods", "recalibrate")
-    # nine frames, of three prints
-    config, manifest = read(write_table(tmp_path, rows), *options, "--adapt.minutes", "0.075")
+def trained(tmp_path: Path, rows: list[tuple[str, str, int]], *options: str) -> tuple[Any, Job]:
+    """Train for an epoch and predict; settings and job."""
+    config, manifest = read(write_table(tmp_path, rows), "--train.epochs", "1", *options)
     small = replace(
         config,
         model=replace(config.model, network="test_resnet"),
@@ -388,11 +392,21 @@ def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
     split = draw_split(manifest, small.split)
     pixels, folder = Pixels(store, manifest.column("content")), tmp_path / "run"
     folder.mkdir()
+    write_parquet(folder / "split.parquet", split.table(manifest))
     data = (manifest, split, pixels, folder, "cpu", "ddp")
     job = Job(SOURCE, to_dict(small), *data, judged=tuple(split.tests))
     work(job, job.stream())
-    assert any("of 'b' are of the class '1'" in text for text in Run(folder).record.warnings)
-    table = read_predictions(folder)
+    return small, job
+
+
+def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
+    """A printer of one class is said in the record; frames that were adapted to are judged by no adapted model."""
+    rows = [row for row in frames(each=3) if row[0] != "b" or row[2]]
+    # nine frames, of three prints
+    options = ("--split.unseen", "c", "--adapt.methods", "recalibrate", "--adapt.minutes", "0.075")
+    small, job = trained(tmp_path, rows, *options)
+    assert any("of 'b' are of the class '1'" in text for text in Run(job.folder).record.warnings)
+    table = read_predictions(job.folder)
     unseen = rows_of(table, "test_unseen").sort_by("id")
     assert unseen["later"].to_pylist() == [0] * 9 + [1] * 9
     assert not any(rows_of(table, "val")["later"].to_pylist())
@@ -400,3 +414,63 @@ def test_a_run_keeps_its_doubts_and_what_adapted_models_answer(tmp_path):
     assert judged.metrics["test_unseen"]["adapted_recalibrate"].num == 9
     assert judged.metrics["test_unseen"]["not_adapted"].num == 9
     assert "not_adapted" not in judged.metrics["val"]
+
+
+def weights_of(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.folder / "best" / "weights.safetensors")
+
+
+def test_labels_of_a_printer_that_is_seen_without_them_change_no_bit(tmp_path):
+    """Weights and answers are those of a run whose new printer has all labels turned; without its images they are others."""
+    turned = [(p, number, 1 - label if p == "c" else label) for p, number, label in frames()]
+    algorithm = ("--split.unseen", "c", "--algorithm.name", "dann", "--split.unlabelled")
+    jobs = {}
+    for name, rows, use in (
+        ("first", frames(), "train"),
+        ("turned", turned, "train"),
+        ("beside", frames(), "drop"),
+    ):
+        (tmp_path / name).mkdir()
+        config, jobs[name] = trained(tmp_path / name, rows, *algorithm, use)
+    weights = {name: weights_of(job) for name, job in jobs.items()}
+    for key, value in weights["first"].items():
+        assert torch.equal(value, weights["turned"][key]), key
+    assert not torch.equal(weights["first"]["head.weight"], weights["beside"]["head.weight"])
+    tables = {
+        name: rows_of(read_predictions(job.folder), "test_unseen") for name, job in jobs.items()
+    }
+    first, other = tables["first"], tables["turned"]
+    assert first["logits"].to_pylist() == other["logits"].to_pylist()
+    assert first["truth"].to_pylist() == [1 - truth for truth in other["truth"].to_pylist()]
+    # half of the new printer's prints is scored, the others were seen, and the run beside it is scored on the same
+    seen = {*np.array(jobs["first"].manifest.column("group"))[jobs["first"].dataset.unlabelled]}
+    scored = {*first["group"].to_pylist()}
+    assert (len(seen), len(scored), seen & scored) == (3, 3, set())
+    assert tables["beside"]["id"].to_pylist() == first["id"].to_pylist()
+    result = judge(jobs["first"].folder, TASK, replace(config, split=SEEN), tmp_path)
+    assert result.marks.keys() == {"TRANSDUCTIVE"}
+
+
+SEEN = SplitConfig(unseen_domain="printer_id", unseen=("c",), unlabelled="train")
+
+
+def test_erm_beside_a_run_that_saw_the_printer_is_judged_on_the_same_prints():
+    demo = TASK.presets()["demo"]
+    (erm,) = TASK.baselines(replace(demo, split=SEEN)).values()
+    assert erm.split == replace(SEEN, unlabelled="drop")
+
+
+def test_alarms_ship_with_what_val_chose_and_follow_when_judged_anew(tmp_path):
+    small, job = trained(tmp_path, frames(each=4), "--split.unseen", "c", "--alarm.window", "2")
+    ship(job, judge(job.folder, TASK, small, tmp_path), tmp_path)
+    val = prints_of(rows_of(read_predictions(job.folder), "val"))
+    sound = [each.odds(1) for each in val if not each.truth.any()]
+    assert sound
+    card = Bundle(job.folder / "bundle").card
+    assert [alarm.kind for alarm in card.alarms] == ["cusum", "average"]
+    for alarm in card.alarms:
+        # no frame of a few seconds may alarm, so the threshold is the highest that any reaches
+        assert alarm.threshold == max(alarm.path(odds).max() for odds in sound)
+    assert (card.alarms[1].window, card.decision.positive) == (2, 1)
+    judge(job.folder, TASK, replace(small, alarm=AlarmConfig(window=3)), tmp_path)
+    assert Bundle(job.folder / "bundle").card.alarms[1].window == 3

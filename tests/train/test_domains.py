@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from assay.data.dataset import Column, Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
+from assay.data.split import SplitConfig
 from assay.errors import ConfigError, RunError
 from assay.nn.averaging import AverageConfig
 from assay.nn.domains.config import PUBLISHED, AlgorithmConfig
@@ -23,7 +24,7 @@ from assay.train.best import load_best
 from assay.train.classification import Classification
 from assay.train.domains import DomainClassification, DomainClassificationConfig, DomainsConfig
 from assay.train.loop import Loop
-from assay.train.task import BatchRows, TrainConfig
+from assay.train.task import BatchRows, TaskConfig, TrainConfig
 
 PRINTERS = ("a", "b", "c", "new")
 PER_PRINTER, PER_PRINT = 12, 3
@@ -126,9 +127,11 @@ def loop_of(
 
 
 def batch_of(task: Frames, rows: np.ndarray = TRAIN) -> dict[str, np.ndarray]:
-    return Frames.prepare(
-        task.config, task.dataset, BatchRows(rows, np.zeros(len(rows), np.uint64), True)
-    )
+    return Frames.prepare(task.config, task.dataset, rows_of(rows))
+
+
+def rows_of(rows: np.ndarray) -> BatchRows:
+    return BatchRows(rows, np.zeros(len(rows), np.uint64), True)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,72 @@ def test_batches_balance_printers_and_keep_prints_apart():
     uniform = config_of(domains={"order": "uniform"})
     served = np.concatenate(Frames.order(uniform, dataset, TRAIN, 0))
     assert sorted(served) == sorted(TRAIN)
+
+
+NEW = np.arange(3 * PER_PRINTER, 3 * PER_PRINTER + 6)
+"""The first two prints of the printer held out, to be seen without their labels."""
+
+
+def unlabelled(name: Any, labels: int = 0) -> Frames:
+    """A task that sees the new printer; `labels` turns the labels of all its frames."""
+    config = config_of(name, train={"batch_size": 12})
+    split = SplitConfig(unseen_domain="printer", unlabelled="train")
+    truth = dataset_of().truth.copy()
+    truth[3 * PER_PRINTER :] = (truth[3 * PER_PRINTER :] + labels) % 2
+    return task_of(replace(config, split=split), replace(dataset_of(), truth=truth, unlabelled=NEW))
+
+
+@pytest.mark.parametrize("name", ["dann", "dann-alternating", "coral", "mmd"])
+def test_frames_without_labels_are_one_more_domain_and_their_labels_count_nowhere(name):
+    task = unlabelled(name)
+    assert task.num_domains == 4
+    orders = Frames.order(task.config, task.dataset, TRAIN, 0)
+    for batch in orders:
+        assert np.bincount(task.domain.codes[batch]).tolist() == [3, 3, 3, 3]
+        assert set(batch) <= {*TRAIN, *NEW}
+    results = []
+    for labels in (0, 1):
+        other = unlabelled(name, labels)
+        images = Frames.prepare(task.config, task.dataset, rows_of(orders[0]))
+        batch = images | {"truth": other.dataset.truth[orders[0]].astype(np.int64)}
+        for phase in other.phases:
+            torch.manual_seed(2)
+            outputs = other(batch, 0.5, phase)
+            outputs["loss"].backward()
+        results.append((outputs, [p.grad for p in other.parameters() if p.grad is not None]))
+    (first, gradients), (second, others) = results
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(g, o) for g, o in zip(gradients, others, strict=True))
+
+
+def test_the_answers_to_frames_without_labels_teach_nothing():
+    """Not by their risk, nor by a consistency, nor in the accuracy: the head learns what it learns without them."""
+    config = AlgorithmConfig(name="dann", weight=0.0, consistency="variance")
+    task = unlabelled("dann")
+    task.config = replace(task.config, algorithm=config)
+    task.algorithm.config = config
+    task.eval()
+    with_new = task(batch_of(task, np.concatenate([NEW, TRAIN[:9]])), 0.5)
+    without = task(batch_of(task, TRAIN[:9]), 0.5)
+    for key in ("loss", "train_accuracy", "consistency_loss"):
+        torch.testing.assert_close(with_new[key], without[key])
+    alone = task(batch_of(task, NEW), 0.5)
+    assert "train_accuracy" not in alone
+    assert alone["loss"] == 0
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*PUBLISHED} - {"dann", "dann-alternating", "coral", "mmd"})
+)
+def test_what_needs_labels_refuses_frames_without(name):
+    split = SplitConfig(unseen_domain="printer", unlabelled="train")
+    with pytest.raises(ConfigError, match=f"algorithm.name is {name}, where dann, dann-alternat"):
+        replace(config_of(name), split=split)
+    replace(config_of(name), split=replace(split, unlabelled="drop"))
+    with pytest.raises(ConfigError, match=r"and domains\.order is uniform, so that images"):
+        replace(config_of("dann", domains={"order": "uniform"}), split=split)
+    with pytest.raises(ConfigError, match="this task has no loss of domains"):
+        TaskConfig(split=split)
 
 
 def test_statistics_that_are_frozen_stay(tmp_path):

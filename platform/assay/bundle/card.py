@@ -10,6 +10,7 @@ from typing import Any
 from assay.data.images.white import White
 from assay.errors import BundleError
 from assay.files import sha256_of, write_json
+from assay.metrics.alarm import Alarm
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.summary import Summary
@@ -78,6 +79,8 @@ class Card:
     """None where masks are drawn."""
     thresholds: list[int] | None = None
     """Of masks, one per class."""
+    alarms: list[Alarm] = field(default_factory=list)
+    """Over the frames of a print, on the logit of the class that the decision calls positive."""
     metrics: Mapping[str, Summary] = field(default_factory=dict)
     """The numbers of the run, by set."""
     int8: Int8 | None = None

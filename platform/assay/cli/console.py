@@ -102,7 +102,7 @@ def show(run: Name, storage: str = _RUNS) -> None:
     for line in record.masks_said():
         print(f"  {line}")
     if summary.result:
-        text.print_result(summary.rule, summary.result)
+        text.print_result(summary.result)
         text.print_comparisons(summary.folder)
     page = summary.folder / "report.html"
     print(f"\nreport: {page if page.exists() else f'none yet; assay report {summary.folder}'}")
@@ -132,6 +132,11 @@ def compare_runs(
     print(f"95 % intervals over groups; p corrected for {len(comparisons)} comparisons (Holm).")
     if any(run.result and run.result.oracle for run in summaries):
         print("ORACLE: val was of the test domain; the numbers of that run are upper bounds.")
+    for name, run in named.items():
+        if run.result and run.result.transductive:
+            print(
+                f"TRANSDUCTIVE: {name} saw images of the test domain in training, without labels."
+            )
     if json is not None:
         write_json(json, to_json(comparisons))
 

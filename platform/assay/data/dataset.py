@@ -5,7 +5,7 @@ label is at hand wherever something is computed from rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Dataset:
     classes: tuple[str, ...]
     """Names of the labels; empty where images bear none."""
     truth: Int32[np.ndarray, " rows"]
-    """Index into `classes` of each row; 0 where images bear no label."""
+    """Index into `classes` of each row; 0 where images bear no label, or one that nobody may see."""
     mask_classes: tuple[str, ...]
     """Names of what masks mark; class i has value i + 1 in them. Empty where there are no masks."""
     group: Column
@@ -52,6 +52,10 @@ class Dataset:
     """Row numbers of train, for what is fitted to them: weights of classes, constants."""
     pixels: Pixels
     """Images and masks by row."""
+    unlabelled: Int64[np.ndarray, " unlabelled"] = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )
+    """Row numbers of test images that training sees, without their labels (see `SplitConfig.unlabelled`)."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -77,12 +81,19 @@ class Dataset:
 
     @classmethod
     def of(
-        cls, manifest: Manifest, pixels: Pixels, train: Int64[np.ndarray, " train"] | None = None
+        cls,
+        manifest: Manifest,
+        pixels: Pixels,
+        train: Int64[np.ndarray, " train"] | None = None,
+        unlabelled: Int64[np.ndarray, " unlabelled"] | None = None,
     ) -> "Dataset":
-        """Give the texts of a manifest numbers; without `train` nothing can be fitted."""
+        """Give the texts of a manifest numbers; without `train` nothing can be fitted, and labels of `unlabelled` are taken away."""
+        none, truth = np.zeros(0, np.int64), manifest.truth.copy()
+        unlabelled = none if unlabelled is None else unlabelled
+        truth[unlabelled] = 0
         return cls(
             classes=tuple(manifest.classes),
-            truth=manifest.truth,
+            truth=truth,
             mask_classes=tuple(manifest.mask_classes),
             group=Column.of(manifest.column("group")),
             domains={
@@ -91,6 +102,7 @@ class Dataset:
             columns={
                 name: Column.of(manifest.column(f"column.{name}")) for name in manifest.columns
             },
-            train=np.zeros(0, np.int64) if train is None else train,
+            train=none if train is None else train,
             pixels=pixels,
+            unlabelled=unlabelled,
         )

@@ -9,10 +9,10 @@ is the rule.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,10 @@ class SplitConfig(Settings, section="split"):
     """Images that are copies but for a turn, a crop, light or a codec: report them, or keep them in one set, and drop those in an earlier set than a given later one has."""
     train_share: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Share of train's groups that is trained on, of each class at least one; a smaller share's groups are among a larger one's."""
+    unlabelled: Literal["none", "train", "drop"] = "none"
+    """Whether a share of test_unseen's groups, drawn without a look at labels, is not scored: their images enter training without labels, which is transductive and marked so (train), or stay out, as for a run beside such a one (drop)."""
+    unlabelled_share: Annotated[float, Interval(gt=0, lt=1)] = 0.5
+    """That share; of both parts at least one group."""
     rule: Literal["training-domain", "leave-one-domain-out", "oracle"] = "training-domain"
     """What val is, by which the model is selected (Gulrajani & Lopez-Paz 2021, section 3).
 
@@ -85,11 +89,21 @@ class SplitConfig(Settings, section="split"):
                 f"split.crossing is 'drop', split.unseen-domain {self.unseen_domain!r} and split.rule {self.rule!r}; "
                 "crossing groups need a held-out domain and the rule training-domain."
             )
+        if self.unlabelled != "none" and (self.crossing == "drop" or not self.unseen_domain):
+            raise ConfigError(
+                f"split.unlabelled is {self.unlabelled!r}, split.unseen-domain {self.unseen_domain!r} and split.crossing {self.crossing!r}; "
+                "images to be seen without labels are of a held-out domain whose groups cross to no other."
+            )
         if self.val_domain and self.rule != "leave-one-domain-out":
             raise ConfigError(
                 f"split.val-domain is {self.val_domain!r} and split.rule {self.rule!r}; "
                 "only leave-one-domain-out takes a value for val: choose that rule, or leave the value out."
             )
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        is_none = self.unlabelled == "none"
+        return {"unlabelled_share": "split.unlabelled is none"} if is_none else {}
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,7 @@ def draw_split(manifest: Manifest, config: SplitConfig, pairs: Sequence[NearPair
     are drawn from the rest where the data gives none. Rows of held-out domain values become
     test_unseen whatever set they were given, since neither training nor selection may see them
     (`moved_to_unseen` counts them). Dropped copies, and what a share of train leaves out, get the
-    set "dropped".
+    set "dropped"; images of test_unseen that training sees without their labels the set "unlabelled".
 
     Args:
         manifest: what is to be split.
@@ -168,6 +182,8 @@ def draw_split(manifest: Manifest, config: SplitConfig, pairs: Sequence[NearPair
     drawn = ["train" if s is None else s for s in sets]
     if may_cross:
         report["left_out"] = _leave_out(manifest, drawn, config)
+    if config.unlabelled != "none":
+        report["unlabelled"] = _set_apart(manifest, units, drawn, config)
     _check_classes(manifest, drawn)
     if config.train_share < 1:
         report["left_out_of_train"] = _thin_train(manifest, units, drawn, config)
@@ -250,6 +266,28 @@ def _leave_out(manifest: Manifest, sets: list[str], config: SplitConfig) -> int:
             dropped += not is_tested
             sets[i] = "test_unseen" if is_tested else "dropped"
     return dropped
+
+
+def _set_apart(
+    manifest: Manifest, units: list[np.ndarray], sets: list[str], config: SplitConfig
+) -> int:
+    """Take a share of test_unseen's units out of it, of each held-out value alike and whatever the labels; count the rows."""
+    values, groups = _values(manifest, config), manifest.column("group")
+
+    def position(rows: np.ndarray) -> tuple[str, str]:
+        group = min(groups[i] for i in rows)
+        return values[rows[0]], _random_key(config.seed, f"unlabelled {group}")
+
+    unseen = sorted((rows for rows in units if sets[rows[0]] == "test_unseen"), key=position)
+    if len(unseen) < 2:
+        raise SplitError(
+            f"test_unseen has {len(unseen)} group, and with split.unlabelled {config.unlabelled!r} some are set apart and others scored; "
+            "hold out values with more groups, or set it to none."
+        )
+    num = min(max(1, round(config.unlabelled_share * len(unseen))), len(unseen) - 1)
+    before = sets.count("test_unseen")
+    _give(unseen, num, "unlabelled" if config.unlabelled == "train" else "dropped", sets)
+    return before - sets.count("test_unseen")
 
 
 def _values(manifest: Manifest, config: SplitConfig) -> list[str]:
@@ -365,7 +403,9 @@ def _thin_train(
     return dropped
 
 
-def _give(units: list[np.ndarray], num: int, name: str, sets: list[str | None]) -> list[np.ndarray]:
+def _give(
+    units: list[np.ndarray], num: int, name: str, sets: MutableSequence[Any]
+) -> list[np.ndarray]:
     """Give `num` of the units to a set and return the others.
 
     Evenly spaced positions keep the proportions of what the units were sorted by.
@@ -420,7 +460,7 @@ def _check_classes(manifest: Manifest, sets: list[str]) -> None:
     if manifest.masks:
         return  # labels only spread the draw; what masks hold is for the task to check
     labels = np.array(manifest.column("label"))
-    for name in sorted({"train", *sets} - {"dropped", "test_unseen"}):
+    for name in sorted({"train", *sets} - {"dropped", "test_unseen", "unlabelled"}):
         missing = sorted(set(manifest.classes) - set(labels[np.array(sets) == name]))
         if missing:
             num = len(set(np.array(manifest.column("group"))[labels == missing[0]]))

@@ -47,6 +47,7 @@ def ship(job: Job, result: Result, storage: Path) -> None:
         white=job.pixels.white,
         decision=result.decision,
         thresholds=result.thresholds,
+        alarms=result.alarms,
         metrics=result.sets,
         int8=_judge_int8(job, task, storage, result),
         data=job.manifest.fingerprint,

@@ -92,10 +92,12 @@ def judge(
     result = Result(
         rule=RULES[config.split.rule],
         oracle=config.split.rule == "oracle",
+        transductive=config.split.unlabelled == "train",
         seed=config.train.seed,
         classes=class_names(predictions) if decision else [],
         decision=decision,
         thresholds=thresholds_of(predictions),
+        alarms=list(findings.alarms),
         sets=sets,
         measures=_measures(sets, findings),
         figures=list(findings.figures),
@@ -106,8 +108,8 @@ def judge(
     for text in findings.warnings:
         Run(folder).warn(text)
     if has_bundle:
-        answering = {"decision": decision, "thresholds": result.thresholds}
-        seal.update(folder / "bundle", **answering, metrics=sets)
+        answering = {"thresholds": result.thresholds, "alarms": result.alarms}
+        seal.update(folder / "bundle", decision=decision, **answering, metrics=sets)
     return result
 
 

@@ -10,26 +10,29 @@ x is the logit of the fault: log p / (1 - p). A print's alarm stays on, so it ha
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Interval
 
 from assay.config import Settings
 from assay.errors import ConfigError
-from assay.shapes import Float
+from assay.shapes import Float, Float64
+
+AlarmKind = Literal["cusum", "average"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlarmConfig(Settings, section="alarm"):
     """How frames make an alarm."""
 
-    kind: Literal["cusum", "average"] = "cusum"
+    kind: AlarmKind = "cusum"
     """Cumulative sum above a reference, or plain moving average."""
     reference: Annotated[float, Interval(ge=-1000, le=1000)] = 0.0
     """What is taken off each logit before it is summed (cusum)."""
-    window: Annotated[int, Interval(ge=1, le=100_000)] = 20
+    window: Annotated[int, Interval(ge=1, le=10_000)] = 20
     """Frames that are averaged (average)."""
     false_per_hour: Annotated[float, Interval(ge=0, le=10_000)] = 0.1
     """False alarms allowed in an hour of sound printing."""
@@ -43,55 +46,98 @@ class AlarmConfig(Settings, section="alarm"):
 class AlarmState:
     """What is known of one print between two frames."""
 
-    total: float = 0.0
-    """Page's sum."""
+    num: int = 0
+    """Frames so far."""
+    value: float = 0.0
+    """What was compared with the threshold at the last of them; -inf before a window is full."""
     recent: tuple[float, ...] = ()
-    """The last logits, at most a window of them."""
-    is_raised: bool = False
+    """The last logits, at most a window of them (average)."""
+    first: int | None = None
+    """Frame, from 0, at which the alarm rang first; it rings from then on."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values."""
-        return asdict(self) | {"recent": list(self.recent)}
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """One kind of alarm with its threshold: what whole prints are judged by, and frames that are sent one by one."""
+
+    kind: AlarmKind
+    reference: float
+    """What is taken off each logit before it is summed (cusum)."""
+    window: int
+    """Frames that are averaged (average)."""
+    threshold: float
+    """What rings is above it."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "AlarmState":
-        """Rebuild a state from `to_dict`'s values."""
-        return cls(**values | {"recent": tuple(values["recent"])})
+    def fit(
+        cls, config: AlarmConfig, prints: Sequence[Float[np.ndarray, "_"]], frame_s: float
+    ) -> "Alarm":
+        """Take the lowest threshold by which sound prints of val keep the budget of false alarms.
 
+        A higher threshold gives no more alarms and no fewer hours, so the budget is kept from one value on.
 
-def advance(config: AlarmConfig, threshold: float, state: AlarmState, logit: float) -> AlarmState:
-    """Return the state after one more frame.
+        Args:
+            config: the alarm and its budget.
+            prints: logits of the frames of each sound print, in order of time.
+            frame_s: seconds from a frame to the next.
 
-    Raises:
-        ConfigError: the logit is not a number.
-    """
-    if math.isnan(logit):
-        raise ConfigError(
-            "The logit of a frame is not a number; leave out frames without an answer."
+        Raises:
+            ConfigError: there is no frame.
+        """
+        silent = cls(
+            kind=config.kind,
+            reference=config.reference,
+            window=config.window,
+            threshold=math.inf,
         )
-    if config.kind == "cusum":
-        total = max(0.0, state.total + logit - config.reference)
-        return AlarmState(total, (), state.is_raised or total > threshold)
-    recent = (*state.recent, logit)[-config.window :]
-    is_full = len(recent) == config.window
-    is_raised = is_full and math.fsum(recent) / config.window > threshold
-    return AlarmState(0.0, recent, state.is_raised or is_raised)
+        paths = [silent.path(logits) for logits in prints if len(logits)]
+        if not paths:
+            raise ConfigError(
+                "The alarm's threshold is fitted on sound prints, and val has no frame of one; give val such prints."
+            )
+        records = [np.maximum.accumulate(values) for values in paths]
+        candidates = np.unique(np.concatenate([np.zeros(1), *records]))
+        candidates = candidates[np.isfinite(candidates)]
+        low, high = 0, len(candidates) - 1  # at the highest there is no alarm
+        while low < high:
+            middle = (low + high) // 2
+            rate = false_alarms_per_hour(paths, float(candidates[middle]), frame_s)
+            low, high = (low, middle) if rate <= config.false_per_hour else (middle + 1, high)
+        return replace(silent, threshold=float(candidates[low]))
+
+    def advance(self, state: AlarmState, logit: float) -> AlarmState:
+        """Return the state after one more frame.
+
+        Raises:
+            ConfigError: the logit is not a number.
+        """
+        if math.isnan(logit):
+            raise ConfigError(
+                "The logit of a frame is not a number; leave out frames without an answer."
+            )
+        recent: tuple[float, ...] = ()
+        if self.kind == "cusum":
+            value = max(0.0, state.value + logit - self.reference)
+        else:
+            recent = (*state.recent, logit)[-self.window :]
+            is_full = len(recent) == self.window
+            value = math.fsum(recent) / self.window if is_full else -math.inf
+        rings = state.first is None and value > self.threshold
+        return AlarmState(state.num + 1, value, recent, state.num if rings else state.first)
+
+    def path(self, logits: Float[np.ndarray, " frames"]) -> Float64[np.ndarray, " frames"]:
+        """Return what is compared with the threshold at each frame of a print."""
+        states = accumulate(logits.tolist(), self.advance, initial=AlarmState())
+        return np.array([state.value for state in states][1:])
 
 
-def path(config: AlarmConfig, logits: Float[np.ndarray, "*prints frames"]) -> np.ndarray:
-    """Return what is compared with the threshold at each frame (-inf before a window is full).
-
-    Page's sum in closed form: the cumulative sum less its lowest value so far, 0 included.
-    """
-    if config.kind == "cusum":
-        sums = np.cumsum(logits - config.reference, axis=-1)
-        lowest: np.ndarray = sums - np.minimum(np.minimum.accumulate(sums, axis=-1), 0)
-        return lowest
-    means = np.full(logits.shape, -np.inf)
-    if logits.shape[-1] >= config.window:
-        windows = np.lib.stride_tricks.sliding_window_view(logits, config.window, axis=-1)
-        means[..., config.window - 1 :] = windows.mean(-1)
-    return means
+def log_odds(
+    logits: Float[np.ndarray, "frames classes"], positive: int
+) -> Float64[np.ndarray, " frames"]:
+    """Return the logit of one class against all others, log p / (1 - p)."""
+    others = np.delete(logits.astype(np.float64), positive, axis=1)
+    odds: np.ndarray = logits[:, positive] - np.logaddexp.reduce(others, axis=1)
+    return odds
 
 
 def first_above(values: Float[np.ndarray, " frames"], threshold: float) -> int | None:
@@ -113,37 +159,6 @@ def false_alarms_per_hour(
         for values, first in zip(paths, firsts, strict=True)
     )
     return sum(first is not None for first in firsts) / (frames * frame_s / 3600)
-
-
-def fit_threshold(
-    config: AlarmConfig, prints: Sequence[Float[np.ndarray, "_"]], frame_s: float
-) -> float:
-    """Return the lowest threshold by which sound prints of val keep the budget of false alarms.
-
-    A higher threshold gives no more alarms and no fewer hours, so the budget is kept from one value on.
-
-    Args:
-        config: the alarm and its budget.
-        prints: logits of the frames of each sound print, in order of time.
-        frame_s: seconds from a frame to the next.
-
-    Raises:
-        ConfigError: there is no frame.
-    """
-    paths = [path(config, logits) for logits in prints if len(logits)]
-    if not paths:
-        raise ConfigError(
-            "The alarm's threshold is fitted on sound prints, and val has no frame of one; give val such prints."
-        )
-    records = [np.maximum.accumulate(values) for values in paths]
-    candidates = np.unique(np.concatenate([np.zeros(1), *records]))
-    candidates = candidates[np.isfinite(candidates)]
-    low, high = 0, len(candidates) - 1  # at the highest there is no alarm
-    while low < high:
-        middle = (low + high) // 2
-        rate = false_alarms_per_hour(paths, float(candidates[middle]), frame_s)
-        low, high = (low, middle) if rate <= config.false_per_hour else (middle + 1, high)
-    return float(candidates[low])
 
 
 def delay_s(

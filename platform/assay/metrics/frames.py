@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
-from assay.metrics.alarm import AlarmConfig, first_above, fit_threshold, path
+from assay.metrics.alarm import Alarm, AlarmConfig, AlarmKind, first_above, log_odds
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.figure import Figure, Series
 from assay.metrics.measures import Measure
@@ -18,8 +18,6 @@ SECONDS = "seconds"
 """Column of seconds since the first frame of a row's print."""
 
 NUM_BINS = 10
-
-AlarmKind = Literal["cusum", "average"]
 
 MEASURES: Mapping[str, Measure] = {
     f"{kind}_{key}": Measure(f"{label} {words}", meaning)
@@ -48,9 +46,7 @@ class Print:
 
     def odds(self, positive: int) -> Float64[np.ndarray, " frames"]:
         """Return the logit of the fault, log p / (1 - p), at each frame."""
-        others = np.delete(self.logits.astype(np.float64), positive, axis=1)
-        odds: np.ndarray = self.logits[:, positive] - np.logaddexp.reduce(others, axis=1)
-        return odds
+        return log_odds(self.logits, positive)
 
 
 def prints_of(rows: pa.Table) -> list[Print]:
@@ -113,41 +109,47 @@ def frame_seconds(prints: Sequence[Print]) -> float:
     return float(np.median(gaps)) if len(gaps) else 0.0
 
 
-def judge_alarms(
-    config: AlarmConfig, positive: int, prints_by_set: Mapping[str, Sequence[Print]]
-) -> dict[str, dict[str, Estimate]]:
-    """Judge both kinds of alarm on every set, by thresholds that are fitted on the sound prints of val.
+def fit_alarms(config: AlarmConfig, positive: int, val: Sequence[Print]) -> list[Alarm]:
+    """Fit both kinds of alarm on the sound prints of val; none where it has none, or none of two frames.
 
     Args:
-        config: the alarm; of its kind both are judged.
+        config: the alarm; of its kind both are fitted.
         positive: class of the fault.
-        prints_by_set: prints in order of time, val among the sets.
-
-    Returns:
-        Estimates by set and name, over prints; nothing where val has no sound print.
+        val: prints in order of time.
     """
-    val = prints_by_set.get("val", ())
     sound = [each.odds(positive) for each in val if not each.faulty(positive).any()]
     frame_s = frame_seconds(val)
-    metrics: dict[str, dict[str, Estimate]] = {name: {} for name in prints_by_set}
     if not sound or not frame_s:
-        return metrics
-    for kind in get_args(AlarmKind):
-        alarm = replace(config, kind=kind)
-        threshold = fit_threshold(alarm, sound, frame_s)
+        return []
+    return [Alarm.fit(replace(config, kind=kind), sound, frame_s) for kind in get_args(AlarmKind)]
+
+
+def judge_alarms(
+    alarms: Sequence[Alarm], positive: int, prints_by_set: Mapping[str, Sequence[Print]]
+) -> dict[str, dict[str, Estimate]]:
+    """Judge alarms that were fitted on val on every set; estimates by set and name, over prints.
+
+    Args:
+        alarms: of both kinds, or none.
+        positive: class of the fault.
+        prints_by_set: prints in order of time, val among the sets.
+    """
+    frame_s = frame_seconds(prints_by_set.get("val", ()))
+    metrics: dict[str, dict[str, Estimate]] = {name: {} for name in prints_by_set}
+    for alarm in alarms:
         for name, prints in prints_by_set.items():
-            estimates = _judge(alarm, threshold, prints, positive, frame_s)
-            metrics[name] |= {f"{kind}_{key}": value for key, value in estimates.items()}
+            estimates = _judge(alarm, prints, positive, frame_s)
+            metrics[name] |= {f"{alarm.kind}_{key}": value for key, value in estimates.items()}
     return metrics
 
 
 def _judge(
-    alarm: AlarmConfig, threshold: float, prints: Sequence[Print], positive: int, frame_s: float
+    alarm: Alarm, prints: Sequence[Print], positive: int, frame_s: float
 ) -> dict[str, Estimate]:
     """Estimate how many faults are detected and how late, and how often a sound print alarms."""
     detected, delays, alarms, hours = [], [], [], []
     for each in prints:
-        first = first_above(path(alarm, each.odds(positive)), threshold)
+        first = first_above(alarm.path(each.odds(positive)), alarm.threshold)
         faulty, num = each.faulty(positive), len(each.seconds)
         watched = num if first is None else first + 1
         if not faulty.any():

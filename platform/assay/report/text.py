@@ -109,10 +109,9 @@ def _value(run: RunSummary, name: str) -> float:
     return score.value if score else -1.0
 
 
-def print_result(rule: str, result: Result) -> None:
+def print_result(result: Result) -> None:
     """Print how a run was judged and how often, and every number of every set."""
-    upper = " (an upper bound: val is of the test domain)" if result.oracle else ""
-    print(f"\nrule: {rule}{upper}; seed {result.seed}; tried {result.tried}")
+    print(f"\nrule: {result.rule}{_marks(result)}; seed {result.seed}; tried {result.tried}")
     for number, scoring in enumerate(result.scorings, 1):
         graph = f", {scoring.graph} graph" if scoring.graph else ""
         print(
@@ -122,6 +121,10 @@ def print_result(rule: str, result: Result) -> None:
         print(f"  decision, fitted on val: {_fitted(result.decision)}")
     for name, summary in result.sets.items():
         _print_set(name, summary)
+
+
+def _marks(result: Result) -> str:
+    return "".join(f"  {mark}: {why}" for mark, why in result.marks.items())
 
 
 def _fitted(decision: Decision) -> str:
@@ -153,8 +156,9 @@ def print_run(folders: Mapping[str, Path]) -> None:
     results = {name: read_result(folder) for name, folder in folders.items()}
     method, first = next(iter(results.items()))
     compared = read_comparisons(folders[method])
-    oracle = "  ORACLE: val is of the test domain, an upper bound" if first.oracle else ""
-    print(f"\nShares with 95 % intervals over groups; {first.rule}; seed {first.seed}{oracle}")
+    print(
+        f"\nShares with 95 % intervals over groups; {first.rule}; seed {first.seed}{_marks(first)}"
+    )
     for test in first.tests:
         summary = first.sets[test]
         print(f"\n{test}: {summary.num} images of {summary.num_groups} groups")

@@ -63,10 +63,10 @@ class RunSummary:
 
     @property
     def rule(self) -> str:
-        """What val was drawn by, "" where that is unknown; an oracle stands out."""
+        """What val was drawn by, "" where that is unknown; what was known of the test domain stands out."""
         if self.result is None:
             return ""
-        return "ORACLE" if self.result.oracle else self.result.rule
+        return " ".join(self.result.marks) or self.result.rule
 
     @property
     def why(self) -> str:
@@ -222,7 +222,7 @@ def _csv_row(run: RunSummary, sets: Sequence[str]) -> dict[str, Any]:
         "state": run.state,
         "reason": run.reason,
     }
-    for key in ("rule", "oracle", "seed", "tried"):
+    for key in ("rule", "oracle", "transductive", "seed", "tried"):
         row[key] = getattr(run.result, key, "")
     row["scorings"] = len(run.result.scorings) if run.result else 0
     row |= {"began": run.began, "seconds": run.record.seconds}

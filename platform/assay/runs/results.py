@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from assay.errors import RunError
 from assay.files import RESTORE, read_json, read_parquet, reading, write_json, write_parquet
+from assay.metrics.alarm import Alarm
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
 from assay.metrics.estimate import Estimate
@@ -41,6 +42,8 @@ class Result:
     """What val was drawn by."""
     oracle: bool
     """Whether val is of the test domain, so that the numbers are upper bounds."""
+    transductive: bool = False
+    """Whether training saw images of the test domain, without their labels and not those that are scored."""
     seed: int
     classes: list[str] = field(default_factory=list)
     """Empty where rows bear scores and no classes."""
@@ -48,6 +51,8 @@ class Result:
     """What val was fitted to; None without classes."""
     thresholds: list[int] | None = None
     """Of masks, one per class."""
+    alarms: list[Alarm] = field(default_factory=list)
+    """Of the frames of a print, fitted on val."""
     sets: Mapping[str, Summary]
     measures: Mapping[str, Measure] = field(default_factory=dict)
     """How the measures of the sets are shown; an older Assay did not say."""
@@ -67,6 +72,18 @@ class Result:
     def num_scored(self) -> int:
         """How many were by the run's own weights."""
         return len(self.scorings) - self.num_int8
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Say by words in capitals, that stand wherever its numbers do, what was known of the test domain."""
+        marks = {}
+        if self.oracle:
+            marks["ORACLE"] = "val is of the test domain, an upper bound"
+        if self.transductive:
+            marks["TRANSDUCTIVE"] = (
+                "other images of the test domain were seen in training, without labels"
+            )
+        return marks
 
     @property
     def tests(self) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -24,7 +25,7 @@ from assay.errors import ServeError
 from assay.serve.contract import MaskFormat, Reply
 
 AGAIN = (408, 429, 500, 502, 503, 504)
-"""Statuses after which the same request may succeed; judging an image twice harms nothing."""
+"""Statuses after which the same request may succeed; judging an image twice harms nothing, and a frame counts once by its request's id."""
 
 
 LONGEST_PAUSE_S = 10.0
@@ -53,14 +54,20 @@ class Client:
         alias: Alias = "champion",
         mask: MaskFormat = "png",
         explain: bool = False,
+        print_id: str = "",
+        seconds: float | None = None,
     ) -> Reply:
-        """Judge an image, or several views of one part together.
+        """Judge an image, or several views of one part together; or the next frame of a print, by its id.
+
+        A frame's `seconds` say when it was taken; of one that is sent again the server knows that it is the same.
 
         Raises:
             ServeError: the server refuses it, or cannot be reached.
         """
         contents = [image if isinstance(image, bytes) else image.read_bytes() for image in images]
         path = f"/v1/{task}?model={alias}&mask={mask}{'&explain=1' * explain}"
+        path += f"&print={quote(print_id, safe='')}" if print_id else ""
+        path += "" if seconds is None else f"&time={seconds!r}"
         if len(contents) == 1:
             return Reply.model_validate_json(self._send("POST", path, content=contents[0]))
         form = [("image", ("image", content)) for content in contents]
@@ -76,11 +83,11 @@ class Client:
         return models
 
     def _send(self, method: str, path: str, **body: Any) -> bytes:
-        pause, why = 0.1, ""
+        pause, why, name = 0.1, "", uuid4().hex
         for attempt in range(self.retries + 1):
             wait = pause * (1 + random.random())  # so that clients do not come back together
             try:
-                reply = self._attempt(method, path, body)
+                reply = self._attempt(method, path, name, body)
                 if reply.is_success:
                     return reply.content
                 why = _reason(reply)
@@ -96,8 +103,8 @@ class Client:
             f"{self.address} has no answer after {self.retries + 1} attempts: {why}; see whether it runs, or allow more retries."
         )
 
-    def _attempt(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
-        headers = {"x-request-id": uuid4().hex}
+    def _attempt(self, method: str, path: str, name: str, body: dict[str, Any]) -> httpx.Response:
+        headers = {"x-request-id": name}
         if self.token:
             headers["authorization"] = f"Bearer {self.token.strip()}"
         if "content" in body:

@@ -2,8 +2,8 @@
 
     <task>     /v1/<task>: replicas that hold the task's bundles, each its own server; own scaling,
                batches and queue. A request goes from HAProxy (see `serve.haproxy`) straight to one
-    front      all else: the page, which models there are; looks into the registry every few
-               seconds and deploys what changed
+    front      all else: the page, which models there are, the alarms of prints between two frames;
+               looks into the registry every few seconds and deploys what changed
 
 A promotion is deployed as another `user_config`: replicas open the new bundle beside the present
 one, verify it, and swap. The only file that imports ray.serve.
@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from typing import Any
 
 import cv2
@@ -36,10 +37,12 @@ from assay.bundle.registry import Registry
 from assay.cluster.session import ray_session
 from assay.config import from_dict
 from assay.errors import ServeError
+from assay.metrics.alarm import Alarm
 from assay.serve.config import ServeConfig
 from assay.serve.contract import MaskFormat
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.deployment import Refused, configuration
+from assay.serve.frames import Frame, PrintStates
 from assay.serve.http import Guard, make_app
 from assay.serve.ingress import http_proxy, wait_for_routes
 from assay.serve.inspector import Inspector, Item, inspect
@@ -79,7 +82,6 @@ class Replica:
         self.decoders = Decoders(threads + 1, DecodeLimits(limits.image_mp * 1e6, limits.decode_s))
         self.meters = Meters()
         self.num_requests = self.most_requests = 0
-        self.front: DeploymentHandle[Any] | None = None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Open what the configuration names, then let it answer."""
@@ -101,14 +103,21 @@ class Replica:
             raise RefusedError(429, "The queue is full; try again in a second.", 1)
 
     async def answer(
-        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
+        self,
+        task: str,
+        images: list[bytes],
+        alias: Alias,
+        mask: MaskFormat,
+        explain: bool,
+        frame: Frame | None = None,
     ) -> dict[str, Any]:
         """See `http.Service`."""
         self.admit(task)
         self._count_waiting(1)
+        watch = None if frame is None else partial(self._watch, frame)
+        ways = self.decoders.read, self._inspect, watch
         try:
-            read = self.decoders.read
-            parts = await self.inspector.answer(images, alias, mask, explain, read, self._inspect)
+            parts = await self.inspector.answer(images, alias, mask, explain, *ways)
         finally:
             self._count_waiting(-1)
         opened = self.inspector.opened.get(alias)
@@ -123,9 +132,19 @@ class Replica:
 
     def _note(self, answer: dict[str, Any], thumb: str) -> None:
         """Show an answer to the page; nobody waits for that."""
-        if self.front is None:
-            self.front = serve.get_deployment_handle("front", app_name="front")
         self.front.note.remote(self.task, answer, thumb)
+
+    async def _watch(
+        self, frame: Frame, model: Sequence[str], alarms: Sequence[Alarm], logit: float
+    ) -> dict[str, Any]:
+        """See `inspector.Watch`; the front holds the states."""
+        told: dict[str, Any] = await self.front.advance.remote(model, frame, alarms, logit)
+        return told
+
+    @cached_property
+    def front(self) -> DeploymentHandle[Any]:
+        """What answers beside the tasks' replicas."""
+        return serve.get_deployment_handle("front", app_name="front")
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
     async def _inspect(self, items: list[Item]) -> list[Any]:
@@ -163,6 +182,8 @@ class Front:
         self.handles: dict[str, DeploymentHandle[Any]] = {}
         self.meters = Meters()
         self.recent = UncertainRequests() if self.config.keep_uncertain else None
+        limits = self.config.limits
+        self.prints = PrintStates(limits.prints, limits.print_s)
         self.refused: Refused = {}
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -213,6 +234,12 @@ class Front:
         """Take note of an answer by a replica."""
         if self.recent is not None:
             self.recent.add(task, answer, thumb)
+
+    async def advance(
+        self, model: Sequence[str], frame: Frame, alarms: Sequence[Alarm], logit: float
+    ) -> dict[str, Any]:
+        """Take a frame that a replica looked at into its print; see `serve.frames`."""
+        return self.prints.advance(model, frame, alarms, logit)
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """See `http.Service`."""

@@ -82,6 +82,30 @@ class View(Form):
     """Only with explain=1, and null where the bundle's graph gives none."""
 
 
+class PrintAlarm(Form):
+    """What one kind of alarm says after a frame."""
+
+    kind: Literal["cusum", "average"]
+    value: float | None
+    """What is compared with the threshold; null before a moving average's window is full."""
+    threshold: float
+    rings: bool
+    """It exceeds the threshold, or has done so in this print."""
+    first_frame: int | None
+    """Frame, from 1, at which it rang first."""
+    first_time: float | None
+    """That frame's time, where it was sent with one."""
+
+
+class Print(Form):
+    """The print that a frame is of, after it."""
+
+    id: str
+    frames: int
+    """Frames so far; 1 where it begins, or begins anew."""
+    alarms: list[PrintAlarm]
+
+
 class Model(Form):
     """Which bundle answered."""
 
@@ -102,6 +126,8 @@ class Reply(Form):
     """For all views together; none where masks are drawn."""
     views: list[View]
     """In the order of the images sent."""
+    print: Print | None = None
+    """Only with print=ID."""
     milliseconds: float
     """From the whole body to the answer."""
 

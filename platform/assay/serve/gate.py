@@ -56,13 +56,14 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
-_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+PLAIN_ID = "[A-Za-z0-9._-]{1,64}"
+"""What the id of a request, or of a print, may be."""
 
 
 def name_request(headers: Mapping[bytes, bytes]) -> str:
     """Return the id that a request brings, if that is plain, else a new one."""
     name = headers.get(b"x-request-id", b"")
-    return name.decode() if _ID.fullmatch(name) else uuid4().hex
+    return name.decode() if re.fullmatch(PLAIN_ID.encode(), name) else uuid4().hex
 
 
 class JoinedWrites:

@@ -1,6 +1,7 @@
 """The HTTP contract, for every task alike; knows nothing of what answers behind it.
 
-    POST /v1/<task>          an image as the body, or several views of one part as a multipart form
+    POST /v1/<task>          an image as the body, or several views of one part as a multipart form;
+                             with print=ID the next frame of a print, whose alarms answer too
     GET  /v1/models          which bundles answer
     POST /v1/models/<task>   put another version of the registry behind an alias
     GET  /health             the process lives; GET /ready: every task has a verified bundle
@@ -14,9 +15,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
@@ -26,7 +27,8 @@ from assay.bundle.aliases import Alias
 from assay.errors import AssayError
 from assay.serve import page
 from assay.serve.contract import MaskFormat, Refusal, Reply
-from assay.serve.gate import name_request
+from assay.serve.frames import Frame
+from assay.serve.gate import PLAIN_ID, name_request
 from assay.serve.limits import Limits, RefusedError, Room, read_body, read_images, refuse_encoding
 from assay.serve.tokens import Rates, Tokens
 
@@ -44,6 +46,12 @@ Receive = Callable[[], Awaitable[Message]]
 
 
 Send = Callable[[Message], Awaitable[None]]
+
+
+PrintId = Annotated[str | None, Query(alias="print", pattern=f"^{PLAIN_ID}$")]
+
+
+Seconds = Annotated[float | None, Query(alias="time", allow_inf_nan=False)]
 
 
 Responses = dict[int | str, dict[str, Any]]
@@ -100,9 +108,15 @@ class Service(Protocol):
         """
 
     async def answer(
-        self, task: str, images: list[bytes], alias: Alias, mask: MaskFormat, explain: bool
+        self,
+        task: str,
+        images: list[bytes],
+        alias: Alias,
+        mask: MaskFormat,
+        explain: bool,
+        frame: Frame | None,
     ) -> dict[str, Any]:
-        """Return a reply's parts, or `status` and `error`."""
+        """Return a reply's parts, or `status` and `error`; of a frame with what its print's alarms say."""
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """Describe the bundles by task and alias; a task that is not ready is empty."""
@@ -152,14 +166,22 @@ def _add_judging(app: FastAPI, service: Service, limits: Limits, responses: Resp
         model: Alias = "champion",
         mask: MaskFormat = "png",
         explain: bool = False,
+        print_id: PrintId = None,
+        seconds: Seconds = None,
     ) -> Reply:
-        """Judge an image, or several views of one part together; with explain=1 say where the evidence for a class lies."""
+        """Judge an image, or several views of one part together; with explain=1 say where the evidence for a class lies.
+
+        With print=ID the image is the next frame of that print (taken at time=SECONDS), and the print's alarms answer too.
+        """
         began = time.perf_counter()
         status = 500
         try:
-            _refuse_unknown(request, "model", "mask", "explain")
+            _refuse_unknown(request, "model", "mask", "explain", "print", "time")
+            _refuse_unknown_task(service, task)
+            frame = _frame_of(request, print_id, seconds)
+            asked = model, mask, explain, frame
             with room.share() as take:
-                reply = await _judge(service, limits, request, take, task, model, mask, explain)
+                reply = await _judge(service, limits, request, take, task, *asked)
             status = 200
             return reply
         except RefusedError as refused:
@@ -226,6 +248,19 @@ def _refuse_unknown(request: Request, *names: str) -> None:
         seen.add(name)
 
 
+def _frame_of(request: Request, print_id: str | None, seconds: float | None) -> Frame | None:
+    """Return what a request says of the frame that it brings; None where it names no print.
+
+    Raises:
+        RefusedError: it has a time and no print.
+    """
+    if print_id is not None:
+        return Frame(print_id, request.scope["state"]["id"], seconds)
+    if seconds is not None:
+        raise RefusedError(422, "The parameter time is of a frame of a print; give print too.")
+    return None
+
+
 def _refuse_unknown_task(service: Service, task: str) -> None:
     """Refuse a task that has no champion.
 
@@ -249,8 +284,8 @@ async def _judge(
     alias: Alias,
     mask: MaskFormat,
     explain: bool,
+    frame: Frame | None,
 ) -> Reply:
-    _refuse_unknown_task(service, task)
     service.admit(task)
     refuse_encoding(",".join(request.headers.getlist("content-encoding")))
     declared, most = request.headers.get("content-length"), int(limits.body_mb * 1e6)
@@ -259,7 +294,7 @@ async def _judge(
     images = read_images(body, request.headers.get("content-type", ""), limits)
     try:
         async with asyncio.timeout(limits.answer_s):
-            parts = await service.answer(task, images, alias, mask, explain)
+            parts = await service.answer(task, images, alias, mask, explain, frame)
     except TimeoutError:
         raise RefusedError(504, f"There was no answer within {limits.answer_s:g} s.") from None
     if "status" in parts:

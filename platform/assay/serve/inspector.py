@@ -21,6 +21,7 @@ from assay.bundle.bundle import Bundle, Provider, Variant
 from assay.bundle.registry import Record, Registry
 from assay.data.images.pyramid import ImagePyramid
 from assay.errors import ImageError
+from assay.metrics.alarm import Alarm, log_odds
 from assay.metrics.drift import Drift
 from assay.serve.contract import MaskFormat, Model, View
 
@@ -48,6 +49,10 @@ Read = Callable[[bytes, int | None], Awaitable[ImagePyramid | ImageError]]
 
 Batch = Callable[[Item], Awaitable[Any]]
 """Looks at an item, together with others that wait."""
+
+
+Watch = Callable[[Sequence[str], Sequence[Alarm], float], Awaitable[dict[str, Any]]]
+"""Takes the logit of a fault into a print's alarms, by a model's task, version and variant; see `serve.frames`."""
 
 
 class Inspector:
@@ -118,11 +123,15 @@ class Inspector:
         explain: bool,
         read: Read,
         batch: Batch,
+        watch: Watch | None = None,
     ) -> dict[str, Any]:
-        """Return a reply's parts; or a status and why there is none."""
+        """Return a reply's parts, of a frame with its print's if `watch` is given; or a status and why there is none."""
         opened = self.opened.get(alias)
         if opened is None:
             return {"status": 404, "error": f"{self.task} has no {alias}."}
+        why = "" if watch is None else _refuse_watch(opened, len(images))
+        if why:
+            return {"status": 422, "error": why}
         page = opened.bundle.card.page
         entries = await asyncio.gather(*[read(content, page) for content in images])
         pyramids = []
@@ -140,6 +149,20 @@ class Inspector:
                 return {"status": 422, "error": f"Image {number} cannot be read: it is damaged."}
             if isinstance(outcome, Exception):
                 raise outcome
+        parts = self._parts(opened, outcomes, mask, explain)
+        if watch is None:
+            return parts
+        told = await _tell(opened, outcomes[0][0], watch)
+        return told if "status" in told else parts | {"print": told}
+
+    def _parts(
+        self,
+        opened: OpenBundle,
+        outcomes: Sequence[tuple[Any, tuple[int, int], np.ndarray]],
+        mask: MaskFormat,
+        explain: bool,
+    ) -> dict[str, Any]:
+        """Put the answers for a request's images into their form, and take note of their drift."""
         verdict = opened.bundle.together([answer for answer, _, _ in outcomes])
         views = [_form(answer, size, mask, explain) for answer, size, _ in outcomes]
         if opened.drift is not None:
@@ -165,6 +188,29 @@ class Inspector:
         """Tell what a person may want to know of the bundles, by alias; also which records do not open."""
         late = {"refused": dict(self.refused)} if self.refused else {}
         return {alias: _describe(opened) | late for alias, opened in self.opened.items()}
+
+
+def _fault_of(opened: OpenBundle) -> int | None:
+    """Return the class that a bundle's alarms are on; None where it has none."""
+    card = opened.bundle.card
+    return card.decision.positive if card.alarms and card.decision else None
+
+
+def _refuse_watch(opened: OpenBundle, num_images: int) -> str:
+    """Say why images are no frame that alarms could take in; nothing where they are one."""
+    if _fault_of(opened) is None:
+        return f"The {opened.model.alias} of {opened.model.task} has no alarm over frames; leave print out, or promote a run that was trained with times and a class in decide.positive."
+    if num_images > 1:
+        return f"{num_images} images were sent as one frame of a print; send one."
+    return ""
+
+
+async def _tell(opened: OpenBundle, answer: Any, watch: Watch) -> dict[str, Any]:
+    """Take the answer for a frame into its print's alarms; return what they say, or a status and why nothing."""
+    card, model, fault = opened.bundle.card, opened.model, _fault_of(opened)
+    assert fault is not None
+    (logit,) = log_odds(answer.logits[None], fault).tolist()
+    return await watch((model.task, model.version, model.variant), card.alarms, logit)
 
 
 def _describe(opened: OpenBundle) -> dict[str, Any]:

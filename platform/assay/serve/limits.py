@@ -93,6 +93,12 @@ class Limits(Settings, section="limits"):
     answer_s: Annotated[float, Gt(0)] = 60.0
     """Longest time until an answer (s); else 504."""
 
+    prints: Annotated[int, Interval(ge=1, le=1_000_000)] = 1000
+    """Most prints whose alarms are held between two frames; the longest unused goes."""
+
+    print_s: Annotated[float, Interval(gt=0, le=1e9)] = 3600.0
+    """Longest time between two frames of a print (s); what comes later begins it anew."""
+
 
 class RefusedError(AssayError):
     """A request that is not answered: the status, and one sentence for its sender."""

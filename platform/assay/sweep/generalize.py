@@ -193,13 +193,15 @@ def _report(
     vals = _vals([finished[place] for place in taken])
     summary = summarize(tested.at(np.isin(tested.trial, taken)), vals)
     rows, best = summary.rows, summary.standings[0]
+    knowing = {t.fold.setting for t in trials if t.fold.config.split.unlabelled == "train"}
+    marks = ["ORACLE: "] * is_oracle + ["TRANSDUCTIVE: "] * (best.setting in knowing)
     chosen = " (best on val)" if len(summary.standings) > 1 and best.val is not None else ""
     seeds = len({trial.fold.seed for trial in trials})
     shared = {
         "task": source.name,
         "column": column,
         "metric": rows.metric,
-        "about": _describe(summary, column, len(finished), seeds),
+        "about": _describe(summary, column, len(finished), seeds, sorted(knowing)),
         "oracle": f"ORACLE: val is of the very {column}s that are tested, so all numbers are upper bounds."
         if is_oracle
         else "",
@@ -212,7 +214,7 @@ def _report(
         "folds.html",
         **shared,
         id=folder.name,
-        headline=f"{'ORACLE: ' if is_oracle else ''}{best.setting}{chosen} has {best.lowest.value:.3f} on its worst {column} never seen",
+        headline=f"{''.join(marks)}{best.setting}{chosen} has {best.lowest.value:.3f} on its worst {column} never seen",
         most=int(rows.size.max()),
         standings=summary.standings,
         differences=summary.differences,
@@ -235,12 +237,13 @@ def _report(
     print(f"report: {write_page(folder, page)}")
 
 
-def _describe(summary: Summary, column: str, num: int, seeds: int) -> str:
+def _describe(summary: Summary, column: str, num: int, seeds: int, knowing: Sequence[str]) -> str:
     rows = summary.rows
+    seen = f" TRANSDUCTIVE: {', '.join(knowing)} saw images of the {column}s that are tested, without labels."
     num_groups, num_values = len(set(rows.group.tolist())), len(set(rows.value.tolist()))
     return (
         f"{num} trainings of {len(summary.standings)} settings, {seeds} seed{'s' if seeds > 1 else ''}; each is tested on all "
-        f"{column}s that it was not trained on. n = {len(rows.score)} test rows, {num_groups} groups, {num_values} {column}s."
+        f"{column}s that it was not trained on. n = {len(rows.score)} test rows, {num_groups} groups, {num_values} {column}s.{seen if knowing else ''}"
     )
 
 

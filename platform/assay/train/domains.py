@@ -29,7 +29,7 @@ from assay.metrics.predictions import rows_of, sets_of
 from assay.metrics.probe import probe_domain, probe_group
 from assay.nn.averaging import AverageConfig, WeightAverage
 from assay.nn.domains.base import Sizes, TrainBatch
-from assay.nn.domains.build import build_algorithm
+from assay.nn.domains.build import ALGORITHMS, build_algorithm
 from assay.nn.domains.config import AlgorithmConfig, domainbed_space
 from assay.nn.domains.consistency import divergence, logit_variance
 from assay.nn.optim import Multiplier
@@ -79,6 +79,13 @@ class DomainClassificationConfig(ClassificationConfig):
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
 
+    def refuse_unlabelled(self) -> str:
+        """Say why images without labels teach nothing: the algorithm needs labels, or batches are as rows come."""
+        able = [name for name, algorithm in ALGORITHMS.items() if algorithm.takes_unlabelled]
+        if self.algorithm.name not in able:
+            return f"algorithm.name is {self.algorithm.name}, where {', '.join(able)} have a loss of domains without labels"
+        return "domains.order is uniform" if self.domains.order == "uniform" else ""
+
 
 class DomainClassification(Classification):
     """Whole images to classes, whatever their domain.
@@ -94,8 +101,9 @@ class DomainClassification(Classification):
     ) -> None:
         super().__init__(config, dataset, classes)
         self.domain = dataset.domain(self.config.domains.column)
-        self.num_domains = len(np.unique(self.domain.codes[dataset.train]))
-        """Domains of train; modules are built for all, of which those held out are never a target."""
+        seen = np.concatenate([dataset.train, dataset.unlabelled])
+        self.num_domains = len(np.unique(self.domain.codes[seen]))
+        """Domains that are seen in training; modules are built for all, of which others are never a target."""
         name = self.config.algorithm.name
         if self.num_domains == 1 and name not in ALONE:
             (code,) = np.unique(self.domain.codes[dataset.train])
@@ -118,20 +126,44 @@ class DomainClassification(Classification):
             self.average = WeightAverage(self.config.average, self)
 
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
-        """Return the algorithm's loss with what the task adds to it."""
+        """Return the algorithm's loss with what the task adds to it.
+
+        Rows without labels go through the network with the others, whose batch normalisation they share, and then
+        into the loss of domains alone.
+        """
+        domains = self._codes(self.domain, batch["row"])
+        targets = nn.functional.one_hot(self.truth(batch), len(self.classes)).float()
+        images, targets = self.algorithm.mix(self.normalised(batch), targets, domains)
+        with self.algorithm.inside(self, domains), torch.set_grad_enabled(phase == "main"):
+            features = self.features(images)
+        has_label = ~np.isin(batch["row"], self.dataset.unlabelled)
+        if has_label.all():
+            return self._learn(batch, features, targets, None, progress, phase)
+        known = self.to_device(has_label)
+        unlabelled = pooled(features[~known]), domains[~known]
+        labelled = {name: values[has_label] for name, values in batch.items()}
+        return self._learn(labelled, features[known], targets[known], unlabelled, progress, phase)
+
+    def _learn(
+        self,
+        batch: Batch,
+        features: Tensor,
+        targets: Tensor,
+        unlabelled: tuple[Tensor, Tensor] | None,
+        progress: float,
+        phase: str,
+    ) -> dict[str, Tensor]:
+        """Return the loss of rows with labels, beside which stand vectors and domains of those without."""
         truth, rows = self.truth(batch), batch["row"]
         domains, groups = self._codes(self.domain, rows), self._codes(self.dataset.group, rows)
-        targets = nn.functional.one_hot(truth, len(self.classes)).float()
-        images, targets = self.algorithm.mix(self.normalised(batch), targets, domains)
-        learns = phase == "main"
-        with self.algorithm.inside(self, domains), torch.set_grad_enabled(learns):
-            features = self.features(images)
         vectors = pooled(features)
         logits = self.head(self.algorithm.restyle(vectors))
         losses = self.row_losses(logits, targets)
         computed = features, vectors, logits, losses, truth, domains, groups, progress, phase
-        outputs: dict[str, Tensor] = self.algorithm(TrainBatch(*computed))
-        if learns:
+        outputs: dict[str, Tensor] = self.algorithm(TrainBatch(*computed, unlabelled))
+        if not len(truth):  # of a part of a batch
+            return outputs
+        if phase == "main":
             terms = self.penalties(features, logits, batch, progress, phase)
             outputs["loss"] = sum(terms.values(), outputs["loss"])
             outputs |= {f"{name}_loss": term for name, term in terms.items()}
@@ -194,10 +226,11 @@ class DomainClassification(Classification):
 
     @classmethod
     def order(cls, config: Any, dataset: Dataset, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
-        """Balance domains in each batch, unless batches are to be as rows come."""
+        """Balance domains in each batch, those without labels too, unless batches are to be as rows come."""
         if config.domains.order == "uniform":
             return super().order(config, dataset, rows, epoch)
         domains, groups = dataset.domain(config.domains.column), dataset.group
+        rows = np.concatenate([rows, dataset.unlabelled])
         return balanced_order(
             rows,
             domains.codes[rows],

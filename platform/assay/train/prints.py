@@ -20,7 +20,14 @@ from assay.data.dataset import Dataset
 from assay.data.times import seconds_since_start, time_column
 from assay.errors import ConfigError
 from assay.metrics.alarm import AlarmConfig
-from assay.metrics.frames import MEASURES, SECONDS, early_figure, judge_alarms, prints_of
+from assay.metrics.frames import (
+    MEASURES,
+    SECONDS,
+    early_figure,
+    fit_alarms,
+    judge_alarms,
+    prints_of,
+)
 from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.nn.adapt import batch_norms
 from assay.nn.domains.config import PRETRAINED, SMALL, domainbed_space
@@ -46,7 +53,7 @@ class PrintsConfig(DomainClassificationConfig):
     frames: FramesConfig = field(default_factory=FramesConfig)
     model: NetworkConfig = field(default_factory=NetworkConfig)
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
-    """What an alarm on decide.positive may cost; both kinds are judged, where times are known."""
+    """What an alarm on decide.positive may cost; both kinds are judged and shipped, where times are known."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
@@ -128,9 +135,12 @@ class Prints(DomainClassification):
             return judged
         prints = {name: prints_of(rows_of(predictions, name)) for name in sets_of(predictions)}
         figure = early_figure({name: p for name, p in prints.items() if name != "val"})
-        metrics, positive = {}, config.decide.positive
-        if positive:
-            index = class_names(predictions).index(positive)
-            metrics = judge_alarms(config.alarm, index, prints)
         figures = [figure] if figure else []
-        return judged | TaskMetrics(metrics=metrics, figures=figures, measures=MEASURES)
+        judged |= TaskMetrics(figures=figures, measures=MEASURES)
+        positive = config.decide.positive
+        if not positive:
+            return judged
+        index = class_names(predictions).index(positive)
+        alarms = fit_alarms(config.alarm, index, prints.get("val", ()))
+        metrics = judge_alarms(alarms, index, prints)
+        return judged | TaskMetrics(metrics=metrics, alarms=alarms)

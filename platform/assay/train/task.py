@@ -24,6 +24,8 @@ from assay.data.inputs.normalise import NormaliseConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
 from assay.data.split import SplitConfig
+from assay.errors import ConfigError
+from assay.metrics.alarm import Alarm
 from assay.metrics.decide import DecideConfig
 from assay.metrics.estimate import Estimate
 from assay.metrics.figure import Figure
@@ -79,6 +81,19 @@ class TaskConfig(Settings):
     decide: DecideConfig = field(default_factory=DecideConfig)
     """How answers are judged and made; changes nothing that is trained, so not the run either."""
 
+    def __post_init__(self) -> None:
+        """Refuse images without labels where they teach nothing."""
+        super().__post_init__()
+        why = self.refuse_unlabelled() if self.split.unlabelled == "train" else ""
+        if why:
+            raise ConfigError(
+                f"split.unlabelled is 'train', and {why}, so that images without labels teach nothing; set it to drop or none."
+            )
+
+    def refuse_unlabelled(self) -> str:
+        """Say why images without labels teach nothing; empty where they do."""
+        return "this task has no loss of domains"
+
     def doubts(self) -> list[str]:
         """Return sentences on what was set and is hardly meant."""
         return []
@@ -100,6 +115,8 @@ class TaskMetrics:
     """How the estimates are shown, by name; the standard ones need nothing."""
     warnings: Sequence[str] = ()
     """Sentences for whoever reads the numbers, kept with the run."""
+    alarms: Sequence[Alarm] = ()
+    """What rings over the frames of a print, fitted on val; ships with the bundle."""
 
     def __or__(self, other: "TaskMetrics") -> "TaskMetrics":
         """Put what two parts of a task judge together."""
@@ -112,6 +129,7 @@ class TaskMetrics:
             figures=[*self.figures, *other.figures],
             measures={**self.measures, **other.measures},
             warnings=[*self.warnings, *other.warnings],
+            alarms=[*self.alarms, *other.alarms],
         )
 
 

@@ -67,7 +67,8 @@ class Job:
     @cached_property
     def dataset(self) -> Dataset:
         """What the task is given of the data."""
-        return Dataset.of(self.manifest, self.pixels, self.split.rows("train"))
+        rows = (self.split.rows(name) for name in ("train", "unlabelled"))
+        return Dataset.of(self.manifest, self.pixels, *rows)
 
     def stream(self) -> Stream:
         """Return a stream of batches prepared in this process."""

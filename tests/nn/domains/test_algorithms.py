@@ -1,6 +1,7 @@
 """Each algorithm against a closed form, another library, or a derivation of its own."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -70,6 +71,50 @@ NAMES = sorted(set(PUBLISHED) - {"mixstyle"})
 
 def close(actual, expected, **tolerance) -> None:
     torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), **tolerance)
+
+
+# Rows without labels
+
+UNLABELLED = sorted(name for name, algorithm in ALGORITHMS.items() if algorithm.takes_unlabelled)
+
+
+FIELDS = ("features", "vectors", "logits", "losses", "truth", "domains", "groups")
+PHASES = [("dann-alternating", "discriminator"), *((name, "main") for name in UNLABELLED)]
+
+
+def test_what_needs_no_labels_takes_rows_without():
+    assert UNLABELLED == ["coral", "dann", "dann-alternating", "mmd"]
+
+
+@pytest.mark.parametrize(("name", "phase"), PHASES)
+def test_rows_without_labels_enter_the_loss_of_domains_alone(name, phase):
+    """Its term is that of all rows together, and the risk that of those with labels."""
+    batch, weight = Batch(), 0.7
+    is_new, seen = batch.domains == 3, batch.seen(phase=phase)
+    labelled = {field: getattr(seen, field)[~is_new] for field in FIELDS}
+    part = replace(seen, **labelled, unlabelled=(seen.vectors[is_new], seen.domains[is_new]))
+    algorithm = algorithm_of(name, weight=weight)
+    found, whole = algorithm(part), algorithm(seen)
+    term = "distance_loss" if "distance_loss" in found else "domain_loss"
+    close(found[term], whole[term])
+    found["loss"].backward()
+    if phase == "discriminator":
+        assert batch.maps.grad is None
+        return
+    sign = -1 if name == "dann-alternating" else 1
+    close(found["loss"], part.losses.mean() + sign * weight * found[term])
+    assert (batch.maps.grad[is_new] != 0).any()
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_a_part_of_a_batch_without_any_label_has_no_risk(name):
+    batch = Batch()
+    seen = batch.seen()
+    none = {field: getattr(seen, field)[:0] for field in FIELDS}
+    outputs = algorithm_of(name)(replace(seen, **none, unlabelled=(seen.vectors, seen.domains)))
+    assert torch.isfinite(outputs["loss"])
+    outputs["loss"].backward()
+    assert torch.isfinite(batch.maps.grad).all()
 
 
 # Settings

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -59,6 +59,7 @@ class Dann(Algorithm):
     """
 
     is_adversarial = True
+    takes_unlabelled = True
 
     def __init__(self, config: AlgorithmConfig, sizes: Sizes) -> None:
         super().__init__(config, sizes)
@@ -67,14 +68,14 @@ class Dann(Algorithm):
     def domain_logits(self, batch: TrainBatch) -> Tensor:
         """Return the discriminator's answers to reversed features."""
         strength = reversal_strength(batch.progress, self.config.value("ceiling"))
-        logits: Tensor = self.discriminator(reverse(batch.vectors, strength))
+        logits: Tensor = self.discriminator(reverse(batch.seen[0], strength))
         return logits
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the risk and the weighted domain loss."""
         logits = self.domain_logits(batch)
-        domain_loss = nn.functional.cross_entropy(logits.float(), batch.domains)
-        loss = batch.losses.mean() + self.config.value("weight") * domain_loss
+        domain_loss = nn.functional.cross_entropy(logits.float(), batch.seen[1])
+        loss = batch.risk + self.config.value("weight") * domain_loss
         return {"loss": loss, "domain_loss": domain_loss, **accuracies(logits, batch)}
 
 
@@ -84,6 +85,8 @@ class SourceDann(Dann):
     Its print loss, 4 times the share of a print's answers that are not its most frequent one, is made
     from argmax, so no gradient flows from it; it stands here as it does there, and the monitors say so.
     """
+
+    takes_unlabelled = False
 
     def __init__(self, config: AlgorithmConfig, sizes: Sizes) -> None:
         Algorithm.__init__(self, config, sizes)
@@ -116,6 +119,7 @@ class AlternatingDann(Algorithm):
     """
 
     is_adversarial = True
+    takes_unlabelled = True
 
     def __init__(self, config: AlgorithmConfig, sizes: Sizes) -> None:
         super().__init__(config, sizes)
@@ -131,23 +135,25 @@ class AlternatingDann(Algorithm):
         }
         inputs = self.inputs(batch, teaches)
         logits = functional_call(self.discriminator, state, (inputs,))
-        losses = nn.functional.cross_entropy(logits.float(), batch.domains, reduction="none")
-        domain_loss = (losses * self.row_weights(batch.truth)).sum()
+        losses = nn.functional.cross_entropy(logits.float(), batch.seen[1], reduction="none")
+        domain_loss = (losses * self.row_weights(batch)).sum()
         adversarial = domain_loss
         if penalty := self.config.value("grad_penalty"):
             adversarial = domain_loss + penalty * gradient_penalty(losses, inputs)
         loss = adversarial
         if not teaches:
-            loss = batch.losses.mean() - self.config.value("weight") * adversarial
+            loss = batch.risk - self.config.value("weight") * adversarial
         return {"loss": loss, "domain_loss": domain_loss, **accuracies(logits, batch)}
 
-    def inputs(self, batch: TrainBatch, teaches: bool) -> Float[Tensor, "batch d"]:
+    def inputs(self, batch: TrainBatch, teaches: bool) -> Float[Tensor, "all d"]:
         """Return what the discriminator is given, free of the network where it alone is taught."""
-        return batch.vectors.detach().requires_grad_() if teaches else batch.vectors
+        vectors, _ = batch.seen
+        return vectors.detach().requires_grad_() if teaches else vectors
 
-    def row_weights(self, truth: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def row_weights(self, batch: TrainBatch) -> Float[Tensor, " all"]:
         """Return the weight of each row in the domain loss; they sum to 1."""
-        return torch.full(truth.shape, 1 / len(truth), device=truth.device)
+        _, domains = batch.seen
+        return torch.full(domains.shape, 1 / len(domains), device=domains.device)
 
 
 class Cdann(AlternatingDann):
@@ -156,6 +162,8 @@ class Cdann(AlternatingDann):
     As DomainBed: an embedding of the true class is added to the features, and each class of the batch
     weighs as much as any other in the domain loss.
     """
+
+    takes_unlabelled = False
 
     def __init__(self, config: AlgorithmConfig, sizes: Sizes) -> None:
         super().__init__(config, sizes)
@@ -166,8 +174,9 @@ class Cdann(AlternatingDann):
         weight = self.embeddings.weight if teaches else self.embeddings.weight.detach()
         return super().inputs(batch, teaches) + nn.functional.embedding(batch.truth, weight)
 
-    def row_weights(self, truth: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def row_weights(self, batch: TrainBatch) -> Float[Tensor, " batch"]:
         """Return weights by which the classes that the batch has share 1 equally."""
+        truth = batch.truth
         counts = torch.bincount(truth)
         return 1 / (counts[truth] * (counts > 0).sum())
 
@@ -180,8 +189,8 @@ def gradient_penalty(
     return gradients.float().square().sum(1).mean()
 
 
-def accuracies(logits: Float[Tensor, "batch domains"], batch: TrainBatch) -> dict[str, Tensor]:
+def accuracies(logits: Float[Tensor, "all domains"], batch: TrainBatch) -> dict[str, Tensor]:
     """Return how often the discriminator is right; under a name of its own where that is judged."""
-    accuracy = (logits.argmax(1) == batch.domains).float().mean()
+    accuracy = (logits.argmax(1) == batch.seen[1]).float().mean()
     late = {"late_domain_accuracy": accuracy} if batch.progress >= LATE else {}
     return {"domain_accuracy": accuracy, **late}

@@ -47,6 +47,21 @@ class TrainBatch:
     progress: float
     """Share of the run that is done."""
     phase: str
+    unlabelled: tuple[Float[Tensor, "more d"], Int[Tensor, " more"]] | None = None
+    """Vectors and domains of further rows, for the domain loss of an algorithm that takes any."""
+
+    @property
+    def risk(self) -> Float[Tensor, ""]:
+        """Mean loss of the rows; where none has a label a 0 that a gradient passes."""
+        return self.losses.mean() if len(self.losses) else self.losses.sum()
+
+    @property
+    def seen(self) -> tuple[Float[Tensor, "all d"], Int[Tensor, " all"]]:
+        """Vectors and domains of all rows, those without labels last."""
+        if self.unlabelled is None:
+            return self.vectors, self.domains
+        vectors, domains = self.unlabelled
+        return torch.cat([self.vectors, vectors]), torch.cat([self.domains, domains])
 
 
 class Algorithm(nn.Module):
@@ -54,6 +69,8 @@ class Algorithm(nn.Module):
 
     is_adversarial = False
     """Whether a discriminator works against the network and logs `domain_loss` and `domain_accuracy`."""
+    takes_unlabelled = False
+    """Whether its loss of domains needs no labels, so that rows without them may enter it (`TrainBatch.seen`)."""
 
     def __init__(self, config: AlgorithmConfig, sizes: Sizes) -> None:
         super().__init__()

@@ -20,6 +20,8 @@ class Coral(Algorithm):
     left out.
     """
 
+    takes_unlabelled = True
+
     def distance(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
         """Return how far the moments of two sets of features are apart."""
         means = (x.mean(0) - y.mean(0)).square().mean()
@@ -27,10 +29,11 @@ class Coral(Algorithm):
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the mean risk and the mean distance of pairs of domains."""
-        vectors = batch.vectors.float()
-        parts = [vectors[rows] for rows in rows_by_domain(batch.domains, at_least=2)]
+        vectors, domains = batch.seen
+        parts = [vectors[rows].float() for rows in rows_by_domain(domains, at_least=2)]
         penalty = mean_of([self.distance(x, y) for x, y in combinations(parts, 2)], batch)
-        loss = mean_risks(batch).mean() + self.config.value("weight") * penalty
+        risk = mean_risks(batch).mean() if len(batch.losses) else batch.risk
+        loss = risk + self.config.value("weight") * penalty
         return {"loss": loss, "distance_loss": penalty}
 
 
