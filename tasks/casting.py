@@ -17,7 +17,7 @@ from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.normalise import IMAGENET_MEAN, IMAGENET_STD
 from assay.data.inputs.transforms import TransformConfig
 from assay.data.manifest import Manifest, read_manifest
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.data.synthetic.castings import CastingsConfig, draw_castings
 from assay.data.synthetic.draw_once import folder_of
 from assay.metrics.decide import DecideConfig

@@ -15,7 +15,7 @@ from assay.cli.task import main
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.units import UnitsConfig, draw_units
 from assay.nn.optim import OptimConfig

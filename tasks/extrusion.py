@@ -18,7 +18,7 @@ from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.normalise import IMAGENET_MEAN, IMAGENET_STD
 from assay.data.inputs.transforms import TransformConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.nozzles import ODD_PRINTER, TABLE, NozzlesConfig, draw_nozzles
 from assay.data.times import STEM, add_times

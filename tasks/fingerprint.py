@@ -21,7 +21,7 @@ from assay.config import without_idle
 from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import PatchConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.parts import (
     UNSEEN_DESIGNS,

@@ -30,7 +30,7 @@ from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.masks.layouts import MVTEC_IMAGES, MVTEC_MASKS
 from assay.data.masks.prepare import read_masks
 from assay.data.masks.rules import MaskConfig, make, rule_levels
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.powder_bed import LayersConfig, draw_layers
 from assay.errors import ConfigError

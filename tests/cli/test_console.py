@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from assay.cli.console import main
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.errors import RunError
 from assay.experiment import judge
 from assay.experiment.identity import digest_syntax

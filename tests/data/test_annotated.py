@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from assay.data.annotated import find_annotations, read_annotations
 from assay.data.manifest import DataConfig, read_manifest
-from assay.data.split import SplitConfig, draw_split
+from assay.data.split import draw_split
+from assay.data.split_config import SplitConfig
 from assay.errors import ManifestError
 from assay.files import write_whole
 

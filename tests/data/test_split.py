@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from assay.config import from_dict
 from assay.data.manifest import SPLITS, Manifest
 from assay.data.near.copies import NearPair
-from assay.data.split import RULES, Split, SplitConfig, draw_split
+from assay.data.split import Split, draw_split
+from assay.data.split_config import RULES, SplitConfig
 from assay.errors import ConfigError, SplitError
 
 MACHINES = ("m1", "m2", "m3")

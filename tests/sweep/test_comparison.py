@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError
 from assay.sweep.comparison import ComparisonLaunch, plan
 from assay.sweep.fixed import combine, manifest_of, variants_of

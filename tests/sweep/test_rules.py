@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from assay.config import Settings
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.nn.domains.config import AlgorithmConfig
 from assay.space import Choice, Float
 from assay.sweep import generalize

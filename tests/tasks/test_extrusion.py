@@ -21,7 +21,8 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageInput
-from assay.data.split import SplitConfig, draw_split
+from assay.data.split import draw_split
+from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError, ManifestError, SplitError
 from assay.experiment.export import ship
 from assay.experiment.judge import judge

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from assay.data.dataset import Column, Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError, RunError
 from assay.nn.averaging import AverageConfig
 from assay.nn.domains.config import PUBLISHED, AlgorithmConfig

@@ -19,7 +19,7 @@ import assay
 from assay.bundle import seal
 from assay.bundle.card import read_card
 from assay.config import fingerprint, to_dict
-from assay.data.split import RULES
+from assay.data.split_config import RULES
 from assay.files import write_json
 from assay.metrics import evaluate
 from assay.metrics.compare import compare

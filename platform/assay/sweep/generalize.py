@@ -21,7 +21,7 @@ from annotated_types import Interval
 
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
-from assay.data.split import RULES
+from assay.data.split_config import RULES
 from assay.experiment.resources import Resources
 from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json

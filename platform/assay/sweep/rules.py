@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from assay.data.split import RULES
+from assay.data.split_config import RULES
 from assay.metrics.estimate import Estimate
 from assay.sweep.folds import Fold
 from assay.sweep.generalization import Rows

@@ -23,7 +23,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.inputs.normalise import NormaliseConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
-from assay.data.split import SplitConfig
+from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError
 from assay.metrics.alarm import Alarm
 from assay.metrics.decide import DecideConfig
