@@ -144,19 +144,6 @@ class Extrusion(Prints):
         manifest = read_manifest(data, storage / "hashes.sqlite")
         return add_times(manifest, config.frames.time) if config.frames.time else manifest
 
-    @classmethod
-    def baselines(cls, config: ExtrusionConfig) -> Mapping[str, ExtrusionConfig]:
-        """Give ERM beside any other algorithm."""
-        if config.algorithm.name == "erm":
-            return {}
-        plain = AlgorithmConfig(head_lr=config.algorithm.head_lr)
-        if config.split.unlabelled == "none":
-            return {"erm": replace(config, algorithm=plain)}
-        split = replace(
-            config.split, unlabelled="drop"
-        )  # erm makes no use of what it is not judged on
-        return {"erm": replace(config, algorithm=plain, split=split)}
-
 
 def source_recipe() -> ExtrusionConfig:
     """Return the recipe of seed system 003, true in every parameter that it states.

@@ -7,7 +7,7 @@ algorithm, which batches and which weights are judged, the settings say.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -240,6 +240,17 @@ class DomainClassification(Classification):
             epoch,
             config.domains.rows_per_group,
         )
+
+    @classmethod
+    def baselines(cls, config: Any) -> Mapping[str, Any]:
+        """Give ERM beside any other algorithm, judged on the same rows."""
+        if config.algorithm.name == "erm":
+            return {}
+        split = config.split
+        if split.unlabelled == "train":  # of which erm makes no use
+            split = replace(split, unlabelled="drop")
+        plain = AlgorithmConfig(head_lr=config.algorithm.head_lr)
+        return {"erm": replace(config, algorithm=plain, split=split)}
 
     @classmethod
     def space(cls, config: Any) -> Space:
