@@ -47,6 +47,8 @@ class MaskAccount:
     """Those of them that stand for a crowd."""
     specks: int = 0
     """Those of them that lie within one pixel and draw none."""
+    cornered: int = 0
+    """All marks with coordinates, where none lies further than 100 pixels from the corner of larger images."""
     by_bare_name: int = 0
     """Images that a COCO file lists under another folder."""
     unlisted: int = 0
@@ -78,6 +80,7 @@ class MaskAccount:
             "soft": f"{self.soft} mask files have values between background and mark, which were cut at the threshold",
             "faint": f"{self.faint} faint marks in them nowhere reach the threshold and were lost",
             "specks": f"{self.specks} marks lie within one pixel and draw none",
+            "cornered": f"all {self.cornered} marks with coordinates lie within 100 pixels of the corner of larger images, as they would in per cent",
             "nearly_full": f"{self.nearly_full} masks mark more than 95 % of their image",
             "corrected": f"{self.corrected} masks were corrected by a person and are used as they stand",
         }
