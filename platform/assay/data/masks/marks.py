@@ -112,9 +112,10 @@ def _draw(mark: Mark, size: tuple[int, int]) -> tuple[Bool[np.ndarray, "h w"], i
             return np.zeros((0, 0), dtype=bool), 0, 0
         raise ValueError("it is empty")
     polygons = [np.array(flat, dtype=np.float64).reshape(-1, 2) for flat in mark.shape]
-    region, top, left = fill_polygons(polygons, *size)
     points = np.concatenate(polygons)
-    _check_range(points, size)
+    if np.isfinite(points).all():  # else they are refused where they are filled
+        _check_range(points, size)
+    region, top, left = fill_polygons(polygons, *size)
     bounds = (*points.min(0).tolist(), *points.max(0).tolist())
     _check_box(mark, bounds, size)
     if not region.any() and max(bounds[2] - bounds[0], bounds[3] - bounds[1]) > 1:
