@@ -12,6 +12,12 @@ Sizes of groups: equal (4 rows each), or unequal (lognormal, median 6, sigma 1.2
     calibration  the calibration error of probabilities too sure by a factor of their logits; shifted: and
                  wrong by the group
     two blocks   two of 14 groups hold 80 % of the rows or of the defect pixels
+
+Tried and not taken, by other seeds: degrees of freedom by the squares of the groups' weights (Bell and
+McCaffrey) hold averages over pure groups in .955 in place of .94, and widen differences of IoUs by 30 %;
+a normal quantile for the part of the interval that follows from how alike rows are makes it 2 % narrower
+and holds averages over 20 pure groups in .92. Share 0.98, correlation 1, 200 equal groups is Wilson's
+interval of 200 throws, which holds in .933 exactly.
 """
 
 import argparse

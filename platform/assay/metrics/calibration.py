@@ -91,7 +91,7 @@ def estimate_gaps(
     sign(g) (g + e) over bins that are clear of 0, and |g| + |e| over the others, which gives the
     lower. The errors are drawn with the covariance of the gaps between groups, as Student's t, free
     by the effective number of groups. Such intervals are rather too wide than too short: in simulations
-    (tests/benchmarks/coverage.md) they hold the truth in 96 to 100 of 100.
+    (tests/benchmarks/coverage.md) they hold the truth in 97 to 100 of 100.
 
     Args:
         sums: What came, less what was said, of each group, by bin.
