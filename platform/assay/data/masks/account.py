@@ -33,6 +33,8 @@ class MaskAccount:
     """Images in whose mask nothing is marked, those without one among them."""
     nearly_full: int = 0
     """Images of which more than 95 % is marked."""
+    framed: int = 0
+    """Images that are marked at all four corners, and not all over."""
     marked_px: Mapping[str, int] = field(default_factory=dict)
     """Pixels by class; `void` are those that nobody judged."""
     values: Mapping[str, int] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class MaskAccount:
             "specks": f"{self.specks} marks lie within one pixel and draw none",
             "cornered": f"all {self.cornered} marks with coordinates lie within 100 pixels of the corner of larger images, as they would in per cent",
             "nearly_full": f"{self.nearly_full} masks mark more than 95 % of their image",
+            "framed": f"{self.framed} masks mark all four corners of their image and leave out what lies between, as where light and dark are exchanged",
             "corrected": f"{self.corrected} masks were corrected by a person and are used as they stand",
         }
         lines = [text + self._example(name) for name, text in doubts.items() if getattr(self, name)]
