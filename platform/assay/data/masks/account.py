@@ -50,7 +50,7 @@ class MaskAccount:
     specks: int = 0
     """Those of them that lie within one pixel and draw none."""
     cornered: int = 0
-    """All marks with coordinates, where none lies further than 100 pixels from the corner of larger images."""
+    """Marks with coordinates that were looked at, where none lies further than 100 pixels from the corner of larger images."""
     by_bare_name: int = 0
     """Images that a COCO file lists under another folder."""
     unlisted: int = 0
@@ -82,7 +82,7 @@ class MaskAccount:
             "soft": f"{self.soft} mask files have values between background and mark, which were cut at the threshold",
             "faint": f"{self.faint} faint marks in them nowhere reach the threshold and were lost",
             "specks": f"{self.specks} marks lie within one pixel and draw none",
-            "cornered": f"all {self.cornered} marks with coordinates lie within 100 pixels of the corner of larger images, as they would in per cent",
+            "cornered": f"{self.cornered} marks, all whose coordinates were looked at, lie within 100 pixels of the corner of larger images, as they would in per cent",
             "nearly_full": f"{self.nearly_full} masks mark more than 95 % of their image",
             "framed": f"{self.framed} masks mark all four corners of their image and leave out what lies between, as where light and dark are exchanged",
             "corrected": f"{self.corrected} masks were corrected by a person and are used as they stand",

@@ -24,6 +24,9 @@ from assay.errors import MaskError
 from assay.files import sha256_of
 from assay.shapes import UInt8
 
+MOST_READ = 64
+"""Files of marks that are read at each start to tell their unit; in pixels the first mostly tells it."""
+
 Read = Callable[[tuple[int, int]], tuple[UInt8[np.ndarray, "h w"], MaskAccount]]
 
 
@@ -56,9 +59,9 @@ def _find_files(
     _refuse_missing(missing, len(images), config)
     cornered = 0
     if config.is_export:
-        exports = (file for files in matches.of_image for file, _ in files)
+        exports = [file for files in matches.of_image for file, _ in files][:MOST_READ]
         marked = (read_export(file, config.classes) for file in exports)
-        cornered = check_unit(marked, f"the files {root / config.files}")
+        cornered = check_unit(marked, str(root / config.files))
     read = _read_export if config.is_export else _read_files
     sources = [
         MaskSource(partial(_digest, files), partial(read, image, files, config))

@@ -29,7 +29,7 @@ def check_unit(images: Iterable[MarkedImage], file: str) -> int:
     Images are asked for only until one has a mark that lies further off.
 
     Args:
-        images: those of one file, or of all files of one export.
+        images: those of one file, or of files of one export.
         file: what errors call it.
 
     Raises:
@@ -51,7 +51,7 @@ def check_unit(images: Iterable[MarkedImage], file: str) -> int:
     chance = np.prod(np.minimum((FULL + SLIP - end) / side, 1))
     if end.max() > FULL / 2 and chance < RARE:
         raise MaskError(
-            f"All {len(ends)} marks of {file} lie within 0 and 100 and reach to {end[0]:.6g}, {end[1]:.6g} in images of {side[0]:.0f} x "
+            f"All {len(ends)} marks that were looked at in {file} lie within 0 and 100 and reach to {end[0]:.6g}, {end[1]:.6g} in images of {side[0]:.0f} x "
             f"{side[1]:.0f} pixels, as coordinates in per cent do; give them in pixels, or as run lengths or mask images if they are."
         )
     return len(ends)
