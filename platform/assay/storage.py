@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,8 +58,9 @@ def reach(address: str) -> tuple[pafs.FileSystem, str]:
         else:
             files, root = pafs.FileSystem.from_uri(_bounded(uri))
     except (ValueError, OSError, NotImplementedError) as error:
+        shown = re.sub(r"//[^/]*@", "//...@", address)  # what is written ends in logs
         raise ConfigError(
-            f"{address} is no address that can be used ({str(error).splitlines()[0]}); give a folder, or an URI such as s3://bucket/folder."
+            f"{shown} is no address that can be used ({str(error).splitlines()[0]}); give a folder, or an URI such as s3://bucket/folder."
         ) from None
     return files, root.rstrip("/")
 

@@ -67,6 +67,19 @@ def test_one_file_is_read_alone_and_what_it_holds_besides_can_be_kept(tmp_path: 
     assert sorted(set(manifest.column("domain.camera"))) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), "NaN", "null", " ", "", None])
+def test_what_is_no_value_in_a_table_is_none_here(tmp_path: Path, value: object) -> None:
+    """A domain of rows without a value would be one of its own."""
+    path = make(tmp_path) / "annotations/train.json"
+    content = json.loads(path.read_text())
+    for number, entry in enumerate(content["data_list"]):
+        entry["camera"] = value if number == 3 else "left"
+    path.write_text(json.dumps(content))
+    config = DataConfig(root=path, group=("group_id",), domains=("camera",))
+    with pytest.raises(ManifestError, match="No field 'camera'"):
+        read_manifest(config, tmp_path / "hashes.sqlite")
+
+
 def test_a_folder_with_other_json_files_is_one_of_images(tmp_path: Path) -> None:
     (tmp_path / "instances.json").write_text("{}")
     assert find_annotations(tmp_path) == []
@@ -90,6 +103,7 @@ def edit(path: Path, change: Any) -> None:
         (lambda c: c["data_list"][1].update(gt_label="1"), "entry 2 has gt_label '1'"),
         (lambda c: c["data_list"][1].update(gt_label=True), "gt_label True"),
         (lambda c: c["data_list"][0].pop("group_id"), "entry 1 is .*give img_path"),
+        (lambda c: c["data_list"][0].update(group_id=" NaN"), "entry 1 is .*and group_id"),
         (lambda c: c["data_list"].append(3), "entry 5 is 3; give img_path"),
         (lambda c: c["data_list"][0].update(img_path="no.jpeg"), "no.jpeg, which does not exist"),
         (lambda c: c["data_list"][0].update(img_path="val"), "which is a folder"),

@@ -26,3 +26,13 @@ def test_names_are_refused_exactly_where_two_are_one(names):
     else:
         with pytest.raises(ManifestError, match="label has the values"):
             refuse_spellings("label", names)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("NG", "\uff2e\uff27"), ("\u30ab\u30d3", "\uff76\uff8b\uff9e"), ("1", "\uff11")],
+)
+def test_half_and_full_width_are_one_name(first, second):
+    """As Japanese and Chinese spreadsheets mix them."""
+    with pytest.raises(ManifestError, match=f"values '{first}' and '{second}'"):
+        refuse_spellings("label", [first, second])

@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
-from assay.metrics.calibration import ece, fit_temperature
+from assay.metrics.calibration import ece, estimate_gaps, fit_temperature
 from assay.metrics.scores.classes import row_nll, softmax
 
 
@@ -106,10 +106,10 @@ def scaled(rng: Any, num_groups: int, scale: float) -> tuple[Any, Any, Any]:
     return softmax(scale * logits), truth, group
 
 
-@pytest.mark.parametrize("num_groups", [20, 200])
-@pytest.mark.parametrize("scale", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("num_groups", [12, 200])
+@pytest.mark.parametrize("scale", [1.0, 1.25, 3.0])
 def test_the_interval_of_ece_covers_the_truth(num_groups: int, scale: float) -> None:
-    """Measured in 300 simulations: 90 to 96 %; the percentiles of a bootstrap hold 0 never."""
+    """Measured in 1000 simulations (coverage.md): 97 to 100 %; the percentiles of a bootstrap hold 0 never."""
     rng = np.random.default_rng(num_groups)
     expected = 0.0 if scale == 1 else ece(*scaled(rng, 50_000, scale)).value
     covered = 0
@@ -117,4 +117,25 @@ def test_the_interval_of_ece_covers_the_truth(num_groups: int, scale: float) -> 
         estimate = ece(*scaled(rng, num_groups, scale))
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
         covered += estimate.low <= expected <= estimate.high
-    assert 0.84 <= covered / 150 <= 0.99
+    assert covered / 150 >= 0.93
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_of_one_clear_gap_the_interval_is_students(sign: int) -> None:
+    """Groups of four in one bin: the gap is the mean of the groups' means, and of one sign."""
+    group = np.repeat(np.arange(30), 4)
+    sums = np.where(np.arange(30) % 3 == 0, 3.0, 2.0) * sign
+    estimate = estimate_gaps(sums[:, None], np.full(30, 4.0), group.size)
+    low, high = stats.ttest_1samp(abs(sums) / 4, 0).confidence_interval()
+    assert estimate.value == pytest.approx(abs(sums).mean() / 4)
+    assert (estimate.low, estimate.high) == (
+        pytest.approx(low, abs=4e-3),
+        pytest.approx(high, abs=4e-3),
+    )
+
+
+def test_where_no_gap_is_clear_the_interval_begins_at_0() -> None:
+    """Each group has its gap in a bin of its own, so that chance alone has as much."""
+    estimate = estimate_gaps(np.diag([1.0, -1.0] * 6), np.full(12, 4.0), 48)
+    assert estimate.value == pytest.approx(12 / 48)
+    assert estimate.low == 0.0 < estimate.value < estimate.high

@@ -162,10 +162,33 @@ def test_rows_alike_within_groups_widen_a_share_as_their_correlation_says() -> N
     sizes = np.bincount(group)
     share, weights = values.mean(), sizes / sizes.sum()
     independent = 1 / (weights**2).sum()  # rows of a group say nothing more than one
-    quantile = stats.t.ppf(0.975, independent - 1)
+    # all 40 groups tell how alike the rows of one are; the mean takes its part
+    quantile = stats.t.ppf(0.975, 40 * (1 - 1 / independent))
     ratio = quantile**2 / independent
     half = math.sqrt(share * (1 - share) * ratio + ratio**2 / 4) / (1 + ratio)
     assert estimate.high - estimate.low == pytest.approx(2 * half, rel=1e-6)
+
+
+def test_means_over_the_same_rows_are_free_as_one_is() -> None:
+    """The average of two equal columns is either of them, and so is its interval; of rows apart each takes its own."""
+    rng = np.random.default_rng(3)
+    group = np.repeat(np.arange(12), rng.integers(2, 9, 12))
+    hits, ones = (rng.random(group.size) < 0.7).astype(float), np.ones(group.size)
+
+    def average(sums: np.ndarray) -> np.ndarray:
+        return (sums[:, 0] / sums[:, 2] + sums[:, 1] / sums[:, 3]) / 2
+
+    def of(mass: np.ndarray) -> Estimate:
+        return interval_of(np.hstack([hits[:, None] * mass, mass]), group, average, mass=mass)
+
+    both = of(np.stack([ones, ones], axis=1))
+    assert both.value == pytest.approx(hits.mean())
+    assert (both.low, both.high) == pytest.approx(
+        (interval(hits, group).low, interval(hits, group).high), rel=1e-6
+    )
+    first = (group % 2 == 0).astype(float)
+    apart = of(np.stack([first, 1 - first], axis=1))
+    assert apart.high - apart.low > both.high - both.low
 
 
 def test_ten_thousand_rows_of_two_hundred_groups_take_well_under_a_second() -> None:

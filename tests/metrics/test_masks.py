@@ -153,24 +153,42 @@ def test_truth_is_judged_by_and_the_label_only_learnt_from():
     assert json.loads(scored.schema.metadata[b"thresholds"]) == [32]
 
 
+def levels_table(pixels: np.ndarray) -> pa.Table:
+    """Build the table of layers of one class from their pixels outside and inside the mask, by level."""
+    num = len(pixels)
+    rows = list(pixels.reshape(num, -1).astype(np.float32))
+    columns = {
+        "pixels_label": rows,
+        "levels_label": rows,
+        "components_label": [np.zeros(5, np.float32)] * num,
+        "found_label": [np.zeros(5 * LEVELS, np.float32)] * num,
+        "alarms_label": [np.zeros(LEVELS, np.float32)] * num,
+    }
+    ids = [str(i) for i in range(num)]
+    return pa.table({"id": ids, "split": ["test"] * num, "group": ids} | columns)
+
+
+def pixel_ece(pixels):
+    return masks.findings(masks.score(levels_table(pixels), [32]), ["c"])[0]["test"]["pixel_ece"]
+
+
 def test_calibrated_levels_have_no_calibration_error():
     """Of the pixels at each level as many lie inside as it says, to a pixel."""
     inside = np.rint(10_000 * level_probs())
-    pixels = np.stack([10_000 - inside, inside])[None].astype(np.float32)
-    columns = {
-        "pixels_label": [pixels.ravel()] * 2,
-        "levels_label": [pixels.ravel()] * 2,
-        "components_label": [np.zeros(5, np.float32)] * 2,
-    }
-    columns |= {
-        "found_label": [np.zeros(5 * LEVELS, np.float32)] * 2,
-        "alarms_label": [np.zeros(LEVELS, np.float32)] * 2,
-    }
-    table = pa.table({"id": ["a", "b"], "split": ["test"] * 2, "group": ["a", "b"]} | columns)
-    metrics = masks.findings(masks.score(table, [32]), ["c"])[0]["test"]
-    assert metrics["pixel_ece"].value < 1e-4
-    turned = table.set_column(4, "levels_label", [[pixels[:, ::-1].ravel()] * 2])
-    assert masks.findings(masks.score(turned, [32]), ["c"])[0]["test"]["pixel_ece"].value > 0.5
+    pixels = np.stack([[10_000 - inside, inside]] * 2)
+    assert pixel_ece(pixels).value < 1e-4
+    assert pixel_ece(pixels[:, ::-1]).value > 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_chance_adds_to_a_calibration_error_is_in_its_interval(seed):
+    """Pixels that lie inside with the chance that their level says have an error, and the interval holds 0."""
+    rng = np.random.default_rng(seed)
+    every = rng.integers(1, 40, (30, LEVELS))
+    inside = rng.binomial(every, level_probs())
+    estimate = pixel_ece(np.stack([every - inside, inside], axis=1))
+    assert estimate.low == 0 < 0.005 < estimate.value < estimate.high < 0.05
+    assert pixel_ece(np.stack([inside, every - inside], axis=1)).low > 0.4
 
 
 def test_a_look_finds_the_best_iou_and_the_nll_of_the_levels():

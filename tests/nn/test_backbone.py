@@ -162,6 +162,8 @@ def test_whatever_a_file_of_weights_holds_it_is_refused_in_a_sentence(
         "two nets": {"student": own, "teacher": own},
         "two prefixes": {f"{p}.{key}": v for p in ("online", "target") for key, v in own.items()},
         "no numbers": own | {first: torch.full_like(own[first], torch.nan)},
+        "never filled": own | {first: own[first].to("meta")},
+        "zeros": {key: torch.zeros_like(value) for key, value in own.items()},
         "8 bits": {key: value.to(torch.int8) for key, value in own.items()},
         "sparse": own | {first: own[first].to_sparse()},
         "another shape": own | {first: own[first][..., None]},
@@ -171,6 +173,11 @@ def test_whatever_a_file_of_weights_holds_it_is_refused_in_a_sentence(
         torch.save(content, file)
         with pytest.raises(ConfigError, match=r"^\S+a\.pth (cannot be|does not|holds)"):
             create_backbone(name, weights=str(file))
+    variances = {key: -1 - value for key, value in own.items() if key.endswith("running_var")}
+    if variances:
+        torch.save(own | variances, file)
+        with pytest.raises(ConfigError, match="variances below 0"):
+            create_backbone(name, weights=str(file), norm="frozen")
     for start in (b"version https://git-lfs.github.com/spec/v1\noid", b"<!DOCTYPE html>\n<html>"):
         file.write_bytes(start)
         with pytest.raises(ConfigError, match=r"Git LFS pointer|web page"):

@@ -333,6 +333,7 @@ def test_what_cannot_be_reached_is_one_sentence(s3, s3_server, monkeypatch):
         with pytest.raises(ConfigError, match="no address that can be used") as refused:
             open_storage(address)
         assert "?x" not in str(refused.value)
+        assert "secret" not in str(refused.value)
     for address in ("http://bucket/runs", "ftp://x"):
         with pytest.raises(ConfigError, match="allowed: a folder, or an URI"):
             open_storage(address)

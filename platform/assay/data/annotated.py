@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.data.folder import SPLITS, ImageRow
+from assay.data.table import value_of
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 from assay.files import read_json
@@ -76,7 +77,8 @@ def _rows(path: Path, content: dict[str, Any], classes: list[str]) -> list[Image
         place = f"{show(path)} entry {number}"
         values = entry if isinstance(entry, dict) else {}
         name, label, group = (values.get(key) for key in ("img_path", "gt_label", "group_id"))
-        if not isinstance(name, str) or not name or type(group) not in (str, int) or group == "":
+        is_group = type(group) in (str, int) and value_of(str(group)) is not None
+        if not isinstance(name, str) or not name or not is_group:
             raise ManifestError(
                 f"{place} is {str(entry)[:100]}; give img_path (a text) and group_id (a text or whole number)."
             )
@@ -89,7 +91,8 @@ def _rows(path: Path, content: dict[str, Any], classes: list[str]) -> list[Image
             raise ManifestError(
                 f"{place} names the image {show(image)}, which {reason}; give paths relative to {show(base)}."
             )
-        others = {key: str(v) for key, v in values.items() if isinstance(v, str | int | float)}
+        plain = {key: str(v) for key, v in values.items() if isinstance(v, str | int | float)}
+        others = {key: text for key, text in plain.items() if value_of(text) is not None}
         fields = others | split | {"label": classes[label], "group_id": str(group)}
         rows.append(ImageRow(Path(os.path.relpath(image, base)).as_posix(), image, fields))
     return rows

@@ -80,11 +80,16 @@ def scan_folder(
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    pieces = re.split(r"\{(\w+)\}", pattern)
+    start, *pieces = re.split(r"\{(\w+)\}", pattern)
+    parts = [
+        f"(?P<{field}>[^/]+?){re.escape(after)}"
+        for field, after in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+    # what ends where its text first comes leaves most to the rest, so that no other end need be tried:
+    # of many fields there are more ends than a name could be tried by
+    parts[:-1] = [f"(?>{part})" for part in parts[:-1]]
     try:
-        return re.compile(
-            "".join(f"(?P<{p}>[^/]+?)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
-        )
+        return re.compile(re.escape(start) + "".join(parts))
     except re.error as error:
         raise ManifestError(
             f"data.patterns has {pattern!r} ({error}); give each {{field}} once, by a name of letters."

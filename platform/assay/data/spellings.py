@@ -12,10 +12,13 @@ def compose(name: str) -> str:
 
 
 def fold_name(name: str) -> str:
-    """Return one spelling for names that differ in case, spaces, Unicode form or invisible marks alone."""
+    """Return one spelling for names that differ in case, spaces, Unicode form, width or invisible marks alone."""
     if not name.isascii():
-        name = compose("".join(c for c in name if unicodedata.category(c) != "Cf"))
-    return " ".join(compose(name.casefold()).split())
+        name = "".join(c for c in name if unicodedata.category(c) != "Cf")
+        # what casefold takes apart may have a shorter form again (Unicode, section 3.13, D146)
+        for _ in range(2):
+            name = unicodedata.normalize("NFKC", name.casefold())
+    return " ".join(name.casefold().split())
 
 
 def refuse_spellings(what: str, names: Iterable[str]) -> None:

@@ -131,7 +131,8 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(shown) + more
 
 
-def _value(cell: str) -> str | None:
+def value_of(cell: str) -> str | None:
+    """Return what a cell holds; None where it says that there is no value."""
     return None if cell.strip().lower() in NO_VALUE else cell
 
 
@@ -179,7 +180,7 @@ def _read_csv(path: Path, needed: Sequence[str], optional: Sequence[str]) -> Tab
             )
         lines.append(line)
         for name, place in places.items():
-            columns[name].append(_value(record[place]))
+            columns[name].append(value_of(record[place]))
     return Table(path, columns, lines)
 
 
@@ -248,7 +249,7 @@ def _texts(path: Path, column: pa.ChunkedArray, name: str) -> Cells:
         texts = [_whole(text, number) for text, number in zip(texts, numbers, strict=True)]
     if pa.types.is_timestamp(column.type):
         texts = _plain_times(texts)
-    return [None if text is None else _value(text) for text in texts]
+    return [None if text is None else value_of(text) for text in texts]
 
 
 def _whole(text: str | None, number: float | None) -> str | None:

@@ -1,6 +1,7 @@
 """How far probabilities can be trusted: temperature, calibration error, reliability, risk by coverage."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,10 @@ _NUM_DRAWS = 2000
 
 
 _NUM_POINTS = 100
+
+
+_CLEAR = 3.0
+"""Standard errors of a gap above which its sign is taken as known; by chance one bin of 15 has so many in 4 of 100."""
 
 
 def fit_temperature(
@@ -63,39 +68,60 @@ def ece(
 ) -> Estimate:
     """Estimate the expected calibration error over 15 equal-width bins of the largest probability.
 
-    The sum over bins of |hits - sum of confidences| / rows; a bin holds (low, high].
-
-    Chance adds to it, since a gap counts whatever its sign: a calibrated model has some, and its
-    bootstrap has more. So the interval is reflected about the value (basic bootstrap), of gaps with
-    the covariance that they have between groups (as Student's t, free by the effective number of
-    groups), and begins at 0 where chance alone has as much.
-
-    Sources: Guo et al., On Calibration of Modern Neural Networks, 2017, eq. 3; Davison and
-    Hinkley, Bootstrap Methods and their Application, 1997, section 5.2.
+    The sum over bins of |hits - sum of confidences| / rows; a bin holds (low, high]. The interval is
+    that of `estimate_gaps`. Source: Guo et al., On Calibration of Modern Neural Networks, 2017, eq. 3.
     """
     confidence = probs.max(axis=1)
     codes, sizes = np.unique(group, return_inverse=True, return_counts=True)[1:]
     sums = np.zeros((sizes.size, _NUM_BINS))
     hits = probs.argmax(axis=1) == truth
     np.add.at(sums, (codes, _bins(confidence, _NUM_BINS)), hits - confidence)
-    gaps = sums.sum(axis=0) / truth.size
+    return estimate_gaps(sums, sizes.astype(float), truth.size)
+
+
+def estimate_gaps(
+    sums: Float[np.ndarray, "groups bins"], sizes: Float[np.ndarray, " groups"], num: int
+) -> Estimate:
+    """Estimate the sum over bins of the absolute gaps between what was said and what came, per sample.
+
+    Chance adds to it, since a gap counts whatever its sign: a calibrated model has some, and how much
+    it adds cannot be known from the sample (most where there are no gaps, none where all are large).
+    So each end is a bound by the triangle inequality. With g the true gaps and e the errors of those
+    seen, |g + e| summed is at least sign(g) (g + e) summed, which gives the upper end; it is at most
+    sign(g) (g + e) over bins that are clear of 0, and |g| + |e| over the others, which gives the
+    lower. The errors are drawn with the covariance of the gaps between groups, as Student's t, free
+    by the effective number of groups. Such intervals are rather too wide than too short: in simulations
+    (tests/benchmarks/coverage.md) they hold the truth in 97 to 100 of 100.
+
+    Args:
+        sums: What came, less what was said, of each group, by bin.
+        sizes: Samples (or pixels) of each group.
+        num: Number of rows, for the estimate.
+
+    Source: Kumar, Liang and Ma, Verified Uncertainty Calibration, 2019, for the bias (section 5).
+    """
+    gaps = sums.sum(axis=0) / sizes.sum()
     value = float(np.abs(gaps).sum())
     # the covariance of the gaps, as sums over groups of fixed sizes, is root.T @ root
-    root = np.linalg.qr(sums - np.outer(sizes, gaps)).R / truth.size
+    root = np.linalg.qr(sums - np.outer(sizes, gaps)).R / sizes.sum()
     if np.allclose(root, 0.0, atol=1e-12):  # one group, or all alike: as any share then is
-        return interval(np.full(truth.size, value), group)
+        return replace(
+            interval(np.full(sizes.size, value), np.arange(sizes.size), weights=sizes), num=num
+        )
     root *= math.sqrt(sizes.size / (sizes.size - 1))
-    effective = effective_number(sizes.astype(float))
+    effective = effective_number(sizes)
     freedom, rng = max(1.0, effective - 1), np.random.default_rng(0)
-    noise = rng.normal(size=(_NUM_DRAWS, len(root))) @ root
-    by_chance = value <= np.quantile(np.abs(noise).sum(axis=1), 0.95)
-    noise /= np.sqrt(rng.chisquare(freedom, size=(_NUM_DRAWS, 1)) / freedom)
-    least, most = np.quantile(np.abs(gaps + noise).sum(axis=1), [0.025, 0.975])
+    errors = rng.normal(size=(_NUM_DRAWS, len(root))) @ root
+    errors /= np.sqrt(rng.chisquare(freedom, size=(_NUM_DRAWS, 1)) / freedom)
+    signed = np.where(gaps < 0, -errors, errors)
+    is_clear = np.abs(gaps) > _CLEAR * np.sqrt((root**2).sum(axis=0))
+    above = np.quantile(signed.sum(axis=1), 0.975)
+    below = np.quantile(np.where(is_clear, signed, np.abs(errors)).sum(axis=1), 0.975)
     return Estimate(
         value=value,
-        low=0.0 if by_chance else max(0.0, min(value, float(2 * value - most))),
-        high=min(1.0, max(value, float(2 * value - least))),
-        num=truth.size,
+        low=max(0.0, value - float(below)),
+        high=min(1.0, max(value, value + float(above))),
+        num=num,
         num_groups=sizes.size,
         num_effective=effective,
     )

@@ -2,13 +2,13 @@
 
 Samples of one part are not independent, so what varies is whole groups: the standard error is that
 of a jackknife, which leaves out one group at a time. Groups of unequal weight say less than as many
-equal ones: their effective number (Kish), less one for each mean, is what Student's t is free by. The interval around the
-value is Wilson's, with the number of independent samples that this standard error amounts to.
+equal ones: their effective number (Kish), less what the means that were estimated take of it, is what Student's t is free
+by. The interval around the value is Wilson's, with the number of independent samples that this standard error amounts to.
 
 Conventions
     shares          a few large groups without an error would hide that errors come by the group, so
-                    the standard error is at least the one that follows from how alike the rows of a
-                    group are.
+                    the interval holds the one that follows from how alike the rows of a group are, which
+                    all groups tell, and Student's t is free by their plain number.
     differences     (`lowest` below 0) can err to both sides and need no such floor.
     one group       nothing is known about the spread: the whole range.
     no spread       all groups say the same: as many independent samples as effective groups.
@@ -22,7 +22,7 @@ effective sample size). The benchmark tests/benchmarks/coverage.py measures how 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,12 +149,12 @@ def interval_of(
             f"A statistic of {len(parts)} rows is {value}, allowed are {lowest:g} to {highest:g}; "
             "look for rows that are not finite, or that bear no weight at all."
         )
-    num_groups = int(codes.max()) + 1
+    num_groups, free = int(codes.max()) + 1, _free_share(mass, codes)
+    spreads = [(variance, effective * free)]
     if lowest >= 0 and num_groups > 1 and counts.any():
         influence = parts @ _slopes(statistic, parts.sum(axis=0))
-        variance = max(variance, _alike_variance(influence, counts, codes))
-    sizes = len(parts), num_groups, effective, mass.shape[1]
-    return _estimate(value, variance, lowest, highest, *sizes)
+        spreads.append((_alike_variance(influence, counts, codes), num_groups * free))
+    return _estimate(value, spreads, lowest, highest, len(parts), num_groups, effective)
 
 
 def interval_by(
@@ -174,7 +174,8 @@ def interval_by(
         count = int(blocks.max()) + 1
         left = np.array([statistic((blocks != block).astype(float)) for block in range(count)])
         variance = float(((left - value) ** 2).sum()) * (count - 1) / count
-    return _estimate(value, variance, 0.0, 1.0, len(group), num, effective_number(sizes))
+    effective = effective_number(sizes)
+    return _estimate(value, [(variance, effective - 1)], 0.0, 1.0, len(group), num, effective)
 
 
 def share_of(
@@ -215,7 +216,7 @@ def difference(
     _, variance, effective = _jackknife(parts, np.unique(group, return_inverse=True)[1], less, mass)
     share = (estimate.value + 1) / 2
     score = abs(share - 0.5) * 2 * math.sqrt(_independent(share, variance / 4, effective))
-    return estimate, float(2 * stdtr(_freedom(effective), -score))
+    return estimate, float(2 * stdtr(max(1.0, effective - 1), -score))
 
 
 def effective_number(weights: Float[np.ndarray, " groups"]) -> float:
@@ -233,6 +234,18 @@ def _counts(mass: Float[np.ndarray, "num k"]) -> Float[np.ndarray, " num"]:
     present = total > 0
     counts: np.ndarray = (mass[:, present] / total[present]).sum(axis=1) / max(1, present.sum())
     return counts
+
+
+def _free_share(mass: Float[np.ndarray, "num k"], codes: Int[np.ndarray, " num"]) -> float:
+    """Return the share of the groups' spread that the means of a statistic leave, averaged over its denominators.
+
+    A mean takes as much as the squares of its groups' shares sum to: of n equal ones 1/n, of two that
+    are all that a class has, half.
+    """
+    sums = np.stack([np.bincount(codes, weights=column) for column in mass.T], axis=1)
+    sums = sums[:, sums.sum(axis=0) > 0]
+    squares = float(((sums / sums.sum(axis=0)) ** 2).sum())
+    return 1 - squares / max(1, sums.shape[1])
 
 
 def _ratio(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
@@ -316,25 +329,29 @@ def _correlation(sums: Float[np.ndarray, "draws 4"]) -> Float[np.ndarray, " draw
 
 def _estimate(
     value: float,
-    variance: float,
+    spreads: Sequence[tuple[float, float]],
     lowest: float,
     highest: float,
     num: int,
     num_groups: int,
     effective: float,
-    num_means: int = 1,
 ) -> Estimate:
-    """Put the interval around a value with this variance."""
+    """Put around a value the interval that holds those of each variance and what Student's t is free by."""
     value = min(max(value, lowest), highest)
     low, high = lowest, highest
     if num_groups > 1:
         width = highest - lowest
         share = (value - lowest) / width
-        independent = _independent(share, variance / width**2, effective)
-        ends = _score_interval(
-            share, independent, _t_quantile(0.975, _freedom(effective, num_means))
-        )
-        low, high = (lowest + width * end for end in ends)
+        ends = [
+            _score_interval(
+                share,
+                _independent(share, variance / width**2, effective),
+                _t_quantile(0.975, max(1.0, freedom)),
+            )
+            for variance, freedom in spreads
+        ]
+        low = lowest + width * min(end for end, _ in ends)
+        high = lowest + width * max(end for _, end in ends)
     return Estimate(
         value=value,
         low=min(low, value),
@@ -343,11 +360,6 @@ def _estimate(
         num_groups=num_groups,
         num_effective=round(effective, 6),
     )
-
-
-def _freedom(effective: float, num_means: int = 1) -> float:
-    """Return what Student's t is free by: each mean that was estimated takes one group's worth."""
-    return max(1.0, effective - num_means)
 
 
 def _independent(share: float, variance: float, effective: float) -> float:

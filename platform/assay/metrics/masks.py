@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.levels import LEVELS, NEVER, level_probs, threshold_prob
+from assay.metrics.calibration import estimate_gaps
 from assay.metrics.estimate import Estimate, interval, interval_of
 from assay.metrics.figure import Figure, Series
 from assay.metrics.measures import Measure
@@ -194,10 +195,7 @@ def _measures(
             if counts[:, i].any():
                 estimates[f"iou_{name}"] = _iou(counts[:, i], group)
     estimates |= _component_measures(rows, group, kind, thresholds)
-    by_level = _by_level(rows, kind, len(classes))
-    return estimates | {
-        "pixel_ece": interval_of(by_level, group, _ece, mass=by_level.sum(1, keepdims=True))
-    }
+    return estimates | {"pixel_ece": _ece(_by_level(rows, kind, len(classes)), group)}
 
 
 def _prevalence(rows: pa.Table, kind: str, num_classes: int, group: np.ndarray) -> Estimate:
@@ -267,12 +265,13 @@ def _by_level(
     return np.concatenate([pixels[:, 1], pixels.sum(1)], axis=1)
 
 
-def _ece(sums: Float[np.ndarray, "draws two_levels"]) -> Float[np.ndarray, " draws"]:
-    """Return the expected calibration error over the levels."""
+def _ece(by_level: Float[np.ndarray, "layers two_levels"], group: np.ndarray) -> Estimate:
+    """Estimate the expected calibration error over the levels."""
+    codes = np.unique(group, return_inverse=True)[1]
+    sums = np.zeros((codes.max() + 1, by_level.shape[1]))
+    np.add.at(sums, codes, by_level)
     inside, every = np.split(sums, 2, axis=1)
-    gaps = np.abs(inside - every * level_probs())
-    error: np.ndarray = gaps.sum(1) / every.sum(1)
-    return error
+    return estimate_gaps(inside - every * level_probs(), every.sum(axis=1), len(group))
 
 
 def _column(

@@ -31,6 +31,9 @@ COUNTER = "num_batches_tracked"
 BEST = Path("best", "weights.safetensors")
 """Where a run keeps its best weights."""
 
+MOST_ZEROS = 0.5
+"""Share of a model's values that may lie in tensors of nothing but zeros: layers that begin so, and learnt nothing."""
+
 TEACHER = "teacher.backbone."
 """What a run of self-supervision calls what it embeds by."""
 
@@ -182,12 +185,31 @@ def _load(model: nn.Module, name: str, state: State, source: str) -> None:
             _refuse_spare(wanted, adapted, name, source, prefixes[0])
     _refuse_misfit(wanted, adapted, name, source)
     state = _with_counters(wanted, adapted)
-    broken = [key for key in wanted if not torch.isfinite(state[key]).all()]
-    if broken:
-        raise ConfigError(
-            f"{source} holds values that are no numbers (first: {broken[0]}); give weights of a training that did not fail."
-        )
+    _refuse_unsound({key: state[key] for key in wanted}, source)
     model.load_state_dict({key: state[key] for key in wanted})
+
+
+def _refuse_unsound(state: State, source: str) -> None:
+    """Refuse tensors that no training leaves."""
+    unsound = [
+        key
+        for key, value in state.items()
+        if value.is_meta
+        or not torch.isfinite(value).all()
+        or (key.endswith("running_var") and (value < 0).any())
+    ]
+    if unsound:
+        raise ConfigError(
+            f"{source} holds values that are no numbers, variances below 0 or tensors that were never filled (first: {unsound[0]}); "
+            "give weights of a training that did not fail."
+        )
+    zeros = sum(value.numel() for value in state.values() if not value.any())
+    share = zeros / sum(value.numel() for value in state.values())
+    if share > MOST_ZEROS:
+        raise ConfigError(
+            f"{source} holds tensors of nothing but zeros, {share:.0%} of its values, as a download that was cut and filled up; fetch it "
+            "again."
+        )
 
 
 def _adapt(model: nn.Module, state: State) -> State:

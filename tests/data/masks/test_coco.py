@@ -1,4 +1,5 @@
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -147,6 +148,7 @@ THIN = [40, 30, 60, 30, 60, 30.4, 40, 30.4]
         ([SQUARE], {"bbox": [30, 40, 10, 20]}, r"lies in \[40, 30, 20, 10\].*\[30, 40, 10, 20\]"),
         ([SQUARE], {"bbox": [40, 30, 20, 10], "area": 800}, "draws 200 pixels .* 800"),
         ([[x * 3 for x in SQUARE]], {}, "outside its image of 64 x 48"),
+        ([[1e308, 1, 2, 1e308, 3, 3]], {}, "outside its image of 64 x 48"),
         (ROWS, {"bbox": [1, 1, 20, 10], "area": 200}, r"its bbox is \[1, 1, 20, 10\]"),
         ({"size": [48, 64], "counts": [3072]}, SAID, "draws no pixel"),
         ([], {}, "empty"),
@@ -340,3 +342,12 @@ def test_damaged_files_raise_a_mask_error_alone(tmp_path_factory, data, value):
         for entry in read_coco(path, ("pore",)).values():
             if entry.size in (SIZE, SIZE[::-1]):
                 draw(entry, str(path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+    make(tmp_path / "coco.json")
+    with pytest.raises(
+        MaskError, match=r"coco\.json is (no regular file but a pipe|a folder).*; give a file"
+    ):
+        read_coco(tmp_path / "coco.json", ("pore",))

@@ -572,6 +572,23 @@ def test_what_was_not_used_is_counted_and_said(tmp_path):
         ]
 
 
+def test_masks_with_light_and_dark_exchanged_are_said(tmp_path):
+    images = pictures(tmp_path / "in", 3)
+    defect = np.zeros((64, 64), np.uint8)
+    defect[20:40, 10:40] = 255
+    corner = np.zeros((64, 64), np.uint8)
+    corner[:30, :30] = 255  # a defect may lie in one
+    for (_, path), mask in zip(images, (defect, 255 - defect, corner), strict=True):
+        write_png(tmp_path / "in" / "m" / path.parent.name / path.name, mask)
+    config = MaskConfig(files="m/{parent}/{name}.png")
+    for _ in range(2):  # from the files, and from what is kept
+        counts = prepared(images, tmp_path / "in", config, tmp_path / "out").account
+        assert counts.framed == 1
+        assert counts.sentences() == [
+            "1 masks mark all four corners of their image and leave out what lies between, as where light and dark are exchanged"
+        ]
+
+
 def test_coco_images_that_are_not_in_the_data_are_counted(tmp_path):
     images = pictures(tmp_path, 3)
     names = ["b0/0.png", "b1/0.png", "b7/5.png", "b8/6.png"]

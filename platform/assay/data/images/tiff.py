@@ -166,7 +166,7 @@ def _read_directories(file: File, page: int | None) -> list[Directory]:
 def _check_tiles(segments: Segments, page: Directory) -> None:
     """Refuse what has no tiles, of a size that helps, or would have to be turned."""
     num = segments.height * segments.width
-    is_right = segments.is_tiled and orientation_of(page) == 1 and segments.palette is None
+    is_right = segments.is_tiled and orientation_of(page) in (None, 1) and segments.palette is None
     if not is_right or math.prod(segments.tile) > MOST_TILE_PIXELS or num > decode.MAX_PIXELS:
         raise FormatError("its tiles cannot be decoded one by one")
 

@@ -33,6 +33,8 @@ class MaskAccount:
     """Images in whose mask nothing is marked, those without one among them."""
     nearly_full: int = 0
     """Images of which more than 95 % is marked."""
+    framed: int = 0
+    """Images that are marked at all four corners, and not all over."""
     marked_px: Mapping[str, int] = field(default_factory=dict)
     """Pixels by class; `void` are those that nobody judged."""
     values: Mapping[str, int] = field(default_factory=dict)
@@ -47,6 +49,8 @@ class MaskAccount:
     """Those of them that stand for a crowd."""
     specks: int = 0
     """Those of them that lie within one pixel and draw none."""
+    cornered: int = 0
+    """Marks with coordinates that were looked at, where none lies further than 100 pixels from the corner of larger images."""
     by_bare_name: int = 0
     """Images that a COCO file lists under another folder."""
     unlisted: int = 0
@@ -78,7 +82,9 @@ class MaskAccount:
             "soft": f"{self.soft} mask files have values between background and mark, which were cut at the threshold",
             "faint": f"{self.faint} faint marks in them nowhere reach the threshold and were lost",
             "specks": f"{self.specks} marks lie within one pixel and draw none",
+            "cornered": f"{self.cornered} marks, all whose coordinates were looked at, lie within 100 pixels of the corner of larger images, as they would in per cent",
             "nearly_full": f"{self.nearly_full} masks mark more than 95 % of their image",
+            "framed": f"{self.framed} masks mark all four corners of their image and leave out what lies between, as where light and dark are exchanged",
             "corrected": f"{self.corrected} masks were corrected by a person and are used as they stand",
         }
         lines = [text + self._example(name) for name, text in doubts.items() if getattr(self, name)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from assay.data.walk import show, why_unreadable
 from assay.errors import MaskError
 
 MOST_SIDE = 1 << 20
@@ -19,6 +20,8 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         MaskError: the file is missing, no JSON, or no object.
     """
+    if reason := why_unreadable(path):
+        raise MaskError(f"{show(path)} {reason}; give a file of annotations.")
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
         if not isinstance(content, dict):

@@ -30,7 +30,7 @@ TORN = 2.0
 """Run lengths of no box whose mark has this many times the edge that it has when they are read along the rows are of rows."""
 
 UNIT_SIDE = 8
-"""In an image with a longer side, a mark whose coordinates are all in 0..1 is one in normalised coordinates."""
+"""In an image with a longer side, a mark whose coordinates are all about 0 to 1 is one in normalised coordinates."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def _draw(mark: Mark, size: tuple[int, int]) -> tuple[Bool[np.ndarray, "h w"], i
             return np.zeros((0, 0), dtype=bool), 0, 0
         raise ValueError("it is empty")
     polygons = [np.array(flat, dtype=np.float64).reshape(-1, 2) for flat in mark.shape]
-    region, top, left = fill_polygons(polygons, *size)
     points = np.concatenate(polygons)
-    _check_range(points, size)
+    if np.isfinite(points).all():  # else they are refused where they are filled
+        _check_range(points, size)
+    region, top, left = fill_polygons(polygons, *size)
     bounds = (*points.min(0).tolist(), *points.max(0).tolist())
     _check_box(mark, bounds, size)
     if not region.any() and max(bounds[2] - bounds[0], bounds[3] - bounds[1]) > 1:
@@ -171,9 +172,9 @@ def _says_nothing(mark: Mark) -> bool:
 
 def _check_range(points: np.ndarray, size: tuple[int, int]) -> None:
     height, width = size
-    if max(size) > UNIT_SIDE and points.min() >= 0 and points.max() <= 1:
+    if max(size) > UNIT_SIDE and abs(points).max() <= 1 + OUTSIDE:  # VOC's begin 1 lower
         raise _MisplacedError(
-            f"has coordinates that are all between 0 and 1, as normalised ones are, in an image of {width} x {height}; give them in pixels."
+            f"has coordinates that are all about 0 to 1, as normalised ones are, in an image of {width} x {height}; give them in pixels."
         )
     sides = np.array([width, height])
     slack = np.maximum(2.0, OUTSIDE * sides)

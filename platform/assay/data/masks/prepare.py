@@ -193,10 +193,12 @@ def _count(mask: UInt8[np.ndarray, "h w"], config: MaskConfig, **fields: Any) ->
     num = np.bincount(mask.ravel(), minlength=VOID + 1)
     names = dict(enumerate(config.classes, start=1)) | ({VOID: "void"} if num[VOID] else {})
     marked = int(num[1:VOID].sum())
+    corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
     return MaskAccount(
         images=1,
         pixels=mask.size,
         unmarked=int(not marked),
+        framed=int(bool(num[0]) and bool(((corners > 0) & (corners != VOID)).all())),
         nearly_full=int(marked > MAX_SHARE * mask.size),
         marked_px={name: int(num[i]) for i, name in names.items()},
         **fields,

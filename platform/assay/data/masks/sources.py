@@ -19,9 +19,13 @@ from assay.data.masks.header import as_stored, read_header, turn
 from assay.data.masks.marks import MarkedImage, draw
 from assay.data.masks.patterns import Matches, match_files
 from assay.data.masks.rules import MaskConfig
+from assay.data.masks.unit import check_unit
 from assay.errors import MaskError
 from assay.files import sha256_of
 from assay.shapes import UInt8
+
+MOST_READ = 64
+"""Files of marks that are read at each start to tell their unit; in pixels the first mostly tells it."""
 
 Read = Callable[[tuple[int, int]], tuple[UInt8[np.ndarray, "h w"], MaskAccount]]
 
@@ -53,12 +57,18 @@ def _find_files(
     matches = match_files(images, root, config.files, config.classes)
     missing = [path for path, files in zip(images, matches.of_image, strict=True) if not files]
     _refuse_missing(missing, len(images), config)
+    cornered = 0
+    if config.is_export:
+        exports = [file for files in matches.of_image for file, _ in files][:MOST_READ]
+        marked = (read_export(file, config.classes) for file in exports)
+        cornered = check_unit(marked, str(root / config.files))
     read = _read_export if config.is_export else _read_files
     sources = [
         MaskSource(partial(_digest, files), partial(read, image, files, config))
         for image, files in zip(images, matches.of_image, strict=True)
     ]
-    return sources, _left_over(matches, missing)
+    left_over = _left_over(matches, missing)
+    return sources, account.add([left_over, MaskAccount(cornered=cornered)])
 
 
 def _left_over(matches: Matches, missing: Sequence[Path]) -> MaskAccount:
@@ -151,6 +161,7 @@ def _find_in_coco(
     matches = match_names(names, list(entries), str(path))
     missing = [image for image, name in zip(images, names, strict=True) if name not in matches]
     _refuse_missing(missing, len(images), config)
+    cornered = check_unit(entries.values(), str(path))
 
     def source(image: Path, name: str) -> MaskSource:
         if name not in matches:
@@ -175,6 +186,7 @@ def _find_in_coco(
         strangers=len(strangers),
         stranger_marks=sum(len(entries[name].marks) for name in strangers),
         by_bare_name=len(elsewhere),
+        cornered=cornered,
         first=first,
     )
 

@@ -128,6 +128,51 @@ def test_png_headers_that_do_not_exist_are_refused(bits, colour):
         probe(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IEND", b""))
 
 
+def turned(orientation):
+    """An EXIF block that says an orientation."""
+    return struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [("eXIf", turned(3)), ("PLTE", bytes(9)), ("tRNS", b"\0\1"), ("IHDR", b"")]
+)
+def test_a_png_that_says_two_things_is_refused(kind, content):
+    """Readers differ in which of two chunks they take."""
+    twice = chunk(kind.encode(), content) * (1 if kind == "IHDR" else 2)
+    with pytest.raises(ImageError, match=f"its chunk {kind} stands twice"):
+        read(png(np.full((HEIGHT, WIDTH, 1), 3), 8, 0, chunks=twice))
+
+
+def jpeg_turned(*blocks):
+    content = saved(SMOOTH, "JPEG", quality=95)
+    marks = [struct.pack(">2sH", b"\xff\xe1", len(b) + 8) + b"Exif\0\0" + b for b in blocks]
+    return content[:2] + b"".join(marks) + content[2:]
+
+
+def webp_turned(*blocks):
+    still = saved(SMOOTH, "WEBP", lossless=True)[12:]
+    sides = b"".join((side - 1).to_bytes(3, "little") for side in SMOOTH.shape[1::-1])
+    marks = [struct.pack("<4sI", b"EXIF", len(b)) + b for b in blocks]
+    body = b"WEBPVP8X" + struct.pack("<I4B", 10, 8, 0, 0, 0) + sides + still + b"".join(marks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("write", [jpeg_turned, webp_turned])
+def test_exif_that_contradicts_itself_is_refused(write):
+    """Readers differ in which of two blocks they take; one that says nothing contradicts none."""
+    upright, silent = read(write(turned(1))), turned(1).replace(b"\x01\x12", b"\x01\x13")
+    for blocks in [(6,), (6, 6)]:
+        content = write(*map(turned, blocks))
+        np.testing.assert_array_equal(read(content), np.rot90(upright, -1))
+    for blocks in [(silent, turned(6)), (turned(6), silent), (turned(6), b"torn")]:
+        np.testing.assert_array_equal(read(write(*blocks)), np.rot90(upright, -1))
+    for blocks in [(1, 6), (6, 1), (3, 8)]:
+        with pytest.raises(
+            ImageError, match=f"orientation {blocks[0]} and, in another block, {blocks[1]}"
+        ):
+            read(write(*map(turned, blocks)))
+
+
 # JPEG
 
 
@@ -227,6 +272,13 @@ def bmp(width, height, bits, body, *, compression=0, palette=b"", masks=b""):
     return (
         b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + head + masks + palette + body
     )
+
+
+@pytest.mark.parametrize("start", [0, 20, 53])
+def test_a_bmp_whose_pixels_begin_in_its_header_is_refused(start):
+    content = bmp(WIDTH, HEIGHT, 24, bytes(9000))
+    with pytest.raises(ImageError, match=f"begin at byte {start} and its header ends at 54"):
+        read(content[:10] + struct.pack("<I", start) + content[14:])
 
 
 def rows_of(values, bits):

@@ -41,7 +41,7 @@ def parse(file: File, page: int | None) -> Header:
     Raises:
         FormatError: it is damaged or of a kind that is not read.
     """
-    (size,) = struct.unpack("<I", read_at(file, 14, 4))
+    start, size = struct.unpack("<II", read_at(file, 10, 8))
     if size not in HEADERS:
         raise FormatError(
             f"its BMP header has {size} bytes, allowed: {', '.join(map(str, HEADERS))}"
@@ -51,6 +51,10 @@ def parse(file: File, page: int | None) -> Header:
         compression = 0
     else:
         width, height, _, bits, compression = struct.unpack("<iiHHI", read_at(file, 18, 16))
+    if start < 14 + size:
+        raise FormatError(
+            f"its header is damaged: its pixels begin at byte {start} and its header ends at {14 + size}"
+        )
     if bits not in DEPTHS.get(compression, ()):
         raise FormatError(
             f"its BMP has compression {compression} and {bits} bits, allowed: "

@@ -200,17 +200,31 @@ def read_chain(file: File) -> Iterator[Directory]:
         offset = directory.next
 
 
-def read_orientation(exif: bytes) -> int:
-    """Read the orientation (1 to 8) of an EXIF block; unreadable EXIF is no reason to lose pixels."""
+def read_orientation(exif: bytes) -> int | None:
+    """Read the orientation (1 to 8) that an EXIF block says; unreadable EXIF is no reason to lose pixels."""
     try:
         for directory in read_chain(io.BytesIO(exif.removeprefix(b"Exif\0\0"))):
             return orientation_of(directory)
     except FormatError:
         pass
-    return 1
+    return None
 
 
-def orientation_of(directory: Directory) -> int:
-    """Return the orientation (1 to 8) that a directory says, else 1."""
-    (value, *_) = (*directory.numbers(ORIENTATION), 1)
-    return value if 1 <= value <= 8 else 1
+def join_orientation(known: int | None, exif: bytes) -> int | None:
+    """Return the orientation that a file's EXIF says, where an earlier block said what is `known`.
+
+    Raises:
+        FormatError: the blocks contradict each other, so that each reader turns it as it likes.
+    """
+    said = read_orientation(exif)
+    if known and said and known != said:
+        raise FormatError(
+            f"its EXIF says orientation {known} and, in another block, {said}; save it upright"
+        )
+    return said or known
+
+
+def orientation_of(directory: Directory) -> int | None:
+    """Return the orientation (1 to 8) that a directory says."""
+    (value, *_) = (*directory.numbers(ORIENTATION), 0)
+    return value if 1 <= value <= 8 else None

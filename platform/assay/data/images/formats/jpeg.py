@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
-from assay.data.images.formats.directory import File, read_at, read_chain, read_orientation
+from assay.data.images.formats.directory import File, join_orientation, read_at, read_chain
 from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
 from assay.data.images.formats.scans import MOST_MARKERS, Frame, check_whole
 
@@ -55,7 +55,7 @@ def parse(file: File, page: int | None) -> Header:
         )
         frame = _read_frame(file)
     _check_frame(frame)
-    return Header(frame.height, frame.width, frame.orientation, partial(_decode, file, frame))
+    return Header(frame.height, frame.width, frame.orientation or 1, partial(_decode, file, frame))
 
 
 def decode_part(content: bytes, size: tuple[int, int], colours: str | None) -> np.ndarray:
@@ -127,8 +127,8 @@ def _read_jfif(frame: Frame, kind: int, content: bytes, at: int) -> None:
 
 
 def _read_exif(frame: Frame, kind: int, content: bytes, at: int) -> None:
-    if content.startswith(b"Exif\0\0") and frame.orientation == 1:
-        frame.orientation = read_orientation(content)
+    if content.startswith(b"Exif\0\0"):
+        frame.orientation = join_orientation(frame.orientation, content)
 
 
 def _read_adobe(frame: Frame, kind: int, content: bytes, at: int) -> None:

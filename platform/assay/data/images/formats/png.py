@@ -71,7 +71,7 @@ def parse(file: File, page: int | None) -> Header:
     frames = max(int.from_bytes(chunks.named.get(b"acTL", b"")[:4], "big"), 1)
     page = choose_page(page, frames, "frames of an animation")
     decode = partial(_decode_frame, file, page) if page else partial(_decode, file, chunks)
-    orientation = read_orientation(chunks.named.get(b"eXIf", b""))
+    orientation = read_orientation(chunks.named.get(b"eXIf", b"")) or 1
     return Header(chunks.height, chunks.width, orientation, decode)
 
 
@@ -88,7 +88,9 @@ def _read_chunks(file: File) -> Chunks:
             raise FormatError("its first chunk is not IHDR")
         if at + 12 + length > size:
             break
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"eXIf") and kind not in chunks.named:
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"eXIf"):
+            if kind in chunks.named:
+                raise FormatError(f"its chunk {kind.decode()} stands twice")
             chunks.named[kind] = _read_chunk(file, kind, length)
             if kind == b"IHDR":
                 _read_sizes(chunks)

@@ -50,7 +50,8 @@ class Frame:
     adobe: int | None = None
     """Adobe's colour transform."""
     is_jfif: bool = False
-    orientation: int = 1
+    orientation: int | None = None
+    """By EXIF, 1 to 8."""
     pictures: tuple[int, ...] = ()
     """Where further pictures begin that are no previews."""
     scan: int = 0

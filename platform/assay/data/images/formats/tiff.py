@@ -34,7 +34,7 @@ def parse(file: File, page: int | None) -> Header:
     directory = find_page(file, page)
     segments = Segments(directory)
     decode = partial(_decode, file, segments)
-    return Header(segments.height, segments.width, orientation_of(directory), decode)
+    return Header(segments.height, segments.width, orientation_of(directory) or 1, decode)
 
 
 def find_page(file: File, page: int | None) -> Directory:

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from PIL.WebPImagePlugin import WebPImageFile
 
-from assay.data.images.formats.directory import File, read_at, read_orientation
+from assay.data.images.formats.directory import File, join_orientation, read_at
 from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
 
 MAGIC = (b"RIFF",)
@@ -32,7 +32,7 @@ class Chunks:
     height: int = 0
     has_alpha: bool = False
     frames: int = 0
-    orientation: int = 1
+    orientation: int | None = None
     has_image: bool = False
 
 
@@ -45,7 +45,7 @@ def parse(file: File, page: int | None) -> Header:
     chunks = _read_chunks(file)
     page = choose_page(page, max(chunks.frames, 1), "frames of an animation")
     decode = partial(_decode_frame, file, page) if chunks.frames else partial(_decode, file, chunks)
-    return Header(chunks.height, chunks.width, chunks.orientation, decode)
+    return Header(chunks.height, chunks.width, chunks.orientation or 1, decode)
 
 
 def decode_still(content: bytes, size: tuple[int, int], num: int) -> np.ndarray:
@@ -88,7 +88,8 @@ def _read_chunks(file: File) -> Chunks:
         elif kind == b"ANMF":
             chunks.frames += 1
         elif kind == b"EXIF" and size <= MOST_EXIF_BYTES:
-            chunks.orientation = read_orientation(read_at(file, at, size) if size else b"")
+            exif = read_at(file, at, size) if size else b""
+            chunks.orientation = join_orientation(chunks.orientation, exif)
     if not chunks.width or not chunks.height:
         raise FormatError("its header is damaged: it says no size")
     return chunks
