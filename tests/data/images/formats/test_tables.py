@@ -198,6 +198,22 @@ def test_a_jpeg_whose_data_end_early_is_refused_whatever_its_end(mode, progressi
                 read(cut)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_whose_data_go_on_after_its_height_is_refused(mode, progressive):
+    noise = np.random.default_rng(0).integers(0, 255, (96, 72, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    content = saved(image, "JPEG", quality=95, progressive=progressive)
+    at = content.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    assert content[at : at + 2] == (96).to_bytes(2, "big")
+    lower = content[:at] + (48).to_bytes(2, "big") + content[at + 2 :]
+    assert np.array(Image.open(io.BytesIO(lower))).shape[:2] == (48, 72)  # read in silence
+    with pytest.raises(ImageError, match="go on for more than"):
+        read(lower)
+    for filled in (content[:-2] + b"\0" * 2000 + content[-2:], content + b"another file" * 200):
+        np.testing.assert_array_equal(read(filled), read(content))
+
+
 def test_jpeg_kinds_that_are_not_read_are_named():
     content = saved(SMOOTH, "JPEG")
     frame = content.index(b"\xff\xc0")

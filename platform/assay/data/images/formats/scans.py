@@ -10,6 +10,7 @@ Source: ITU-T T.81 (JPEG), annexes B and G.
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -26,6 +27,10 @@ MOST_SCANS = 128
 
 MOST_CHECKED = 4096
 """Restart intervals of a scan that are checked one by one; of more only their number is."""
+
+
+MOST_SPARE = 512
+"""Bytes after the last block that are no fault in any case."""
 
 
 PAD = b"\xff\0" * 8
@@ -143,7 +148,7 @@ def check_whole(content: bytes, frame: Frame) -> None:
     A decoder that has all blocks of a part skips what follows; one that lacks some keeps it back.
 
     Raises:
-        FormatError: data are missing.
+        FormatError: data are missing, or go on.
     """
     mode, raw = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}[len(frame.components)]
     image = Image.new(mode, (-(-frame.width // 8), -(-frame.height // 8)))
@@ -157,6 +162,8 @@ def check_whole(content: bytes, frame: Frame) -> None:
     ]
     start = 0
     for end in ends:
+        if end == ends[-1]:
+            start += _refuse_more(decoder, content[start:end])
         piece = content[start:end] + PAD
         start = end
         num, error = decoder.decode(piece)
@@ -167,3 +174,26 @@ def check_whole(content: bytes, frame: Frame) -> None:
         if num < 0 and not error and end == ends[-1]:
             return
         raise FormatError("its data end early" if num >= 0 else "its data are damaged")
+
+
+def _refuse_more(decoder: Any, part: bytes) -> int:
+    """Refuse data that go on after the last block, as those of an image that is higher than its header says; return how many bytes are taken in.
+
+    What some writers fill up with, bytes of one value, may stand there, and as much as a twentieth.
+
+    Raises:
+        FormatError: they do.
+    """
+    most = max(MOST_SPARE, len(part) // 20)
+    tail = part[len(part) - most :]
+    if len(part) <= most or len(set(tail)) < 3:
+        return 0
+    num, error = decoder.decode(part[: len(part) - most])
+    has_all = num < 0 and not error
+    if num == len(part) - most:
+        has_all = decoder.decode(tail[:1])[0] == 1
+    if has_all:
+        raise FormatError(
+            f"its data go on for more than {most} bytes after the last of its blocks, so its header is of another size"
+        )
+    return int(max(num, 0))
