@@ -34,8 +34,8 @@ IMAGES = f"--image.height-px {SIDE} --image.width-px {SIDE} --image.fit stretch"
 LITE0 = f"--model.network tf_efficientnet_lite0 --domains.batch-norm frozen --algorithm.head-lr 10 {IMAGES} --train.batch-size 16"
 SMALL = "--model.network test_resnet --model.weights none --image.height-px 32 --image.width-px 32 --optim.lr 1e-3 --transform.hflip 0"
 SETS = {
-    "pacs": ("pacs_subset", f"{LITE0} --train.epochs 20", "erm|dann|coral"),
-    "office": ("office_caltech", f"{LITE0} --train.epochs 8", "erm|dann|coral"),
+    "pacs": ("pacs_subset", f"{LITE0} --train.epochs 20", "erm|dann"),
+    "office": ("office_caltech", f"{LITE0} --train.epochs 8", "erm|dann"),
     "digits": ("digits", f"{SMALL} --train.epochs 20", "erm|irm|dann"),
 }
 """Folder, settings and algorithms of each set."""

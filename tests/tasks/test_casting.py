@@ -104,9 +104,9 @@ def test_a_recipe_is_the_sources_in_every_parameter(name: str) -> None:
 
 
 def test_beside_a_clean_split_stands_the_published_one_and_beside_luna_two_others() -> None:
-    assert TASK.baselines(TASK.presets()["demo"]).keys() == {"mobilenet", "vit"}
+    assert TASK.baselines(TASK.presets()["demo"]).keys() == {"resnet", "efficientnet"}
     demo, _, _ = parse(TASK, ["--preset", "demo", "--castings.leak"])
-    assert TASK.baselines(demo).keys() == {"published", "mobilenet", "vit"}
+    assert TASK.baselines(demo).keys() == {"published", "resnet", "efficientnet"}
     for name, other in TASK.baselines(demo).items():
         changed = {f.name for f in fields(demo) if getattr(demo, f.name) != getattr(other, f.name)}
         assert changed == ({"split"} if name == "published" else {"model"})
