@@ -20,8 +20,8 @@ from assay.cli.task import main
 from assay.errors import ConfigError, ResourceError, RunError
 from assay.experiment.identity import identity
 from assay.experiment.options import parse
+from assay.experiment.places import storage_of
 from assay.experiment.resources import Resources, worker_resources
-from assay.experiment.run import storage_of
 from assay.runs.folder import Run
 from assay.runs.record import SCHEMA
 from assay.train.source import TaskSource, load_task

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from assay.data.manifest import DataConfig, Manifest
-from assay.experiment import run as experiment_run
+from assay.experiment import earlier
+from assay.experiment.earlier import find
 from assay.experiment.identity import PACKAGE, code_of, content, identity, recipe
-from assay.experiment.run import find
 from assay.metrics.decide import DecideConfig
 from assay.nn.optim import OptimConfig
 from assay.runs.folder import Run
@@ -210,7 +210,7 @@ MANIFEST = manifest_of()
 @pytest.fixture(autouse=True)
 def say_again() -> None:
     """What is said once is said once in each test."""
-    experiment_run._say_what_changed.cache_clear()
+    earlier._say_what_changed.cache_clear()
 
 
 def older_run(

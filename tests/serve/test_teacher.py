@@ -9,8 +9,9 @@ import pytest
 from assay.bundle.bundle import Bundle
 from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
+from assay.experiment.earlier import find
 from assay.experiment.options import parse
-from assay.experiment.run import complete, find, prepare, read_data
+from assay.experiment.run import complete, prepare, read_data
 from assay.runs.folder import Run
 from assay.runs.results import read_predictions
 from assay.train.source import TaskSource, load_task

@@ -11,9 +11,11 @@ import torch
 from assay.config import Settings
 from assay.data.dataset import Dataset
 from assay.errors import ConfigError
+from assay.experiment.earlier import find
 from assay.experiment.identity import identity
 from assay.experiment.options import parse
-from assay.experiment.run import StoredImages, absolute, complete, find, prepare, read_data
+from assay.experiment.places import absolute
+from assay.experiment.run import StoredImages, complete, prepare, read_data
 from assay.runs.folder import Run
 from assay.runs.results import read_predictions
 from assay.train.distill import SavedRun, divergence, open_teacher

@@ -23,8 +23,9 @@ from assay.data.inputs.normalise import EPS
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError
+from assay.experiment.earlier import find
 from assay.experiment.options import parse
-from assay.experiment.run import complete, find, prepare, read_data
+from assay.experiment.run import complete, prepare, read_data
 from assay.metrics.decide import Decision
 from assay.nn.selection import selection_entropy
 from assay.nn.topk import draw_noise, perturbed_topk

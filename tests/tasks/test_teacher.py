@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from assay.errors import ConfigError
+from assay.experiment.earlier import find
 from assay.experiment.options import parse
-from assay.experiment.run import StoredImages, absolute, complete, find, prepare, read_data
+from assay.experiment.places import absolute
+from assay.experiment.run import StoredImages, complete, prepare, read_data
 from assay.nn.backbone import BackboneConfig, create_backbone
 from assay.nn.mask_net import MaskNetConfig, create_mask_net
 from assay.nn.networks import NetworkConfig

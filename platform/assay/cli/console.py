@@ -245,7 +245,7 @@ def make_masks(words: Sequence[str]) -> None:
     """
     from assay.data.masks import account
     from assay.experiment.options import parse  # torch comes with these, and takes seconds
-    from assay.experiment.run import absolute, storage_of
+    from assay.experiment.places import absolute, storage_of
     from assay.train.source import TaskSource, load_task
 
     has_path = bool(words) and words[0].endswith(".py")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from assay.config import to_dict
 from assay.errors import RunError, one_sentence
+from assay.experiment.earlier import find
 from assay.experiment.judge import is_decided, judge, write_comparison
 from assay.experiment.options import parse
+from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
-from assay.experiment.run import absolute, complete, find, is_whole, prepare, read_data, storage_of
+from assay.experiment.run import complete, is_whole, prepare, read_data
 from assay.experiment.workers import cluster
 from assay.files import write_json
 from assay.report.page import write_report

@@ -11,37 +11,33 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from assay.bundle.bundle import Bundle
-from assay.config import Settings, to_dict
+from assay.config import to_dict
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.images.white import choose as choose_white
 from assay.data.manifest import Manifest
 from assay.data.masks import account
 from assay.data.near.copies import Leak, NearDuplicate, NearPair, leaks, near_duplicates
-from assay.data.objects import local
 from assay.data.split import Split, draw_split
-from assay.errors import AssayError, ConfigError, RunError
+from assay.errors import AssayError, RunError
 from assay.experiment.copies import copies_among
 from assay.experiment.export import ship
 from assay.experiment.fill import UnreadableImage, fill
-from assay.experiment.identity import code_of, content, identity, recipe, stamp
+from assay.experiment.identity import code_of, content, recipe, stamp
 from assay.experiment.judge import judge
 from assay.experiment.resources import Resources, make_room_for_data, pick_device
 from assay.experiment.workers import train
 from assay.files import write_json, write_parquet, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
-from assay.runs.mirror import needs_record
-from assay.runs.names import attempts, is_run_name
-from assay.runs.record import STAGES, Launch, Quarantined, Stage, read_record
-from assay.runs.remote import address_of, catch_up, open_storage, pull, push
+from assay.runs.record import Launch, Quarantined, Stage
+from assay.runs.remote import address_of, pull, push
 from assay.runs.results import Result, read_predictions, read_result, read_split
 from assay.runs.watch import watch
 from assay.storage import join
@@ -275,114 +271,6 @@ def _illustrate(prepared: RunPlan, run: Run, result: Result) -> None:
         prepared.near,
         picture,
     )
-
-
-def find(
-    source: TaskSource,
-    config: TaskConfig,
-    manifest: Manifest,
-    storage: Path,
-    again: bool = False,
-    reuse: bool = False,
-    stage: Stage = "bundle",
-) -> Run:
-    """Find the run of these settings, images and code: the newest attempt, or the next one if `again`.
-
-    A run that differs in code alone and was finished as far as `stage` is taken as it is with
-    `reuse`; without, a sentence says that it is there and which files have changed since.
-    """
-    name = f"{source.name}-{identity(source, config, manifest)}"
-    tried = attempts(storage, name)
-    if not tried:
-        older = _of_other_code(source, config, manifest, storage, stage)
-        if older is not None and not again:
-            if reuse:
-                catch_up(older.folder)
-                return older
-            _say_what_changed(older.folder.name, tuple(_changed_files(older, source)))
-        return Run(storage / name)
-    if again:
-        return Run(storage / f"{name}-{max(tried) + 1}")
-    catch_up(tried[max(tried)])
-    return Run(tried[max(tried)])
-
-
-def _of_other_code(
-    source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, stage: Stage
-) -> Run | None:
-    """Find the newest run of the same settings and images that was finished as far as `stage`."""
-    wanted, enough = content(config, manifest), STAGES[STAGES.index(stage) :]
-    ended: dict[Path, float] = {}
-    for path in storage.glob(f"{source.name}-*/run.json"):
-        if not is_run_name(path.parent.name, source.name):
-            continue
-        with suppress(RunError):  # a damaged record is of no run to be taken
-            record = read_record(path.parent)
-            is_finished = record.state == "finished" and record.stage in enough
-            if is_finished and record.content == wanted:
-                times = (launch.time or 0.0 for launch in record.launches)
-                ended[path.parent] = max(times, default=0.0)
-    return Run(max(ended, key=ended.__getitem__)) if ended else None
-
-
-def _changed_files(run: Run, source: TaskSource) -> list[str]:
-    before, now = run.record.code or {}, code_of(source)
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-
-
-@lru_cache(maxsize=1024)
-def _say_what_changed(name: str, files: tuple[str, ...]) -> None:
-    """Say once why a run is not taken."""
-    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
-    print(
-        f"{name} has these settings and images, but {', '.join(files[:5])}{more} changed since it was trained, so it is trained anew; --reuse takes it as it is.",
-        file=sys.stderr,
-    )
-
-
-def storage_of(resources: Resources) -> Path:
-    """Return the absolute folder of the runs; of those on object storage the one that mirrors them, with their records.
-
-    Raises:
-        ConfigError: it is relative and this is an uploaded copy of the working directory, which
-            Ray deletes after the job.
-        RunError: object storage cannot be used.
-    """
-    uploaded = "runtime_resources" in Path.cwd().parts
-    if not resources.storage:
-        return Path.home() / "assay" / "runs" if uploaded else Path.cwd() / "runs"
-    folder = open_storage(resources.storage, needs=needs_record)
-    if uploaded and not folder.is_absolute():
-        raise ConfigError(
-            f"--storage {resources.storage} is relative, and this job runs in a temporary copy of your folder; give an absolute path that outlives the job."
-        )
-    return folder.absolute()
-
-
-def absolute(config: TaskConfig) -> TaskConfig:
-    """Make every path of the settings absolute, since workers have other working directories.
-
-    What is on object storage is copied to this machine.
-
-    Raises:
-        ManifestError: it cannot be had.
-    """
-    changed: dict[str, Any] = {}
-    for name, section in vars(config).items():
-        if isinstance(section, Settings):
-            paths: dict[str, Any] = {
-                k: local(v) for k, v in vars(section).items() if isinstance(v, Path)
-            }
-            if name in ("model", "teacher"):
-                paths |= {k: _placed(v) for k, v in vars(section).items() if k.endswith("weights")}
-            changed[name] = replace(section, **paths)
-    return replace(config, **changed)
-
-
-def _placed(weights: str) -> str:
-    """Make absolute what names a file or a run; words and URIs stay."""
-    is_path = weights not in ("none", "hub") and Path(weights).exists()
-    return str(Path(weights).absolute()) if is_path else weights
 
 
 def _without(manifest: Manifest, bad: Sequence[UnreadableImage]) -> Manifest:

@@ -19,8 +19,9 @@ from annotated_types import Interval
 from assay.bundle.latency import measure_latency
 from assay.config import fingerprint
 from assay.errors import ConfigError
+from assay.experiment.earlier import find
+from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
-from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page

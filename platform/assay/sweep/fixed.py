@@ -7,8 +7,9 @@ from pathlib import Path
 
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError, RunError
+from assay.experiment.places import storage_of
 from assay.experiment.resources import Resources
-from assay.experiment.run import read_data, storage_of
+from assay.experiment.run import read_data
 from assay.experiment.workers import cluster
 from assay.runs.folder import Run
 from assay.runs.record import STAGES, Stage

@@ -22,8 +22,9 @@ from annotated_types import Interval
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
 from assay.data.split_config import RULES
+from assay.experiment.earlier import find
+from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
-from assay.experiment.run import absolute, find, storage_of
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page

@@ -25,19 +25,12 @@ from optuna.trial import FrozenTrial
 
 from assay.config import fingerprint, from_dict
 from assay.errors import ConfigError, RunError
+from assay.experiment.earlier import find
 from assay.experiment.identity import identity
 from assay.experiment.judge import judge, write_comparison
+from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
-from assay.experiment.run import (
-    StoredImages,
-    absolute,
-    complete,
-    find,
-    is_whole,
-    prepare,
-    read_data,
-    storage_of,
-)
+from assay.experiment.run import StoredImages, complete, is_whole, prepare, read_data
 from assay.experiment.workers import cluster
 from assay.files import write_json
 from assay.report.page import fill_page, write_page, write_report
