@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from assay.metrics.estimate import Estimate, effective_number, interval, interval_by
+from assay.metrics.estimate import Estimate, interval, interval_by
+from assay.metrics.jackknife import effective_number
 from assay.metrics.scores.classes import margins_of, row_nll, softmax
 from assay.metrics.summary import Bin, RiskCoverage
 from assay.shapes import Bool, Float, Int, Shaped

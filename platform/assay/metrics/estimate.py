@@ -28,6 +28,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.errors import PredictionsError
+from assay.metrics.jackknife import (
+    Statistic,
+    alike_variance,
+    effective_number,
+    free_share,
+    jackknife,
+    row_shares,
+    slopes,
+)
 from assay.shapes import Bool, Float, Int, Shaped
 
 FEWEST = 4.0
@@ -36,14 +45,6 @@ FEWEST = 4.0
 
 _MOST_RANKED = 400
 """Groups above which `interval_by` leaves out several at a time."""
-
-
-_CAUTION = 0.5
-"""Standard errors by which rows of a group are taken to be more alike than they look."""
-
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""Sums over rows (draws d) to one number per draw (draws)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,18 +143,18 @@ def interval_of(
             outside its range.
     """
     codes = np.unique(group, return_inverse=True)[1]
-    counts = _counts(mass)
-    value, variance, effective = _jackknife(parts, codes, statistic, counts)
+    counts = row_shares(mass)
+    value, variance, effective = jackknife(parts, codes, statistic, counts)
     if not (np.isfinite(parts).all() and lowest - 1e-9 <= value <= highest + 1e-9):
         raise PredictionsError(
             f"A statistic of {len(parts)} rows is {value}, allowed are {lowest:g} to {highest:g}; "
             "look for rows that are not finite, or that bear no weight at all."
         )
-    num_groups, free = int(codes.max()) + 1, _free_share(mass, codes)
+    num_groups, free = int(codes.max()) + 1, free_share(mass, codes)
     spreads = [(variance, effective * free)]
     if lowest >= 0 and num_groups > 1 and counts.any():
-        influence = parts @ _slopes(statistic, parts.sum(axis=0))
-        spreads.append((_alike_variance(influence, counts, codes), num_groups * free))
+        influence = parts @ slopes(statistic, parts.sum(axis=0))
+        spreads.append((alike_variance(influence, counts, codes), num_groups * free))
     return _estimate(value, spreads, lowest, highest, len(parts), num_groups, effective)
 
 
@@ -205,7 +206,7 @@ def difference(
 
     (values, weights), (others, other_weights) = first, second
     parts = np.stack([values * weights, weights, others * other_weights, other_weights], axis=1)
-    mass = _counts(parts[:, 1::2])
+    mass = row_shares(parts[:, 1::2])
 
     def less(sums: Float[np.ndarray, "draws 4"]) -> Float[np.ndarray, " draws"]:
         return _ratio(sums[:, :2]) - _ratio(sums[:, 2:])
@@ -213,118 +214,16 @@ def difference(
     estimate = interval_of(parts, group, less, mass=mass[:, None], lowest=-1.0)
     if estimate.num_groups == 1:
         return estimate, 1.0
-    _, variance, effective = _jackknife(parts, np.unique(group, return_inverse=True)[1], less, mass)
+    _, variance, effective = jackknife(parts, np.unique(group, return_inverse=True)[1], less, mass)
     share = (estimate.value + 1) / 2
     score = abs(share - 0.5) * 2 * math.sqrt(_independent(share, variance / 4, effective))
     return estimate, float(2 * stdtr(max(1.0, effective - 1), -score))
-
-
-def effective_number(weights: Float[np.ndarray, " groups"]) -> float:
-    """Return how many groups of equal weight would say as much; their number where none has weight.
-
-    Source: Kish, Survey Sampling, 1965, section 11.7.
-    """
-    squares = float((weights**2).sum())
-    return float(weights.sum() ** 2 / squares) if squares else float(len(weights))
-
-
-def _counts(mass: Float[np.ndarray, "num k"]) -> Float[np.ndarray, " num"]:
-    """Return the share that each row has of a statistic whose denominators count the same."""
-    total = mass.sum(axis=0)
-    present = total > 0
-    counts: np.ndarray = (mass[:, present] / total[present]).sum(axis=1) / max(1, present.sum())
-    return counts
-
-
-def _free_share(mass: Float[np.ndarray, "num k"], codes: Int[np.ndarray, " num"]) -> float:
-    """Return the share of the groups' spread that the means of a statistic leave, averaged over its denominators.
-
-    A mean takes as much as the squares of its groups' shares sum to: of n equal ones 1/n, of two that
-    are all that a class has, half.
-    """
-    sums = np.stack([np.bincount(codes, weights=column) for column in mass.T], axis=1)
-    sums = sums[:, sums.sum(axis=0) > 0]
-    squares = float(((sums / sums.sum(axis=0)) ** 2).sum())
-    return 1 - squares / max(1, sums.shape[1])
 
 
 def _ratio(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
     with np.errstate(invalid="ignore", divide="ignore"):
         quotient: np.ndarray = sums[:, 0] / sums[:, 1]
     return quotient
-
-
-def _jackknife(
-    parts: Float[np.ndarray, "num d"],
-    codes: Int[np.ndarray, " num"],
-    statistic: Statistic,
-    mass: Float[np.ndarray, " num"],
-) -> tuple[float, float, float]:
-    """Return a statistic, its variance over groups, and the effective number of these."""
-    sums = np.stack([np.bincount(codes, weights=column) for column in parts.T], axis=1)
-    total = sums.sum(axis=0)
-    value = float(statistic(total[None])[0])
-    effective = effective_number(np.bincount(codes, weights=mass))
-    if len(sums) == 1:
-        return value, 0.0, effective
-    rest = total - sums
-    rest[np.abs(rest) <= 1e-12 * np.abs(total)] = 0.0
-    # what is undefined without a group rests on that group alone, and `effective` says so
-    left = statistic(rest)
-    left = np.where(np.isfinite(left), left, value)
-    variance = float(((left - value) ** 2).sum()) * (len(sums) - 1) / len(sums)
-    return value, variance, effective
-
-
-def _slopes(statistic: Statistic, sums: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-    """Differentiate a statistic by each of its sums (central differences)."""
-    steps = np.diag(1e-5 * np.abs(sums))
-    rise = statistic(sums + steps) - statistic(sums - steps)
-    span = 2 * steps.diagonal()
-    slopes: np.ndarray = np.divide(rise, span, out=np.zeros_like(span), where=span > 0)
-    return slopes
-
-
-def _alike_variance(
-    influence: Float[np.ndarray, " num"],
-    mass: Float[np.ndarray, " num"],
-    codes: Int[np.ndarray, " num"],
-) -> float:
-    """Return the variance of a sum of influences if rows are equally alike in all groups.
-
-    The correlation within groups is one less the variance within them by the whole variance, per
-    mass (one-way analysis of variance); a jackknife over groups gives its standard error.
-    """
-
-    def by_group(numbers: np.ndarray) -> Float[np.ndarray, " groups"]:
-        return np.bincount(codes, weights=numbers)
-
-    weight, squares = by_group(mass), by_group(mass**2)
-    each = np.divide(influence, mass, out=np.zeros_like(influence), where=mass > 0)
-    mean = np.divide(by_group(influence), weight, out=np.zeros_like(weight), where=weight > 0)
-    # of each group: squares within it, all squares, masses that are free within it, all mass
-    terms = np.stack([by_group(mass * (each - mean[codes]) ** 2), by_group(mass * each**2)], axis=1)
-    free = weight - np.divide(squares, weight, out=np.zeros_like(weight), where=weight > 0)
-    terms = np.concatenate([terms, np.stack([free, weight], axis=1)], axis=1)
-    sums = terms.sum(axis=0)
-    independent = float((influence**2).sum())
-    if sums[1] <= 0 or sums[2] <= 1e-9:
-        return independent
-    left = _correlation(sums - terms)
-    error = math.sqrt(len(terms) - 1) * float(left.std())
-    alike = min(1.0, float(_correlation(sums[None])[0]) + _CAUTION * error)
-    ratio = float((weight**2).sum() / squares.sum())
-    return independent * max(0.0, 1 + alike * (ratio - 1))
-
-
-def _correlation(sums: Float[np.ndarray, "draws 4"]) -> Float[np.ndarray, " draws"]:
-    """Return 1 - variance within / whole variance, from -1 to 1; 1 where it is undefined."""
-    within, total, free, weight = sums.T
-    defined = (free > 1e-9) & (total > 1e-15)
-    part = within * weight
-    share = np.divide(part, free * total, out=np.zeros_like(part), where=defined)
-    correlation: np.ndarray = (1 - share).clip(-1, 1)
-    return correlation
 
 
 def _estimate(
