@@ -226,6 +226,7 @@ FOUND: list[tuple[str, dict[str, Any], str]] = [
     ("extrusion", {"algorithm.name": "dann-source"}, ""),
     ("extrusion", {"algorithm.name": "groupdro", "algorithm.eta": 1e6}, ""),
     ("extrusion", {"algorithm.name": "mixup", "algorithm.alpha": 1e-300}, "algorithm.alpha"),
+    ("extrusion", {"train.batch_size": 1_000_000}, ""),
     ("fingerprint", {"model.num_heads": 3}, "model.num-heads"),
     ("fingerprint", {"model.guide_temperature": 1e-300}, "model.guide-temperature"),
     ("fingerprint", {"augment.scale_p": 1.0, "augment.scale_low": 1e-300}, "augment.scale-low"),
@@ -243,3 +244,10 @@ def test_what_was_found_stays_mended(name, changes, says, dataset, tmp_path):
         return
     with pytest.raises(AssayError, match=says):
         train(name, changes, dataset, tmp_path)
+
+
+def test_a_mask_of_logits_that_are_not_finite_is_a_sentence(dataset: Dataset) -> None:
+    task = TASKS["segment"](QUICK["segment"], dataset).eval()
+    torch.nn.init.constant_(next(task.net.parameters()), math.nan)
+    with torch.no_grad(), pytest.raises(AssayError, match=r"not finite.*lower --optim\.lr"):
+        task.levels(0)

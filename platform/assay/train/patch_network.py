@@ -14,7 +14,6 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from assay.config import Share
 from assay.data.dataset import Dataset
 from assay.data.inputs import augment
 from assay.data.inputs.augment import AugmentConfig
