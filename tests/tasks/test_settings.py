@@ -48,8 +48,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "casting": {
         "image": {"height_px": 32, "width_px": 32},
         "model": {"network": "test_efficientnet"},
+        "decide": {"positive": "b"},
     },
-    "extrusion": {"image": {"height_px": 32, "width_px": 32}, "frames": {"time": ""}},
+    "extrusion": {
+        "image": {"height_px": 32, "width_px": 32},
+        "frames": {"time": ""},
+        "decide": {"positive": "b"},
+    },
     "pretrain": {"head": {"num_prototypes": 8, "hidden": 16}},
     "distill": {"image": {"height_px": 32, "width_px": 32}, "views": {"global_px": 32}},
     "anomaly": {
