@@ -276,7 +276,7 @@ class Monitor:
                 f"The logits of val are probabilities (0 or more, {logits.shape[1]} in a row sum to 1), and would go through a softmax twice; "
                 "leave the softmax out of the model, in forward and in predict."
             )
-        constant = len(logits) > 1 and bool(np.all(logits.std(0) < CONSTANT_STD))
+        constant = len(logits) > 1 and bool(np.all(logits.std(0, dtype=np.float64) < CONSTANT_STD))
         self.state.constant = self.state.constant + 1 if constant else 0
         if self.state.constant >= CONSTANT_LOOKS:
             raise RunError(
