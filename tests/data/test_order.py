@@ -199,7 +199,7 @@ def test_balanced_batches_are_full_valid_and_share_out_domains_equally(
     assert len(batches) == -(-len(rows) // batch_size)
     totals = np.zeros(len(sizes), int)
     for batch in batches:
-        assert len(batch) == batch_size
+        assert len(batch) == min(batch_size, len(rows))
         assert set(batch.tolist()) <= set(rows.tolist())
         counts = np.bincount([where[row][0] for row in batch.tolist()], minlength=len(sizes))
         assert counts.max() - counts.min() <= 1

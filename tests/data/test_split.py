@@ -701,7 +701,9 @@ def test_a_class_that_only_held_out_designs_show_is_refused():
 
 def test_an_unknown_domain_or_value_is_refused_beside_those_there_are():
     manifest = manifest_of(parts())
-    assert "the data has: design" in refusal(manifest, SplitConfig(unseen_domain="printer"))
+    for crossing in ("refuse", "drop"):
+        config = SplitConfig(unseen_domain="printer", crossing=crossing)
+        assert "the data has: design" in refusal(manifest, config)
     text = refusal(manifest, SplitConfig(unseen_domain="design", unseen=("Plugg",)))
     assert "'Plugg'" in text
     assert "Clip, King" in text

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from assay.nn.aggregate import TransformerAggregator
+from assay.errors import ConfigError
+from assay.nn.aggregate import AggregatorConfig, TransformerAggregator
 
 
 def aggregator(**options) -> TransformerAggregator:
@@ -63,3 +64,9 @@ def test_every_parameter_gets_a_gradient():
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_heads_share_the_width():
+    assert AggregatorConfig(embed_dim=12, num_heads=3).num_heads == 3
+    with pytest.raises(ConfigError, match=r"model\.num-heads is 3 and model\.embed-dim 16"):
+        AggregatorConfig(embed_dim=16, num_heads=3)

@@ -61,6 +61,17 @@ def test_models_of_fixed_input_take_the_size_of_the_patch():
     create_backbone("resnet18", img_size=48)  # no such option, and none is needed
 
 
+def test_images_of_another_size_than_a_model_takes_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"test_vit does not take images of 33 x 33 px, as patches"
+    ):
+        BackboneConfig(backbone="test_vit").build(33)
+    with pytest.raises(ConfigError, match=r"cuts patches of 64 pixels, and images are 32 x 32"):
+        create_backbone("32x2x64", img_size=32)
+    backbone, _ = BackboneConfig(backbone="test_vit").build(32)
+    assert backbone.training
+
+
 def test_unknown_name_names_the_three_closest():
     with pytest.raises(ConfigError, match=r"'resnett18'; the closest are resnet18, \w+, \w+ \("):
         create_backbone("resnett18")

@@ -77,6 +77,7 @@ def test_torchvision_with_its_last_layer_is_the_features_with_a_head(name):
     with torch.no_grad():
         features = network(images)
         assert (features.dim() == 4) == network.is_mean == SMALL[name][1]
+        assert features[0].numel() == network.num_flat
         logits = head(features.mean((2, 3)) if network.is_mean else features)
         torch.testing.assert_close(logits, whole(images), rtol=1e-5, atol=1e-4)
         maps = network.maps(images)

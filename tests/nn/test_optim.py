@@ -172,6 +172,11 @@ def test_adams_decay_is_part_of_the_gradient():
         assert torch.allclose(net.weight, x, atol=1e-5), step
 
 
+def test_nothing_falls_to_zero_by_equal_shares():
+    with pytest.raises(ConfigError, match=r"exponential and optim\.final-factor 0"):
+        OptimConfig(schedule="exponential", final_factor=0.0)
+
+
 @pytest.mark.parametrize("fields", [{"lr": 0.0}, {"lr": -1.0}, {"warmup": 1.0}, {"warmup": -0.1}])
 def test_values_outside_their_range_are_refused(fields):
     with pytest.raises(ConfigError, match=r"optim\.(lr|warmup) is .*; it must be"):

@@ -16,6 +16,7 @@ from assay.experiment.identity import identity
 from assay.experiment.options import parse
 from assay.experiment.places import absolute
 from assay.experiment.run import StoredImages, complete, prepare, read_data
+from assay.metrics.decide import DecideConfig
 from assay.runs.folder import Run
 from assay.runs.results import read_predictions
 from assay.train.distill import SavedRun, divergence, open_teacher
@@ -249,6 +250,7 @@ def test_a_teachers_place_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_teacher_with_other_classes_is_refused(data: StoredImages, teacher: Path) -> None:
     config, _, _ = parse(TASK, [*SMOKE, "--distill.teacher", str(teacher)])
+    config = replace(config, decide=DecideConfig())
     dataset = replace(Dataset.of(data.manifest, data.pixels), classes=("crack", "sound"))
     words = "answers with defect, sound, the images are of crack, sound; give a run with these"
     with pytest.raises(ConfigError, match=words):

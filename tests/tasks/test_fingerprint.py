@@ -315,6 +315,11 @@ IMPOSSIBLE: list[dict[str, Any]] = [
     {"scorer_weights": "none.safetensors", "trunk": "test_resnet"},
     {"spacing": -1.0},
     {"ips_chunk": 0},
+    {"guide_temperature": 1e-300},
+    {"sigma": 1e-300},
+    {"label_smoothing": 1.0},
+    {"dropout": 1.0},
+    {"num_heads": 3},
     {"mode": "ips", "k": 26, "warmup_k": 26},
 ]
 

@@ -235,7 +235,7 @@ AUGMENTS = choice(
 OPTIMS = choice(
     schedule=["onecycle", "cosine", "exponential", "constant"],
     warmup=[0.0, 0.3],
-    final_factor=[0.0, 0.1],
+    final_factor=[0.001, 0.1],
 )
 PATCHES = choice(
     image_px=64,

@@ -21,7 +21,8 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.transforms import TransformConfig
-from assay.metrics.decide import Decision
+from assay.errors import ConfigError
+from assay.metrics.decide import DecideConfig, Decision
 from assay.train.classification import (
     Classification,
     ClassificationConfig,
@@ -174,6 +175,23 @@ def test_each_class_of_train_pulls_as_much_as_any_other(dataset: Dataset) -> Non
     nn.init.zeros_(task.head.bias)
     task(batch_of(task, TRAIN), 0.0)["loss"].backward()
     np.testing.assert_allclose(task.head.bias.grad.numpy(), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [(), ("red",)])
+def test_there_is_nothing_to_tell_apart_without_two_classes(
+    dataset: Dataset, classes: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=r"The images have (no|1) class.*--data\.label"):
+        task_of(replace(dataset, classes=classes))
+
+
+@pytest.mark.parametrize("decide", [{"positive": "none"}, {"costs": ("none>other=2",)}])
+def test_decisions_on_classes_that_are_not_there_are_refused_before_training(
+    dataset: Dataset, decide: Any
+) -> None:
+    task_of(dataset, decide=DecideConfig(positive=CLASSES[0]))
+    with pytest.raises(ConfigError, match="decide names the class 'none'"):
+        task_of(dataset, decide=DecideConfig(**decide))
 
 
 def test_a_class_that_train_lacks_does_not_lighten_the_others(dataset: Dataset) -> None:

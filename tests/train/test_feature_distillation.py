@@ -120,6 +120,16 @@ def test_weights_of_a_convolutional_teacher_are_taken_whole(
         FeatureDistillation.fetch(missing)
 
 
+def test_frames_and_crops_of_a_size_that_no_network_takes_are_refused(dataset: Dataset) -> None:
+    student = replace(CONFIG, model=StudentConfig(backbone="test_vit"))
+    for changes, option in (
+        ({"views": replace(CONFIG.views, global_px=40)}, r"views\.global-px"),
+        ({"image": ImageConfig(height_px=40, width_px=32)}, r"image\.height-px"),
+    ):
+        with pytest.raises(ConfigError, match=f"test_vit does not take images of.*{option}"):
+            FeatureDistillation(replace(student, **changes), dataset)
+
+
 def test_small_crops_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"views\.num-local is 3"):
         replace(CONFIG, views=replace(CONFIG.views, num_local=3))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 from assay.data.order import uniform_order
 from assay.errors import ConfigError, RunError
@@ -262,6 +263,17 @@ def poison(*indices: int):
         return batch | {"x": batch["x"] * np.float32("nan")} if index in indices else batch
 
     return change
+
+
+def test_batch_normalisation_of_one_image_is_a_sentence(tmp_path, config):
+    class Normalised(TASK):
+        def forward(self, batch, progress, phase="main"):
+            nn.BatchNorm1d(6)(torch.from_numpy(batch["x"]))
+            return super().forward(batch, progress, phase)
+
+    loop = loop_of(tmp_path, config, Normalised)  # 21 rows in fives
+    with pytest.raises(ConfigError, match=r"here that is one.*--train\.batch-size that leaves no"):
+        loop.fit()
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_said(tmp_path, config):

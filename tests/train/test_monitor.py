@@ -76,6 +76,11 @@ def test_what_is_not_finite_is_counted_in_a_row(losses, norms, scaled, stop):
     assert updates_until_stop(monitor_of()[0], losses, norms, scaled=scaled) == stop
 
 
+def test_a_run_of_few_updates_stops_where_none_of_them_was_finite():
+    assert updates_until_stop(monitor_of(total=2)[0], [NAN, NAN]) == 1
+    assert updates_until_stop(monitor_of(total=2)[0], [NAN, 1]) == -1
+
+
 def test_gradients_of_zero_are_counted_in_a_row():
     one_less = [0.0] * (MAX_WITHOUT_GRADIENT - 1)
     assert updates_until_stop(monitor_of()[0], [], [*one_less, 1e-30, *one_less]) == -1
@@ -198,7 +203,8 @@ def test_a_limit_that_nothing_meets_is_refused(wrong):
 
 def look(monitor: Monitor, logits: np.ndarray, truth=(0, 1, 2, 0, 1)) -> None:
     module = nn.Linear(1, 1).eval()
-    monitor.check_look(module, logits.astype(np.float32), np.array(truth)[: len(logits)])
+    columns = {"logits": logits.astype(np.float32), "row": np.arange(len(logits))}
+    monitor.check_look(module, columns, np.array(truth)[: len(logits)])
 
 
 LOGITS = np.random.default_rng(0).normal(size=(5, 3))
@@ -216,7 +222,6 @@ PROBS = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
         (np.log(PROBS), False),
         (PROBS - 0.01, False),
         (LOGITS - LOGITS.mean(1, keepdims=True) + 1 / 3, False),
-        (np.full((5, 3), NAN), False),
         (np.vstack([PROBS[:4], 2 * PROBS[4:]]), False),
     ],
 )
@@ -225,6 +230,15 @@ def test_probabilities_are_told_from_logits(logits, stops):
         with pytest.raises(RunError, match="softmax twice"):
             look(monitor_of()[0], logits)
     else:
+        look(monitor_of()[0], logits)
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF])
+def test_predictions_that_are_not_finite_stop_a_run(wrong):
+    logits = LOGITS * 1e30  # whose squares are beyond float32
+    look(monitor_of()[0], logits)
+    logits[3, 1] = wrong
+    with pytest.raises(RunError, match=r"logits of val are not finite.*lower --optim\.lr"):
         look(monitor_of()[0], logits)
 
 

@@ -291,6 +291,7 @@ def test_a_collapse_is_stopped_and_a_sound_run_is_not(dataset: Dataset) -> None:
         ({"views": ViewConfig(global_px=30, local_px=16)}, "views.global-px is 30.*multiple of 8"),
         ({"views": ViewConfig(global_px=32, local_px=17)}, "views.local-px is 17"),
         ({"model": VitConfig(backbone="resnet50")}, "give a vision transformer"),
+        ({"model": VitConfig(backbone="32x2x0")}, "give a vision transformer"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], says: str) -> None:

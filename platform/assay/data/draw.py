@@ -93,6 +93,19 @@ def give(
     return [rows for position, rows in enumerate(units) if position not in picked]
 
 
+def domain_values(manifest: Manifest, config: SplitConfig) -> list[str]:
+    """Return the value of the held-out domain of each row.
+
+    Raises:
+        SplitError: the data has no such domain.
+    """
+    if config.unseen_domain not in manifest.domains:
+        raise SplitError(
+            f"split.unseen-domain is {config.unseen_domain!r}; the data has: {', '.join(manifest.domains) or 'no domain'}."
+        )
+    return manifest.column(f"domain.{config.unseen_domain}")
+
+
 def _strata(
     manifest: Manifest, units: list[np.ndarray], config: SplitConfig, least: int
 ) -> list[list[np.ndarray]]:
@@ -102,7 +115,7 @@ def _strata(
     is drawn by seed.
     """
     labels, groups = manifest.column("label"), manifest.column("group")
-    domain = manifest.column(f"domain.{config.unseen_domain}") if config.unseen_domain else labels
+    domain = domain_values(manifest, config) if config.unseen_domain else labels
     strata = _by_class(manifest, units)
     pooled: list[np.ndarray] = []
     for key in [k for k, members in strata.items() if len(members) < least]:

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from assay.data.draw import give, random_key
+from assay.data.draw import domain_values, give, random_key
 from assay.data.manifest import Manifest
 from assay.data.spellings import compose
 from assay.data.split_config import SplitConfig
@@ -17,7 +17,7 @@ def hold_out(
     """Put held-out values into test_unseen, and a left-out one into val; count the rows that moved."""
     if not config.unseen_domain:
         return 0
-    values = _values(manifest, config)
+    values = domain_values(manifest, config)
     sets_of: dict[str, set[str | None]] = defaultdict(set)
     for rows in units:
         for i in rows:
@@ -45,7 +45,7 @@ def hold_out(
 
 def leave_out(manifest: Manifest, sets: list[str], config: SplitConfig) -> int:
     """Keep held-out values from train and val, in groups that have others too; count the rows that this drops."""
-    values = _values(manifest, config)
+    values = domain_values(manifest, config)
     sets_of: dict[str, set[str | None]] = defaultdict(set)
     for value, name in zip(values, sets, strict=True):
         sets_of[value].add(name)
@@ -62,7 +62,7 @@ def set_apart(
     manifest: Manifest, units: list[np.ndarray], sets: list[str], config: SplitConfig
 ) -> int:
     """Take a share of test_unseen's units out of it, of each held-out value alike and whatever the labels; count the rows."""
-    values, groups = _values(manifest, config), manifest.column("group")
+    values, groups = domain_values(manifest, config), manifest.column("group")
 
     def position(rows: np.ndarray) -> tuple[str, str]:
         group = min(groups[i] for i in rows)
@@ -78,14 +78,6 @@ def set_apart(
     before = sets.count("test_unseen")
     give(unseen, num, "unlabelled" if config.unlabelled == "train" else "dropped", sets)
     return before - sets.count("test_unseen")
-
-
-def _values(manifest: Manifest, config: SplitConfig) -> list[str]:
-    if config.unseen_domain not in manifest.domains:
-        raise SplitError(
-            f"split.unseen-domain is {config.unseen_domain!r}; the data has: {', '.join(manifest.domains) or 'no domain'}."
-        )
-    return manifest.column(f"domain.{config.unseen_domain}")
 
 
 def _unseen_values(sets_of: dict[str, set[str | None]], config: SplitConfig) -> set[str]:

@@ -61,7 +61,7 @@ def balanced_order(
     WILDS, Koh et al. 2021). So rows of a rare domain or a small group come several times in an epoch, and
     of others not all come. A group comes twice in a batch only where its domain has too few groups.
     Where a batch cannot be shared out equally, or is smaller than the number of domains, the surplus
-    goes from domain to domain.
+    goes from domain to domain. No batch has more rows than there are.
 
     Args:
         rows: row numbers.
@@ -75,6 +75,7 @@ def balanced_order(
     rng = np.random.default_rng([seed, epoch, 0xD03])
     codes = np.unique(domains)
     turns = [_GroupTurns(rows[domains == c], groups[domains == c], rng) for c in codes]
+    batch_size = min(batch_size, max(len(rows), 1))
     share, surplus = divmod(batch_size, len(codes))
     batches = []
     for number in range(-(-len(rows) // batch_size)):

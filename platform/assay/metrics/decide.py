@@ -68,6 +68,19 @@ class DecideConfig(Settings, section="decide"):
                 f"decide.costs is {', '.join(self.costs)}, which names a pair of truth and answer twice; give each pair one cost."
             )
 
+    def refuse_strangers(self, classes: Sequence[str]) -> None:
+        """Refuse to name a class that is none of these.
+
+        Raises:
+            ConfigError: the settings do.
+        """
+        for name in (
+            *(name for text in self.costs for name in _parse_cost(text)[:2]),
+            self.positive,
+        ):
+            if name:
+                _index(name, classes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:

@@ -9,7 +9,11 @@ from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from assay.config import Settings, Share
+from assay.config import Settings
+from assay.errors import ConfigError
+
+Dropout = Annotated[float, Interval(ge=0, lt=1)]
+"""A probability that leaves something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +28,20 @@ class AggregatorConfig(Settings, section="model"):
     """Attention heads."""
     d_inner: Annotated[int, Interval(ge=1, le=65_536)] = 4096
     """Hidden width of the feed-forward layers."""
-    dropout: Share = 0.1
+    dropout: Dropout = 0.1
     """Dropout after attention and feed-forward layers (probability)."""
-    attn_dropout: Share = 0.1
+    attn_dropout: Dropout = 0.1
     """Dropout of attention weights (probability)."""
     positions: bool = False
     """Add a learned position to each of the k patches, in the order of the grid, so that their number and order count."""
+
+    def __post_init__(self) -> None:
+        """Refuse heads that cannot share the width."""
+        super().__post_init__()
+        if self.embed_dim % self.num_heads:
+            raise ConfigError(
+                f"model.num-heads is {self.num_heads} and model.embed-dim {self.embed_dim}; give a number of heads that divides the width."
+            )
 
     def aggregator(self, in_dim: int, num_classes: int, k: int) -> "TransformerAggregator":
         """Build the aggregator of k patches with so many features."""

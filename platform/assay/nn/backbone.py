@@ -18,7 +18,7 @@ from timm.layers.norm_act import (
 from timm.models import group_parameters
 from torch import nn
 
-from assay.config import Settings, Share
+from assay.config import Settings
 from assay.errors import ConfigError
 from assay.nn.plain_vit import create_plain_vit, form_of
 from assay.nn.texture import TextureNet
@@ -87,7 +87,7 @@ class BackboneConfig(Settings, section="model"):
     """Their width; 0: half of the backbone's features."""
     head_norm: Literal["none", "batch", "layer"] = "none"
     """What normalises each hidden layer."""
-    head_dropout: Share = 0.0
+    head_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Dropout after each hidden layer (probability)."""
 
     def idle(self) -> dict[str, str]:
@@ -106,6 +106,7 @@ class BackboneConfig(Settings, section="model"):
             trainable_blocks=None if self.trainable_blocks < 0 else self.trainable_blocks,
             img_size=img_size,
         )
+        try_size(backbone, self.backbone, (img_size, img_size), "patches.patch-px")
         return backbone, feature_width(backbone)
 
 
@@ -143,6 +144,29 @@ def create_backbone(
     if trainable_blocks is not None:
         _freeze(model, name, trainable_blocks)
     return model
+
+
+@torch.no_grad()
+def try_size(model: nn.Module, name: str, size: tuple[int, int], option: str) -> None:
+    """Show a network one image; some take one size alone, and say so only then.
+
+    Args:
+        model: the network.
+        name: what it is called.
+        size: height and width (pixels).
+        option: the setting that asks for them.
+
+    Raises:
+        ConfigError: it does not take them.
+    """
+    model.eval()
+    try:
+        model(torch.zeros(1, 3, *size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} does not take images of {size[0]} x {size[1]} px, as {option} asks ({str(error).splitlines()[0][:120]}); give another size, or another network."
+        ) from None
+    model.train()
 
 
 def feature_width(backbone: nn.Module) -> int:

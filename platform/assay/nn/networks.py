@@ -3,17 +3,18 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.error import URLError
 
 import timm
 import torch
 import torchvision
+from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from assay.config import Settings, Share
+from assay.config import Settings
 from assay.errors import ConfigError
 from assay.fetch import check_sha256, fetch
 from assay.files import describe
@@ -76,6 +77,8 @@ class Network(nn.Module):
     """
 
     num_features: int
+    num_flat: int
+    """What `forward` gives of an image, places and all."""
     is_mean: bool
     """Whether features are the mean of the last maps over their places, so that `forward` gives those."""
 
@@ -89,6 +92,7 @@ class Network(nn.Module):
             and maps.shape[1] == features.shape[1]
             and torch.allclose(maps.mean((2, 3)), features, rtol=1e-3, atol=1e-5)
         )
+        self.num_flat = maps[0].numel() if self.is_mean and maps is not None else self.num_features
         # a channel of maps that is left out everywhere is one feature of their mean
         self.dropout = nn.Dropout2d(dropout) if self.is_mean else nn.Dropout(dropout)
 
@@ -147,7 +151,7 @@ class NetworkConfig(Settings, section="model"):
     """SHA-256 of that file, which is compared before it is read; one of the web must have it."""
     norm: Norm = "batch"
     """Batch normalisation: per worker's batch, replaced by group norm, frozen (what is loaded), or synced over GPUs."""
-    dropout: Share = 0.0
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Dropout of the features before the linear layer (probability)."""
 
     def __post_init__(self) -> None:

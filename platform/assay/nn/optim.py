@@ -37,6 +37,14 @@ class OptimConfig(Settings, section="optim"):
     grad_clip: Annotated[float, Interval(ge=0, le=1_000_000)] = 1.0
     """Largest gradient norm; 0: no clipping."""
 
+    def __post_init__(self) -> None:
+        """Refuse to fall to 0 by equal shares, which is to be there at once."""
+        super().__post_init__()
+        if self.schedule == "exponential" and not self.final_factor:
+            raise ConfigError(
+                "optim.schedule is exponential and optim.final-factor 0, which no share of the rate in each update comes to; give a factor above 0, or take the schedule cosine."
+            )
+
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
         if self.schedule == "constant":

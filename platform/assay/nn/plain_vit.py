@@ -36,6 +36,11 @@ def create_plain_vit(
         raise ConfigError(
             f"There is no vision transformer {width}x{depth}x{patch}; its form is WIDTHxDEPTHxPATCH with a width in {HEAD_WIDTH}s, such as 64x4x8."
         )
+    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if patch > min(sides):
+        raise ConfigError(
+            f"The vision transformer {width}x{depth}x{patch} cuts patches of {patch} pixels, and images are {sides[0]} x {sides[1]}; give larger ones, or smaller patches."
+        )
     return VisionTransformer(
         img_size=img_size,
         patch_size=patch,

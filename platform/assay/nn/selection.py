@@ -43,7 +43,7 @@ class SelectionConfig(Settings, section="model"):
     """Gradient of the selection: score function over hard draws, or perturbed top-k in three forms."""
     num_noise: Annotated[int, Interval(ge=1, le=10_000)] = 4
     """Noise samples per image (score_function: hard draws, each k patches; perturbed top-k: 500)."""
-    sigma: Annotated[float, Interval(gt=0, le=1000)] = 0.1
+    sigma: Annotated[float, Interval(ge=1e-4, le=1000)] = 0.1
     """Standard deviation of the noise on scores in [0, 1], at the end of the warm-up."""
     sigma_final: Annotated[float, Interval(ge=0, le=1000)] = 0.005
     """Standard deviation of the noise at the end of the run; falls by a half cosine."""
@@ -55,7 +55,7 @@ class SelectionConfig(Settings, section="model"):
     """Weight of the loss of each patch's own answer; 0: patches answer only together."""
     guide: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """Weight, in that, of the guide: scores rise where a patch alone answers well; 0: none."""
-    guide_temperature: Annotated[float, Interval(gt=0, le=1000)] = 0.3
+    guide_temperature: Annotated[float, Interval(ge=1e-4, le=1000)] = 0.3
     """Temperature of the guide's softmax over scores (units of the scores)."""
     scorer_lr: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """Learning rate of the scorer as a multiple of optim.lr."""

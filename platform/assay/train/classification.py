@@ -23,6 +23,7 @@ from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.normalise import EPS
 from assay.data.inputs.transforms import TransformConfig, change
 from assay.data.masks import overlay
+from assay.errors import ConfigError
 from assay.metrics.scores.classes import accuracy
 from assay.nn.attribution import activation_maps
 from assay.nn.export import GraphModule, write_graph
@@ -60,6 +61,9 @@ class Classification(Task):
     """Whole images to classes.
 
     A subclass gives `features` and, with their number, calls `add_head` in its `__init__`.
+
+    Raises:
+        ConfigError: there are no two classes, or `decide` names another.
     """
 
     Config: ClassVar[type[TaskConfig]] = ClassificationConfig
@@ -72,6 +76,11 @@ class Classification(Task):
         self, config: TaskConfig, dataset: Dataset, classes: Sequence[str] | None = None
     ) -> None:
         super().__init__(config, dataset, classes)
+        if len(self.classes) < 2:
+            raise ConfigError(
+                f"The images have {len(self.classes) or 'no'} class, and a classification learns to tell several apart; name where labels stand (--data.label), or give images of another class."
+            )
+        config.decide.refuse_strangers(self.classes)  # before training, not when it is judged
         self.graph = None  # not on the class, where it would hide the module that takes its place
 
     def add_head(self, num_features: int) -> None:

@@ -10,7 +10,7 @@ from assay.config import Settings
 from assay.data.dataset import Dataset
 from assay.data.inputs.views import ViewConfig
 from assay.errors import ConfigError
-from assay.nn.backbone import Norm, create_backbone, feature_width, timm_name
+from assay.nn.backbone import Norm, create_backbone, feature_width, timm_name, try_size
 from assay.nn.self_supervised.features import feature_loss
 from assay.nn.weights import find_weights, load_weights
 from assay.train.embedding import Embedding, EmbeddingConfig
@@ -78,6 +78,10 @@ class FeatureDistillation(Embedding):
         )
         self.teacher = create_backbone(teacher, norm="batch", img_size=size)
         load_weights(self.teacher, teacher, config.teacher.weights, TEACHER_OPTION)
+        frame = config.image.height_px, config.image.width_px
+        try_size(self.backbone, model.backbone, (size, size), "views.global-px")
+        try_size(self.backbone, model.backbone, frame, "image.height-px and image.width-px")
+        try_size(self.teacher, teacher, (size, size), "views.global-px")
         self.teacher.requires_grad_(False)
         self.project = nn.Linear(feature_width(self.backbone), feature_width(self.teacher))
 

@@ -284,7 +284,7 @@ class Loop:
         began = time.perf_counter()
         columns = self.val.predict()
         truth = self.task.dataset.truth[columns["row"]]
-        self.monitor.check_look(self.task, columns.get("logits"), truth)
+        self.monitor.check_look(self.task, columns, truth)
         if not self.probed:
             check_repeat(*self.val.probe(), self.config.precision)
             self.probed = True

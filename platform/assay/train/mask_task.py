@@ -23,6 +23,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.inputs import tiles
 from assay.data.inputs.tiles import TileConfig
 from assay.data.masks import overlay
+from assay.errors import RunError
 from assay.metrics import masks
 from assay.metrics.predictions import class_names
 from assay.metrics.scores.masks import component_columns, pixel_columns, validate_masks
@@ -86,6 +87,10 @@ class MaskTask(Task):
         def network(normalised: np.ndarray) -> np.ndarray:
             logits = self.logits(self.to_device(normalised))
             array: np.ndarray = logits.float().cpu().numpy()
+            if not np.isfinite(array).all():  # a level would hide it
+                raise RunError(
+                    "The logits of a mask are not finite, so the weights have grown beyond all numbers; lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
+                )
             return array
 
         return tiles.level_map(self.pixels[row], network, len(self.classes), self.config.tiles)

@@ -5,7 +5,7 @@ with a sentence; what may be meant is a warning, written to run.json. They look 
 loop has anyway: none waits for a device, and all workers see the same and stop together.
 
     at an update    loss not finite, without gradient, or exploding; dead schedule; a task's limits
-    at a look       modules in training mode, constant logits, logits that are probabilities;
+    at a look       modules in training mode, predictions not finite, logits that are constant or probabilities;
                     at a launch's first look also: predictions that are noisy or depend on the batch
     at the end      parameters and loss terms that never had a gradient, one class said to all
 
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from assay.errors import ConfigError, RunError
 from assay.nn.optim import Multiplier, OptimConfig
-from assay.shapes import Float, Int
+from assay.shapes import Int, Shaped
 
 MAX_NONFINITE = 3
 """Updates in a row whose loss or gradient is not finite."""
@@ -203,9 +203,9 @@ class Monitor:
         state = self.state
         finite = math.isfinite(loss) and (math.isfinite(norm) or scaled)
         state.nonfinite = 0 if finite else state.nonfinite + 1
-        if state.nonfinite >= MAX_NONFINITE:
+        if state.nonfinite >= min(MAX_NONFINITE, self.total):
             raise RunError(
-                f"The loss or its gradient was not finite in {MAX_NONFINITE} updates in a row up to step {step}; "
+                f"The loss or its gradient was not finite in {state.nonfinite} updates in a row up to step {step}; "
                 "lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
             )
         state.without_gradient = state.without_gradient + 1 if norm == 0 else 0
@@ -250,27 +250,33 @@ class Monitor:
     def check_look(
         self,
         module: nn.Module,
-        logits: Float[np.ndarray, "num classes"] | None,
+        columns: Mapping[str, Shaped[np.ndarray, "num ..."]],
         truth: Int[np.ndarray, " num"],
     ) -> None:
-        """Check one look at val; `logits` are None where answers are no classes of images.
+        """Check one look at val by its predicted columns; there are no `logits` where answers are no classes of images.
 
         Raises:
-            RunError: a module is in training mode, or the logits are probabilities or constant.
+            RunError: a module is in training mode, a prediction is not finite, or the logits are probabilities or constant.
         """
         training = [name or "the task" for name, m in module.named_modules() if m.training]
         if training:
             raise RunError(
                 f"{_some(training)} judged val in training mode; call no train() in predict, and let eval() through to every module."
             )
-        if logits is None:
+        for name, column in columns.items():
+            if not np.isfinite(column).all():
+                raise RunError(
+                    f"The predicted {name} of val are not finite, so the weights have grown beyond all numbers; lower --optim.lr, or set --optim.grad-clip or --train.precision fp32."
+                )
+        if "logits" not in columns:
             return
+        logits = columns["logits"]
         if logits.min() >= 0 and np.all(np.abs(logits.sum(1) - 1) <= PROBS_TOLERANCE):
             raise RunError(
                 f"The logits of val are probabilities (0 or more, {logits.shape[1]} in a row sum to 1), and would go through a softmax twice; "
                 "leave the softmax out of the model, in forward and in predict."
             )
-        constant = len(logits) > 1 and bool(np.all(logits.std(0) < CONSTANT_STD))
+        constant = len(logits) > 1 and bool(np.all(logits.std(0, dtype=np.float64) < CONSTANT_STD))
         self.state.constant = self.state.constant + 1 if constant else 0
         if self.state.constant >= CONSTANT_LOOKS:
             raise RunError(

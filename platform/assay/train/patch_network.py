@@ -14,7 +14,6 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from assay.config import Share
 from assay.data.dataset import Dataset
 from assay.data.inputs import augment
 from assay.data.inputs.augment import AugmentConfig
@@ -45,7 +44,7 @@ from assay.train.task import Batch, BatchRows, TaskConfig, doubt_constants
 class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, section="model"):
     """What looks where, and what makes an answer of it."""
 
-    label_smoothing: Share = 0.1
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     """Probability mass spread over the other classes."""
     backbone_lr: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """Learning rate of the backbone as a multiple of optim.lr."""

@@ -87,7 +87,7 @@ class Prints(DomainClassification):
     def __init__(self, config: Any, dataset: Dataset, classes: Sequence[str] | None = None) -> None:
         super().__init__(config, dataset, classes)
         self.network = config.model.build(config.image.height_px, config.image.width_px)
-        self.add_head(self.network.num_features)
+        self.add_head(self.network.num_features, self.network.num_flat)
         if config.adapt.methods:
             batch_norms(self)
 

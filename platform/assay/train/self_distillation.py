@@ -34,7 +34,7 @@ from assay.nn.self_supervised.gram import gram_loss
 from assay.nn.self_supervised.head import HeadConfig
 from assay.nn.self_supervised.ibot import draw_masks, ibot_loss
 from assay.nn.self_supervised.koleo import koleo_loss
-from assay.nn.self_supervised.schedules import RatesConfig, TeacherConfig
+from assay.nn.self_supervised.schedules import RatesConfig, TeacherConfig, Temperature
 from assay.nn.self_supervised.teacher import follow
 from assay.nn.self_supervised.vit import VitConfig
 from assay.nn.weights import find_weights
@@ -60,7 +60,7 @@ class DistillationLossConfig(Settings, section="loss"):
     """Weight of how near embeddings are to each other, for each large crop."""
     gram: Weight = 0.0
     """Weight of the Gram anchor: places of an image stay as like each other as they were to the weights at the start."""
-    student_temperature: Annotated[float, Interval(gt=0, le=10)] = 0.1
+    student_temperature: Temperature = 0.1
     """Temperature of what it says."""
     centering: Centering = "centering"
     """What keeps the teacher from giving one prototype to all."""

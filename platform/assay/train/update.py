@@ -1,7 +1,8 @@
 """One update of the weights: from a batch in parts and in phases, alike on every worker."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ class Updater:
                 ahead = upcoming[index]
                 if ahead is not None:
                     self.task.ahead(ahead, progress)
-                with gradients_wait(self.wrapped, not last):
+                with gradients_wait(self.wrapped, not last), _norm_faults():
                     outputs = self.wrapped(part.batch, progress, phase)
             self.monitor.check_graph(outputs, phase)
             with self.stopwatch.part("backward"), gradients_wait(self.wrapped, not last):
@@ -153,6 +154,24 @@ class Updater:
         pairs = zip(self.monitor.limited, sums[2::2], sums[3::2], strict=True)
         limited = {name: value / part for name, value, part in pairs if part}
         return sums[0], limited, sums[1] > 0
+
+
+@contextmanager
+def _norm_faults() -> Iterator[None]:
+    """Say in a sentence that batch normalisation has one value to take statistics over.
+
+    Raises:
+        ConfigError: in the place of what torch raises.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "Batch normalisation takes statistics over the images that are learnt from at a time, and here that is one, of which it has a single value; "
+            "give a --train.batch-size that leaves no worker or part one image alone, also at the end of an epoch, or normalise otherwise (--model.norm group, a head by layer)."
+        ) from None
 
 
 def _scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -431,6 +431,7 @@ def test_cells_are_drawn_by_the_generator_alone():
         {"overview_px": 0},
         {"clahe_clip": -1.0},
         {"clahe_grid": 0},
+        {"clahe_grid": 1024},
     ],
 )
 def test_sizes_that_contradict_each_other_are_refused(values):

@@ -368,6 +368,16 @@ def test_groupdro_climbs_to_the_worst_domain():
     assert set(algorithm.state_dict()) == {"weights"}
 
 
+@pytest.mark.parametrize("eta", [5.0, 1e6])
+def test_groupdro_forgets_no_domain_and_takes_any_step(eta):
+    algorithm = algorithm_of("groupdro", eta=eta)
+    for _ in range(100):
+        algorithm(Batch().seen())
+    assert torch.isfinite(algorithm.weights).all()
+    alone = Batch(domains=(2,) * 12).seen()  # seen for the first time
+    close(algorithm(alone)["loss"], alone.losses.mean())
+
+
 # Gradients
 
 

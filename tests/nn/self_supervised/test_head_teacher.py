@@ -106,3 +106,4 @@ def test_rank_counts_the_directions_that_rows_differ_in() -> None:
     assert 1 <= spread_rank(line).item() < 1.3
     assert spread_rank(corners[:3]).item() == 4  # too few to say anything
     assert torch.isfinite(spread_rank(torch.ones(5, 4)))
+    assert torch.isnan(spread_rank(torch.full((5, 4), torch.nan)))

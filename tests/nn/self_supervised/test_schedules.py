@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from assay.errors import ConfigError
 from assay.nn.self_supervised.schedules import RatesConfig, TeacherConfig, cosine
 
 
@@ -17,6 +18,12 @@ def test_the_momentum_goes_to_1_by_half_a_cosine() -> None:
     values = [config.momentum_at(step / total) for step in range(total)]
     assert values == pytest.approx(official(0.992, 1.0, total))
     assert config.momentum_at(1.0) == 1
+
+
+def test_a_teacher_that_never_follows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stays as it begins"):
+        TeacherConfig(momentum=1.0)
+    assert TeacherConfig(momentum=1.0, final_momentum=0.9).momentum_at(1.0) == 0.9
 
 
 def test_the_temperature_rises_in_a_line_and_stays() -> None:

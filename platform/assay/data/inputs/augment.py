@@ -54,9 +54,9 @@ class AugmentConfig(Settings, section="augment"):
     """Largest shift along x and along y, fraction of the canvas side."""
     affine_translate: Share = 0.0
     """Largest second, independent shift (that of a random affine), fraction of the canvas side."""
-    scale_low: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    scale_low: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
     """Smallest zoom about the centre; below 1 the image gets smaller."""
-    scale_high: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    scale_high: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
     """Largest zoom about the centre."""
     scale_p: Share = 0.0
     """Probability of a zoom."""
@@ -80,9 +80,9 @@ class AugmentConfig(Settings, section="augment"):
     """Largest factor on the distance from each pixel's own grey."""
     resample_p: Share = 0.0
     """Probability of resampling: below 1 down and up again, above 1 up and cut at the centre."""
-    resample_low: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    resample_low: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
     """Smallest resampling factor."""
-    resample_high: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    resample_high: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
     """Largest resampling factor."""
     noise_p: Share = 0.0
     """Probability of noise."""

@@ -60,7 +60,7 @@ class AlgorithmConfig(Settings, section="algorithm"):
     """Dropout in the discriminator (probability)."""
     eta: Positive | None = None
     """Step size of groupdro's domain weights."""
-    alpha: Annotated[float, Interval(gt=0, le=1000)] | None = None
+    alpha: Annotated[float, Interval(ge=1e-3, le=1000)] | None = None
     """Shares of mixup and mixstyle are drawn from Beta(alpha, alpha)."""
     decay: Annotated[float, Interval(ge=0, lt=1)] | None = None
     """Decay of fishr's moving average of gradient variances, per update."""

@@ -38,8 +38,10 @@ class GroupDro(Algorithm):
         """Return the weighted risk, having moved the weights."""
         risks, present = mean_risks(batch), torch.unique(batch.domains)
         with torch.no_grad():
-            self.weights[present] *= torch.exp(self.config.value("eta") * risks)
-            self.weights /= self.weights.sum()
+            logs = self.weights.log()  # of which no step is too large for float32
+            logs[present] += self.config.value("eta") * risks
+            # a domain that weighs nothing could never weigh again, nor share a batch that is all its own
+            self.weights.copy_(logs.softmax(0).clamp_min(torch.finfo(logs.dtype).tiny))
         shares = self.weights[present] / self.weights[present].sum()
         return {"loss": shares @ risks, "worst_risk": risks.detach().max()}
 

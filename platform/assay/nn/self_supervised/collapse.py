@@ -30,13 +30,17 @@ def spread_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Return the effective rank of unit embeddings about their mean: how many directions they differ in.
 
     The exponential of the entropy of the singular values' shares (Roy and Vetterli 2007). Of less than
-    MIN_ROWS rows, d.
+    MIN_ROWS rows, d; of embeddings that are not finite, not a number.
     """
     num, width = embeddings.shape
     if num < MIN_ROWS:
         return embeddings.new_tensor(float(width))
     with torch.autocast(embeddings.device.type, enabled=False):
         units = torch.nn.functional.normalize(embeddings.float(), dim=1)
+        if not torch.isfinite(
+            units
+        ).all():  # the monitors have a sentence for it, and svdvals has none
+            return units.new_tensor(math.nan)
         values = torch.linalg.svdvals(units - units.mean(0))
         share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
         return torch.special.entr(share).sum().exp()

@@ -12,9 +12,11 @@ from typing import Annotated
 from annotated_types import Interval
 
 from assay.config import Settings, Share
+from assay.errors import ConfigError
 from assay.nn.optim import Multiplier
 
-Temperature = Annotated[float, Interval(gt=0, le=10)]
+Temperature = Annotated[float, Interval(ge=1e-4, le=10)]
+"""Far below what teaches; float32 still holds a logit that is divided by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,14 @@ class TeacherConfig(Settings, section="teacher"):
     """The same after the warm-up."""
     warmup: Share = 0.3
     """Share of the run in which the temperature goes from one to the other."""
+
+    def __post_init__(self) -> None:
+        """Refuse a teacher that never follows: it is what is embedded and judged."""
+        super().__post_init__()
+        if self.momentum == self.final_momentum == 1:
+            raise ConfigError(
+                "teacher.momentum and teacher.final-momentum are 1, so that the teacher stays as it begins and nothing that is judged learns; give one below 1."
+            )
 
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""

@@ -44,9 +44,10 @@ class VitConfig(Settings, section="model"):
     def patch_px(self) -> int:
         """Side of a patch (pixels)."""
         name = re.search(r"patch(\d+)", timm_name(self.backbone))
-        if self.form is None and name is None:
+        side = self.form[2] if self.form else int(name[1] if name else 0)
+        if not side:
             raise _unknown(self)
-        return self.form[2] if self.form else int(name[1] if name else 0)
+        return side
 
 
 class MaskedVit(nn.Module):
