@@ -93,7 +93,7 @@ class Casting(Transfer):
     @classmethod
     def baselines(cls, config: CastingConfig) -> Mapping[str, CastingConfig]:
         """Give the split as it was published, copies and all, where copies are kept in one set; and beside LUNA on the
-        synthetic castings two small networks of timm, at the rate that val chose for them."""
+        synthetic castings two small networks of timm, at a rate of their own."""
         others = {}
         is_copied = config.data.root is not None or config.castings.leak
         if config.split.near_duplicates == "group" and is_copied:
