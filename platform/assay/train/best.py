@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from assay.errors import DiskError, RunError
+from assay.errors import AssayError, DiskError, RunError
 from assay.files import reading, replacing
 from assay.train.predict import world
 from assay.train.task import Task
@@ -65,14 +65,14 @@ def share_best(task: Task, folder: Path) -> None:
     first one could not push.
 
     Raises:
-        RunError: on all workers, as `load_best`.
+        AssayError: on all workers, what `load_best` raises on the first.
     """
     rank, num = world()
-    fault: list[RunError | None] = [None]
+    fault: list[AssayError | None] = [None]
     if rank == 0:
         try:
             load_best(task, folder)
-        except RunError as error:
+        except AssayError as error:
             fault = [error]
     if num > 1:
         dist.broadcast_object_list(fault)
