@@ -18,7 +18,8 @@ import ray
 
 from assay.cli import console
 from assay.errors import ResourceError
-from assay.experiment.resources import Resources
+from assay.experiment import resources
+from assay.experiment.resources import Resources, cpus_for_data
 from assay.runs.folder import Run
 from assay.runs.results import read_result
 from assay.sweep import comparison, generalize, search
@@ -37,6 +38,7 @@ from pathlib import Path
 def _dying(forward):
     def once(self, *args, **kwargs):
         mark = Path(os.environ["ASSAY_TEST_MARK"])
+        Path(f"{mark}-trained-{os.getpid()}").touch()
         if self.config.train.seed == 7 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -48,7 +50,16 @@ def _dying(forward):
     return once
 
 
+def _telling(prepare):
+    def prepared(cls, *args):
+        Path(f"{os.environ['ASSAY_TEST_MARK']}-prepared-{os.getpid()}").touch()
+        return prepare(*args)
+
+    return classmethod(prepared)
+
+
 Linear.forward = _dying(Linear.forward)
+Linear.prepare = _telling(Linear.prepare)
 """
 
 
@@ -60,7 +71,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def cluster(root: Path) -> Iterator[None]:
     os.environ["ASSAY_TEST_MARK"] = str(root / "died")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -229,8 +240,43 @@ def test_what_does_not_fit_is_refused_with_figures_before_it_hangs() -> None:
         fit_in(Resources(), 1.0, 3)
     with pytest.raises(ResourceError, match=r"3\.1 CPUs.*has 2 .*lower --workers"):
         fit_in(Resources(workers=2), 1.0, 1)
-    with pytest.raises(ResourceError, match=r"0\.5 GPUs and 1 CPUs.*has 0 GPUs and 2 CPUs"):
-        fit_in(Resources(gpus=True), 0.5, 1)
+    with pytest.raises(ResourceError, match=r"Data need 2 GPUs and 2 CPUs.*has 1 GPUs and 2 CPUs"):
+        fit_in(Resources(gpus=True), 2.0, 1)
+    with pytest.raises(ResourceError, match=r"1 GPUs and 4 CPUs.*--parallel 1"):
+        fit_in(Resources(gpus=True), 0.5, 2)  # each is fed on a CPU of its own
+
+
+def test_trials_at_once_leave_each_other_the_cpus_that_feed_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resources, "up", lambda: {"CPU": 64.0})
+    assert cpus_for_data(1.0, workers=2, trials=1) is None
+    assert cpus_for_data(1.0, workers=1, trials=4) == 15.0
+    assert cpus_for_data(2.0, workers=2, trials=4) == 6.0
+    assert cpus_for_data(1.0, workers=1, trials=64) == 1.0  # with less nothing is prepared
+
+
+def processes(root: Path, what: str) -> set[str]:
+    return {path.name.rsplit("-", 1)[1] for path in root.glob(f"died-{what}-*")}
+
+
+def test_a_trial_with_a_gpu_is_fed_by_ray_data_and_learns_the_same(
+    task: Path, parts: Path, tmp_path: Path, root: Path
+) -> None:
+    learnt = []
+    for storage, gpus in (("without", ""), ("with", "--gpus --device cpu")):
+        for mark in root.glob("died-*"):
+            mark.unlink()
+        words = f"--train.epochs 2 --parallel 1 --split.test 0.3 --seeds 1 {gpus}"
+        options = arguments(task, parts, tmp_path / storage, words)
+        options += ["--settings", "optim.lr=1e-3|3e-3"]
+        assert code_of(comparison.main, ComparisonLaunch(), options) == 0
+        trained, prepared = processes(root, "trained"), processes(root, "prepared")
+        assert trained.isdisjoint(prepared) == bool(gpus)
+        looks = (tmp_path / storage).glob("linear-*/predictions.parquet")
+        learnt.append({path.parent.name: pq.read_table(path) for path in looks})
+    assert len(learnt[0]) == 2
+    assert learnt[0] == learnt[1]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from assay.data.images.pyramid import pyramid_bytes
 from assay.data.images.store import SPARE_DISK, Store, decode_into
 from assay.data.manifest import Manifest
 from assay.errors import ImageError, StoreError
-from assay.experiment.stream import _quiet
+from assay.experiment.stream import _set_up
 from assay.progress import progress_bar
 
 IMAGES_PER_BLOCK, BLOCKS_PER_CPU = 32, 8
@@ -112,7 +112,7 @@ def _refuse_full_disk(paths: dict[str, str], folder: Path) -> None:
 
 
 def _fill_with_ray(work: list[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
-    _quiet()
+    _set_up()
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     least = max(BLOCKS_PER_CPU * cpus, math.ceil(len(work) / IMAGES_PER_BLOCK))
     blocks = min(len(work), least)

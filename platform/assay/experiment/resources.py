@@ -94,6 +94,19 @@ def make_room_for_data(resources: Resources) -> None:
         refuse_beyond(FOR_DATA, up(), lower, "Images to be decoded")
 
 
+def cpus_for_data(each: float, workers: int, trials: int) -> float | None:
+    """Return the CPUs that Ray Data may take for one worker, so that trials at once do not take each other's; None: any that are free.
+
+    Args:
+        each: CPUs of a worker.
+        workers: of a trial.
+        trials: at once.
+    """
+    if trials == 1:
+        return None
+    return max(FOR_DATA["CPU"], (up()["CPU"] / trials - workers * each) / workers)
+
+
 def num_workers(resources: Resources, one: dict[str, float]) -> int | tuple[int, int]:
     """Return the number of workers, or the least and the most.
 

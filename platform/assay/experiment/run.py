@@ -135,6 +135,7 @@ def complete(
     callbacks: Sequence[Any] = (),
     tried: int | None = None,
     sweep: str = "",
+    trials: int = 1,
 ) -> None:
     """Train and judge one run, and ship it, as far as `stage`; its state says how far it came.
 
@@ -147,6 +148,7 @@ def complete(
         callbacks: of Ray Train, where there are several workers.
         tried: configurations among which val chose this one.
         sweep: name of the sweep it is a trial of.
+        trials: of that at once.
     """
     data, config = prepared.data, prepared.config
     pull(run.folder)
@@ -159,7 +161,7 @@ def complete(
     try:
         with watch(run.folder, label) if heartbeat is None else nullcontext():
             if not is_judged:
-                train(job, resources, heartbeat, callbacks)
+                train(job, resources, heartbeat, callbacks, trials)
         if is_judged:
             result = read_result(run.folder)
         else:

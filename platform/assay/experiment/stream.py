@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray.data
+from ray.data import ExecutionResources
 
 from assay import errors
 from assay.config import from_dict, to_dict
@@ -24,22 +25,34 @@ REFUSED = "refused"
 """Column of a block that holds an error's class and its sentence in the place of batches."""
 
 
-def _quiet() -> None:
+def _set_up(cpus: float | None = None) -> None:
+    """Make Ray Data silent and keep the order; let a pipeline take so many CPUs, or any that are free."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    if cpus is not None:
+        context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
 
 
-def ray_stream(source: TaskSource, config: TaskConfig, dataset: Dataset) -> Stream:
-    """Return a stream whose batches are prepared by Ray Data tasks on CPUs that training left free."""
+def ray_stream(
+    source: TaskSource, config: TaskConfig, dataset: Dataset, cpus: float | None = None
+) -> Stream:
+    """Return a stream whose batches are prepared by Ray Data tasks on CPUs that training left free.
+
+    Args:
+        source: the task's file.
+        config: its settings.
+        dataset: what it is given of the data.
+        cpus: how many it may take at most; None: any that are free.
+    """
     shared = ray.put((source, to_dict(config), dataset))
 
     def stream(steps: Sequence[Step], train: bool) -> Iterator[Batch]:
         if not steps:
             return
-        _quiet()
+        _set_up(cpus)
         plan = ray.put(list(steps))
         group = max(1, SAMPLES_PER_BLOCK // max(len(step.rows) for step in steps))
 

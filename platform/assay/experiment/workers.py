@@ -16,8 +16,9 @@ import torch
 
 from assay.cluster.session import ray_session
 from assay.errors import AssayError
-from assay.experiment.resources import Resources, num_workers, worker_resources
+from assay.experiment.resources import Resources, cpus_for_data, num_workers, worker_resources
 from assay.runs.remote import drop_ray_storage, pull, ray_storage
+from assay.train.batches import Stream
 from assay.train.loop import TrainState
 from assay.train.notice import Notice, listening
 from assay.train.share import fetch
@@ -37,6 +38,7 @@ def train(
     resources: Resources,
     heartbeat: Callable[[TrainState], None] | None = None,
     callbacks: Sequence[Any] = (),
+    trials: int = 1,
 ) -> None:
     """Train a run and predict the sets to be judged, on the workers asked for.
 
@@ -45,6 +47,7 @@ def train(
         resources: its workers.
         heartbeat: called after each look at val, where the run is trained in this process.
         callbacks: of Ray Train, called with the same where it is not.
+        trials: runs at once that share the cluster's CPUs.
 
     Raises:
         AssayError: what the user can mend, raised on any worker.
@@ -53,13 +56,14 @@ def train(
     if resources.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
         job = _settled(job, resources.tier)
         with listening() as notice:
-            work(job, job.stream(), heartbeat or (lambda position: None), notice)
+            stream = _stream_here(job, resources, trials)
+            work(job, stream, heartbeat or (lambda position: None), notice)
         return
     from ray.train import TrainingFailedError
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     for failures in range(resources.retries + 1):
-        trainer = _trainer(job, resources, callbacks)
+        trainer = _trainer(job, resources, callbacks, trials)
         # our own checkpoints resume, so a lost worker needs no more than another launch;
         # an error that names its remedy would only come again
         try:
@@ -79,7 +83,22 @@ def train(
             )
 
 
-def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any]) -> Any:
+def _stream_here(job: Job, resources: Resources, trials: int) -> Stream:
+    """Return what feeds a run in this process: itself, or Ray Data where a trial's accelerator leaves the cluster's CPUs idle."""
+    if not resources.gpus:
+        return job.stream()
+    import ray
+
+    if not ray.is_initialized():
+        return job.stream()
+    from assay.experiment.stream import ray_stream
+
+    _, config = job.load()
+    cpus = cpus_for_data(resources.cpus_per_worker or 1.0, 1, trials)
+    return ray_stream(job.source, config, job.dataset, cpus)
+
+
+def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any], trials: int) -> Any:
     """Return Ray Train's trainer of one launch, once there is room for its workers."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -91,6 +110,7 @@ def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any]) -> Any:
             "job": job,
             "tier": resources.tier,
             "threads": math.ceil(resources.cpus_per_worker),
+            "cpus_for_data": cpus_for_data(one["CPU"], resources.workers, trials),
         },
         torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
@@ -134,7 +154,7 @@ def _worker(settings: dict[str, Any]) -> None:
     job = _settled(settings["job"], settings["tier"])
     torch.set_num_threads(settings["threads"] or _share_of_node())
     _, config = job.load()
-    stream = ray_stream(job.source, config, job.dataset)
+    stream = ray_stream(job.source, config, job.dataset, settings["cpus_for_data"])
     # Ray tells all workers of a node that drains, and ends them when it is taken away
     notice = Notice(lambda: ray.train.get_preemption_info() is not None)
     work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)), notice)

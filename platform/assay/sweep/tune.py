@@ -113,9 +113,9 @@ def fit_in(resources: Resources, gpus_each: float, parallel: int) -> tuple[dict[
     is_growing, several = grows(resources), resources.workers > 1
     each = resources.cpus_per_worker or 1.0
     worker = {"CPU": each} | ({"GPU": gpus_each} if resources.gpus else {})
-    # a trial of several workers has a driver, and Ray Data that feeds them
+    # a trial of several workers has a driver; Ray Data feeds these, and a GPU
     driver = {DRIVER: 1.0} if DRIVER in up() else {"CPU": DRIVER_CPUS}
-    beside = [driver, FOR_DATA] if several else []
+    beside = [driver] * several + [FOR_DATA] * (several or resources.gpus)
     trial = [worker] * resources.workers + beside
     need, has = total(trial), (maximum() or {} if is_growing else up())
     most = min(int(has.get(name, 0.0) / value + 1e-9) for name, value in need.items())
@@ -124,7 +124,8 @@ def fit_in(resources: Resources, gpus_each: float, parallel: int) -> tuple[dict[
     num = max(parallel, 1)
     if num > most:
         what = f"{num} trial{'s' if num > 1 else ''} at once of {resources.workers} workers of {say(worker)}"
-        what += ", their driver and 1 CPU for Ray Data" if several else ""
+        what += ", their driver" if several else ""
+        what += " and 1 CPU for Ray Data" if FOR_DATA in beside else ""
         lower = f"take --parallel {most} or fewer" if most else LOWER
         refuse_beyond({name: num * value for name, value in need.items()}, has, lower, what)
     if is_growing:  # for one trial; the others begin as nodes come for them
@@ -146,7 +147,7 @@ def run_trials(
     folder = shared.data.storage / "sweeps" / shared.sweep / "tune"
     # how many may wait for nodes at once; where they come from a searcher Tune would let one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)
-    trainable = tune.with_parameters(_run_trial, shared=shared)
+    trainable = tune.with_parameters(_run_trial, shared=shared, parallel=parallel)
     tuner = tune.Tuner(
         tune.with_resources(trainable, reserved),
         tune_config=tune.TuneConfig(
@@ -224,7 +225,7 @@ class _SourceSearcher(Searcher):
         """See `save`."""
 
 
-def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
+def _run_trial(settings: dict[str, Any], shared: SweepContext, parallel: int) -> None:
     """Run one trial, in a process of its own."""
     data, run = shared.data, Run(Path(settings["folder"]))
     config = from_dict(load_task(data.source).Config, settings["config"])
@@ -244,7 +245,7 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext) -> None:
             try:
                 prepared = prepare(data, config, settings["name"])
                 stage, sweep = shared.stage, shared.sweep
-                complete(prepared, run, resources, stage, report, callbacks, sweep=sweep)
+                complete(prepared, run, resources, stage, report, callbacks, None, sweep, parallel)
                 if shared.measure:
                     measured = {**(run.record.measured or {}), **_measure(shared, config, run)}
                     run.note(measured=measured)
