@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import RunError
-from assay.files import write_json
+from assay.files import remove_unfinished, write_json
 from assay.runs.lease import LEASE, holder_of, is_held, us
 from assay.runs.record import RunRecord, State, read_record, write_record
 from assay.runs.remote import writing
@@ -78,6 +78,8 @@ class Run:
             raise RunError(
                 f"{self.folder} is being written by process {holder.pid} on {holder.host}; wait for it, or end that process."
             )
+        if holder != us():
+            remove_unfinished(self.folder)
         write_json(path, vars(us()))
         ended = threading.Event()
 
