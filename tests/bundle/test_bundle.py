@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import nn
 
-from assay.bundle.bundle import PROVIDERS, Bundle, refuse_idle_gpus
+from assay.bundle.bundle import Bundle
 from assay.bundle.card import Card
 from assay.bundle.seal import quantized_share, seal
 from assay.data.images.pyramid import ImagePyramid, pyramid
@@ -487,23 +487,6 @@ def test_views_of_one_part_are_judged_by_their_mean_logits_and_its_set_holds_the
     assert set(verdict.set) == {name for view in views for name in view.set} | {verdict.label}
     assert verdict.rejected == (len(verdict.set) > 1)
     assert vars(opened.together(views[:1])).items() <= vars(views[0]).items()
-
-
-def test_a_provider_that_is_not_there_is_named(sealed):
-    assert Bundle(sealed, provider="cpu", threads=1).card
-    with pytest.raises(BundleError, match=r"cuda.* pip install onnxruntime-gpu"):
-        Bundle(sealed, provider="cuda")
-    with pytest.raises(BundleError, match=r"openvino.* pip install onnxruntime-openvino"):
-        Bundle(sealed, provider="openvino")
-
-
-def test_gpus_are_not_reserved_for_an_onnxruntime_that_uses_none(monkeypatch):
-    refuse_idle_gpus(0.0)
-    with pytest.raises(BundleError, match=r"--app.gpus is 0.5.* pip install onnxruntime-gpu"):
-        refuse_idle_gpus(0.5)
-    present = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: present)
-    refuse_idle_gpus(0.5)
 
 
 def test_images_of_more_bits_are_read_by_the_white_level_of_the_data(tmp_path, images):

@@ -1,5 +1,6 @@
 """What `assay serve` asks of a cluster before it deploys anything."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import ray
 import assay
 from assay.cli import serve
 from assay.cluster import nodes
-from assay.errors import BundleError, ResourceError, ServeError
+from assay.errors import BundleError, ConfigError, ResourceError, ServeError
+from assay.serve import cluster
 from assay.serve.config import ApplicationConfig, ServeConfig
 
 
@@ -74,5 +76,29 @@ def test_gpus_that_nothing_would_use_are_refused_before_anything_starts(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(serve, "_guard_ray", lambda: pytest.fail("nothing is to be started"))
     config = ServeConfig(app=ApplicationConfig(gpus=1.0), token_file=tmp_path / "token")
-    with pytest.raises(BundleError, match=r"--app.gpus is 1 .* nothing would use a GPU"):
+    with pytest.raises(BundleError, match=r"cuda is asked for.* \(--app.gpus 0\)"):
         serve.serve(serve.Serve(config=config), [])
+
+
+def test_a_replica_with_a_gpu_that_it_cannot_use_ends_in_a_sentence(monkeypatch) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["0"])
+    with pytest.raises(BundleError, match="cuda is asked for"):
+        cluster.Replica({}, "parts", 1, "auto")
+    with pytest.raises(ConfigError, match=r"app.gpus is 1 and app.provider cpu"):
+        cluster.Replica({}, "parts", 1, "cpu")
+
+
+def test_the_sentence_that_ended_a_replica_is_told() -> None:
+    traceback = """The deployment failed to start 3 times in a row. Error:
+Traceback (most recent call last):
+    raise BundleError(
+assay.errors.BundleError: The provider cuda is asked for.
+"""
+    failed = SimpleNamespace(
+        message="", deployments={"replica": SimpleNamespace(message=traceback)}
+    )
+    other = SimpleNamespace(message="", deployments={})
+    status = SimpleNamespace(applications={"front": other, "parts": failed})
+    assert cluster._reason(status) == "The provider cuda is asked for."
+    assert cluster._reason(status, "parts") == "The provider cuda is asked for."
+    assert cluster._reason(status, "front") == "the logs of Ray Serve say why."

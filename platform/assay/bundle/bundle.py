@@ -20,6 +20,7 @@ from assay.bundle.answer import Answerer, AnyAnswer
 from assay.bundle.card import check_content, read_card
 from assay.bundle.classify import ImageClassifier, PatchClassifier, Verdict
 from assay.bundle.embed import Embedder
+from assay.bundle.providers import Provider, open_session
 from assay.bundle.segment import Segmenter
 from assay.data.images import decode
 from assay.data.images.entry import SUFFIX, open_entry
@@ -27,17 +28,6 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.errors import BundleError, ImageError, StoreError
 
 Variant: TypeAlias = Literal["fp32", "int8"]
-
-
-Provider: TypeAlias = Literal["auto", "cuda", "openvino", "cpu"]
-
-
-PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
-"""What onnxruntime calls them; auto takes the first that it has."""
 
 
 TOLERANCE = 1e-3
@@ -61,11 +51,12 @@ class Bundle:
         verify: repeat the golden output before returning.
         variant: fp32, or the int8 graphs where the bundle has them.
         threads: that the graphs may use; 0: all CPUs.
-        provider: what runs the graphs; auto: a GPU or OpenVINO where this onnxruntime has it.
+        provider: what runs the graphs; auto: a GPU or OpenVINO where this onnxruntime can load it.
 
     Raises:
         BundleError: whatever is wrong with it: a file is missing or changed, the schema is another
-            one, a graph does not load, or the golden output is not repeated.
+            one, a graph does not load, by the provider that is asked for, or the golden output is
+            not repeated.
     """
 
     def __init__(
@@ -78,9 +69,8 @@ class Bundle:
     ) -> None:
         self.card = card = read_card(folder)
         check_content(folder, card)
-        providers = _providers(provider)
         try:
-            self._start(folder, variant, threads, providers)
+            self._start(folder, variant, threads, provider)
             if verify:
                 golden = card.golden
                 repeated = golden.probs if variant == "fp32" else golden.int8 or {}
@@ -94,7 +84,7 @@ class Bundle:
                 f"{folder} does not open ({why}); export the bundle again."
             ) from error
 
-    def _start(self, folder: Path, variant: str, threads: int, providers: list[str]) -> None:
+    def _start(self, folder: Path, variant: str, threads: int, provider: Provider) -> None:
         pipeline = self.card.pipeline
         if pipeline["kind"] not in KINDS:
             raise BundleError(
@@ -111,9 +101,7 @@ class Bundle:
         # threads that wait for more by spinning take CPUs from other replicas (tests/benchmarks/sessions.md)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.graphs = {
-            name: onnxruntime.InferenceSession(
-                folder / f"{file}.onnx", options, providers=providers
-            )
+            name: open_session(folder / f"{file}.onnx", options, provider)
             for name, file in names.items()
         }
         self._answerer = KINDS[pipeline["kind"]](self.card, self.graphs)
@@ -187,37 +175,3 @@ class Bundle:
         """Answer for one part by the answers for several views of it; nothing where those are no classes."""
         verdict: Verdict | None = self._answerer.together(views)
         return verdict
-
-
-def _providers(provider: Provider) -> list[str]:
-    """List what onnxruntime tries in turn.
-
-    Raises:
-        BundleError: it lacks the one that is asked for.
-    """
-    present = onnxruntime.get_available_providers()
-    if provider != "auto" and PROVIDERS[provider] not in present:
-        raise BundleError(
-            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(present)}; {_remedy(provider)}, or leave the provider to auto."
-        )
-    wanted = PROVIDERS if provider == "auto" else dict.fromkeys((provider, "cpu"))
-    return [PROVIDERS[name] for name in wanted if PROVIDERS[name] in present]
-
-
-def refuse_idle_gpus(gpus: float) -> None:
-    """Refuse to reserve GPUs for an onnxruntime that uses none.
-
-    Raises:
-        BundleError: GPUs are asked for, and this onnxruntime has no provider for CUDA.
-    """
-    if gpus and PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
-        raise BundleError(
-            f"--app.gpus is {gpus:g} and this onnxruntime computes on CPUs alone, so that nothing would use a GPU; {_remedy('cuda')} on each node, or leave --app.gpus 0."
-        )
-
-
-def _remedy(provider: Provider) -> str:
-    """Say how to come by a provider: each build of onnxruntime is a package of the same files."""
-    packages = {"cuda": "onnxruntime-gpu", "openvino": "onnxruntime-openvino"}
-    package = packages.get(provider, "onnxruntime")
-    return f"give `pip uninstall -y onnxruntime && pip install {package}`"

@@ -13,7 +13,8 @@ import tyro
 from annotated_types import Interval
 
 import assay
-from assay.bundle.bundle import Variant, refuse_idle_gpus
+from assay.bundle.bundle import Variant
+from assay.bundle.providers import provider_with
 from assay.cluster import nodes
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
@@ -47,7 +48,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     open_tokens(config, create=True)
     check_certificate(config)
     if not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes have an onnxruntime of their own
-        refuse_idle_gpus(config.app.gpus)
+        provider_with(config.app.gpus, config.app.provider)
     _guard_ray()
     from assay.serve import cluster
 

@@ -12,6 +12,7 @@ one, verify it, and swap. The only file that imports ray.serve.
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,8 +32,8 @@ from ray.serve.schema import ServeDeploySchema
 from ray.util import get_node_ip_address
 
 from assay.bundle.aliases import Alias
-from assay.bundle.bundle import Provider
 from assay.bundle.promotion import promote_again
+from assay.bundle.providers import Provider, provider_with
 from assay.bundle.registry import Registry
 from assay.cluster.session import ray_session
 from assay.config import from_dict
@@ -72,6 +73,8 @@ class Replica:
     """One process that answers for a task, from a request to its reply."""
 
     def __init__(self, config: dict[str, Any], task: str, threads: int, provider: Provider) -> None:
+        # each node has an onnxruntime of its own, so the one that holds the GPU is asked
+        provider = provider_with(len(ray.get_gpu_ids()), provider)
         listen_on_node()
         cv2.setNumThreads(threads)
         self.config = from_dict(ServeConfig, config)
@@ -386,11 +389,22 @@ def wait(
         tasks = [name for name in running if name != "front"]
         if proxies and not late and "front" in running and tasks:
             for name in failed:  # what is wrong with one keeps no other from answering
-                logger.error(f"{name} does not run; the logs of Ray Serve say why.")
+                logger.error(f"{name} does not run; {_reason(status, name)}")
             wait_for_routes(config, tasks)
             return tasks
         if "front" in failed or (failed and not late) or time.monotonic() > end:
             named = [f"{name} ({(states | proxies)[name]})" for name in failed or late]
-            raise ServeError(f"Not running: {', '.join(named)}; the logs of Ray Serve say why.")
+            raise ServeError(f"Not running: {', '.join(named)}; {_reason(status)}")
         look()
         time.sleep(0.2)
+
+
+def _reason(status: Any, name: str = "") -> str:
+    """Return the sentence that ended a replica (of one application), out of the traceback that Ray keeps."""
+    apps = [status.applications[name]] if name else status.applications.values()
+    for app in apps:
+        for message in (app.message, *(each.message for each in app.deployments.values())):
+            told = re.findall(r"^assay\.errors\.\w+: (.+)$", message, re.MULTILINE)
+            if told:
+                return str(told[-1])
+    return "the logs of Ray Serve say why."

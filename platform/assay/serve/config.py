@@ -7,7 +7,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Interval
 
-from assay.bundle.bundle import Provider, Variant
+from assay.bundle.bundle import Variant
+from assay.bundle.providers import Provider, refuse_idle_gpus
 from assay.config import Settings
 from assay.errors import ConfigError, ServeError
 from assay.serve.limits import Limits
@@ -37,8 +38,9 @@ class ApplicationConfig(Settings, section="app"):
     """Most requests that wait at a replica; more are answered 429."""
 
     def __post_init__(self) -> None:
-        """Refuse fewer replicas under load than at rest."""
+        """Refuse fewer replicas under load than at rest, and GPUs that nothing would use."""
         super().__post_init__()
+        refuse_idle_gpus(self.gpus, self.provider)
         if self.min_replicas > self.max_replicas:
             raise ConfigError(
                 f"app.min-replicas is {self.min_replicas} and app.max-replicas {self.max_replicas}; give no fewer for the second."

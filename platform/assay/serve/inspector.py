@@ -17,7 +17,8 @@ import numpy as np
 
 from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.answer import AnyAnswer
-from assay.bundle.bundle import Bundle, Provider, Variant
+from assay.bundle.bundle import Bundle, Variant
+from assay.bundle.providers import Provider
 from assay.bundle.registry import Record, Registry
 from assay.data.images.pyramid import ImagePyramid
 from assay.errors import ImageError
