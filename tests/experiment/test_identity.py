@@ -185,6 +185,7 @@ def test_settings_and_data_count_and_where_they_lie_does_not(package: Path) -> N
     same = [
         replace(CONFIG, data=DataConfig(root=Path("elsewhere"))),
         replace(CONFIG, decide=DecideConfig(coverage=0.7)),
+        replace(CONFIG, train=TrainConfig(eval_batch_size=1)),
     ]
     others = [
         replace(CONFIG, optim=OptimConfig(lr=0.123)),

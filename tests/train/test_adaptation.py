@@ -17,7 +17,7 @@ from assay.errors import ConfigError
 from assay.nn.networks import NetworkConfig
 from assay.train.adaptation import AdaptConfig, Answers, judge_adapted
 from assay.train.prints import FramesConfig, Prints, PrintsConfig
-from assay.train.task import BatchRows, TrainConfig
+from assay.train.task import BatchRows
 
 PRINTERS, PER_PRINT, PRINTS = ("a", "b", "new"), 6, 4
 NUM = len(PRINTERS) * PRINTS * PER_PRINT
@@ -63,8 +63,7 @@ def task_of(*methods: Any, dataset: Dataset | None = None, **fields: Any) -> Fra
     config = PrintsConfig(
         frames=FramesConfig(time="stem"),
         model=NetworkConfig(network="test_resnet"),
-        train=TrainConfig(eval_batch_size=4),
-        adapt=AdaptConfig(methods=methods, minutes=MINUTES, **fields),
+        adapt=AdaptConfig(methods=methods, minutes=MINUTES, batch_size=4, **fields),
     )
     config = replace(config, image=replace(config.image, height_px=32, width_px=32))
     torch.manual_seed(0)

@@ -110,6 +110,7 @@ DINOV3: dict[str, Any] = {
     "model.backbone_lr": 5e-6 / 5e-4,
     "model.aggregator_lr": 1e-4 / 5e-4,
 }
+DEVICES = 24
 TABLE = {"readme": README, "main": MAIN, "sweep": SWEEP, "dinov3": MAIN | DINOV3}
 FREE = {
     # of the judging alone, of what a sweep sets (strength of noise, and ranges of what is drawn with
@@ -142,3 +143,4 @@ def test_a_recipe_is_the_references_in_every_parameter(name):
                 assert section.name == "augment", key
                 assert value == getattr(default, field.name), key
     assert not expected
+    assert recipe.train.eval_batch_size * DEVICES <= recipe.train.batch_size  # as few as are learnt

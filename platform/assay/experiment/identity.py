@@ -70,6 +70,9 @@ def _settings(config: TaskConfig) -> dict[str, Any]:
     settings = to_dict(config)
     settings["data"].pop("root")
     settings.pop("decide", None)  # how a run is judged does not change what is trained
+    settings["train"].pop(
+        "eval_batch_size"
+    )  # nor how many images are judged at a time, which memory says
     return settings | config.digests()
 
 

@@ -45,13 +45,15 @@ class AdaptConfig(Settings, section="adapt"):
     """Statistics of batch norm from the new printer (recalibrate), and its scale and shift by less entropy (tent)."""
     minutes: Annotated[float, Interval(gt=0, le=1e6)] = 5.0
     """Of each new printer's first frames, in order of time."""
+    batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = 32
+    """Frames that are adapted to at a time."""
     lr: Annotated[float, Interval(gt=0, le=1000)] = 1e-3
     """Learning rate of tent."""
 
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
         if not self.methods:
-            return dict.fromkeys(("minutes", "lr"), "adapt.methods names none")
+            return dict.fromkeys(("minutes", "batch_size", "lr"), "adapt.methods names none")
         return {} if "tent" in self.methods else {"lr": "adapt.methods is without tent"}
 
 
@@ -122,9 +124,9 @@ class Adaptation:
         return self.copies[code, method]
 
     def _batches(self, rows: Int64[np.ndarray, " frames"]) -> list[Tensor]:
-        """Return the normalised images of rows, in batches as large as when judging."""
+        """Return the normalised images of rows, in batches."""
         task: Task = self.task
-        size = task.config.train.eval_batch_size
+        size = self.config.batch_size
         batches = []
         for start in range(0, len(rows), size):
             part = rows[start : start + size]

@@ -25,6 +25,7 @@ from assay.train import checkpoint
 from assay.train.accumulate import Part, parts_of
 from assay.train.batches import Stream
 from assay.train.best import save_best
+from assay.train.memory import judging, memory_faults
 from assay.train.monitor import Monitor, MonitorState, check_repeat
 from assay.train.notice import LOOK_S, NO_NOTICE, TERMINATED, Notice
 from assay.train.predict import Predictor, world
@@ -277,7 +278,8 @@ class Loop:
         return True
 
     def _look_at_val(self) -> None:
-        with self.task.judged(self.val.predict):
+        faults = memory_faults(self.task.device, *judging(self.config.eval_batch_size))
+        with faults, self.task.judged(self.val.predict):
             self._judge_val()
 
     def _judge_val(self) -> None:

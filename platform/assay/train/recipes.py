@@ -62,7 +62,8 @@ MODEL = PatchModelConfig(
     positions=True,
     label_smoothing=0.0,
 )
-TRAIN = TrainConfig(epochs=50, batch_size=144, eval_batch_size=144, precision="fp16", val_every=5)
+# judged as many at a time as a device learns from, for in float32 144 took more memory than to learn
+TRAIN = TrainConfig(epochs=50, batch_size=144, eval_batch_size=6, precision="fp16", val_every=5)
 OPTIM = OptimConfig(
     optimizer="lamb",
     lr=5e-4,

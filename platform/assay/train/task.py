@@ -51,7 +51,7 @@ class TrainConfig(Settings, section="train"):
     batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = 32
     """Images per update over all workers."""
     eval_batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = 32
-    """Images per batch when judging."""
+    """Images per batch and worker when judging, which changes no prediction and not the run."""
     seed: Seed = 0
     """Seed of initialisation, order, augmentation and noise."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -26,7 +26,7 @@ from assay.train import checkpoint
 from assay.train.batches import Stream, batches
 from assay.train.best import share_best
 from assay.train.loop import Loop, TrainState
-from assay.train.memory import memory_faults
+from assay.train.memory import BUILDING, HOLDING, judging, learning, memory_faults
 from assay.train.notice import NO_NOTICE, Notice
 from assay.train.predict import Predictor, world
 from assay.train.share import share
@@ -91,7 +91,8 @@ def work(
     """
     refuse_divergence(job)
     device = torch.device(job.device)
-    task, costs = _build(job, device)
+    with memory_faults(device, *BUILDING):
+        task, costs = _build(job, device)
     rank, _ = world()
     with _telemetry(job, task, rank) as telemetry:
         position = _fit(job, task, stream, telemetry, heartbeat, notice)
@@ -121,7 +122,8 @@ def _build(job: Job, device: torch.device) -> tuple[Any, dict[str, int]]:
     if checkpoint.latest(job.folder / "checkpoints") is None:
         task.begin(rows)  # before its tensors are shared out
     if job.tier == "device":
-        task.hold(rows)
+        with memory_faults(device, *HOLDING):
+            task.hold(rows)
     return task, costs
 
 
@@ -151,7 +153,7 @@ def _fit(
     device = torch.device(job.device)
     size, (_, workers) = task.config.train.batch_size, world()
     wrapped = _wrap(task, job.strategy, device)
-    with memory_faults(device, size, workers, job.accumulate, job.recompute):
+    with memory_faults(device, *learning(size, workers, job.accumulate, job.recompute)):
         loop = Loop(
             task,
             wrapped,
@@ -242,12 +244,15 @@ def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
 def _predict(job: Job, stream: Stream, device: torch.device) -> None:
     """Predict val and the judged sets with the best weights, unsharded, in fixed batches."""
     task_class, config = job.load()
-    task = task_class(config, job.dataset).to(device)
+    with memory_faults(device, *BUILDING):
+        task = task_class(config, job.dataset).to(device)
     share_best(task, job.folder)
     tables = []
     for name in (*task.reference, "val", *job.judged):
-        predictor = Predictor(task, stream, job.split.rows(name), once=True)
-        tables.append(predictions_table(job.manifest, task.classes, name, predictor.predict()))
+        with memory_faults(device, *judging(config.train.eval_batch_size)):
+            predictor = Predictor(task, stream, job.split.rows(name), once=True)
+            columns = predictor.predict()
+        tables.append(predictions_table(job.manifest, task.classes, name, columns))
     if predictor.rank == 0:
         write_predictions(job.folder, pa.concat_tables(tables))
 
