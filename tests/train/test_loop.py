@@ -552,15 +552,20 @@ def test_waiting_for_data_is_measured(tmp_path):
         shares[name] = np.median([line["data_wait"] for line in lines_of(folder, "step")])
         (epoch,) = lines_of(folder, "epoch")
         shares[f"{name}, epoch"] = epoch["data_wait"]
-        steps = lines_of(folder, "step")
-        explained = sum(line[part] for line in steps for part in PARTS)
-        whole = sum(line["step_s"] for line in steps)
-        shares[f"{name}, explained"] = explained / whole
-    # on a machine that others use too, what else a step does takes time as well
     assert shares["data"] > shares["model"] + 0.3
     assert shares["data, epoch"] > shares["model, epoch"] + 0.3
-    assert 0.8 < shares["model, explained"] <= 1
-    assert 0.8 < shares["data, explained"] <= 1
+
+
+def test_the_parts_explain_an_update(tmp_path):
+    """Also one that takes a millisecond, where what is done for each update counts."""
+    loop = loop_of(tmp_path, config_of(train={"epochs": 12}))
+    loop.telemetry = Telemetry(tmp_path)
+    loop.fit()
+    loop.telemetry.close()
+    steps = lines_of(tmp_path, "step")
+    explained = [sum(line[part] for part in PARTS) / line["step_s"] for line in steps]
+    assert np.median(explained) > 0.95
+    assert max(explained) <= 1
 
 
 @pytest.mark.parametrize("name", ["train", "val"])

@@ -51,7 +51,7 @@ def _parts(lines: list[Line]) -> Figure | None:
         x="share of the time",
         x_range=[0.0, 1.0],
         series={"share": Series(x=list(shares), y=list(shares.values()))},
-        caption=f"n = {len(timed)} updates of {whole / len(timed):.3g} s. wait: for data; cut: for patches; update: optimiser.",
+        caption=f"n = {len(timed)} updates of {whole / len(timed):.3g} s. wait: for data; cut: for patches; update: optimiser, and what else is done for each.",
     )
 
 

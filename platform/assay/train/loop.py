@@ -171,10 +171,8 @@ class Loop:
             clock = time.perf_counter()
             served += step.num_global
             spent.update(parts_s)
-            self._log_step(step, scalars, seconds, parts_s)
-            for name, value in scalars.items():
-                total, num = self.position.sums.get(name, (0.0, 0.0))
-                self.position.sums[name] = [total + value, num + 1]
+            with self.stopwatch.part("update"):  # of the next one, whose clock goes
+                self._note(step, scalars, seconds, parts_s)
             saved, last = False, step.index == len(self.epochs[step.epoch]) - 1
             self.position.epoch, self.position.index = (
                 (step.epoch + 1, 0) if last else (step.epoch, step.index + 1)
@@ -201,9 +199,10 @@ class Loop:
     ) -> dict[str, float]:
         """Update once; the first worker's clock says on all of them whether a look for a notice is due."""
         is_due = self.rank == 0 and time.perf_counter() - self.looked >= LOOK_S
-        scalars, self.is_look_due = self.updater.update(
-            step, parts, following, self.position.step, calls=is_due
-        )
+        with self.stopwatch.part("update"):  # all that is no part of its own
+            scalars, self.is_look_due = self.updater.update(
+                step, parts, following, self.position.step, calls=is_due
+            )
         self.position.step += 1
         return scalars
 
@@ -229,9 +228,13 @@ class Loop:
                     following = parts_of(next(stream), self.accumulate)
             yield step, parts, following[0].batch if following else None
 
-    def _log_step(
+    def _note(
         self, step: Step, scalars: dict[str, float], seconds: float, parts: Mapping[str, float]
     ) -> None:
+        """Add an update's scalars to the epoch's, and log them."""
+        for name, value in scalars.items():
+            total, num = self.position.sums.get(name, (0.0, 0.0))
+            self.position.sums[name] = [total + value, num + 1]
         if self.telemetry is not None:
             rate = step.num_global / seconds
             self.telemetry.log(

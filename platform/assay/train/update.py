@@ -78,15 +78,13 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             loss, of_phase = self.learn(parts, following, progress, phase, weight)
             losses += loss / self.world_size
-            with self.stopwatch.part("update"):
-                norm = math.hypot(norm, self._apply(prefixes))
+            norm = math.hypot(norm, self._apply(prefixes))
             scalars |= of_phase
-        with self.stopwatch.part("update"):
-            share = weight / self.world_size
-            mean, limited, is_called = self._over_workers(losses, scalars, share, calls)
-            scaled = self.scaler.is_enabled()
-            self.monitor.check_update(number + 1, mean, norm, scaled, limited)
-            self.task.after_step(progress)
+        share = weight / self.world_size
+        mean, limited, is_called = self._over_workers(losses, scalars, share, calls)
+        scaled = self.scaler.is_enabled()
+        self.monitor.check_update(number + 1, mean, norm, scaled, limited)
+        self.task.after_step(progress)
         return Updated({"loss": mean, **scalars, "lr": lr, "grad_norm": norm}, is_called)
 
     def learn(
