@@ -100,6 +100,24 @@ def test_the_mixture_of_active_cells_is_the_mixture_of_all_cells(pixels: Pixels)
     torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
 
 
+def test_patches_are_channels_last_mixed_or_not_and_mixed_as_they_are(pixels: Pixels) -> None:
+    task = make(pixels, {"estimator": "masked_loo", "num_noise": 20, "warmup": 0.5})
+    shown: list[torch.Tensor] = []
+    embed = task.embed
+    task.embed = lambda patches: shown.append(patches) or embed(patches)
+    batch = batch_of(task)
+    for progress in (0.0, 0.9):  # random patches, then mixtures
+        task.train()(batch, progress)
+    for patches in shown:
+        assert patches.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    scores, sigma = task.scores(batch).detach(), task.config.model.sigma_at(0.8)
+    keys = batch["key"].tolist()
+    chosen = perturbed_topk(scores, 4, sigma, keys, 20, "masked_loo", task.apart)
+    patches = task.cut(batch, chosen.cells.numpy())
+    expected = chosen.weights @ patches.flatten(2)
+    torch.testing.assert_close(shown[1], expected.view_as(shown[1]))
+
+
 @pytest.mark.parametrize("estimator", ["score_function", "masked_loo", "plain", "diagonal"])
 def test_the_scorer_learns_under_every_estimator(pixels: Pixels, estimator: str) -> None:
     task = make(pixels, {"estimator": estimator, "alone": 0.0, "num_noise": 8})

@@ -73,9 +73,12 @@ class PatchClassification(PatchNetwork):
             scores, self.k, sigma, keys, model.num_noise, model.estimator, self.apart
         )
         cells = selection.cells.cpu().numpy()
+        # mixed as they lie in memory, channels last, as the networks want them
         mixed = mix(
-            selection.weights, lambda part: self.cut(batch, cells[:, part]), (3, side, side)
-        )
+            selection.weights,
+            lambda part: self.cut(batch, cells[:, part]).movedim(2, -1),
+            (side, side, 3),
+        ).movedim(-1, 2)
         logits, _ = self.aggregator(self.embed(mixed))
         return {
             "loss": self.row_losses(logits, truth).mean(),
