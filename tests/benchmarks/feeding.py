@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 from bench import photo, seconds, table, write
-from sizes import PEAK, REACHED, recipe_update
+from sizes import PEAK, REACHED, recipe_task, recipe_update
 
 from assay.data.dataset import Column, Dataset
 from assay.data.images.entry import MASK
@@ -113,7 +113,7 @@ def row_of(case: Case) -> list[str]:
         prepared, cut, read = feed(case, stored(case, Path(folder)))
     operations = case.operations
     if not operations:
-        operations = recipe_update("eva02_large_patch14_448", 6, recomputes=False).operations / 6
+        operations = recipe_update(recipe_task("eva02_large_patch14_448"), 6, False).operations / 6
     takes, core = PEAK * REACHED / operations, 1 / (prepared + cut)
     fed = min(takes, CORES * core)
     reads = [f"{min(num, PER_NODE) * fed * read / 1e9:.1f}" for num in GPUS]
