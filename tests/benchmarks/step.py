@@ -3,6 +3,8 @@
 python tests/benchmarks/step.py
 """
 
+import os
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +23,12 @@ from assay.train.batches import batches
 from assay.train.loop import Loop
 from assay.train.source import TaskSource, load_task
 
+sys.path.append(str(Path(__file__).parents[1] / "gpu"))
+from trial import BATCH, PARTS, Trained, Trial
+
 TASKS = Path(__file__).parents[2] / "tasks"
 SIZE, IMAGES = 2550, 8
-PARTS = ("wait", "cut", "forward", "backward", "update")
+SMALL = ("casting", "extrusion", "pretrain")
 
 
 def timed(warmup: float, clip: float, folder: Path, pixels: Pixels) -> list[str]:
@@ -63,13 +68,25 @@ def timed(warmup: float, clip: float, folder: Path, pixels: Pixels) -> list[str]
     stream = lambda steps, train: batches(task_class, config, data, steps, train)  # noqa: E731
     Loop(task, task, rows, stream, folder, telemetry).fit()
     telemetry.close()
-    warm = lines[2:]  # the first make tables and threads
-    whole = median(line["step_s"] for line in warm)
-    spent = [median(line.get(f"{part}_s", 0.0) for line in warm) for part in PARTS]
-    explained = median(
-        sum(line.get(f"{p}_s", 0.0) for p in PARTS) / line["step_s"] for line in warm
-    )
-    return [f"{value:.3f} s" for value in (whole, *spent)] + [f"{explained:.1%}"]
+    return figures(Trained(task, lines))
+
+
+def figures(trained: Trained) -> list[str]:
+    """Say what an update takes, its parts and what they explain; medians of all but the first, which make tables and threads."""
+    warm, explained = trained.lines[2:], trained.shares()[-1]
+    names = ("step", *PARTS)
+    spent = [median(line.get(f"{name}_s", 0.0) for line in warm) for name in names]
+    return [f"{seconds:.3f} s" for seconds in spent] + [f"{explained:.1%}"]
+
+
+def small_rows() -> list[list[str]]:
+    """Train the smallest settings of tasks whose updates are short."""
+    with tempfile.TemporaryDirectory() as folder:
+        trials = [Trial(name, Path(folder), 20) for name in SMALL]
+        return [
+            [name, *figures(trial.train(torch.device("cpu"), "fp32"))]
+            for name, trial in zip(SMALL, trials, strict=True)
+        ]
 
 
 def main() -> None:
@@ -91,7 +108,9 @@ def main() -> None:
         __file__,
         f"Updates of 2 images of {SIZE}x{SIZE}, preset parts with a small backbone, patches of 448 px, in this process on {torch.get_num_threads()} threads; medians.",
         table(["cells", "equalised", "update", *PARTS, "explained"], rows),
-        "The parts are those of metrics.jsonl; wait holds the preparation of the next batch, since without Ray it is made in this process.",
+        f"The smallest settings (smoke) of other tasks, {BATCH} images; load average {os.getloadavg()[1]:.0f}, so that shares count and not times.",
+        table(["task", "update", *PARTS, "explained"], small_rows()),
+        "The parts are those of metrics.jsonl; wait holds the preparation of the next batch, since without Ray it is made in this process, and update all that is done for each besides.",
     )
 
 
