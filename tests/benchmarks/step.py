@@ -82,7 +82,7 @@ def figures(trained: Trained) -> list[str]:
 def small_rows() -> list[list[str]]:
     """Train the smallest settings of tasks whose updates are short."""
     with tempfile.TemporaryDirectory() as folder:
-        trials = [Trial(name, Path(folder), 20) for name in SMALL]
+        trials = [Trial(name, Path(folder), 12) for name in SMALL]
         return [
             [name, *figures(trial.train(torch.device("cpu"), "fp32"))]
             for name, trial in zip(SMALL, trials, strict=True)
