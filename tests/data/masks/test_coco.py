@@ -13,6 +13,7 @@ from assay.data.masks.annotations import match_names
 from assay.data.masks.coco import read_coco
 from assay.data.masks.marks import Mark, MarkedImage, draw
 from assay.errors import MaskError
+from assay.levels import VOID
 
 SIZE = (48, 64)
 SQUARE = [40, 30, 60, 30, 60, 40, 40, 40]
@@ -98,6 +99,37 @@ def test_a_crowd_is_counted(tmp_path):
     crowd = {"size": list(SIZE), "counts": runs_of(box(40, 30, 60, 40).T.ravel())}
     mask, drawn = mask_of(written(tmp_path, [annotation(segmentation=crowd, iscrowd=1, **SAID)]))
     assert (mask.sum(), drawn.crowds) == (200, 1)
+
+
+FLAGS = [(0, 0), (1, 1), (False, 0), (True, 1), (None, 0)]
+
+
+@pytest.mark.parametrize(("value", "expected"), FLAGS)
+@pytest.mark.parametrize(("name", "count"), [("iscrowd", "crowds"), ("ignore", "ignored")])
+def test_a_flag_is_what_it_says(tmp_path, name, count, value, expected):
+    path = written(tmp_path, [annotation(**{name: value})])
+    assert getattr(mask_of(path)[1], count) == expected
+
+
+@pytest.mark.parametrize("value", ["false", "0", "1", "", 2, -1, 0.5, [], {}])
+@pytest.mark.parametrize("name", ["iscrowd", "ignore"])
+def test_a_flag_that_is_neither_yes_nor_no_is_refused(tmp_path, name, value):
+    path = written(tmp_path, [annotation(**{name: value})])
+    with pytest.raises(MaskError, match=rf"{name} of annotation 1 is .*, not 0 or 1") as error:
+        read_coco(path, ("pore", "crack"))
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_to_be_ignored_is_void_but_where_a_class_is_marked(tmp_path, order):
+    inner = [45, 32, 50, 32, 50, 35, 45, 35]
+    marks = [annotation(1, category=3, ignore=1), annotation(2, segmentation=[inner])][::order]
+    path = written(tmp_path, marks, categories=("pore", "crack", "any other"))
+    mask, drawn = mask_of(path)
+    expected = box(40, 30, 60, 40) * np.uint8(VOID)
+    expected[32:35, 45:50] = 1
+    assert np.array_equal(mask, expected)
+    assert (drawn.marks, drawn.ignored) == (2, 1)
 
 
 def test_a_file_listed_twice_has_the_marks_of_both(tmp_path):

@@ -56,6 +56,19 @@ def size_of(entry: Mapping[str, Any], height: str, width: str) -> tuple[int, int
     return int(sides[0]), int(sides[1])
 
 
+def read_flag(value: Any, what: str) -> bool:
+    """Read a mark of yes or no: 1 or 0, true or false; what is not said is no.
+
+    Raises:
+        ValueError: it is something else, such as a text, of which any would count as yes.
+    """
+    if value is None:
+        return False
+    if type(value) not in (bool, int) or value not in (0, 1):
+        raise ValueError(f"{what} is {value!r:.40}, not 0 or 1")
+    return bool(value)
+
+
 def class_number(name: str, classes: Sequence[str], what: str) -> int:
     """Return the number of a class, whatever its case, from 1.
 
