@@ -255,7 +255,7 @@ TWINS = [
     ("a b", "a  b"),
     ("Pr\u00fcf", "Pru\u0308f"),
 ]
-TWINS += [("good", "good\u200b"), ("a b", "a\u00a0b"), ("STRASSE", "stra\u00dfe")]
+TWINS += [("good", "good\u200b"), ("a b", "a\u00a0b"), ("STRASSE", "stra\u00dfe"), ("1", "1.0")]
 
 
 @pytest.mark.parametrize(("one", "other"), TWINS)
@@ -275,7 +275,8 @@ def test_a_cell_spelled_in_two_ways_is_refused(tmp_path, cache, column, one, oth
     path = table_of(tmp_path, "image,label,x", f"1.png,a,{one}", f"2.png,b,{other}", "3.png,b,z")
     asked = {"label": "x"} if column == "label" else {column: ("x",)}
     text = refusal(DataConfig(root=path, **asked), cache)
-    assert "differ in case, spaces or Unicode form" in text
+    assert "differ in case, spaces, Unicode form or a number's .0 alone" in text
+    assert text.count("(at '1.png')") == text.count("(at '2.png')") == 1
     assert text.encode()
 
 
@@ -286,9 +287,10 @@ def test_names_of_images_without_groups_may_differ_in_case(tmp_path, cache):
 
 def test_other_names_are_not_taken_for_one(tmp_path, cache):
     root = put(
-        tmp_path, *(f"{name}/1.png" for name in ("ab", "a b", "a-b", "a_b", "1", "01", "1.0"))
+        tmp_path,
+        *(f"{name}/1.png" for name in ("ab", "a b", "a-b", "a_b", "1", "01", "1.1", "1.10")),
     )
-    assert len(read_manifest(DataConfig(root=root), cache).classes) == 7
+    assert len(read_manifest(DataConfig(root=root), cache).classes) == 8
 
 
 def test_decomposed_names_are_composed_and_found_in_either_form(tmp_path, cache):

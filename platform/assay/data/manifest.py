@@ -277,7 +277,8 @@ def _columns(rows: list[ImageRow], config: DataConfig) -> dict[str, list[str | N
     groups = _groups(rows, config.group)
     for column, cells in fields.items():
         if not column.startswith("column."):
-            refuse_spellings(column.replace("domain.", "domain "), cells)
+            places = {cell: row.id for cell, row in zip(cells, rows, strict=True)}
+            refuse_spellings(column.replace("domain.", "domain "), places)
     columns: dict[str, list[str | None]] = {
         "id": [row.id for row in rows],
         "image": [str(row.image) for row in rows],
@@ -301,7 +302,7 @@ def _groups(rows: list[ImageRow], names: Sequence[str]) -> list[str]:
                 f"The groups {list(other)} and {list(part)} of {', '.join(names)} are both {'/'.join(part)!r}; write one of them "
                 "otherwise."
             )
-    refuse_spellings("group", first)
+    refuse_spellings("group", {name: parts[part].id for name, part in first.items()})
     return [compose("/".join(row.fields[name] for name in names)) for row in rows]
 
 
