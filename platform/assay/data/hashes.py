@@ -12,6 +12,7 @@ from pathlib import Path
 
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
+from assay.files import refuse_special
 
 FileState = tuple[str, int, int, int]
 """Path, size in bytes, times of modification and of change in ns."""
@@ -88,6 +89,7 @@ def _save(cache: Path, added: dict[FileState, str]) -> None:
 
 
 def _connect(cache: Path) -> sqlite3.Connection:
+    refuse_special(cache)
     return sqlite3.connect(cache, timeout=60)
 
 

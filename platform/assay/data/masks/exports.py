@@ -17,6 +17,7 @@ from assay.data.images.decode import probe, read_plane
 from assay.data.masks.annotations import class_number, read_flag, read_object, size_of
 from assay.data.masks.marks import Mark, MarkedImage, read_numbers
 from assay.errors import ImageError, MaskError
+from assay.files import read_bytes
 from assay.levels import VOID
 
 _KINDS = "polygon, rectangle, circle, mask"
@@ -132,7 +133,7 @@ def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
     Difficult objects are void, as in VOC's own masks.
     """
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        root = ElementTree.fromstring(read_bytes(path))
     except (OSError, ElementTree.ParseError, LookupError) as error:
         raise ValueError(str(error)) from None
     size = {side: float(_text(root, f"size/{side}")) for side in ("height", "width")}
