@@ -88,9 +88,21 @@ def read_json(
         AssayError: of this kind; the file is missing or damaged, or holds something else.
     """
     with reading(path, kind, remedy):
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_named_once)
+        value = parse_json(read_bytes(path))
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__} and no object")
+    return value
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON (UTF-8, 16 or 32) of which nothing is lost: a name that stands twice would hide the first.
+
+    Raises:
+        ValueError: there is such a name, a text that is half a character, or it is no JSON.
+    """
+    value = json.loads(content, object_pairs_hook=_named_once)
+    if b"\\ud" in content.lower():  # no table could hold it, nor a terminal show it
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

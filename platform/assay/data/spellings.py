@@ -20,9 +20,10 @@ def compose(name: str) -> str:
 
 
 def fold_name(name: str) -> str:
-    """Return one spelling for names that differ in case, spaces, Unicode form, width, invisible marks or a whole number's .0 alone.
+    """Return one spelling for names that differ in case, spaces, Unicode form, width, invisible marks or how a number is written.
 
-    Programs write 1.0 for 1 where a column lacks values. 01 is another part than 1, and version 1.10 another than 1.1.
+    Programs write 1.0 for 1 where a column lacks values, spreadsheets 1,5 for 1.5. 01 is another part than 1, version 1.10
+    another than 1.1, and 1,000 may be a thousand.
     """
     if not name.isascii():
         name = "".join(c for c in name if unicodedata.category(c) != "Cf")
@@ -30,12 +31,22 @@ def fold_name(name: str) -> str:
         for _ in range(2):
             name = unicodedata.normalize("NFKC", name.casefold())
     words = " ".join(name.casefold().split())
-    return re.sub(r"(?<![^/])([0-9]+)(?:\.0*|,00?)(?![^/])", r"\1", words)
+    if "." not in words and "," not in words:
+        return words
+    return "/".join(map(_plain_number, words.split("/")))
+
+
+def _plain_number(word: str) -> str:
+    point = re.sub(r"^(-?[0-9]+),([0-9]{1,2}|[0-9]{4,})$", r"\1.\2", word)
+    return re.sub(r"^(-?[0-9]+)\.0*$", r"\1", point)
 
 
 def _looks(name: str) -> set[str]:
     """Return what a name is and what it looks like, folded."""
-    return {fold_name(name), fold_name(unicodedata.normalize("NFD", name).translate(_LATIN))}
+    looks = {fold_name(name)}
+    if not name.isascii():  # few are, of millions
+        looks.add(fold_name(unicodedata.normalize("NFD", name).translate(_LATIN)))
+    return looks
 
 
 def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
@@ -59,7 +70,11 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
 def _sentence(what: str, one: str, other: str, places: Mapping[str, str]) -> str:
     is_folded = fold_name(one) == fold_name(other)
     show = repr if is_folded and compose(one) != compose(other) else ascii
-    how = "case, spaces, Unicode form or a number's .0" if is_folded else "letters that look alike"
+    how = (
+        "case, spaces, Unicode form or how a number is written"
+        if is_folded
+        else "letters that look alike"
+    )
     first, second = (f"{show(name)} (at {places[name]!r})" for name in (one, other))
     return (
         f"The {what} has the values {first} and {second}, which differ in {how} alone, so that one thing would count as two; "

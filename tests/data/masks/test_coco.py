@@ -189,6 +189,8 @@ THIN = [40, 30, 60, 30, 60, 30.4, 40, 30.4]
         ([[1, 1, 2, 2, 3]], {}, "does not decode"),
         ([1, 1, 2, 2, 3, 3], {}, "does not decode"),
         ([[1, 1, 2, None, 3, 3]], {}, "not finite"),
+        ([[1, 1, 9, "1", 9, 9]], {}, "a coordinate is '1', not a number"),
+        ([[1, True, 9, 1, 9, 9]], {}, "a coordinate is True, not a number"),
         ({"size": [64, 48], "counts": [3072]}, {}, r"\[64, 48\]"),
         ({"size": [48, 64], "counts": [4]}, {}, "4 pixels"),
         ({"counts": [3072]}, {}, "does not decode"),
@@ -250,6 +252,31 @@ def test_what_does_not_hang_together_is_refused(tmp_path, annotations, images, m
 
 def test_the_same_annotation_twice_is_one(tmp_path):
     assert mask_of(written(tmp_path, [annotation(), annotation()]))[1].marks == 1
+
+
+@pytest.mark.parametrize("name", [None, ["pore"], 1.5, True])
+def test_a_category_whose_name_is_no_text_is_refused(tmp_path, name):
+    path = written(tmp_path, [annotation()], categories=(name,))
+    with pytest.raises(MaskError, match=r"the name of a class is .*, not a text"):
+        read_coco(path, ("none", "['pore']", "1.5", "true"))
+
+
+def test_a_category_may_be_called_by_a_number(tmp_path):
+    assert mask_of(written(tmp_path, [annotation()], categories=(7,)), classes=("7",))[0].any()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_unicode_of_other_systems_is_read(tmp_path, encoding):
+    path = written(tmp_path, [annotation()])
+    path.write_text(path.read_text(), encoding=encoding)
+    assert mask_of(path)[0].sum() == 200
+
+
+def test_half_a_character_is_no_name(tmp_path):
+    with pytest.raises(MaskError, match="surrogates not allowed"):
+        read_coco(written(tmp_path, [], [image(file="\ud800.png")]), ("pore",))
+    path = written(tmp_path, [], [image(file="\U0001f600.png")])  # written as two halves
+    assert [*read_coco(path, ("pore", "crack"))] == ["\U0001f600.png"]
 
 
 def test_a_category_that_is_no_class_is_refused(tmp_path):

@@ -38,7 +38,7 @@ def read_coco(path: Path, classes: Sequence[str]) -> dict[str, MarkedImage]:
 
 
 def _read(content: Mapping[str, Any], path: Path, classes: Sequence[str]) -> dict[str, MarkedImage]:
-    names = {key: str(entry["name"]) for key, entry in _by_id(content, "categories", path).items()}
+    names = {key: entry["name"] for key, entry in _by_id(content, "categories", path).items()}
     images = _by_id(content, "images", path)
     files = {key: _posix(entry["file_name"]) for key, entry in images.items()}
     marks: dict[str, list[Mark]] = {file: [] for file in files.values()}
@@ -57,7 +57,7 @@ def _read(content: Mapping[str, Any], path: Path, classes: Sequence[str]) -> dic
 
 
 def _mark(
-    key: Any, annotation: Mapping[str, Any], name: str, path: Path, classes: Sequence[str]
+    key: Any, annotation: Mapping[str, Any], name: Any, path: Path, classes: Sequence[str]
 ) -> Mark:
     is_ignored = read_flag(annotation.get("ignore"), f"the ignore of annotation {key}")
     number = VOID if is_ignored else class_number(name, classes, f"{path} uses the category")

@@ -44,7 +44,7 @@ def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
     size = size_of(content, "imageHeight", "imageWidth")
     marks = []
     for i, shape in enumerate(content["shapes"], start=1):
-        number = class_number(str(shape["label"]), classes, f"{path} has the label")
+        number = class_number(shape["label"], classes, f"{path} has the label")
         kind = shape.get("shape_type") or "polygon"
         points = [read_numbers(point, 2, f"a point of shape {i}") for point in shape["points"]]
         if kind == "mask":
@@ -155,10 +155,10 @@ def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
-    text = (element.findtext(name) or "").strip()
-    if not text:
-        raise ValueError(f"{name} is missing or empty")
-    return text
+    texts = [(found.text or "").strip() for found in element.findall(name)]
+    if len(texts) != 1 or not texts[0]:
+        raise ValueError(f"{name} {'stands twice' if len(texts) > 1 else 'is missing or empty'}")
+    return texts[0]
 
 
 def _whole(text: str | None) -> int | str | None:

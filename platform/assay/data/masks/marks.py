@@ -121,6 +121,9 @@ def _draw(mark: Mark, size: tuple[int, int]) -> tuple[Bool[np.ndarray, "h w"], i
         if _says_nothing(mark) and mark.area is not None:
             return np.zeros((0, 0), dtype=bool), 0, 0
         raise ValueError("it is empty")
+    wrong = [v for flat in mark.shape for v in flat if isinstance(v, str | bool)]
+    if wrong:  # numpy would take them for numbers
+        raise ValueError(f"a coordinate is {wrong[0]!r:.40}, not a number")
     polygons = [np.array(flat, dtype=np.float64).reshape(-1, 2) for flat in mark.shape]
     points = np.concatenate(polygons)
     if np.isfinite(points).all():  # else they are refused where they are filled

@@ -13,6 +13,7 @@ from annotated_types import Interval, Len
 from assay.config import Settings
 from assay.data.images.decode import Plane, Rgb
 from assay.data.masks.patterns import FIELDS, MOST_FOLDERS, unknown_fields
+from assay.data.spellings import fold_name
 from assay.errors import ConfigError
 from assay.levels import LEVELS, VOID
 from assay.shapes import Bool, UInt8
@@ -57,7 +58,7 @@ class MaskConfig(Settings, section="masks"):
     def __post_init__(self) -> None:
         """Refuse classes that no mask could hold and a block without a middle."""
         super().__post_init__()
-        if len({name.casefold() for name in self.classes}) != len(self.classes):
+        if len({fold_name(name) for name in self.classes}) != len(self.classes):
             raise ConfigError(
                 f"masks.classes is {self.classes}; give each class a name of its own."
             )
