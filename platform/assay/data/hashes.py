@@ -12,9 +12,13 @@ from pathlib import Path
 
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
+from assay.files import refuse_special
 
 FileState = tuple[str, int, int, int]
 """Path, size in bytes, times of modification and of change in ns."""
+
+BUSY_S = 10.0
+"""Longest wait for another process that has the cache: writing a million hashes takes a few seconds."""
 
 EMPTY = hashlib.blake2b(digest_size=16).hexdigest()
 """Hash of a file without a byte."""
@@ -28,25 +32,27 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     bytes that were changed within one tick of the file system's clock after they were hashed
     (milliseconds on a disk here, up to 2 s on FAT and some network folders), at the same size.
 
-    A cache that is damaged is set aside and begun anew; one that cannot be written is done without.
+    A cache that is damaged is set aside and begun anew; one that cannot be written, or that another
+    process keeps for longer than `BUSY_S`, is done without.
 
     Raises:
         ManifestError: a file does not exist or its bytes cannot be read.
     """
     keys = [_state_of(path) for path in paths]
-    contents = _load(cache)
+    kept = _load(cache)
+    contents = kept or {}
     fresh = [i for i, key in enumerate(keys) if key not in contents]
     with ThreadPoolExecutor(8) as pool:
         digests = list(pool.map(_digest, [paths[i] for i in fresh]))
     added = {keys[i]: digest for i, digest in zip(fresh, digests, strict=True)}
-    if added:
+    if added and kept is not None:
         _save(cache, added)
     contents |= added
     return [contents[key] for key in keys]
 
 
-def _load(cache: Path) -> dict[FileState, str]:
-    """Read what was kept; of a damaged cache, nothing, and it is set aside."""
+def _load(cache: Path) -> dict[FileState, str] | None:
+    """Read what was kept; of a damaged cache, nothing, and it is set aside; None where it is to be left alone."""
     if not cache.is_file():
         return {}
     try:
@@ -58,9 +64,12 @@ def _load(cache: Path) -> dict[FileState, str]:
                 if isinstance(content, str) and re.fullmatch("[0-9a-f]{32}", content)
             }
     except sqlite3.OperationalError as error:
-        if "no such table" not in str(error):  # another process has just begun it
-            _say(f"{show(cache)} cannot be read ({error}), so every file is read again.")
-        return {}
+        if "no such table" in str(error):  # another process has just begun it
+            return {}
+        _say(
+            f"{show(cache)} cannot be read ({error}), so every file is read again, and not remembered."
+        )
+        return None
     except (sqlite3.Error, OverflowError) as error:
         aside = cache.with_name(f"{cache.name}.damaged")
         with suppress(OSError):
@@ -88,7 +97,8 @@ def _save(cache: Path, added: dict[FileState, str]) -> None:
 
 
 def _connect(cache: Path) -> sqlite3.Connection:
-    return sqlite3.connect(cache, timeout=60)
+    refuse_special(cache)
+    return sqlite3.connect(cache, timeout=BUSY_S)
 
 
 @lru_cache(maxsize=64)

@@ -29,7 +29,7 @@ import numpy as np
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.white import Range
 from assay.errors import StoreError
-from assay.files import replacing
+from assay.files import open_file, replacing
 from assay.shapes import Bool, Shaped, UInt64
 
 MAGIC = b"ASSAYPX2"
@@ -93,7 +93,7 @@ def open_entry(path: Path) -> ImagePyramid:
             they are looked at.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             magic, length, digest = struct.unpack(_START, file.read(struct.calcsize(_START)))
             if magic != MAGIC:
                 raise StoreError(
