@@ -4,15 +4,15 @@ import hashlib
 import re
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from functools import lru_cache
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
-from assay.files import refuse_special
+from assay.files import read_bytes, refuse_special
 
 FileState = tuple[str, int, int, int]
 """Path, size in bytes, times of modification and of change in ns."""
@@ -20,7 +20,9 @@ FileState = tuple[str, int, int, int]
 BUSY_S = 10.0
 """Longest wait for another process that has the cache: writing a million hashes takes a few seconds."""
 
-EMPTY = hashlib.blake2b(digest_size=16).hexdigest()
+DIGEST_BYTES = 16
+
+EMPTY = hashlib.blake2b(digest_size=DIGEST_BYTES).hexdigest()
 """Hash of a file without a byte."""
 
 
@@ -49,6 +51,35 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
         _save(cache, added)
     contents |= added
     return [contents[key] for key in keys]
+
+
+def refuse_changed(path: Path, content: str) -> FileState:
+    """Refuse a file whose bytes are not those that were hashed; return its state, to compare when they have been read.
+
+    Raises:
+        ManifestError: they are others, or cannot be read.
+    """
+    state = _state_of(path)
+    if _digest(path) != content:
+        raise ManifestError(
+            f"Image {show(path)} changed while this command ran; give the command again once nothing writes there."
+        )
+    return state
+
+
+def read_as_hashed(path: Path, content: str) -> bytes:
+    """Read a file whose bytes must be those that were hashed.
+
+    Raises:
+        ManifestError: they are others, or cannot be read.
+    """
+    with _readable(path):
+        data = read_bytes(path)
+    if hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest() != content:
+        raise ManifestError(
+            f"The image {show(path)} changed after it was found; give the command again when nothing writes there any more."
+        )
+    return data
 
 
 def _load(cache: Path) -> dict[FileState, str] | None:
@@ -118,9 +149,16 @@ def _state_of(path: Path) -> FileState:
 
 
 def _digest(path: Path) -> str:
+    with _readable(path), path.open("rb") as file:
+        digest = partial(hashlib.blake2b, digest_size=DIGEST_BYTES)
+        return hashlib.file_digest(file, digest).hexdigest()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file cannot be read in this block."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        yield
     except OSError as error:
         raise ManifestError(
             f"The image {show(path)} cannot be read ({error.strerror}); mend it, or leave it out of the data."

@@ -58,6 +58,11 @@ def entry_key(content: str, page: int | None) -> str:
     return content if page is None else f"{content}{PAGE}{page}"
 
 
+def hash_of(key: str) -> str:
+    """Return the hash of the file that an entry is made of."""
+    return key.removesuffix(MASK).partition(PAGE)[0]
+
+
 def page_of(key: str) -> int | None:
     """Return the page that an entry's key names."""
     _, mark, number = key.partition(PAGE)
