@@ -140,3 +140,8 @@ def test_a_teacher_that_was_shown_images_otherwise_is_doubted() -> None:
     image = ImageConfig(normalise="constants")
     (doubt,) = replace(CONFIG, teacher=teacher, image=image).doubts()
     assert "resnet18" in doubt
+
+
+def test_a_head_on_tokens_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ship is 'linear'"):
+        replace(CONFIG, ship="linear")

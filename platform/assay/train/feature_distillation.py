@@ -50,8 +50,12 @@ class FeatureDistillationConfig(EmbeddingConfig):
     teacher: FrozenConfig = field(default_factory=FrozenConfig)
 
     def __post_init__(self) -> None:
-        """Refuse views that nothing is learnt from."""
+        """Refuse views that nothing is learnt from, and a head on tokens, of which any backbone need not have some."""
         super().__post_init__()
+        if self.ship == "linear":
+            raise ConfigError(
+                "ship is 'linear', a head on the tokens of a vision transformer, and features are distilled into any backbone; give logistic."
+            )
         if self.views.num_local:
             raise ConfigError(
                 f"views.num-local is {self.views.num_local}, and features are compared on large crops alone; give 0, and a smaller views.global-area for crops that show little."
