@@ -133,6 +133,20 @@ def test_the_second_large_view_is_of_another_image_of_the_part(dataset: Dataset)
         )
 
 
+@pytest.mark.parametrize("name", ["global", "local"])
+def test_crops_that_are_larger_than_every_image_are_refused(dataset: Dataset, name: str) -> None:
+    """Images are 24 x 32."""
+    for side, refused in ((32, False), (40, True)):
+        config = replace(CONFIG, views=replace(CONFIG.views, **{f"{name}_px": side}))
+        if not refused:
+            Channels(config, dataset).begin(np.arange(6))
+            continue
+        with pytest.raises(ConfigError, match=rf"views.{name}-px is 40, and no image is longer"):
+            Channels(config, dataset).begin(np.arange(6))
+        judged = replace(config, train=replace(config.train, epochs=0))
+        Channels(judged, dataset).begin(np.arange(6))
+
+
 def test_there_may_be_no_small_views(dataset: Dataset) -> None:
     config = replace(CONFIG, views=replace(CONFIG.views, num_local=0))
     batch = batch_of(Channels(config, dataset), np.array([3, 8]))

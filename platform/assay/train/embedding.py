@@ -49,6 +49,9 @@ MEASURES = {
 MIN_STD = 1e-3
 """Mean deviation of unit vectors' entries over a batch below which all embeddings are one."""
 
+MOST_SIZES = 1000
+"""Images, evenly chosen, whose size is looked at."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig(TaskConfig):
@@ -99,6 +102,22 @@ class Embedding(Task):
             for name, crops in zip(names, zip(*drawn, strict=True), strict=True)
         }
         return batch | batch_rows(dataset, samples)
+
+    def begin(self, rows: np.ndarray) -> None:
+        """Refuse crops that are larger than every image (of those looked at), whose pixels would be made up.
+
+        Raises:
+            ConfigError: they are, and are to be learnt from.
+        """
+        views = self.config.views
+        sides = {"global": views.global_px} | ({"local": views.local_px} if views.num_local else {})
+        looked_at = rows[np.linspace(0, len(rows) - 1, min(MOST_SIZES, len(rows))).astype(int)]
+        largest = max(max(self.pixels[row].size) for row in looked_at.tolist())
+        for name, side in sides.items():
+            if side > largest and self.config.train.epochs:
+                raise ConfigError(
+                    f"views.{name}-px is {side}, and no image is longer than {largest} pixels, so that crops would be of pixels that are made up; give {largest} or less."
+                )
 
     def embed(self, images: Tensor) -> Tensor:
         """Return embeddings (n d) of normalised images (n 3 h w)."""
