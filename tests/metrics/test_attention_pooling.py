@@ -5,15 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from assay.metrics.attention_pooling import (
-    Views,
-    attention_of,
-    choose_attention,
-    fit_attention,
-    pool_views,
-)
+from assay.metrics.attention_pooling import Views, choose_attention, fit_attention
 from assay.metrics.evaluate import by_group
 from assay.metrics.logistic import decay_of
+from assay.metrics.view_pooling import attention_of, pool_views
 
 
 def bags(num: int, seed: int, num_classes: int = 2) -> Views:

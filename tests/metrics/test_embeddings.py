@@ -149,6 +149,7 @@ def test_a_head_that_ships_is_the_main_answer_and_stands_in_the_table(ship: Any)
     if ship == "attention":
         scores = answered["attention"].to_numpy() - (features - head.mean) @ head.query
         np.testing.assert_allclose(scores, scores[0], atol=1e-9)
+        assert answered["view_score"] == answered["attention"]
     else:
         assert head.query is None
     assert "knn_20_accuracy" in findings(answered, "")[0]["test"]

@@ -118,5 +118,4 @@ def test_the_head_that_val_chose_ships_with_the_teacher(
     result = read_result(run.folder)
     metrics = result.sets["test"].metrics
     assert metrics["accuracy"] == metrics[f"{ship}_accuracy"]
-    if ship != "attention":  # by which a group is weighed, and not averaged
-        assert metrics["group_accuracy"] == metrics[f"{ship}_group_accuracy"]
+    assert metrics["group_accuracy"] == metrics[f"{ship}_group_accuracy"]

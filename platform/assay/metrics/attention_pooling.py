@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from assay.metrics.evaluate import by_group
 from assay.metrics.logistic import MOST_STEPS, decay_of
 from assay.metrics.scores.classes import accuracy, nll, row_nll, softmax
+from assay.metrics.view_pooling import attention_of, pool_views, sums_by_group
 from assay.shapes import Float, Int
 
 STRENGTHS = np.logspace(-4, 2, 13)
@@ -40,27 +41,6 @@ class ChosenAttention(NamedTuple):
     query: Float[np.ndarray, " d_1"]
 
 
-def attention_of(
-    scores: Float[np.ndarray, " num"], group: Int[np.ndarray, " num"]
-) -> Float[np.ndarray, " num"]:
-    """Return the softmax of scores over the rows of each group."""
-    codes = np.unique(group, return_inverse=True)[1]
-    most = np.full(codes.max() + 1, -np.inf)
-    np.maximum.at(most, codes, scores)
-    weights = np.exp(scores - most[codes])
-    shares: np.ndarray = weights / np.bincount(codes, weights)[codes]
-    return shares
-
-
-def pool_views(
-    logits: Float[np.ndarray, "num classes"],
-    scores: Float[np.ndarray, " num"],
-    group: Int[np.ndarray, " num"],
-) -> Float[np.ndarray, "groups classes"]:
-    """Return the mean logits of each group, in sorted order, its rows weighed by the softmax of their scores."""
-    return _sums(logits * attention_of(scores, group)[:, None], group)
-
-
 def fit_attention(
     views: Views,
     num_classes: int,
@@ -78,7 +58,7 @@ def fit_attention(
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         values = flat.reshape(shape)
         answers, shares = design @ values[:, :-1], attention_of(design @ values[:, -1], codes)
-        logits = _sums(answers * shares[:, None], codes)
+        logits = sums_by_group(answers * shares[:, None], codes)
         gap = (softmax(logits) - target)[codes]
         slope = (gap * answers).sum(axis=1)
         slope = shares * (slope - np.bincount(codes, shares * slope)[codes])
@@ -110,13 +90,3 @@ def choose_attention(train: Views, val: Views, num_classes: int) -> ChosenAttent
             best, chosen = value, ChosenAttention(float(strength), weights, query)
     assert chosen is not None
     return chosen
-
-
-def _sums(
-    values: Float[np.ndarray, "num classes"], group: Int[np.ndarray, " num"]
-) -> Float[np.ndarray, "groups classes"]:
-    """Add up the rows of each group."""
-    order = np.argsort(group, kind="stable")
-    starts = np.unique(group[order], return_index=True)[1]
-    sums: np.ndarray = np.add.reduceat(values[order], starts, axis=0)
-    return sums

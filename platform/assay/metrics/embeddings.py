@@ -8,7 +8,7 @@ predictions, `findings` computes every number from them:
     logits_logistic     by the logistic regression whose C val has chosen
     logits_linear       by the linear head that val has chosen, where tokens were predicted
     logits_attention    by the head that is learnt group by group, where groups have several images and one class each
-    attention           logarithms, up to a constant, of what images weigh in their groups by that head
+    attention           logarithms, up to a constant, of what images weigh in their groups by that head; view_score where it ships
     hits_labels         whether the labels of a share of train's groups answer rightly: shares and draws in turn
 """
 
@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assay.metrics.attention_pooling import pool_views
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.evaluate import by_group, is_mixed
 from assay.metrics.figure import Figure, Series
@@ -105,6 +104,7 @@ def answer(rows: pa.Table, bank: pa.Table, ship: Ship = "embedding") -> pa.Table
     if ship != "embedding":
         columns[f"logits_knn_{NUM_NEIGHBOURS}"] = columns["logits"]
         columns["logits"] = columns[f"logits_{ship}"]
+        columns |= {"view_score": columns["attention"]} if ship == "attention" else {}
         metadata |= fits.heads[ship].note()
     if asked.tokens is not None:
         rows = rows.drop(["tokens"])
@@ -153,9 +153,8 @@ def _accuracies(rows: pa.Table) -> dict[str, Estimate]:
         name, logits = column.removeprefix("logits_"), _lists(rows, column)
         estimates[f"{name}_accuracy"] = interval((logits.argmax(1) == truth) * 1.0, group)
         if name in HEADS and not is_mixed(truth, group):
-            pooled, _, of_group = by_group(logits, truth, group)
-            if name == "attention":
-                pooled = pool_views(logits, rows["attention"].to_numpy(), group)
+            scores = rows["attention"].to_numpy() if name == "attention" else None
+            pooled, _, of_group = by_group(logits, truth, group, scores)
             right = (pooled.argmax(1) == of_group) * 1.0
             estimates[f"{name}_group_accuracy"] = interval(right, np.arange(len(right)))
     return estimates

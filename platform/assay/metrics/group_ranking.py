@@ -9,10 +9,10 @@ A defect that some views alone show is lost in a mean, and max takes every view'
 
 import numpy as np
 
-from assay.metrics.attention_pooling import pool_views
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.measures import Measure
 from assay.metrics.ranking import measure_ranking
+from assay.metrics.view_pooling import pool_views
 from assay.shapes import Bool, Float, Int
 
 RULES = {
