@@ -2,6 +2,7 @@
 
     python tasks/distill.py --data.root images/                            # DINOv2's features into a MobileNet
     python tasks/distill.py --data.root images/ --model.backbone resnet18
+    python tasks/distill.py --data.root images/ --model.backbone vit_small_patch14_dinov2 --model.weights hub --model.keep-blocks 6
     python tasks/distill.py                                                # the synthetic units
 
 Labels are judged by and never learnt from. The baseline, judged beside it, is the same backbone as it begins.

@@ -3,6 +3,7 @@
     python tasks/pretrain.py                                       # the synthetic units
     python tasks/pretrain.py --preset files --data.root images/    # images of one's own, in folders by class
     python tasks/pretrain.py --preset fork --data.root set/        # set/annotations/train.json and the like
+    python tasks/pretrain.py --preset files --data.root labelled/ --model.weights RUN --train.epochs 0 --ship logistic
 
 Labels are judged by and never learnt from. The baseline, judged beside it, is the same backbone as it begins.
 """

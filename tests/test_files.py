@@ -58,6 +58,19 @@ def test_a_name_that_stands_twice_is_no_setting(tmp_path):
     assert read_json(path) == {}
 
 
+@pytest.mark.parametrize(
+    "text", ['{"a": ["\\ud800"]}', '{"\\uDfff": 1}', '{"a": "\\uDC00\\uD800"}']
+)
+def test_half_a_character_is_no_text(tmp_path, text):
+    """A table could not hold it, and a terminal not show it."""
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match="surrogates not allowed"):
+        read_json(path)
+    path.write_text(json.dumps({"a": "\U0001f600"}))
+    assert read_json(path) == {"a": "\U0001f600"}
+
+
 @settings(max_examples=100)
 @given(st.data())
 def test_no_damage_gives_anything_but_a_sentence(tmp_path_factory, data):

@@ -17,6 +17,7 @@ from assay.nn.backbone import timm_name
 from assay.space import Choice, Float, Int, Rounded, change, grid, rounded, sample, value_of
 from assay.sweep import space_file
 from assay.sweep.space_text import check, merge, parse
+from assay.sweep.strict_yaml import read_yaml
 from assay.train.source import TaskSource, load_task
 
 CONFIG = load_task(TaskSource.read(Path(__file__).with_name("toy.py"))).Config()
@@ -395,6 +396,20 @@ def test_values_that_the_task_refuses_are_refused_before_a_trial_is(
     declared = space_file.read(write(tmp_path, text), CONFIG, NAMES)
     with pytest.raises(ConfigError, match=phrase):
         check(declared.space, CONFIG)
+
+
+@pytest.mark.parametrize("text", ["012", "1:30", "1_0", "0x10", "0b11", "1:30.5", "1_0.5"])
+def test_numbers_that_yaml_reads_as_others_are_refused(tmp_path: Path, text: str) -> None:
+    """YAML 1.1 takes 012 for 10 and 1:30 for 90."""
+    with pytest.raises(
+        ConfigError, match=f"the number '{text}' at line 1 is not written in decimal"
+    ):
+        read_yaml(write(tmp_path, f"model.k: {{values: [{text}, 2]}}"), "mend it")
+
+
+def test_numbers_in_decimal_are_what_they_say(tmp_path: Path) -> None:
+    path = write(tmp_path, "[0, -12, +3, 0.5, .5, -1.5e+3, .inf]")
+    assert read_yaml(path, "mend it") == [0, -12, 3, 0.5, 0.5, -1500.0, float("inf")]
 
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path, damages: Any) -> None:

@@ -1,11 +1,15 @@
 """Files on this machine: read as what they must be or refused in a sentence, and written whole."""
 
 import csv
+import errno
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,6 +22,34 @@ if TYPE_CHECKING:
 
 RESTORE = "restore it, or train the run again"
 
+NO_FILE = "no regular file but a pipe, a socket or a device"
+
+
+def refuse_special(path: str | Path) -> None:
+    """Refuse what would be waited for, or would not end, in a file's place; whether there is a file is for its reader to tell.
+
+    Raises:
+        OSError: it is a pipe, a socket or a device; has its name.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, f"it is {NO_FILE}", str(path))
+
+
+def open_file(path: str | Path) -> BufferedReader:
+    """Open a file that a user names, or could have put there, to be read; an OSError comes through, also of a pipe."""
+    refuse_special(path)
+    return open(path, "rb")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file whole, as `open_file` opens it."""
+    with open_file(path) as file:
+        return file.read()
+
 
 @contextmanager
 def reading(
@@ -27,9 +59,10 @@ def reading(
 
     Raises:
         AssayError: of this kind, in the place of whatever a missing, torn or foreign file makes its
-            reader raise; names the file and what to do.
+            reader raise, or of a pipe that it would wait for; names the file and what to do.
     """
     try:
+        refuse_special(path)
         yield
     except AssayError:
         raise
@@ -56,9 +89,21 @@ def read_json(
         AssayError: of this kind; the file is missing or damaged, or holds something else.
     """
     with reading(path, kind, remedy):
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_named_once)
+        value = parse_json(read_bytes(path))
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__} and no object")
+    return value
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON (UTF-8, 16 or 32) of which nothing is lost: a name that stands twice would hide the first.
+
+    Raises:
+        ValueError: there is such a name, a text that is half a character, or it is no JSON.
+    """
+    value = json.loads(content, object_pairs_hook=_named_once)
+    if b"\\ud" in content.lower():  # no table could hold it, nor a terminal show it
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
@@ -102,7 +147,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     """Digest a file, as 64 hex digits."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

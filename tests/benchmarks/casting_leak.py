@@ -25,7 +25,7 @@ from assay.data.hashes import content_hashes
 from assay.data.images.pyramid import signature
 from assay.data.near.copies import clusters
 from assay.data.near.pairs import near_pairs
-from assay.data.near.sketch import standardise
+from assay.data.near.sketch import sketch, standardise
 from assay.metrics.estimate import interval
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -59,8 +59,8 @@ def photographs(paths: list[Path], images: list[np.ndarray], folder: Path) -> np
     row_of = {content: row for row, content in enumerate(contents)}
     rows = [row_of[content] for content in sorted(row_of)]
     signatures = np.stack([np.frombuffer(signature(images[row]), np.uint8) for row in rows])
-    thumbnails = [standardise(images[row]) for row in rows]
-    return np.array(clusters(contents, near_pairs(sorted(row_of), signatures, thumbnails)))
+    sketches = [sketch(standardise(images[row])) for row in rows]
+    return np.array(clusters(contents, near_pairs(sorted(row_of), signatures, sketches)))
 
 
 def answers(

@@ -17,7 +17,7 @@ from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.near.pairs import near_pairs
 from assay.data.near.register import LIMIT
-from assay.data.near.sketch import thumbnail
+from assay.data.near.sketch import sketch, thumbnail
 from assay.data.synthetic.parts import PartsConfig, draw_parts
 from assay.data.walk import find_files
 
@@ -134,7 +134,7 @@ def measure(name: str, originals: list[np.ndarray]) -> dict[str, str]:
     signatures = np.stack([np.frombuffer(entry.signature, np.uint8) for entry in entries])
     began = time.perf_counter()
     names = [f"{i:05d}" for i in range(len(images))]
-    pairs = near_pairs(names, signatures, [thumbnail(entry) for entry in entries])
+    pairs = near_pairs(names, signatures, [sketch(thumbnail(entry)) for entry in entries])
     spent = time.perf_counter() - began
     joined = {(int(pair.first), int(pair.second)) for pair in pairs}
     hits = [(2 * i, len(originals) + i) in joined for i in range(len(kinds))]

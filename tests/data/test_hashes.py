@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.data import hashes
 from assay.data.hashes import EMPTY, content_hashes
 from assay.errors import ManifestError
 
@@ -190,3 +191,20 @@ def test_processes_may_begin_one_cache_at_once(tmp_path, cache):
     for process in started:
         printed, _ = process.communicate(timeout=120)
         assert (process.returncode, printed.split()) == (0, expected)
+
+
+@pytest.mark.parametrize("begin", ["BEGIN EXCLUSIVE", "BEGIN IMMEDIATE"])
+def test_a_cache_that_another_process_keeps_is_done_without(
+    tmp_path, cache, capsys, monkeypatch, begin
+):
+    """An exclusive lock keeps readers off, an immediate one writers alone; either is waited for once."""
+    monkeypatch.setattr(hashes, "BUSY_S", 0.5)
+    put(tmp_path, "a.png", "b.png")
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    content_hashes(paths[:1], cache)
+    with closing(sqlite3.connect(cache)) as other:
+        other.execute(begin)
+        assert content_hashes(paths, cache) == [truth(path) for path in paths]
+    said = capsys.readouterr().err
+    assert said.count("(database is locked)") == said.count("\n") == 1
+    assert f"{cache} cannot be" in said

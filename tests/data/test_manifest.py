@@ -255,7 +255,7 @@ TWINS = [
     ("a b", "a  b"),
     ("Pr\u00fcf", "Pru\u0308f"),
 ]
-TWINS += [("good", "good\u200b"), ("a b", "a\u00a0b"), ("STRASSE", "stra\u00dfe")]
+TWINS += [("good", "good\u200b"), ("a b", "a\u00a0b"), ("STRASSE", "stra\u00dfe"), ("1", "1.0")]
 
 
 @pytest.mark.parametrize(("one", "other"), TWINS)
@@ -275,7 +275,8 @@ def test_a_cell_spelled_in_two_ways_is_refused(tmp_path, cache, column, one, oth
     path = table_of(tmp_path, "image,label,x", f"1.png,a,{one}", f"2.png,b,{other}", "3.png,b,z")
     asked = {"label": "x"} if column == "label" else {column: ("x",)}
     text = refusal(DataConfig(root=path, **asked), cache)
-    assert "differ in case, spaces or Unicode form" in text
+    assert "differ in case, spaces, Unicode form or how a number is written alone" in text
+    assert text.count("(at '1.png')") == text.count("(at '2.png')") == 1
     assert text.encode()
 
 
@@ -286,9 +287,10 @@ def test_names_of_images_without_groups_may_differ_in_case(tmp_path, cache):
 
 def test_other_names_are_not_taken_for_one(tmp_path, cache):
     root = put(
-        tmp_path, *(f"{name}/1.png" for name in ("ab", "a b", "a-b", "a_b", "1", "01", "1.0"))
+        tmp_path,
+        *(f"{name}/1.png" for name in ("ab", "a b", "a-b", "a_b", "1", "01", "1.1", "1.10")),
     )
-    assert len(read_manifest(DataConfig(root=root), cache).classes) == 7
+    assert len(read_manifest(DataConfig(root=root), cache).classes) == 8
 
 
 def test_decomposed_names_are_composed_and_found_in_either_form(tmp_path, cache):
@@ -386,6 +388,36 @@ def test_where_keeps_rows(table, cache):
     text = refusal(none, cache)
     assert "no row left" in text
     assert "exposure=2" in text
+
+
+@pytest.mark.parametrize("name", ["Split", " split", "SPLIT"])
+def test_a_given_split_under_another_spelling_is_not_passed_over(tmp_path, cache, name):
+    """Else sets would be drawn, and published test images be learned from."""
+    put(tmp_path, "1.png", "2.png")
+    path = table_of(tmp_path, f"image,label,{name}", "1.png,a,train", "2.png,b,test")
+    text = refusal(DataConfig(root=path), cache)
+    assert f"has a column {name!r} and none 'split'" in text
+    for split, expected in (("", [None, None]), (name, ["train", "test"])):
+        manifest = read_manifest(DataConfig(root=path, split=split), cache)
+        assert manifest.declared_sets == expected
+
+
+def test_a_column_without_a_name_is_no_split(tmp_path, cache):
+    """As pandas writes the numbers of rows."""
+    put(tmp_path, "1.png", "2.png")
+    path = table_of(tmp_path, ",image,label", "0,1.png,a", "1,2.png,b")
+    assert read_manifest(DataConfig(root=path, split=""), cache).declared_sets == [None, None]
+
+
+@pytest.mark.parametrize("sign", ["=", "!="])
+def test_rows_that_a_condition_may_mean_are_not_passed_over(tmp_path, cache, sign):
+    put(tmp_path, "1.png", "2.png", "3.png")
+    path = table_of(tmp_path, "image,label,kind", "1.png,a,image", "2.png,b,image", "3.png,b,Image")
+    text = refusal(DataConfig(root=path, where=(f"kind{sign}image",)), cache)
+    assert "'image' (at " in text
+    assert "'Image' (at " in text
+    assert "row 3 (line 4)" in text
+    assert len(read_manifest(DataConfig(root=path, where=("label!=c",)), cache)) == 3
 
 
 def test_parquet_says_the_same_as_csv(table, tmp_path, cache):

@@ -18,14 +18,18 @@ def test_a_folded_name_is_the_same_for_each_of_its_spellings(name):
     assert fold_name(f"  {name}\u200b ") == folded
 
 
-@given(st.lists(st.text(max_size=6), max_size=8))
+NO_TWINS = st.characters(exclude_categories=["Cs"]).filter(lambda c: not "\u0370" <= c <= "\u04ff")
+
+
+@given(st.lists(st.text(NO_TWINS | st.sampled_from("1.0/ aA"), max_size=6), max_size=8))
 def test_names_are_refused_exactly_where_two_are_one(names):
     distinct = set(names)
+    places = {name: f"{i}.png" for i, name in enumerate(names)}
     if len(set(map(fold_name, distinct))) == len(distinct):
-        refuse_spellings("label", names)
+        refuse_spellings("label", places)
     else:
         with pytest.raises(ManifestError, match="label has the values"):
-            refuse_spellings("label", names)
+            refuse_spellings("label", places)
 
 
 @pytest.mark.parametrize(
@@ -34,5 +38,63 @@ def test_names_are_refused_exactly_where_two_are_one(names):
 )
 def test_half_and_full_width_are_one_name(first, second):
     """As Japanese and Chinese spreadsheets mix them."""
-    with pytest.raises(ManifestError, match=f"values '{first}' and '{second}'"):
-        refuse_spellings("label", [first, second])
+    message = rf"values '{first}' \(at 'a'\) and '{second}' \(at 'b'\), which differ in case"
+    with pytest.raises(ManifestError, match=message):
+        refuse_spellings("label", {first: "a", second: "b"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("1", "1.0"),
+        ("0", "0."),
+        ("12", "12.000"),
+        ("01", "01.0"),
+        ("7", "7,0"),
+        ("1,5", "1.5"),
+        ("-2", "-2.0"),
+        ("2/a", "2.0/a"),
+    ],
+)
+def test_a_whole_number_with_a_fraction_of_zeros_is_one_name(first, second):
+    with pytest.raises(ManifestError, match="or how a number is written alone"):
+        refuse_spellings("group", {first: "a", second: "b"})
+
+
+@pytest.mark.parametrize(
+    ("latin", "other"),
+    [
+        ("cat", "c\u0430t"),
+        ("OK", "\u039f\u039a"),
+        ("OK", "\u041e\u041a"),
+        ("cop", "\u0441\u043e\u0440"),
+        ("ok", "\u041e\u041a"),
+        ("N\u00cb", "N\u0415\u0308"),
+        ("\u041e\u041a", "\u039f\u039a"),
+    ],
+)
+def test_letters_that_look_alike_are_shown_as_what_they_are(latin, other):
+    with pytest.raises(ManifestError, match="differ in letters that look alike alone") as error:
+        refuse_spellings("label", {latin: "a", other: "b"})
+    assert all(f"{name!a} (at" in str(error.value) for name in (latin, other))
+    for name in (latin, other):
+        refuse_spellings("label", {name: "a", "other": "b"})
+
+
+OTHERS = [
+    ("\u043a\u043e\u0442", "\u0442\u043e\u043a"),  # Russian, of two words
+    ("\u0440\u043e\u0433", "por"),
+    ("\u03b1", "a"),  # phases of a metal
+    ("5 \u03bcm", "5 mm"),
+    ("\u03b2", "\u0432"),
+    ("1.1", "1.10"),
+    ("1", "01"),
+    ("1,000", "1"),
+    ("1", "l"),
+    ("\u0392", "\u0412\u0412"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), OTHERS)
+def test_names_without_a_twin_are_taken(first, second):
+    refuse_spellings("label", {first: "a", second: "b"})

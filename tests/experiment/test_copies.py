@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 
 from assay.data.near.copies import Leak
-from assay.experiment import copies
+from assay.experiment import copies, run
 from assay.experiment.judge import _tell_copies_apart
 from assay.experiment.options import parse
 from assay.experiment.run import prepare, read_data
 from assay.files import write_parquet
 from assay.metrics.evaluate import summarise
+from assay.runs.record import RunRecord
 from assay.train.source import TaskSource, load_task
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
@@ -84,6 +85,19 @@ def test_copies_are_looked_for_once(published, monkeypatch):
     monkeypatch.setattr(copies, "near_pairs", None)
     assert copies.copies_among(data.pixels, signatures, storage) == data.pairs
     assert len(data.pairs) == 2
+
+
+def test_copies_that_are_not_looked_for_are_not_said_to_be_none(published, monkeypatch):
+    data, config, storage = published
+    monkeypatch.setattr(run, "copies_among", None)
+    without = replace(config, split=replace(config.split, near_duplicates="off"))
+    _, resources, _ = parse(load_task(SOURCE), ["--workers", "0", "--storage", str(storage)])
+    again = read_data(SOURCE, data.manifest, without, resources, storage)
+    plan = prepare(again, without, "without")
+    assert plan.leaks is None
+    assert not any(name.startswith("near_duplicates") for name in plan.split.report)
+    (line,) = RunRecord(leaks=plan.leaks).leaks_said()
+    assert "not looked for" in line
 
 
 def test_the_main_score_is_told_apart_where_a_test_set_has_both(tmp_path):

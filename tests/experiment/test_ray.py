@@ -20,11 +20,14 @@ from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.manifest import Manifest
+from assay.data.near.pairs import near_pairs
 from assay.data.order import steps_of, uniform_order
 from assay.data.split import Split, draw_split
 from assay.errors import ImageError, StoreError
+from assay.experiment import copies
 from assay.experiment.fill import fill
 from assay.experiment.resources import Resources
+from assay.experiment.spread import over_cluster
 from assay.experiment.stream import ray_stream
 from assay.experiment.workers import train
 from assay.train.batches import batches
@@ -164,6 +167,28 @@ def test_what_the_store_refuses_in_a_task_is_raised_as_the_sentence_that_it_is(
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def _shifted(shift: int, piece: int) -> int:
+    if piece == 13:
+        raise ImageError("the thirteenth cannot be read")
+    return piece + shift
+
+
+@pytest.mark.usefixtures("cluster")
+def test_pieces_of_work_come_back_in_order_and_faults_as_they_are() -> None:
+    assert list(over_cluster(_shifted, 100, range(12), "shift")) == [100 + i for i in range(12)]
+    with pytest.raises(ImageError, match="thirteenth"):
+        list(over_cluster(_shifted, 100, range(20), "shift"))
+
+
+def test_copies_are_the_same_whoever_looks_for_them(pixels: Pixels) -> None:
+    rows = [0, 1, 2, 0, 1]  # of other images that two of them are copies of
+    signatures, sketches = pixels.survey().signatures[rows], copies._sketch(pixels, rows)
+    args = list("abcde"), signatures, sketches
+    pairs = near_pairs(*args, over_cluster)
+    assert {("a", "d"), ("b", "e")} <= {(pair.first, pair.second) for pair in pairs}
+    assert pairs == near_pairs(*args)
+
+
 def test_competing_consumers_are_served_what_the_reference_serves(
     source: TaskSource,
     task: type[Task],

@@ -10,6 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from assay.metrics import linear_grid
 from assay.metrics.embeddings import answer, findings, note_of
+from assay.metrics.frozen_heads import FrozenHead
+from assay.metrics.linear_grid import inputs_of
 from assay.metrics.predictions import rows_of
 
 
@@ -66,6 +68,10 @@ def test_every_number_follows_from_the_columns() -> None:
     mean = lists(test, "logits_linear").reshape(30, 3, 3).mean(1).argmax(1)
     expected = (mean == truth.reshape(30, 3)[:, 0]).mean()
     assert metrics["test"]["linear_group_accuracy"].value == pytest.approx(expected)
+    shares = np.exp(test["attention"].to_numpy()).reshape(30, 3, 1)
+    weighed = (lists(test, "logits_attention").reshape(30, 3, 3) * shares).sum(1).argmax(1)
+    expected = (weighed == truth.reshape(30, 3)[:, 0]).mean()
+    assert metrics["test"]["attention_group_accuracy"].value == pytest.approx(expected)
     by_share = {"1": hits[:, :5], "5": hits[:, 5:10], "10": hits[:, 10:15], "100": hits[:, 15:]}
     for share, of_draws in by_share.items():
         estimate = metrics["test"][f"labels_{share}_accuracy"]
@@ -102,6 +108,19 @@ def test_two_classes_are_ranked_by_the_one_that_is_named() -> None:
     assert sound["auroc"].value == pytest.approx(area)  # of either class the same
     assert sound["average_precision"] != crack["average_precision"]
     assert {"f1", "recall_at_precision", "precision_kept"} <= crack.keys()
+    margin = (logits[:, 1] - logits[:, 0]).reshape(-1, 3)
+    for rule, of_groups in (("mean", margin.mean(1)), ("max", margin.max(1))):
+        area = roc_auc_score(is_crack[::3], of_groups)
+        assert crack[f"group_{rule}_auroc"].value == pytest.approx(area)
+    assert {"group_any_f1", "group_attention_auroc", "group_attention_f1"} <= crack.keys()
+
+
+def test_groups_of_several_classes_have_no_answer_of_their_own() -> None:
+    rows, bank = table(2)
+    mixed = rows.set_column(2, "group", pa.array([f"g{i // 2}" for i in range(len(rows))]))
+    answered = answer(mixed, bank)
+    assert "attention" not in answered.column_names
+    assert not [key for key in findings(answered, "")[0]["test"] if "group" in key]
 
 
 def test_without_tokens_there_are_no_linear_heads() -> None:
@@ -110,3 +129,28 @@ def test_without_tokens_there_are_no_linear_heads() -> None:
     assert "logits_linear" not in answered.column_names
     assert "head" not in note_of(answered)
     assert "linear_accuracy" not in findings(answered, "")[0]["test"]
+
+
+@pytest.mark.parametrize("ship", ["logistic", "linear", "attention"])
+def test_a_head_that_ships_is_the_main_answer_and_stands_in_the_table(ship: Any) -> None:
+    """What the table keeps gives the logits back, of val's choice of strength, blocks and rate."""
+    rows, bank = table(3)
+    answered, by_neighbours = answer(rows, bank, ship), answer(rows, bank)
+    np.testing.assert_array_equal(lists(answered, "logits"), lists(by_neighbours, f"logits_{ship}"))
+    np.testing.assert_array_equal(lists(answered, "logits_knn_20"), lists(by_neighbours, "logits"))
+    head = FrozenHead.of_table(answered)
+    features = lists(rows, "embedding")
+    if ship == "linear":
+        note, tokens = note_of(answered)["head"], lists(rows, "tokens").reshape(len(rows), 3, 4)
+        assert (head.blocks, head.pooled) == (note["blocks"], note["pooled"])
+        features = inputs_of(tokens)[head.blocks, head.pooled]
+    logits = (features - head.mean) @ head.weights + head.bias
+    np.testing.assert_allclose(logits, lists(answered, "logits"), atol=1e-9)
+    if ship == "attention":
+        scores = answered["attention"].to_numpy() - (features - head.mean) @ head.query
+        np.testing.assert_allclose(scores, scores[0], atol=1e-9)
+        assert answered["view_score"] == answered["attention"]
+    else:
+        assert head.query is None
+    assert "knn_20_accuracy" in findings(answered, "")[0]["test"]
+    assert b"head" not in by_neighbours.schema.metadata

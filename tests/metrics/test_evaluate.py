@@ -19,6 +19,7 @@ from sklearn.metrics import (
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from assay.errors import PredictionsError
+from assay.metrics.compare import compare
 from assay.metrics.estimate import Estimate
 from assay.metrics.evaluate import by_group, summarise
 from assay.metrics.predictions import logits_of, rows_of
@@ -258,6 +259,29 @@ def test_by_group_agrees_with_a_loop() -> None:
         np.testing.assert_allclose(mean[row], rows.mean(axis=0), rtol=1e-5, atol=1e-6)
         assert vote[row] == max(tied, key=lambda c: rows.mean(axis=0)[c])
         assert group_truth[row] == name % 3
+
+
+def test_a_view_score_weighs_rows_in_their_groups_everywhere() -> None:
+    """In accuracy of groups, accuracy by views, and comparisons; every other number stays as it is."""
+    logits = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
+    group, truth = np.array(["a", "a", "b", "b"]), np.array([1, 1, 1, 1])
+    scores = np.log([1.0, 3.0, 1.0, 1.0])
+    pooled = by_group(logits, truth, group, scores)[0]
+    np.testing.assert_allclose(pooled, [[0.5, 0.75], [1.5, 0.5]])
+    columns = {"id": list("klmn"), "split": ["test"] * 4, "group": group.tolist()}
+    answers = {"truth": pa.array(truth, pa.int32()), "logits": pa.array(list(logits))}
+    metadata = {b"classes": json.dumps(["sound", "crack"]).encode()}
+    plain = pa.table(columns | answers).replace_schema_metadata(metadata)
+    weighed = plain.append_column("view_score", pa.array(scores))
+    found, before = summarise(weighed, "test"), summarise(plain, "test")
+    assert value(found.metrics["group_accuracy"]) == 1 / 2
+    assert value(before.metrics["group_accuracy"]) == 0
+    assert [value(views.accuracy) for views in found.views] == [1 / 2, 1 / 2]
+    assert [value(views.accuracy) for views in before.views] == [1 / 2, 0]
+    assert found.metrics["accuracy"] == before.metrics["accuracy"]
+    (comparison,) = compare({"weighed": weighed, "plain": plain})
+    assert comparison.mcnemar is not None
+    assert (comparison.mcnemar.only_first, comparison.mcnemar.only_second) == (1, 0)
 
 
 def test_a_group_with_two_truths_is_refused() -> None:

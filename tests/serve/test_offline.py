@@ -185,7 +185,7 @@ def test_a_table_of_views_is_read_as_training_reads_it(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("image,group\n0.png,p1\n1.png,P1\n", "'P1' and 'p1'"),
+        ("image,group\n0.png,p1\n1.png,P1\n", r"'P1' \(at '.*1\.png'\) and 'p1' \(at '.*0\.png'\)"),
         ("image,group\n0.png,p1\n./0.png,p2\n", "2 times"),
         ("image,group\n0.png,p1\n,p2\n", r"row 2 \(line 3\) has no value in column 'image'"),
         ("image,group\n0.png,p1,\n", "line 2 has 3 cells"),

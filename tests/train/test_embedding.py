@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from assay.bundle.bundle import Bundle
@@ -20,7 +22,9 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.views import ViewConfig, ViewInput
-from assay.errors import PredictionsError, RunError
+from assay.errors import ConfigError, PredictionsError, RunError
+from assay.metrics import attention_pooling
+from assay.metrics.decide import DecideConfig, Decision
 from assay.metrics.evaluate import summarise
 from assay.metrics.logistic import decay_of, logistic_logits
 from assay.metrics.scores.neighbours import effective_rank, neighbour_logits
@@ -127,6 +131,20 @@ def test_the_second_large_view_is_of_another_image_of_the_part(dataset: Dataset)
         np.testing.assert_allclose(
             batch["global"][index], expected.transpose(0, 3, 1, 2), atol=1e-3
         )
+
+
+@pytest.mark.parametrize("name", ["global", "local"])
+def test_crops_that_are_larger_than_every_image_are_refused(dataset: Dataset, name: str) -> None:
+    """Images are 24 x 32."""
+    for side, refused in ((32, False), (40, True)):
+        config = replace(CONFIG, views=replace(CONFIG.views, **{f"{name}_px": side}))
+        if not refused:
+            Channels(config, dataset).begin(np.arange(6))
+            continue
+        with pytest.raises(ConfigError, match=rf"views.{name}-px is 40, and no image is longer"):
+            Channels(config, dataset).begin(np.arange(6))
+        judged = replace(config, train=replace(config.train, epochs=0))
+        Channels(judged, dataset).begin(np.arange(6))
 
 
 def test_there_may_be_no_small_views(dataset: Dataset) -> None:
@@ -300,3 +318,86 @@ def test_a_bundle_embeds_as_the_task_does(dataset: Dataset, tmp_path: Path) -> N
             unit, answer.embedding / np.linalg.norm(answer.embedding), atol=1e-6
         )
         assert json.loads(answer.cells([])["embedding"]) == answer.form("none")["embedding"]
+
+
+def shipped(
+    ship: Any, dataset: Dataset, folder: Path
+) -> tuple[pa.Table, np.ndarray, Decision, Bundle]:
+    """Train is rows 0 to 5; the judged table, all embeddings, what val decides, and the bundle."""
+    image = replace(CONFIG.image, normalise="imagenet")
+    config = replace(CONFIG, image=image, ship=ship)
+    task = Channels(config, dataset).eval()
+    rows = np.arange(12)
+    with torch.no_grad():
+        embedding = task.predict(batch_of(task, rows, False))["embedding"].numpy()
+    truth = dataset.truth[rows]
+    table = pa.table(
+        {
+            "id": [str(row) for row in rows],
+            "split": ["train"] * 6 + ["val"] * 6,
+            "group": [f"g{row // 2}" for row in rows],
+            "truth": pa.array(truth, pa.int32()),
+            "embedding": pa.array(list(embedding)),
+        }
+    ).replace_schema_metadata({b"classes": json.dumps(list(dataset.classes)).encode()})
+    scored = Channels.score(config, table)
+    task.adopt(scored)
+    logits = np.array(scored["logits"].to_pylist())
+    decision = Decision.fit(logits, truth[6:], rows[6:] // 2, dataset.classes, DecideConfig())
+    files = [dataset.pixels.store.here.parent / f"{name}.png" for name in dataset.pixels.contents]
+    pipeline = task.export(folder, {})
+    assert (pipeline["kind"], pipeline["graphs"]) == ("image", ["classify"])
+    card = Card(classes=list(dataset.classes), pipeline=pipeline, decision=decision)
+    expected = dict(zip(dataset.classes, decision.probs(logits)[0].tolist(), strict=True))
+    seal(folder, card, files[6], expected)
+    return scored, embedding, decision, Bundle(folder)
+
+
+def test_a_bundle_with_a_head_names_classes_and_embeds(dataset: Dataset, tmp_path: Path) -> None:
+    """By scikit-learn's regression on the same scaled features, whose strength val has chosen."""
+    scored, embedding, decision, bundle = shipped("logistic", dataset, tmp_path)
+    logits, truth = np.array(scored["logits"].to_pylist()), dataset.truth
+    answers = bundle.predict_each([dataset.pixels[row] for row in range(6, 12)])
+    for row, answer in enumerate(answers):
+        np.testing.assert_allclose(answer.embedding, embedding[6 + row], atol=1e-4)
+        np.testing.assert_allclose(answer.logits, logits[row], atol=1e-3)
+    strength = json.loads(scored.schema.metadata[b"probes"])["strength"]
+    scaler = StandardScaler().fit(embedding[:6])
+    model = LogisticRegression(C=strength, tol=1e-9, max_iter=5000)
+    model.fit(scaler.transform(embedding[:6]), truth[:6])
+    probs = model.predict_proba(scaler.transform(embedding[6:]))
+    shares = np.exp(np.array([answer.logits for answer in answers]))
+    np.testing.assert_allclose(shares / shares.sum(1, keepdims=True), probs, atol=0.01)
+    part = bundle.together(answers[:2])
+    assert part is not None
+    mean = decision.probs(logits[:2].mean(0)[None])[0]
+    assert list(part.probs.values()) == pytest.approx(mean, abs=1e-4)
+
+
+def test_a_part_is_answered_by_attention_as_it_is_judged(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_pooling, "STRENGTHS", (10.0,))
+    scored, _, decision, bundle = shipped("attention", dataset, tmp_path)
+    logits, attention = np.array(scored["logits"].to_pylist()), scored["attention"].to_numpy()
+    answers = bundle.predict_each([dataset.pixels[row] for row in range(6, 12)])
+    assert np.ptp(attention) > 0.01
+    for first in (0, 2, 4):
+        views = slice(first, first + 2)
+        shares = np.exp(attention[views]) / np.exp(attention[views]).sum()
+        expected = decision.probs((shares @ logits[views])[None])[0]
+        part = bundle.together(answers[views])
+        assert part is not None
+        assert list(part.probs.values()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_attention_needs_groups_of_several_images(dataset: Dataset) -> None:
+    alone = replace(dataset, group=Column.of([str(row) for row in range(12)]))
+    with pytest.raises(ConfigError, match="--ship attention learns from groups"):
+        Channels(replace(CONFIG, ship="attention"), alone)
+
+
+def test_a_head_needs_classes(dataset: Dataset) -> None:
+    unlabelled = replace(dataset, classes=(), truth=np.zeros(12, np.int32))
+    with pytest.raises(ConfigError, match="--ship logistic answers with a class"):
+        Channels(replace(CONFIG, ship="logistic"), unlabelled)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from assay.data.dataset import Column, Dataset
 from assay.data.images.pixels import Pixels
@@ -16,6 +17,7 @@ from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
 from assay.errors import ConfigError
+from assay.nn.backbone import create_backbone
 from assay.nn.self_supervised.features import feature_loss
 from assay.train.feature_distillation import (
     FeatureDistillation,
@@ -140,3 +142,38 @@ def test_a_teacher_that_was_shown_images_otherwise_is_doubted() -> None:
     image = ImageConfig(normalise="constants")
     (doubt,) = replace(CONFIG, teacher=teacher, image=image).doubts()
     assert "resnet18" in doubt
+
+
+def test_a_head_on_tokens_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ship is 'linear'"):
+        replace(CONFIG, ship="linear")
+
+
+def test_a_pruned_student_comes_near_to_what_it_was_pruned_from(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Teacher and student have the same weights, but for the blocks that the student has lost."""
+    torch.manual_seed(0)
+    weights = str(tmp_path / "whole.safetensors")
+    whole = create_backbone("32x4x8", img_size=32).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in whole.items()}, weights)
+    config = replace(
+        CONFIG,
+        model=StudentConfig(backbone="32x4x8", weights=weights, keep_blocks=2),
+        teacher=FrozenConfig(backbone="32x4x8", weights=weights),
+    )
+    task = FeatureDistillation(config, dataset).train()
+    assert [len(network.blocks) for network in (task.backbone, task.teacher)] == [2, 4]
+    for ours, theirs in ((0, 0), (1, 3)):
+        of_teacher = task.teacher.blocks[theirs].state_dict()
+        for name, tensor in task.backbone.blocks[ours].state_dict().items():
+            assert torch.equal(tensor, of_teacher[name]), name
+    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=2e-3)
+    batch, losses = batch_of(dataset, config), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = task(batch, 0.0)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses

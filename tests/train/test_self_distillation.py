@@ -14,17 +14,19 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from assay.config import fingerprint, to_dict
 from assay.data.dataset import Column, Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
-from assay.errors import ConfigError, RunError
+from assay.errors import CheckpointError, ConfigError, RunError
 from assay.nn.optim import OptimConfig, build_optimizer
 from assay.nn.self_supervised.head import HeadConfig
 from assay.nn.self_supervised.schedules import TeacherConfig
 from assay.nn.self_supervised.vit import VitConfig
 from assay.nn.weights import load_weights
+from assay.train import checkpoint
 from assay.train.monitor import Monitor
 from assay.train.self_distillation import (
     DistillationLossConfig,
@@ -336,3 +338,23 @@ def test_the_teacher_of_a_run_is_what_other_tasks_begin_with(
     load_weights(other, "vit_tiny_patch16_224", str(tmp_path / "weights.safetensors"))
     for name, tensor in task.teacher.backbone.vit.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def test_a_checkpoint_of_another_number_of_prototypes_is_refused(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Which its name does not find either, as the number is part of what a run is."""
+    begun, other = (
+        task_of(dataset, head=replace(CONFIG.head, num_prototypes=num)) for num in (24, 33)
+    )
+    optimizers = [
+        build_optimizer(task, CONFIG.optim, task.param_groups(0.0)) for task in (begun, other)
+    ]
+    other(batch_of(other, np.arange(4)), 0.0)["loss"].backward()  # 33 need not divide anything
+    begun(batch_of(begun, np.arange(4)), 0.0)["loss"].backward()
+    optimizers[0].step()
+    path = checkpoint.save(tmp_path, 1, begun, optimizers[0], {"step": 1})
+    with pytest.raises(CheckpointError, match="does not fit this model") as refused:
+        checkpoint.load(path, other, optimizers[1])
+    assert "\n" not in str(refused.value)
+    assert fingerprint(to_dict(begun.config)) != fingerprint(to_dict(other.config))

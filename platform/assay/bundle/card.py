@@ -9,7 +9,7 @@ from typing import Any
 
 from assay.data.images.white import White
 from assay.errors import BundleError
-from assay.files import sha256_of, write_json
+from assay.files import open_file, sha256_of, write_json
 from assay.metrics.alarm import Alarm
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
@@ -103,7 +103,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / NAME
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             content = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise BundleError(

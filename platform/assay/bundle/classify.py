@@ -23,6 +23,7 @@ from assay.data.inputs.normalise import normalise
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.data.masks.overlay import FALSE
 from assay.errors import BundleError
+from assay.metrics.scores.classes import softmax
 from assay.shapes import Float, UInt8
 
 Overview = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -71,6 +72,8 @@ class Answer(Verdict):
     """What speaks for the label at each place of its box; None where the graph does not say."""
     evidence_label: str | None = None
     """The class that the evidence is for; None where it is the same for all, as of attention."""
+    attention: float = field(default=0.0, repr=False)
+    """Logarithm, up to a constant, of what this view weighs among several of a part."""
 
     def golden(self) -> dict[str, float]:
         """Return numbers that every opening of the bundle must repeat."""
@@ -135,13 +138,14 @@ class _Classifier:
         self.decision = card.decision
 
     def together(self, views: Sequence[Answer]) -> Verdict:
-        """Answer for a part by its views, from their mean logits, as judging does for a group.
+        """Answer for a part by its views, from their mean logits, as judging does for a group; by attention where the graph has one.
 
         Its set holds each view's own: what holds the truth of one view with a probability holds
         that of the part with no less.
         """
         names = {name for view in views for name in view.set}
-        return self._verdict(np.mean([view.logits for view in views], axis=0), names)
+        shares = softmax(np.array([[view.attention for view in views]]))[0]
+        return self._verdict(shares @ np.array([view.logits for view in views]), names)
 
     def _verdict(self, logits: np.ndarray, names: set[str] | None = None) -> Verdict:
         """Decide by logits; `names` must be in the set besides the likeliest class."""
@@ -175,7 +179,8 @@ class ImageClassifier(_Classifier):
     def predict(self, pyramids: Sequence[ImagePyramid]) -> list[Answer]:
         """Answer for each image."""
         feed = {"image": np.stack([self.input.array(pyramid) for pyramid in pyramids])}
-        outputs = run_graph(self.graphs["classify"], ["logits", "embedding", "evidence"], feed)
+        names = ["logits", "embedding", "evidence", "attention"]
+        outputs = run_graph(self.graphs["classify"], names, feed)
         return [
             self._answer(pyramid, *rows) for pyramid, *rows in zip(pyramids, *outputs, strict=True)
         ]
@@ -186,6 +191,7 @@ class ImageClassifier(_Classifier):
         logits: np.ndarray,
         embedding: np.ndarray | None,
         evidence: np.ndarray | None,
+        attention: np.ndarray | None,
     ) -> Answer:
         verdict, of_label, label = self._verdict(logits), None, None
         if evidence is not None:
@@ -200,6 +206,7 @@ class ImageClassifier(_Classifier):
             embedding=embedding,
             evidence=of_label,
             evidence_label=label,
+            attention=0.0 if attention is None else float(attention),
         )
 
 

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from assay.bundle.aliases import ALIASES
 from assay.bundle.card import CACHE, MOST_BYTES, NAME, parse_card
 from assay.errors import RegistryError
+from assay.files import read_bytes, refuse_special
 from assay.storage import reach, whole
 from assay.typed import from_json
 
@@ -157,7 +158,7 @@ class Registry:
 
     def add(self, folder: Path, test_rows: pa.Table) -> tuple[str, str]:
         """Copy a bundle and its test rows, unless they are there; return version and SHA-256."""
-        card = (folder / "bundle.json").read_bytes()
+        card = read_bytes(folder / "bundle.json")
         content = json.loads(card)
         task, sha256 = content["task"], hashlib.sha256(card).hexdigest()
         home = f"{task}/{sha256[:12]}"
@@ -167,7 +168,7 @@ class Registry:
         pq.write_table(test_rows, parquet)
         self._write(f"{home}/judged.parquet", parquet.getvalue())
         for name in content["sha256"]:
-            self._write(f"{home}/bundle/{name}", (folder / name).read_bytes())
+            self._write(f"{home}/bundle/{name}", read_bytes(folder / name))
         self._write(f"{home}/bundle/{NAME}", card)
         return sha256[:12], sha256
 
@@ -263,6 +264,8 @@ class Registry:
     def _read(self, name: str, most: int) -> bytes | None:
         """Read a file of at most so many bytes; None where there is none."""
         try:
+            if isinstance(self.files, pafs.LocalFileSystem):
+                refuse_special(f"{self.root}/{name}")
             with self.files.open_input_file(f"{self.root}/{name}") as file:
                 content: bytes = file.read(most + 1)
         except FileNotFoundError:

@@ -25,8 +25,8 @@ from assay.data.annotated import find_annotations, read_annotations
 from assay.data.folder import SPLITS, ImageRow, scan_folder
 from assay.data.hashes import EMPTY, content_hashes
 from assay.data.images.entry import MASK, entry_key
-from assay.data.spellings import compose, refuse_spellings
-from assay.data.table import read_table
+from assay.data.spellings import compose, fold_name, refuse_spellings
+from assay.data.table import Table, read_table
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
@@ -210,7 +210,9 @@ def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
     labels = [config.label] if config.label else []
     needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
     asked = (*needed, *(column for column, _, _ in conditions))
-    table = read_table(path, asked, (config.split,))
+    table = read_table(path, asked, (config.split,) if config.split else ())
+    for column, _, value in conditions:
+        _refuse_twins(table, column, value)
     chosen = [
         row
         for row in range(len(table))
@@ -237,6 +239,17 @@ def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
             )
         rows.append(ImageRow(_id_of(image, fields[config.image], path), image, fields))
     return rows
+
+
+def _refuse_twins(table: Table, column: str, value: str) -> None:
+    """Refuse cells that a condition may mean, and does not say."""
+    places = {compose(cell or ""): row for row, cell in enumerate(table.columns[column])}
+    twins = {
+        name: table.place(row)
+        for name, row in places.items()
+        if fold_name(name) == fold_name(value)
+    }
+    refuse_spellings(f"column {column!r} of data.where", {value: "data.where"} | twins)
 
 
 def _id_of(image: Path, name: str, table: Path) -> str:
@@ -277,7 +290,8 @@ def _columns(rows: list[ImageRow], config: DataConfig) -> dict[str, list[str | N
     groups = _groups(rows, config.group)
     for column, cells in fields.items():
         if not column.startswith("column."):
-            refuse_spellings(column.replace("domain.", "domain "), cells)
+            places = {cell: row.id for cell, row in zip(cells, rows, strict=True)}
+            refuse_spellings(column.replace("domain.", "domain "), places)
     columns: dict[str, list[str | None]] = {
         "id": [row.id for row in rows],
         "image": [str(row.image) for row in rows],
@@ -301,7 +315,7 @@ def _groups(rows: list[ImageRow], names: Sequence[str]) -> list[str]:
                 f"The groups {list(other)} and {list(part)} of {', '.join(names)} are both {'/'.join(part)!r}; write one of them "
                 "otherwise."
             )
-    refuse_spellings("group", first)
+    refuse_spellings("group", {name: parts[part].id for name, part in first.items()})
     return [compose("/".join(row.fields[name] for name in names)) for row in rows]
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from assay.data.spellings import fold_name
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
@@ -115,6 +116,12 @@ def _choose(
         if names.count(name) != 1:
             raise ManifestError(
                 f"{show(path)} must have one column {name!r}; it has: {_list(names)}."
+            )
+    for name in optional:
+        twins = [other for other in names if fold_name(other) == fold_name(name)]
+        if name not in names and twins:
+            raise ManifestError(
+                f"{show(path)} has a column {twins[0]!r} and none {name!r}, and may mean it; rename the column, or give its name as it stands."
             )
     wanted = dict.fromkeys((*needed, *(name for name in optional if name in names)))
     for name in wanted:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from assay.errors import ManifestError
+from assay.files import NO_FILE
 
 LEFTOVERS = {
     "thumbs.db",
@@ -169,7 +170,7 @@ def why_unreadable(path: Path) -> str:
         if path.is_dir():
             return "is a folder"
         if path.exists():
-            return "is no regular file but a pipe, a socket or a device"
+            return f"is {NO_FILE}"
         return "is a link to nothing" if path.is_symlink() else "does not exist"
     except (OSError, ValueError) as error:  # no right to look, too long, a NUL character
         return f"cannot be looked at ({getattr(error, 'strerror', None) or error})"

@@ -32,6 +32,7 @@ def ship(job: Job, result: Result, storage: Path) -> None:
     task_class, config = job.load()
     task = task_class(config, job.dataset)
     load_best(task, job.folder)
+    task.adopt(read_predictions(job.folder))
     folder = job.folder / "bundle"
     folder.mkdir(exist_ok=True)
     rows = {name: job.split.rows(name) for name in ("train", "val")}

@@ -80,7 +80,8 @@ def read_data(
     if news:
         print(news, file=sys.stderr)
     pixels = replace(pixels, white=white, _open=OrderedDict())
-    pairs = copies_among(pixels, survey.signatures, storage)
+    looks = config.split.near_duplicates != "off"
+    pairs = copies_among(pixels, survey.signatures, storage) if looks else []
     return StoredImages(source, readable, pixels, pairs, bad, storage)
 
 
@@ -101,14 +102,16 @@ class RunPlan:
     split: Split
     near: list[NearDuplicate]
     """Of train, in the sets as they are published, or else as they are drawn."""
-    leaks: dict[str, Leak]
-    """The same, counted by set."""
+    leaks: dict[str, Leak] | None
+    """The same, counted by set; None where they are not looked for."""
 
 
 def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
     """Draw a run's split and look for near-duplicates across it, and across the published one."""
     manifest, contents = data.manifest, data.manifest.column("content")
     split = draw_split(manifest, config.split, data.pairs)
+    if config.split.near_duplicates == "off":
+        return RunPlan(name, config, data, split, [], None)
     labels, published = manifest.column("label"), manifest.declared_sets
     # what training sees without labels is seen all the same
     sets = ["train" if name == "unlabelled" else name for name in split.sets]

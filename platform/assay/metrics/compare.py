@@ -24,6 +24,7 @@ from assay.metrics.predictions import (
     rows_of,
     scores_of,
     sets_of,
+    view_scores_of,
 )
 from assay.shapes import Bool
 
@@ -122,7 +123,8 @@ def _right(table: pa.Table, unit: str) -> Bool[np.ndarray, " units"]:
     """Return which images, or which groups by their mean logits, are answered rightly."""
     logits, truth = logits_of(table), table["truth"].to_numpy()
     if unit == "groups":
-        logits, _, truth = by_group(logits, truth, table["group"].to_numpy())
+        weights = view_scores_of(table)
+        logits, _, truth = by_group(logits, truth, table["group"].to_numpy(), weights)
     right: np.ndarray = logits.argmax(axis=1) == truth
     return right
 

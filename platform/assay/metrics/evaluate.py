@@ -32,9 +32,11 @@ from assay.metrics.predictions import (
     rows_of,
     scores_of,
     sets_of,
+    view_scores_of,
 )
 from assay.metrics.scores.classes import softmax
 from assay.metrics.summary import ClassSummary, Family, Summary, Views
+from assay.metrics.view_pooling import attention_of, pool_views, sums_by_group
 from assay.shapes import Float, Int, Shaped
 
 _NUM_SUBSETS = 32
@@ -48,10 +50,17 @@ def by_group(
     logits: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],
     group: Shaped[np.ndarray, " num"],
+    scores: Float[np.ndarray, " num"] | None = None,
 ) -> tuple[
     Float[np.ndarray, "groups classes"], Int[np.ndarray, " groups"], Int[np.ndarray, " groups"]
 ]:
     """Pool the samples of each group; groups come in sorted order.
+
+    Args:
+        logits: Of the samples.
+        truth: Their classes.
+        group: Their groups.
+        scores: What samples weigh in their group, as logarithms; None: all alike.
 
     Returns:
         The mean logits of each group; its vote, the class that most of its samples are given
@@ -70,8 +79,10 @@ def by_group(
             f"is {str(names[mixed[0]])!r}), but a group is one part with one truth; group by what "
             f"has one label."
         )
-    by_code = logits[np.argsort(codes, kind="stable")].astype(np.float64)
-    mean = np.add.reduceat(by_code, np.cumsum(sizes) - sizes, axis=0) / sizes[:, None]
+    if scores is None:
+        mean = sums_by_group(logits.astype(np.float64), codes) / sizes[:, None]
+    else:
+        mean = pool_views(logits.astype(np.float64), scores, codes)
     votes = np.zeros(mean.shape, dtype=int)
     np.add.at(votes, (codes, logits.argmax(axis=1)), 1)
     tied = votes == votes.max(axis=1, keepdims=True)
@@ -133,6 +144,7 @@ def _by_value(
 def _by_class(rows: pa.Table, group: Int[np.ndarray, " num"], temperature: float) -> dict[str, Any]:
     """Return the fields of a summary that only classes have, and the metrics that only they have."""
     logits, truth, names = logits_of(rows), rows["truth"].to_numpy(), class_names(rows)
+    scores = view_scores_of(rows)
     answers = logits.argmax(axis=1)
     confidence = softmax(logits.astype(np.float64) / temperature).max(axis=1)
     confusion = np.zeros((len(names), len(names)), dtype=int)
@@ -146,13 +158,13 @@ def _by_class(rows: pa.Table, group: Int[np.ndarray, " num"], temperature: float
         for i, name in enumerate(names)
     }
     return {
-        "metrics": _metrics(logits, truth, answers, group),
+        "metrics": _metrics(logits, truth, answers, group, scores),
         "classes": classes,
         "confusion": confusion.tolist(),
         "families": _families(rows, truth, answers, group),
         "reliability": reliability(confidence, answers == truth, group),
         "risk_coverage": risk_coverage(confidence, answers != truth, group),
-        "views": _views(logits, truth, group),
+        "views": _views(logits, truth, group, scores),
     }
 
 
@@ -161,10 +173,11 @@ def _metrics(
     truth: Int[np.ndarray, " num"],
     answers: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
+    scores: Float[np.ndarray, " num"] | None,
 ) -> dict[str, Estimate | None]:
     metrics: dict[str, Estimate | None] = {"group_accuracy": None, "vote_accuracy": None}
     if not is_mixed(truth, group):
-        mean, vote, group_truth = by_group(logits, truth, group)
+        mean, vote, group_truth = by_group(logits, truth, group, scores)
         units = np.arange(len(group_truth))
         for key, pooled in zip(metrics, (mean.argmax(axis=1), vote), strict=True):
             metrics[key] = interval((pooled == group_truth).astype(float), units)
@@ -243,6 +256,7 @@ def _views(
     logits: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],
     group: Int[np.ndarray, " num"],
+    scores: Float[np.ndarray, " num"] | None,
 ) -> list[Views]:
     """Estimate accuracy by number of views, of the groups that have the median number or more."""
     if is_mixed(truth, group):
@@ -252,15 +266,18 @@ def _views(
     large = np.flatnonzero(sizes >= most)
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
     rng = np.random.default_rng(0)
+    # what the weights of some views add up to does not change which of their means is the largest
+    weights = np.ones(len(group)) if scores is None else attention_of(scores, group)
+    weighed = logits * weights[:, None]
     views = []
     for num in range(1, most + 1):
-        shares = [_hits_of_views(logits, truth, members[i], num, rng) for i in large]
+        shares = [_hits_of_views(weighed, truth, members[i], num, rng) for i in large]
         views.append(Views(views=num, accuracy=interval(np.array(shares), large)))
     return views
 
 
 def _hits_of_views(
-    logits: Float[np.ndarray, "num classes"],
+    weighed: Float[np.ndarray, "num classes"],
     truth: Int[np.ndarray, " num"],
     rows: Int[np.ndarray, " views"],
     num: int,
@@ -271,5 +288,5 @@ def _hits_of_views(
         subsets = np.array(list(combinations(rows, num)))
     else:
         subsets = np.stack([rng.permutation(rows)[:num] for _ in range(_NUM_SUBSETS)])
-    answers = logits[subsets].astype(np.float64).mean(axis=1).argmax(axis=1)
+    answers = weighed[subsets].astype(np.float64).mean(axis=1).argmax(axis=1)
     return float((answers == truth[rows[0]]).mean())

@@ -33,6 +33,8 @@ class LinearHead(NamedTuple):
     """Learning rate for batches of 256."""
     logits: Float[np.ndarray, "num classes"]
     """What it answers to the queries."""
+    weights: Float[np.ndarray, "features classes"]
+    bias: Float[np.ndarray, " classes"]
 
 
 def inputs_of(
@@ -77,7 +79,8 @@ def choose_head(
             logits = features @ weights[index] + biases[index]
             value = accuracy(logits[rows], val_truth), -nll(logits[rows], val_truth)
             if value > best:
-                best, chosen = value, LinearHead(blocks, pooled, rate, logits)
+                head = weights[index], biases[index, 0]
+                best, chosen = value, LinearHead(blocks, pooled, rate, logits, *head)
     assert chosen is not None
     return chosen
 

@@ -4,6 +4,7 @@ One row per sample: `id`, `split`, `group` and any `domain.<name>` (strings); an
 
     truth, logits   class index, and one logit per class (or `probs`, which sum to 1); the schema's
                     metadata holds the class names as a JSON list under b"classes"
+    view_score      what a row weighs in the mean logits of its group, as a logarithm up to a constant; absent: all alike
     score, weight   from 0 to 1, how well the sample was done, and what it weighs in the mean (1
                     where absent); b"score" names the mean: IoU, with score = hits / union and
                     weight = union, say
@@ -298,6 +299,14 @@ def logits_of(predictions: pa.Table) -> Float[np.ndarray, "num classes"]:
         log_probs: np.ndarray = np.log(np.maximum(_lists(predictions, "probs"), 1e-12))
         return log_probs
     return _lists(predictions, "logits")
+
+
+def view_scores_of(predictions: pa.Table) -> Float[np.ndarray, " num"] | None:
+    """Return what rows weigh in their groups, as logarithms; None where all weigh alike."""
+    if "view_score" not in predictions.column_names:
+        return None
+    scores: np.ndarray = predictions["view_score"].to_numpy()
+    return scores
 
 
 def scores_of(

@@ -21,7 +21,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from assay.errors import ConfigError
-from assay.files import describe
+from assay.files import describe, open_file
 
 State = dict[str, Tensor]
 
@@ -135,8 +135,9 @@ def _read(weights: Path) -> State:
     Raises:
         ConfigError: it is no such file, or holds several sets of tensors.
     """
+    start = b""
     try:
-        with weights.open("rb") as file:
+        with open_file(weights) as file:
             start = file.read(32)
         is_safe = start[8:9] == b"{" and not start.startswith(b"{")  # whatever its name ends in
         content = (

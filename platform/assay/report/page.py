@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from assay.bundle.card import Card
 from assay.errors import RunError
-from assay.files import read_json, reading, write_whole
+from assay.files import read_bytes, read_json, reading, write_whole
 from assay.report import charts, filters
 from assay.report.svg import count, number, render_svg
 from assay.report.verdict import find_verdict, plural, set_name
@@ -227,7 +227,7 @@ def _pictures(folder: Path, images: Mapping[str, Any]) -> dict[str, Any]:
             left_out += 1
             return ""
         room -= size
-        return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
+        return "data:image/jpeg;base64," + base64.b64encode(read_bytes(path)).decode()
 
     with reading(folder / "samples.json", remedy="delete it, and make the report without pictures"):
         samples = [s | {"src": source(s["image"])} for s in images["samples"]]

@@ -119,7 +119,11 @@ class RunRecord:
     """What this Assay does not know; kept as it is."""
 
     def leaks_said(self) -> list[str]:
-        """Say of each test set whose near-copies in train are too many to be passed over."""
+        """Say of each test set whose near-copies in train are too many to be passed over, or that nobody looked for any."""
+        if self.leaks is None:
+            return [
+                "Near-duplicates were not looked for: how many test images have a near-copy in train is not known."
+            ]
         is_left_out = (self.split or {}).get("near_dropped", 0) > 0
         end = (
             "what is near them was left out of train here"
@@ -129,7 +133,7 @@ class RunRecord:
         return [
             f"{100 * leak.share:.0f} % of the {name} images ({leak.near} of {leak.num}) have a near-copy in train"
             f"{' as published' if is_left_out else ''}; {end}."
-            for name, leak in (self.leaks or {}).items()
+            for name, leak in self.leaks.items()
             if name.startswith("test") and leak.share > LOUD
         ]
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import ConfigError
-from assay.files import reading
+from assay.files import read_bytes, reading
 
 
 class Telemetry:
@@ -103,7 +103,7 @@ def _short(value: float | int) -> float | int | None:
 
 def _drop_torn_line(path: Path) -> None:
     """Cut off what a killed process left of its last line."""
-    content = path.read_bytes() if path.exists() else b""
+    content = read_bytes(path) if path.exists() else b""
     if not content.endswith(b"\n") and content:
         os.truncate(path, content.rfind(b"\n") + 1)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from assay.files import read_bytes
 from assay.progress import progress_bar
 
 
@@ -15,7 +16,7 @@ def watch(folder: Path, label: str) -> Iterator[None]:
     """Show a bar and the warnings that some process, wherever it runs, writes to metrics.jsonl from now on."""
     path = folder / "metrics.jsonl"
     # what a killed process left of its last line is cut off before more is written
-    skip = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+    skip = read_bytes(path).rfind(b"\n") + 1 if path.exists() else 0
     ended = threading.Event()
     thread = threading.Thread(target=_follow, args=(path, skip, label, ended), daemon=True)
     thread.start()

@@ -22,6 +22,7 @@ import httpx
 
 from assay.bundle.aliases import Alias
 from assay.errors import ServeError
+from assay.files import read_bytes
 from assay.serve.contract import MaskFormat, Reply
 
 AGAIN = (408, 429, 500, 502, 503, 504)
@@ -64,7 +65,7 @@ class Client:
         Raises:
             ServeError: the server refuses it, or cannot be reached.
         """
-        contents = [image if isinstance(image, bytes) else image.read_bytes() for image in images]
+        contents = [image if isinstance(image, bytes) else read_bytes(image) for image in images]
         path = f"/v1/{task}?model={alias}&mask={mask}{'&explain=1' * explain}"
         path += f"&print={quote(print_id, safe='')}" if print_id else ""
         path += "" if seconds is None else f"&time={seconds!r}"

@@ -44,7 +44,8 @@ from assay.serve.contract import MaskFormat
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.deployment import Refused, configuration
 from assay.serve.frames import Frame, PrintStates
-from assay.serve.http import Guard, make_app
+from assay.serve.guard import Guard
+from assay.serve.http import make_app
 from assay.serve.ingress import http_proxy, wait_for_routes
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.limits import RefusedError

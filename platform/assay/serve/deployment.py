@@ -21,6 +21,7 @@ from assay.bundle.registry import Record, Registry
 from assay.bundle.trial import try_bundle
 from assay.config import from_dict, to_dict
 from assay.errors import AssayError, ServeError
+from assay.files import read_bytes
 from assay.serve.config import ApplicationConfig, ServeConfig
 
 FOLLOW_S = 2.0
@@ -224,7 +225,7 @@ def read_applications(path: Path) -> list[dict[str, Any]]:
     try:
         if not path.exists():
             return []
-        applications = yaml.safe_load(path.read_text())["applications"]
+        applications = yaml.safe_load(read_bytes(path))["applications"]
         for app in applications:
             (deployment,) = app["deployments"]
             if not isinstance(app["name"], str) or not isinstance(app.get("args", {}), dict):

@@ -14,12 +14,12 @@ Whatever happens, the sender gets an id and one sentence: no trace, no path.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import assay
@@ -28,24 +28,12 @@ from assay.errors import AssayError
 from assay.serve import page
 from assay.serve.contract import MaskFormat, Refusal, Reply
 from assay.serve.frames import Frame
-from assay.serve.gate import PLAIN_ID, name_request
+from assay.serve.gate import PLAIN_ID
+from assay.serve.guard import Guard, error_reply
 from assay.serve.limits import Limits, RefusedError, Room, read_body, read_images, refuse_encoding
 from assay.serve.tokens import Rates, Tokens
 
-OPEN = ("/health", "/ready", "/login")
-"""Paths that ask for no token; they tell nothing of models or images."""
-
-
 logger = logging.getLogger("ray.serve")
-
-
-Message = MutableMapping[str, Any]
-
-
-Receive = Callable[[], Awaitable[Message]]
-
-
-Send = Callable[[Message], Awaitable[None]]
 
 
 PrintId = Annotated[str | None, Query(alias="print", pattern=f"^{PLAIN_ID}$")]
@@ -138,7 +126,7 @@ class Service(Protocol):
         """Return recent requests, the least certain first; None where they are not kept."""
 
 
-def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> "Guard":
+def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> Guard:
     """Build the application; without tokens everyone is let in."""
     app = FastAPI(title="Assay", version=assay.__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RefusedError, _refused)
@@ -305,83 +293,9 @@ async def _judge(
     return Reply(request=request.scope["state"]["id"], milliseconds=round(spent, 2), **parts)
 
 
-class Guard:
-    """In front of the application: ids, tokens, HEAD, and no trace of what went wrong.
-
-    Args:
-        app: the application.
-        tokens: what a request must bear one of; None lets everyone in.
-        rates: how often each may ask.
-    """
-
-    def __init__(self, app: FastAPI, tokens: Tokens | None, rates: Rates) -> None:
-        self.app, self.tokens, self.rates = app, tokens, rates
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        name = name_request(dict(scope["headers"]))
-        is_head = scope["method"] == "HEAD"
-        scope = dict(scope) | {
-            "root_path": "",  # paths are whole, whatever prefix of them was routed by
-            "state": dict(scope.get("state") or {}) | {"id": name},
-            "method": "GET" if is_head else scope["method"],  # where GET is, HEAD is
-        }
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", name.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-            elif is_head and message["type"] == "http.response.body":
-                message = dict(message) | {"body": b""}
-            await send(message)
-
-        try:
-            refusal = self._refuse(scope["method"], scope["path"], headers, name)
-            await (refusal or self.app)(scope, receive, send_with_id)
-        except Exception:  # the sender has its answer by `_broke`; here is the trace of it
-            logger.exception(f"request {name}")
-
-    def _refuse(
-        self, method: str, path: str, headers: dict[bytes, str], name: str
-    ) -> Response | None:
-        """Return why a request does not come through."""
-        if self.tokens is None or path in OPEN:
-            return None
-        token = self.tokens.find(headers)
-        if token is None and (method, path) == ("GET", "/"):
-            return RedirectResponse("/login", 303)
-        if token is None:
-            text = "This needs the header 'Authorization: Bearer <token>'."
-            reply = _error_reply(401, text, name)
-            reply.headers["www-authenticate"] = "Bearer"
-            return reply
-        needed = "look" if method == "GET" else "ask"
-        if method == "POST" and path.startswith("/v1/models/"):
-            needed = "promote"
-        if needed not in token.scopes:
-            return _error_reply(403, f"This token has not the scope {needed!r}.", name)
-        if needed == "ask" and not self.rates.take(token.name):
-            text = f"This token asks more than {self.rates.most:g} times a second; come again."
-            reply = _error_reply(429, text, name)
-            reply.headers["retry-after"] = "1"
-            return reply
-        return None
-
-
-def _error_reply(status: int, error: str, name: str) -> JSONResponse:
-    return JSONResponse({"error": error, "request": name}, status)
-
-
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RefusedError)
-    reply = _error_reply(error.status, error.reason, request.scope["state"]["id"])
+    reply = error_reply(error.status, error.reason, request.scope["state"]["id"])
     if error.retry_after_s is not None:
         reply.headers["retry-after"] = str(error.retry_after_s)
     return reply
@@ -391,16 +305,16 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     text = f"The parameter {first['loc'][-1]} cannot be used: {first['msg']}."
-    return _error_reply(422, text, request.scope["state"]["id"])
+    return error_reply(422, text, request.scope["state"]["id"])
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    reply = _error_reply(error.status_code, str(error.detail), request.scope["state"]["id"])
+    reply = error_reply(error.status_code, str(error.detail), request.scope["state"]["id"])
     reply.headers.update(error.headers or {})
     return reply
 
 
 async def _broke(request: Request, error: Exception) -> JSONResponse:
     text = "The server failed; its log has more under this request's id."
-    return _error_reply(500, text, request.scope["state"]["id"])
+    return error_reply(500, text, request.scope["state"]["id"])

@@ -67,11 +67,11 @@ def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:
     Raises:
         ManifestError: as `list_images`; or there is no image, or a group is written in two ways.
     """
-    num, groups, images = 0, set[str](), list_images(paths)
+    num, groups, images = 0, dict[str, str](), list_images(paths)
     with replacing(file) as hidden, pq.ParquetWriter(hidden, _SCHEMA) as writer:
         while rows := list(islice(images, ROWS)):
             num += len(rows)
-            groups.update(group for _, group in rows)
+            groups.update((group, show(image)) for image, group in rows)
             images_of = [os.fsencode(image) for image, _ in rows]
             groups_of = [compose(group) for _, group in rows]
             writer.write_table(pa.table({"image": images_of, "group": groups_of}, _SCHEMA))
@@ -81,7 +81,7 @@ def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:
                 "tables with a column 'image'."
             )
         refuse_spellings("group", groups)
-    return num, groups != {""}
+    return num, groups.keys() != {""}
 
 
 def read_list(file: Path, num: int) -> Iterator[list[tuple[str, str]]]:

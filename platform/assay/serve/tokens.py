@@ -21,6 +21,7 @@ from pathlib import Path
 
 from assay.cluster.session import write_secret
 from assay.errors import ServeError
+from assay.files import read_bytes
 from assay.serve.config import ServeConfig
 
 SCOPES = ("ask", "look", "promote")
@@ -155,7 +156,7 @@ def _read(path: Path) -> str:
         ServeError: it is not there, or is open to others.
     """
     try:
-        text, mode = path.read_text(), path.stat().st_mode
+        text, mode = read_bytes(path).decode(), path.stat().st_mode
     except (OSError, ValueError):
         raise ServeError(
             f"There is no token in ASSAY_TOKEN nor in {path}; write one there, readable by its owner alone."

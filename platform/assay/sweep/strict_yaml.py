@@ -1,5 +1,6 @@
-"""YAML that cannot be misread: every name once, and no more than is written, however its aliases repeat it."""
+"""YAML that cannot be misread: every name once, numbers in decimal, and no more than is written, however its aliases repeat it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ def read_yaml(path: Path, remedy: str) -> Any:
         if len(content) > MAX_BYTES:
             raise ValueError(f"it is longer than {MAX_BYTES >> 20} MB")
         return yaml.load(content.decode("utf-8-sig"), _Loader)
+
+
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*|[^:_]*\.[^:_]*)")
+"""Numbers as people read them: YAML 1.1 takes 012 for 10, 1:30 for 90 and 1_0 for 10."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -62,3 +67,16 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
                 f"{twice!r} stands twice in the mapping at line {node.start_mark.line + 1}"
             )
         return node
+
+
+def _number(loader: yaml.SafeLoader, node: Any) -> int | float:
+    if not _DECIMAL.fullmatch(node.value):
+        raise yaml.YAMLError(
+            f"the number {node.value!r} at line {node.start_mark.line + 1} is not written in decimal"
+        )
+    is_whole = node.tag.endswith(":int")
+    return int(node.value) if is_whole else float(loader.construct_yaml_float(node))
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)

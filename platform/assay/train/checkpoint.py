@@ -12,7 +12,6 @@ whose checksums hold. What is drawn at random is keyed by seed and position, so 
 generator state to save.
 """
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -30,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from assay.errors import CheckpointError, DiskError, RunError
-from assay.files import describe, read_json, reading
+from assay.files import describe, read_json, reading, sha256_of
 from assay.train.plain import PlainPlanner, PlainReader
 from assay.train.share import leads
 
@@ -117,11 +116,8 @@ def _of_all_nodes(sums: dict[str, str]) -> dict[str, str]:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in sorted(p for p in folder.iterdir() if p.name != "checksums.json"):
-        with path.open("rb") as file:
-            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+    paths = sorted(path for path in folder.iterdir() if path.name != "checksums.json")
+    return {path.name: sha256_of(path) for path in paths}
 
 
 def latest(folder: Path) -> Path | None:

@@ -21,8 +21,9 @@ from assay.data.dataset import Dataset
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.normalise import normalise
 from assay.data.inputs.views import ViewConfig, ViewInput
-from assay.errors import PredictionsError
+from assay.errors import ConfigError, PredictionsError
 from assay.metrics import embeddings
+from assay.metrics.frozen_heads import FrozenHead, Ship, has_views
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.metrics.scores.classes import accuracy, nll
@@ -32,7 +33,9 @@ from assay.metrics.scores.neighbours import (
     partner_hits,
 )
 from assay.nn.export import write_graph
+from assay.train.classification import GRAPH as CLASSES
 from assay.train.classification import batch_rows
+from assay.train.frozen_head import FrozenLinear
 from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
 
@@ -46,6 +49,9 @@ MEASURES = {
 MIN_STD = 1e-3
 """Mean deviation of unit vectors' entries over a batch below which all embeddings are one."""
 
+MOST_SIZES = 1000
+"""Images, evenly chosen, whose size is looked at."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig(TaskConfig):
@@ -53,6 +59,8 @@ class EmbeddingConfig(TaskConfig):
 
     image: ImageConfig = field(default_factory=ImageConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
+    ship: Ship = "embedding"
+    """What the bundle answers with: a vector; or a class, by what val has chosen on the frozen backbone: a logistic regression, a linear head on tokens, or a head that is learnt from groups and weighs their images (attention). The report's main numbers are then that head's."""
 
 
 class Embedding(Task):
@@ -62,6 +70,18 @@ class Embedding(Task):
     config: Any
     reference: ClassVar[tuple[str, ...]] = ("train",)
     """Sets that are predicted besides, for what is judged to be compared with."""
+
+    def __init__(self, config: Any, dataset: Dataset, classes: Sequence[str] | None = None) -> None:
+        super().__init__(config, dataset, classes)
+        if config.ship != "embedding" and len(self.classes) < 2:
+            raise ConfigError(
+                f"--ship {config.ship} answers with a class, and the images have {len(self.classes) or 'no'} class; give labels (--data.label), or --ship embedding."
+            )
+        if config.ship == "attention" and not has_views(dataset.truth, dataset.group.codes):
+            raise ConfigError(
+                "--ship attention learns from groups of several images and of one class each, and the images have no such groups; name what groups them (--data.group), or --ship logistic."
+            )
+        self.frozen_head: FrozenLinear | None = None
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
@@ -83,9 +103,30 @@ class Embedding(Task):
         }
         return batch | batch_rows(dataset, samples)
 
+    def begin(self, rows: np.ndarray) -> None:
+        """Refuse crops that are larger than every image (of those looked at), whose pixels would be made up.
+
+        Raises:
+            ConfigError: they are, and are to be learnt from.
+        """
+        views = self.config.views
+        sides = {"global": views.global_px} | ({"local": views.local_px} if views.num_local else {})
+        looked_at = rows[np.linspace(0, len(rows) - 1, min(MOST_SIZES, len(rows))).astype(int)]
+        largest = max(max(self.pixels[row].size) for row in looked_at.tolist())
+        for name, side in sides.items():
+            if side > largest and self.config.train.epochs:
+                raise ConfigError(
+                    f"views.{name}-px is {side}, and no image is longer than {largest} pixels, so that crops would be of pixels that are made up; give {largest} or less."
+                )
+
     def embed(self, images: Tensor) -> Tensor:
         """Return embeddings (n d) of normalised images (n 3 h w)."""
         raise NotImplementedError
+
+    def seen_by(self, head: FrozenHead, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features (n f) that a head looks at, and embeddings (n d)."""
+        embedding = self.embed(images)
+        return embedding, embedding
 
     def losses(self, batch: Batch, progress: float, phase: str) -> tuple[dict[str, Tensor], Tensor]:
         """Return terms of the loss by name, whose sum is minimised; and embeddings (n d) of a view of each image."""
@@ -149,7 +190,7 @@ class Embedding(Task):
         rows = predictions.filter(pc.not_equal(predictions["split"], "train"))
         if len(names) < 2:
             return _score_groups(rows)
-        return embeddings.answer(rows, bank)
+        return embeddings.answer(rows, bank, config.ship)
 
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
@@ -159,12 +200,27 @@ class Embedding(Task):
         metrics, figures = embeddings.findings(predictions, config.decide.positive)
         return TaskMetrics(metrics=metrics, figures=figures, measures=MEASURES)
 
+    def adopt(self, predictions: pa.Table) -> None:
+        """Take the head that ships, if one does."""
+        if self.config.ship != "embedding":
+            self.frozen_head = FrozenLinear(FrozenHead.of_table(predictions)).to(self.device)
+
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Write graph `embed` (image to embedding)."""
+        """Write graph `embed` (image to embedding); or, of a head, `classify` (image to logits, embedding and attention)."""
         image = self.config.image
-        shape = (3, image.height_px, image.width_px)
-        write_graph(folder / f"{GRAPH}.onnx", self, self.embed, ("image", shape), ["embedding"])
-        return {"kind": "embedding", "image": to_dict(image), "graphs": [GRAPH]}
+        feed = "image", (3, image.height_px, image.width_px)
+        if self.frozen_head is None:
+            write_graph(folder / f"{GRAPH}.onnx", self, self.embed, feed, ["embedding"])
+            return {"kind": "embedding", "image": to_dict(image), "graphs": [GRAPH]}
+        names = ["logits", "embedding", "attention"]
+        write_graph(folder / f"{CLASSES}.onnx", self, self._classify, feed, names)
+        return {"kind": "image", "image": to_dict(image), "graphs": [CLASSES]}
+
+    def _classify(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.frozen_head is not None
+        features, embedding = self.seen_by(self.frozen_head.head, images)
+        logits, attention = self.frozen_head(features)
+        return logits, embedding, attention
 
 
 def draw_partner(dataset: Dataset, row: int, key: int, probability: float) -> int | None:

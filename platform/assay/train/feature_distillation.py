@@ -1,9 +1,10 @@
 """The base of tasks that give any backbone the features of a frozen one, learnt from unlabelled images."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from assay.config import Settings
@@ -11,6 +12,7 @@ from assay.data.dataset import Dataset
 from assay.data.inputs.views import ViewConfig
 from assay.errors import ConfigError
 from assay.nn.backbone import Norm, create_backbone, feature_width, timm_name, try_size
+from assay.nn.pruning import prune_blocks
 from assay.nn.self_supervised.features import feature_loss
 from assay.nn.weights import find_weights, load_weights
 from assay.train.embedding import Embedding, EmbeddingConfig
@@ -26,7 +28,9 @@ class StudentConfig(Settings, section="model"):
     backbone: str = "mobilenetv3_small_100"
     """Any timm model, or texture_small."""
     weights: str = "none"
-    """Its weights at the start: none, hub (fetched by timm), or a .safetensors file."""
+    """Its weights at the start: none, hub (fetched by timm), a .safetensors file, or the folder of a run that was pretrained."""
+    keep_blocks: Annotated[int, Interval(ge=0, le=1000)] = 0
+    """Blocks of a vision transformer that stay, evenly from the first to the last (pruned by depth); 0: all."""
     norm: Norm = "group"
     """Batch normalisation: replaced by group norm, frozen (what is loaded), synced over GPUs, or per worker's batch."""
 
@@ -38,7 +42,7 @@ class FrozenConfig(Settings, section="teacher"):
     backbone: str = "vit_small_patch14_dinov2"
     """Any timm model."""
     weights: str = "hub"
-    """Its weights: hub (fetched by timm), or a .safetensors file; none: it knows nothing, for tests."""
+    """Its weights: hub (fetched by timm), a .safetensors file, or the folder of a run that was pretrained; none: it knows nothing, for tests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,12 @@ class FeatureDistillationConfig(EmbeddingConfig):
     teacher: FrozenConfig = field(default_factory=FrozenConfig)
 
     def __post_init__(self) -> None:
-        """Refuse views that nothing is learnt from."""
+        """Refuse views that nothing is learnt from, and a head on tokens, of which any backbone need not have some."""
         super().__post_init__()
+        if self.ship == "linear":
+            raise ConfigError(
+                "ship is 'linear', a head on the tokens of a vision transformer, and features are distilled into any backbone; give logistic."
+            )
         if self.views.num_local:
             raise ConfigError(
                 f"views.num-local is {self.views.num_local}, and features are compared on large crops alone; give 0, and a smaller views.global-area for crops that show little."
@@ -76,6 +84,8 @@ class FeatureDistillation(Embedding):
         self.backbone = create_backbone(
             timm_name(model.backbone), weights=model.weights, norm=model.norm, img_size=size
         )
+        if model.keep_blocks:
+            prune_blocks(self.backbone, model.backbone, model.keep_blocks)
         self.teacher = create_backbone(teacher, norm="batch", img_size=size)
         load_weights(self.teacher, teacher, config.teacher.weights, TEACHER_OPTION)
         frame = config.image.height_px, config.image.width_px

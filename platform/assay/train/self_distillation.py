@@ -25,6 +25,7 @@ from assay.config import Settings, Share
 from assay.data.dataset import Dataset
 from assay.data.order import group_order
 from assay.errors import ConfigError
+from assay.metrics.frozen_heads import FrozenHead
 from assay.nn.backbone import timm_name
 from assay.nn.optim import Multiplier
 from assay.nn.self_supervised.branch import Branch
@@ -200,6 +201,14 @@ class SelfDistillation(Embedding):
         """Return the teacher's class tokens."""
         classes: Tensor = self.teacher.backbone(images)[0]
         return classes
+
+    def seen_by(self, head: FrozenHead, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens that a head looks at, or embeddings for one on these; and embeddings."""
+        if self.config.ship != "linear":
+            return super().seen_by(head, images)
+        tokens = self.teacher.backbone.last_tokens(images, HEAD_BLOCKS)
+        last = tokens.shape[1] - 1
+        return tokens[:, last - head.blocks : last + head.pooled].flatten(1), tokens[:, last - 1]
 
     def predict_once(self, batch: Batch) -> dict[str, Tensor]:
         """Predict what linear heads are given: class tokens of the teacher's last blocks, then the mean patch token (n parts*d)."""

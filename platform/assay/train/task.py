@@ -237,6 +237,9 @@ class Task(nn.Module):
         """Compute the golden output that the bundle must repeat for a row's image; None where it follows from the predicted table."""
         return None
 
+    def adopt(self, predictions: pa.Table) -> None:
+        """Take from the judged table what was fitted there and is to ship, before `export`."""
+
     def export(self, folder: Path, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Write the graphs to ship into `folder`; returns the bundle's input pipeline.
 

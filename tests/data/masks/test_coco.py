@@ -13,6 +13,7 @@ from assay.data.masks.annotations import match_names
 from assay.data.masks.coco import read_coco
 from assay.data.masks.marks import Mark, MarkedImage, draw
 from assay.errors import MaskError
+from assay.levels import VOID
 
 SIZE = (48, 64)
 SQUARE = [40, 30, 60, 30, 60, 40, 40, 40]
@@ -100,6 +101,37 @@ def test_a_crowd_is_counted(tmp_path):
     assert (mask.sum(), drawn.crowds) == (200, 1)
 
 
+FLAGS = [(0, 0), (1, 1), (False, 0), (True, 1), (None, 0)]
+
+
+@pytest.mark.parametrize(("value", "expected"), FLAGS)
+@pytest.mark.parametrize(("name", "count"), [("iscrowd", "crowds"), ("ignore", "ignored")])
+def test_a_flag_is_what_it_says(tmp_path, name, count, value, expected):
+    path = written(tmp_path, [annotation(**{name: value})])
+    assert getattr(mask_of(path)[1], count) == expected
+
+
+@pytest.mark.parametrize("value", ["false", "0", "1", "", 2, -1, 0.5, [], {}])
+@pytest.mark.parametrize("name", ["iscrowd", "ignore"])
+def test_a_flag_that_is_neither_yes_nor_no_is_refused(tmp_path, name, value):
+    path = written(tmp_path, [annotation(**{name: value})])
+    with pytest.raises(MaskError, match=rf"{name} of annotation 1 is .*, not 0 or 1") as error:
+        read_coco(path, ("pore", "crack"))
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_to_be_ignored_is_void_but_where_a_class_is_marked(tmp_path, order):
+    inner = [45, 32, 50, 32, 50, 35, 45, 35]
+    marks = [annotation(1, category=3, ignore=1), annotation(2, segmentation=[inner])][::order]
+    path = written(tmp_path, marks, categories=("pore", "crack", "any other"))
+    mask, drawn = mask_of(path)
+    expected = box(40, 30, 60, 40) * np.uint8(VOID)
+    expected[32:35, 45:50] = 1
+    assert np.array_equal(mask, expected)
+    assert (drawn.marks, drawn.ignored) == (2, 1)
+
+
 def test_a_file_listed_twice_has_the_marks_of_both(tmp_path):
     images = [image(1), image(2, "b0\\l0.png")]
     marks = [annotation(1), annotation(2, 2, 2, [[0, 0, 4, 0, 4, 5, 0, 5]])]
@@ -157,6 +189,8 @@ THIN = [40, 30, 60, 30, 60, 30.4, 40, 30.4]
         ([[1, 1, 2, 2, 3]], {}, "does not decode"),
         ([1, 1, 2, 2, 3, 3], {}, "does not decode"),
         ([[1, 1, 2, None, 3, 3]], {}, "not finite"),
+        ([[1, 1, 9, "1", 9, 9]], {}, "a coordinate is '1', not a number"),
+        ([[1, True, 9, 1, 9, 9]], {}, "a coordinate is True, not a number"),
         ({"size": [64, 48], "counts": [3072]}, {}, r"\[64, 48\]"),
         ({"size": [48, 64], "counts": [4]}, {}, "4 pixels"),
         ({"counts": [3072]}, {}, "does not decode"),
@@ -218,6 +252,31 @@ def test_what_does_not_hang_together_is_refused(tmp_path, annotations, images, m
 
 def test_the_same_annotation_twice_is_one(tmp_path):
     assert mask_of(written(tmp_path, [annotation(), annotation()]))[1].marks == 1
+
+
+@pytest.mark.parametrize("name", [None, ["pore"], 1.5, True])
+def test_a_category_whose_name_is_no_text_is_refused(tmp_path, name):
+    path = written(tmp_path, [annotation()], categories=(name,))
+    with pytest.raises(MaskError, match=r"the name of a class is .*, not a text"):
+        read_coco(path, ("none", "['pore']", "1.5", "true"))
+
+
+def test_a_category_may_be_called_by_a_number(tmp_path):
+    assert mask_of(written(tmp_path, [annotation()], categories=(7,)), classes=("7",))[0].any()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_unicode_of_other_systems_is_read(tmp_path, encoding):
+    path = written(tmp_path, [annotation()])
+    path.write_text(path.read_text(), encoding=encoding)
+    assert mask_of(path)[0].sum() == 200
+
+
+def test_half_a_character_is_no_name(tmp_path):
+    with pytest.raises(MaskError, match="surrogates not allowed"):
+        read_coco(written(tmp_path, [], [image(file="\ud800.png")]), ("pore",))
+    path = written(tmp_path, [], [image(file="\U0001f600.png")])  # written as two halves
+    assert [*read_coco(path, ("pore", "crack"))] == ["\U0001f600.png"]
 
 
 def test_a_category_that_is_no_class_is_refused(tmp_path):

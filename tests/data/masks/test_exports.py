@@ -13,6 +13,7 @@ from PIL import Image
 from assay.data.masks.exports import read_export
 from assay.data.masks.marks import draw
 from assay.errors import MaskError
+from assay.levels import VOID
 
 CLASSES = ("crack", "pore")
 POLYGON = {"label": "crack", "points": [[4, 5], [14, 5], [14, 9], [4, 9]], "shape_type": "polygon"}
@@ -123,6 +124,38 @@ def test_a_voc_box_counts_pixels_from_one(tmp_path):
     expected = np.zeros((48, 64), np.uint8)
     expected[:2], expected[9, 9] = 2, 1
     assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("</name>", "</name><name>crack</name>", "name stands twice"),
+        ("</bndbox>", "</bndbox><bndbox><xmin>1</xmin></bndbox>", "bndbox/xmin stands twice"),
+        ("</size>", "</size><size><height>9</height></size>", "size/height stands twice"),
+    ],
+)
+def test_what_stands_twice_in_voc_is_refused(tmp_path, old, new, message):
+    """One of both would be lost."""
+    path = voc(tmp_path, ("pore", 1, 1, 20, 20))
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(MaskError, match=message):
+        mask_of(path)
+
+
+def test_labels_of_labelme_are_texts(tmp_path):
+    with pytest.raises(MaskError, match="the name of a class is None, not a text"):
+        read_export(labelme(tmp_path, POLYGON | {"label": None}), ("none",))
+
+
+def test_difficult_objects_are_void_but_where_a_class_is_marked(tmp_path):
+    path = voc(tmp_path, ("pore", 1, 1, 20, 20), ("crack", 1, 1, 10, 10))
+    path.write_text(path.read_text().replace("<difficult>0", "<difficult>1", 1))
+    expected = np.zeros((48, 64), np.uint8)
+    expected[:20, :20], expected[:10, :10] = VOID, 1
+    assert np.array_equal(mask_of(path), expected)
+    path.write_text(path.read_text().replace("<difficult>1", "<difficult>yes"))
+    with pytest.raises(MaskError, match="difficult of object 1 is 'yes', not 0 or 1"):
+        mask_of(path)
 
 
 @pytest.mark.parametrize(

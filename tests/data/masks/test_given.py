@@ -143,6 +143,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
         (palette(two_levels(2, 1)), CONFIG, "palette .*--masks.values index"),
         (painted([(255, 0, 0), (0, 255, 0)]), CONFIG, "more than one colour"),
         (cut_out(disc()), CONFIG, "transparent pixels.*--masks.values alpha"),
+        (cut_out(disc()), ONE, "transparent pixels.*--masks.values alpha"),
         (cut_out(np.full((64, 64), 255, np.uint8)), ALPHA, "255 everywhere"),
         (cut_out(disc(1)), ALPHA, "values 0, 1 and marks nothing above 128"),
         (disc(), ALPHA, "no alpha channel"),
@@ -202,3 +203,11 @@ def test_mutated_files_raise_a_mask_error_alone(tmp_path_factory, noise, start):
     for config in (CONFIG, INDEX, ALPHA):
         with suppress(MaskError):
             read_mask(path, config)
+
+
+def test_numbers_may_have_a_transparent_background(tmp_path):
+    """As editors save a drawing without a layer below it."""
+    marks = disc(1)
+    pixels = np.dstack([marks] * 3 + [marks * np.uint8(255)])
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png", ONE), marks)

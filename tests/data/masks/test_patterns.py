@@ -1,8 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from assay.data.masks.patterns import match_files, unknown_fields
+from assay.data.masks.patterns import _ANY, _KIND, _regex, match_files, unknown_fields
 from assay.errors import ManifestError, MaskError
 
 
@@ -100,3 +103,28 @@ def test_images_are_no_unused_masks(tmp_path):
         [tmp_path / "a/images/1.png"], tmp_path / "a/images", "{name}.png", ("defect",)
     )
     assert beside.unused == []
+
+
+NAIVE = {_KIND: "(?P<kind>(?i:ab|a)|[^/]+?)", _ANY: "[^/]*"}
+
+
+@given(
+    st.lists(st.sampled_from([*"ab/_*"]), max_size=9),
+    st.integers(-1, 9),
+    st.text("ab/_", max_size=9),
+)
+def test_many_stars_fit_as_each_end_tried_would(pattern, kind, name):
+    signs = [_ANY if part == "*" else part for part in pattern]
+    if kind >= 0:
+        signs.insert(kind, _KIND)
+    naive = re.fullmatch("".join(NAIVE.get(sign) or re.escape(sign) for sign in signs), name)
+    match = _regex("".join(signs), ("a", "ab")).fullmatch(name)
+    assert (match and match.groupdict()) == (naive and naive.groupdict())
+
+
+@pytest.mark.parametrize(
+    "pattern", ["m/" + "*a" * 30 + "{name}.png", "m/{kind}" + "a*" * 30 + "{name}.png"]
+)
+def test_thirty_stars_end(tmp_path, pattern):
+    put(tmp_path, "1.png", f"m/{'a' * 200}2.png", f"m/{'a' * 29}1.png", f"m/{'a' * 31}1.png")
+    assert names(tmp_path, ["1.png"], pattern, ("a",)) == [[(f"m/{'a' * 31}1.png", 1)]]

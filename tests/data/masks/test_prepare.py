@@ -343,6 +343,7 @@ def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
         ({"classes": ("a", "b")}, "only one class"),
         ({"classes": ("a", "b"), "files": "{name}.png"}, "only one class"),
         ({"files": "{stem}.png"}, "{stem}"),
+        ({"files": "{folder}/m/" * 5 + "{name}.png"}, "{folder} 4 times"),
         ({"files": "{kind}/{name}.png", "values": "index"}, "twice"),
         ({"block_px": 50}, "block-px is 50"),
         ({"files": "{kind}/{name}.json"}, "twice"),

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.data.near import candidates
 from assay.data.near.candidates import MOST, NEAR_BITS, by_signature, by_words
 from assay.data.near.sketch import Sketch, mirrored
 
@@ -75,3 +76,21 @@ def test_where_all_signatures_are_near_only_the_nearest_are_listed():
     pairs = by_signature(table)
     assert (3, 150, 0) in pairs
     assert len(pairs) <= 200 * MOST
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_the_best_columns_are_those_of_a_stable_sort_ties_included(rows, num, levels, seed):
+    table = np.random.default_rng(seed).integers(0, levels, (rows, num)).astype(np.float32)
+    expected = np.argsort(-table, axis=1, kind="stable")[:, :MOST]
+    np.testing.assert_array_equal(candidates._best(table), expected)
+
+
+def test_blocks_of_any_size_give_the_same_pairs(monkeypatch):
+    tables = np.random.default_rng(5).integers(0, 60, (60, 20, 128)).astype(np.uint8)
+    tables[30:] = tables[:30, ::-1]
+    sketches = [sketch_of(table) for table in tables]
+    near = np.repeat(signatures(20, 6), 3, axis=0)
+    expected = by_words(sketches), by_signature(near)
+    monkeypatch.setattr(candidates, "_PAIRS", 7 * 60)
+    assert candidates._blocks(60)[-1] == (56, 60)
+    assert (by_words(sketches), by_signature(near)) == expected

@@ -59,7 +59,7 @@ def found(images):
     entries = [ImagePyramid.of(np.ascontiguousarray(image)) for image in images]
     signs = np.stack([np.frombuffer(entry.signature, np.uint8) for entry in entries])
     names = [f"{i:03d}" for i in range(len(images))]
-    pairs = near_pairs(names, signs, [thumbnail(entry) for entry in entries])
+    pairs = near_pairs(names, signs, [sketch(thumbnail(entry)) for entry in entries])
     assert all(LIMIT <= pair.agreement <= 1 + 1e-6 for pair in pairs)
     return {(int(pair.first), int(pair.second)) for pair in pairs}
 

@@ -62,8 +62,9 @@ def make_task(centering: Any = "centering", backbone: str = "32x1x8") -> SelfDis
         image=ImageConfig(height_px=16, width_px=16),
         views=ViewConfig(global_px=16, local_px=8, num_local=1),
         model=VitConfig(backbone=backbone, drop_path=0.0),
+        # 7 prototypes, which neither two workers nor three share out evenly
         head=HeadConfig(
-            num_prototypes=6, hidden=8, bottleneck=4, batch_norm=centering == "sinkhorn_knopp"
+            num_prototypes=7, hidden=8, bottleneck=4, batch_norm=centering == "sinkhorn_knopp"
         ),
         loss=DistillationLossConfig(centering=centering),
     )

@@ -19,7 +19,7 @@ from assay.data.images.formats import bmp, jpeg, png, tiff, webp
 from assay.data.images.formats.directory import File
 from assay.data.images.formats.samples import FormatError, Header, Samples
 from assay.errors import ImageError
-from assay.files import write_whole
+from assay.files import open_file, write_whole
 from assay.shapes import Float32, Shaped, UInt8, UInt16
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -126,7 +126,7 @@ def name(source: Source) -> str:
 
 def stream(source: Source) -> File:
     """Open the bytes of an image; an OSError comes through."""
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+    return io.BytesIO(source) if isinstance(source, bytes) else open_file(os.fspath(source))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ import numpy as np
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.white import Range
 from assay.errors import StoreError
-from assay.files import replacing
+from assay.files import open_file, replacing
 from assay.shapes import Bool, Shaped, UInt64
 
 MAGIC = b"ASSAYPX2"
@@ -56,6 +56,11 @@ _START = "<8sIQ"
 def entry_key(content: str, page: int | None) -> str:
     """Name the entry of an image by the hash of its file and the page that is read of it."""
     return content if page is None else f"{content}{PAGE}{page}"
+
+
+def hash_of(key: str) -> str:
+    """Return the hash of the file that an entry is made of."""
+    return key.removesuffix(MASK).partition(PAGE)[0]
 
 
 def page_of(key: str) -> int | None:
@@ -93,7 +98,7 @@ def open_entry(path: Path) -> ImagePyramid:
             they are looked at.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             magic, length, digest = struct.unpack(_START, file.read(struct.calcsize(_START)))
             if magic != MAGIC:
                 raise StoreError(

@@ -19,8 +19,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from assay.data.hashes import read_as_hashed
 from assay.data.images import decode
-from assay.data.images.entry import MASK, SUFFIX, open_entry, page_of, write_entry
+from assay.data.images.entry import MASK, SUFFIX, hash_of, open_entry, page_of, write_entry
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.objects import restore
 from assay.errors import ImageError, ManifestError, StoreError
@@ -83,7 +84,7 @@ class Store:
         sizes = self._sizes()
         return sum(sizes.get(content, 0) for content in dict.fromkeys(contents))
 
-    def build(self, content: str, source: Path) -> int:
+    def build(self, content: str, source: decode.Source) -> int:
         """Decode one image or mask into the store, unless it is there; return its number of pixels.
 
         Raises:
@@ -184,9 +185,10 @@ def decode_into(store: Store, work: dict[str, Any]) -> dict[str, Any]:
     """
     outcome = {"pixels": 0, "reason": "", "ended": ""}
     try:
-        outcome["pixels"] = store.build(work["content"], restore(Path(work["path"])))
+        data = read_as_hashed(restore(Path(work["path"])), hash_of(work["content"]))
+        outcome["pixels"] = store.build(work["content"], data)
     except (ImageError, ManifestError) as error:
-        outcome["reason"] = str(error)
+        outcome["reason"] = str(error).replace(decode.name(b""), work["path"], 1)
     except StoreError as error:
         outcome["ended"] = str(error)
     return work | outcome

@@ -1,21 +1,21 @@
 """What files of marks have in common: JSON read with care, sizes, names of classes, whose image is whose."""
 
-import json
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from assay.data.walk import show, why_unreadable
 from assay.errors import MaskError
+from assay.files import parse_json, read_bytes
 
 MOST_SIDE = 1 << 20
 """A longer side (pixels) is no image's."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a key that stands twice in an object would hide the first.
+    """Read a JSON object.
 
     Raises:
         MaskError: the file is missing, no JSON, or no object.
@@ -23,21 +23,13 @@ def read_object(path: Path) -> dict[str, Any]:
     if reason := why_unreadable(path):
         raise MaskError(f"{show(path)} {reason}; give a file of annotations.")
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
+        content = parse_json(read_bytes(path))
         if not isinstance(content, dict):
             raise ValueError("it is no object")
     except (OSError, ValueError, RecursionError) as error:
         raise MaskError(
             f"{path} cannot be read as annotations in COCO's or LabelMe's JSON ({type(error).__name__}: {error}); export it again."
         ) from None
-    return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {key!r} stands twice in one object")
     return content
 
 
@@ -56,12 +48,29 @@ def size_of(entry: Mapping[str, Any], height: str, width: str) -> tuple[int, int
     return int(sides[0]), int(sides[1])
 
 
-def class_number(name: str, classes: Sequence[str], what: str) -> int:
-    """Return the number of a class, whatever its case, from 1.
+def read_flag(value: Any, what: str) -> bool:
+    """Read a mark of yes or no: 1 or 0, true or false; what is not said is no.
+
+    Raises:
+        ValueError: it is something else, such as a text, of which any would count as yes.
+    """
+    if value is None:
+        return False
+    if type(value) not in (bool, int) or value not in (0, 1):
+        raise ValueError(f"{what} is {value!r:.40}, not 0 or 1")
+    return bool(value)
+
+
+def class_number(name: Any, classes: Sequence[str], what: str) -> int:
+    """Return the number of a class, a text or a whole number, whatever its case, from 1.
 
     Raises:
         MaskError: it is none; the sentence begins with `what`.
+        ValueError: it is something else, such as null.
     """
+    if type(name) not in (str, int):
+        raise ValueError(f"the name of a class is {name!r:.40}, not a text")
+    name = str(name)
     numbers = {known.casefold(): i for i, known in enumerate(classes, start=1)}
     number = numbers.get(name.casefold())
     if number is None:

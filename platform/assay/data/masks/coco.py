@@ -4,16 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from assay.data.masks.annotations import class_number, position, read_object, size_of
+from assay.data.masks.annotations import (
+    class_number,
+    position,
+    read_flag,
+    read_object,
+    size_of,
+)
 from assay.data.masks.marks import Mark, MarkedImage, read_numbers
 from assay.errors import MaskError
+from assay.levels import VOID
 
 
 def read_coco(path: Path, classes: Sequence[str]) -> dict[str, MarkedImage]:
     """Read what a COCO file says of each image, by the path that it has for it.
 
     An image that is listed twice under one path has the marks of both entries. The categories that
-    are used must be `classes`, whatever their case.
+    are used must be `classes`, whatever their case; what is marked with ignore is nobody's to judge.
 
     Raises:
         MaskError: the file is not COCO; an id stands for two things; an annotation is of an image or
@@ -31,7 +38,7 @@ def read_coco(path: Path, classes: Sequence[str]) -> dict[str, MarkedImage]:
 
 
 def _read(content: Mapping[str, Any], path: Path, classes: Sequence[str]) -> dict[str, MarkedImage]:
-    names = {key: str(entry["name"]) for key, entry in _by_id(content, "categories", path).items()}
+    names = {key: entry["name"] for key, entry in _by_id(content, "categories", path).items()}
     images = _by_id(content, "images", path)
     files = {key: _posix(entry["file_name"]) for key, entry in images.items()}
     marks: dict[str, list[Mark]] = {file: [] for file in files.values()}
@@ -50,16 +57,18 @@ def _read(content: Mapping[str, Any], path: Path, classes: Sequence[str]) -> dic
 
 
 def _mark(
-    key: Any, annotation: Mapping[str, Any], name: str, path: Path, classes: Sequence[str]
+    key: Any, annotation: Mapping[str, Any], name: Any, path: Path, classes: Sequence[str]
 ) -> Mark:
+    is_ignored = read_flag(annotation.get("ignore"), f"the ignore of annotation {key}")
+    number = VOID if is_ignored else class_number(name, classes, f"{path} uses the category")
     area = read_numbers(annotation.get("area"), None, f"the area of annotation {key}")
     return Mark(
         f"annotation {key}",
-        class_number(name, classes, f"{path} uses the category"),
+        number,
         annotation["segmentation"],
         read_numbers(annotation.get("bbox"), 4, f"the bbox of annotation {key}"),
         area[0] if area else None,
-        bool(annotation.get("iscrowd")),
+        read_flag(annotation.get("iscrowd"), f"the iscrowd of annotation {key}"),
     )
 
 

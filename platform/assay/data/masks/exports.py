@@ -7,16 +7,18 @@ holds; whoever has better outlines gives those.
 import base64
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
 from assay.data.images.decode import probe, read_plane
-from assay.data.masks.annotations import class_number, read_object, size_of
+from assay.data.masks.annotations import class_number, read_flag, read_object, size_of
 from assay.data.masks.marks import Mark, MarkedImage, read_numbers
 from assay.errors import ImageError, MaskError
+from assay.files import read_bytes
+from assay.levels import VOID
 
 _KINDS = "polygon, rectangle, circle, mask"
 
@@ -42,7 +44,7 @@ def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
     size = size_of(content, "imageHeight", "imageWidth")
     marks = []
     for i, shape in enumerate(content["shapes"], start=1):
-        number = class_number(str(shape["label"]), classes, f"{path} has the label")
+        number = class_number(shape["label"], classes, f"{path} has the label")
         kind = shape.get("shape_type") or "polygon"
         points = [read_numbers(point, 2, f"a point of shape {i}") for point in shape["points"]]
         if kind == "mask":
@@ -57,7 +59,14 @@ def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
                 "Outline it, or leave it out."
             )
         marks.append(Mark(f"shape {i}", number, [outline]))
-    return MarkedImage(size, tuple(marks))
+    return MarkedImage(size, tuple(marks), _name(content.get("imagePath")))
+
+
+def _name(path: Any) -> str:
+    """Return a path's last part, whatever system wrote it; none where there is no path."""
+    if not isinstance(path, str | None):
+        raise ValueError(f"the image's path is {path!r:.40}, not a text")
+    return PurePosixPath((path or "").strip().replace("\\", "/")).name
 
 
 def _runs_of(
@@ -119,15 +128,20 @@ def _outline(kind: str, points: list[Any]) -> list[float] | None:
 
 
 def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
-    """Read boxes; pixels are counted from 1, and the last one belongs to the box (VOC devkit)."""
+    """Read boxes; pixels are counted from 1, and the last one belongs to the box (VOC devkit).
+
+    Difficult objects are void, as in VOC's own masks.
+    """
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        root = ElementTree.fromstring(read_bytes(path))
     except (OSError, ElementTree.ParseError, LookupError) as error:
         raise ValueError(str(error)) from None
     size = {side: float(_text(root, f"size/{side}")) for side in ("height", "width")}
     marks = []
     for i, found in enumerate(root.iter("object"), start=1):
         number = class_number(_text(found, "name"), classes, f"{path} has the name")
+        if read_flag(_whole(found.findtext("difficult")), f"the difficult of object {i}"):
+            number = VOID
         left, top, right, bottom = (
             float(_text(found, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
         )
@@ -136,11 +150,18 @@ def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
         left, top = left - 1, top - 1
         outline = [left, top, right, top, right, bottom, left, bottom]
         marks.append(Mark(f"object {i}", number, [outline]))
-    return MarkedImage(size_of(size, "height", "width"), tuple(marks))
+    name = _name(root.findtext("filename"))
+    return MarkedImage(size_of(size, "height", "width"), tuple(marks), name)
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
-    text = (element.findtext(name) or "").strip()
-    if not text:
-        raise ValueError(f"{name} is missing or empty")
-    return text
+    texts = [(found.text or "").strip() for found in element.findall(name)]
+    if len(texts) != 1 or not texts[0]:
+        raise ValueError(f"{name} {'stands twice' if len(texts) > 1 else 'is missing or empty'}")
+    return texts[0]
+
+
+def _whole(text: str | None) -> int | str | None:
+    """Return the whole number that a text is, or the text; None where there is none."""
+    text = (text or "").strip()
+    return int(text) if text.isdecimal() else text or None

@@ -31,6 +31,8 @@ PICTURE = 0.5
 COLOURS = 0.1
 """Share of the marked pixels above which a second colour is one, and no fringe of the first."""
 
+_WITH_ALPHA = ("RGBA", "LA", "PA")
+
 FAINT = 32
 """Levels of 255 under which JPEG leaves noise around a mark."""
 
@@ -63,6 +65,7 @@ def read_given(source: Source, config: MaskConfig) -> GivenMask:
     if config.values == "index":
         plane = _plane(source, "index")
         _check_lossless(source)
+        _check_transparency(source, plane > 0)
         return GivenMask(_read_numbers(plane, source, config), _count(plane))
     if config.values == "alpha":
         plane = _plane(source, "alpha")
@@ -192,11 +195,7 @@ def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
             f"The mask {name(source)} has a palette of which it uses more than two entries, so they are numbers of classes; give "
             "--masks.values index."
         )
-    if header.mode in ("RGBA", "LA", "PA") and _plane(source, "alpha").min() < 255:
-        raise MaskError(
-            f"The mask {name(source)} has transparent pixels, whose colours are no marks; give --masks.values alpha, or save it "
-            "without transparency."
-        )
+    _check_transparency(source, np.ones_like(marked))
     if header.mode in ("RGB", "RGBA"):
         bright = read(source)[marked] > 127 if marked.any() else np.zeros((0, 3), bool)
         kinds = np.bincount(bright @ np.array([1, 2, 4]), minlength=8)
@@ -205,6 +204,16 @@ def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
                 f"The mask {name(source)} marks in more than one colour, and --masks.values {'binary'!r} knows one mark; save each kind "
                 "as a file of its own ({kind}), or as grey numbers of classes with --masks.values index."
             )
+
+
+def _check_transparency(source: Source, looked_at: Bool[np.ndarray, "h w"]) -> None:
+    if isinstance(source, bytes) or read_header(Path(os.fspath(source))).mode not in _WITH_ALPHA:
+        return
+    if ((_plane(source, "alpha") < 255) & looked_at).any():
+        raise MaskError(
+            f"The mask {name(source)} has transparent pixels, whose colours are no marks; give --masks.values alpha, or save it "
+            "without transparency."
+        )
 
 
 def _count(plane: Plane) -> dict[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from assay.data.masks.raster import decode_runs, fill_polygons
 from assay.errors import MaskError
+from assay.levels import VOID
 from assay.shapes import Bool, UInt8
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -35,7 +36,7 @@ UNIT_SIDE = 8
 
 @dataclass(frozen=True)
 class Mark:
-    """One mark: what errors call it, its class's number, its polygons or run lengths, and what it says of itself."""
+    """One mark: what errors call it, its class's number (VOID: to be ignored), its polygons or run lengths, and what it says of itself."""
 
     name: str
     number: int
@@ -49,10 +50,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class MarkedImage:
-    """The size (height, width) that a file gives an image, and its marks."""
+    """The size (height, width) that a file gives an image, its marks, and the image's name where a file of one image gives it."""
 
     size: tuple[int, int]
     marks: tuple[Mark, ...] = ()
+    name: str = ""
 
     def key(self) -> Any:
         """Return what identifies it, as JSON has it."""
@@ -61,21 +63,25 @@ class MarkedImage:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How many marks of an image were drawn, were of a crowd, or lie within one pixel and drew none."""
+    """How many marks of an image were drawn, were of a crowd, lie within one pixel and drew none, or are to be ignored."""
 
     marks: int = 0
     crowds: int = 0
     specks: int = 0
+    ignored: int = 0
 
     def __add__(self, other: "Drawn") -> "Drawn":
         """Add up."""
         return Drawn(
-            self.marks + other.marks, self.crowds + other.crowds, self.specks + other.specks
+            self.marks + other.marks,
+            self.crowds + other.crowds,
+            self.specks + other.specks,
+            self.ignored + other.ignored,
         )
 
 
 def draw(image: MarkedImage, file: str) -> tuple[UInt8[np.ndarray, "h w"], Drawn]:
-    """Draw the index mask; where marks overlap, the class with the greater number wins.
+    """Draw the index mask; where marks overlap, the class with the greater number wins, and any over what is ignored.
 
     Raises:
         MaskError: a mark does not decode, leaves the image, draws no pixel though it is larger than
@@ -83,7 +89,7 @@ def draw(image: MarkedImage, file: str) -> tuple[UInt8[np.ndarray, "h w"], Drawn
     """
     mask = np.zeros(image.size, dtype=np.uint8)
     drawn = Drawn()
-    for mark in image.marks:
+    for mark in sorted(image.marks, key=lambda mark: mark.number == VOID):
         try:
             region, top, left = _draw(mark, image.size)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -94,8 +100,12 @@ def draw(image: MarkedImage, file: str) -> tuple[UInt8[np.ndarray, "h w"], Drawn
         except _MisplacedError as error:
             raise MaskError(f"{mark.name.capitalize()} in {file} {error}") from None
         window = mask[top : top + region.shape[0], left : left + region.shape[1]]
-        np.maximum(window, region * np.uint8(mark.number), out=window)
-        drawn += Drawn(1, int(mark.is_crowd), int(not region.any()))
+        is_ignored = mark.number == VOID
+        if is_ignored:
+            window[region & (window == 0)] = VOID
+        else:
+            np.maximum(window, region * np.uint8(mark.number), out=window)
+        drawn += Drawn(1, int(mark.is_crowd), int(not region.any()), int(is_ignored))
     return mask, drawn
 
 
@@ -111,6 +121,9 @@ def _draw(mark: Mark, size: tuple[int, int]) -> tuple[Bool[np.ndarray, "h w"], i
         if _says_nothing(mark) and mark.area is not None:
             return np.zeros((0, 0), dtype=bool), 0, 0
         raise ValueError("it is empty")
+    wrong = [v for flat in mark.shape for v in flat if isinstance(v, str | bool)]
+    if wrong:  # numpy would take them for numbers
+        raise ValueError(f"a coordinate is {wrong[0]!r:.40}, not a number")
     polygons = [np.array(flat, dtype=np.float64).reshape(-1, 2) for flat in mark.shape]
     points = np.concatenate(polygons)
     if np.isfinite(points).all():  # else they are refused where they are filled

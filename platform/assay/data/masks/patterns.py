@@ -16,6 +16,8 @@ FIELDS = ("{folder}", "{parent}", "{name}", "{kind}", "*")
 """What a pattern may hold: the image's folder below the root, the last part of that, the image's
 name without suffix, a class's name, and anything within one part of the path."""
 
+MOST_FOLDERS = 4
+"""Times that a pattern may hold {folder}: of more there are too many ways to tell whose a file could be."""
 
 _KIND, _ANY, _DEEP = "\1", "\2", "\3"
 """Stand for {kind}, * and any folders where an image's own name may hold an asterisk."""
@@ -131,5 +133,12 @@ def _regex(filled: str, classes: Sequence[str]) -> re.Pattern[str]:
     # classes before any other kind, longer ones first: one class may begin as another does
     names = "|".join(re.escape(name) for name in sorted(classes, key=len, reverse=True))
     wild = {_KIND: f"(?P<kind>(?i:{names})|[^/]+?)", _ANY: "[^/]*", _DEEP: "(?:[^/]+/)*"}
-    parts = re.split(f"([{_KIND}{_ANY}{_DEEP}])", filled)
-    return re.compile("".join(wild.get(part) or re.escape(part) for part in parts))
+    start, *pieces = re.split(f"([{_KIND}{_ANY}{_DEEP}])", filled)
+    regex = re.escape(start)
+    signs, texts = pieces[::2], map(re.escape, pieces[1::2])
+    for sign, text, following in zip(signs, texts, [*signs, ""][1:], strict=True):
+        # what a * leaves the next one takes, so that its shortest end fits if any does: of many * there
+        # are more ends than a name could be tried by
+        is_shortest = sign == following == _ANY
+        regex += f"(?>[^/]*?{text})" if is_shortest else wild[sign] + text
+    return re.compile(regex)

@@ -19,7 +19,7 @@ import numpy as np
 
 from assay.data.masks.account import MaskAccount
 from assay.errors import MaskError
-from assay.files import write_json, write_whole
+from assay.files import read_bytes, write_json, write_whole
 from assay.shapes import UInt8
 from assay.typed import MisfitError, from_json, to_json
 
@@ -54,7 +54,7 @@ def find_mask(target: Path, key: str, image: Path) -> tuple[MaskRecord | None, b
             record is damaged.
     """
     try:
-        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        digest = hashlib.sha256(read_bytes(target)).hexdigest()
     except FileNotFoundError:
         return None, False
     except OSError as error:
@@ -76,7 +76,7 @@ def find_mask(target: Path, key: str, image: Path) -> tuple[MaskRecord | None, b
 def _read(target: Path) -> MaskRecord | None:
     path = _path(target)
     try:
-        return from_json(MaskRecord, json.loads(path.read_bytes()))
+        return from_json(MaskRecord, json.loads(read_bytes(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError, MisfitError) as error:

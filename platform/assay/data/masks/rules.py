@@ -12,7 +12,8 @@ from annotated_types import Interval, Len
 
 from assay.config import Settings
 from assay.data.images.decode import Plane, Rgb
-from assay.data.masks.patterns import FIELDS, unknown_fields
+from assay.data.masks.patterns import FIELDS, MOST_FOLDERS, unknown_fields
+from assay.data.spellings import fold_name
 from assay.errors import ConfigError
 from assay.levels import LEVELS, VOID
 from assay.shapes import Bool, UInt8
@@ -57,7 +58,7 @@ class MaskConfig(Settings, section="masks"):
     def __post_init__(self) -> None:
         """Refuse classes that no mask could hold and a block without a middle."""
         super().__post_init__()
-        if len({name.casefold() for name in self.classes}) != len(self.classes):
+        if len({fold_name(name) for name in self.classes}) != len(self.classes):
             raise ConfigError(
                 f"masks.classes is {self.classes}; give each class a name of its own."
             )
@@ -71,9 +72,9 @@ class MaskConfig(Settings, section="masks"):
 
     def _check_files(self) -> None:
         unknown, num_kinds = unknown_fields(self.files), self.files.count("{kind}")
-        if unknown or num_kinds > 1:
+        if unknown or num_kinds > 1 or self.files.count("{folder}") > MOST_FOLDERS:
             raise ConfigError(
-                f"masks.files is {self.files!r}; allowed: {', '.join(FIELDS)}, {{kind}} once; correct the pattern."
+                f"masks.files is {self.files!r}; allowed: {', '.join(FIELDS)}, {{kind}} once, {{folder}} {MOST_FOLDERS} times; correct the pattern."
             )
         if num_kinds and (self.values == "index" or self.is_export):
             what = "its marks have labels" if self.is_export else "masks.values is 'index'"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from assay.data.masks.rules import MaskConfig
 from assay.data.masks.unit import check_unit
 from assay.errors import MaskError
 from assay.files import sha256_of
+from assay.levels import VOID
 from assay.shapes import UInt8
 
 MOST_READ = 64
@@ -63,8 +64,9 @@ def _find_files(
         marked = (read_export(file, config.classes) for file in exports)
         cornered = check_unit(marked, str(root / config.files))
     read = _read_export if config.is_export else _read_files
+    digest = partial(_digest_exports, config.classes) if config.is_export else _digest
     sources = [
-        MaskSource(partial(_digest, files), partial(read, image, files, config))
+        MaskSource(partial(digest, files), partial(read, image, files, config))
         for image, files in zip(images, matches.of_image, strict=True)
     ]
     left_over = _left_over(matches, missing)
@@ -101,6 +103,13 @@ def _digest(files: Sequence[tuple[Path, int]]) -> list[Any]:
         ) from None
 
 
+def _digest_exports(classes: Sequence[str], files: Sequence[tuple[Path, int]]) -> list[Any]:
+    """Digest files of marks; VOC's objects that are void were not always."""
+    boxes = [read_export(file, classes) for file, _ in files if file.suffix.lower() == ".xml"]
+    is_void = any(mark.number == VOID for marked in boxes for mark in marked.marks)
+    return _digest(files) + ["void"] * is_void
+
+
 def _read_files(
     image: Path, files: Sequence[tuple[Path, int]], config: MaskConfig, size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
@@ -132,10 +141,22 @@ def _read_export(
     """Draw the files of marks of an image; their marks name the class."""
     masks, counts = [np.zeros(size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
     for file, _ in files:
-        mask, counted = _draw(read_export(file, config.classes), file, image, size, config)
+        marked = read_export(file, config.classes)
+        _check_name(marked.name, file, image)
+        mask, counted = _draw(marked, file, image, size, config)
         masks.append(mask)
         counts.append(counted)
     return merge(masks), account.add(counts)
+
+
+def _check_name(name: str, file: Path, image: Path) -> None:
+    """Refuse marks of another image; its suffix may be another, as after a conversion."""
+    names = {position(text).casefold() for text in (name, PurePosixPath(name).stem)}
+    if name and position(image.stem).casefold() not in names:
+        raise MaskError(
+            f"{file} says that its marks are of {name!r}, and lies in the place of those of {image}; give each image its own file, or "
+            "correct the name in it (LabelMe's imagePath, VOC's filename) if the image was renamed."
+        )
 
 
 def _draw(
@@ -147,8 +168,9 @@ def _draw(
             "annotate the image that is used, or resize neither."
         )
     mask, drawn = draw(marked, str(file))
-    first = {"specks": f"in {file} on {image}"} if drawn.specks else {}
-    counted = MaskAccount(marks=drawn.marks, crowds=drawn.crowds, specks=drawn.specks, first=first)
+    counts = vars(drawn)
+    first = {name: f"in {file} on {image}" for name in ("specks", "ignored") if counts[name]}
+    counted = MaskAccount(**counts, first=first)
     return _place(mask, image, size, 1, file, config), counted
 
 

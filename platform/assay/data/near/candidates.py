@@ -1,4 +1,4 @@
-"""Which pairs of images are worth laying over one another: all pairs are compared, at little cost each.
+"""Which pairs of images are worth laying over one another: all pairs are compared, at little cost each, by a block of rows at a time.
 
 Two cues. Signatures (`pyramid.signature`) under the eight flips and quarter turns need no
 keypoints. Keypoints are sorted into visual words (Sivic & Zisserman 2003), drawn from the data's
@@ -7,11 +7,13 @@ rotation or crop.
 """
 
 from collections.abc import Sequence
+from itertools import chain, pairwise
 
 import numpy as np
 from scipy import sparse
 
-from assay.data.near.sketch import Sketch, mirrored
+from assay.data.near.sketch import Sketch, mirrored, to_units
+from assay.data.near.spread import Spread, one_by_one
 from assay.shapes import Float32, UInt8
 
 NEAR_BITS = 16
@@ -34,24 +36,59 @@ _ROWS, _TWINS = 256, 2048
 """Rows compared at once: eight turns of the first with the second fill a processor's cache."""
 
 
-def by_signature(signatures: UInt8[np.ndarray, "n 32"]) -> list[tuple[int, int, int]]:
+_PAIRS = 8_000_000
+"""Most pairs of a block of rows with all others: some 32 MB for each number that is said of a pair."""
+
+
+def by_signature(
+    signatures: UInt8[np.ndarray, "n 32"], spread: Spread = one_by_one
+) -> list[tuple[int, int, int]]:
     """List pairs (first, second, turn) of near signatures of which one is among the `MOST` nearest to the other.
 
     Turn t of the first is nearest to the second: `np.rot90` t % 4 times, from 4 on after mirroring.
     """
     signs = np.unpackbits(signatures, axis=1).astype(np.float32) * 2 - 1
     pairs: dict[tuple[int, int], int] = {}
-    for start in range(0, len(signs), _ROWS):
-        nearness, turns = _compare(signs[start : start + _ROWS], signs)
-        nearness[np.arange(len(nearness)), np.arange(start, start + len(nearness))] = -256
-        best = np.argsort(-nearness, axis=1, kind="stable")[:, :MOST]
-        for i, row in enumerate(best):
-            for j in row[nearness[i, row] >= 256 - 2 * NEAR_BITS].tolist():
-                turn = int(turns[i, j])
-                if j < start + i:  # a rotation is undone by the opposite one, a mirroring by itself
-                    turn = turn if turn >= 4 else -turn % 4
-                pairs.setdefault((min(start + i, j), max(start + i, j)), turn)
+    for block in spread(_near_rows, signs, _blocks(len(signs)), "signatures"):
+        for i, j, turn in block:
+            pairs.setdefault((i, j), turn)
     return [(i, j, turn) for (i, j), turn in sorted(pairs.items())]
+
+
+def _near_rows(
+    signs: Float32[np.ndarray, "n 256"], block: tuple[int, int]
+) -> list[tuple[int, int, int]]:
+    """List the pairs of a block of rows with those that are nearest to them."""
+    start, end = block
+    nearness, turns = _compare(signs[start:end], signs)
+    nearness[np.arange(end - start), np.arange(start, end)] = -256
+    pairs = []
+    for i, row in enumerate(_best(nearness), start):
+        near = nearness[i - start]
+        for j in row[near[row] >= 256 - 2 * NEAR_BITS].tolist():
+            turn = int(turns[i - start, j])
+            if j < i:  # a rotation is undone by the opposite one, a mirroring by itself
+                turn = turn if turn >= 4 else -turn % 4
+            pairs.append((min(i, j), max(i, j), turn))
+    return pairs
+
+
+def _blocks(num: int) -> list[tuple[int, int]]:
+    """Cut so many rows into blocks: first and last but one."""
+    rows = min(_ROWS, max(1, _PAIRS // max(num, 1)))
+    return list(pairwise([*range(0, num, rows), num]))
+
+
+def _best(table: Float32[np.ndarray, "rows n"]) -> list[np.ndarray]:
+    """Give the columns of the `MOST` largest values of each row, the largest first and of equal ones the first."""
+    if table.shape[1] <= MOST:
+        return list(np.argsort(-table, axis=1, kind="stable"))
+    least = np.partition(table, -MOST, axis=1)[:, -MOST]
+    best = []
+    for row, bound in zip(table, least, strict=True):
+        columns = np.flatnonzero(row >= bound)
+        best.append(columns[np.argsort(-row[columns], kind="stable")][:MOST])
+    return best
 
 
 def _compare(
@@ -77,24 +114,33 @@ def _turns(signs: Float32[np.ndarray, "rows 256"]) -> Float32[np.ndarray, "8 row
     )
 
 
-def by_words(sketches: Sequence[Sketch]) -> list[tuple[int, int]]:
+def by_words(sketches: Sequence[Sketch], spread: Spread = one_by_one) -> list[tuple[int, int]]:
     """List pairs (first, second) of which one is among the `MOST` that share most with the other."""
     words = _draw_words(sketches)
     if not len(words):
         return []
-    bags = _weigh(_count_words(sketches, words))
+    described = [sketch.descriptors for sketch in sketches]
+    parts = [described[i : i + _ROWS] for i in range(0, len(described), _ROWS)]
+    bags = _weigh(sparse.vstack(list(spread(_count_words, words, parts, "words")), "csr"))
     # the mirror image of word i is word i + half, and the other way round
     turned = bags[:, np.roll(np.arange(len(words)), len(words) // 2)].tocsr()
-    pairs = set()
-    for start in range(0, len(sketches), _ROWS):
-        own = bags[start : start + _ROWS]
-        shared = np.maximum((own @ bags.T).toarray(), (own @ turned.T).toarray())
-        shared[np.arange(len(shared)), np.arange(start, start + len(shared))] = 0
-        best = np.argsort(-shared, axis=1, kind="stable")[:, :MOST]
-        for i, row in enumerate(best):
-            for j in row[shared[i, row] > 0].tolist():
-                pairs.add((min(start + i, j), max(start + i, j)))
-    return sorted(pairs)
+    blocks = spread(_sharing_rows, (bags, turned), _blocks(len(sketches)), "shared words")
+    return sorted(set(chain.from_iterable(blocks)))
+
+
+def _sharing_rows(
+    bags: tuple[sparse.csr_matrix, sparse.csr_matrix], block: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """List the pairs of a block of rows with those that share most words with them, mirrored or not."""
+    start, end = block
+    rows = bags[0][start:end]
+    shared = np.maximum(*((rows @ bag.T).toarray() for bag in bags))
+    shared[np.arange(end - start), np.arange(start, end)] = 0
+    return [
+        (min(i, j), max(i, j))
+        for i, row in enumerate(_best(shared), start)
+        for j in row[shared[i - start, row] > 0].tolist()
+    ]
 
 
 def _draw_words(sketches: Sequence[Sketch]) -> Float32[np.ndarray, "words 128"]:
@@ -110,18 +156,18 @@ def _draw_words(sketches: Sequence[Sketch]) -> Float32[np.ndarray, "words 128"]:
 
 
 def _count_words(
-    sketches: Sequence[Sketch], words: Float32[np.ndarray, "words 128"]
+    words: Float32[np.ndarray, "words 128"], described: Sequence[UInt8[np.ndarray, "_ 128"]]
 ) -> sparse.csr_matrix:
-    """Say of each image which words it has."""
+    """Say of each image, by its descriptors, which words it has."""
     rows, columns = [], []
-    for row, sketch in enumerate(sketches):
-        nearness = sketch.units @ words.T
+    for row, descriptors in enumerate(described):
+        nearness = to_units(descriptors) @ words.T
         nearest = np.argpartition(-nearness, min(_NEAREST, len(words) - 1), axis=1)[:, :_NEAREST]
         own = np.unique(nearest)
         rows.append(np.full(len(own), row))
         columns.append(own)
     places = np.concatenate(rows), np.concatenate(columns)
-    shape = len(sketches), len(words)
+    shape = len(described), len(words)
     return sparse.csr_matrix((np.ones(len(places[0]), np.float32), places), shape)
 
 

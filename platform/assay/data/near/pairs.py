@@ -1,43 +1,54 @@
 """All near-duplicates among images: candidates first, then each pair laid over one another."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 
 from assay.data.near.candidates import by_signature, by_words
 from assay.data.near.copies import NearPair
 from assay.data.near.register import LIMIT, Affine, compare, register
-from assay.data.near.sketch import Sketch, sketch
-from assay.progress import progress_bar
+from assay.data.near.sketch import Sketch
+from assay.data.near.spread import Spread, one_by_one
 from assay.shapes import UInt8
+
+PAIRS = 256
+"""Pairs that are laid over one another as one piece of work: about a second."""
+
+
+Candidate = tuple[Sketch, Sketch, int | None]
+"""Two images, and the turn of the first that their signatures tell."""
 
 
 def near_pairs(
     contents: Sequence[str],
     signatures: UInt8[np.ndarray, "n 32"],
-    thumbnails: Sequence[UInt8[np.ndarray, "_ _"]],
+    sketches: Sequence[Sketch],
+    spread: Spread = one_by_one,
 ) -> list[NearPair]:
     """Find the images that are copies of one another, in ascending order.
 
     Args:
         contents: of the images, each once, ascending.
         signatures: of the images (`pyramid.signature`).
-        thumbnails: of the images (`sketch.thumbnail`).
+        sketches: of the images (`sketch.sketch`).
+        spread: who does the work.
     """
-    with ThreadPoolExecutor() as pool:  # OpenCV leaves the interpreter to the others
-        sketches = list(pool.map(sketch, thumbnails))
-    turns: dict[tuple[int, int], int | None] = dict.fromkeys(by_words(sketches))
-    turns |= {(i, j): turn for i, j, turn in by_signature(signatures)}
-    pairs, bar = [], progress_bar(len(turns), "compare")
+    turns: dict[tuple[int, int], int | None] = dict.fromkeys(by_words(sketches, spread))
+    turns |= {(i, j): turn for i, j, turn in by_signature(signatures, spread)}
+    candidates = [(sketches[i], sketches[j], turn) for (i, j), turn in turns.items()]
+    pieces = [candidates[i : i + PAIRS] for i in range(0, len(candidates), PAIRS)]
+    values = chain.from_iterable(spread(_agreements, None, pieces, "compare"))
+    return sorted(
+        NearPair(contents[i], contents[j], value)
+        for (i, j), value in zip(turns, values, strict=True)
+        if value >= LIMIT
+    )
+
+
+def _agreements(_: None, candidates: Sequence[Candidate]) -> list[float]:
     # one pair after another: its steps are so short that threads take turns at the interpreter, which halves their speed
-    for (i, j), turn in turns.items():
-        value = _agreement(sketches[i], sketches[j], turn)
-        bar.update()
-        if value >= LIMIT:
-            pairs.append(NearPair(contents[i], contents[j], value))
-    bar.close()
-    return sorted(pairs)
+    return [_agreement(*candidate) for candidate in candidates]
 
 
 def _agreement(first: Sketch, second: Sketch, turn: int | None) -> float:

@@ -57,9 +57,8 @@ class Sketch:
 
     @property
     def units(self) -> Float32[np.ndarray, "n 128"]:
-        """Descriptors of length 1, so that a product of two is their cosine."""
-        values = self.descriptors.astype(np.float32)
-        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1)
+        """Descriptors of length 1."""
+        return to_units(self.descriptors)
 
 
 def thumbnail(entry: ImagePyramid) -> UInt8[np.ndarray, "h w"]:
@@ -91,6 +90,12 @@ def sketch(thumb: UInt8[np.ndarray, "h w"]) -> Sketch:
     root = np.sqrt(raw / np.maximum(raw.sum(1, keepdims=True), 1e-6))
     points = np.array([keypoint.pt for keypoint in keypoints[:NUM_KEYPOINTS]], np.float32)
     return Sketch(thumb, points, np.clip(root * 512, 0, 255).astype(np.uint8))
+
+
+def to_units(descriptors: UInt8[np.ndarray, "n 128"]) -> Float32[np.ndarray, "n 128"]:
+    """Give descriptors the length 1, so that a product of two is their cosine."""
+    values = descriptors.astype(np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1)
 
 
 def mirrored(descriptors: Shaped[np.ndarray, "n 128"]) -> Shaped[np.ndarray, "n 128"]:
