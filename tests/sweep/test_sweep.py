@@ -20,9 +20,11 @@ from assay.cli import console
 from assay.errors import ResourceError
 from assay.experiment import resources
 from assay.experiment.resources import Resources, cpus_for_data
+from assay.files import write_json
 from assay.runs.folder import Run
+from assay.runs.lease import LEASE, Holder
 from assay.runs.results import read_result
-from assay.sweep import comparison, generalize, search
+from assay.sweep import comparison, generalize, search, tune
 from assay.sweep.comparison import ComparisonLaunch
 from assay.sweep.generalize import FoldLaunch
 from assay.sweep.search import SearchLaunch
@@ -254,6 +256,27 @@ def test_trials_at_once_leave_each_other_the_cpus_that_feed_them(
     assert cpus_for_data(1.0, workers=1, trials=4) == 15.0
     assert cpus_for_data(2.0, workers=2, trials=4) == 6.0
     assert cpus_for_data(1.0, workers=1, trials=64) == 1.0  # with less nothing is prepared
+
+
+def test_a_trial_that_another_process_trains_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "linear-1")
+    other = Holder("another-host", 1)
+    run.folder.mkdir()
+    write_json(run.folder / LEASE, vars(other))
+    looks = iter([None, None, (run.folder / LEASE).unlink])
+
+    def sleep(seconds: float) -> None:
+        assert seconds == tune.AWAIT_S
+        (next(looks) or (lambda: None))()
+
+    monkeypatch.setattr(tune.time, "sleep", sleep)
+    tune._await_writer(run, "lr 0.1")
+    assert not list(looks)
+    assert capsys.readouterr().err.count("another process trains") == 1
+    with run.lease():  # its own lease is no other's
+        tune._await_writer(run, "lr 0.1")
 
 
 def processes(root: Path, what: str) -> set[str]:

@@ -38,6 +38,7 @@ from assay.experiment.resources import FOR_DATA, Resources, grows
 from assay.experiment.run import StoredImages, complete, prepare
 from assay.files import describe
 from assay.runs.folder import Run
+from assay.runs.lease import LEASE, holder_of, is_held, us
 from assay.runs.record import Stage
 from assay.runs.remote import drop_ray_storage, pull, ray_storage, try_push
 from assay.sweep.trial import Outcome, Trial, read_outcome
@@ -53,6 +54,10 @@ DRIVER_CPUS = 0.1
 
 
 NUM_TIMED = 20
+
+
+AWAIT_S = 2.0
+"""Seconds between two looks whether another process still writes a run."""
 
 
 LOWER = "lower --workers, --cpus-per-worker or --gpus-per-worker"
@@ -241,6 +246,7 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext, parallel: int) ->
         tune.report(reached(position, config.train.select))
 
     try:
+        _await_writer(run, settings["name"])
         with disk_faults(), run.lease():
             try:
                 prepared = prepare(data, config, settings["name"])
@@ -258,6 +264,16 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext, parallel: int) ->
                 raise
     except AssayError as error:  # to try again would fail again
         print(f"{settings['name']}: {error}", file=sys.stderr)
+
+
+def _await_writer(run: Run, name: str) -> None:
+    """Wait for another process that trains the same run, such as a trial of another sweep: what it leaves counts."""
+    path, is_told = run.folder / LEASE, False
+    while is_held(path) and holder_of(path) != us():
+        if not is_told:
+            print(f"{name}: another process trains {run.folder}; waiting for it", file=sys.stderr)
+            is_told = True
+        time.sleep(AWAIT_S)
 
 
 def _measure(shared: SweepContext, config: TaskConfig, run: Run) -> dict[str, float]:
