@@ -7,6 +7,7 @@ case without end.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,39 +32,11 @@ LEFTOVERS = {
 """What systems put beside files, in small letters, beyond names that begin with a dot."""
 
 
-UNREAD = {
-    # fmt: off
-    ".gif",
-    ".jfif",
-    ".jpe",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jp2",
-    ".j2k",
-    ".jxl",
-    ".jxr",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".orf",
-    ".rw2",
-    ".raw",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".tga",
-    ".psd",
-    ".exr",
-    ".hdr",
-    ".dcm",
-    ".svg",
-    # fmt: on
-}
-"""Endings of images that are not read, in small letters."""
+UNREAD = re.compile(
+    r"\.(gif|jfif|jpe|heic|heif|avif|jp2|j2k|jxl|jxr|dng|cr2|cr3|nef|arw|orf|rw2|raw|ppm|pgm|pbm|pnm|tga|psd|exr|hdr|dcm|svg)$",
+    re.IGNORECASE,
+)
+"""Endings of images that are not read."""
 
 
 @dataclass(frozen=True, order=True)
@@ -176,7 +149,7 @@ def _below(
             yield Entry("file", path)
         elif kind in ("folder", "broken") or counts:
             yield Entry("stranger", path)
-        elif suffixes and path.suffix.lower() in UNREAD:
+        elif suffixes and UNREAD.search(entry.name):
             yield Entry("unread", path)
 
 
