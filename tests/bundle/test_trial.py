@@ -78,6 +78,58 @@ def test_whatever_stands_in_a_card_it_opens_or_is_a_bundle_error(data, whole, tm
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("page", -1),
+        ("white", {"value": 0.0}),
+        ("white", {"value": float("nan")}),
+        ("classes", ["m1", "m2", "m2"]),
+        ("thresholds", [3]),
+        ("temperature", 0),
+        ("temperature", float("nan")),
+        ("coverage", 1.5),
+        ("quantile", 7),
+        ("quantile", -0.1),
+        ("threshold", 2.0),
+        ("positive", 3),
+        ("positive", -1),
+        ("costs", [[0.0, 1.0]]),
+    ],
+)
+def test_numbers_that_no_training_leaves_are_refused_by_field(folder, field, value):
+    card = json.loads((folder / "bundle.json").read_text())
+    name = field
+    if field in card["decision"]:
+        name, value = "decision", card["decision"] | {field: value}
+    rewrite(folder, **{name: value})
+    with pytest.raises(BundleError, match=rf"bundle\.json: field '(decision\.)?{field}' is none"):
+        read_card(folder)
+
+
+def test_more_classes_than_the_graph_answers_for_are_said(folder):
+    classes = json.loads((folder / "bundle.json").read_text())["classes"]
+    rewrite(folder, classes=[*classes, "new"])
+    with pytest.raises(BundleError, match="names 4 classes and its graph answers for 3"):
+        Bundle(folder, threads=1)
+
+
+def test_a_name_that_stands_twice_in_a_card_is_refused(folder):
+    text = (folder / "bundle.json").read_text()
+    (folder / "bundle.json").write_text(text.replace("{", '{"task": "other", ', 1))
+    with pytest.raises(BundleError, match="it names 'task' twice"):
+        read_card(folder)
+
+
+def test_what_is_wrong_with_a_copy_is_said_of_the_bundle(folder):
+    card = read_card(folder)
+    name = next(iter(card.sha256))
+    (folder / name).write_bytes(b"changed")
+    with pytest.raises(BundleError) as refused, apart(folder, card) as copy:
+        try_bundle(copy)
+    assert str(folder / name) in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"",

@@ -250,6 +250,9 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "expected"),
     [
         (["--data.root", "/nowhere"], "does not exist"),
+        (["--data.root", ""], "--data.root is empty"),
+        (["--data.root=", "--workers", "0"], "--data.root is empty"),
+        (["--store", " "], "--store is empty"),
         (["--preset", "nope"], "allowed: demo"),
         (["--model.backbone", "resnet1"], "resnet1"),
         (["--model.k", "10000"], "grid"),

@@ -116,6 +116,8 @@ def test_every_other_cell_is_its_text(tmp_path, cell):
         (b'image,label\n1.png,"a"b\n', "line 2: "),
         (b"image,label\n" + b"x" * 200_000 + b",a\n", "line 2: field larger"),
         (b"PK\x03\x04rest of a workbook", "it is a workbook or an archive"),
+        (b'{"image": "1.png", "label": "a"}\n{"image": "2.png", "label": "b"}\n', "it is JSON"),
+        (b'\n[\n {"image": "1.png"}]', "it is JSON"),
     ],
 )
 def test_what_is_no_csv_is_refused_by_line(tmp_path, content, sentence):

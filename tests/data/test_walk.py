@@ -63,6 +63,21 @@ def test_what_systems_leave_behind_is_left_out_and_counted_once(tmp_path, capsys
     assert "$RECYCLE.BIN" in said  # the first by name
 
 
+def test_images_that_are_not_read_are_counted_once_and_said(tmp_path, capsys):
+    root = put(tmp_path, "good/a.png", "good/b.txt", "good/c.HEIC", "bad/d.gif", "bad/e.png")
+    put(root, "bad/.f.gif")
+    for _ in range(2):
+        assert names(root, find_files(root, IMAGES)) == ["bad/e.png", "good/a.png"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" below ")[0] for line in said] == [
+        "1 hidden or system entry is left out",
+        "2 images are left out",
+    ]
+    assert "bad/d.gif" in said[1]
+    assert len(find_files(root)) == 5
+    assert capsys.readouterr().err == ""
+
+
 def test_only_names_below_the_root_are_looked_at(tmp_path, capsys):
     root = put(tmp_path / ".cache" / "lost+found", "a.png")
     assert names(root, find_files(root, IMAGES)) == ["a.png"]

@@ -477,6 +477,14 @@ def test_a_run_without_baselines_leads_with_its_own_numbers(run):
     assert "No other run was compared" in text
 
 
+def test_a_trial_that_val_alone_judged_makes_a_page(run):
+    values = result()
+    values["sets"] = {name: each for name, each in values["sets"].items() if name == "val"}
+    write(run, "result.json", values | {"scorings": []})
+    (run / "comparison.json").unlink(missing_ok=True)
+    assert "test was not scored." in Page(report.render(run)).text
+
+
 def test_scores_without_classes_make_a_page(run):
     values = result() | {"classes": [], "decision": None, "figures": []}
     for name in values["sets"]:

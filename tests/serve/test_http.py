@@ -201,6 +201,12 @@ def test_counts_of_images_and_parameters_are_checked(ask, pictures):
         assert is_refused(ask("POST", f"/v1/parts?{query}", content=whole), 422, query[:4])
     form = {"content-type": "multipart/form-data"}
     assert is_refused(ask("POST", "/v1/parts", content=whole, headers=form), 422, "boundary")
+    form = {"content-type": "multipart/related; boundary=x"}
+    assert is_refused(ask("POST", "/v1/parts", content=whole, headers=form), 415, "another kind")
+    assert is_refused(ask("POST", "/v1/parts/", content=whole), 404, "Not Found")
+    for version in ("../../etc", "", "%00", "a" * 65):
+        reply = ask("POST", f"/v1/models/parts?version={version}")
+        assert is_refused(reply, 422, "The parameter version cannot be used")
     assert is_refused(ask("POST", "/v1/none", content=whole), 404, "no such task")
     assert is_refused(ask("POST", "/v1/layers?model=challenger", content=whole), 404, "challenger")
     assert is_refused(ask("GET", "/elsewhere"), 404, "Not Found")

@@ -20,10 +20,55 @@ def test_a_form_holds_what_was_put_in(contents: list[bytes]) -> None:
     assert form_parts(request.read(), request.headers["content-type"]) == contents
 
 
-@given(body=st.binary(max_size=100), kind=st.sampled_from(["", "; boundary=a", '; boundary="a b"']))
-def test_no_body_breaks_it(body: bytes, kind: str) -> None:
-    with suppress(RefusedError):
-        form_parts(body, "multipart/form-data" + kind)
+@given(
+    body=st.binary(max_size=100),
+    kind=st.text(max_size=60) | st.sampled_from(["", "; boundary=a", '; boundary="a b"']),
+    head=st.binary(max_size=100),
+)
+def test_no_body_breaks_it(body: bytes, kind: str, head: bytes) -> None:
+    part = b"--a\r\nContent-Disposition: " + head + b"\r\n\r\n" + body + b"\r\n--a--"
+    for whole in (body, part):
+        for named in (kind, "; boundary=a"):
+            with suppress(RefusedError):
+                form_parts(whole, "multipart/form-data" + named)
+
+
+@pytest.mark.parametrize(
+    ("named", "boundary"),
+    [
+        ("boundary=XX; charset=utf-8", "XX"),
+        ('x-boundary=no; Boundary="XX"', "XX"),
+        ('boundary="\'()+_,-./:=? z"', "'()+_,-./:=? z"),
+        ('boundary="a;b"', "a;b"),
+        (r'boundary="a\"b"', 'a"b'),
+    ],
+)
+def test_a_boundary_is_read_as_it_is_quoted(named: str, boundary: str) -> None:
+    head = 'content-disposition: form-data; name="image"; filename="a.png"'
+    body = f"--{boundary}\r\n{head}\r\n\r\nx\r\n--{boundary}--\r\n"
+    assert form_parts(body.encode(), f"multipart/form-data; {named}") == [b"x"]
+
+
+@pytest.mark.parametrize(
+    ("head", "is_file"),
+    [
+        ('Content-Disposition: form-data; name="a; filename=b"', False),
+        ('Content-Disposition: form-data; name="a"; filename="  "', False),
+        ('Content-Disposition: form-data; name="a"\r\nContent-Type: text/plain', False),
+        ('Content-Disposition: form-data; name="a"; filename=" b.png"', True),
+        ('Content-Disposition: form-data;\r\n name="a";\r\n filename="b.png"', True),
+        ('Content-Disposition: form-data; name="a"\r\nContent-Type: image/png', True),
+        ("Content-Type: image/png", True),
+    ],
+)
+def test_a_file_has_a_name_or_is_called_an_image(head: str, is_file: bool) -> None:
+    parts = [f"--X\r\n{each}\r\n\r\n{name}\r\n" for each, name in ((head, 1), ("a: b", 2))]
+    content = "".join([*parts, "--X--"]).encode()
+    if is_file:
+        assert form_parts(content, "multipart/form-data; boundary=X") == [b"1"]
+        return
+    with pytest.raises(RefusedError, match="no part of the form has a file name"):
+        form_parts(content, "multipart/form-data; boundary=X")
 
 
 def test_a_limit_of_nothing_is_refused() -> None:

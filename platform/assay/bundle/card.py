@@ -1,6 +1,6 @@
 """bundle.json: what a bundle says of itself."""
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import Any
 
 from assay.data.images.white import White
 from assay.errors import BundleError
-from assay.files import open_file, sha256_of, write_json
+from assay.files import open_file, parse_json, sha256_of, write_json
 from assay.metrics.alarm import Alarm
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
@@ -122,7 +122,7 @@ def parse_card(content: bytes, path: Path | str) -> Card:
     try:
         if len(content) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
-        values = json.loads(content)
+        values = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{path} is no bundle's card ({error}); give a folder that holds {NAME}."
@@ -138,7 +138,38 @@ def parse_card(content: bytes, path: Path | str) -> Card:
     except (MisfitError, RecursionError) as misfit:
         raise BundleError(f"{path}: {misfit}. Export the bundle again.") from None
     _check_files(card, path)
+    _check_numbers(card, path)
     return card
+
+
+def _check_numbers(card: Card, path: Path | str) -> None:
+    """Refuse numbers that no training leaves, by which a bundle would answer wrongly without a word.
+
+    Raises:
+        BundleError: there is one.
+    """
+    num, white = len(card.classes), card.white.value if card.white else 1.0
+    checks = {
+        "classes": num == len(set(card.classes)),
+        "page": card.page is None or card.page >= 0,
+        "white": 0 < white < math.inf,
+        "thresholds": card.thresholds is None or len(card.thresholds) == num,
+    }
+    if decision := card.decision:
+        costs = decision.costs or []
+        checks |= {
+            "decision.temperature": 0 < decision.temperature < math.inf,
+            "decision.coverage": 0 < decision.coverage < 1,
+            "decision.quantile": 0 <= decision.quantile <= 1,
+            "decision.threshold": 0 <= (decision.threshold or 0) <= 1,
+            "decision.positive": 0 <= (decision.positive or 0) < num,
+            "decision.costs": not costs or [len(row) for row in costs] == [num] * num,
+        }
+    wrong = [name for name, is_right in checks.items() if not is_right]
+    if wrong:
+        raise BundleError(
+            f"{path}: field {wrong[0]!r} is none that training leaves; export the bundle again."
+        )
 
 
 def _check_files(card: Card, path: Path | str) -> None:

@@ -149,6 +149,10 @@ class _Classifier:
 
     def _verdict(self, logits: np.ndarray, names: set[str] | None = None) -> Verdict:
         """Decide by logits; `names` must be in the set besides the likeliest class."""
+        if len(logits) != len(self.classes):
+            raise BundleError(
+                f"The bundle names {len(self.classes)} classes and its graph answers for {len(logits)}; export it again."
+            )
         probs = self.decision.probs(logits[None])
         label = self.classes[self.decision.answers(probs)[0]]
         if names is None:

@@ -84,7 +84,8 @@ def apart(folder: Path, card: Card) -> Iterator[Path]:
     """Yield a copy that holds the files with a hash and no other, as the registry will.
 
     Raises:
-        BundleError: a file is missing, is no plain file, has no hash, or is too large.
+        BundleError: a file is missing, is no plain file, has no hash, or is too large; and what the
+            block raises of the copy, said of the bundle.
     """
     others = [path.name for path in folder.iterdir() if path.name not in (NAME, *card.sha256)]
     if others:
@@ -103,7 +104,10 @@ def apart(folder: Path, card: Card) -> Iterator[Path]:
                 os.link(folder / name, Path(copy) / name)
             except OSError:  # another file system
                 shutil.copyfile(folder / name, Path(copy) / name)
-        yield Path(copy)
+        try:
+            yield Path(copy)
+        except BundleError as error:  # the copy is gone when this is read
+            raise BundleError(str(error).replace(copy, str(folder))) from None
 
 
 def _limit_memory(folder: Path) -> None:

@@ -159,6 +159,8 @@ def _resolve(name: str, folder: str) -> str:
 
 def _read_csv(path: Path, needed: Sequence[str], optional: Sequence[str]) -> Table:
     text, line = _decode(path.read_bytes()), 1
+    if re.match(r'\s*[\[{]\s*["\[{]', text):
+        raise ValueError("it is JSON; save its rows as CSV UTF-8")
     declared = re.match(r'"?sep=([,;\t|])"?(\r\n|\r|\n)', text)  # Excel's own first line
     if declared:
         text, line = text[declared.end() :], 2

@@ -1,11 +1,13 @@
 """Walk a folder of images or masks: what counts, what is left out, and what nobody can read.
 
 Files and folders that systems and programs leave behind (hidden ones, thumbnails, recycle bins) are
-left out and counted. A link is followed. No folder is entered twice: two links to one, or a link to
-a folder above, would list images again, in the worst case without end.
+left out and counted, and so are images of formats that are not read. A link is followed. No folder is
+entered twice: two links to one, or a link to a folder above, would list images again, in the worst
+case without end.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +32,13 @@ LEFTOVERS = {
 """What systems put beside files, in small letters, beyond names that begin with a dot."""
 
 
+UNREAD = re.compile(
+    r"\.(gif|jfif|jpe|heic|heif|avif|jp2|j2k|jxl|jxr|dng|cr2|cr3|nef|arw|orf|rw2|raw|ppm|pgm|pbm|pnm|tga|psd|exr|hdr|dcm|svg)$",
+    re.IGNORECASE,
+)
+"""Endings of images that are not read."""
+
+
 @dataclass(frozen=True, order=True)
 class Stranger:
     """An entry that should be an image or a folder and is none, and why."""
@@ -52,7 +61,7 @@ class Walk:
 class Entry(NamedTuple):
     """What stands at one place below a folder."""
 
-    kind: Literal["file", "stranger", "left out"]
+    kind: Literal["file", "stranger", "left out", "unread"]
     path: Path
 
 
@@ -100,20 +109,21 @@ def walk_folder(root: Path, suffixes: tuple[str, ...] = ()) -> Walk:
 def walk_entries(root: Path, suffixes: tuple[str, ...] = ()) -> Iterator[Entry]:
     """Yield what `walk_folder` lists, in the order of paths, with one folder's entries in memory at a time and those above it.
 
-    Says at its end how many entries are left out.
+    Says at its end how many entries are left out, and how many images are of formats that are not read.
 
     Raises:
         ManifestError: a folder cannot be read or is reached twice.
     """
     real = os.path.realpath(root)
-    num_left_out, first_left_out = 0, root
+    passed: dict[str, tuple[int, Path]] = {}
     for entry in _below(str(root), real, real, {real: str(root)}, suffixes):
-        if entry.kind == "left out":
-            first_left_out = min(first_left_out, entry.path) if num_left_out else entry.path
-            num_left_out += 1
-        yield entry
-    if num_left_out:
-        _say_left_out(str(root), num_left_out, first_left_out)
+        if entry.kind in ("left out", "unread"):
+            num, first = passed.get(entry.kind, (0, entry.path))
+            passed[entry.kind] = num + 1, min(first, entry.path)
+        if entry.kind != "unread":
+            yield entry
+    for kind, (num, first) in passed.items():
+        _say_passed_over(str(root), kind, num, first)
 
 
 def _below(
@@ -139,6 +149,8 @@ def _below(
             yield Entry("file", path)
         elif kind in ("folder", "broken") or counts:
             yield Entry("stranger", path)
+        elif suffixes and UNREAD.search(entry.name):
+            yield Entry("unread", path)
 
 
 def is_left_out(name: str) -> bool:
@@ -222,10 +234,21 @@ def _enter(
 
 
 @lru_cache(maxsize=1024)
-def _say_left_out(root: str, num: int, first: Path) -> None:
+def _say_passed_over(root: str, kind: str, num: int, first: Path) -> None:
     """Say once what does not count."""
-    what = "entry is" if num == 1 else "entries are"
+    is_image = kind == "unread"
+    what = (
+        ("image" if num == 1 else "images")
+        if is_image
+        else f"hidden or system {'entry' if num == 1 else 'entries'}"
+    )
+    why = (
+        "; files of this name are not read: convert or rename them if they count"
+        if is_image
+        else ""
+    )
+    verb = "is" if num == 1 else "are"
     print(
-        f"{num} hidden or system {what} left out below {show(root)}, first {show(first)}.",
+        f"{num} {what} {verb} left out below {show(root)}, first {show(first)}{why}.",
         file=sys.stderr,
     )

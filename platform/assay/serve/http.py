@@ -39,6 +39,9 @@ logger = logging.getLogger("ray.serve")
 PrintId = Annotated[str | None, Query(alias="print", pattern=f"^{PLAIN_ID}$")]
 
 
+Version = Annotated[str, Query(pattern=f"^{PLAIN_ID}$")]
+
+
 Seconds = Annotated[float | None, Query(alias="time", allow_inf_nan=False)]
 
 
@@ -128,7 +131,13 @@ class Service(Protocol):
 
 def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> Guard:
     """Build the application; without tokens everyone is let in."""
-    app = FastAPI(title="Assay", version=assay.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Assay",
+        version=assay.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a client that posts does not follow, and has no sentence
+    )
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _failed)
@@ -189,7 +198,7 @@ def _add_models(app: FastAPI, service: Service, responses: Responses) -> None:
 
     @app.post("/v1/models/{task}", responses=_only(responses, 401, 403, 404, 409, 422))
     async def promote(
-        request: Request, task: str, version: str, model: Alias = "champion"
+        request: Request, task: str, version: Version, model: Alias = "champion"
     ) -> dict[str, str]:
         """Put a version that the registry has behind an alias, by the same rules as `assay promote`; it answers in a few seconds."""
         _refuse_unknown(request, "version", "model")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email import message_from_bytes
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
@@ -46,23 +47,16 @@ MOST_PARTS = 256
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
-_BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?', re.IGNORECASE)
-
-
 MOST_HEAD = 8192
 """Longest head of a part (bytes)."""
 
 
-_FILE = re.compile(
-    rb"^content-disposition:[^\r\n]*;\s*filename\*?\s*=\s*\"?[^\"\s;]", re.IGNORECASE | re.MULTILINE
-)
-"""A field has no file name, and a file's place that was left empty an empty one."""
+MOST_BOUNDARY = 70
+"""Longest boundary (RFC 2046, section 5.1.1)."""
 
 
-_ENCODED = re.compile(
-    rb"^content-transfer-encoding:\s*(?!binary|8bit|7bit)([\w-]{1,32})",
-    re.IGNORECASE | re.MULTILINE,
-)
+PLAIN_CODES = ("", "binary", "8bit", "7bit")
+"""Transfer encodings that change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +190,13 @@ def read_images(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
         RefusedError: there is none, there are too many, or one is of no allowed format.
     """
     images = [body] if body else []
-    if content_type.strip().lower().startswith("multipart/form-data"):
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
         images = form_parts(body, content_type)
+    elif kind.startswith("multipart/"):
+        raise RefusedError(
+            415, "The body is multipart of another kind; send an image, or a form (form-data)."
+        )
     if not images:
         raise RefusedError(422, f"There is no image; send 1 to {limits.views}.")
     if len(images) > limits.views:
@@ -210,26 +209,45 @@ def read_images(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
 def form_parts(body: bytes, content_type: str) -> list[bytes]:
     """Take the files out of a multipart form, in order (RFC 7578; no nesting).
 
+    A file is a part with a file name that is not empty, or whose content type is an image's.
+
     Raises:
-        RefusedError: it is no such form.
+        RefusedError: it is no such form, or has fields and no file.
     """
-    named = _BOUNDARY.search(content_type)
-    if named is None:
+    boundary = _read_head(b"content-type: " + content_type.encode("latin-1", "replace"))[0]
+    if not 1 <= len(boundary) <= MOST_BOUNDARY:
         raise RefusedError(422, "The multipart form has no boundary.")
     contents: list[bytes] = []
-    for part in _cut(b"\r\n" + body, b"\r\n--" + named[1].rstrip().encode()):
+    num_fields = 0
+    for part in _cut(b"\r\n" + body, b"\r\n--" + boundary):
         head, gap, content = part.partition(b"\r\n\r\n")
         if not gap or len(head) > MOST_HEAD:
             raise RefusedError(422, "A part of the multipart form has no header, or a long one.")
-        if not _FILE.search(head):
-            continue  # a field
-        encoded = _ENCODED.search(head)
-        if encoded:
-            raise RefusedError(
-                415, f"A part has the transfer encoding {encoded[1].decode()}; send it as it is."
-            )
-        contents.append(content)
+        _, is_file, code = _read_head(head.strip())
+        if is_file and code not in PLAIN_CODES:
+            raise RefusedError(415, f"A part has the transfer encoding {code}; send it as it is.")
+        if is_file:
+            contents.append(content)
+        num_fields += not is_file
+    if num_fields and not contents:
+        raise RefusedError(
+            422,
+            "There is no image: no part of the form has a file name, or the content type of an image.",
+        )
     return contents
+
+
+def _read_head(head: bytes) -> tuple[bytes, bool, str]:
+    """Read a head's boundary, whether it is a file's, and its transfer encoding."""
+    message = message_from_bytes(head[:MOST_HEAD])
+    try:
+        boundary = (message.get_boundary() or "").encode("latin-1", "replace")
+        name = message.get_filename() or ""
+    except Exception:  # parameters that nobody writes; the parser raises what it likes
+        return b"", False, ""
+    is_file = bool(name.strip()) or message.get_content_maintype() == "image"
+    code = re.sub(r"[^\w-]", "", str(message["content-transfer-encoding"] or ""))[:32].lower()
+    return boundary, is_file, code
 
 
 def _cut(body: bytes, mark: bytes) -> Iterator[bytes]:

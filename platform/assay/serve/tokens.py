@@ -170,7 +170,7 @@ def _parse(text: str, where: str) -> tuple[Token, ...]:
     """Read lines.
 
     Raises:
-        ServeError: a line is none, two have one name, or there is no line.
+        ServeError: a line is none, two have one name or one token, or there is no line.
     """
     tokens: dict[str, Token] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -188,6 +188,11 @@ def _parse(text: str, where: str) -> tuple[Token, ...]:
             why = f"the scopes {scopes}" if name not in tokens else f"the name {name} again"
             raise ServeError(
                 f"{where} has {why} in line {number}; scopes are {', '.join(SCOPES)}, with commas, and each name is there once."
+            )
+        owner = next((each.name for each in tokens.values() if each.secret == secret), None)
+        if owner is not None:
+            raise ServeError(
+                f"{where} gives {name} in line {number} the token of {owner}, which would be left when one of the two is revoked; give each its own."
             )
         tokens[name] = Token(name, frozenset(scopes.split(",")), secret)
     if not tokens:

@@ -317,7 +317,14 @@ def test_the_limit_is_ours_and_not_pillows():
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xd8", b"hello", b"RIFF\0\0\0\0WAVEfmt ", pil_bytes(RGB, "GIF"), b"%PDF-1.7 ...."],
+    [
+        b"\0",
+        b"\xff\xd8",
+        b"hello",
+        b"RIFF\0\0\0\0WAVEfmt ",
+        pil_bytes(RGB, "GIF"),
+        b"%PDF-1.7 ....",
+    ],
 )
 def test_other_formats_are_refused(content):
     with pytest.raises(ImageError, match="only JPEG, PNG, BMP, TIFF and WebP files are read"):
@@ -329,6 +336,9 @@ def test_other_formats_are_refused(content):
 def test_errors_name_the_file(tmp_path):
     path = tmp_path / "part_7.jpg"
     with pytest.raises(ImageError, match=r"part_7\.jpg cannot be read"):
+        read(path)
+    path.touch()
+    with pytest.raises(ImageError, match=r"part_7\.jpg cannot be read: it is empty\."):
         read(path)
     path.write_bytes(WHOLE["jpeg"][:-50])
     with pytest.raises(ImageError, match=r"part_7\.jpg cannot be read: it is truncated"):

@@ -158,12 +158,26 @@ def test_difficult_objects_are_void_but_where_a_class_is_marked(tmp_path):
         mask_of(path)
 
 
+@pytest.mark.parametrize("kind", ["rectangle", "rotation"])
+def test_four_corners_are_an_outline_and_what_is_difficult_is_void(tmp_path, kind):
+    corners = POLYGON | {"shape_type": kind}
+    expected = np.zeros((48, 64), np.uint8)
+    for flag, value in ((False, 1), (None, 1), (True, VOID)):
+        expected[5:9, 4:14] = value
+        assert np.array_equal(mask_of(labelme(tmp_path, corners | {"difficult": flag})), expected)
+    with pytest.raises(MaskError, match="difficult of shape 1 is 'yes', not 0 or 1"):
+        mask_of(labelme(tmp_path, corners | {"difficult": "yes"}))
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
         (POLYGON | {"shape_type": "linestrip"}, "'linestrip' of 4 points, which has no area"),
         (POLYGON | {"shape_type": "point", "points": [[3, 3]]}, "no area"),
-        (POLYGON | {"shape_type": "line"}, "no area; allowed: polygon, rectangle, circle, mask"),
+        (
+            POLYGON | {"shape_type": "line"},
+            "no area; allowed: polygon, rectangle, rotation, circle, mask",
+        ),
         (POLYGON | {"shape_type": "mask"}, "KeyError: 'mask'"),
         (POLYGON | {"shape_type": "circle"}, "'circle' of 4 points"),
         (POLYGON | {"label": "dirt"}, "label 'dirt'; allowed: crack, pore"),

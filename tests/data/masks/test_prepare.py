@@ -339,6 +339,7 @@ def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
     ("settings", "message"),
     [
         ({"classes": ("a", "A")}, "masks.classes"),
+        ({"classes": ("a", " ")}, "masks.classes"),
         ({"classes": ()}, "masks.classes"),
         ({"classes": ("a", "b")}, "only one class"),
         ({"classes": ("a", "b"), "files": "{name}.png"}, "only one class"),

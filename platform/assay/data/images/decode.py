@@ -155,6 +155,8 @@ def _open(
 def _parse(file: File, page: int | None) -> Header:
     """Read the header by the format that the first bytes name."""
     magic = file.read(12)
+    if not magic:
+        raise FormatError("it is empty")
     for form in FORMATS:
         if magic.startswith(form.MAGIC) and (form is not webp or magic[8:] == b"WEBP"):
             return form.parse(file, page)

@@ -1,5 +1,7 @@
 """Marks from one file per image: LabelMe's JSON (polygons, rectangles, circles, masks) and VOC's XML (boxes).
 
+X-AnyLabeling writes LabelMe's form with rectangles of four corners, turned ones, and what is difficult.
+
 They become COCO's form, so that one drawing and one set of checks serve all. A box marks all that it
 holds; whoever has better outlines gives those.
 """
@@ -20,7 +22,7 @@ from assay.errors import ImageError, MaskError
 from assay.files import read_bytes
 from assay.levels import VOID
 
-_KINDS = "polygon, rectangle, circle, mask"
+_KINDS = "polygon, rectangle, rotation, circle, mask"
 
 
 def read_export(path: Path, classes: Sequence[str]) -> MarkedImage:
@@ -45,6 +47,8 @@ def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
     marks = []
     for i, shape in enumerate(content["shapes"], start=1):
         number = class_number(shape["label"], classes, f"{path} has the label")
+        if read_flag(shape.get("difficult"), f"the difficult of shape {i}"):
+            number = VOID
         kind = shape.get("shape_type") or "polygon"
         points = [read_numbers(point, 2, f"a point of shape {i}") for point in shape["points"]]
         if kind == "mask":
@@ -110,7 +114,7 @@ def _runs_of(
 
 def _outline(kind: str, points: list[Any]) -> list[float] | None:
     """Return the corners of a shape as one flat list; None if it has no area."""
-    if kind == "polygon":
+    if kind == "polygon" or (kind in ("rectangle", "rotation") and len(points) == 4):
         return [number for point in points for number in point]
     if kind in ("rectangle", "circle") and len(points) != 2:
         return None

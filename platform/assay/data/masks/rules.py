@@ -58,7 +58,8 @@ class MaskConfig(Settings, section="masks"):
     def __post_init__(self) -> None:
         """Refuse classes that no mask could hold and a block without a middle."""
         super().__post_init__()
-        if len({fold_name(name) for name in self.classes}) != len(self.classes):
+        folded = {fold_name(name) for name in self.classes}
+        if "" in folded or len(folded) != len(self.classes):
             raise ConfigError(
                 f"masks.classes is {self.classes}; give each class a name of its own."
             )

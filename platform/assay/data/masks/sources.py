@@ -21,7 +21,7 @@ from assay.data.masks.patterns import Matches, match_files
 from assay.data.masks.rules import MaskConfig
 from assay.data.masks.unit import check_unit
 from assay.errors import MaskError
-from assay.files import sha256_of
+from assay.files import read_bytes, sha256_of
 from assay.levels import VOID
 from assay.shapes import UInt8
 
@@ -104,10 +104,12 @@ def _digest(files: Sequence[tuple[Path, int]]) -> list[Any]:
 
 
 def _digest_exports(classes: Sequence[str], files: Sequence[tuple[Path, int]]) -> list[Any]:
-    """Digest files of marks; VOC's objects that are void were not always."""
-    boxes = [read_export(file, classes) for file, _ in files if file.suffix.lower() == ".xml"]
-    is_void = any(mark.number == VOID for marked in boxes for mark in marked.marks)
-    return _digest(files) + ["void"] * is_void
+    """Digest files of marks; what is difficult was not always void."""
+    digest = _digest(files)
+    named = [file for file, _ in files if b"difficult" in read_bytes(file)]
+    marked = (read_export(file, classes) for file in named)
+    is_void = any(mark.number == VOID for image in marked for mark in image.marks)
+    return digest + ["void"] * is_void
 
 
 def _read_files(

@@ -10,6 +10,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -55,6 +56,7 @@ NAMES = {
     325: "TileByteCounts",
     330: "SubIFDs",
     332: "InkSet",
+    336: "DotRange",
     338: "ExtraSamples",
     339: "SampleFormat",
     347: "JPEGTables",
@@ -87,10 +89,19 @@ class Layout:
 
 
 class Directory:
-    """One directory; of its tags those that are asked for are read."""
+    """One directory; of its tags those that are asked for are read.
 
-    def __init__(self, file: File, layout: Layout, offset: int) -> None:
-        self.file, self.layout, self.offset = file, layout, offset
+    Args:
+        file: where it stands.
+        layout: of the file.
+        offset: where it begins.
+        above: the directory that it hangs below, if it does.
+    """
+
+    def __init__(
+        self, file: File, layout: Layout, offset: int, above: "Directory | None" = None
+    ) -> None:
+        self.file, self.layout, self.offset, self.above = file, layout, offset, above
         head = 8 if layout.big else 2
         (num,) = struct.unpack(
             layout.order + ("Q" if layout.big else "H"), read_at(file, offset, head)
@@ -102,14 +113,15 @@ class Directory:
         self.next = self._number(content[-wide:])
         self._start = offset + head
         self._entries: dict[int, tuple[int, int, int, bytes]] = {}
+        self.twice: set[int] = set()
+        """Tags that stand there with two values."""
         for i, (code, kind, count, value) in enumerate(
             np.frombuffer(content[:-wide], entry).tolist()
         ):
-            if code in self._entries:
-                raise FormatError(f"its directory has the tag {code} ({NAMES[code]}) twice")
-            if code in NAMES:
-                place = self._start + (i + 1) * entry.itemsize - wide
-                self._entries[code] = kind, count, place, value
+            place = self._start + (i + 1) * entry.itemsize - wide
+            first = self._entries.setdefault(code, (kind, count, place, value))
+            if (kind, count, value) != (*first[:2], first[3]):
+                self.twice.add(code)
 
     def _number(self, content: bytes) -> int:
         return int.from_bytes(content, "little" if self.layout.order == "<" else "big")
@@ -122,10 +134,12 @@ class Directory:
         """Read the numbers of a tag; none where it is missing.
 
         Raises:
-            FormatError: it holds other than whole numbers, more than `most`, or is cut off.
+            FormatError: it holds other than whole numbers, more than `most`, is cut off, or stands there twice.
         """
         if code not in self._entries:
             return np.zeros(0, np.int64)
+        if code in self.twice:
+            raise FormatError(f"its directory has the tag {code} ({NAMES[code]}) twice")
         kind, count, place, value = self._entries[code]
         if kind not in _TYPES or not 1 <= count <= most:
             raise FormatError(
@@ -201,12 +215,23 @@ def read_chain(file: File) -> Iterator[Directory]:
 
 
 def read_orientation(exif: bytes) -> int | None:
-    """Read the orientation (1 to 8) that an EXIF block says; unreadable EXIF is no reason to lose pixels."""
+    """Read the orientation (1 to 8) that an EXIF block says; unreadable EXIF is no reason to lose pixels.
+
+    Raises:
+        FormatError: it says two.
+    """
+    # some writers leave out where the next directory begins
+    block = io.BytesIO(exif.removeprefix(b"Exif\0\0") + bytes(4))
     try:
-        for directory in read_chain(io.BytesIO(exif.removeprefix(b"Exif\0\0"))):
-            return orientation_of(directory)
+        directory = next(read_chain(block), None)
     except FormatError:
-        pass
+        return None
+    if directory is None:
+        return None
+    if ORIENTATION in directory.twice:
+        raise FormatError("its EXIF says two orientations; save it upright")
+    with suppress(FormatError):
+        return orientation_of(directory)
     return None
 
 
@@ -225,6 +250,7 @@ def join_orientation(known: int | None, exif: bytes) -> int | None:
 
 
 def orientation_of(directory: Directory) -> int | None:
-    """Return the orientation (1 to 8) that a directory says."""
-    (value, *_) = (*directory.numbers(ORIENTATION), 0)
+    """Return the orientation (1 to 8) that a directory says, or else the one that it hangs below."""
+    above = directory.above.numbers(ORIENTATION) if directory.above else ()
+    (value, *_) = (*directory.numbers(ORIENTATION), *above, 0)
     return value if 1 <= value <= 8 else None

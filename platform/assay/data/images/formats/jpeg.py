@@ -70,9 +70,12 @@ def decode_part(content: bytes, size: tuple[int, int], colours: str | None) -> n
         raise FormatError(f"a JPEG in it is of another size: {frame.width} x {frame.height} pixels")
     if len(frame.components) != (3 if colours else 1):
         raise FormatError(f"a JPEG in it has {len(frame.components)} components")
-    if colours == "RGB" and (frame.is_jfif or frame.adobe == 1):
+    if (colours == "RGB" and (frame.is_jfif or frame.adobe == 1)) or (
+        colours == "YCBCR" and frame.adobe == 0
+    ):
+        told, held = ("2 (RGB)", "YCbCr") if colours == "RGB" else ("6 (YCbCr)", "RGB")
         raise FormatError(
-            "its PhotometricInterpretation (262) is 2 (RGB), and a JPEG in it holds YCbCr"
+            f"its PhotometricInterpretation (262) is {told}, and a JPEG in it holds {held}"
         )
     spaces = {"colorspace": colours, "outcolorspace": "RGB"} if colours else {}
     return _decode_whole(content, frame, **spaces)
@@ -133,6 +136,8 @@ def _read_exif(frame: Frame, kind: int, content: bytes, at: int) -> None:
 
 def _read_adobe(frame: Frame, kind: int, content: bytes, at: int) -> None:
     if content.startswith(b"Adobe") and len(content) >= 12:
+        if frame.adobe not in (None, content[11]):
+            raise FormatError("it has two Adobe markers that contradict each other; save it anew")
         frame.adobe = content[11]
 
 
@@ -182,6 +187,10 @@ def _check_frame(frame: Frame) -> None:
         )
     if num == 3 and frame.adobe not in (None, 0, 1):
         raise FormatError(f"its JPEG has the Adobe colour transform {frame.adobe}; save it as RGB")
+    if num == 3 and frame.is_jfif and (frame.adobe == 0 or bytes(frame.components) == b"RGB"):
+        raise FormatError(
+            "its JFIF marker says that it holds YCbCr, and its Adobe marker or its components' names that it holds RGB; save it as PNG"
+        )
     if any(not 1 <= side <= 4 for factors in frame.components.values() for side in factors):
         raise FormatError("its header is damaged: its sampling factors are not from 1 to 4")
 

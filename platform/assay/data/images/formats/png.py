@@ -45,6 +45,10 @@ HARMLESS = ("xtra compressed data", "oo much image data", "nterlace")
 """In what libpng warns of: rows are followed by something, or it was not told how they are interlaced."""
 
 
+EARLY = (b"PLTE", b"tRNS", b"acTL")
+"""Chunks that stand before the pixels."""
+
+
 @dataclass
 class Chunks:
     """What the chunks say."""
@@ -59,6 +63,8 @@ class Chunks:
     pixels: list[tuple[int, int]] = field(default_factory=list)
     """Start and length of each IDAT chunk with its frame of 12 bytes."""
     has_end: bool = False
+    is_framed: bool = False
+    """The image in the IDAT chunks is a frame of the animation, where there is one."""
 
 
 def parse(file: File, page: int | None) -> Header:
@@ -68,8 +74,16 @@ def parse(file: File, page: int | None) -> Header:
         FormatError: it is damaged, or an animation of which no frame was chosen.
     """
     chunks = _read_chunks(file)
-    frames = max(int.from_bytes(chunks.named.get(b"acTL", b"")[:4], "big"), 1)
-    page = choose_page(page, frames, "frames of an animation")
+    frames = int.from_bytes(chunks.named.get(b"acTL", b"")[:4], "big")
+    if frames and not chunks.is_framed:
+        raise FormatError(
+            "it holds an animation and a picture that is none of its frames, and readers show one or the other; save what is meant as a file of its own"
+        )
+    page = choose_page(page, max(frames, 1), "frames of an animation")
+    if page and chunks.bits == 16:
+        raise FormatError(
+            "its frames have 16 bits; save the one that is meant as a file of its own"
+        )
     decode = partial(_decode_frame, file, page) if page else partial(_decode, file, chunks)
     orientation = read_orientation(chunks.named.get(b"eXIf", b"")) or 1
     return Header(chunks.height, chunks.width, orientation, decode)
@@ -88,9 +102,8 @@ def _read_chunks(file: File) -> Chunks:
             raise FormatError("its first chunk is not IHDR")
         if at + 12 + length > size:
             break
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"eXIf"):
-            if kind in chunks.named:
-                raise FormatError(f"its chunk {kind.decode()} stands twice")
+        _check_order(chunks, kind)
+        if kind in (b"IHDR", *EARLY, b"eXIf"):
             chunks.named[kind] = _read_chunk(file, kind, length)
             if kind == b"IHDR":
                 _read_sizes(chunks)
@@ -99,12 +112,24 @@ def _read_chunks(file: File) -> Chunks:
         elif kind == b"IEND":
             chunks.has_end = True
             break
+        chunks.is_framed |= kind == b"fcTL" and not chunks.pixels
         at += length + 12
     else:
         raise FormatError(f"it has more than {MOST_CHUNKS} chunks")
     if not chunks.width:
         raise FormatError("it is truncated, its header is missing")
     return chunks
+
+
+def _check_order(chunks: Chunks, kind: bytes) -> None:
+    """Refuse chunks that readers take in different ways, or that one must not pass over (a capital first)."""
+    name = repr(kind)[2:-1]
+    if kind in chunks.named:
+        raise FormatError(f"its chunk {name} stands twice")
+    if kind in EARLY and chunks.pixels:
+        raise FormatError(f"its chunk {name} stands behind its pixels")
+    if not kind[0] & 32 and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+        raise FormatError(f"it cannot be read without its chunk {name}, which is not known")
 
 
 def _read_chunk(file: File, kind: bytes, length: int) -> bytes:
@@ -196,7 +221,7 @@ def _samples(pixels: np.ndarray, chunks: Chunks) -> Samples:
     clear = chunks.named.get(b"tRNS")
     if colour == "palette":
         named = chunks.named.get(b"PLTE", b"")
-        if not named or len(named) % 3:
+        if not named or len(named) % 3 or len(named) > 3 << chunks.bits:
             raise FormatError("its palette is missing or damaged")
         palette = np.frombuffer(named, np.uint8).reshape(-1, 3)
         if clear is not None:

@@ -70,8 +70,9 @@ class Segments:
         if sample not in colour.samples & codec.samples:
             allowed = sorted(b for f, b in colour.samples & codec.samples if f == self.format)
             raise refusal(258, self.bits, allowed, self.compression)
-        if self.predictor not in codec.predictors or not self._is_predicted():
-            raise refusal(317, self.predictor, codec.predictors, self.compression)
+        predictors = [each for each in codec.predictors if self._may_be_predicted(each)]
+        if self.predictor not in predictors:
+            raise refusal(317, self.predictor, predictors, self.compression)
         if self.fill_order not in codec.fill_orders or (self.fill_order == 2 and self.bits > 8):
             raise refusal(266, self.fill_order, codec.fill_orders, self.compression)
         if self.planar not in ((1,) if self.compression in (7, 50001) else (1, 2)):
@@ -79,12 +80,16 @@ class Segments:
         for code in (32997, 332):  # one slice; inks in the usual order
             if tags.number(code, 1) != 1:
                 raise refusal(code, tags.number(code), (1,))
+        if self.photometric == 5 and tags.numbers(336)[:2] not in ((), (0, 2**self.bits - 1)):
+            raise FormatError(
+                f"its DotRange (336) is {tags.numbers(336)[:2]}, allowed: 0 for no ink and {2**self.bits - 1} for all; save it as RGB"
+            )
         self._check_extras(colour)
 
-    def _is_predicted(self) -> bool:
-        if self.predictor == 2:
+    def _may_be_predicted(self, predictor: int) -> bool:
+        if predictor == 2:
             return self.format == 1 and self.bits in (8, 16, 32, 64)
-        return self.predictor == 1 or self.format == 3
+        return predictor == 1 or self.format == 3
 
     def _check_extras(self, colour: Colour) -> None:
         num = self.num_samples - colour.channels

@@ -1,7 +1,8 @@
 """TIFF and BigTIFF files: which of their directories is the image, and its pixels.
 
 Reduced pictures and masks (254, bits 0 and 2) are no pages. A picture that hangs below a reduced one
-as a SubIFD, as in raw files of cameras, is one.
+as a SubIFD, as in raw files of cameras, is one, and so is one that is larger than what it hangs below,
+which then may be a preview that nobody marked.
 """
 
 import re
@@ -48,10 +49,12 @@ def find_page(file: File, page: int | None) -> Directory:
     for directory in read_chain(file):
         first = first or directory
         kind = subfile_type(directory)
-        if not kind & (REDUCED | MASK):
+        is_page = not kind & (REDUCED | MASK)
+        below = [each for each in read_below(directory) if _is_image(each)]
+        if is_page:
             pages.append(directory)
-        else:
-            pages += [below for below in read_below(directory) if _is_image(below)]
+            below = [each for each in below if _area(each) > _area(directory)]
+        pages += below
     if first is None:
         raise FormatError("it has no directory, and so no image")
     if not pages:
@@ -74,11 +77,15 @@ def subfile_type(directory: Directory) -> int:
 def read_below(directory: Directory) -> Iterator[Directory]:
     """Read the directories that hang below one (330)."""
     for offset in directory.array(330, MOST_BELOW).tolist():
-        yield Directory(directory.file, directory.layout, offset)
+        yield Directory(directory.file, directory.layout, offset, directory)
 
 
 def _is_image(directory: Directory) -> bool:
     return not subfile_type(directory) & (REDUCED | MASK)
+
+
+def _area(directory: Directory) -> int:
+    return directory.number(256, 0) * directory.number(257, 0)
 
 
 def _frames_of_imagej(directory: Directory) -> int:

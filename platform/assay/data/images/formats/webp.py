@@ -96,6 +96,8 @@ def _read_chunks(file: File) -> Chunks:
 
 
 def _set_size(chunks: Chunks, width: int, height: int) -> None:
+    if chunks.has_image:
+        raise FormatError("its header is damaged: it holds two images")
     if chunks.width and (chunks.width, chunks.height) != (width, height):
         raise FormatError("its header is damaged: it says two sizes")
     chunks.width, chunks.height, chunks.has_image = width, height, True
