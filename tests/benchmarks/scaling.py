@@ -16,13 +16,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from bench import table, write
-from sizes import PEAK, REACHED, recipe_update
+from sizes import PEAK, REACHED, Update, recipe_task, recipe_update
 from stages import Costs, measure
 
 TASK = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
@@ -62,6 +63,12 @@ class Forecast:
     handed_gb: float
 
 
+@lru_cache
+def recipe() -> Update:
+    """Count an update of the source's recipe."""
+    return recipe_update(recipe_task("eva02_large_patch14_448"), BATCH, recomputes=False)
+
+
 def forecast(costs: Costs, cluster: Cluster, gpus: int, images: int) -> Forecast:
     """Say how fast the chain is, and what limits it.
 
@@ -70,7 +77,7 @@ def forecast(costs: Costs, cluster: Cluster, gpus: int, images: int) -> Forecast
     """
     nodes = math.ceil(gpus / cluster.gpus_of_node)
     cores = gpus * cluster.cores_of_gpu
-    update = recipe_update("eva02_large_patch14_448", BATCH, recomputes=False)
+    update = recipe()
     computes = update.operations / (PEAK * REACHED)
     store_tb = 4 * PIXELS * images / 1e12
     local = min(gpus, cluster.gpus_of_node)
