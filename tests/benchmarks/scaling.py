@@ -10,6 +10,7 @@ and of a hundred times as many.
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import ray
 from bench import table, write
 from sizes import PEAK, REACHED, Update, recipe_task, recipe_update
 from stages import Costs, measure
@@ -199,13 +201,19 @@ HEADER = [
 ]
 
 
-def trained(storage: Path, workers: int, batch: int) -> tuple[float, dict[str, float]]:
+def trained(
+    storage: Path, address: str, workers: int, batch: int
+) -> tuple[float, dict[str, float]]:
     """Images/s of the last epochs of a run on so many processes, and seconds of an update by part."""
     shutil.rmtree(storage, ignore_errors=True)
     options = ["--preset", "smoke", "--workers", str(workers), "--train.batch-size", str(batch)]
     options += ["--train.epochs", "6", "--storage", str(storage), "--split.near-duplicates", "off"]
     options += ["--parts.parts-per-seen", "12"]
-    subprocess.run([sys.executable, str(TASK), *options], check=True, stdout=subprocess.DEVNULL)
+    command, environment = (
+        [sys.executable, str(TASK), *options],
+        os.environ | {"RAY_ADDRESS": address},
+    )
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     # of the task and its baseline the one that selects
     (file,) = [path for path in storage.glob("fingerprint-*/metrics.jsonl") if selects(path.parent)]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -250,10 +258,17 @@ def cores_here(processes: int) -> float:
 def here(storage: Path) -> str:
     """Strong and weak scaling over processes of this machine, beside what the model says."""
     cores, rows = cores_here(2), []
-    base, parts = trained(storage / "1", 1, 12)
+    # a Ray that says it has five CPUs: four workers and Ray Data
+    ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
+    address = ray.get_runtime_context().gcs_address
+    base, parts = trained(storage / "1", address, 1, 12)
     for workers, batch in ((1, 12), (2, 12), (4, 12), (2, 24), (4, 48)):
         is_first = (workers, batch) == (1, 12)
-        rate = base if is_first else trained(storage / f"{workers}-{batch}", workers, batch)[0]
+        rate = (
+            base
+            if is_first
+            else trained(storage / f"{workers}-{batch}", address, workers, batch)[0]
+        )
         said = base * min(workers, cores)
         kind = "strong" if batch == 12 else "weak"
         rows.append(
