@@ -34,7 +34,7 @@ from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
 from assay.data.images.decode import probe
 from assay.runs import listing
-from assay.serve import cluster
+from assay.serve import control
 from assay.serve.config import ApplicationConfig, ServeConfig
 from assay.serve.contract import View
 from assay.serve.deployment import configuration
@@ -169,9 +169,9 @@ def tell(config: ServeConfig, **fields: Any) -> None:
     other = replace(config, app=replace(config.app, **fields))
     front, *_ = configuration(config)["applications"]
     wanted = configuration(other)
-    cluster.deploy(wanted | {"applications": [front, *wanted["applications"][1:]]})
+    control.deploy(wanted | {"applications": [front, *wanted["applications"][1:]]})
     time.sleep(1)
-    cluster.wait(config)
+    control.wait(config)
 
 
 def service_rows(config: ServeConfig, task: str, image: bytes) -> list[Row]:
@@ -342,9 +342,9 @@ def all_rows(
         folder = run.folder / "bundle"
         yield (task, "the bundle alone, 2 threads", "-"), alone(folder, images[task])
         yield from other_rows(task, folder, images[task])
-    with cluster.cluster(config):
-        cluster.deploy(configuration(config))
-        cluster.wait(config)
+    with control.cluster(config):
+        control.deploy(configuration(config))
+        control.wait(config)
         for task, image in images.items():
             yield from service_rows(config, task, image)
         tell(config, variant="int8", batch=1)
@@ -376,9 +376,9 @@ def main() -> None:
             found.setdefault(row, []).append(asked)
     rows = sorted(([*row, *columns(each)] for row, each in found.items()), key=lambda row: row[0])
     began = time.monotonic()
-    with cluster.cluster(config):
-        cluster.deploy(configuration(config))
-        cluster.wait(config)
+    with control.cluster(config):
+        control.deploy(configuration(config))
+        control.wait(config)
         start = f"From nothing to ready: {time.monotonic() - began:.0f} s."
         time.sleep(5)
         rest = at_rest(4 * SECONDS)

@@ -10,7 +10,7 @@ import assay
 from assay.cli import serve
 from assay.cluster import nodes
 from assay.errors import BundleError, ConfigError, ResourceError, ServeError
-from assay.serve import cluster
+from assay.serve import cluster, control
 from assay.serve.config import ApplicationConfig, ServeConfig
 
 
@@ -99,6 +99,6 @@ assay.errors.BundleError: The provider cuda is asked for.
     )
     other = SimpleNamespace(message="", deployments={})
     status = SimpleNamespace(applications={"front": other, "parts": failed})
-    assert cluster._reason(status) == "The provider cuda is asked for."
-    assert cluster._reason(status, "parts") == "The provider cuda is asked for."
-    assert cluster._reason(status, "front") == "the logs of Ray Serve say why."
+    assert control._reason(status) == "The provider cuda is asked for."
+    assert control._reason(status, "parts") == "The provider cuda is asked for."
+    assert control._reason(status, "front") == "the logs of Ray Serve say why."

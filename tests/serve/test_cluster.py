@@ -31,7 +31,7 @@ from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.data.images.decode import write_png
 from assay.metrics.alarm import Alarm
-from assay.serve import cluster
+from assay.serve import cluster, control
 from assay.serve.client import Client
 from assay.serve.config import ApplicationConfig, ServeConfig
 from assay.serve.deployment import configuration
@@ -60,9 +60,9 @@ def served(winners, tmp_path_factory) -> Iterator[ServeConfig]:
         token_file=tmp_path_factory.mktemp("token") / "token",
         app=ApplicationConfig(cpus=0.1, batch=2, queue=8, min_replicas=2),
     )
-    with cluster.cluster(config):
-        cluster.deploy(configuration(config))
-        cluster.wait(config)
+    with control.cluster(config):
+        control.deploy(configuration(config))
+        control.wait(config)
         yield config
         client = Client(config.address, open_tokens(config).present()[0].secret, retries=0)
         asking = Once(client, [noise_jpeg(1500)] * 12)

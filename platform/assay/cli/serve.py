@@ -50,7 +50,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     if not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes have an onnxruntime of their own
         provider_with(config.app.gpus, config.app.provider)
     _guard_ray()
-    from assay.serve import cluster
+    from assay.serve import control
 
     told = {word.partition("=")[0].lstrip("-").replace("_", "-") for word in words}
     told |= {name.removeprefix("no-") for name in told}
@@ -59,12 +59,12 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     for change in changes(present, wanted["applications"]):
         print(f"{file} is changed by the flags: {change}")
     _write(file, yaml.safe_dump(wanted, sort_keys=False))
-    with cluster.cluster(config) as address, suppress(KeyboardInterrupt):
+    with control.cluster(config) as address, suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # requests under way are answered
         _refuse_other_package()
         waiting = _room(wanted, command.wait_s)
-        cluster.deploy(wanted)
-        names = cluster.wait(config, *waiting)
+        control.deploy(wanted)
+        names = control.wait(config, *waiting)
         print(f"{address}/v1/{{{','.join(names)}}}; the page: {address}/", flush=True)
         if not config.open and not os.environ.get("ASSAY_TOKEN"):
             print(f"token: {config.token_file}", flush=True)

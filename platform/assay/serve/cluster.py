@@ -6,47 +6,37 @@
                looks into the registry every few seconds and deploys what changed
 
 A promotion is deployed as another `user_config`: replicas open the new bundle beside the present
-one, verify it, and swap. The only file that imports ray.serve.
+one, verify it, and swap. `control` begins and ends all this.
 """
 
 import asyncio
 import logging
-import os
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import cv2
 import ray
-from pydantic import ValidationError
 from ray import serve
 from ray._common.tls_utils import add_port_to_grpc_server
-from ray.exceptions import RayError
 from ray.serve._private import replica
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ServeDeploySchema
 from ray.util import get_node_ip_address
 
 from assay.bundle.aliases import Alias
 from assay.bundle.promotion import promote_again
 from assay.bundle.providers import Provider, provider_with
 from assay.bundle.registry import Registry
-from assay.cluster.session import ray_session
 from assay.config import from_dict
-from assay.errors import ServeError
 from assay.metrics.alarm import Alarm
 from assay.serve.config import ServeConfig
 from assay.serve.contract import MaskFormat
+from assay.serve.control import applications, deploy
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.deployment import Refused, configuration
 from assay.serve.frames import Frame, PrintStates
 from assay.serve.guard import Guard
 from assay.serve.http import make_app
-from assay.serve.ingress import http_proxy, wait_for_routes
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.limits import RefusedError
 from assay.serve.meters import Meters
@@ -299,113 +289,3 @@ def front(args: dict[str, Any]) -> serve.Application:
 def task(args: dict[str, Any]) -> serve.Application:
     """Build the application of a task."""
     return serve.deployment(name="replica")(serve.ingress()(Replica)).bind(**args)
-
-
-def applications() -> list[dict[str, Any]]:
-    """Return what the cluster was last told to run."""
-    details = _client().get_serve_details()
-    return [app["deployed_app_config"] for app in details["applications"].values()]
-
-
-def deploy(wanted: Mapping[str, Any]) -> None:
-    """Bring the cluster to a configuration, as `serve deploy` does.
-
-    Raises:
-        ServeError: it is none that Ray Serve takes, since it was changed by hand.
-    """
-    try:
-        schema = ServeDeploySchema.model_validate(wanted)
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ServeError(
-            f"Ray Serve does not take {where} = {str(first['input'])[:80]} ({first['msg']}); correct it in the file, or by its flag."
-        ) from None
-    _client().deploy_apps(schema)
-
-
-def _client() -> Any:
-    return _get_global_client()
-
-
-@contextmanager
-def cluster(config: ServeConfig) -> Iterator[str]:
-    """Let a Ray of this machine, or that of RAY_ADDRESS, listen; ends what it began.
-
-    Raises:
-        ServeError: there is no token, or the port is taken.
-    """
-    tokens = open_tokens(config, create=True)
-    starts = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
-    with http_proxy(config, tokens, starts) as options, ray_session(serves=True) as is_local:
-        logger.setLevel(logging.WARNING)
-        _start(config, options)
-        try:
-            yield config.address
-        finally:
-            if is_local:
-                with suppress(TimeoutError):  # proxies stay until requests under way are answered
-                    _client().delete_all_apps()
-                serve.shutdown()  # type: ignore[no-untyped-call]
-
-
-def _start(config: ServeConfig, options: Mapping[str, Any]) -> None:
-    """Let the proxies listen.
-
-    Raises:
-        ServeError: one cannot.
-    """
-    try:
-        with suppress(TimeoutError):  # of what is late, which `wait` waits for
-            serve.start(proxy_location="EveryNode", http_options=dict(options))
-    except RayError as error:
-        reason = " ".join(str(error).splitlines()[-1].split())[:200]
-        raise ServeError(
-            f"Nothing can listen on {config.address} ({reason}); end what has that port, or give another --port."
-        ) from None
-
-
-def wait(
-    config: ServeConfig, timeout_s: float = 300.0, look: Callable[[], None] = lambda: None
-) -> list[str]:
-    """Wait until every application runs that can, and is asked at its address; return the tasks.
-
-    Args:
-        config: where they are asked.
-        timeout_s: seconds until it is given up.
-        look: called again and again while something is not there yet.
-
-    Raises:
-        ServeError: the front or every task fails, or the time is over.
-    """
-    end = time.monotonic() + timeout_s
-    while True:
-        status = serve.status()
-        states = {name: app.status.value for name, app in status.applications.items()}
-        proxies = {f"proxy {node[:6]}": proxy.value for node, proxy in status.proxies.items()}
-        running = [name for name, state in states.items() if state == "RUNNING"]
-        failed = [name for name, state in states.items() if state == "DEPLOY_FAILED"]
-        late = [name for name in states if name not in (*running, *failed)]
-        late += [name for name, state in proxies.items() if state != "HEALTHY"]
-        tasks = [name for name in running if name != "front"]
-        if proxies and not late and "front" in running and tasks:
-            for name in failed:  # what is wrong with one keeps no other from answering
-                logger.error(f"{name} does not run; {_reason(status, name)}")
-            wait_for_routes(config, tasks)
-            return tasks
-        if "front" in failed or (failed and not late) or time.monotonic() > end:
-            named = [f"{name} ({(states | proxies)[name]})" for name in failed or late]
-            raise ServeError(f"Not running: {', '.join(named)}; {_reason(status)}")
-        look()
-        time.sleep(0.2)
-
-
-def _reason(status: Any, name: str = "") -> str:
-    """Return the sentence that ended a replica (of one application), out of the traceback that Ray keeps."""
-    apps = [status.applications[name]] if name else status.applications.values()
-    for app in apps:
-        for message in (app.message, *(each.message for each in app.deployments.values())):
-            told = re.findall(r"^assay\.errors\.\w+: (.+)$", message, re.MULTILINE)
-            if told:
-                return str(told[-1])
-    return "the logs of Ray Serve say why."
