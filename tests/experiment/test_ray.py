@@ -166,7 +166,6 @@ def test_what_the_store_refuses_in_a_task_is_raised_as_the_sentence_that_it_is(
         list(ray_stream(source, config, dataset)([step], train=True))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def _shifted(shift: int, piece: int) -> int:
     if piece == 13:
         raise ImageError("the thirteenth cannot be read")
@@ -189,6 +188,7 @@ def test_copies_are_the_same_whoever_looks_for_them(pixels: Pixels) -> None:
     assert pairs == near_pairs(*args)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_competing_consumers_are_served_what_the_reference_serves(
     source: TaskSource,
     task: type[Task],

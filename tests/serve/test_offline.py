@@ -372,8 +372,8 @@ def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
 
     monkeypatch.setattr("assay.serve.image_list.ROWS", 1024)
     peaks = []
-    # the first time Python's table of names grows, as pathlib interns them
-    for num in (20_000, 2_000, 20_000):
+    # now and then Python's table of names grows, as pathlib interns them, but not in two turns running
+    for num in (20_000, 2_000, 20_000, 20_000):
         monkeypatch.setattr("assay.serve.image_list.list_images", endless(num))
         tracemalloc.start()
         assert write_list(tmp_path / "list", []) == (num, False)
@@ -383,7 +383,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
         )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] - peaks[1] < 0.1 * 100 * 18_000
+    assert min(peaks[2:]) - peaks[1] < 0.1 * 100 * 18_000
 
 
 @pytest.mark.usefixtures("here")
