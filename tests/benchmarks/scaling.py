@@ -243,6 +243,9 @@ def burn(seconds: float, out: Any) -> None:
 def cores_here(processes: int) -> float:
     """How many times one process's arithmetic this machine does in so many: of two threads of one core less than two."""
     counts = []
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
+        "1"  # of the processes begun here
+    )
     for num in (1, processes):
         spawned = multiprocessing.get_context("spawn")
         out = spawned.Queue()
