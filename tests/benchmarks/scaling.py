@@ -152,7 +152,7 @@ def forecast_rows(costs: Costs, cluster: Cluster, images: int) -> list[list[str]
 BREAKS = """What breaks first. At the source's size nothing of the chain, but the disk: pixels in the store take 4 bytes each, 22 TB, which
 are refused with figures before anything is decoded where they have no room; `--store s3://...` with `--cache` holds them elsewhere. Before images are compared
 by blocks on all cores the search for near-duplicates was the first: by extrapolation from 10,000 images more than 10 hours of one process, for what 128 cores do in minutes. From 64 GPUs on gradients
-of all weights take longer than the backward pass hides (float32 over 100 Gbit/s); `--accumulate` sums them less often. At a hundred times the images it is the
+of all weights take longer than the backward pass hides (float32 over 100 Gbit/s); larger batches, which `--accumulate` finds room for, sum them less often. At a hundred times the images it is the
 search for near-duplicates again, which compares all pairs (`--split.near-duplicates off` looks for none and says so), then the store (2.2 PB), which no node's disk
 holds, and the table of rows, of which every worker has a copy (4 GB)."""
 

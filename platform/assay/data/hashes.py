@@ -53,20 +53,6 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     return [contents[key] for key in keys]
 
 
-def refuse_changed(path: Path, content: str) -> FileState:
-    """Refuse a file whose bytes are not those that were hashed; return its state, to compare when they have been read.
-
-    Raises:
-        ManifestError: they are others, or cannot be read.
-    """
-    state = _state_of(path)
-    if _digest(path) != content:
-        raise ManifestError(
-            f"Image {show(path)} changed while this command ran; give the command again once nothing writes there."
-        )
-    return state
-
-
 def read_as_hashed(path: Path, content: str) -> bytes:
     """Read a file whose bytes must be those that were hashed.
 

@@ -37,7 +37,7 @@ class SplitConfig(Settings, section="split"):
     duplicates: Literal["refuse", "drop"] = "refuse"
     """Files that a given split has in two sets: refuse, or drop the copy in the earlier set."""
     near_duplicates: Literal["report", "group", "off"] = "report"
-    """Images that are copies but for a turn, a crop, light or a codec: report them, or keep them in one set, and drop those in an earlier set than a given later one has; off does not look for them (see README for what the look costs)."""
+    """Images that are copies but for a turn, a crop, light or a codec: report them, or keep them in one set, and drop those in an earlier set than a given later one has; off does not look for them."""
     train_share: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Share of train's groups that is trained on, of each class at least one; a smaller share's groups are among a larger one's."""
     unlabelled: Literal["none", "train", "drop"] = "none"

@@ -70,9 +70,8 @@ def _settings(config: TaskConfig) -> dict[str, Any]:
     settings = to_dict(config)
     settings["data"].pop("root")
     settings.pop("decide", None)  # how a run is judged does not change what is trained
-    settings["train"].pop(
-        "eval_batch_size"
-    )  # nor how many images are judged at a time, which memory says
+    # nor how many images are judged at a time, which memory says
+    settings["train"].pop("eval_batch_size")
     return settings | config.digests()
 
 

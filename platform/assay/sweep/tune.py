@@ -120,7 +120,9 @@ def fit_in(resources: Resources, gpus_each: float, parallel: int) -> tuple[dict[
     worker = {"CPU": each} | ({"GPU": gpus_each} if resources.gpus else {})
     # a trial of several workers has a driver; Ray Data feeds these, and a GPU
     driver = {DRIVER: 1.0} if DRIVER in up() else {"CPU": DRIVER_CPUS}
-    beside = [driver] * several + [FOR_DATA] * (several or resources.gpus)
+    beside = [driver] if several else []
+    if several or resources.gpus:
+        beside.append(FOR_DATA)
     trial = [worker] * resources.workers + beside
     need, has = total(trial), (maximum() or {} if is_growing else up())
     most = min(int(has.get(name, 0.0) / value + 1e-9) for name, value in need.items())
