@@ -132,18 +132,18 @@ def forecast_rows(costs: Costs, cluster: Cluster, images: int) -> list[list[str]
     """One row for each number of GPUs."""
     rows = []
     for gpus in GPUS:
-        said = forecast(costs, cluster, gpus, images)
-        hours = " / ".join(f"{value:.2g}" for value in said.before_h.values())
+        modelled = forecast(costs, cluster, gpus, images)
+        hours = " / ".join(f"{value:.2g}" for value in modelled.before_h.values())
         rows.append(
             [
                 f"{gpus}",
-                f"{said.images_s:.0f}",
-                f"{said.wait:.0%}",
-                said.limit,
+                f"{modelled.images_s:.0f}",
+                f"{modelled.wait:.0%}",
+                modelled.limit,
                 hours,
-                f"{said.trained_h:.3g}",
-                f"{said.store_tb:.0f}",
-                f"{said.handed_gb:.2g}",
+                f"{modelled.trained_h:.3g}",
+                f"{modelled.store_tb:.0f}",
+                f"{modelled.handed_gb:.2g}",
             ]
         )
     return rows
@@ -159,10 +159,10 @@ holds, and the table of rows, of which every worker has a copy (4 GB)."""
 
 def draw(costs: Costs, cluster: Cluster) -> str:
     """Draw images/s by the number of GPUs on logarithmic axes, as SVG; grey is one GPU's rate times their number."""
-    said = [
+    modelled = [
         [forecast(costs, cluster, n, num).images_s for n in GPUS] for num in (IMAGES, 100 * IMAGES)
     ]
-    ideal = [said[0][0] * n for n in GPUS]
+    ideal = [modelled[0][0] * n for n in GPUS]
     left, top, width, height = 70, 20, 560, 260
 
     def x(gpus: float) -> float:
@@ -174,7 +174,7 @@ def draw(costs: Costs, cluster: Cluster) -> str:
         )
 
     parts = ['<rect width="660" height="330" fill="#fff"/>']
-    for rates, colour in ((ideal, "#bbb"), (said[0], "#1f5fa8"), (said[1], "#c0504d")):
+    for rates, colour in ((ideal, "#bbb"), (modelled[0], "#1f5fa8"), (modelled[1], "#c0504d")):
         points = " ".join(f"{x(n)},{y(rate)}" for n, rate in zip(GPUS, rates, strict=True))
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
@@ -272,7 +272,7 @@ def here(storage: Path) -> str:
             if is_first
             else trained(storage / f"{workers}-{batch}", address, workers, batch)[0]
         )
-        said = base * min(workers, cores)
+        modelled = base * min(workers, cores)
         kind = "strong" if batch == 12 else "weak"
         rows.append(
             [
@@ -280,8 +280,8 @@ def here(storage: Path) -> str:
                 str(workers),
                 str(batch),
                 f"{rate:.1f}",
-                f"{said:.1f}",
-                f"{said / rate - 1:+.0%}",
+                f"{modelled:.1f}",
+                f"{modelled / rate - 1:+.0%}",
             ]
         )
     text = ", ".join(f"{name[:-2]} {1000 * value:.0f} ms" for name, value in parts.items())

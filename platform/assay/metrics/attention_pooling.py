@@ -70,23 +70,23 @@ def fit_attention(
     begin = np.zeros(shape) if start is None else start
     options = {"maxiter": MOST_STEPS}
     fitted = minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B", options=options)
-    found: np.ndarray = fitted.x.reshape(shape)
-    return found
+    solution: np.ndarray = fitted.x.reshape(shape)
+    return solution
 
 
 def choose_attention(train: Views, val: Views, num_classes: int) -> ChosenAttention:
     """Fit with each strength, from the weaker one's end on; keep that of the best accuracy on val's groups, ties going to the lower nll."""
-    found: np.ndarray | None = None
+    values: np.ndarray | None = None
     best, chosen = (-np.inf, -np.inf), None
     design, truth, group = val
     for strength in STRENGTHS:
-        found = fit_attention(train, num_classes, decay_of(strength, num_classes), found)
-        weights, query = found[:, :-1], found[:, -1]
+        values = fit_attention(train, num_classes, decay_of(strength, num_classes), values)
+        weights, query = values[:, :-1], values[:, -1]
         answers = design @ weights
         of_groups = by_group(answers, truth, group)[2]
         logits = pool_views(answers, design @ query, group)
-        value = accuracy(logits, of_groups), -nll(logits, of_groups)
-        if value > best:
-            best, chosen = value, ChosenAttention(float(strength), weights, query)
+        score = accuracy(logits, of_groups), -nll(logits, of_groups)
+        if score > best:
+            best, chosen = score, ChosenAttention(float(strength), weights, query)
     assert chosen is not None
     return chosen

@@ -163,9 +163,9 @@ def _count_words(
     for row, descriptors in enumerate(described):
         nearness = to_units(descriptors) @ words.T
         nearest = np.argpartition(-nearness, min(_NEAREST, len(words) - 1), axis=1)[:, :_NEAREST]
-        own = np.unique(nearest)
-        rows.append(np.full(len(own), row))
-        columns.append(own)
+        present = np.unique(nearest)
+        rows.append(np.full(len(present), row))
+        columns.append(present)
     places = np.concatenate(rows), np.concatenate(columns)
     shape = len(described), len(words)
     return sparse.csr_matrix((np.ones(len(places[0]), np.float32), places), shape)
