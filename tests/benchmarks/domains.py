@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from pretrained import lite0
 
 ROOT, SIDE = Path(__file__).parents[2], 96
-SWEEP = "--task tasks/extrusion.py --preset files --fold-column domain --leave-out 1 --seeds 3"
+SWEEP = "--task tasks/extrusion.py --preset files --fold-column domain --seeds 3"
 DATA = "--data.patterns {domain}/{label}/{name} --data.group --data.domains domain"
 CHANGES = "--transform.vflip 0 --transform.affine 1 --transform.translate 0.1 --transform.scale 0.2"
 CONSTANTS = "--image.mean 0.5 0.5 0.5 --image.std 0.5 0.5 0.5"
@@ -34,9 +34,9 @@ IMAGES = f"--image.height-px {SIDE} --image.width-px {SIDE} --image.fit stretch"
 LITE0 = f"--model.network tf_efficientnet_lite0 --domains.batch-norm frozen --algorithm.head-lr 10 {IMAGES} --train.batch-size 16"
 SMALL = "--model.network test_resnet --model.weights none --image.height-px 32 --image.width-px 32 --optim.lr 1e-3 --transform.hflip 0"
 SETS = {
-    "pacs": ("pacs_subset", f"{LITE0} --train.epochs 20", "erm|dann"),
-    "office": ("office_caltech", f"{LITE0} --train.epochs 8", "erm|dann"),
-    "digits": ("digits", f"{SMALL} --train.epochs 20 --draws 2", "erm|irm|dann"),
+    "pacs": ("pacs_subset", f"{LITE0} --train.epochs 20 --leave-out 1 2", "erm|dann|coral"),
+    "office": ("office_caltech", f"{LITE0} --train.epochs 8 --leave-out 1", "erm|dann"),
+    "digits": ("digits", f"{SMALL} --train.epochs 20 --draws 2 --leave-out 1", "erm|irm|dann"),
 }
 """Folder, settings and algorithms of each set."""
 ANGLES, STRENGTHS = range(0, 90, 15), (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
