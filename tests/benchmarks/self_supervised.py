@@ -59,7 +59,7 @@ class Lightly(nn.Module):
         vit = timm.create_model(
             backbone, num_classes=0, img_size=side, dynamic_img_size=True, global_pool="token"
         )
-        self.backbone = MaskedVisionTransformerTIMM(vit)
+        self.backbone = MaskedVisionTransformerTIMM(vit, pos_embed_initialization="learn")
         self.head = DINOv2ProjectionHead(vit.embed_dim, 2048, 256, num_prototypes)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, hide: bool = False) -> Any:

@@ -14,6 +14,7 @@ from assay.config import Settings
 from assay.nn.self_supervised.workers import standardise
 
 INIT_STD = 0.02
+EPS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +102,6 @@ class Prototypes(nn.Module):
 
     def forward(self, units: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Return length times the cosine with each direction."""
-        return nn.functional.linear(units, self.length * normalize(self.direction, dim=1))
+        # logits are scaled, not the rows: of these there may be 65,536, and no copy of them is made
+        norm = torch.linalg.vector_norm(self.direction, dim=1).clamp_min(EPS)
+        return nn.functional.linear(units, self.direction) * (self.length.squeeze(1) / norm)
