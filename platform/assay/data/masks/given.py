@@ -4,7 +4,6 @@ A mask that would be misread marks nothing or everything and looks like a good o
 what is neither background nor a mark, nor the soft edge of one, is refused with the setting to give.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,8 +11,8 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from assay.data.images.decode import Plane, Source, name, read, read_plane
-from assay.data.masks.header import read_header
+from assay.data.images.decode import Plane, Source, name, read, read_plane, traits
+from assay.data.images.formats.samples import Traits
 from assay.data.masks.rules import MaskConfig
 from assay.errors import ImageError, MaskError
 from assay.levels import VOID
@@ -30,8 +29,6 @@ PICTURE = 0.5
 
 COLOURS = 0.1
 """Share of the marked pixels above which a second colour is one, and no fringe of the first."""
-
-_WITH_ALPHA = ("RGBA", "LA", "PA")
 
 FAINT = 32
 """Levels of 255 under which JPEG leaves noise around a mark."""
@@ -105,6 +102,19 @@ def _plane(source: Source, plane: Literal["level", "index", "alpha"]) -> Plane:
         ) from None
 
 
+def _traits(source: Source) -> Traits:
+    try:
+        return traits(source)
+    except ImageError as error:
+        raise MaskError(f"{error} Mend the file, or leave its image out.") from None
+
+
+def _is_of_numbers(source: Source) -> bool:
+    """Tell whether more than two entries of a palette are used, that are no levels of grey by their own numbers."""
+    index = _plane(source, "index")
+    return len(np.unique(index)) > 2 and not np.array_equal(index, _plane(source, "level"))
+
+
 def _read_numbers(plane: Plane, source: Source, config: MaskConfig) -> UInt8[np.ndarray, "h w"]:
     """Take numbers of classes, and apart from them what nobody judged."""
     void = (plane == config.void) & (config.void > 0)
@@ -134,12 +144,10 @@ def _take_numbers(plane: Plane, classes: Sequence[str], source: Source) -> UInt8
 
 
 def _check_lossless(source: Source) -> None:
-    if isinstance(source, bytes):
-        return
-    header = read_header(Path(os.fspath(source)))
-    if header.is_lossy:
+    told = _traits(source)
+    if told.is_lossy:
         raise MaskError(
-            f"The mask {name(source)} is a lossy {header.format}, which does not keep numbers of classes exactly; save it as PNG, or give "
+            f"The mask {name(source)} is a lossy {told.format}, which does not keep numbers of classes exactly; save it as PNG, or give "
             "--masks.values binary if it is one of light and dark."
         )
 
@@ -187,16 +195,14 @@ def _count_faint(plane: Plane, marked: Bool[np.ndarray, "h w"]) -> int:
 
 def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
     """Refuse colours that are two kinds of marks, and transparency that says more than colour."""
-    if isinstance(source, bytes):
-        return
-    header = read_header(Path(os.fspath(source)))
-    if header.mode == "P" and len(np.unique(_plane(source, "index"))) > 2:
+    told = _traits(source)
+    if told.colour == "palette" and _is_of_numbers(source):
         raise MaskError(
             f"The mask {name(source)} has a palette of which it uses more than two entries, so they are numbers of classes; give "
             "--masks.values index."
         )
     _check_transparency(source, np.ones_like(marked))
-    if header.mode in ("RGB", "RGBA"):
+    if told.colour == "rgb":
         bright = read(source)[marked] > 127 if marked.any() else np.zeros((0, 3), bool)
         kinds = np.bincount(bright @ np.array([1, 2, 4]), minlength=8)
         if np.sort(kinds)[-2] > COLOURS * kinds.sum():
@@ -207,9 +213,7 @@ def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
 
 
 def _check_transparency(source: Source, looked_at: Bool[np.ndarray, "h w"]) -> None:
-    if isinstance(source, bytes) or read_header(Path(os.fspath(source))).mode not in _WITH_ALPHA:
-        return
-    if ((_plane(source, "alpha") < 255) & looked_at).any():
+    if _traits(source).has_alpha and ((_plane(source, "alpha") < 255) & looked_at).any():
         raise MaskError(
             f"The mask {name(source)} has transparent pixels, whose colours are no marks; give --masks.values alpha, or save it "
             "without transparency."

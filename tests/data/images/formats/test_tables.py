@@ -490,6 +490,48 @@ def test_frames_of_imagej_without_directories_are_counted():
         read(content, page=2)
 
 
+@pytest.mark.parametrize("shape", [(5, 9, 11), (5, 9, 11, 3), (5, 1, 9, 11)])
+def test_frames_of_tifffile_without_directories_are_counted(shape):
+    frames = RNG.integers(0, 256, shape, dtype=np.uint8)
+    file = io.BytesIO()
+    photometric = "rgb" if shape[-1] == 3 else "minisblack"
+    with tifffile.TiffWriter(file) as out:
+        out.write(frames, photometric=photometric, truncate=True)
+    with pytest.raises(ImageError, match=r"holds 5 frames of tifffile.*--data\.page 0"):
+        read(file.getvalue())
+    np.testing.assert_array_equal(
+        read(file.getvalue(), page=0), np.broadcast_to(frames[0].reshape(9, 11, -1), (9, 11, 3))
+    )
+    one = io.BytesIO()
+    with tifffile.TiffWriter(one) as out:
+        out.write(frames[0], photometric=photometric, truncate=True)
+    np.testing.assert_array_equal(read(one.getvalue()), read(file.getvalue(), page=0))
+
+
+def test_planes_of_metamorph_are_counted():
+    """Its stacks have one directory, and a tag with as many values as planes."""
+    planes = RNG.integers(0, 65536, (4, 9, 11), dtype=np.uint16)
+    for num in (1, 4):
+        file = io.BytesIO()
+        told = (33629, 5, num, (1, 1) * num, True)
+        tifffile.imwrite(file, planes[0], photometric="minisblack", metadata=None, extratags=[told])
+        content = file.getvalue() + planes[1:].tobytes()
+        if num > 1:
+            with pytest.raises(ImageError, match="holds 4 frames of MetaMorph"):
+                read(content)
+        np.testing.assert_array_equal(read(content, page=0)[..., 0], planes[0])
+
+
+def test_a_picture_below_one_of_its_size_is_a_page():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        out.write(255 - RGB, photometric="rgb", subifds=1, metadata=None)
+        out.write(RGB, photometric="rgb", metadata=None)
+    with pytest.raises(ImageError, match="holds 2 pages"):
+        read(file.getvalue())
+    np.testing.assert_array_equal(read(file.getvalue(), page=1), RGB)
+
+
 # Bounds
 
 

@@ -12,7 +12,14 @@ import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
 from assay.data.images.formats.directory import File, join_orientation, read_at, read_chain
-from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+from assay.data.images.formats.samples import (
+    FormatError,
+    Header,
+    Pixels,
+    Samples,
+    Traits,
+    choose_page,
+)
 from assay.data.images.formats.scans import MOST_MARKERS, Frame, check_whole
 
 MAGIC = (b"\xff\xd8\xff",)
@@ -36,7 +43,7 @@ OTHER_FRAMES = {
 }
 
 
-COLOURS = {1: "grey", 3: "rgb", 4: "inks"}
+COLOURS: dict[int, Any] = {1: "grey", 3: "rgb", 4: "inks"}
 """By the number of components."""
 
 
@@ -55,7 +62,9 @@ def parse(file: File, page: int | None) -> Header:
         )
         frame = _read_frame(file)
     _check_frame(frame)
-    return Header(frame.height, frame.width, frame.orientation or 1, partial(_decode, file, frame))
+    traits = Traits("JPEG", COLOURS[len(frame.components)], is_lossy=True)
+    decode = partial(_decode, file, frame)
+    return Header(frame.height, frame.width, frame.orientation or 1, traits, decode)
 
 
 def decode_part(content: bytes, size: tuple[int, int], colours: str | None) -> np.ndarray:
@@ -200,8 +209,7 @@ def _decode(file: File, frame: Frame, convert: Callable[[Samples], Pixels]) -> P
     if len(frame.components) == 4:
         check_whole(content, frame)
         return convert(Samples(np.array(JpegImageFile(io.BytesIO(content))), "inks"))
-    colour: Any = COLOURS[len(frame.components)]
-    return convert(Samples(_decode_whole(content, frame), colour))
+    return convert(Samples(_decode_whole(content, frame), COLOURS[len(frame.components)]))
 
 
 def _decode_whole(content: bytes, frame: Frame, **spaces: Any) -> np.ndarray:

@@ -21,7 +21,14 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from assay.data.images.formats.directory import File, read_at, read_orientation
-from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+from assay.data.images.formats.samples import (
+    FormatError,
+    Header,
+    Pixels,
+    Samples,
+    Traits,
+    choose_page,
+)
 
 MAGIC = (b"\x89PNG\r\n\x1a\n",)
 
@@ -33,7 +40,13 @@ MOST_BYTES = 1 << 20
 """Of a chunk that is read beside the pixels."""
 
 
-KINDS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("rgb", 4)}
+KINDS: dict[int, tuple[Any, int]] = {
+    0: ("grey", 1),
+    2: ("rgb", 3),
+    3: ("palette", 1),
+    4: ("grey", 2),
+    6: ("rgb", 4),
+}
 """Colour type: what it holds and how many samples."""
 
 
@@ -86,7 +99,9 @@ def parse(file: File, page: int | None) -> Header:
         )
     decode = partial(_decode_frame, file, page) if page else partial(_decode, file, chunks)
     orientation = read_orientation(chunks.named.get(b"eXIf", b"")) or 1
-    return Header(chunks.height, chunks.width, orientation, decode)
+    colour, num = KINDS[chunks.kind]
+    traits = Traits("PNG", colour, has_alpha=num in (2, 4) or b"tRNS" in chunks.named)
+    return Header(chunks.height, chunks.width, orientation, traits, decode)
 
 
 def _read_chunks(file: File) -> Chunks:
@@ -212,7 +227,6 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _samples(pixels: np.ndarray, chunks: Chunks) -> Samples:
-    colour: Any
     colour, num = KINDS[chunks.kind]
     alpha = palette = None
     if num in (2, 4):
