@@ -63,6 +63,15 @@ EARLY = (b"PLTE", b"tRNS", b"acTL")
 
 
 @dataclass
+class Frame:
+    """A frame of an animation: its sides, and start and length of its data."""
+
+    width: int
+    height: int
+    parts: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
 class Chunks:
     """What the chunks say."""
 
@@ -76,6 +85,7 @@ class Chunks:
     pixels: list[tuple[int, int]] = field(default_factory=list)
     """Start and length of each IDAT chunk with its frame of 12 bytes."""
     has_end: bool = False
+    frames: list[Frame] = field(default_factory=list)
     is_framed: bool = False
     """The image in the IDAT chunks is a frame of the animation, where there is one."""
 
@@ -92,12 +102,16 @@ def parse(file: File, page: int | None) -> Header:
         raise FormatError(
             "it holds an animation and a picture that is none of its frames, and readers show one or the other; save what is meant as a file of its own"
         )
+    if b"acTL" in chunks.named and chunks.has_end and frames != len(chunks.frames):
+        raise FormatError(
+            f"it says that it is an animation of {frames} frames, and holds {len(chunks.frames)}"
+        )
     page = choose_page(page, max(frames, 1), "frames of an animation")
     if page and chunks.bits == 16:
         raise FormatError(
             "its frames have 16 bits; save the one that is meant as a file of its own"
         )
-    decode = partial(_decode_frame, file, page) if page else partial(_decode, file, chunks)
+    decode = partial(_decode_frame, file, chunks, page) if page else partial(_decode, file, chunks)
     orientation = read_orientation(chunks.named.get(b"eXIf", b"")) or 1
     colour, num = KINDS[chunks.kind]
     traits = Traits("PNG", colour, has_alpha=num in (2, 4) or b"tRNS" in chunks.named)
@@ -127,7 +141,12 @@ def _read_chunks(file: File) -> Chunks:
         elif kind == b"IEND":
             chunks.has_end = True
             break
-        chunks.is_framed |= kind == b"fcTL" and not chunks.pixels
+        elif kind == b"fcTL":
+            sides = struct.unpack(">4xII", _read_chunk(file, kind, length)[:12])
+            chunks.frames.append(Frame(*sides))
+            chunks.is_framed |= not chunks.pixels
+        elif kind == b"fdAT" and chunks.frames and length > 4:
+            chunks.frames[-1].parts.append((at + 12, length - 4))
         at += length + 12
     else:
         raise FormatError(f"it has more than {MOST_CHUNKS} chunks")
@@ -178,11 +197,8 @@ def _decode(file: File, chunks: Chunks, convert: Callable[[Samples], Pixels]) ->
     """Decode the image that stands in the IDAT chunks."""
     if not chunks.has_end or not chunks.pixels:
         raise FormatError("it is truncated, its end marker is missing")
-    kind = 0 if chunks.kind == 3 else chunks.kind
-    numbers = chunks.width, chunks.height, chunks.bits, kind, 0, 0, chunks.interlace
-    parts = [MAGIC[0], _chunk(b"IHDR", struct.pack(">IIBBBBB", *numbers))]
-    parts += [read_at(file, start, length) for start, length in chunks.pixels]
-    pixels = _decode_strictly(b"".join([*parts, _chunk(b"IEND", b"")]))
+    content = b"".join(read_at(file, *place) for place in chunks.pixels)
+    pixels = _decode_strictly(chunks, chunks.width, chunks.height, content)
     if chunks.bits < 8:  # libpng spreads them over 8 bits
         pixels = pixels // np.uint8(255 // (2**chunks.bits - 1))
     return convert(_samples(pixels, chunks))
@@ -205,14 +221,17 @@ logging.getLogger("imagecodecs").addHandler(_WARNINGS)
 logging.getLogger("imagecodecs").propagate = False
 
 
-def _decode_strictly(content: bytes) -> np.ndarray:
-    """Decode by libpng; what it warns of is damage, but for bytes behind the last row."""
+def _decode_strictly(chunks: Chunks, width: int, height: int, content: bytes) -> np.ndarray:
+    """Decode IDAT chunks by libpng; what it warns of is damage, but for bytes behind the last row."""
     import imagecodecs  # a file of another format is read without it
 
+    kind = 0 if chunks.kind == 3 else chunks.kind
+    numbers = width, height, chunks.bits, kind, 0, 0, chunks.interlace
+    head = MAGIC[0] + _chunk(b"IHDR", struct.pack(">IIBBBBB", *numbers))
     words: list[str] = []
     _WARNINGS.kept.words = words
     try:
-        pixels = imagecodecs.png_decode(content)
+        pixels = imagecodecs.png_decode(head + content + _chunk(b"IEND", b""))
     except imagecodecs.PngError as error:
         raise FormatError(f"its pixels are truncated or damaged ({error})") from None
     damage = [each for each in words if not any(word in each for word in HARMLESS)]
@@ -257,8 +276,14 @@ def _opaque(pixels: np.ndarray, clear: bytes, num: int, bits: int) -> np.ndarray
     return np.where(same.all(2), top.dtype.type(0), top)
 
 
-def _decode_frame(file: File, page: int, convert: Callable[[Samples], Pixels]) -> Pixels:
-    """Decode a later frame of an animation, drawn over those before it."""
+def _decode_frame(
+    file: File, chunks: Chunks, page: int, convert: Callable[[Samples], Pixels]
+) -> Pixels:
+    """Decode a later frame of an animation, drawn over those before it; Pillow passes over rows that are missing."""
+    _decode(file, chunks, Samples.rgb)
+    for frame in chunks.frames[1 : page + 1]:
+        content = b"".join(read_at(file, *place) for place in frame.parts)
+        _decode_strictly(chunks, frame.width, frame.height, _chunk(b"IDAT", content))
     file.seek(0)
     image = PngImageFile(io.BytesIO(file.read()))
     image.seek(page)

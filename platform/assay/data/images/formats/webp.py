@@ -111,8 +111,8 @@ def _set_size(chunks: Chunks, width: int, height: int) -> None:
 
 
 def _walk(file: File) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, place and size of each chunk that begins within the file."""
-    end = file.seek(0, os.SEEK_END)
+    """Yield kind, place and size of each chunk that begins within the file, and within what it says is its own."""
+    end = min(file.seek(0, os.SEEK_END), 8 + int.from_bytes(read_at(file, 4, 4), "little"))
     at = 12
     for _ in range(MOST_CHUNKS):
         if at + 8 > end:
