@@ -248,7 +248,18 @@ def test_numbers_of_voc_are_taken_as_xml_writes_them(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["4_1", "４１", "٤١", "nan", "inf", "0x29", "41,0", "1e999", "4 1"]
+    "text",
+    [
+        "4_1",
+        "\N{FULLWIDTH DIGIT FOUR}1",
+        "4\N{ARABIC-INDIC DIGIT ONE}",
+        "nan",
+        "inf",
+        "0x29",
+        "41,0",
+        "1e999",
+        "4 1",
+    ],
 )
 def test_what_python_alone_takes_for_a_number_is_refused(tmp_path, text):
     with pytest.raises(MaskError, match=r"l0\.xml"):
@@ -262,7 +273,7 @@ def test_deleted_objects_are_none(tmp_path):
     for kept in ("", "<deleted>0</deleted>", "<deleted/>"):
         mask = mask_of(voc_of(tmp_path, gone + object_of(extra=kept)))
         assert np.array_equal(mask, PLANTED)
-    for text in ("yes", "2", "１"):
+    for text in ("yes", "2", "\N{FULLWIDTH DIGIT ONE}"):
         with pytest.raises(MaskError, match=f"the deleted of object 1 is '{text}', not 0 or 1"):
             mask_of(voc_of(tmp_path, object_of(extra=f"<deleted>{text}</deleted>")))
 
