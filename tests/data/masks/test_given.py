@@ -185,6 +185,31 @@ def test_numbers_of_classes_are_kept_without_loss(tmp_path, name):
     assert np.array_equal(read_mask(tmp_path / "m.webp", INDEX), disc(2))
 
 
+def test_a_second_colour_is_told_however_small_its_areas():
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[disc() > 0] = (255, 0, 0)
+    fringe = cv2.GaussianBlur(pixels, (0, 0), 1)
+    pixels[2:6, 2:6] = (0, 255, 0)
+    for depth, what in ((np.uint8, 1), (np.uint16, 257)):
+        content = png(pixels[..., ::-1].astype(depth) * depth(what))
+        with pytest.raises(MaskError, match="more than one colour"):
+            read_mask(content, CONFIG)
+    assert np.array_equal(read_mask(png(fringe[..., ::-1]), CONFIG), fringe[..., 0] > 127)
+
+
+def test_numbers_of_many_parts_are_no_soft_edges():
+    """As of one number for each part: those above the threshold would be marked, and the others lost."""
+    numbers = np.zeros((160, 160), np.uint8)
+    for i in range(16):
+        top, left = 8 + i // 4 * 38, 8 + i % 4 * 38
+        numbers[top : top + 24, left : left + 24] = 15 * i + 15
+    with pytest.raises(MaskError, match="areas of more than two levels"):
+        read_mask(png(numbers), CONFIG)
+    small = cv2.GaussianBlur(disc(), (0, 0), 1)
+    large = cv2.resize(small, None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(read_mask(png(large), CONFIG), large > 127)
+
+
 @pytest.mark.parametrize("form", ["jpeg", "webp", "animation"])
 def test_loss_is_told_inside_other_files_too(tmp_path, form):
     """Blocks of one value each, which lossy codes keep as they are: so it could not be told from the values."""

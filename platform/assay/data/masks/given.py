@@ -16,7 +16,7 @@ from assay.data.images.formats.samples import Traits
 from assay.data.masks.rules import MaskConfig
 from assay.errors import ImageError, MaskError
 from assay.levels import VOID
-from assay.shapes import Bool, UInt8
+from assay.shapes import Bool, Shaped, UInt8
 
 MOST_VALUES = 8
 """Values of a mask that are told apart in what is counted and said; of more, the commonest."""
@@ -24,11 +24,14 @@ MOST_VALUES = 8
 PLATEAU = 0.25
 """Share of the pixels between background and mark above which a few values are levels and no edges."""
 
+SOLID = 0.7
+"""The same for any number of values, as of one number for each part; edges enlarged eight times have .6."""
+
 PICTURE = 0.5
 """Share of all pixels that are neither background nor mark above which a file is a picture and no mask."""
 
 COLOURS = 0.1
-"""Share of the marked pixels above which a second colour is one, and no fringe of the first."""
+"""Share of the marked pixels above which a second colour is one, and no fringe of the first; one of areas is in any case."""
 
 FAINT = 32
 """Levels of 255 under which JPEG leaves noise around a mark."""
@@ -170,20 +173,27 @@ def _check_levels(plane: Plane, marked: Bool[np.ndarray, "h w"], source: Source,
             f"{np.iinfo(plane.dtype).max}."
         )
     noise = FAINT * (int(np.iinfo(plane.dtype).max) // 255)
-    if np.count_nonzero((plane > noise) & (plane < top - noise)) > PICTURE * plane.size:
+    clear = (plane > noise) & (plane < top - noise)
+    if np.count_nonzero(clear) > PICTURE * plane.size:
         raise MaskError(
             f"The mask {name(source)} holds the values {_shown(plane)}, most of them neither background nor mark, so it is a picture or "
             "a map of probabilities; correct --masks.files, or save it with two levels."
         )
-    box = np.ones((3, 3), np.uint8)
-    flat = (cv2.erode(plane, box) == cv2.dilate(plane, box)) & between
-    is_level = np.count_nonzero(flat) > PLATEAU * np.count_nonzero(between)
-    if is_level and len(np.unique(plane)) <= MOST_VALUES:
+    flat = _flat(plane)
+    is_level = np.count_nonzero(flat & between) > PLATEAU * np.count_nonzero(between)
+    is_level &= len(np.unique(plane)) <= MOST_VALUES
+    if is_level or np.count_nonzero(flat & clear) > SOLID * np.count_nonzero(clear):
         raise MaskError(
             f"The mask {name(source)} holds the values {_shown(plane)}, areas of more than two levels, and --masks.values is {kind!r}; "
             "give --masks.values index if they are numbers of classes, or save it with two levels."
         )
     return bool(between.any())
+
+
+def _flat(pixels: Shaped[np.ndarray, "h w *c"]) -> Bool[np.ndarray, "h w *c"]:
+    """Tell which pixels are as all around them."""
+    box = np.ones((3, 3), np.uint8)
+    return cv2.erode(pixels, box) == cv2.dilate(pixels, box)
 
 
 def _count_faint(plane: Plane, marked: Bool[np.ndarray, "h w"]) -> int:
@@ -203,9 +213,11 @@ def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
         )
     _check_transparency(source, np.ones_like(marked))
     if told.colour == "rgb":
-        bright = read(source)[marked] > 127 if marked.any() else np.zeros((0, 3), bool)
-        kinds = np.bincount(bright @ np.array([1, 2, 4]), minlength=8)
-        if np.sort(kinds)[-2] > COLOURS * kinds.sum():
+        pixels = read(source)
+        kinds = (pixels > np.iinfo(pixels.dtype).max // 2) @ np.array([1, 2, 4])
+        is_flat = _flat(pixels).all(2) & marked
+        num = np.sort(np.bincount(kinds[marked], minlength=8))
+        if num[-2] > COLOURS * num.sum() or len(np.unique(kinds[is_flat])) > 1:
             raise MaskError(
                 f"The mask {name(source)} marks in more than one colour, and --masks.values {'binary'!r} knows one mark; save each kind "
                 "as a file of its own ({kind}), or as grey numbers of classes with --masks.values index."
