@@ -641,6 +641,17 @@ def strips(num):
     return head.ljust(200, b"\0") + struct.pack("<I", 200) * num + struct.pack("<I", 1) * num
 
 
+def pictures(num):
+    """A JPEG whose index says so many times that a picture of no type, of a long header, stands behind it."""
+    size = 26 + 16 * (num + 1)
+    start = size + len(PLAIN_JPEG) - 2
+    entries = struct.pack(">IIII", 0, 0, start, 0) * (num + 1)
+    index = b"MM\0*" + struct.pack(">IHHHIII", 8, 1, 0xB002, 7, len(entries), 26, 0) + entries
+    block = b"\xff\xe2" + struct.pack(">H", len(index) + 6) + b"MPF\0" + index
+    behind = PLAIN_JPEG[:2] + b"\xff\xfe\0\2" * 9_000 + PLAIN_JPEG[2:]
+    return PLAIN_JPEG[:2] + block + PLAIN_JPEG[2:] + behind
+
+
 PLAIN_PNG = png(RGB.astype(int), 8, 2)
 PLAIN_JPEG = saved(SMOOTH, "JPEG")
 ATTACKS = {
@@ -651,6 +662,8 @@ ATTACKS = {
     "segments": PLAIN_JPEG[:2] + b"\xff\xfe\0\2" * 2_000_000 + PLAIN_JPEG[2:],
     "fill": PLAIN_JPEG[:2] + b"\xff" * 20_000_000 + PLAIN_JPEG[3:],
     "riff": b"RIFF\xff\xff\xff\x7fWEBP" + b"JUNK\0\0\0\0" * 2_000_000,
+    "pictures": pictures(16),
+    "many pictures": pictures(4000),
     "long tag": b"MM\0*" + struct.pack(">IHHHII", 8, 1, 256, 4, 0xFFFFFFFF, 8) + bytes(20_000_000),
 }
 

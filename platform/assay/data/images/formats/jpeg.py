@@ -43,6 +43,10 @@ OTHER_FRAMES = {
 }
 
 
+MOST_PICTURES = 16
+"""Pictures of no type that are looked at."""
+
+
 COLOURS: dict[int, Any] = {1: "grey", 3: "rgb", 4: "inks"}
 """By the number of components."""
 
@@ -176,6 +180,10 @@ def _read_pictures(frame: Frame, kind: int, content: bytes, at: int) -> None:
     frame.pictures = tuple(
         (at + 8 + start, kind > 0) for start, kind in types if kind >> 16 == 2 or not kind
     )
+    if sum(not is_named for _, is_named in frame.pictures) > MOST_PICTURES:
+        raise FormatError(
+            f"it holds more than {MOST_PICTURES} pictures of no type; save each as a file of its own"
+        )
 
 
 _READERS: dict[int, Callable[[Frame, int, bytes, int], None]] = {

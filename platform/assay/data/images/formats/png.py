@@ -143,6 +143,8 @@ def _read_chunks(file: File) -> Chunks:
             break
         elif kind == b"fcTL":
             sides = struct.unpack(">4xII", _read_chunk(file, kind, length)[:12])
+            if sides[0] > chunks.width or sides[1] > chunks.height:
+                raise FormatError("a frame of its animation is larger than the whole")
             chunks.frames.append(Frame(*sides))
             chunks.is_framed |= not chunks.pixels
         elif kind == b"fdAT" and chunks.frames and length > 4:
