@@ -69,16 +69,21 @@ def _find_files(
         MaskSource(partial(digest, files), partial(read, image, files, config))
         for image, files in zip(images, matches.of_image, strict=True)
     ]
-    left_over = _left_over(matches, missing)
+    left_over = _left_over(images, matches, missing)
     return sources, account.add([left_over, MaskAccount(cornered=cornered)])
 
 
-def _left_over(matches: Matches, missing: Sequence[Path]) -> MaskAccount:
+def _left_over(images: Sequence[Path], matches: Matches, missing: Sequence[Path]) -> MaskAccount:
+    masked = {image.parent for image, files in zip(images, matches.of_image, strict=True) if files}
+    lost = [image for image in missing if image.parent in masked]
     first = {"without": str(missing[0])} if missing else {}
+    if lost:
+        first["passed_over"] = str(lost[0])
     if matches.unused:
         first["unused_files"] = matches.unused[0]
     return MaskAccount(
         without=len(missing),
+        passed_over=len(lost),
         unused_files=len(matches.unused),
         other_kinds=matches.other_kinds,
         first=first,
