@@ -61,16 +61,16 @@ class Samples:
         Raises:
             FormatError: as `rgb`; the file has no such plane; or its samples are no levels.
         """
-        if plane == "alpha":
-            if self.alpha is None:
-                raise FormatError("it has no alpha channel")
-            return to_uint8(self.alpha, FULL)
+        if plane == "alpha" and self.alpha is None:
+            raise FormatError("it has no alpha channel")
         if plane == "index":
             return self._index()
         if self.pixels.dtype.kind == "f" or self.bits > 16:
             raise FormatError(
                 f"its samples are {self._kind}, which no mask is read from; save it as grey of 8 bits"
             )
+        if plane == "alpha" and self.alpha is not None:
+            return to_uint8(self.alpha, float(2**self.bits - 1))
         levels = self._levels() if self.colour == "grey" else self.rgb().max(2)
         if 8 < self.bits < 16:  # half of the range is then half of 16 bits
             levels = np.rint(levels * (FULL / (2**self.bits - 1))).astype(np.uint16)
