@@ -173,6 +173,12 @@ def test_the_layout_of_mvtec_ad(tmp_path):
     sets = draw_split(manifest, config.split)
     assert any(marked[row] for row in sets.rows("train"))
     assert any(marked[row] for row in sets.rows("test"))
+    assert counts.passed_over == 0
+    (tmp_path / "bottle/ground_truth/dirt/001_mask.png").unlink()
+    manifest = TASK.manifest(config, tmp_path / "runs")
+    counts = account.of_table(manifest.table)["label"]
+    assert (counts.without, counts.passed_over) == (7, 1)
+    assert counts.first["passed_over"].endswith("test/dirt/001.png")
 
 
 def test_good_parts_of_mvtec_ad_teach_and_its_test_judges(tmp_path):

@@ -342,6 +342,33 @@ def test_overviews_stand_for_those_of_the_store():
     np.testing.assert_allclose(found.mean, plain.mean, atol=0.3 / 255)
 
 
+def test_overviews_of_another_page_are_not_taken():
+    """A second image that differs where no sample looks: whose an overview in the chain is, nobody says."""
+    other = PIXELS.copy()
+    other[90:130, 700:740] = 255 - other[90:130, 700:740]
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        how = {"tile": (TILE, TILE), "photometric": "rgb", "metadata": None}
+        for levels in (LEVELS, levels_of(other)):
+            for i, level in enumerate(levels):
+                out.write(level, subfiletype=int(i > 0), **how)
+    for page, image in enumerate((PIXELS, other)):
+        levels = ImagePyramid.read(file.getvalue(), page).levels
+        np.testing.assert_array_equal(np.asarray(levels[0]), image)
+        mean = cv2.resize(image, levels[1].shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(np.asarray(levels[1]).astype(int) - mean).max() <= 1
+
+
+def test_overviews_are_taken_beside_a_mask():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        how = {"tile": (TILE, TILE), "metadata": None}
+        out.write(LEVELS[0], photometric="rgb", **how)
+        out.write(LEVELS[0][..., 0] > 9, photometric="mask", subfiletype=4, **how)
+        out.write(LEVELS[1], photometric="rgb", subfiletype=1, **how)
+    assert len(tiff.open_pages(file.getvalue(), 128)) == 2
+
+
 def nearest(pixels):
     return pixels[::2, ::2]
 

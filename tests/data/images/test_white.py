@@ -51,7 +51,8 @@ def test_the_least_depth_that_holds_all_is_chosen(highs):
     white, news = choose([*ints(*highs), Range("uint8", 0.0, 255.0)])
     bits = next(bits for bits in BITS if all(high < 2**bits for high in highs))
     assert white == White(value=2.0**bits - 1)
-    assert (f"{bits} bits" in news) == (bits < 16)
+    assert (f"read as {bits} bits" in news) == (bits < 16)
+    assert ("nearly black" in news) == any(8 * high < 2**bits - 1 for high in highs)
     for high in highs:
         assert Range("uint16", 0.0, float(high)).scale(white) == 2**bits - 1
 
@@ -99,3 +100,20 @@ def test_floats_between_0_and_1_are_taken_as_they_are_and_others_refused():
 def test_an_image_of_another_level_than_the_data_is_refused(values, white):
     with pytest.raises(ImageError, match=r"white level of the data is"):
         values.scale(white)
+
+
+def test_images_of_fewer_bits_among_others_are_said():
+    """Of 12 bits beside 16: of their 4096 values 17 grey levels are left."""
+    white, news = choose([*ints(4095, 900), *ints(60000)])
+    assert white == White(value=65535.0)
+    assert "2 of 3 images hold no value above 4095 where 65535 is white" in news
+    assert choose(ints(9000, 60000))[1] == ""
+    assert "1 of 1 images hold no value above 900 where 65535" in choose(ints(900), 65535.0)[1]
+    dark = choose([Range("float32", 0.0, 0.01), Range("float32", 0.0, 0.9)])[1]
+    assert "1 of 2 images hold no value above 0.01 where 1 is white" in dark
+
+
+def test_values_below_0_are_said():
+    white, news = choose([Range("float32", -1.0, 1.0), Range("float32", 0.0, 1.0)], 1.0)
+    assert white == White(value=1.0, clips=True)
+    assert news == "1 of 2 images hold values below 0, which are shown as black."

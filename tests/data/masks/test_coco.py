@@ -410,3 +410,22 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
         MaskError, match=r"coco\.json is (no regular file but a pipe|a folder).*; give a file"
     ):
         read_coco(tmp_path / "coco.json", ("pore",))
+
+
+OUTER, INNER = [10, 5, 50, 5, 50, 45, 10, 45], [20, 15, 30, 15, 30, 25, 20, 25]
+
+
+@pytest.mark.parametrize("area", [1500, 1500.4, 1520])
+def test_polygons_that_are_holes_by_their_area_are_refused(tmp_path, area):
+    """As exporters write the rings of a shape with holes one after another; COCO joins them."""
+    said = {"bbox": [10, 5, 40, 40], "area": area}
+    path = written(tmp_path, [annotation(segmentation=[OUTER, INNER], **said)])
+    with pytest.raises(MaskError, match=r"Annotation 1 .* 2 polygons of 1600 pixels together"):
+        mask_of(path)
+
+
+@pytest.mark.parametrize("area", [1600, 1590, 1700, None, 0])
+def test_polygons_that_lie_in_others_are_joined(tmp_path, area):
+    said = {"bbox": [10, 5, 40, 40]} | ({} if area is None else {"area": area})
+    path = written(tmp_path, [annotation(segmentation=[OUTER, INNER], **said)])
+    assert np.array_equal(mask_of(path)[0] > 0, box(10, 5, 50, 45))

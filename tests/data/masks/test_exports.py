@@ -224,3 +224,75 @@ def test_mutated_files_raise_a_mask_error_alone(tmp_path_factory, data, noise):
         entry = read_export(path, CLASSES)
         if entry.size == (48, 64):
             draw(entry, str(path))
+
+
+def object_of(*, left="41", extra=""):
+    corners = f"<xmin>{left}</xmin><ymin>31</ymin><xmax>60</xmax><ymax>40</ymax>"
+    return f"<object><name>crack</name>{extra}<bndbox>{corners}</bndbox></object>"
+
+
+def voc_of(tmp_path, objects, width="64"):
+    path = tmp_path / "l0.xml"
+    size = f"<size><width>{width}</width><height>48</height></size>"
+    path.write_text(f"<annotation>{size}{objects}</annotation>", encoding="utf-8")
+    return path
+
+
+PLANTED = np.zeros((48, 64), np.uint8)
+PLANTED[30:40, 40:60] = 1
+
+
+@pytest.mark.parametrize("text", ["41", "+41", "4.1e1", "41.0", "041", " 41 ", "41."])
+def test_numbers_of_voc_are_taken_as_xml_writes_them(tmp_path, text):
+    assert np.array_equal(mask_of(voc_of(tmp_path, object_of(left=text))), PLANTED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4_1",
+        "\N{FULLWIDTH DIGIT FOUR}1",
+        "4\N{ARABIC-INDIC DIGIT ONE}",
+        "nan",
+        "inf",
+        "0x29",
+        "41,0",
+        "1e999",
+        "4 1",
+    ],
+)
+def test_what_python_alone_takes_for_a_number_is_refused(tmp_path, text):
+    with pytest.raises(MaskError, match=r"l0\.xml"):
+        mask_of(voc_of(tmp_path, object_of(left=text)))
+    with pytest.raises(MaskError, match=r"l0\.xml"):
+        mask_of(voc_of(tmp_path, object_of(), width=text.replace("41", "64")))
+
+
+def test_deleted_objects_are_none(tmp_path):
+    gone = object_of(left="2", extra="<deleted>1</deleted>")
+    for kept in ("", "<deleted>0</deleted>", "<deleted/>"):
+        mask = mask_of(voc_of(tmp_path, gone + object_of(extra=kept)))
+        assert np.array_equal(mask, PLANTED)
+    for text in ("yes", "2", "\N{FULLWIDTH DIGIT ONE}"):
+        with pytest.raises(MaskError, match=f"the deleted of object 1 is '{text}', not 0 or 1"):
+            mask_of(voc_of(tmp_path, object_of(extra=f"<deleted>{text}</deleted>")))
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ("<difficult>0</difficult><difficult>1</difficult>", "difficult stands twice"),
+        ("<polygon><x1>41</x1><y1>31</y1></polygon>", "object 1 has a polygon beside its box"),
+    ],
+)
+def test_objects_that_say_more_than_would_be_marked_are_refused(tmp_path, extra, reason):
+    with pytest.raises(MaskError, match=reason):
+        mask_of(voc_of(tmp_path, object_of(extra=extra)))
+
+
+def test_objects_are_found_in_any_spelling(tmp_path):
+    """Else all of a file's marks would be lost, and its image count as clean."""
+    spelt = object_of().replace("object>", "Object>")
+    assert np.array_equal(mask_of(voc_of(tmp_path, spelt)), PLANTED)
+    with pytest.raises(MaskError, match="name is missing"):
+        mask_of(voc_of(tmp_path, object_of().upper()))

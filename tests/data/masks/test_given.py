@@ -1,9 +1,11 @@
+import struct
 from contextlib import suppress
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -181,6 +183,102 @@ def test_numbers_of_classes_are_kept_without_loss(tmp_path, name):
         tmp_path / "m.webp", lossless=True
     )
     assert np.array_equal(read_mask(tmp_path / "m.webp", INDEX), disc(2))
+
+
+def test_a_second_colour_is_told_however_small_its_areas():
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[disc() > 0] = (255, 0, 0)
+    fringe = cv2.GaussianBlur(pixels, (0, 0), 1)
+    pixels[2:6, 2:6] = (0, 255, 0)
+    for depth, what in ((np.uint8, 1), (np.uint16, 257)):
+        content = png(pixels[..., ::-1].astype(depth) * depth(what))
+        with pytest.raises(MaskError, match="more than one colour"):
+            read_mask(content, CONFIG)
+    assert np.array_equal(read_mask(png(fringe[..., ::-1]), CONFIG), fringe[..., 0] > 127)
+
+
+def test_numbers_of_many_parts_are_no_soft_edges():
+    """As of one number for each part: those above the threshold would be marked, and the others lost."""
+    numbers = np.zeros((160, 160), np.uint8)
+    for i in range(16):
+        top, left = 8 + i // 4 * 38, 8 + i % 4 * 38
+        numbers[top : top + 24, left : left + 24] = 15 * i + 15
+    with pytest.raises(MaskError, match="areas of more than two levels"):
+        read_mask(png(numbers), CONFIG)
+    small = cv2.GaussianBlur(disc(), (0, 0), 1)
+    large = cv2.resize(small, None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(read_mask(png(large), CONFIG), large > 127)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp", "animation"])
+def test_loss_is_told_inside_other_files_too(tmp_path, form):
+    """Blocks of one value each, which lossy codes keep as they are: so it could not be told from the values."""
+    marks = np.kron(np.array([[0, 1], [2, 0]], np.uint8), np.ones((16, 16), np.uint8))
+    colours, path = np.repeat(marks[..., None], 3, axis=2), tmp_path / "m.tif"
+    if form == "animation":
+        path = tmp_path / "m.webp"
+        Image.fromarray(colours).save(path, quality=90)
+        path.write_bytes(as_frame(path.read_bytes()[12:], 32))
+    elif form == "webp":
+        how = {"compression": "webp", "compressionargs": {"level": 50}}
+        tifffile.imwrite(path, colours, photometric="rgb", **how)
+    else:
+        how = {"compression": "jpeg", "compressionargs": {"level": 100}}
+        tifffile.imwrite(path, marks, photometric="minisblack", **how)
+    with pytest.raises(MaskError, match=r"is a lossy (TIFF|WEBP)"):
+        read_mask(path, INDEX)
+
+
+def as_frame(still, side):
+    """A WebP animation of one frame."""
+    sides = (side - 1).to_bytes(3, "little") * 2
+    frame = bytes(6) + sides + bytes(4) + still
+    chunks = {b"VP8X": b"\2\0\0\0" + sides, b"ANIM": bytes(6), b"ANMF": frame}
+    body = b"".join(kind + struct.pack("<I", len(each)) + each for kind, each in chunks.items())
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+TWO_COLOURS = [0, 0, 0, 255, 255, 255]
+
+
+@pytest.mark.parametrize("config", [CONFIG, ONE])
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_marks_that_a_png_calls_transparent_are_refused(tmp_path, mode, config):
+    """Transparency by an entry of the palette or by one colour, not by a channel."""
+    image = Image.fromarray(disc(1), "P")
+    image.putpalette(TWO_COLOURS)
+    clear: object = b"\xff\0"
+    if mode != "P":
+        value = 255 if config is CONFIG else 1
+        image = Image.fromarray(disc(value)).convert(mode)
+        clear = value if mode == "L" else (value,) * 3
+    image.save(tmp_path / "m.png", transparency=clear)
+    with pytest.raises(MaskError, match=r"transparent pixels.*--masks\.values alpha"):
+        read_mask(tmp_path / "m.png", config)
+    image.save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png", config), disc(1))
+
+
+@pytest.mark.parametrize("extra", ["unspecified", "unassalpha"])
+def test_what_a_tiff_is_stands_by_its_image_and_not_by_its_preview(tmp_path, extra):
+    path, colours = tmp_path / "m.tif", np.repeat(disc()[..., None], 3, axis=2)
+    for share, is_refused in ((255, False), (0, extra == "unassalpha")):
+        pixels = np.dstack([colours, np.full_like(disc(), share)])
+        with tifffile.TiffWriter(path) as file:
+            file.write(disc()[::2, ::2], photometric="minisblack", subfiletype=1, metadata=None)
+            file.write(pixels, photometric="rgb", extrasamples=[extra], metadata=None)
+        if is_refused:
+            with pytest.raises(MaskError, match="transparent pixels"):
+                read_mask(path, CONFIG)
+        else:
+            assert np.array_equal(read_mask(path, CONFIG), disc(1))
+
+
+def test_a_palette_of_grey_levels_is_no_palette_of_numbers(tmp_path):
+    """As BMP has it of every grey image."""
+    smooth = cv2.GaussianBlur(disc(), (0, 0), 2)
+    Image.fromarray(smooth).save(tmp_path / "m.bmp")
+    assert np.array_equal(read_mask(tmp_path / "m.bmp", CONFIG), smooth > 127)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, 100])

@@ -563,11 +563,13 @@ def test_what_was_not_used_is_counted_and_said(tmp_path):
     for _ in range(2):  # from the files, and from what is kept
         counts = prepared(images, tmp_path / "in", config, tmp_path / "out").account
         assert (counts.images, counts.given, counts.without, counts.unmarked) == (3, 1, 2, 2)
+        assert counts.passed_over == 1
         assert (counts.unused_files, counts.other_kinds, counts.soft) == (1, {"dirt": 1}, 1)
         assert counts.marked_px == {"pore": (soft > 127).sum()}
         assert counts.values["0"] == (soft == 0).sum()
         assert counts.sentences() == [
             f"2 of 3 images have no mask and count as free of defects, first {images[1][1]}",
+            f"1 of them lie in folders where other images have one, and may have lost theirs, first {tmp_path / 'in/b0/1.png'}",
             "1 mask files are no image's and were not used, first m/b0_9_pore.png",
             f"1 mask files have values between background and mark, which were cut at the threshold, first {tmp_path / 'in/m/b0_0_pore.png'}",
             "mask files of kinds that are no class were not used: dirt (1)",

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from assay.data.images.decode import write_png
+from assay.data.masks.header import Stand
 from assay.data.masks.rules import MaskConfig
 from assay.data.masks.sources import find_sources
 from assay.errors import MaskError
 from assay.levels import VOID
 
 SIZE = (64, 64)
+UPRIGHT = Stand(SIZE, 1)
 SQUARE = [[5, 5, 15, 5, 15, 15, 5, 15]]
 
 
@@ -50,7 +52,7 @@ def source_of(image, pattern):
     ["l0.png", "..\\images\\L0.BMP", "/a/colleague's/l0.jpg", "l0", "", None],
 )
 def test_marks_are_taken_by_an_image_of_their_name_or_where_they_have_none(image, write, said):
-    mask, counted = source_of(image, write(image, said)).read(SIZE)
+    mask, counted = source_of(image, write(image, said)).read(UPRIGHT)
     assert (np.count_nonzero(mask), counted.marks) == (100, 1)
 
 
@@ -59,7 +61,7 @@ def test_marks_are_taken_by_an_image_of_their_name_or_where_they_have_none(image
 def test_marks_of_another_image_are_refused(image, write, said):
     source = source_of(image, write(image, said))
     with pytest.raises(MaskError, match=r"l0\.(json|xml) says that its marks are of 'l.*l0\.png;"):
-        source.read(SIZE)
+        source.read(UPRIGHT)
 
 
 def test_a_name_that_is_no_text_is_refused(image):
@@ -76,7 +78,7 @@ def test_marks_to_be_ignored_are_void_and_said(image, tmp_path):
         "annotations": [mark | {"id": 1}, mark | ignored],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    mask, counted = source_of(image, "a.json").read(SIZE)
+    mask, counted = source_of(image, "a.json").read(UPRIGHT)
     assert [np.count_nonzero(mask == value) for value in (1, VOID)] == [100, 200]
     (said,) = counted.sentences()
     assert said.startswith("1 marks that are to be ignored (COCO's ignore, VOC's difficult)")
@@ -90,4 +92,4 @@ def test_masks_of_difficult_objects_have_another_key(image):
     assert plain.key()[1:] == []
     voc(image, "l0.png", difficult=1)
     assert plain.key()[1:] == ["void"]
-    assert np.count_nonzero(source_of(image, pattern).read(SIZE)[0] == VOID) == 100
+    assert np.count_nonzero(source_of(image, pattern).read(UPRIGHT)[0] == VOID) == 100

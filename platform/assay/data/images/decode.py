@@ -17,7 +17,7 @@ import numpy as np
 
 from assay.data.images.formats import bmp, jpeg, png, tiff, webp
 from assay.data.images.formats.directory import File
-from assay.data.images.formats.samples import FormatError, Header, Samples
+from assay.data.images.formats.samples import FormatError, Header, Samples, Traits
 from assay.errors import ImageError
 from assay.files import open_file, write_whole
 from assay.shapes import Float32, Shaped, UInt8, UInt16
@@ -111,6 +111,16 @@ def orientation(source: Source, *, page: int | None = None) -> int:
     """
     with _open(source, page, None) as header:
         return header.orientation
+
+
+def traits(source: Source, *, page: int | None = None) -> Traits:
+    """Read from the header what the samples are.
+
+    Raises:
+        ImageError: As `probe`.
+    """
+    with _open(source, page, None) as header:
+        return header.traits
 
 
 def write_png(path: Path, pixels: Shaped[np.ndarray, "h w"] | Shaped[np.ndarray, "h w 3"]) -> None:

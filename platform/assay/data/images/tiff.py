@@ -3,7 +3,8 @@
 Tiles are decoded as `decode.read` decodes them, one by one. A file of another layout is decoded whole.
 
 Source: TIFF 6.0 (Adobe, 1992), section 15; overviews follow the image as in Cloud Optimized GeoTIFF
-(OGC 21-026), or hang below it as in TIFF Technical Note 1 (SubIFDs).
+(OGC 21-026), or hang below it as in TIFF Technical Note 1 (SubIFDs); of a file of several images these alone
+are taken.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from assay.data.images import decode
 from assay.data.images.formats.directory import Directory, File, orientation_of, read_chain
 from assay.data.images.formats.samples import FormatError
 from assay.data.images.formats.segments import Segments
-from assay.data.images.formats.tiff import MAGIC, REDUCED, find_page, read_below, subfile_type
+from assay.data.images.formats.tiff import MAGIC, MASK, REDUCED, find_page, read_below, subfile_type
 from assay.data.images.white import to_uint8
 from assay.errors import ImageError
 from assay.shapes import Shaped
@@ -156,7 +157,11 @@ def _read_directories(file: File, page: int | None) -> list[Directory]:
     if file.read(4) not in MAGIC:
         return []
     image = find_page(file, page)
-    chain = itertools.islice(read_chain(file), MOST_PAGES)
+    chain = list(itertools.islice(read_chain(file), MOST_PAGES))
+    if (
+        sum(not subfile_type(each) & (REDUCED | MASK) for each in chain) > 1
+    ):  # whose they are is not said
+        chain = []
     directories = [*chain, *itertools.islice(read_below(image), MOST_PAGES)]
     overviews = [each for each in directories if subfile_type(each) == REDUCED]
     overviews.sort(key=lambda each: -each.number(256) * each.number(257))

@@ -25,6 +25,10 @@ DARK = (1 << 14) - 1
 """A single file of 16 bits that holds nothing brighter may be dark, or of 14 bits and less."""
 
 
+DIM = 8
+"""An image whose brightest value is less than white by this factor is nearly black, or of three bits less."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class White:
     """The white level of a data set."""
@@ -106,9 +110,7 @@ def choose(ranges: Sequence[Range], asked: float = 0.0) -> tuple[White | None, s
         idle = "data.white has no effect: no image has more than 8 bits."
         return None, idle if asked else ""
     if asked:
-        above = sum(values.high > asked for values in deep)
-        brighter = f"{above} of {len(deep)} images hold values above the white level {asked:g}, which are shown as white."
-        return White(value=asked, clips=True), brighter if above else ""
+        return White(value=asked, clips=True), " ".join(_clipped(deep, asked) + _dark(deep, asked))
     low, high = min(values.low for values in deep), max(values.high for values in deep)
     kinds = {values.dtype for values in deep}
     if len(kinds) > 1 or (kinds == {"float32"} and not (low >= 0 and high <= 1)):
@@ -117,10 +119,34 @@ def choose(ranges: Sequence[Range], asked: float = 0.0) -> tuple[White | None, s
             f"{len(deep)} images of more than 8 bits hold {held}, and it cannot be told which value is white; pass --data.white."
         )
     if kinds == {"float32"}:
-        return White(value=1.0), f"{len(deep)} images of floats: 1 is white (--data.white)."
+        said = f"{len(deep)} images of floats: 1 is white (--data.white)."
+        return White(value=1.0), " ".join([said, *_dark(deep, 1.0)])
     bits = next(bits for bits in BITS if high < 1 << bits)
-    news = f"{len(deep)} images of 16 bits hold no value above {high:g}: read as {bits} bits, {(1 << bits) - 1} is white (--data.white)."
-    return White(value=float((1 << bits) - 1)), news if bits < 16 else ""
+    white = float((1 << bits) - 1)
+    said = f"{len(deep)} images of 16 bits hold no value above {high:g}: read as {bits} bits, {white:g} is white (--data.white)."
+    return White(value=white), " ".join([said] * (bits < 16) + _dark(deep, white))
+
+
+def _clipped(ranges: Sequence[Range], white: float) -> list[str]:
+    """Say how many images hold values beyond black and white."""
+    above = sum(values.high > white for values in ranges)
+    below = sum(values.low < 0 for values in ranges)
+    counts = {f"above the white level {white:g}, which are shown as white": above}
+    counts["below 0, which are shown as black"] = below
+    return [
+        f"{num} of {len(ranges)} images hold values {what}." for what, num in counts.items() if num
+    ]
+
+
+def _dark(ranges: Sequence[Range], white: float) -> list[str]:
+    """Say how many images are nearly black beside a white level, as those of fewer bits among others are."""
+    dark = [values.high for values in ranges if values.high * DIM < white]
+    if not dark:
+        return []
+    return [
+        f"{len(dark)} of {len(ranges)} images hold no value above {max(dark):g} where {white:g} is white, and are shown nearly black; "
+        "convert them if they are of fewer bits."
+    ]
 
 
 def to_uint8(

@@ -29,6 +29,8 @@ class MaskAccount:
     """Images whose mask a person changed after it was written."""
     without: int = 0
     """Images without a given mask, taken as free of defects (masks.missing empty)."""
+    passed_over: int = 0
+    """Those of them in folders where others have one."""
     unmarked: int = 0
     """Images in whose mask nothing is marked, those without one among them."""
     nearly_full: int = 0
@@ -78,6 +80,7 @@ class MaskAccount:
         """Say what was not used, or was used with a doubt."""
         doubts = {
             "without": f"{self.without} of {self.images} images have no mask and count as free of defects",
+            "passed_over": f"{self.passed_over} of them lie in folders where other images have one, and may have lost theirs",
             "by_bare_name": f"{self.by_bare_name} images were found in the COCO file by their file name alone, under another folder",
             "stranger_marks": f"{self.stranger_marks} marks of {self.strangers} images that are not in the data were not used",
             "unused_files": f"{self.unused_files} mask files are no image's and were not used",

@@ -8,6 +8,7 @@ holds; whoever has better outlines gives those.
 
 import base64
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -134,28 +135,54 @@ def _outline(kind: str, points: list[Any]) -> list[float] | None:
 def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
     """Read boxes; pixels are counted from 1, and the last one belongs to the box (VOC devkit).
 
-    Difficult objects are void, as in VOC's own masks.
+    Difficult objects are void, as in VOC's own masks; those that LabelMe's web tool calls deleted are none.
     """
     try:
         root = ElementTree.fromstring(read_bytes(path))
     except (OSError, ElementTree.ParseError, LookupError) as error:
         raise ValueError(str(error)) from None
-    size = {side: float(_text(root, f"size/{side}")) for side in ("height", "width")}
-    marks = []
-    for i, found in enumerate(root.iter("object"), start=1):
-        number = class_number(_text(found, "name"), classes, f"{path} has the name")
-        if read_flag(_whole(found.findtext("difficult")), f"the difficult of object {i}"):
-            number = VOID
-        left, top, right, bottom = (
-            float(_text(found, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-        )
-        if not (left <= right and top <= bottom):
-            raise ValueError(f"object {i} reaches from {left:g}, {top:g} to {right:g}, {bottom:g}")
-        left, top = left - 1, top - 1
-        outline = [left, top, right, top, right, bottom, left, bottom]
-        marks.append(Mark(f"object {i}", number, [outline]))
+    size = {side: _number(root, f"size/{side}", "the image") for side in ("height", "width")}
+    objects = [each for each in root.iter() if each.tag.casefold() == "object"]
+    marks = [
+        _read_object(found, classes, f"object {i}", path)
+        for i, found in enumerate(objects, start=1)
+        if not _flag(found, "deleted", f"object {i}")
+    ]
     name = _name(root.findtext("filename"))
     return MarkedImage(size_of(size, "height", "width"), tuple(marks), name)
+
+
+def _read_object(found: ElementTree.Element, classes: Sequence[str], what: str, path: Path) -> Mark:
+    number = class_number(_text(found, "name"), classes, f"{path} has the name")
+    if _flag(found, "difficult", what):
+        number = VOID
+    if found.find("polygon") is not None:
+        raise ValueError(
+            f"{what} has a polygon beside its box, which alone would be marked; export COCO's or LabelMe's JSON"
+        )
+    left, top, right, bottom = (
+        _number(found, f"bndbox/{side}", what) for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    if not (left <= right and top <= bottom):
+        raise ValueError(f"{what} reaches from {left:g}, {top:g} to {right:g}, {bottom:g}")
+    left, top = left - 1, top - 1
+    return Mark(what, number, [[left, top, right, top, right, bottom, left, bottom]])
+
+
+def _flag(found: ElementTree.Element, name: str, what: str) -> bool:
+    """Read a mark of yes or no, 1 or 0; no where it is missing or empty."""
+    if not any((each.text or "").strip() for each in found.findall(name)):
+        return False
+    text = _text(found, name)
+    return read_flag(int(text) if text in ("0", "1") else text, f"the {name} of {what}")
+
+
+def _number(element: ElementTree.Element, name: str, what: str) -> float:
+    """Read a number in ASCII's digits; Python takes other spellings too, as 4_1."""
+    text = _text(element, name)
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        raise ValueError(f"{name} of {what} is {text!r:.40}, not a number")
+    return float(text)
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
@@ -163,9 +190,3 @@ def _text(element: ElementTree.Element, name: str) -> str:
     if len(texts) != 1 or not texts[0]:
         raise ValueError(f"{name} {'stands twice' if len(texts) > 1 else 'is missing or empty'}")
     return texts[0]
-
-
-def _whole(text: str | None) -> int | str | None:
-    """Return the whole number that a text is, or the text; None where there is none."""
-    text = (text or "").strip()
-    return int(text) if text.isdecimal() else text or None

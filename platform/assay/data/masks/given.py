@@ -4,7 +4,6 @@ A mask that would be misread marks nothing or everything and looks like a good o
 what is neither background nor a mark, nor the soft edge of one, is refused with the setting to give.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,12 +11,12 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from assay.data.images.decode import Plane, Source, name, read, read_plane
-from assay.data.masks.header import read_header
+from assay.data.images.decode import Plane, Source, name, read, read_plane, traits
+from assay.data.images.formats.samples import Traits
 from assay.data.masks.rules import MaskConfig
 from assay.errors import ImageError, MaskError
 from assay.levels import VOID
-from assay.shapes import Bool, UInt8
+from assay.shapes import Bool, Shaped, UInt8
 
 MOST_VALUES = 8
 """Values of a mask that are told apart in what is counted and said; of more, the commonest."""
@@ -25,13 +24,14 @@ MOST_VALUES = 8
 PLATEAU = 0.25
 """Share of the pixels between background and mark above which a few values are levels and no edges."""
 
+SOLID = 0.7
+"""The same for any number of values, as of one number for each part; edges enlarged eight times have .6."""
+
 PICTURE = 0.5
 """Share of all pixels that are neither background nor mark above which a file is a picture and no mask."""
 
 COLOURS = 0.1
-"""Share of the marked pixels above which a second colour is one, and no fringe of the first."""
-
-_WITH_ALPHA = ("RGBA", "LA", "PA")
+"""Share of the marked pixels above which a second colour is one, and no fringe of the first; one of areas is in any case."""
 
 FAINT = 32
 """Levels of 255 under which JPEG leaves noise around a mark."""
@@ -105,6 +105,19 @@ def _plane(source: Source, plane: Literal["level", "index", "alpha"]) -> Plane:
         ) from None
 
 
+def _traits(source: Source) -> Traits:
+    try:
+        return traits(source)
+    except ImageError as error:
+        raise MaskError(f"{error} Mend the file, or leave its image out.") from None
+
+
+def _is_of_numbers(source: Source) -> bool:
+    """Tell whether more than two entries of a palette are used, that are no levels of grey by their own numbers."""
+    index = _plane(source, "index")
+    return len(np.unique(index)) > 2 and not np.array_equal(index, _plane(source, "level"))
+
+
 def _read_numbers(plane: Plane, source: Source, config: MaskConfig) -> UInt8[np.ndarray, "h w"]:
     """Take numbers of classes, and apart from them what nobody judged."""
     void = (plane == config.void) & (config.void > 0)
@@ -134,12 +147,10 @@ def _take_numbers(plane: Plane, classes: Sequence[str], source: Source) -> UInt8
 
 
 def _check_lossless(source: Source) -> None:
-    if isinstance(source, bytes):
-        return
-    header = read_header(Path(os.fspath(source)))
-    if header.is_lossy:
+    told = _traits(source)
+    if told.is_lossy:
         raise MaskError(
-            f"The mask {name(source)} is a lossy {header.format}, which does not keep numbers of classes exactly; save it as PNG, or give "
+            f"The mask {name(source)} is a lossy {told.format}, which does not keep numbers of classes exactly; save it as PNG, or give "
             "--masks.values binary if it is one of light and dark."
         )
 
@@ -162,20 +173,27 @@ def _check_levels(plane: Plane, marked: Bool[np.ndarray, "h w"], source: Source,
             f"{np.iinfo(plane.dtype).max}."
         )
     noise = FAINT * (int(np.iinfo(plane.dtype).max) // 255)
-    if np.count_nonzero((plane > noise) & (plane < top - noise)) > PICTURE * plane.size:
+    clear = (plane > noise) & (plane < top - noise)
+    if np.count_nonzero(clear) > PICTURE * plane.size:
         raise MaskError(
             f"The mask {name(source)} holds the values {_shown(plane)}, most of them neither background nor mark, so it is a picture or "
             "a map of probabilities; correct --masks.files, or save it with two levels."
         )
-    box = np.ones((3, 3), np.uint8)
-    flat = (cv2.erode(plane, box) == cv2.dilate(plane, box)) & between
-    is_level = np.count_nonzero(flat) > PLATEAU * np.count_nonzero(between)
-    if is_level and len(np.unique(plane)) <= MOST_VALUES:
+    flat = _flat(plane)
+    is_level = np.count_nonzero(flat & between) > PLATEAU * np.count_nonzero(between)
+    is_level &= len(np.unique(plane)) <= MOST_VALUES
+    if is_level or np.count_nonzero(flat & clear) > SOLID * np.count_nonzero(clear):
         raise MaskError(
             f"The mask {name(source)} holds the values {_shown(plane)}, areas of more than two levels, and --masks.values is {kind!r}; "
             "give --masks.values index if they are numbers of classes, or save it with two levels."
         )
     return bool(between.any())
+
+
+def _flat(pixels: Shaped[np.ndarray, "h w *c"]) -> Bool[np.ndarray, "h w *c"]:
+    """Tell which pixels are as all around them."""
+    box = np.ones((3, 3), np.uint8)
+    return cv2.erode(pixels, box) == cv2.dilate(pixels, box)
 
 
 def _count_faint(plane: Plane, marked: Bool[np.ndarray, "h w"]) -> int:
@@ -187,19 +205,19 @@ def _count_faint(plane: Plane, marked: Bool[np.ndarray, "h w"]) -> int:
 
 def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
     """Refuse colours that are two kinds of marks, and transparency that says more than colour."""
-    if isinstance(source, bytes):
-        return
-    header = read_header(Path(os.fspath(source)))
-    if header.mode == "P" and len(np.unique(_plane(source, "index"))) > 2:
+    told = _traits(source)
+    if told.colour == "palette" and _is_of_numbers(source):
         raise MaskError(
             f"The mask {name(source)} has a palette of which it uses more than two entries, so they are numbers of classes; give "
             "--masks.values index."
         )
     _check_transparency(source, np.ones_like(marked))
-    if header.mode in ("RGB", "RGBA"):
-        bright = read(source)[marked] > 127 if marked.any() else np.zeros((0, 3), bool)
-        kinds = np.bincount(bright @ np.array([1, 2, 4]), minlength=8)
-        if np.sort(kinds)[-2] > COLOURS * kinds.sum():
+    if told.colour == "rgb":
+        pixels = read(source)
+        kinds = (pixels > np.iinfo(pixels.dtype).max // 2) @ np.array([1, 2, 4])
+        is_flat = _flat(pixels).all(2) & marked
+        num = np.sort(np.bincount(kinds[marked], minlength=8))
+        if num[-2] > COLOURS * num.sum() or len(np.unique(kinds[is_flat])) > 1:
             raise MaskError(
                 f"The mask {name(source)} marks in more than one colour, and --masks.values {'binary'!r} knows one mark; save each kind "
                 "as a file of its own ({kind}), or as grey numbers of classes with --masks.values index."
@@ -207,9 +225,7 @@ def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
 
 
 def _check_transparency(source: Source, looked_at: Bool[np.ndarray, "h w"]) -> None:
-    if isinstance(source, bytes) or read_header(Path(os.fspath(source))).mode not in _WITH_ALPHA:
-        return
-    if ((_plane(source, "alpha") < 255) & looked_at).any():
+    if _traits(source).has_alpha and ((_plane(source, "alpha") < 255) & looked_at).any():
         raise MaskError(
             f"The mask {name(source)} has transparent pixels, whose colours are no marks; give --masks.values alpha, or save it "
             "without transparency."

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 
-from assay.data.masks.raster import decode_runs, fill_polygons
+from assay.data.masks.raster import decode_runs, fill_polygon, fill_polygons
 from assay.errors import MaskError
 from assay.levels import VOID
 from assay.shapes import Bool, UInt8
@@ -29,6 +29,9 @@ OUTSIDE = 0.01
 
 TORN = 2.0
 """Run lengths of no box whose mark has this many times the edge that it has when they are read along the rows are of rows."""
+
+NEARER = 3
+"""Times that an area must be nearer to that of polygons with holes than to that of polygons joined, to tell them."""
 
 UNIT_SIDE = 8
 """In an image with a longer side, a mark whose coordinates are all about 0 to 1 is one in normalised coordinates."""
@@ -136,10 +139,29 @@ def _draw(mark: Mark, size: tuple[int, int]) -> tuple[Bool[np.ndarray, "h w"], i
             f"draws no pixel, though it reaches from {_shown(bounds[:2])} to {_shown(bounds[2:])}: it is thinner than a pixel "
             "or its outline takes itself back; draw it wider, or leave it out."
         )
+    _check_holes(mark, region, polygons, (top, left))
     lines = [points - np.roll(points, 1, axis=0) for points in polygons]
     perimeter = sum(float(np.hypot(*line.T).sum()) for line in lines)
     _check_area(mark, region, perimeter, sum(_area(points) for points in polygons))
     return region, top, left
+
+
+def _check_holes(
+    mark: Mark, region: Bool[np.ndarray, "h w"], polygons: list[np.ndarray], corner: tuple[int, int]
+) -> None:
+    """Refuse polygons of which some cut holes into others, as the area tells: COCO's are joined."""
+    if not mark.area or len(polygons) < 2:
+        return
+    top, left = corner
+    with_holes = np.zeros_like(region)
+    for points in polygons:
+        with_holes ^= fill_polygon(points - (left, top), *region.shape)
+    joined, cut = np.count_nonzero(region), np.count_nonzero(with_holes)
+    if NEARER * abs(mark.area - cut) < abs(mark.area - joined):
+        raise _MisplacedError(
+            f"has {len(polygons)} polygons of {joined} pixels together, and its area is {mark.area:g}, as if those that lie in others were "
+            "holes, which COCO's polygons cannot say; export it as run lengths."
+        )
 
 
 def _draw_runs(mark: Mark, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

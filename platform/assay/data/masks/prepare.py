@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow as pa
 
 from assay.config import fingerprint, to_dict
-from assay.data.images.decode import Rgb, probe, read, write_png
+from assay.data.images.decode import Rgb, read, write_png
 from assay.data.images.entry import page_of
 from assay.data.manifest import Manifest
 from assay.data.masks import account, contact
 from assay.data.masks.account import MaskAccount
 from assay.data.masks.given import open_mask
+from assay.data.masks.header import Stand, read_stand
 from assay.data.masks.record import (
     MaskRecord,
     find_mask,
@@ -68,9 +69,9 @@ class _Image(NamedTuple):
         """Decode it."""
         return read(self.path, page=page_of(self.content))
 
-    def probe(self) -> tuple[int, int]:
-        """Read its height and width."""
-        return probe(self.path, page=page_of(self.content))
+    def stand(self) -> Stand:
+        """Read its size and orientation."""
+        return read_stand(self.path, page_of(self.content))
 
 
 class _Entry(NamedTuple):
@@ -160,7 +161,7 @@ def _settle(image: _Image, target: Path, config: MaskConfig, source: MaskSource 
     if not is_corrected:
         return _Entry(record, False)
     mask = open_mask(target, config.classes)
-    check_size(mask, image.probe(), target, image.path)
+    check_size(mask, image.stand().size, target, image.path)
     if not record.written:  # it was put here without a record
         if source is None:
             record = replace(record, agreement=make(image.read(), config)[1])
@@ -179,7 +180,7 @@ def _write(
         mask = marked.astype(np.uint8)
         counted = _count(mask, config, by_rule=1)
     else:
-        mask, drawn = source.read(image.probe())
+        mask, drawn = source.read(image.stand())
         counted = account.add([drawn, _count(mask, config)])
     record = MaskRecord(key=key, agreement=agreement, account=counted)
     if len(config.classes) == 1:

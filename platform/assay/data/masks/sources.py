@@ -15,7 +15,7 @@ from assay.data.masks.annotations import is_end, match_names, position
 from assay.data.masks.coco import read_coco
 from assay.data.masks.exports import read_export
 from assay.data.masks.given import read_given
-from assay.data.masks.header import as_stored, read_header, turn
+from assay.data.masks.header import Stand, read_orientation, turn
 from assay.data.masks.marks import MarkedImage, draw
 from assay.data.masks.patterns import Matches, match_files
 from assay.data.masks.rules import MaskConfig
@@ -28,12 +28,12 @@ from assay.shapes import UInt8
 MOST_READ = 64
 """Files of marks that are read at each start to tell their unit; in pixels the first mostly tells it."""
 
-Read = Callable[[tuple[int, int]], tuple[UInt8[np.ndarray, "h w"], MaskAccount]]
+Read = Callable[[Stand], tuple[UInt8[np.ndarray, "h w"], MaskAccount]]
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """A given mask: what it is made of, as JSON has it, and how it is read for an image of this size."""
+    """A given mask: what it is made of, as JSON has it, and how it is read for an image that stands so."""
 
     key: Callable[[], Any]
     read: Read
@@ -69,16 +69,21 @@ def _find_files(
         MaskSource(partial(digest, files), partial(read, image, files, config))
         for image, files in zip(images, matches.of_image, strict=True)
     ]
-    left_over = _left_over(matches, missing)
+    left_over = _left_over(images, matches, missing)
     return sources, account.add([left_over, MaskAccount(cornered=cornered)])
 
 
-def _left_over(matches: Matches, missing: Sequence[Path]) -> MaskAccount:
+def _left_over(images: Sequence[Path], matches: Matches, missing: Sequence[Path]) -> MaskAccount:
+    masked = {image.parent for image, files in zip(images, matches.of_image, strict=True) if files}
+    lost = [image for image in missing if image.parent in masked]
     first = {"without": str(missing[0])} if missing else {}
+    if lost:
+        first["passed_over"] = str(lost[0])
     if matches.unused:
         first["unused_files"] = matches.unused[0]
     return MaskAccount(
         without=len(missing),
+        passed_over=len(lost),
         unused_files=len(matches.unused),
         other_kinds=matches.other_kinds,
         first=first,
@@ -113,14 +118,14 @@ def _digest_exports(classes: Sequence[str], files: Sequence[tuple[Path, int]]) -
 
 
 def _read_files(
-    image: Path, files: Sequence[tuple[Path, int]], config: MaskConfig, size: tuple[int, int]
+    image: Path, files: Sequence[tuple[Path, int]], config: MaskConfig, stand: Stand
 ) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
     """Read the mask files of an image; where they overlap, the class with the greater number wins."""
-    masks, counts = [np.zeros(size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
+    masks, counts = [np.zeros(stand.size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
     for file, number in files:
         given = read_given(file, config)
-        orientation = read_header(file).orientation
-        masks.append(_place(given.mask, image, size, orientation, file, config) * np.uint8(number))
+        orientation = read_orientation(file)
+        masks.append(_place(given.mask, image, stand, orientation, file, config) * np.uint8(number))
         first = {"soft": str(file)} if given.is_soft else {}
         if given.num_faint:
             first["faint"] = str(file)
@@ -138,14 +143,14 @@ def merge(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> UInt8[np.ndarray, "h w"]
 
 
 def _read_export(
-    image: Path, files: Sequence[tuple[Path, int]], config: MaskConfig, size: tuple[int, int]
+    image: Path, files: Sequence[tuple[Path, int]], config: MaskConfig, stand: Stand
 ) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
     """Draw the files of marks of an image; their marks name the class."""
-    masks, counts = [np.zeros(size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
+    masks, counts = [np.zeros(stand.size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
     for file, _ in files:
         marked = read_export(file, config.classes)
         _check_name(marked.name, file, image)
-        mask, counted = _draw(marked, file, image, size, config)
+        mask, counted = _draw(marked, file, image, stand, config)
         masks.append(mask)
         counts.append(counted)
     return merge(masks), account.add(counts)
@@ -162,8 +167,9 @@ def _check_name(name: str, file: Path, image: Path) -> None:
 
 
 def _draw(
-    marked: MarkedImage, file: Path, image: Path, size: tuple[int, int], config: MaskConfig
+    marked: MarkedImage, file: Path, image: Path, stand: Stand, config: MaskConfig
 ) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+    size = stand.size
     if marked.size not in (size, size[::-1]):
         raise MaskError(
             f"{file} gives {image} {marked.size[1]} x {marked.size[0]} pixels, the image has {size[1]} x {size[0]}; "
@@ -173,7 +179,7 @@ def _draw(
     counts = vars(drawn)
     first = {name: f"in {file} on {image}" for name in ("specks", "ignored") if counts[name]}
     counted = MaskAccount(**counts, first=first)
-    return _place(mask, image, size, 1, file, config), counted
+    return _place(mask, image, stand, 1, file, config), counted
 
 
 def _find_in_coco(
@@ -192,8 +198,8 @@ def _find_in_coco(
             return MaskSource(lambda: None, _nothing)
         entry = entries[matches[name]]
 
-        def read(size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
-            mask, counted = _draw(entry, path, image, size, config)
+        def read(stand: Stand) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+            mask, counted = _draw(entry, path, image, stand, config)
             return mask, account.add([counted, MaskAccount(given=1)])
 
         return MaskSource(entry.key, read)
@@ -215,14 +221,14 @@ def _find_in_coco(
     )
 
 
-def _nothing(size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
-    return np.zeros(size, dtype=np.uint8), MaskAccount()
+def _nothing(stand: Stand) -> tuple[UInt8[np.ndarray, "h w"], MaskAccount]:
+    return np.zeros(stand.size, dtype=np.uint8), MaskAccount()
 
 
 def _place(
     mask: UInt8[np.ndarray, "h w"],
     image: Path,
-    size: tuple[int, int],
+    stand: Stand,
     orientation: int,
     source: Path,
     config: MaskConfig,
@@ -232,7 +238,7 @@ def _place(
     Args:
         mask: as it was read, turned by its own file's orientation.
         image: its image.
-        size: of that, upright.
+        stand: of that.
         orientation: of the mask's file, 1 where it has none.
         source: the mask's file, for the error.
         config: says what the masks were drawn on where orientations differ.
@@ -240,8 +246,7 @@ def _place(
     Raises:
         MaskError: the sizes differ, or the orientations do and nothing says which one is meant.
     """
-    turned = read_header(image).orientation
-    stored = as_stored(size, turned)
+    size, stored, turned = stand.size, stand.stored, stand.orientation
     if not mask.any() and mask.shape == stored:  # lies on it in the same way, however it is turned
         return np.zeros(size, dtype=np.uint8)
     if turned == orientation or not mask.any():

@@ -4,6 +4,8 @@ import io
 import struct
 import time
 import zlib
+from contextlib import suppress
+from itertools import product
 
 import cv2
 import imagecodecs
@@ -251,19 +253,69 @@ def test_a_jpeg_of_several_pictures():
     pictures = [Image.fromarray(each) for each in (SMOOTH, SMOOTH[::-1], SMOOTH[:, ::-1])]
     pictures[0].save(file, "MPO", save_all=True, append_images=pictures[1:], quality=98)
     content = bytearray(file.getvalue())
-    np.testing.assert_array_equal(read(bytes(content)), read(saved(SMOOTH, "JPEG", quality=98)))
     with Image.open(io.BytesIO(content)) as image:
         starts = [entry["DataOffset"] for entry in image.mpinfo[0xB002]]
     block = content.index(b"MPF\0") + 4
-    for entry in range(3):  # Pillow says no type: make them views of one object
-        place = content.index(struct.pack("<I", starts[1]), block) - 24 + 16 * entry
-        content[place : place + 4] = struct.pack("<I", 0x020003)
-    with pytest.raises(ImageError, match=r"it holds 3 pictures.*--data\.page 0"):
-        read(bytes(content))
+    for kind in (0, 0x020003):  # none, as Pillow writes it; views of one object
+        for entry in range(3):
+            place = content.index(struct.pack("<I", starts[1]), block) - 24 + 16 * entry
+            content[place : place + 4] = struct.pack("<I", kind)
+        with pytest.raises(ImageError, match=r"it holds 3 pictures.*--data\.page 0"):
+            read(bytes(content))
+    np.testing.assert_array_equal(
+        read(bytes(content), page=0), read(saved(SMOOTH, "JPEG", quality=98))
+    )
     for page, picture in enumerate(pictures):
         right = np.array(picture).astype(int)
         assert np.abs(read(bytes(content), page=page) - right).mean() < 2
         assert probe(bytes(content), page=page) == SMOOTH.shape[:2]
+
+
+def test_of_jpegs_that_lack_their_last_bytes_few_pass():
+    """Those that decode to other pixels; a sixth did when the bits behind the end were all ones."""
+    rng, passed, num = np.random.default_rng(2), 0, 0
+    for mode, options in product(("RGB", "L", "CMYK"), ({}, {"progressive": True})):
+        for quality in (60, 90):
+            noise = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+            image = Image.fromarray(cv2.GaussianBlur(noise, (0, 0), 2)).convert(mode)
+            content = saved(image, "JPEG", quality=quality, **options)
+            right = read(content)
+            for lost in range(1, 40, 2):
+                num += 1
+                with suppress(ImageError):
+                    passed += not np.array_equal(read(content[: -2 - lost] + b"\xff\xd9"), right)
+    assert passed < num / 30
+
+
+def test_smaller_pictures_of_no_type_are_none_of_the_pages():
+    """As phones put a map of gain behind a photo."""
+    file = io.BytesIO()
+    small = Image.fromarray(SMOOTH[::2, ::2].copy())
+    Image.fromarray(SMOOTH).save(file, "MPO", save_all=True, append_images=[small], quality=98)
+    content = file.getvalue()
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.n_frames == 2
+    np.testing.assert_array_equal(read(content), read(saved(SMOOTH, "JPEG", quality=98)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_restart_markers_out_of_turn_are_damage(mode):
+    """Decoders take what stands between for lost, and fill it with what was before, in silence."""
+    image = Image.fromarray(SMOOTH).convert(mode)
+    content = saved(image, "JPEG", quality=90, restart_marker_blocks=2)
+    at = content.index(b"\xff\xd2")
+    for number in (0, 1, 3, 7):
+        damaged = content[: at + 1] + bytes([0xD0 + number]) + content[at + 2 :]
+        assert np.array(Image.open(io.BytesIO(damaged))).shape[:2] == SMOOTH.shape[:2]
+        with pytest.raises(
+            ImageError, match=f"restart marker 2 of a scan has the number {number}, not 2"
+        ):
+            read(damaged)
+    swapped = bytearray(content)
+    for first, second in ((b"\xff\xd3", 0xD4), (b"\xff\xd4", 0xD3)):
+        swapped[content.index(first) + 1] = second
+    with pytest.raises(ImageError, match="number 4, not 3"):
+        read(bytes(swapped))
 
 
 # WebP and BMP
@@ -279,6 +331,15 @@ def test_webp_of_every_kind():
     assert np.abs(read(saved(SMOOTH, "WEBP", quality=98)).astype(int) - SMOOTH).mean() < 4
     with pytest.raises(ImageError, match="no alpha channel"):
         read_plane(lossless, "alpha")
+
+
+def test_what_follows_a_webp_is_none_of_it():
+    content = saved(RGB, "WEBP", lossless=True)
+    mark = struct.pack("<4sI", b"EXIF", len(turned(6))) + turned(6)
+    np.testing.assert_array_equal(read(content + mark), RGB)
+    for size in (0, 4, len(content) - 60):
+        with pytest.raises(ImageError):
+            read(content[:4] + struct.pack("<I", size) + content[8:])
 
 
 def bmp(width, height, bits, body, *, compression=0, palette=b"", masks=b""):
@@ -417,6 +478,36 @@ def test_of_several_pages_one_is_named(form):
         read(content, page=3)
 
 
+def animated(rows, *, says=2):
+    """An APNG of two frames, whose second holds as many rows."""
+    values = RGB.astype(int)
+    sides = struct.pack(">IIIIHHBB", WIDTH, HEIGHT, 0, 0, 1, 10, 0, 0)
+    second = b"".join(b"\0" + row.tobytes() for row in (255 - RGB)[:rows])
+    before = chunk(b"acTL", struct.pack(">II", says, 0)) + chunk(b"fcTL", bytes(4) + sides)
+    behind = chunk(b"fcTL", struct.pack(">I", 1) + sides)
+    behind += chunk(b"fdAT", struct.pack(">I", 2) + zlib.compress(second))
+    return png(values, 8, 2, chunks=before, behind=behind)
+
+
+def test_a_frame_whose_rows_end_early_is_refused():
+    whole, cut = animated(HEIGHT), animated(HEIGHT // 2)
+    np.testing.assert_array_equal(read(whole, page=1), 255 - RGB)
+    with Image.open(io.BytesIO(cut)) as image:
+        image.seek(1)
+        assert image.size == (WIDTH, HEIGHT)  # read in silence
+        image.load()
+    np.testing.assert_array_equal(read(cut, page=0), RGB)
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        read(cut, page=1)
+
+
+@pytest.mark.parametrize("says", [0, 1, 3])
+def test_an_animation_of_other_frames_than_it_says_is_refused(says):
+    for page in (None, 0):
+        with pytest.raises(ImageError, match=f"an animation of {says} frames, and holds 2"):
+            read(animated(HEIGHT, says=says), page=page)
+
+
 @pytest.mark.parametrize("form", ["TIFF", "PNG", "WEBP", "BMP", "JPEG"])
 def test_of_one_page_the_first_is_it(form):
     content = saved(RGB, form)
@@ -490,6 +581,48 @@ def test_frames_of_imagej_without_directories_are_counted():
         read(content, page=2)
 
 
+@pytest.mark.parametrize("shape", [(5, 9, 11), (5, 9, 11, 3), (5, 1, 9, 11)])
+def test_frames_of_tifffile_without_directories_are_counted(shape):
+    frames = RNG.integers(0, 256, shape, dtype=np.uint8)
+    file = io.BytesIO()
+    photometric = "rgb" if shape[-1] == 3 else "minisblack"
+    with tifffile.TiffWriter(file) as out:
+        out.write(frames, photometric=photometric, truncate=True)
+    with pytest.raises(ImageError, match=r"holds 5 frames of tifffile.*--data\.page 0"):
+        read(file.getvalue())
+    np.testing.assert_array_equal(
+        read(file.getvalue(), page=0), np.broadcast_to(frames[0].reshape(9, 11, -1), (9, 11, 3))
+    )
+    one = io.BytesIO()
+    with tifffile.TiffWriter(one) as out:
+        out.write(frames[0], photometric=photometric, truncate=True)
+    np.testing.assert_array_equal(read(one.getvalue()), read(file.getvalue(), page=0))
+
+
+def test_planes_of_metamorph_are_counted():
+    """Its stacks have one directory, and a tag with as many values as planes."""
+    planes = RNG.integers(0, 65536, (4, 9, 11), dtype=np.uint16)
+    for num in (1, 4):
+        file = io.BytesIO()
+        told = (33629, 5, num, (1, 1) * num, True)
+        tifffile.imwrite(file, planes[0], photometric="minisblack", metadata=None, extratags=[told])
+        content = file.getvalue() + planes[1:].tobytes()
+        if num > 1:
+            with pytest.raises(ImageError, match="holds 4 frames of MetaMorph"):
+                read(content)
+        np.testing.assert_array_equal(read(content, page=0)[..., 0], planes[0])
+
+
+def test_a_picture_below_one_of_its_size_is_a_page():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        out.write(255 - RGB, photometric="rgb", subifds=1, metadata=None)
+        out.write(RGB, photometric="rgb", metadata=None)
+    with pytest.raises(ImageError, match="holds 2 pages"):
+        read(file.getvalue())
+    np.testing.assert_array_equal(read(file.getvalue(), page=1), RGB)
+
+
 # Bounds
 
 
@@ -508,6 +641,17 @@ def strips(num):
     return head.ljust(200, b"\0") + struct.pack("<I", 200) * num + struct.pack("<I", 1) * num
 
 
+def pictures(num):
+    """A JPEG whose index says so many times that a picture of no type, of a long header, stands behind it."""
+    size = 26 + 16 * (num + 1)
+    start = size + len(PLAIN_JPEG) - 2
+    entries = struct.pack(">IIII", 0, 0, start, 0) * (num + 1)
+    index = b"MM\0*" + struct.pack(">IHHHIII", 8, 1, 0xB002, 7, len(entries), 26, 0) + entries
+    block = b"\xff\xe2" + struct.pack(">H", len(index) + 6) + b"MPF\0" + index
+    behind = PLAIN_JPEG[:2] + b"\xff\xfe\0\2" * 9_000 + PLAIN_JPEG[2:]
+    return PLAIN_JPEG[:2] + block + PLAIN_JPEG[2:] + behind
+
+
 PLAIN_PNG = png(RGB.astype(int), 8, 2)
 PLAIN_JPEG = saved(SMOOTH, "JPEG")
 ATTACKS = {
@@ -518,6 +662,8 @@ ATTACKS = {
     "segments": PLAIN_JPEG[:2] + b"\xff\xfe\0\2" * 2_000_000 + PLAIN_JPEG[2:],
     "fill": PLAIN_JPEG[:2] + b"\xff" * 20_000_000 + PLAIN_JPEG[3:],
     "riff": b"RIFF\xff\xff\xff\x7fWEBP" + b"JUNK\0\0\0\0" * 2_000_000,
+    "pictures": pictures(16),
+    "many pictures": pictures(4000),
     "long tag": b"MM\0*" + struct.pack(">IHHHII", 8, 1, 256, 4, 0xFFFFFFFF, 8) + bytes(20_000_000),
 }
 

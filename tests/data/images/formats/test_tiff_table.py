@@ -101,6 +101,48 @@ def test_grey_and_white_is_zero(codec, dtype, order):
             np.testing.assert_array_equal(read_plane(content, plane), right)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_alpha_of_any_depth_is_brought_to_8_bits(bits):
+    values = noise("u2", 2, bits=bits)
+    order = values.astype("u1" if bits == 8 else "<u2").tobytes()
+    packed = order if bits % 8 == 0 else pack(values.reshape(HEIGHT, -1), bits)
+    content = by_hand({258: (bits,) * 2, 277: 2, 338: 2}, packed)
+    alpha = values[..., 1] / (2**bits - 1) * 255
+    assert np.abs(read_plane(content, "alpha") - alpha).max() <= 0.5
+
+
+@pytest.mark.parametrize("dtype", ["f4", "u4"])
+def test_alpha_of_floats_and_wide_integers_is_refused(dtype):
+    """Of 0 and 1 nothing would be left."""
+    pixels = np.ones((HEIGHT, WIDTH, 2), dtype)
+    how = {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}
+    with pytest.raises(ImageError, match="its samples are 32-bit"):
+        read_plane(written(pixels, **how), "alpha")
+
+
+def test_two_orientations_are_refused():
+    content = by_hand({258: 8, 274: (1, 6)}, noise("u1").tobytes())
+    with pytest.raises(ImageError, match=r"274 \(Orientation\) has the values \[1, 6\]"):
+        read(content)
+    assert probe(by_hand({258: 8, 274: (6, 6)}, noise("u1").tobytes())) == (WIDTH, HEIGHT)
+
+
+def test_inks_of_one_range_that_others_do_not_have_are_refused():
+    inks = noise("u1", 4)
+    tags = {258: (8,) * 4, 262: 5, 277: 4}
+    plain = read(by_hand(tags, inks.tobytes()))
+    for ranges in ((0, 255), (0, 255) * 4):
+        np.testing.assert_array_equal(read(by_hand(tags | {336: ranges}, inks.tobytes())), plain)
+    for ranges in ((255, 0), (0, 255, 255, 0, 0, 255, 0, 255), (0, 255, 0)):
+        with pytest.raises(ImageError, match=r"DotRange \(336\) is"):
+            read(by_hand(tags | {336: ranges}, inks.tobytes()))
+
+
+def test_a_fill_order_is_refused_with_what_may_stand_there():
+    with pytest.raises(ImageError, match=r"FillOrder \(266\) is 2, allowed: 1;"):
+        read(by_hand({258: 16, 266: 2}, noise("u2").tobytes()))
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("bits", [1, 2, 4, 10, 12, 14])

@@ -10,11 +10,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from assay.data.images.formats.directory import File, read_at
-from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples
+from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, Traits
 
 MAGIC = (b"BM",)
 
@@ -94,7 +95,9 @@ def parse(file: File, page: int | None) -> Header:
     masks = _read_masks(file, size, bits) if compression == 3 else PLAIN.get(bits, ())
     palette = _place_palette(start, size, bits, used)
     layout = Layout(width, abs(height), height < 0, bits, compression, start, palette, masks)
-    return Header(layout.height, width, 1, partial(_decode, file, layout))
+    colour: Any = "palette" if bits <= 8 else "rgb"
+    traits = Traits("BMP", colour, has_alpha=any(masks[3:]))
+    return Header(layout.height, width, 1, traits, partial(_decode, file, layout))
 
 
 def _read_masks(file: File, size: int, bits: int) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ NAMES = {
     339: "SampleFormat",
     347: "JPEGTables",
     32997: "ImageDepth",
+    33629: "UIC2Tag",
     45058: "MPEntry",
 }
 """Tags that are read; of the others nothing is."""
@@ -129,6 +130,10 @@ class Directory:
     def __contains__(self, code: int) -> bool:
         """Tell whether there is such a tag."""
         return code in self._entries
+
+    def count(self, code: int) -> int:
+        """Return how many values a tag has, of any type; 1 where it is missing."""
+        return self._entries[code][1] if code in self._entries else 1
 
     def array(self, code: int, most: int = MOST_VALUES) -> np.ndarray:
         """Read the numbers of a tag; none where it is missing.
@@ -251,6 +256,6 @@ def join_orientation(known: int | None, exif: bytes) -> int | None:
 
 def orientation_of(directory: Directory) -> int | None:
     """Return the orientation (1 to 8) that a directory says, or else the one that it hangs below."""
-    above = directory.above.numbers(ORIENTATION) if directory.above else ()
-    (value, *_) = (*directory.numbers(ORIENTATION), *above, 0)
+    above = directory.above.number(ORIENTATION, 0) if directory.above else 0
+    value = directory.number(ORIENTATION, above)
     return value if 1 <= value <= 8 else None

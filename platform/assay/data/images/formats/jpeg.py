@@ -12,7 +12,14 @@ import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
 from assay.data.images.formats.directory import File, join_orientation, read_at, read_chain
-from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+from assay.data.images.formats.samples import (
+    FormatError,
+    Header,
+    Pixels,
+    Samples,
+    Traits,
+    choose_page,
+)
 from assay.data.images.formats.scans import MOST_MARKERS, Frame, check_whole
 
 MAGIC = (b"\xff\xd8\xff",)
@@ -36,7 +43,11 @@ OTHER_FRAMES = {
 }
 
 
-COLOURS = {1: "grey", 3: "rgb", 4: "inks"}
+MOST_PICTURES = 16
+"""Pictures of no type that are looked at."""
+
+
+COLOURS: dict[int, Any] = {1: "grey", 3: "rgb", 4: "inks"}
 """By the number of components."""
 
 
@@ -48,14 +59,16 @@ def parse(file: File, page: int | None) -> Header:
             none was chosen.
     """
     frame = _read_frame(file)
-    page = choose_page(page, 1 + len(frame.pictures), "pictures")
+    starts = [at for at, is_named in frame.pictures if is_named or _is_as_large(file, at, frame)]
+    page = choose_page(page, 1 + len(starts), "pictures")
     if page:
-        file = io.BytesIO(
-            read_at(file, frame.pictures[page - 1], _length(file) - frame.pictures[page - 1])
-        )
+        start = starts[page - 1]
+        file = io.BytesIO(read_at(file, start, _length(file) - start))
         frame = _read_frame(file)
     _check_frame(frame)
-    return Header(frame.height, frame.width, frame.orientation or 1, partial(_decode, file, frame))
+    traits = Traits("JPEG", COLOURS[len(frame.components)], is_lossy=True)
+    decode = partial(_decode, file, frame)
+    return Header(frame.height, frame.width, frame.orientation or 1, traits, decode)
 
 
 def decode_part(content: bytes, size: tuple[int, int], colours: str | None) -> np.ndarray:
@@ -85,25 +98,34 @@ def _length(file: File) -> int:
     return file.seek(0, io.SEEK_END)
 
 
-def _read_frame(file: File) -> Frame:
+def _is_as_large(file: File, start: int, frame: Frame) -> bool:
+    """Tell whether the picture there is of the frame's size: of no type, a smaller one is a preview, or a map of gain or depth."""
+    try:
+        other = _read_frame(file, start)
+    except FormatError:
+        return False
+    return (other.height, other.width) == (frame.height, frame.width)
+
+
+def _read_frame(file: File, start: int = 0) -> Frame:
     """Read the markers up to the first scan."""
-    frame, at = Frame(), 2
+    frame, at = Frame(), start + 2
     for _ in range(MOST_MARKERS):
-        start = read_at(file, at, 4)
-        if start[0] != 0xFF:
+        mark, kind, *length = read_at(file, at, 4)
+        if mark != 0xFF:
             raise FormatError("its header is damaged: a marker is missing")
-        if start[1] in (0xFF, 0x01, *range(0xD0, 0xD9)):  # filling, or a marker without content
-            at += 1 if start[1] == 0xFF else 2
+        if kind in (0xFF, 0x01, *range(0xD0, 0xD9)):  # filling, or a marker without content
+            at += 1 if kind == 0xFF else 2
             continue
-        size = int.from_bytes(start[2:], "big")
-        if start[1] == 0xDA:
+        size = int.from_bytes(length, "big")
+        if kind == 0xDA:
             frame.scan = at
             return frame
-        if start[1] == 0xD9 or size < 2:
+        if kind == 0xD9 or size < 2:
             raise FormatError("its header is damaged: it ends before its image")
-        if start[1] in _READERS or start[1] in FRAMES or start[1] in OTHER_FRAMES:
+        if kind in _READERS or kind in FRAMES or kind in OTHER_FRAMES:
             content = read_at(file, at + 4, size - 2) if size > 2 else b""
-            _READERS.get(start[1], _read_sizes)(frame, start[1], content, at)
+            _READERS.get(kind, _read_sizes)(frame, kind, content, at)
         at += 2 + size
     raise FormatError(f"its header has more than {MOST_MARKERS} markers")
 
@@ -142,7 +164,7 @@ def _read_adobe(frame: Frame, kind: int, content: bytes, at: int) -> None:
 
 
 def _read_pictures(frame: Frame, kind: int, content: bytes, at: int) -> None:
-    """Read the index of a file of several pictures; previews and those of no type are no pages."""
+    """Read the index of a file of several pictures; previews are no pages."""
     if not content.startswith(b"MPF\0"):
         return
     try:
@@ -154,8 +176,14 @@ def _read_pictures(frame: Frame, kind: int, content: bytes, at: int) -> None:
     numbers = np.frombuffer(entries.astype(np.uint8).tobytes(), np.dtype(f"{order}u4")).reshape(
         -1, 4
     )
-    starts = [int(offset) for kind, _, offset, _ in numbers[1:] if kind >> 16 & 255 == 2]
-    frame.pictures = tuple(at + 8 + start for start in starts)
+    types = [(int(offset), kind & 0xFFFFFF) for kind, _, offset, _ in numbers[1:]]
+    frame.pictures = tuple(
+        (at + 8 + start, kind > 0) for start, kind in types if kind >> 16 == 2 or not kind
+    )
+    if sum(not is_named for _, is_named in frame.pictures) > MOST_PICTURES:
+        raise FormatError(
+            f"it holds more than {MOST_PICTURES} pictures of no type; save each as a file of its own"
+        )
 
 
 _READERS: dict[int, Callable[[Frame, int, bytes, int], None]] = {
@@ -200,8 +228,7 @@ def _decode(file: File, frame: Frame, convert: Callable[[Samples], Pixels]) -> P
     if len(frame.components) == 4:
         check_whole(content, frame)
         return convert(Samples(np.array(JpegImageFile(io.BytesIO(content))), "inks"))
-    colour: Any = COLOURS[len(frame.components)]
-    return convert(Samples(_decode_whole(content, frame), colour))
+    return convert(Samples(_decode_whole(content, frame), COLOURS[len(frame.components)]))
 
 
 def _decode_whole(content: bytes, frame: Frame, **spaces: Any) -> np.ndarray:

@@ -1,16 +1,14 @@
 """PNG files: chunks, checked and bounded, and pixels by libpng.
 
-libpng is given a file with no more than the header and the pixels, so that it changes no value by a
-palette, transparency or gamma: sBIT, gAMA, cHRM and iCCP do not change what was stored.
+libpng is given a file with no more than the header and the rows (see `rows`), so that it changes no value
+by a palette, transparency or gamma: sBIT, gAMA, cHRM and iCCP do not change what was stored.
 
 Source: PNG (W3C, third edition), sections 5, 11 and 13.
 """
 
 import io
-import logging
 import os
 import struct
-import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,20 +18,38 @@ from typing import Any
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
+from assay.data.images.formats import rows
 from assay.data.images.formats.directory import File, read_at, read_orientation
-from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+from assay.data.images.formats.samples import (
+    FormatError,
+    Header,
+    Pixels,
+    Samples,
+    Traits,
+    choose_page,
+)
 
-MAGIC = (b"\x89PNG\r\n\x1a\n",)
+MAGIC = (rows.MAGIC,)
 
 
 MOST_CHUNKS = 100_000
+
+
+MOST_SIDE = 1_000_000
+"""Pixels, as libpng reads."""
 
 
 MOST_BYTES = 1 << 20
 """Of a chunk that is read beside the pixels."""
 
 
-KINDS = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("rgb", 4)}
+KINDS: dict[int, tuple[Any, int]] = {
+    0: ("grey", 1),
+    2: ("rgb", 3),
+    3: ("palette", 1),
+    4: ("grey", 2),
+    6: ("rgb", 4),
+}
 """Colour type: what it holds and how many samples."""
 
 
@@ -41,12 +57,17 @@ DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 1
 """Colour type: bits per sample."""
 
 
-HARMLESS = ("xtra compressed data", "oo much image data", "nterlace")
-"""In what libpng warns of: rows are followed by something, or it was not told how they are interlaced."""
-
-
 EARLY = (b"PLTE", b"tRNS", b"acTL")
 """Chunks that stand before the pixels."""
+
+
+@dataclass
+class Frame:
+    """A frame of an animation: its sides, and start and length of its chunks."""
+
+    width: int
+    height: int
+    parts: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -61,10 +82,16 @@ class Chunks:
     named: dict[bytes, bytes] = field(default_factory=dict)
     """Content of the chunks that are read."""
     pixels: list[tuple[int, int]] = field(default_factory=list)
-    """Start and length of each IDAT chunk with its frame of 12 bytes."""
+    """Start and length of the content of each IDAT chunk."""
     has_end: bool = False
+    frames: list[Frame] = field(default_factory=list)
     is_framed: bool = False
     """The image in the IDAT chunks is a frame of the animation, where there is one."""
+
+    @property
+    def form(self) -> rows.Form:
+        """How its rows are laid out; numbers of a palette as grey."""
+        return rows.Form(self.bits, 0 if self.kind == 3 else self.kind, self.interlace)
 
 
 def parse(file: File, page: int | None) -> Header:
@@ -79,14 +106,20 @@ def parse(file: File, page: int | None) -> Header:
         raise FormatError(
             "it holds an animation and a picture that is none of its frames, and readers show one or the other; save what is meant as a file of its own"
         )
+    if b"acTL" in chunks.named and chunks.has_end and frames != len(chunks.frames):
+        raise FormatError(
+            f"it says that it is an animation of {frames} frames, and holds {len(chunks.frames)}"
+        )
     page = choose_page(page, max(frames, 1), "frames of an animation")
     if page and chunks.bits == 16:
         raise FormatError(
             "its frames have 16 bits; save the one that is meant as a file of its own"
         )
-    decode = partial(_decode_frame, file, page) if page else partial(_decode, file, chunks)
+    decode = partial(_decode_frame, file, chunks, page) if page else partial(_decode, file, chunks)
     orientation = read_orientation(chunks.named.get(b"eXIf", b"")) or 1
-    return Header(chunks.height, chunks.width, orientation, decode)
+    colour, num = KINDS[chunks.kind]
+    traits = Traits("PNG", colour, has_alpha=num in (2, 4) or b"tRNS" in chunks.named)
+    return Header(chunks.height, chunks.width, orientation, traits, decode)
 
 
 def _read_chunks(file: File) -> Chunks:
@@ -108,11 +141,18 @@ def _read_chunks(file: File) -> Chunks:
             if kind == b"IHDR":
                 _read_sizes(chunks)
         elif kind == b"IDAT":
-            chunks.pixels.append((at, length + 12))
+            chunks.pixels.append((at + 8, length))
         elif kind == b"IEND":
             chunks.has_end = True
             break
-        chunks.is_framed |= kind == b"fcTL" and not chunks.pixels
+        elif kind == b"fcTL":
+            sides = struct.unpack(">4xII", _read_chunk(file, kind, length)[:12])
+            if sides[0] > chunks.width or sides[1] > chunks.height:
+                raise FormatError("a frame of its animation is larger than the whole")
+            chunks.frames.append(Frame(*sides))
+            chunks.is_framed |= not chunks.pixels
+        elif kind == b"fdAT" and chunks.frames and length > 4:
+            chunks.frames[-1].parts.append((at + 8, length))
         at += length + 12
     else:
         raise FormatError(f"it has more than {MOST_CHUNKS} chunks")
@@ -155,7 +195,7 @@ def _read_sizes(chunks: Chunks) -> None:
             f"its header says colour type {chunks.kind}, {chunks.bits} bits, compression {packing}, filter {filters} and interlace "
             f"{chunks.interlace}, which PNG does not have"
         )
-    if not chunks.width or not chunks.height or max(chunks.width, chunks.height) >= 1 << 31:
+    if not chunks.width or not chunks.height or max(chunks.width, chunks.height) > MOST_SIDE:
         raise FormatError(f"its header says {chunks.width} x {chunks.height} pixels")
 
 
@@ -163,56 +203,22 @@ def _decode(file: File, chunks: Chunks, convert: Callable[[Samples], Pixels]) ->
     """Decode the image that stands in the IDAT chunks."""
     if not chunks.has_end or not chunks.pixels:
         raise FormatError("it is truncated, its end marker is missing")
-    kind = 0 if chunks.kind == 3 else chunks.kind
-    numbers = chunks.width, chunks.height, chunks.bits, kind, 0, 0, chunks.interlace
-    parts = [MAGIC[0], _chunk(b"IHDR", struct.pack(">IIBBBBB", *numbers))]
-    parts += [read_at(file, start, length) for start, length in chunks.pixels]
-    pixels = _decode_strictly(b"".join([*parts, _chunk(b"IEND", b"")]))
+    content = b"".join(_read_part(file, b"IDAT", *place) for place in chunks.pixels)
+    pixels = rows.decode(content, chunks.width, chunks.height, chunks.form)
     if chunks.bits < 8:  # libpng spreads them over 8 bits
         pixels = pixels // np.uint8(255 // (2**chunks.bits - 1))
     return convert(_samples(pixels, chunks))
 
 
-class _Warnings(logging.Handler):
-    """Keeps what libpng warns of, by thread; else it would be printed, and damage passed over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept = threading.local()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep one."""
-        getattr(self.kept, "words", []).append(record.getMessage())
-
-
-_WARNINGS = _Warnings()
-logging.getLogger("imagecodecs").addHandler(_WARNINGS)
-logging.getLogger("imagecodecs").propagate = False
-
-
-def _decode_strictly(content: bytes) -> np.ndarray:
-    """Decode by libpng; what it warns of is damage, but for bytes behind the last row."""
-    import imagecodecs  # a file of another format is read without it
-
-    words: list[str] = []
-    _WARNINGS.kept.words = words
-    try:
-        pixels = imagecodecs.png_decode(content)
-    except imagecodecs.PngError as error:
-        raise FormatError(f"its pixels are truncated or damaged ({error})") from None
-    damage = [each for each in words if not any(word in each for word in HARMLESS)]
-    if damage:
-        raise FormatError(f"its pixels are truncated or damaged ({damage[0]})")
-    return pixels
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    sums = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", sums)
+def _read_part(file: File, kind: bytes, start: int, length: int) -> bytes:
+    """Read a chunk of compressed rows."""
+    content, sums = read_at(file, start, length + 4)[:length], read_at(file, start + length, 4)
+    if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(sums, "big"):
+        raise FormatError("its pixels are damaged (a chunk does not agree with its sum)")
+    return content
 
 
 def _samples(pixels: np.ndarray, chunks: Chunks) -> Samples:
-    colour: Any
     colour, num = KINDS[chunks.kind]
     alpha = palette = None
     if num in (2, 4):
@@ -243,8 +249,14 @@ def _opaque(pixels: np.ndarray, clear: bytes, num: int, bits: int) -> np.ndarray
     return np.where(same.all(2), top.dtype.type(0), top)
 
 
-def _decode_frame(file: File, page: int, convert: Callable[[Samples], Pixels]) -> Pixels:
-    """Decode a later frame of an animation, drawn over those before it."""
+def _decode_frame(
+    file: File, chunks: Chunks, page: int, convert: Callable[[Samples], Pixels]
+) -> Pixels:
+    """Decode a later frame of an animation, drawn over those before it; Pillow passes over rows that are missing."""
+    _decode(file, chunks, Samples.rgb)
+    for frame in chunks.frames[1 : page + 1]:
+        content = b"".join(_read_part(file, b"fdAT", *place)[4:] for place in frame.parts)
+        rows.decode(content, frame.width, frame.height, chunks.form)
     file.seek(0)
     image = PngImageFile(io.BytesIO(file.read()))
     image.seek(page)

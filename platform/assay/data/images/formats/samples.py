@@ -61,16 +61,16 @@ class Samples:
         Raises:
             FormatError: as `rgb`; the file has no such plane; or its samples are no levels.
         """
-        if plane == "alpha":
-            if self.alpha is None:
-                raise FormatError("it has no alpha channel")
-            return to_uint8(self.alpha, FULL)
+        if plane == "alpha" and self.alpha is None:
+            raise FormatError("it has no alpha channel")
         if plane == "index":
             return self._index()
         if self.pixels.dtype.kind == "f" or self.bits > 16:
             raise FormatError(
                 f"its samples are {self._kind}, which no mask is read from; save it as grey of 8 bits"
             )
+        if plane == "alpha" and self.alpha is not None:
+            return to_uint8(self.alpha, float(2**self.bits - 1))
         levels = self._levels() if self.colour == "grey" else self.rgb().max(2)
         if 8 < self.bits < 16:  # half of the range is then half of 16 bits
             levels = np.rint(levels * (FULL / (2**self.bits - 1))).astype(np.uint16)
@@ -124,6 +124,18 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What a header says of the samples: the file's format, what they are, and what was done to them."""
+
+    format: str
+    colour: Literal["grey", "rgb", "inks", "palette"]
+    has_alpha: bool = False
+    """Transparency is told, by a channel or by colours that are transparent."""
+    is_lossy: bool = False
+    """Values were changed by the compression."""
+
+
+@dataclass(frozen=True)
 class Header:
     """What a header says, and how the pixels behind it are read.
 
@@ -131,6 +143,7 @@ class Header:
         height: of the stored image, before it is turned upright (pixels).
         width: likewise.
         orientation: EXIF orientation, 1 to 8.
+        traits: of its samples.
         decode: makes an array of samples by a function, which may be called with one part after
             another; raises FormatError, or what a decoder raises.
     """
@@ -138,6 +151,7 @@ class Header:
     height: int
     width: int
     orientation: int
+    traits: Traits
     decode: Callable[[Callable[[Samples], Pixels]], Pixels]
 
 

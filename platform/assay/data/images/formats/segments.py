@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from assay.data.images.formats.directory import MOST_SEGMENTS, NAMES, Directory, File, read_at
-from assay.data.images.formats.samples import FormatError, Samples
+from assay.data.images.formats.samples import FormatError, Samples, Traits
 from assay.data.images.formats.table import (
     ALPHA,
     BYTE_CODECS,
@@ -73,16 +73,18 @@ class Segments:
         predictors = [each for each in codec.predictors if self._may_be_predicted(each)]
         if self.predictor not in predictors:
             raise refusal(317, self.predictor, predictors, self.compression)
-        if self.fill_order not in codec.fill_orders or (self.fill_order == 2 and self.bits > 8):
-            raise refusal(266, self.fill_order, codec.fill_orders, self.compression)
+        fill_orders = codec.fill_orders if self.bits <= 8 else (1,)
+        if self.fill_order not in fill_orders:
+            raise refusal(266, self.fill_order, fill_orders, self.compression)
         if self.planar not in ((1,) if self.compression in (7, 50001) else (1, 2)):
             raise refusal(284, self.planar, (1,), self.compression)
         for code in (32997, 332):  # one slice; inks in the usual order
             if tags.number(code, 1) != 1:
                 raise refusal(code, tags.number(code), (1,))
-        if self.photometric == 5 and tags.numbers(336)[:2] not in ((), (0, 2**self.bits - 1)):
+        ranges, most = tags.numbers(336), 2**self.bits - 1
+        if self.photometric == 5 and ranges != (0, most) * (len(ranges) // 2):
             raise FormatError(
-                f"its DotRange (336) is {tags.numbers(336)[:2]}, allowed: 0 for no ink and {2**self.bits - 1} for all; save it as RGB"
+                f"its DotRange (336) is {ranges}, allowed: 0 for no ink and {most} for all; save it as RGB"
             )
         self._check_extras(colour)
 
@@ -146,6 +148,12 @@ class Segments:
         if self.bits <= 8:
             return np.dtype(np.uint8)
         return np.dtype(np.uint16 if self.dtype == np.uint16 else np.float32)
+
+    @property
+    def traits(self) -> Traits:
+        """What its samples are; WebP counts as lossy, though it need not be."""
+        is_lossy = self.compression in (7, 50001)
+        return Traits("TIFF", COLOURS[self.photometric].kind, self.extra in (1, 2), is_lossy)
 
     def box(self, index: int) -> tuple[slice, slice]:
         """Return the rows and columns of the image that a segment covers."""

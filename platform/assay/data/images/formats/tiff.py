@@ -1,10 +1,12 @@
 """TIFF and BigTIFF files: which of their directories is the image, and its pixels.
 
 Reduced pictures and masks (254, bits 0 and 2) are no pages. A picture that hangs below a reduced one
-as a SubIFD, as in raw files of cameras, is one, and so is one that is larger than what it hangs below,
-which then may be a preview that nobody marked.
+as a SubIFD, as in raw files of cameras, is one, and so is one that is no smaller than what it hangs below,
+which then may be a preview that nobody marked. Frames that stand behind the first without directories
+of their own are counted by what their writer says.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,7 +37,8 @@ def parse(file: File, page: int | None) -> Header:
     directory = find_page(file, page)
     segments = Segments(directory)
     decode = partial(_decode, file, segments)
-    return Header(segments.height, segments.width, orientation_of(directory) or 1, decode)
+    orientation = orientation_of(directory) or 1
+    return Header(segments.height, segments.width, orientation, segments.traits, decode)
 
 
 def find_page(file: File, page: int | None) -> Directory:
@@ -53,7 +56,7 @@ def find_page(file: File, page: int | None) -> Directory:
         below = [each for each in read_below(directory) if _is_image(each)]
         if is_page:
             pages.append(directory)
-            below = [each for each in below if _area(each) > _area(directory)]
+            below = [each for each in below if _area(each) >= _area(directory)]
         pages += below
     if first is None:
         raise FormatError("it has no directory, and so no image")
@@ -61,9 +64,9 @@ def find_page(file: File, page: int | None) -> Directory:
         raise FormatError(
             "its NewSubfileType (254) marks every picture in it as a preview or a mask; save the image itself"
         )
-    frames = _frames_of_imagej(first) if len(pages) == 1 else 1
+    frames, writer = _hidden_frames(first) if len(pages) == 1 else (1, "")
     if frames > 1 and page != 0:
-        choose_page(page if page is None or page >= frames else None, frames, "frames of ImageJ")
+        choose_page(page if page is None or page >= frames else None, frames, f"frames of {writer}")
     return pages[choose_page(page, len(pages)) if frames == 1 else 0]
 
 
@@ -88,11 +91,17 @@ def _area(directory: Directory) -> int:
     return directory.number(256, 0) * directory.number(257, 0)
 
 
-def _frames_of_imagej(directory: Directory) -> int:
-    """Count the frames that ImageJ wrote behind the first without a directory, as of large stacks."""
+def _hidden_frames(directory: Directory) -> tuple[int, str]:
+    """Count the frames that a writer put behind the first without a directory, as of large stacks; name the writer."""
     words = directory.array(270, 1 << 20).tobytes() if 270 in directory else b""
     named = re.search(rb"\nimages=(\d{1,9})", words) if words.startswith(b"ImageJ=") else None
-    return int(named[1]) if named else 1
+    if named:
+        return int(named[1]), "ImageJ"
+    shape = re.match(rb'{"shape": \[([\d, ]{1,99})\].*"truncated": true', words)
+    if shape:
+        size = directory.number(256) * directory.number(257) * directory.number(277, 1)
+        return math.prod(map(int, shape[1].split(b","))) // size, "tifffile"
+    return directory.count(33629), "MetaMorph"
 
 
 def _decode(file: File, segments: Segments, convert: Callable[[Samples], Pixels]) -> Pixels:

@@ -13,7 +13,14 @@ import numpy as np
 from PIL.WebPImagePlugin import WebPImageFile
 
 from assay.data.images.formats.directory import File, join_orientation, read_at
-from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
+from assay.data.images.formats.samples import (
+    FormatError,
+    Header,
+    Pixels,
+    Samples,
+    Traits,
+    choose_page,
+)
 
 MAGIC = (b"RIFF",)
 
@@ -34,6 +41,7 @@ class Chunks:
     frames: int = 0
     orientation: int | None = None
     has_image: bool = False
+    is_lossy: bool = False
 
 
 def parse(file: File, page: int | None) -> Header:
@@ -45,7 +53,8 @@ def parse(file: File, page: int | None) -> Header:
     chunks = _read_chunks(file)
     page = choose_page(page, max(chunks.frames, 1), "frames of an animation")
     decode = partial(_decode_frame, file, page) if chunks.frames else partial(_decode, file, chunks)
-    return Header(chunks.height, chunks.width, chunks.orientation or 1, decode)
+    traits = Traits("WEBP", "rgb", chunks.has_alpha or bool(chunks.frames), chunks.is_lossy)
+    return Header(chunks.height, chunks.width, chunks.orientation or 1, traits, decode)
 
 
 def decode_still(content: bytes, size: tuple[int, int], num: int) -> np.ndarray:
@@ -64,11 +73,6 @@ def decode_still(content: bytes, size: tuple[int, int], num: int) -> np.ndarray:
     return imagecodecs.webp_decode(content, hasalpha=num == 4)
 
 
-def is_lossy(file: File) -> bool:
-    """Tell whether its still image is compressed with loss, by the kind of its chunk."""
-    return any(kind == b"VP8 " for kind, _, _ in _walk(file))
-
-
 def _read_chunks(file: File) -> Chunks:
     chunks = Chunks()
     for kind, at, size in _walk(file):
@@ -79,6 +83,7 @@ def _read_chunks(file: File) -> Chunks:
             chunks.width, chunks.height = width, height
         elif kind == b"VP8 ":
             content = read_at(file, at, 10)
+            chunks.is_lossy = True
             sides = (int.from_bytes(content[i : i + 2], "little") & 0x3FFF for i in (6, 8))
             _set_size(chunks, *sides)
         elif kind == b"VP8L":
@@ -87,6 +92,8 @@ def _read_chunks(file: File) -> Chunks:
             _set_size(chunks, (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
         elif kind == b"ANMF":
             chunks.frames += 1
+            # a frame's own chunks stand behind 16 bytes; transparency of its own has lossy pixels alone
+            chunks.is_lossy |= read_at(file, at + 16, 4) in (b"ALPH", b"VP8 ")
         elif kind == b"EXIF" and size <= MOST_EXIF_BYTES:
             exif = read_at(file, at, size) if size else b""
             chunks.orientation = join_orientation(chunks.orientation, exif)
@@ -104,8 +111,8 @@ def _set_size(chunks: Chunks, width: int, height: int) -> None:
 
 
 def _walk(file: File) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, place and size of each chunk that begins within the file."""
-    end = file.seek(0, os.SEEK_END)
+    """Yield kind, place and size of each chunk that begins within the file, and within what it says is its own."""
+    end = min(file.seek(0, os.SEEK_END), 8 + int.from_bytes(read_at(file, 4, 4), "little"))
     at = 12
     for _ in range(MOST_CHUNKS):
         if at + 8 > end:
