@@ -37,7 +37,7 @@ CONTROL = {
 
 
 REASONS = {
-    404: "Not Found",
+    404: "There is no such path; GET /openapi.json lists them.",
     408: "The request took too long.",
     429: "The server is full; try again in a second.",
     431: f"The head of the request is larger than {HEAD_BYTES} bytes or has more than {HEADERS} headers.",
@@ -150,9 +150,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(url), 0)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header."""
+        """Count a header; what follows the body in its place is counted and left out."""
         self._count(len(name) + len(value), 1)
-        super().on_header(name, value)
+        if self.in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Let it be answered."""
@@ -169,11 +170,22 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         self._watch()
 
+    def _should_upgrade(self) -> bool:
+        """Take what would be a WebSocket as the request that it begins as: there are none here."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing of it in the log: anyone can ask."""
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, or too large a one, in the form of every refusal."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # an earlier request is being answered on this connection
-            return
+            is_its_body = self.in_message and not self.in_head and not self.pipeline
+            if self.cycle.response_started or not is_its_body:
+                self.transport.close()  # an earlier request is being answered on this connection
+                return
+            self.cycle.disconnected = True  # so that nobody else answers this one
+            self.cycle.message_event.set()
         headers, content = form(self.status, REASONS.get(self.status, msg), uuid4().hex)
         lines = [b"%b: %b\r\n" % pair for pair in [*headers, (b"connection", b"close")]]
         self.transport.write(b"".join([STATUS_LINE[self.status], *lines, b"\r\n", content]))
