@@ -177,6 +177,9 @@ def test_a_websocket_is_the_request_that_it_begins_as(talk):
     status, headers, _ = parsed(reply)
     assert status == 200
     assert len(headers["x-request-id"]) == 32
+    for kind in (b"h2c", b"websocket"):  # whose body would not be read
+        post = b"POST / HTTP/1.1\r\ncontent-length: 3\r\nconnection: upgrade\r\nupgrade: "
+        assert is_refused(talk(sends(post + kind + b"\r\n\r\nabc"))[0], 501)
 
 
 def test_requests_on_one_connection_are_each_counted_alone(talk):

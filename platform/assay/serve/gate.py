@@ -41,6 +41,7 @@ REASONS = {
     408: "The request took too long.",
     429: "The server is full; try again in a second.",
     431: f"The head of the request is larger than {HEAD_BYTES} bytes or has more than {HEADERS} headers.",
+    501: "A connection does not change its protocol here; send the request without the header Upgrade.",
 }
 
 
@@ -156,8 +157,16 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Let it be answered."""
+        """Let it be answered.
+
+        Raises:
+            ValueError: the parser would leave out its body, as that of another protocol.
+        """
         self.in_head = False
+        has_body = {name for name, _ in self.headers} & {b"content-length", b"transfer-encoding"}
+        if has_body and self.parser.should_upgrade():
+            self.status = 501
+            raise ValueError(REASONS[501])
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
