@@ -165,6 +165,20 @@ def test_a_body_that_is_none_is_refused_and_an_earlier_answer_is_not(talk):
         assert reply.startswith(b"HTTP/1.1 200")
 
 
+def test_a_whole_request_is_answered_whatever_follows_it(talk):
+    """A body that is longer than it says, for one."""
+    post = b"POST /reads HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc"
+    for rest in (
+        b"\x89PNG",
+        b"GET / HTTP/1.1\r\nno header\r\n\r\n",
+        GET + b"x: " + b"y" * HEAD_BYTES,
+    ):
+        (reply,) = talk(sends(post * 2 + rest))
+        assert reply.count(b"HTTP/1.1 200") == 2
+        (reply,) = talk(sends(post + rest))
+        assert reply.startswith(b"HTTP/1.1 200")
+
+
 def test_what_follows_a_body_changes_no_header(talk):
     (reply,) = talk(sends(CHUNKED, b"0\r\nx-late: 1\r\n\r\n", pause=0.1))
     assert parsed(reply)[0] == 200

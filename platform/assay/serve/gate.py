@@ -110,7 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with the bounds of `HEAD_BYTES`, `HEADERS` and `SECONDS`; answers go out whole."""
 
     in_head = in_message = False
-    is_refused = False
+    is_refused = is_over = False
     num_bytes = num_headers = 0
     state = ""
     status = 400
@@ -129,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what of a head arrives, and how long that takes."""
-        if self.is_refused:
+        if self.is_refused or self.is_over:
             return
         was_in_head = self.in_head
         super().data_received(data)
@@ -189,9 +189,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, or too large a one, in the form of every refusal."""
         if self.cycle is not None and not self.cycle.response_complete:
-            is_its_body = self.in_message and not self.in_head and not self.pipeline
-            if self.cycle.response_started or not is_its_body:
-                self.transport.close()  # an earlier request is being answered on this connection
+            if (
+                self.in_head or not self.in_message
+            ):  # what follows a whole request, which is answered
+                self.cycle.keep_alive = self.in_head = False
+                self.is_over = True
+                return
+            if self.cycle.response_started or self.pipeline:
+                self.transport.close()  # an answer is under way, of this request or an earlier one
                 return
             self.cycle.disconnected = True  # so that nobody else answers this one
             self.cycle.message_event.set()
