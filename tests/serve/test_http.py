@@ -215,6 +215,7 @@ def test_counts_of_images_and_parameters_are_checked(ask, pictures):
     assert is_refused(ask("POST", "/v1/layers?model=challenger", content=whole), 404, "challenger")
     assert is_refused(ask("GET", "/elsewhere"), 404, "no such path")
     assert is_refused(ask("DELETE", "/v1/models"), 405, "takes GET, not DELETE")
+    assert is_refused(ask("POST", "/v1/models", content=whole), 405, "takes GET, not POST")
 
 
 def test_only_known_parameters_are_taken_each_once(ask, pictures):

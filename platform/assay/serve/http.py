@@ -196,6 +196,11 @@ def _add_models(app: FastAPI, service: Service, responses: Responses) -> None:
         _refuse_unknown(request)
         return await service.models()
 
+    @app.post("/v1/models", include_in_schema=False)
+    async def no_task() -> None:
+        """Refuse what the path of tasks would take for one."""
+        raise HTTPException(405, headers={"Allow": "GET"})
+
     @app.post("/v1/models/{task}", responses=_only(responses, 401, 403, 404, 409, 422))
     async def promote(
         request: Request, task: str, version: Version, model: Alias = "champion"
