@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
+import assay
 from assay.bundle import trial
 from assay.bundle.bundle import Bundle
 from assay.bundle.card import MOST_FILES, read_card
@@ -307,6 +310,21 @@ def test_a_graph_that_never_ends_or_kills_its_process_is_refused_from_outside(
     killer.chmod(0o755)
     monkeypatch.setattr(trial.sys, "executable", str(killer))
     fails("ends the process that opens it .signal SIGSEGV")
+
+
+def test_a_trial_takes_half_of_the_memory_that_is_free_and_ends_first_where_it_is_short(folder):
+    code = (
+        "import sys; from pathlib import Path; from assay.bundle import trial\nimport numpy as np\n"
+    )
+    code += "read = Path.read_text; told = 'MemAvailable:  400000 kB'\n"
+    code += "Path.read_text = lambda p, *a: told if p.name == 'meminfo' else read(p, *a)\n"
+    code += "trial._limit_memory(Path(sys.argv[1])); np.ones(100 << 20, np.uint8)\n"
+    code += "try:\n np.ones(250 << 20, np.uint8)\nexcept MemoryError:\n print('short')\n"
+    code += "print(read(Path('/proc/self/oom_score_adj')))"
+    environment = os.environ | {"PYTHONPATH": str(Path(assay.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(folder)]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["short", "1000"]
 
 
 def test_what_passed_once_is_compared_with_its_hashes_alone(folder, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.cli.console import main
-from assay.errors import ConfigError, ServeError
+from assay.errors import BundleError, ConfigError, ServeError
 from assay.serve.config import ApplicationConfig, ServeConfig, check_certificate
 from assay.serve.deployment import changes, configuration, read_applications
 
@@ -214,6 +214,28 @@ def test_a_bundle_that_does_not_open_is_not_followed_whatever_is_wrong_with_it(
     assert follow()["parts"]["champion"] == back.id
     assert refused == {}
     assert len([line for line in caplog.messages if "is not followed" in line]) == 2
+
+
+def test_a_bundle_that_takes_long_to_fail_holds_others_up_a_small_part_of_the_time(
+    following, tmp_path, make_bundle, judged_rows, monkeypatch
+):
+    registry, follow, _ = following
+    before, clock, tried = follow(), [1e9], []
+    monkeypatch.setattr("assay.serve.deployment.time.time", lambda: clock[0])
+
+    def hang(folder: Path, *_: object) -> None:
+        tried.append(clock[0])
+        clock[0] += 300
+        raise BundleError("It does not open within 300 s.")
+
+    monkeypatch.setattr("assay.serve.deployment.try_bundle", hang)
+    promote(registry, make_bundle(tmp_path / "c", bias=1.0), judged_rows(0.9), "champion")
+    for _ in range(2000):
+        assert follow() == before
+        clock[0] += 10
+    spent = 300 * len(tried)
+    assert len(tried) > 1
+    assert spent < 0.1 * (clock[0] - 1e9)
 
 
 def test_one_bad_entry_of_a_registry_stops_no_other(following, caplog):

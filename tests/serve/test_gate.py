@@ -16,7 +16,9 @@ from assay.serve.gate import HEAD_BYTES, HEADERS, BoundedProtocol, Gate
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
-    """Tell the request's id; or fail as Ray Serve's proxy does when what is behind it dies."""
+    """Tell the request's headers; or fail as Ray Serve's proxy does when what is behind it dies."""
+    while scope["path"] == "/reads" and (await receive()).get("more_body"):
+        pass
     headers = dict(scope["headers"])
     if scope["path"] == "/dies":
         raise RuntimeError("no replica")
@@ -147,6 +149,51 @@ def test_time_runs_from_the_first_byte_and_on_connections_that_say_nothing(talk)
 
 def test_what_is_no_request_has_an_id_too(talk):
     assert is_refused(talk(sends(b"\x16\x03\x01 tls?\r\n\r\n"))[0], 400)
+
+
+CHUNKED = (
+    b"POST /reads HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+
+
+def test_a_body_that_is_none_is_refused_and_an_earlier_answer_is_not(talk):
+    first = GET.replace(b"/", b"/reads", 1) + b"\r\n"
+    for body in (b"zz\r\nabc", b"3\r\nabcX", b"0\r\nx: " + b"y" * HEAD_BYTES + b"\r\n\r\n"):
+        assert talk(sends(CHUNKED + body))[0].count(b"HTTP/1.1 4") == 1
+        assert is_refused(talk(sends(CHUNKED + body))[0], 431 if len(body) > 99 else 400)
+        (reply,) = talk(sends(first, CHUNKED + body, pause=0.1))
+        assert reply.startswith(b"HTTP/1.1 200")
+
+
+def test_a_whole_request_is_answered_whatever_follows_it(talk):
+    """A body that is longer than it says, for one."""
+    post = b"POST /reads HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc"
+    for rest in (
+        b"\x89PNG",
+        b"GET / HTTP/1.1\r\nno header\r\n\r\n",
+        GET + b"x: " + b"y" * HEAD_BYTES,
+    ):
+        (reply,) = talk(sends(post * 2 + rest))
+        assert reply.count(b"HTTP/1.1 200") == 2
+        (reply,) = talk(sends(post + rest))
+        assert reply.startswith(b"HTTP/1.1 200")
+
+
+def test_what_follows_a_body_changes_no_header(talk):
+    (reply,) = talk(sends(CHUNKED, b"0\r\nx-late: 1\r\n\r\n", pause=0.1))
+    assert parsed(reply)[0] == 200
+    assert b"x-late" not in reply
+
+
+def test_a_websocket_is_the_request_that_it_begins_as(talk):
+    lines = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    (reply,) = talk(sends(GET + lines + b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"))
+    status, headers, _ = parsed(reply)
+    assert status == 200
+    assert len(headers["x-request-id"]) == 32
+    for kind in (b"h2c", b"websocket"):  # whose body would not be read
+        post = b"POST / HTTP/1.1\r\ncontent-length: 3\r\nconnection: upgrade\r\nupgrade: "
+        assert is_refused(talk(sends(post + kind + b"\r\n\r\nabc"))[0], 501)
 
 
 def test_requests_on_one_connection_are_each_counted_alone(talk):

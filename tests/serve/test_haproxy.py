@@ -312,3 +312,43 @@ def test_ray_is_told_of_it_for_as_long_as_it_is_there(certificate, monkeypatch, 
 def test_a_configuration_of_another_form_is_no_start():
     with pytest.raises(ValueError, match="not 1"):
         haproxy.edit("global\n", {"host": "", "certificate": "", "body_s": 1.0, "digests": ""})
+
+
+class Hasty(Replica):
+    """Answers as soon as it has a head, whatever is still to come."""
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as file, suppress(ConnectionError):
+            while head := read_head(file):
+                if b"/-/healthz" in head:
+                    connection.sendall(REPLY)
+                else:
+                    self.does(connection)
+
+
+def refuses(connection: socket.socket) -> None:
+    body = b'{"error":"This needs a token \\\\ \\"so\\".","request":"a1"}'
+    lines = [b"HTTP/1.1 401 No", b"content-type: application/json", b"x-request-id: a1"]
+    lines += [b"www-authenticate: Bearer", b"content-length: %d" % len(body), b"", body]
+    connection.sendall(b"\r\n".join(lines))
+
+
+def test_who_is_refused_holds_no_connection_by_a_body_that_does_not_come(balance):
+    port = balance(Hasty(refuses))
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as opened:
+        opened.sendall(
+            b"POST /v1/parts HTTP/1.1\r\nhost: a\r\nx-request-id: a1\r\ncontent-length: 90000000\r\n\r\nx"
+        )
+        reply = b"".join(iter(lambda: opened.recv(65536), b""))  # to the end of the connection
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 401 ")
+    assert json.loads(body) == {"error": 'This needs a token \\ "so".', "request": "a1"}
+    lines = head.lower().split(b"\r\n")
+    assert {b"x-request-id: a1", b"www-authenticate: bearer", b"connection: close"} <= set(lines)
+    assert not any(line.startswith(b"allow") for line in lines)
+
+
+def test_what_names_no_path_is_a_refusal_of_it(balance):
+    port = balance(Replica(answers))
+    for line in (b"OPTIONS *", b"CONNECT a:80", b"POST v1/parts"):
+        assert is_refused(ask(port, line + b" HTTP/1.1"), 404)

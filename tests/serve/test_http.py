@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gzip
+import io
 import itertools
 import json
 import re
@@ -14,10 +15,12 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
+import tifffile
 
 from assay.bundle.bundle import Bundle
 from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
+from assay.serve.contract import for_sender
 from assay.serve.http import make_app
 from assay.serve.limits import Limits
 from assay.serve.tokens import Tokens
@@ -34,7 +37,8 @@ def is_refused(reply: httpx.Response, status: int, text: str) -> bool:
     sentence = body["error"]
     assert (reply.status_code, set(body)) == (status, {"error", "request"}), body
     assert body["request"] == reply.headers["x-request-id"]
-    assert "/" not in sentence.replace("/v1/models", "")
+    assert "/" not in re.sub("/v1/models|/openapi.json", "", sentence)
+    assert "--" not in sentence
     assert "Traceback" not in sentence
     return text in sentence
 
@@ -203,14 +207,15 @@ def test_counts_of_images_and_parameters_are_checked(ask, pictures):
     assert is_refused(ask("POST", "/v1/parts", content=whole, headers=form), 422, "boundary")
     form = {"content-type": "multipart/related; boundary=x"}
     assert is_refused(ask("POST", "/v1/parts", content=whole, headers=form), 415, "another kind")
-    assert is_refused(ask("POST", "/v1/parts/", content=whole), 404, "Not Found")
+    assert is_refused(ask("POST", "/v1/parts/", content=whole), 404, "no such path")
     for version in ("../../etc", "", "%00", "a" * 65):
         reply = ask("POST", f"/v1/models/parts?version={version}")
         assert is_refused(reply, 422, "The parameter version cannot be used")
     assert is_refused(ask("POST", "/v1/none", content=whole), 404, "no such task")
     assert is_refused(ask("POST", "/v1/layers?model=challenger", content=whole), 404, "challenger")
-    assert is_refused(ask("GET", "/elsewhere"), 404, "Not Found")
-    assert is_refused(ask("DELETE", "/v1/models"), 405, "Not Allowed")
+    assert is_refused(ask("GET", "/elsewhere"), 404, "no such path")
+    assert is_refused(ask("DELETE", "/v1/models"), 405, "takes GET, not DELETE")
+    assert is_refused(ask("POST", "/v1/models", content=whole), 405, "takes GET, not POST")
 
 
 def test_only_known_parameters_are_taken_each_once(ask, pictures):
@@ -272,6 +277,28 @@ def test_an_uncompressed_image_of_26_megapixels_passes_by_default(ask):
     reply = ask("POST", "/v1/parts", content=content)
     assert reply.status_code == 200, reply.text
     assert [reply.json()["views"][0][side] for side in ("height", "width")] == [5100, 5100]
+
+
+def test_a_path_with_an_encoded_sign_is_told_to_be_none(ask, pictures):
+    """HAProxy sends it past its task, where it would be told for ever that the task starts."""
+    whole = pictures[0].read_bytes()
+    for path in ("/v1/%70arts", "/v1%2fparts", "/v1/parts%20"):
+        assert is_refused(ask("POST", path, content=whole), 404, "write it plainly")
+    assert is_refused(ask("POST", "/v1/%70arts", headers={"authorization": ""}), 404, "plainly")
+    assert ask("POST", "/v1/parts?model=%63hampion", content=whole).status_code == 200
+
+
+def test_who_has_no_command_line_is_told_of_no_option(ask):
+    stack = io.BytesIO()
+    tifffile.imwrite(stack, np.zeros((3, 40, 40, 3), np.uint8), photometric="rgb")
+    reply = ask("POST", "/v1/parts", content=stack.getvalue())
+    assert is_refused(reply, 422, "which one to read is not said; save each as a file of its own")
+    floats = io.BytesIO()
+    tifffile.imwrite(floats, np.full((40, 40), 0.5, np.float32))
+    reply = ask("POST", "/v1/parts", content=floats.getvalue())
+    assert is_refused(reply, 422, "do not tell what is white; convert the image to 8 bits")
+    told = for_sender("it holds 2 pages, and --data.page 5 counts from 0")
+    assert told == "it holds 2 pages, and the model's page 5 counts from 0"
 
 
 def test_head_is_where_get_is(ask):

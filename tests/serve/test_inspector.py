@@ -71,6 +71,17 @@ def test_whatever_a_next_one_raises_the_present_answers_on(winners, monkeypatch)
         assert set(inspector.refused) == {"champion", "challenger"}
 
 
+def test_a_golden_image_that_is_lost_is_no_sample_and_no_fault(winners):
+    inspector = Inspector(winners, "parts")
+    inspector.configure(told(winners, "champion"))
+    golden = winners.fetch(winners.holder("parts", "champion")) / "golden.png"
+    assert inspector.sample() == golden.read_bytes()
+    golden.unlink()
+    assert inspector.sample() is None
+    (golden.parent / "bundle.json").write_text("{}")
+    assert inspector.sample() is None
+
+
 class Breaking(Bundle):
     """A bundle whose graphs cannot take one of the images."""
 

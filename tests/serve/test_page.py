@@ -42,7 +42,9 @@ def test_the_page_is_behind_the_token(ask):
     assert ask("GET", "/v1/models", headers={"cookie": "assay=0"} | nobody).status_code == 401
     assert ask("POST", "/login", content="a" * 5000, headers=nobody).status_code == 413
     for path in ("/page/..%2f..%2ferrors.py", "/page/login.html", "/page/sample/none"):
-        assert ask("GET", path).status_code == 404
+        reply = ask("GET", path)
+        assert reply.status_code == 404
+        assert reply.json()["request"] == reply.headers["x-request-id"]
 
 
 def test_a_page_names_no_other_host():

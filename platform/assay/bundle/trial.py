@@ -30,7 +30,7 @@ MOST_FILE_BYTES = 16 << 30
 
 
 FLOOR_BYTES, BYTES_PER_BYTE = 8 << 30, 8
-"""Address space that a trial may take: that of the libraries, and by the size of the files."""
+"""Most memory that a trial may take, and more by the size of the files; never more than half of what is free."""
 
 
 _PASSED: set[tuple[str, Variant]] = set()
@@ -111,11 +111,17 @@ def apart(folder: Path, card: Card) -> Iterator[Path]:
 
 
 def _limit_memory(folder: Path) -> None:
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    most = FLOOR_BYTES + BYTES_PER_BYTE * size
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with suppress(ValueError, OSError):  # it is lower already, or this system has none
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    """Let opening take so much more memory than this process has, by the files and by what is free; and where it is short, end this process first."""
+    with suppress(OSError, StopIteration):  # a system without /proc goes without this limit
+        Path("/proc/self/oom_score_adj").write_text("1000")
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        most = has + min(FLOOR_BYTES + BYTES_PER_BYTE * size, free // 2)
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        with suppress(ValueError):  # it is lower already
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def main(folder: Path, variant: Variant) -> None:

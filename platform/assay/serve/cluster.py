@@ -35,6 +35,7 @@ from assay.serve.control import applications, deploy
 from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.deployment import Refused, configuration
 from assay.serve.frames import Frame, PrintStates
+from assay.serve.gate import REASONS
 from assay.serve.guard import Guard
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, Item, inspect
@@ -155,7 +156,7 @@ class Replica:
 
     async def promote(self, task: str, version: str, alias: Alias) -> str:
         """See `http.Service`; what is routed past the front comes here."""
-        raise RefusedError(404, "Not Found")
+        raise RefusedError(404, REASONS[404])
 
     def uncertain(self) -> None:
         """See `http.Service`; the front keeps them."""

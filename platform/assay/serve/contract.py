@@ -4,6 +4,7 @@ A class fills `answer` and `patches`, and where that is asked for `evidence`; a 
 `defects`; a vector fills `embedding`. Boxes are x0, y0, x1, y1 in the pixels of the upright image.
 """
 
+import re
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +12,22 @@ from pydantic import BaseModel, ConfigDict
 from assay.bundle.aliases import Alias
 
 MaskFormat: TypeAlias = Literal["png", "rle", "none"]
+
+
+_OPTIONS = {
+    r"pass --[^,]*, or ": "",
+    r"--data\.(\w+)": r"the model's \1",
+    r"overrule it by --force REASON, which is recorded": "let who keeps the registry overrule it",
+    r"force the promotion by --force REASON": "let who keeps the registry force the promotion",
+}
+"""What names an option of the command line, which a request cannot give, and what its sender is told instead."""
+
+
+def for_sender(why: str) -> str:
+    """Say why something is refused to who has no command line."""
+    for option, instead in _OPTIONS.items():
+        why = re.sub(option, instead, why)
+    return why
 
 
 class Form(BaseModel):

@@ -125,16 +125,18 @@ class Decoders:
                 return ImagePyramid.read(content)
         except Exception as error:  # whatever a decoder raises is an answer
             return ImageError(say(error))
-        child = self._child()
-        try:
-            return child.read(content, page)
-        except Exception as error:  # it died, hangs, or answers whatever an attacker wants
-            child.kill()
-            del self.children[threading.get_ident()]
-            self.pool.submit(self._child)
-            if isinstance(error, TimeoutError):
-                return ImageError(f"it takes longer than {self.limits.seconds:g} s to decode")
-            return ImageError("it ends the process that decodes it, so it is damaged")
+        for _ in range(2):  # a process may be ended by another than its image: by want of memory
+            child = self._child()
+            try:
+                return child.read(content, page)
+            except Exception as error:  # it died, hangs, or answers whatever an attacker wants
+                child.kill()
+                del self.children[threading.get_ident()]
+                if isinstance(error, TimeoutError):
+                    self.pool.submit(self._child)
+                    return ImageError(f"it takes longer than {self.limits.seconds:g} s to decode")
+        self.pool.submit(self._child)
+        return ImageError("it ends the process that decodes it, so it is damaged")
 
 
 def is_bounded(content: bytes) -> bool:
@@ -238,6 +240,8 @@ def work(file: int, most_pixels: float) -> None:
 
     cv2.setNumThreads(1)
     os.nice(4)  # what answers /health goes first
+    with suppress(OSError):  # and where memory is short, this ends first
+        Path("/proc/self/oom_score_adj").write_text("1000")
     arenas: dict[int, mmap] = {}
     with socket.socket(fileno=file) as connection, suppress(EOFError, ConnectionError):
         connection.sendall(b"!")

@@ -28,8 +28,8 @@ FOLLOW_S = 2.0
 """Seconds between looks into the registry."""
 
 
-AGAIN_S = 60.0
-"""Seconds until a bundle that did not open is tried again."""
+AGAIN_S, AGAIN_TIMES = 60.0, 20
+"""Seconds until a bundle that did not open is tried again; and times as long as that took, since other tasks wait meanwhile."""
 
 
 MOST_REQUESTS = 20_000
@@ -64,7 +64,8 @@ class Refusal:
     """A record that is not followed for now."""
 
     record: str
-    time: float
+    again: float
+    """When it is tried again."""
     why: str
 
 
@@ -97,7 +98,7 @@ def configuration(
     earlier = {app["name"]: dict(app) for app in present}
     before = _config_of(earlier.get("front")) or config
     for name in registry.reserved():
-        _refuse(refused, (name, ""), "", "it is a name that the server needs itself")
+        _refuse(refused, (name, ""), "", "it is a name that the server needs itself", time.time())
     applications = []
     for name in registry.tasks():
         app = _application(name, config)
@@ -129,18 +130,18 @@ def _follow(
     refused: Refused,
 ) -> str:
     """Return the record that an alias is to be answered by: that in force, if it opens, else that of before."""
-    kept, record = str(had.get(alias, "")), None
+    kept, record, began = str(had.get(alias, "")), None, time.time()
     try:
         record = registry.holder(name, alias)
         if record is None or record.id == kept:
             refused.pop((name, alias), None)
             return record.id if record else ""
         late = refused.get((name, alias))
-        if late and late.record == record.id and time.time() < late.time + AGAIN_S:
+        if late and late.record == record.id and began < late.again:
             return kept
         _try(registry, record, had.get("variant", config.app.variant))
     except AssayError as error:
-        _refuse(refused, (name, alias), record.id if record else "", str(error))
+        _refuse(refused, (name, alias), record.id if record else "", str(error), began)
         return kept
     refused.pop((name, alias), None)
     return record.id
@@ -156,10 +157,10 @@ def _try(registry: Registry, record: Record, variant: Variant) -> None:
     try_bundle(folder, variant if read_card(folder).pipeline.get("int8") else "fp32")
 
 
-def _refuse(refused: Refused, key: tuple[str, str], record: str, why: str) -> None:
+def _refuse(refused: Refused, key: tuple[str, str], record: str, why: str, began: float) -> None:
     """Note that a task or an alias is not followed; say so when that is new."""
-    known = refused.get(key)
-    refused[key] = Refusal(record, time.time(), why)
+    known, now = refused.get(key), time.time()
+    refused[key] = Refusal(record, now + max(AGAIN_S, AGAIN_TIMES * (now - began)), why)
     if known is None or (known.record, known.why) != (record, why):
         logger.error(f"{' '.join(key).strip()} is not followed: {why}")
 

@@ -37,10 +37,11 @@ CONTROL = {
 
 
 REASONS = {
-    404: "Not Found",
+    404: "There is no such path; GET /openapi.json lists them.",
     408: "The request took too long.",
     429: "The server is full; try again in a second.",
     431: f"The head of the request is larger than {HEAD_BYTES} bytes or has more than {HEADERS} headers.",
+    501: "A connection does not change its protocol here; send the request without the header Upgrade.",
 }
 
 
@@ -109,7 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with the bounds of `HEAD_BYTES`, `HEADERS` and `SECONDS`; answers go out whole."""
 
     in_head = in_message = False
-    is_refused = False
+    is_refused = is_over = False
     num_bytes = num_headers = 0
     state = ""
     status = 400
@@ -128,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what of a head arrives, and how long that takes."""
-        if self.is_refused:
+        if self.is_refused or self.is_over:
             return
         was_in_head = self.in_head
         super().data_received(data)
@@ -150,13 +151,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(url), 0)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header."""
+        """Count a header; what follows the body in its place is counted and left out."""
         self._count(len(name) + len(value), 1)
-        super().on_header(name, value)
+        if self.in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Let it be answered."""
+        """Let it be answered.
+
+        Raises:
+            ValueError: the parser would leave out its body, as that of another protocol.
+        """
         self.in_head = False
+        has_body = {name for name, _ in self.headers} & {b"content-length", b"transfer-encoding"}
+        if has_body and self.parser.should_upgrade():
+            self.status = 501
+            raise ValueError(REASONS[501])
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -169,11 +179,27 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         self._watch()
 
+    def _should_upgrade(self) -> bool:
+        """Take what would be a WebSocket as the request that it begins as: there are none here."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing of it in the log: anyone can ask."""
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, or too large a one, in the form of every refusal."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # an earlier request is being answered on this connection
-            return
+            if (
+                self.in_head or not self.in_message
+            ):  # what follows a whole request, which is answered
+                self.cycle.keep_alive = self.in_head = False
+                self.is_over = True
+                return
+            if self.cycle.response_started or self.pipeline:
+                self.transport.close()  # an answer is under way, of this request or an earlier one
+                return
+            self.cycle.disconnected = True  # so that nobody else answers this one
+            self.cycle.message_event.set()
         headers, content = form(self.status, REASONS.get(self.status, msg), uuid4().hex)
         lines = [b"%b: %b\r\n" % pair for pair in [*headers, (b"connection", b"close")]]
         self.transport.write(b"".join([STATUS_LINE[self.status], *lines, b"\r\n", content]))

@@ -1,7 +1,7 @@
 """In front of the contract: ids, tokens, HEAD, and no trace of what went wrong; knows nothing of tasks."""
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -55,15 +55,22 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refuse(scope["method"], scope["path"], headers, name)
+            refusal = self._refuse(scope, headers, name)
             await (refusal or self.app)(scope, receive, send_with_id)
         except Exception:  # the sender has its answer by `http`; here is the trace of it
             logger.exception(f"request {name}")
 
     def _refuse(
-        self, method: str, path: str, headers: dict[bytes, str], name: str
+        self, scope: Mapping[str, Any], headers: dict[bytes, str], name: str
     ) -> Response | None:
         """Return why a request does not come through."""
+        method, path = scope["method"], scope["path"]
+        if b"%" in (
+            scope.get("raw_path") or b""
+        ):  # HAProxy, which does not decode it, has sent it elsewhere
+            return error_reply(
+                404, "No path here has a sign that is encoded by %; write it plainly.", name
+            )
         if self.tokens is None or path in OPEN:
             return None
         token = self.tokens.find(headers)

@@ -48,6 +48,14 @@ PLAIN_ID = "^[A-Za-z0-9._-]{1,64}$"
 SETTINGS = "settings.json"
 
 
+NO_PATH = "There is no such path; GET /openapi.json lists them."
+
+
+ENDING = (401, 405, 408)
+"""Refusals that anyone can cause before a body has come: with them the connection ends at once. What was still sent
+would hold it for a minute, and a thousand of them would keep all others out."""
+
+
 REFUSALS = {
     408: "The request took too long.",
     502: "A replica died under the request; try again.",
@@ -128,7 +136,9 @@ def _edits(settings: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
         f"http-request set-var-fmt(txn.id) %[unique-id] unless {{ var(txn.id) -m reg {PLAIN_ID} }}",
         "http-request set-header x-request-id %[var(txn.id)]",
         f"http-request set-header x-forwarded-proto {'https' if certificate else 'http'}",
+        f"http-request return {_refusal(404, NO_PATH, '%[var(txn.id)]')} unless {{ path_beg / }}",
         f"http-request wait-for-body time {int(settings['body_s'] * 1000)}ms if {' '.join(kept)}",
+        *_end_refused(),
     ]
     defaults = [
         "defaults",
@@ -146,7 +156,7 @@ def _edits(settings: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
     yield r"^    errorfile 50[234] .*\n", 3, ""
     yield r"^ +bind (?::|\*:)(\d+)$(?=\n +(?:mode http|stats enable)$)", 2, r"    bind 127.0.0.1:\1"
     yield r"(?<=^frontend http_frontend\n)    bind \S+:(\d+)$", 1, "    " + "\n    ".join(front)
-    missing = _refusal(404, "Not Found", "%[var(txn.id)]")
+    missing = _refusal(404, NO_PATH, "%[var(txn.id)]")
     yield (
         r"^    http-request return .* if routes$",
         1,
@@ -160,12 +170,32 @@ def _edits(settings: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
     )
 
 
+def _end_refused() -> Iterator[str]:
+    """Yield what says a replica's refusal in HAProxy's own name, which ends the connection with it."""
+    is_ours = "{ res.hdr(content-type) application/json }"
+    any_status = f"{{ status {' '.join(map(str, ENDING))} }}"
+    yield f"http-response wait-for-body time 1s if {any_status} {is_ours}"
+    # the replica's own are gone when they are said
+    yield f"http-response set-var(txn.body) res.body if {any_status} {is_ours}"
+    kept = {"authenticate": "www-authenticate", "allow": "allow"}
+    for variable, name in kept.items():
+        is_there = f"{{ res.hdr({name}) -m found }}"
+        yield f"http-response set-var(txn.{variable}) res.hdr({name}) if {any_status} {is_there}"
+    headers = " ".join(f"hdr {name} %[var(txn.{variable})]" for variable, name in kept.items())
+    for status in ENDING:
+        answer = f"{_reply(status, '%[var(txn.body)]', '%[var(txn.id)]')} {headers}"
+        yield f"http-response return {answer} if {{ status {status} }} {{ var(txn.body) -m found }}"
+
+
 def _refusal(status: int, why: str, name: str = "") -> str:
     """Describe an answer; a request that was not read yet has no id but HAProxy's own."""
     name = name or ("%[unique-id]" if status == 408 else "%[var(txn.id)]")
-    body = f'{{"error": "{why}", "request": "{name}"}}'
     again = " hdr retry-after 1" if status >= 500 else ""
-    return f"status {status} content-type application/json lf-string '{body}' hdr x-request-id {name} hdr x-content-type-options nosniff{again}"
+    return _reply(status, f'{{"error": "{why}", "request": "{name}"}}', name) + again
+
+
+def _reply(status: int, body: str, name: str) -> str:
+    return f"status {status} content-type application/json lf-string '{body}' hdr x-request-id {name} hdr x-content-type-options nosniff"
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ import assay
 from assay.bundle.aliases import Alias
 from assay.errors import AssayError
 from assay.serve import page
-from assay.serve.contract import MaskFormat, Refusal, Reply
+from assay.serve.contract import MaskFormat, Refusal, Reply, for_sender
 from assay.serve.frames import Frame
-from assay.serve.gate import PLAIN_ID
+from assay.serve.gate import PLAIN_ID, REASONS
 from assay.serve.guard import Guard, error_reply
 from assay.serve.limits import Limits, RefusedError, Room, read_body, read_images, refuse_encoding
 from assay.serve.tokens import Rates, Tokens
@@ -145,8 +145,8 @@ def make_app(service: Service, limits: Limits, tokens: Tokens | None) -> Guard:
     responses: Responses = {
         status: {"model": Refusal, "description": reason} for status, reason in _REASONS.items()
     }
+    _add_models(app, service, responses)  # before tasks, of which `models` is none
     _add_judging(app, service, limits, responses)
-    _add_models(app, service, responses)
     _add_health(app, service, responses)
     page.add_to(app, service, tokens)
     return Guard(app, tokens, Rates(limits.rate))
@@ -196,6 +196,11 @@ def _add_models(app: FastAPI, service: Service, responses: Responses) -> None:
         _refuse_unknown(request)
         return await service.models()
 
+    @app.post("/v1/models", include_in_schema=False)
+    async def no_task() -> None:
+        """Refuse what the path of tasks would take for one."""
+        raise HTTPException(405, headers={"Allow": "GET"})
+
     @app.post("/v1/models/{task}", responses=_only(responses, 401, 403, 404, 409, 422))
     async def promote(
         request: Request, task: str, version: Version, model: Alias = "champion"
@@ -210,7 +215,8 @@ def _add_models(app: FastAPI, service: Service, responses: Responses) -> None:
         except AssayError as error:
             name = request.scope["state"]["id"]
             logger.warning(f"request {name}: {error}")
-            why = str(error) if "/" not in str(error) else "It cannot; the server's log says why."
+            why = for_sender(str(error))
+            why = why if "/" not in why else "It cannot; the server's log says why."
             raise RefusedError(409, why) from None
 
 
@@ -319,7 +325,12 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    reply = error_reply(error.status_code, str(error.detail), request.scope["state"]["id"])
+    text = str(error.detail)
+    if error.status_code == 404:
+        text = REASONS[404]
+    if error.status_code == 405:
+        text = f"This path takes {(error.headers or {})['Allow']}, not {request.method}."
+    reply = error_reply(error.status_code, text, request.scope["state"]["id"])
     reply.headers.update(error.headers or {})
     return reply
 

@@ -21,10 +21,11 @@ from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.providers import Provider
 from assay.bundle.registry import Record, Registry
 from assay.data.images.pyramid import ImagePyramid
-from assay.errors import ImageError
+from assay.errors import AssayError, ImageError
+from assay.files import read_bytes
 from assay.metrics.alarm import Alarm, log_odds
 from assay.metrics.drift import Drift
-from assay.serve.contract import MaskFormat, Model, View
+from assay.serve.contract import MaskFormat, Model, View, for_sender
 
 logger = logging.getLogger("ray.serve")
 
@@ -142,7 +143,10 @@ class Inspector:
                     raise entry
                 pyramids.append(opened.bundle.by_white(entry))
             except ImageError as error:
-                return {"status": 422, "error": f"Image {number} cannot be read: {error}."}
+                return {
+                    "status": 422,
+                    "error": f"Image {number} cannot be read: {for_sender(str(error))}.",
+                }
         outcomes = await asyncio.gather(*[batch((opened, pyramid)) for pyramid in pyramids])
         for number, outcome in enumerate(outcomes, 1):
             if isinstance(outcome, ImageError):
@@ -178,12 +182,16 @@ class Inspector:
         }
 
     def sample(self) -> bytes | None:
-        """Return the champion's golden image."""
+        """Return the champion's golden image; None where its files are gone."""
         opened = self.opened.get("champion")
         if opened is None:
             return None
-        folder = self.registry.fetch(opened.record)
-        return (folder / opened.bundle.card.golden.image).read_bytes()
+        try:
+            folder = self.registry.fetch(opened.record)
+            return read_bytes(folder / opened.bundle.card.golden.image)
+        except (AssayError, OSError):  # what answers goes on without its files
+            logger.warning(f"{self.task} has lost its golden image", exc_info=True)
+            return None
 
     def describe(self) -> dict[str, Any]:
         """Tell what a person may want to know of the bundles, by alias; also which records do not open."""

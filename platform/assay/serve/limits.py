@@ -148,7 +148,8 @@ async def read_body(
     Raises:
         RefusedError: it is too long, too slow or cut off.
     """
-    too_long = RefusedError(413, f"The body is larger than {most / 1e6:g} MB.")
+    bound = f"{most / 1e6:g} MB" if most >= 10_000 else f"{most} bytes"
+    too_long = RefusedError(413, f"The body is larger than {bound}.")
     if declared and declared.isdecimal() and int(declared[:20]) > most:
         raise too_long
     parts, size, is_last = [], 0, False

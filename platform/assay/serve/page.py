@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from assay.serve.limits import read_body
+from assay.serve.gate import REASONS
+from assay.serve.limits import RefusedError, read_body
 from assay.serve.tokens import COOKIE, Tokens
 
 PAGES = Path(__file__).parents[1] / "pages"
@@ -58,7 +59,7 @@ def add_to(app: FastAPI, service: Any, tokens: Tokens | None) -> None:
     async def sample(task: str) -> Response:
         content = await service.sample(task) if task in service.tasks() else None
         if content is None:
-            return JSONResponse({"error": "There is no sample of this task."}, 404)
+            raise RefusedError(404, "There is no sample of this task.")
         return Response(content, media_type="application/octet-stream")
 
     @app.get("/page/uncertain", include_in_schema=False)
@@ -69,7 +70,7 @@ def add_to(app: FastAPI, service: Any, tokens: Tokens | None) -> None:
     @app.get("/page/{name}", include_in_schema=False)
     async def asset(name: str) -> Response:
         if name not in ASSETS:
-            return JSONResponse({"error": "Not Found"}, 404)
+            raise RefusedError(404, REASONS[404])
         return FileResponse(PAGES / name, media_type=ASSETS[name])
 
 
