@@ -62,7 +62,7 @@ class DataConfig(Settings, section="data"):
     """For images of more than 8 bits: the value that is shown as white, brighter ones too; 0: chosen by the largest value of the data, and said."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
-    page: Annotated[int, Ge(0)] | None = None
+    page: Annotated[int, Ge(0), Le(1_000_000)] | None = None
     """Which image of files that hold several (stacks, animations), from 0; none: such are refused."""
 
 
