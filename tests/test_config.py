@@ -248,6 +248,28 @@ def test_no_number_is_without_a_lower_and_an_upper_end():
                 assert any(isinstance(bound, Le | Lt) for bound in bounds), (kind, name)
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("optim", "lr", True),
+        ("train", "epochs", False),
+        ("tiles", "mean", [0.5, True, 0.5]),
+        ("model", "decoder_channels", [True]),
+        ("data", "page", True),
+        ("data", "label", False),
+    ],
+)
+def test_a_truth_is_no_number(section: str, name: str, value: Any) -> None:
+    """To Python true is 1."""
+    config = load_task(TaskSource.read(ROOT / "tasks" / "segment.py")).Config
+    option = f"{section}.{name}".replace("_", "-")
+    with pytest.raises(
+        ConfigError, match=rf"^{option} is .*(True|False).*true or false is no value"
+    ):
+        from_dict(config, {section: {name: value}})
+    assert from_dict(config, {"crops": {}, "masks": {}}) == config()
+
+
 def test_an_entry_outside_the_range_of_its_field_is_refused_as_a_number_is():
     config = load_task(TaskSource.read(ROOT / "tasks" / "segment.py")).Config
     for section, name, value in [

@@ -155,7 +155,7 @@ def _read_space(
     if launch.space_file is not None:
         declared = space_file.read(launch.space_file, config, task.aliases)
         space, launch = declared.space, _with_file(launch, declared)
-    space = space_text.merge(space, dict(space_text.parse(text, config) for text in launch.space))
+    space = space_text.merge(space, space_text.parse_all(launch.space, config))
     space_text.check(space, config)
     if len(launch.objectives) > 1 and launch.sampling == "tpe":
         launch = replace(launch, sampling="nsga2")
