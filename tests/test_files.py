@@ -1,6 +1,7 @@
 """Files appear whole or not at all, whatever the disk does; what is read is whole or refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,6 +48,25 @@ def test_a_folder_in_a_files_place_is_said(tmp_path, name):
     with pytest.raises(DiskError, match=name), disk_faults():
         WRITERS[name](tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/full")])
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path, name, make):
+    """As `--csv /dev/stdout` would, for whoever may write there."""
+    make(tmp_path / name)
+    before = os.lstat(tmp_path / name)
+    with pytest.raises(DiskError, match=f"{name} cannot be read or written"), disk_faults():
+        WRITERS[name](tmp_path / name)
+    assert os.lstat(tmp_path / name) == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("path", [Path(), Path("/"), Path("..")])
+def test_a_path_without_a_name_of_its_own_is_said(path):
+    for write in WRITERS.values():
+        with pytest.raises(DiskError, match="it is a folder"), disk_faults():
+            write(path)
 
 
 def test_a_name_that_stands_twice_is_no_setting(tmp_path):

@@ -10,11 +10,12 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from assay.errors import AssayError, RunError
+from assay.errors import AssayError, ConfigError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +44,37 @@ def open_file(path: str | Path) -> BufferedReader:
     """Open a file that a user names, or could have put there, to be read; an OSError comes through, also of a pipe."""
     refuse_special(path)
     return open(path, "rb")
+
+
+PATHS = (
+    *("--data.root", "--storage", "--store", "--config"),
+    *(
+        "--registry",
+        "--out",
+        "--tasks",
+        "--csv",
+        "--json",
+        "--token-file",
+        "--folder",
+        "--space-file",
+        "--task",
+    ),
+)
+"""Options that name a folder or a file, of which an empty text would be the folder that one is in."""
+
+
+def refuse_empty_paths(arguments: Sequence[str]) -> None:
+    """Refuse an empty path on a command line.
+
+    Raises:
+        ConfigError: there is one; names the option.
+    """
+    for word, following in pairwise([*arguments, "-"]):
+        name, sign, value = word.partition("=")
+        if name in PATHS and not (value if sign else following).strip():
+            raise ConfigError(
+                f"{name} is empty, as where a variable of the shell is not set; give a path, or . for this folder."
+            )
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -155,9 +187,15 @@ def sha256_of(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield where to write what takes the place of `path` at the end of the block, whole or not at all.
 
-    Makes its folder; an OSError comes through. The name is hidden and nobody else's: nodes that
-    share a folder may write the same file under the same process id.
+    Makes its folder; an OSError comes through, also of a folder, a pipe or a device in its place, which would be
+    gone. The name is hidden and nobody else's: nodes that share a folder may write the same file under the same
+    process id.
     """
+    if path.is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR, "it is a folder, and a file is to be there", str(path)
+        )
+    refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.{uuid4().hex}")
     try:

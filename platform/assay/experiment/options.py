@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +14,7 @@ import tyro
 from assay.config import Settings, from_dict, to_dict
 from assay.errors import ConfigError
 from assay.experiment.resources import Resources
-from assay.files import read_json
+from assay.files import read_json, refuse_empty_paths
 from assay.train.task import Task, TaskConfig
 
 
@@ -36,10 +35,6 @@ class Launch(Settings):
 L = TypeVar("L", bound=Launch)
 
 
-PATHS = ("--data.root", "--storage", "--store", "--config")
-"""Options that name a folder or a file, of which an empty text would be this folder."""
-
-
 def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Resources, Launch]:
     """Read settings from the command line, on top of a preset or a saved config.
 
@@ -53,7 +48,7 @@ def parse_with(
     task: type[Task], arguments: Sequence[str], launch: L
 ) -> tuple[TaskConfig, Resources, L]:
     """Read them where the command has options of its own, whose defaults are `launch`."""
-    _refuse_empty(arguments)
+    refuse_empty_paths(arguments)
     presets = task.presets()
     preset = option(arguments, "--preset") or launch.preset or next(iter(presets))
     replayed = option(arguments, "--config")
@@ -75,20 +70,6 @@ def parse_with(
     for name, why in _given_in_vain(parsed.what, default).items():
         print(f"--{name} has no effect: {why}.", file=sys.stderr)
     return parsed.what, parsed.resources, parsed.launch
-
-
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse an empty path.
-
-    Raises:
-        ConfigError: there is one; names the option.
-    """
-    for word, following in pairwise([*arguments, "-"]):
-        name, sign, value = word.partition("=")
-        if name in PATHS and not (value if sign else following).strip():
-            raise ConfigError(
-                f"{name} is empty, as where a variable of the shell is not set; give a path, or . for this folder."
-            )
 
 
 def _spread(arguments: Sequence[str]) -> list[str]:
