@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from assay.errors import AssayError, ConfigError, DiskError, RunError, disk_faults
 from assay.files import (
     describe,
+    plain_paths,
     read_json,
     read_parquet,
     reading,
@@ -67,6 +68,28 @@ def test_a_path_without_a_name_of_its_own_is_said(path):
     for write in WRITERS.values():
         with pytest.raises(DiskError, match="it is a folder"), disk_faults():
             write(path)
+
+
+def test_the_home_is_meant_in_paths_alone(monkeypatch):
+    """A shell puts it in where ~ begins a word, so not in --storage=~/runs."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["--storage=~/runs", "--data.root", "~", "--data.label", "~", "--out", "a~", "~"]
+    assert plain_paths(words) == [
+        *("--storage=/home/ada/runs", "--data.root", "/home/ada", "--data.label", "~", "--out"),
+        *("a~", "~"),
+    ]
+    assert plain_paths([]) == []
+
+
+@pytest.mark.parametrize("words", [["--out", ""], ["--out="], ["x", "--registry", " ", "y"]])
+def test_an_empty_path_is_refused_by_the_options_name(words):
+    with pytest.raises(ConfigError, match=r"^--(out|registry) is empty, as where a variable"):
+        plain_paths(words)
+    assert plain_paths(["--data.label", "", "--data.group="]) == [
+        "--data.label",
+        "",
+        "--data.group=",
+    ]
 
 
 def test_a_name_that_stands_twice_is_no_setting(tmp_path):

@@ -10,7 +10,6 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -63,18 +62,24 @@ PATHS = (
 """Options that name a folder or a file, of which an empty text would be the folder that one is in."""
 
 
-def refuse_empty_paths(arguments: Sequence[str]) -> None:
-    """Refuse an empty path on a command line.
+def plain_paths(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line, with ~ in paths as the home it stands for: no shell does that behind a =.
 
     Raises:
-        ConfigError: there is one; names the option.
+        ConfigError: a path is empty; names the option.
     """
-    for word, following in pairwise([*arguments, "-"]):
+    words = [""]
+    for word in arguments:
         name, sign, value = word.partition("=")
-        if name in PATHS and not (value if sign else following).strip():
+        if not (sign and name in PATHS):
+            name, sign, value = words[-1], "", word
+        if name in PATHS and not value.strip():
             raise ConfigError(
                 f"{name} is empty, as where a variable of the shell is not set; give a path, or . for this folder."
             )
+        is_path = name in PATHS
+        words.append(f"{name}=" * bool(sign) + os.path.expanduser(value) if is_path else word)
+    return words[1:]
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -34,7 +34,7 @@ from assay.cli.doctor import doctor
 from assay.cli.submit import submit
 from assay.config import from_dict, to_dict
 from assay.errors import ConfigError, RunError, one_sentence
-from assay.files import refuse_empty_paths, write_json
+from assay.files import plain_paths, write_json
 from assay.metrics.compare import compare
 from assay.metrics.decide import DecideConfig
 from assay.report import text
@@ -269,8 +269,8 @@ def make_masks(words: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one sentence where the user can mend something."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
     with one_sentence():
+        words = plain_paths(sys.argv[1:] if arguments is None else arguments)
         _refuse_empty(words)
         if words == ["--version"]:
             print(assay.__version__)
@@ -286,8 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _refuse_empty(words: Sequence[str]) -> None:
-    """Refuse empty paths and names, each of which would mean this folder, or any run."""
-    refuse_empty_paths(words)
+    """Refuse empty words, each of which would mean this folder, or any run."""
     for before, word in pairwise(words):
         if not word.strip() and not before.startswith("-"):
             raise ConfigError(

@@ -14,7 +14,7 @@ import tyro
 from assay.config import Settings, from_dict, to_dict
 from assay.errors import ConfigError
 from assay.experiment.resources import Resources
-from assay.files import read_json, refuse_empty_paths
+from assay.files import plain_paths, read_json
 from assay.train.task import Task, TaskConfig
 
 
@@ -48,9 +48,10 @@ def parse_with(
     task: type[Task], arguments: Sequence[str], launch: L
 ) -> tuple[TaskConfig, Resources, L]:
     """Read them where the command has options of its own, whose defaults are `launch`."""
-    refuse_empty_paths(arguments)
+    arguments = plain_paths(arguments)
     presets = task.presets()
-    preset = option(arguments, "--preset") or launch.preset or next(iter(presets))
+    preset = option(arguments, "--preset")
+    preset = launch.preset or next(iter(presets)) if preset is None else preset
     replayed = option(arguments, "--config")
     if preset not in presets:
         raise ConfigError(f"--preset is {preset!r}; allowed: {', '.join(presets)}.")
@@ -65,11 +66,30 @@ def parse_with(
     parsed: Any = tyro.cli(
         command, args=_spread(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
     )
+    _refuse_repeated(arguments, parsed)
     for doubt in parsed.what.doubts():
         print(doubt, file=sys.stderr)
     for name, why in _given_in_vain(parsed.what, default).items():
         print(f"--{name} has no effect: {why}.", file=sys.stderr)
     return parsed.what, parsed.resources, parsed.launch
+
+
+def _refuse_repeated(arguments: Sequence[str], parsed: Any) -> None:
+    """Refuse an option of several values that is given twice: the second would take the place of the first.
+
+    Raises:
+        ConfigError: one is.
+    """
+    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    for name in {name for name in names if names.count(name) > 1}:
+        for holder in (parsed.what, parsed.resources, parsed.launch):
+            value = holder
+            for part in name.removeprefix("--").replace("-", "_").split("."):
+                value = getattr(value, part, None)
+            if isinstance(value, tuple):
+                raise ConfigError(
+                    f"{name} is given twice, and the second would take the place of the first; give all its values behind one."
+                )
 
 
 def _spread(arguments: Sequence[str]) -> list[str]:
