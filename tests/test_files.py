@@ -35,8 +35,9 @@ WRITERS = {
 def test_a_full_disk_leaves_what_was_there_and_nothing_half(tmp_path, full_disk, name, room):
     path = tmp_path / name
     path.write_bytes(b"before")
-    with pytest.raises(DiskError), disk_faults(), full_disk(room):
+    with pytest.raises(DiskError) as said, disk_faults(), full_disk(room):
         WRITERS[name](path)
+    assert str(said.value).startswith(f"{path} cannot be read or written (")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
     WRITERS[name](path)

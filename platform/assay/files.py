@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from assay.errors import AssayError, ConfigError, RunError
+from assay.errors import OF_DISKS, AssayError, ConfigError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -206,6 +206,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield hidden
         hidden.replace(path)
+    except OSError as error:
+        is_nameless = error.filename is None and error.errno in OF_DISKS
+        if is_nameless or str(error.filename) == str(hidden):
+            error.filename = str(path)  # a person knows this one
+        raise
     finally:
         hidden.unlink(missing_ok=True)
 
