@@ -1,6 +1,7 @@
 """Files appear whole or not at all, whatever the disk does; what is read is whole or refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from assay.errors import AssayError, ConfigError, DiskError, RunError, disk_faults
 from assay.files import (
     describe,
+    plain_paths,
     read_json,
     read_parquet,
     reading,
@@ -33,8 +35,9 @@ WRITERS = {
 def test_a_full_disk_leaves_what_was_there_and_nothing_half(tmp_path, full_disk, name, room):
     path = tmp_path / name
     path.write_bytes(b"before")
-    with pytest.raises(DiskError), disk_faults(), full_disk(room):
+    with pytest.raises(DiskError) as said, disk_faults(), full_disk(room):
         WRITERS[name](path)
+    assert str(said.value).startswith(f"{path} cannot be read or written (")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
     WRITERS[name](path)
@@ -47,6 +50,47 @@ def test_a_folder_in_a_files_place_is_said(tmp_path, name):
     with pytest.raises(DiskError, match=name), disk_faults():
         WRITERS[name](tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/full")])
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path, name, make):
+    """As `--csv /dev/stdout` would, for whoever may write there."""
+    make(tmp_path / name)
+    before = os.lstat(tmp_path / name)
+    with pytest.raises(DiskError, match=f"{name} cannot be read or written"), disk_faults():
+        WRITERS[name](tmp_path / name)
+    assert os.lstat(tmp_path / name) == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("path", [Path(), Path("/"), Path("..")])
+def test_a_path_without_a_name_of_its_own_is_said(path):
+    for write in WRITERS.values():
+        with pytest.raises(DiskError, match="it is a folder"), disk_faults():
+            write(path)
+
+
+def test_the_home_is_meant_in_paths_alone(monkeypatch):
+    """A shell puts it in where ~ begins a word, so not in --storage=~/runs."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["--storage=~/runs", "--data.root", "~", "--data.label", "~", "--out", "a~", "~"]
+    assert plain_paths(words) == [
+        *("--storage=/home/ada/runs", "--data.root", "/home/ada", "--data.label", "~", "--out"),
+        *("a~", "~"),
+    ]
+    assert plain_paths([]) == []
+
+
+@pytest.mark.parametrize("words", [["--out", ""], ["--out="], ["x", "--registry", " ", "y"]])
+def test_an_empty_path_is_refused_by_the_options_name(words):
+    with pytest.raises(ConfigError, match=r"^--(out|registry) is empty, as where a variable"):
+        plain_paths(words)
+    assert plain_paths(["--data.label", "", "--data.group="]) == [
+        "--data.label",
+        "",
+        "--data.group=",
+    ]
 
 
 def test_a_name_that_stands_twice_is_no_setting(tmp_path):

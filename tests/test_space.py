@@ -16,7 +16,7 @@ from assay.errors import ConfigError
 from assay.nn.backbone import timm_name
 from assay.space import Choice, Float, Int, Rounded, change, grid, rounded, sample, value_of
 from assay.sweep import space_file
-from assay.sweep.space_text import check, merge, parse
+from assay.sweep.space_text import check, merge, parse, parse_all
 from assay.sweep.strict_yaml import read_yaml
 from assay.train.source import TaskSource, load_task
 
@@ -34,7 +34,18 @@ def test_a_range_is_read_as_it_is_written(ends: tuple[float, float], log: bool) 
     assert (name, dimension) == ("optim.lr", Float(low=ends[0], high=ends[1], log=log))
 
 
-@given(st.lists(st.integers(-9, 9) | NUMBERS | st.booleans(), min_size=1, max_size=5))
+def written_once(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, bool), value
+
+
+@given(
+    st.lists(
+        st.integers(-9, 9) | NUMBERS | st.booleans(),
+        min_size=1,
+        max_size=5,
+        unique_by=written_once,
+    )
+)
 def test_a_choice_is_read_as_it_is_written(values: list[Any]) -> None:
     _, dimension = parse("dropout=" + "|".join(str(value) for value in values), CONFIG)
     assert isinstance(dimension, Choice)
@@ -66,6 +77,9 @@ def test_a_setting_that_is_a_whole_number_has_whole_ends() -> None:
         "optim.lr=2..1",
         "optim.lr=0..1,log",
         "optim.lr=1..2,cubic",
+        "optim.lr=0,1..0,2",
+        "optim.lr=0.1|0.2|0.10",
+        "train.batch-size=4|8|4.0",
         "optim.lr=1..inf",
         "optim=1|2",
         "optim.rate=1|2",
@@ -87,6 +101,7 @@ def test_what_is_no_dimension_is_refused(text: str) -> None:
         "optim.lr=-1|1",
         "train.precision=fp32|fp64",
         "optim.lr=0.1",
+        "train.batch-size=1|true",
     ],
 )
 def test_what_no_sweep_may_choose_is_refused(text: str) -> None:
@@ -95,7 +110,7 @@ def test_what_no_sweep_may_choose_is_refused(text: str) -> None:
         check({name: dimension}, CONFIG)
 
 
-@given(low=st.floats(1e-5, 1), factor=st.floats(1.5, 900), log=st.booleans())
+@given(low=st.floats(1e-5, 1e-2), factor=st.floats(1.5, 900), log=st.booleans())
 def test_what_is_drawn_lies_in_the_range_and_in_the_settings(
     low: float, factor: float, log: bool
 ) -> None:
@@ -205,6 +220,19 @@ def test_a_sweep_of_the_reference_keeps_its_names_and_each_of_them_acts(tmp_path
         assert not changed.idle().keys() & chosen.keys()
 
 
+def test_settings_named_twice_are_refused_and_others_kept_in_their_order() -> None:
+    space = parse_all(["optim.lr=0.1|0.2", "train.epochs=1|2"], CONFIG)
+    assert list(space) == ["optim.lr", "train.epochs"]
+    with pytest.raises(ConfigError, match=r"names optim.lr twice, the second time as 'optim\.lr=0"):
+        parse_all(["optim.lr=0.1|0.2", "train.epochs=1|2", "optim.lr=0.3"], CONFIG)
+
+
+def test_what_stands_for_a_metric_is_said(tmp_path: Path, capsys: Any) -> None:
+    text = "metric: {name: val_f1, goal: maximize}\nparameters: {dropout: {values: [0.1, 0.2]}}"
+    assert space_file.read(write(tmp_path, text), CONFIG, {}).objective == "score"
+    assert "The metric 'val_f1' is val's main score" in capsys.readouterr().err
+
+
 def test_a_file_of_our_own_has_the_parameters_alone(tmp_path: Path) -> None:
     text = "optim.lr: {min: 1e-4, max: 1e-2, distribution: log_uniform_values}\ndropout: 0.5\n"
     declared = space_file.read(write(tmp_path, text), CONFIG, {})
@@ -218,6 +246,8 @@ def test_a_file_of_our_own_has_the_parameters_alone(tmp_path: Path) -> None:
     [
         (("bayes", "annealing"), "annealing"),
         (("val_loss", "test_acc"), "val alone"),
+        (("val_loss", "train_loss"), "val alone"),
+        (("val_loss", "' '"), "val alone"),
         (("hyperband", "envelope"), "ASHA"),
         (("program", "quit_after"), "quit_after"),
         (("log_uniform_values", "normal"), "normal"),
@@ -337,6 +367,15 @@ def test_hyphens_name_a_setting_as_underscores_do(tmp_path: Path) -> None:
         ("1: 2\nzz: 3\nparameters: {}", "'1' is not understood"),
         ("dropout: {values: 4}", "values 4"),
         ("dropout: {values: []}", "list of numbers"),
+        ("dropout: {values: [0.1, 0.2, 1.0e-1]}", "value 0.1 twice"),
+        (
+            "parameters: {optim.lr: 0.1, optim: {parameters: {lr: {min: 0.1, max: 0.2}}}}",
+            "optim.lr stands there twice",
+        ),
+        (
+            "early_terminate: {type: hyperband, min_iter: 1, strict: 3}\nparameters: {dropout: 0.1}",
+            "hyperband",
+        ),
         ("dropout: {values: [null]}", "list of numbers"),
         ("dropout: {values: [[1]]}", "list of numbers"),
         ("dropout: {min: 0.1}", "min and max"),

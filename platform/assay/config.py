@@ -173,8 +173,9 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
     """
     from pydantic import ValidationError  # a bundle opens without it
 
+    hashable: Any = kind
+    _refuse_truths(hashable, values)
     try:
-        hashable: Any = kind
         return _adapter(hashable).validate_python(values)
     except ValidationError as invalid:
         first = invalid.errors()[0]
@@ -185,6 +186,28 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
             f"The saved setting {key!r} is {reprlib.repr(first['input'])}: {first['msg']}. "
             "Correct it, or remove it to take the default."
         ) from None
+
+
+def _refuse_truths(kind: Any, values: Any) -> None:
+    """Refuse true and false for a number, which would be 1 and 0."""
+    if not isinstance(values, dict):
+        return
+    for name, hint in _hints(kind).items():
+        value = values.get(name)
+        if isinstance(hint, type) and issubclass(hint, Settings):
+            _refuse_truths(hint, value)
+            continue
+        entries = value if isinstance(value, list | tuple) else [value]
+        if bool not in (hint, *get_args(hint)) and any(isinstance(each, bool) for each in entries):
+            option = f"{kind._section}.{name}".lstrip(".").replace("_", "-")
+            raise ConfigError(
+                f"{option} is {reprlib.repr(value)}, and true or false is no value of it; give one that is."
+            )
+
+
+@cache
+def _hints(kind: type[Settings]) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _check_at(kind: Any, path: tuple[int | str, ...], value: Any) -> None:

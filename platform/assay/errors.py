@@ -36,7 +36,7 @@ CLOSED = 141
 
 _PACKAGE = Path(__file__).parent
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 """Faults of a disk, which some libraries tell without the file."""
 
 
@@ -80,7 +80,7 @@ def disk_faults() -> Iterator[None]:
     except OSError as error:
         path = error.filename if isinstance(error.filename, str | os.PathLike) else ""
         ours = path and Path(path).is_relative_to(_PACKAGE)  # a file of the package: a bug
-        if ours or not (path or error.errno in _OF_DISKS):
+        if ours or not (path or error.errno in OF_DISKS):
             raise
         raise DiskError(
             f"{path or 'A file'} cannot be read or written ({error.strerror or error}); mend that, and give the same command again: "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from assay.errors import AssayError, RunError
+from assay.errors import OF_DISKS, AssayError, ConfigError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +43,43 @@ def open_file(path: str | Path) -> BufferedReader:
     """Open a file that a user names, or could have put there, to be read; an OSError comes through, also of a pipe."""
     refuse_special(path)
     return open(path, "rb")
+
+
+PATHS = (
+    *("--data.root", "--storage", "--store", "--config"),
+    *(
+        "--registry",
+        "--out",
+        "--tasks",
+        "--csv",
+        "--json",
+        "--token-file",
+        "--folder",
+        "--space-file",
+        "--task",
+    ),
+)
+"""Options that name a folder or a file, of which an empty text would be the folder that one is in."""
+
+
+def plain_paths(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line, with ~ in paths as the home it stands for: no shell does that behind a =.
+
+    Raises:
+        ConfigError: a path is empty; names the option.
+    """
+    words = [""]
+    for word in arguments:
+        name, sign, value = word.partition("=")
+        if not (sign and name in PATHS):
+            name, sign, value = words[-1], "", word
+        if name in PATHS and not value.strip():
+            raise ConfigError(
+                f"{name} is empty, as where a variable of the shell is not set; give a path, or . for this folder."
+            )
+        is_path = name in PATHS
+        words.append(f"{name}=" * bool(sign) + os.path.expanduser(value) if is_path else word)
+    return words[1:]
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -155,14 +192,25 @@ def sha256_of(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield where to write what takes the place of `path` at the end of the block, whole or not at all.
 
-    Makes its folder; an OSError comes through. The name is hidden and nobody else's: nodes that
-    share a folder may write the same file under the same process id.
+    Makes its folder; an OSError comes through, also of a folder, a pipe or a device in its place, which would be
+    gone. The name is hidden and nobody else's: nodes that share a folder may write the same file under the same
+    process id.
     """
+    if path.is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR, "it is a folder, and a file is to be there", str(path)
+        )
+    refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield hidden
         hidden.replace(path)
+    except OSError as error:
+        is_nameless = error.filename is None and error.errno in OF_DISKS
+        if is_nameless or str(error.filename) == str(hidden):
+            error.filename = str(path)  # a person knows this one
+        raise
     finally:
         hidden.unlink(missing_ok=True)
 

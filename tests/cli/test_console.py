@@ -528,6 +528,11 @@ def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
         (["judge", "toy-good", "--tasks", "/nowhere"], "there is no /nowhere/toy.py"),
         (["judge", "--decide.coverage", "0.8", "toy-good"], "The run must come first"),
         (["report", "toy-new"], "toy-new is running"),
+        (["runs", "--csv", ""], "--csv is empty, as where a variable of the shell is not set"),
+        (["compare", "toy-good", "toy-bad", "--json="], "--json is empty"),
+        (["promote", "toy-good", "--registry", " "], "--registry is empty"),
+        (["show", ""], "A word of assay show is empty"),
+        (["compare", "toy-good", ""], "A word of assay compare is empty"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2(

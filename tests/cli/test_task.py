@@ -254,6 +254,12 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data.root=", "--workers", "0"], "--data.root is empty"),
         (["--store", " "], "--store is empty"),
         (["--preset", "nope"], "allowed: demo"),
+        (["--preset", ""], "--preset is ''; allowed: demo"),
+        (["--storage", "s3:/bucket"], "--storage is s3:/bucket; allowed"),
+        (
+            ["--data.group", "a", "--workers", "0", "--data.group", "b"],
+            "--data.group is given twice",
+        ),
         (["--model.backbone", "resnet1"], "resnet1"),
         (["--model.k", "10000"], "grid"),
         (["--model.weights", "/no/such.safetensors"], "such.safetensors"),
@@ -275,6 +281,14 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     assert "Error: " in sentence
     assert expected in sentence
     assert "Traceback" not in err
+
+
+def test_the_last_of_two_numbers_counts_and_none_of_two_lists() -> None:
+    task = load_task(TaskSource.read(SCRIPT))
+    assert parse(task, ["--train.epochs", "3", "--train.epochs=4"])[0].train.epochs == 4
+    for twice in (["--track", "wandb", "--track=tensorboard"], ["--data.keep", "a", "--data.keep"]):
+        with pytest.raises(ConfigError, match="is given twice, and the second"):
+            parse(task, twice)
 
 
 def test_a_mistyped_option_exits_with_2() -> None:

@@ -230,6 +230,60 @@ def test_a_root_that_is_neither_folder_nor_table_is_refused(tmp_path, cache):
     assert text.encode()
 
 
+@pytest.mark.parametrize("out", ["..", ".", "", "../other", "sub/../../other", "/", "no"])
+def test_what_is_left_out_is_a_folder_below_the_root(tmp_path, cache, out):
+    (tmp_path / "other").mkdir()
+    root = put(tmp_path / "root", "a/1.png", "b/2.png", "sub/3.png")
+    text = refusal(DataConfig(root=root, leave_out=(out,)), cache)
+    assert "is to be left out and is no folder below" in text
+
+
+@pytest.mark.parametrize("out", ["c", "./c/", "a/../c", "c/../c"])
+def test_a_folder_is_left_out_however_it_is_spelt(tmp_path, cache, out):
+    root = put(tmp_path / "root", "a/1.png", "b/2.png", "c/3.png")
+    for folder in (root, root / "a" / ".."):
+        assert read_manifest(DataConfig(root=folder, leave_out=(out,)), cache).classes == ["a", "b"]
+    table = table_of(root, "image,label", "a/1.png,a", "b/2.png,b")
+    text = refusal(DataConfig(root=table, leave_out=(out,)), cache)
+    assert "leave rows out by data.where" in text
+
+
+def test_a_named_field_of_sets_that_nothing_has_is_refused(tmp_path, cache):
+    root = put(tmp_path / "root", "a/1.png", "b/2.png")
+    table = table_of(root, "image,label", "a/1.png,a", "b/2.png,b")
+    for place, there in ((root, "label, name"), (table, "image, label")):
+        text = refusal(DataConfig(root=place, split="fold"), cache)
+        assert (
+            f"data.split is 'fold', and no image has such a field or column with a value; there are: {there}"
+            in text
+        )
+        assert read_manifest(DataConfig(root=place), cache).declared_sets == [None, None]
+        assert read_manifest(DataConfig(root=place, split=""), cache).declared_sets == [None, None]
+
+
+@pytest.mark.parametrize("name", ["nan", "NULL", " ", "\u200b"])
+def test_a_folder_that_names_no_value_is_no_class(tmp_path, cache, name):
+    """As programs make them that write str(label) of a row without one."""
+    root = put(tmp_path, "a/1.png", "b/2.png", f"{name}/3.png")
+    for fields in (
+        {},
+        {"label": "name", "group": ("label",)},
+        {"label": "name", "domains": ("label",)},
+    ):
+        text = refusal(DataConfig(root=root, **fields), cache)
+        assert "as its label, which says that there is no value" in text
+
+
+def test_a_condition_on_what_no_row_has_is_said(tmp_path, cache, capsys):
+    put(tmp_path, "1.png", "2.png")
+    table = table_of(tmp_path, "image,label,view", "1.png,a,top", "2.png,b,side")
+    assert len(read_manifest(DataConfig(root=table, where=("view!=botom",)), cache)) == 2
+    said = capsys.readouterr().err
+    assert said == f"data.where names view=botom, which no row of {table} has.\n"
+    read_manifest(DataConfig(root=table, where=("view!=back", "view!=")), cache)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_conditions_on_a_folder_are_refused(tmp_path, cache):
     root = put(tmp_path, "a/1.png", "b/1.png")
     assert "conditions are for tables" in refusal(DataConfig(root=root, where=("label=a",)), cache)

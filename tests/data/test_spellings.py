@@ -18,7 +18,9 @@ def test_a_folded_name_is_the_same_for_each_of_its_spellings(name):
     assert fold_name(f"  {name}\u200b ") == folded
 
 
-NO_TWINS = st.characters(exclude_categories=["Cs"]).filter(lambda c: not "\u0370" <= c <= "\u04ff")
+NO_TWINS = st.characters(exclude_categories=["Cs", "Pd", "Pi", "Pf"]).filter(
+    lambda c: not ("\u0370" <= c <= "\u04ff" or c == "\u2212")
+)
 
 
 @given(st.lists(st.text(NO_TWINS | st.sampled_from("1.0/ aA"), max_size=6), max_size=8))
@@ -54,6 +56,11 @@ def test_half_and_full_width_are_one_name(first, second):
         ("1,5", "1.5"),
         ("-2", "-2.0"),
         ("2/a", "2.0/a"),
+        (".5", "0.5"),
+        ("-.5", "-0,5"),
+        ("+1", "1"),
+        ("+1.0", "1"),
+        ("-0", "0"),
     ],
 )
 def test_a_whole_number_with_a_fraction_of_zeros_is_one_name(first, second):
@@ -71,10 +78,16 @@ def test_a_whole_number_with_a_fraction_of_zeros_is_one_name(first, second):
         ("ok", "\u041e\u041a"),
         ("N\u00cb", "N\u0415\u0308"),
         ("\u041e\u041a", "\u039f\u039a"),
+        ("a-b", "a\u2013b"),
+        ("-5", "\u22125"),
+        ("5'", "5\u2019"),
+        ('"x"', "\u201cx\u201d"),
     ],
 )
 def test_letters_that_look_alike_are_shown_as_what_they_are(latin, other):
-    with pytest.raises(ManifestError, match="differ in letters that look alike alone") as error:
+    with pytest.raises(
+        ManifestError, match="differ in letters or marks that look alike alone"
+    ) as error:
         refuse_spellings("label", {latin: "a", other: "b"})
     assert all(f"{name!a} (at" in str(error.value) for name in (latin, other))
     for name in (latin, other):
@@ -92,7 +105,34 @@ OTHERS = [
     ("1,000", "1"),
     ("1", "l"),
     ("\u0392", "\u0412\u0412"),
+    ("+a", "a"),
+    ("a-0", "a0"),
+    ("1e3", "1000"),  # or two ids in hexadecimal digits
+    ("C++", "C"),
 ]
+
+
+# default ignorable code points (Unicode, DerivedCoreProperties.txt), the empty pattern of braille, and controls
+UNSEEN = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u180e\u200b\u2063\u2800\u3164\ufe0f\ufeff\uffa0\U000e0100\x07\x7f\x9b"
+
+
+@pytest.mark.parametrize("mark", UNSEEN)
+def test_a_mark_that_nobody_sees_is_shown(mark):
+    with pytest.raises(ManifestError, match="label has the values") as error:
+        refuse_spellings("label", {"ab": "1.png", f"a{mark}b": "2.png"})
+    assert f"{f'a{mark}b'!a} (at" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["1.23457E+15", "1e+05", "a/2.5e+11", "9.0071992547409920e+15"])
+def test_a_number_that_lacks_digits_is_no_name(name):
+    """Spreadsheets write 1234567890123456 so, and 1234567890123499 too."""
+    with pytest.raises(ManifestError, match="may be lost, so that several would count as one"):
+        refuse_spellings("group", {name: "a", "2": "b"})
+
+
+@pytest.mark.parametrize("name", ["1e5", "12e45", "1.000e+00", "1.5e-07", "x1e+05", "1000000"])
+def test_other_names_with_an_e_are_taken(name):
+    refuse_spellings("group", {name: "a", "2": "b"})
 
 
 @pytest.mark.parametrize(("first", "second"), OTHERS)

@@ -2,6 +2,7 @@ import csv
 import datetime as dt
 import io
 import os
+import re
 from contextlib import suppress
 from decimal import Decimal
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.data.table import NO_VALUE, read_table
+from assay.data.table import read_table, value_of
 from assay.errors import AssayError, ManifestError
 
 
@@ -87,7 +88,24 @@ def test_any_end_of_line(tmp_path, newline, end):
     assert (table.columns["label"], table.lines) == (["a", "b"], [2, 3])
 
 
-@pytest.mark.parametrize("cell", ["", "  ", "nan", "NaN", "NULL", "null", "<NA>", "#N/A"])
+# what pandas reads as missing, but for NA and None; then what other programs write, and what nobody sees
+MISSING = [
+    "",
+    "#N/A",
+    "#N/A N/A",
+    "#NA",
+    "-1.#IND",
+    "-1.#QNAN",
+    "-NaN",
+    "-nan",
+    "1.#IND",
+    "1.#QNAN",
+]
+MISSING += ["<NA>", "N/A", "NULL", "NaN", "n/a", "nan", "null"]
+MISSING += ["  ", "NaT", "(null)", "\\N", "\u200b", "\u00a0", "\u3164", "\ufeff nan"]
+
+
+@pytest.mark.parametrize("cell", MISSING)
 def test_what_stands_for_no_value_is_none(tmp_path, cell):
     assert cells(write(tmp_path, f"image,label\n1.png,{cell}\n"), "label") == [[None]]
 
@@ -97,6 +115,15 @@ def test_what_stands_for_no_value_is_none(tmp_path, cell):
 )
 def test_every_other_cell_is_its_text(tmp_path, cell):
     assert cells(write(tmp_path, f"image,label\n1.png,{cell}\n"), "label") == [[cell]]
+
+
+@pytest.mark.parametrize("cell", ["#REF!", "#DIV/0!", "#NAME?", "#VALUE!"])
+@pytest.mark.parametrize("optional", [(), ("label",)])
+def test_what_a_spreadsheet_lost_is_refused_by_its_row(tmp_path, cell, optional):
+    path = write(tmp_path, f"image,label\n1.png,a\n2.png,{cell}\n")
+    with pytest.raises(ManifestError, match=rf"row 2 \(line 3\) has {re.escape(cell)} in column"):
+        read_table(path, ("image",) if optional else ("image", "label"), optional)
+    assert len(read_table(path, ("image",))) == 2
 
 
 @pytest.mark.parametrize(
@@ -170,6 +197,12 @@ BERLIN = dt.timezone(dt.timedelta(hours=1))
         (pa.array([1.0, None, 20241128.0, 12345678901.0]), ["1", None, "20241128", "12345678901"]),
         (pa.array([1.0, float("nan"), 0.5, -0.0]), ["1", None, "0.5", "0"]),
         (pa.array([0.1, 3.0], pa.float32()), ["0.1", "3"]),
+        # from 2^53 and 2^24 on a float may stand for another whole number
+        (pa.array([2.0**53 - 1, 2.0**53]), ["9007199254740991", "9.0071992547409920e+15"]),
+        (
+            pa.array([2.0**24 - 1, 2.0**24 + 2], pa.float32()),
+            ["16777215", "1.6777218000000000e+07"],
+        ),
         (pa.array(np.array([0.5, 2], np.float16)), ["0.5", "2"]),
         (pa.array([True, False, None]), ["true", "false", None]),
         (pa.array([Decimal("1.50"), None]), ["1.50", None]),
@@ -272,9 +305,7 @@ def test_what_pythons_writer_writes_is_read_back(
     content = stream.getvalue().encode("utf-8-sig" if bom else "utf-8")
     path = write(tmp_path_factory.mktemp("t"), content)
     expected = [
-        [None if cell.strip().lower() in NO_VALUE else cell for cell in row]
-        for row in rows
-        if any(cell.strip() for cell in row)
+        [value_of(cell) for cell in row] for row in rows if any(cell.strip() for cell in row)
     ]
     columns = cells(path, "image", "label, x", "größe; y")
     assert [list(row) for row in zip(*columns, strict=True)] == expected
@@ -287,7 +318,7 @@ def test_what_pythons_writer_writes_is_read_back(
         st.lists(st.none() | st.integers(-(2**63), 2**63 - 1)).map(
             lambda x: (pa.array(x, pa.int64()), str)
         ),
-        st.lists(st.none() | st.integers(-(2**53), 2**53)).map(
+        st.lists(st.none() | st.integers(1 - 2**53, 2**53 - 1)).map(
             lambda x: (pa.array(x, pa.float64()), lambda v: str(int(v)))
         ),
         st.lists(st.none() | st.booleans()).map(
@@ -304,7 +335,7 @@ def test_what_pyarrow_writes_is_its_text(tmp_path_factory, typed, encode):
     path = tmp_path_factory.mktemp("t") / "t.parquet"
     pq.write_table(pa.table({"x": column.dictionary_encode() if encode else column}), path)
     values = [None if value is None else plain(value) for value in column.to_pylist()]
-    expected = [None if v is None or v.strip().lower() in NO_VALUE else v for v in values]
+    expected = [None if v is None else value_of(v) for v in values]
     assert cells(path, "x") == [expected]
 
 

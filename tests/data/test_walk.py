@@ -64,7 +64,7 @@ def test_what_systems_leave_behind_is_left_out_and_counted_once(tmp_path, capsys
 
 
 def test_images_that_are_not_read_are_counted_once_and_said(tmp_path, capsys):
-    root = put(tmp_path, "good/a.png", "good/b.txt", "good/c.HEIC", "bad/d.gif", "bad/e.png")
+    root = put(tmp_path, "good/a.png", "good/b.txt", "good/c.MPO", "bad/d.gif", "bad/e.png")
     put(root, "bad/.f.gif")
     for _ in range(2):
         assert names(root, find_files(root, IMAGES)) == ["bad/e.png", "good/a.png"]

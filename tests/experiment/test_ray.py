@@ -23,7 +23,7 @@ from assay.data.manifest import Manifest
 from assay.data.near.pairs import near_pairs
 from assay.data.order import steps_of, uniform_order
 from assay.data.split import Split, draw_split
-from assay.errors import ImageError, StoreError
+from assay.errors import DiskError, ImageError, StoreError
 from assay.experiment import copies
 from assay.experiment.fill import fill
 from assay.experiment.resources import Resources
@@ -261,6 +261,24 @@ def test_two_workers_one_of_which_is_killed_end_where_one_worker_does(
     logits = [np.array(t["logits"].to_pylist()) for t in (theirs, ours)]
     # another order of summation over workers: close, not equal
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
+
+
+def test_a_fault_of_a_disk_in_a_worker_is_said_at_once(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    split: Split,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = _job(source, config, manifest, split, pixels, tmp_path / "run")
+    (job.folder / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(
+        DiskError, match=r"metrics\.jsonl cannot be read or written \(Is a directory"
+    ):
+        train(job, Resources(workers=1, retries=3))
+    assert "retries left" not in capsys.readouterr().err
 
 
 def test_two_workers_judge_a_checkpoint_exactly_as_one(

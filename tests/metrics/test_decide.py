@@ -276,7 +276,7 @@ def test_costs_move_the_answer_where_the_odds_say_so() -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"coverage": 1.0}, r"coverage is 1\.0; .* above 0 and below 1"),
+        ({"coverage": 1.0}, r"coverage is 1\.0; .* at least 0\.5 and below 1"),
         ({"coverage": 0.0}, r"coverage is 0\.0"),
         ({"coverage": math.nan}, "coverage is nan"),
         ({"positive": "crack", "recall": 1.1}, r"recall is 1\.1; .* at least 0 and at most 1"),

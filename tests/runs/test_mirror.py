@@ -334,7 +334,7 @@ def test_what_cannot_be_reached_is_one_sentence(s3, s3_server, monkeypatch):
             open_storage(address)
         assert "?x" not in str(refused.value)
         assert "secret" not in str(refused.value)
-    for address in ("http://bucket/runs", "ftp://x"):
+    for address in ("http://bucket/runs", "ftp://x", "s3:/bucket/runs", "S3:/b", "C:/runs"):
         with pytest.raises(ConfigError, match="allowed: a folder, or an URI"):
             open_storage(address)
 

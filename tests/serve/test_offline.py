@@ -116,6 +116,43 @@ def test_the_same_again_does_what_is_left_and_bad_images_are_listed(
     assert len(chunks) == 9
 
 
+def test_a_chunk_that_is_damaged_is_judged_again(here, registry, pictures, tmp_path):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    assert offline.predict(folder, pictures, tmp_path, "fp32", False) == (4, 0)
+    before = (tmp_path / "answers.csv").read_bytes()
+    (chunk,) = (tmp_path / "chunks").glob("*.json")
+    whole = chunk.read_bytes()
+    rows = json.loads(whole)
+    for damaged in (
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"[1, 2, 3, 4]",
+        b"[" * 99999,
+        json.dumps(rows[:3]).encode(),
+    ):
+        chunk.write_bytes(damaged)
+        assert offline.predict(folder, pictures, tmp_path, "fp32", False) == (4, 0)
+        assert chunk.read_bytes() == whole
+        assert (tmp_path / "answers.csv").read_bytes() == before
+
+
+def test_answers_below_the_images_are_not_judged_the_next_time(here, registry, pictures, tmp_path):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, picture in enumerate(pictures):
+        (images / f"{number}.png").write_bytes(picture.read_bytes())
+    (tmp_path / "link").symlink_to(images)
+    for root in (images, tmp_path / "link", images / ".." / "images"):
+        assert offline.predict(folder, [root], images / "out", "fp32", True) == (4, 0)
+    assert len([*(images / "out" / "overlays").iterdir()]) == 4
+    assert offline.predict(
+        folder, [images / "out" / "overlays"], images / "out", "fp32", False
+    ) == (4, 0)
+
+
 def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
     here, registry, pictures, tmp_path
 ):

@@ -1,6 +1,7 @@
 """Tokens by name: who may do what, how often, and no longer than their line is in the file."""
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_tokens_come_from_the_environment_or_a_file_of_its_owner(tmp_path, monke
         with pytest.raises(ServeError, match=r"scopes are|again"):
             open_tokens(config)
     assert open_tokens(ServeConfig(open=True, token_file=Path("/none"))) is None
+
+
+def test_a_token_file_that_is_there_and_cannot_be_read_is_told_from_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("ASSAY_TOKEN", raising=False)
+    pipe, folder, latin = (tmp_path / name for name in ("pipe", "folder", "latin"))
+    os.mkfifo(pipe)
+    folder.mkdir()
+    latin.write_bytes("schlüssel".encode("latin-1"))
+    reasons = {pipe: "a pipe, a socket", folder: "Is a directory", latin: "codec can't decode"}
+    for path, reason in reasons.items():
+        with pytest.raises(ServeError, match=f"token file {path} cannot be read .*{reason}"):
+            open_tokens(ServeConfig(token_file=path))
+    with pytest.raises(ServeError, match="There is no token in ASSAY_TOKEN nor in"):
+        open_tokens(ServeConfig(token_file=tmp_path / "none"))
 
 
 def test_a_token_is_found_by_header_or_cookie_and_by_nothing_else():

@@ -58,6 +58,7 @@ def test_every_setting_has_each_seed_and_share_and_sees_as_many_images() -> None
         (["a: optim.lr"], "NAME: SETTING=VALUE"),
         ([": optim.lr=1"], "NAME: SETTING=VALUE"),
         (["a: optim.lr=1", "a: optim.lr=2"], "'a' twice"),
+        (["a: optim.lr=1 optim.lr=2"], "a setting twice in 'a: optim.lr=1 optim.lr=2'"),
         (["a: optim.rate=1"], r"no setting 'optim\.rate'"),
         (["a: optim.lr=-1"], r"optim\.lr"),
         (["a: split.seed=1"], "not searched"),

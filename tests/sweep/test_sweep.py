@@ -321,7 +321,7 @@ def test_a_trial_with_a_gpu_is_fed_by_ray_data_and_learns_the_same(
             comparison.main,
             ComparisonLaunch(),
             "--settings optim.lr=1e-3|1e-3",
-            "'lr 0.001' twice",
+            "value 0.001 twice",
         ),
         (
             comparison.main,

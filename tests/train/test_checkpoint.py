@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def test_the_newest_wins_and_two_are_kept(tmp_path):
     assert newest is not None
     assert trainee.load(newest)["step"] == 100
     assert len(list(tmp_path.iterdir())) == checkpoint.KEEP.last == 2
+
+
+@pytest.mark.parametrize("keep", [checkpoint.Keep(1), checkpoint.Keep(1, 2)])
+def test_a_copy_of_a_checkpoint_is_none_and_stays(tmp_path, keep):
+    """As `cp -r step-00000001 step-00000001-old` makes it; its name comes last."""
+    trainee = Trainee("adamw")
+    first = trainee.save(tmp_path, 1)
+    copies = [tmp_path / name for name in ("step-00000001-old", "step-old", "step-1")]
+    for copy in copies:
+        shutil.copytree(first, copy)
+    for step in (2, 100_000_000):
+        path = checkpoint.save(tmp_path, step, trainee.net, trainee.optimizer, POSITION, keep)
+        assert checkpoint.latest(tmp_path) == path
+    assert all(copy.is_dir() for copy in copies)
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,12 @@ def test_what_a_sweep_draws_are_the_algorithms_own_settings():
     }
 
 
+def test_modules_that_the_task_lacks_are_refused_as_it_is_built():
+    task_of(config_of("mixstyle"))
+    with pytest.raises(ConfigError, match=r"mix-after names 'net\.9'.* in or below net, head"):
+        task_of(replace(CONFIG, algorithm=AlgorithmConfig(name="mixstyle", mix_after=("net.9",))))
+
+
 def test_domains_that_are_not_clear_are_refused():
     texts = ["x"] * NUM
     with pytest.raises(ConfigError, match="All images of train are of one domain"):

@@ -397,6 +397,15 @@ def test_attention_needs_groups_of_several_images(dataset: Dataset) -> None:
         Channels(replace(CONFIG, ship="attention"), alone)
 
 
+def test_classes_that_decide_names_are_there_before_training(dataset: Dataset) -> None:
+    Channels(replace(CONFIG, decide=DecideConfig(positive="b")), dataset)
+    stranger = replace(CONFIG, decide=DecideConfig(positive="d"))
+    with pytest.raises(ConfigError, match=r"names the class 'd'.* the classes are: a, b, c"):
+        Channels(stranger, dataset)
+    with pytest.raises(ConfigError, match="the classes are: none, as images bear no label"):
+        Channels(stranger, replace(dataset, classes=()))
+
+
 def test_a_head_needs_classes(dataset: Dataset) -> None:
     unlabelled = replace(dataset, classes=(), truth=np.zeros(12, np.int32))
     with pytest.raises(ConfigError, match="--ship logistic answers with a class"):

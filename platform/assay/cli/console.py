@@ -22,6 +22,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,8 +33,8 @@ from assay.cli import registry, serve
 from assay.cli.doctor import doctor
 from assay.cli.submit import submit
 from assay.config import from_dict, to_dict
-from assay.errors import RunError, one_sentence
-from assay.files import write_json
+from assay.errors import ConfigError, RunError, one_sentence
+from assay.files import plain_paths, write_json
 from assay.metrics.compare import compare
 from assay.metrics.decide import DecideConfig
 from assay.report import text
@@ -268,8 +269,9 @@ def make_masks(words: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one sentence where the user can mend something."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
     with one_sentence():
+        words = plain_paths(sys.argv[1:] if arguments is None else arguments)
+        _refuse_empty(words)
         if words == ["--version"]:
             print(assay.__version__)
         elif words[:1] == ["masks"]:
@@ -281,6 +283,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             judge_again(tyro.cli(Judge, args=words[1:], default=default, prog="assay judge"))
         else:
             _dispatch(words)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse empty words, each of which would mean this folder, or any run."""
+    for before, word in pairwise(words):
+        if not word.strip() and not before.startswith("-"):
+            raise ConfigError(
+                f"A word of assay {words[0]} is empty, as where a variable of the shell is not set; give what it stands for."
+            )
 
 
 def _dispatch(words: Sequence[str]) -> None:

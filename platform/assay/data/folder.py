@@ -1,12 +1,13 @@
 """Rows of a folder of images whose names speak."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from assay.data.images.decode import SUFFIXES
-from assay.data.walk import find_files, is_left_out
+from assay.data.walk import find_files, is_left_out, show
 from assay.errors import ManifestError
 
 SPLITS = ("train", "val", "test", "test_seen", "test_unseen")
@@ -42,11 +43,11 @@ def scan_folder(
         ManifestError: there is no image, a name fits no pattern, a class folder is empty, one to
             be left out is not there, or as `find_files`.
     """
-    others = [root / folder for folder in leave_out]
+    others = [root / os.path.relpath(root / folder, root) for folder in leave_out]
     for folder in others:
-        if not folder.is_dir():
+        if not folder.is_dir() or folder == root or ".." in folder.relative_to(root).parts:
             raise ManifestError(
-                f"{folder} is to be left out and is no folder; give folders below data.root as data.leave-out, or none."
+                f"{show(folder)} is to be left out and is no folder below {show(root)}; give folders below data.root as data.leave-out, or none."
             )
     files = [
         file

@@ -10,6 +10,7 @@ the order of a table's rows decides nothing.
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from assay.data.folder import SPLITS, ImageRow, scan_folder
 from assay.data.hashes import EMPTY, content_hashes
 from assay.data.images.entry import MASK, entry_key
 from assay.data.spellings import compose, fold_name, refuse_spellings
-from assay.data.table import Table, read_table
+from assay.data.table import Table, read_table, value_of
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
@@ -61,7 +62,7 @@ class DataConfig(Settings, section="data"):
     """For images of more than 8 bits: the value that is shown as white, brighter ones too; 0: chosen by the largest value of the data, and said."""
     on_error: Literal["stop", "skip"] = "stop"
     """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
-    page: Annotated[int, Ge(0)] | None = None
+    page: Annotated[int, Ge(0), Le(1_000_000)] | None = None
     """Which image of files that hold several (stacks, animations), from 0; none: such are refused."""
 
 
@@ -185,6 +186,11 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
             f"data.where is {list(config.where)} and data.root {show(root)} is a folder or annotations; conditions are for tables: leave them "
             "out, or give a table."
         )
+    if config.leave_out and (annotations or not reason):
+        raise ManifestError(
+            f"data.leave-out is {list(config.leave_out)} and data.root {show(root)} is a table or annotations; folders are left out of folders: "
+            "give it none, and leave rows out by data.where."
+        )
     if annotations:
         rows = read_annotations(annotations)
     elif reason:
@@ -192,6 +198,7 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     else:
         rows = _table_rows(root, config)
     rows.sort(key=lambda row: row.id)
+    _refuse_unknown_split(rows, config.split)
     columns = _columns(rows, config)
     hashes = content_hashes([row.image for row in rows], cache)
     columns["content"] = [entry_key(content, config.page) for content in hashes]
@@ -244,6 +251,11 @@ def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
 def _refuse_twins(table: Table, column: str, value: str) -> None:
     """Refuse cells that a condition may mean, and does not say."""
     places = {compose(cell or ""): row for row, cell in enumerate(table.columns[column])}
+    if value and value not in places:  # every row has a value: that may well be asked for
+        print(
+            f"data.where names {column}={value}, which no row of {show(table.path)} has.",
+            file=sys.stderr,
+        )
     twins = {
         name: table.place(row)
         for name, row in places.items()
@@ -282,6 +294,8 @@ def _columns(rows: list[ImageRow], config: DataConfig) -> dict[str, list[str | N
             raise ManifestError(
                 f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(names))}."
             )
+    for name in (*labels, *config.group, *config.domains):
+        _refuse_no_value(name, {row.fields[name]: row.id for row in rows})
     # the prefix of a column, and the field that it is made of
     sources = [("label", name) for name in labels]
     sources += [(f"domain.{name}", name) for name in config.domains]
@@ -302,6 +316,15 @@ def _columns(rows: list[ImageRow], config: DataConfig) -> dict[str, list[str | N
     return columns | {column: [*map(compose, cells)] for column, cells in fields.items()}
 
 
+def _refuse_no_value(field: str, places: Mapping[str, str]) -> None:
+    """Refuse names of folders and files that say that there is no value, as a cell of a table would."""
+    for value, place in places.items():
+        if value_of(value) is None:
+            raise ManifestError(
+                f"{show(place)} has {value!r} as its {field}, which says that there is no value; rename it, or move it out of the data."
+            )
+
+
 def _groups(rows: list[ImageRow], names: Sequence[str]) -> list[str]:
     """Name the part of each row; without names of fields every image is its own."""
     if not names:
@@ -317,6 +340,16 @@ def _groups(rows: list[ImageRow], names: Sequence[str]) -> list[str]:
             )
     refuse_spellings("group", {name: parts[part].id for name, part in first.items()})
     return [compose("/".join(row.fields[name] for name in names)) for row in rows]
+
+
+def _refuse_unknown_split(rows: list[ImageRow], name: str) -> None:
+    """Refuse a field of given sets that no image has, but for the default's, which need not be there."""
+    if name in ("", DataConfig.split) or any(name in row.fields for row in rows):
+        return
+    raise ManifestError(
+        f"data.split is {name!r}, and no image has such a field or column with a value; there are: {', '.join(sorted(rows[0].fields))}. Name one of "
+        "them, or leave it empty to have sets drawn."
+    )
 
 
 def _check_sets(manifest: Manifest) -> None:

@@ -8,10 +8,20 @@ from assay.errors import ManifestError
 
 _LATIN = str.maketrans(
     # Cyrillic, then Greek: of its small letters the others look different, and stand for quantities
-    "АВЕКМНОРСТУХІЈЅаеорсухіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",  # noqa: RUF001
-    "ABEKMHOPCTYXIJSaeopcyxijsABEZHIKMNOPTYXo",
+    "АВЕКМНОРСТУХІЈЅаеорсухіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # noqa: RUF001
+    "\u2010\u2012\u2013\u2014\u2015\u2212\u2018\u2019\u201c\u201d",
+    "ABEKMHOPCTYXIJSaeopcyxijsABEZHIKMNOPTYXo------''\"\"",
 )
-"""Letters that look as Latin ones do, by the keyboard that writes them."""
+"""Letters that look as Latin ones do, by the keyboard that writes them, and dashes and quotes that a word processor puts for typed ones."""
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0"
+    "\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+"""Characters that print as nothing beside those of Unicode's category Cf: controls, fillers, variation selectors."""
+
+_SHORTENED = re.compile(r"[-+]?[0-9](\.[0-9]*)?[eE]\+(0[5-9]|[1-9][0-9]+)")
+"""A large number as spreadsheets and programs shorten it, or hold it: 1.23457E+15."""
 
 
 def compose(name: str) -> str:
@@ -25,20 +35,30 @@ def fold_name(name: str) -> str:
     Programs write 1.0 for 1 where a column lacks values, spreadsheets 1,5 for 1.5. 01 is another part than 1, version 1.10
     another than 1.1, and 1,000 may be a thousand.
     """
+    name = drop_unseen(name)
     if not name.isascii():
-        name = "".join(c for c in name if unicodedata.category(c) != "Cf")
         # what casefold takes apart may have a shorter form again (Unicode, section 3.13, D146)
         for _ in range(2):
             name = unicodedata.normalize("NFKC", name.casefold())
     words = " ".join(name.casefold().split())
-    if "." not in words and "," not in words:
+    if not re.search(r"[.,+]|-0", words):  # few have any, of millions
         return words
     return "/".join(map(_plain_number, words.split("/")))
 
 
 def _plain_number(word: str) -> str:
-    point = re.sub(r"^(-?[0-9]+),([0-9]{1,2}|[0-9]{4,})$", r"\1.\2", word)
-    return re.sub(r"^(-?[0-9]+)\.0*$", r"\1", point)
+    point = re.sub(r"^([-+]?[0-9]+),([0-9]{1,2}|[0-9]{4,})$", r"\1.\2", word)
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)", point):
+        return word
+    point = re.sub(r"^([-+]?)\.", r"\g<1>0.", point.removeprefix("+"))
+    return re.sub(r"^-(0)$", r"\1", re.sub(r"^(-?[0-9]+)\.0*$", r"\1", point))
+
+
+def drop_unseen(name: str) -> str:
+    """Return a name without characters that print as nothing."""
+    if not name.isascii():
+        name = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    return _UNSEEN.sub("", name)
 
 
 def _looks(name: str) -> set[str]:
@@ -57,8 +77,15 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
         places: where each stands, one place of it.
 
     Raises:
-        ManifestError: there are such; the text shows the first two so that their difference is seen.
+        ManifestError: there are such; the text shows the first two so that their difference is seen. Or
+            one may stand for several, as a number that lacks digits.
     """
+    for name in sorted(places):
+        if any(map(_SHORTENED.fullmatch, name.split("/"))):
+            raise ManifestError(
+                f"The {what} has the value {name!r} (at {places[name]!r}), a number with an exponent, whose last digits may be lost, so "
+                "that several would count as one; write all digits, from a column of text."
+            )
     spelled: dict[str, str] = {}
     for name in sorted(places):
         for look in _looks(name):
@@ -69,11 +96,12 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
 
 def _sentence(what: str, one: str, other: str, places: Mapping[str, str]) -> str:
     is_folded = fold_name(one) == fold_name(other)
-    show = repr if is_folded and compose(one) != compose(other) else ascii
+    seen, other_seen = (drop_unseen(compose(name)) for name in (one, other))
+    show = repr if is_folded and seen != other_seen else ascii
     how = (
         "case, spaces, Unicode form or how a number is written"
         if is_folded
-        else "letters that look alike"
+        else "letters or marks that look alike"
     )
     first, second = (f"{show(name)} (at {places[name]!r})" for name in (one, other))
     return (

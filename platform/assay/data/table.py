@@ -13,19 +13,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assay.data.spellings import fold_name
+from assay.data.spellings import drop_unseen, fold_name
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 """Of files that are taken for tables where they stand beside images."""
 
-NO_VALUE = ("", "nan", "null", "<na>", "#n/a")
+NO_VALUE = {
+    *("", "nan", "-nan", "null", "(null)", "\\n", "nat", "n/a", "<na>", "#na", "#n/a", "#n/a n/a"),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+}
 """Texts, in small letters, that say that there is no value. NA, None and none are values: a country, a class."""
+
+SHEET_ERRORS = {"#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"}
+"""What a spreadsheet writes where a formula failed: there was a value, and it is lost."""
 
 _LISTED = 30
 """Names of columns in a sentence."""
@@ -100,12 +107,20 @@ def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) 
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1" or path.suffix.lower() == ".parquet"
         read = _read_parquet if is_parquet else _read_csv
-        return read(path, needed, optional)
+        table = read(path, needed, optional)
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ManifestError(
             f"{show(path)} cannot be read as a table ({reason}); allowed: CSV with a header, or Parquet."
         ) from None
+    for name, cells in table.columns.items():
+        failed = next((row for row, cell in enumerate(cells) if cell in SHEET_ERRORS), None)
+        if failed is not None:
+            raise ManifestError(
+                f"{table.place(failed)} has {cells[failed]} in column {name!r}, where a formula of the spreadsheet failed; mend it "
+                "there, and save the table again."
+            )
+    return table
 
 
 def _choose(
@@ -139,8 +154,8 @@ def _list(names: Sequence[str]) -> str:
 
 
 def value_of(cell: str) -> str | None:
-    """Return what a cell holds; None where it says that there is no value."""
-    return None if cell.strip().lower() in NO_VALUE else cell
+    """Return what a cell holds; None where it says that there is no value, or nothing that can be seen."""
+    return None if drop_unseen(cell).strip().lower() in NO_VALUE else cell
 
 
 def _resolve(name: str, folder: str) -> str:
@@ -254,16 +269,22 @@ def _texts(path: Path, column: pa.ChunkedArray, name: str) -> Cells:
             f"{show(path)} column {name!r} holds {column.type}; allowed: text, numbers or dates."
         ) from None
     if pa.types.is_floating(column.type):
+        exact = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
         numbers = column.to_pylist()
-        texts = [_whole(text, number) for text, number in zip(texts, numbers, strict=True)]
+        texts = [_whole(text, number, exact) for text, number in zip(texts, numbers, strict=True)]
     if pa.types.is_timestamp(column.type):
         texts = _plain_times(texts)
     return [None if text is None else value_of(text) for text in texts]
 
 
-def _whole(text: str | None, number: float | None) -> str | None:
-    """Write a whole number without exponent: numbers with nulls among them are often stored as floats."""
-    return str(int(number)) if number is not None and float(number).is_integer() else text
+def _whole(text: str | None, number: float | None, exact: float) -> str | None:
+    """Write a whole number without exponent: numbers with nulls among them are often stored as floats.
+
+    From `exact` on a float stands for whole numbers beside it too, which a name cannot tell apart: it keeps its exponent.
+    """
+    if number is None or not float(number).is_integer():
+        return text
+    return str(int(number)) if abs(number) < exact else f"{number:.16e}"
 
 
 def _plain_times(texts: Cells) -> Cells:

@@ -33,7 +33,8 @@ LEFTOVERS = {
 
 
 UNREAD = re.compile(
-    r"\.(gif|jfif|jpe|heic|heif|avif|jp2|j2k|jxl|jxr|dng|cr2|cr3|nef|arw|orf|rw2|raw|ppm|pgm|pbm|pnm|tga|psd|exr|hdr|dcm|svg)$",
+    r"\.(gif|jfif|jpe|jfi|jif|mpo|heic|heif|hif|avif|jp2|j2k|j2c|jpx|jxl|jxr|apng|dib|ico|pcx|xcf|dng|cr2|cr3|nef|arw|orf|rw2|raf|raw"
+    r"|ppm|pgm|pbm|pnm|pam|tga|psd|exr|hdr|dcm|dicom|svg|btf|tf2|tf8|fits?|npy|czi|nd2|lif|vsi)$",
     re.IGNORECASE,
 )
 """Endings of images that are not read."""

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +14,7 @@ import tyro
 from assay.config import Settings, from_dict, to_dict
 from assay.errors import ConfigError
 from assay.experiment.resources import Resources
-from assay.files import read_json
+from assay.files import plain_paths, read_json
 from assay.train.task import Task, TaskConfig
 
 
@@ -36,10 +35,6 @@ class Launch(Settings):
 L = TypeVar("L", bound=Launch)
 
 
-PATHS = ("--data.root", "--storage", "--store", "--config")
-"""Options that name a folder or a file, of which an empty text would be this folder."""
-
-
 def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Resources, Launch]:
     """Read settings from the command line, on top of a preset or a saved config.
 
@@ -53,9 +48,10 @@ def parse_with(
     task: type[Task], arguments: Sequence[str], launch: L
 ) -> tuple[TaskConfig, Resources, L]:
     """Read them where the command has options of its own, whose defaults are `launch`."""
-    _refuse_empty(arguments)
+    arguments = plain_paths(arguments)
     presets = task.presets()
-    preset = option(arguments, "--preset") or launch.preset or next(iter(presets))
+    preset = option(arguments, "--preset")
+    preset = launch.preset or next(iter(presets)) if preset is None else preset
     replayed = option(arguments, "--config")
     if preset not in presets:
         raise ConfigError(f"--preset is {preset!r}; allowed: {', '.join(presets)}.")
@@ -70,6 +66,7 @@ def parse_with(
     parsed: Any = tyro.cli(
         command, args=_spread(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
     )
+    _refuse_repeated(arguments, parsed)
     for doubt in parsed.what.doubts():
         print(doubt, file=sys.stderr)
     for name, why in _given_in_vain(parsed.what, default).items():
@@ -77,18 +74,22 @@ def parse_with(
     return parsed.what, parsed.resources, parsed.launch
 
 
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse an empty path.
+def _refuse_repeated(arguments: Sequence[str], parsed: Any) -> None:
+    """Refuse an option of several values that is given twice: the second would take the place of the first.
 
     Raises:
-        ConfigError: there is one; names the option.
+        ConfigError: one is.
     """
-    for word, following in pairwise([*arguments, "-"]):
-        name, sign, value = word.partition("=")
-        if name in PATHS and not (value if sign else following).strip():
-            raise ConfigError(
-                f"{name} is empty, as where a variable of the shell is not set; give a path, or . for this folder."
-            )
+    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    for name in {name for name in names if names.count(name) > 1}:
+        for holder in (parsed.what, parsed.resources, parsed.launch):
+            value = holder
+            for part in name.removeprefix("--").replace("-", "_").split("."):
+                value = getattr(value, part, None)
+            if isinstance(value, tuple):
+                raise ConfigError(
+                    f"{name} is given twice, and the second would take the place of the first; give all its values behind one."
+                )
 
 
 def _spread(arguments: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from assay.cluster.session import ray_session
-from assay.errors import AssayError
+from assay.errors import AssayError, disk_faults
 from assay.experiment.resources import Resources, cpus_for_data, num_workers, worker_resources
 from assay.runs.remote import drop_ray_storage, pull, ray_storage
 from assay.train.batches import Stream
@@ -150,14 +150,15 @@ def _worker(settings: dict[str, Any]) -> None:
 
     from assay.experiment.stream import ray_stream
 
-    fetch(settings["job"].folder)
-    job = _settled(settings["job"], settings["tier"])
-    torch.set_num_threads(settings["threads"] or _share_of_node())
-    _, config = job.load()
-    stream = ray_stream(job.source, config, job.dataset, settings["cpus_for_data"])
-    # Ray tells all workers of a node that drains, and ends them when it is taken away
-    notice = Notice(lambda: ray.train.get_preemption_info() is not None)
-    work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)), notice)
+    with disk_faults():  # of Ray's many errors, `_cause` knows an AssayError
+        fetch(settings["job"].folder)
+        job = _settled(settings["job"], settings["tier"])
+        torch.set_num_threads(settings["threads"] or _share_of_node())
+        _, config = job.load()
+        stream = ray_stream(job.source, config, job.dataset, settings["cpus_for_data"])
+        # Ray tells all workers of a node that drains, and ends them when it is taken away
+        notice = Notice(lambda: ray.train.get_preemption_info() is not None)
+        work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)), notice)
 
 
 def _share_of_node() -> int:

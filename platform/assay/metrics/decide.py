@@ -34,7 +34,7 @@ from assay.shapes import Bool, Float, Int, Shaped
 class DecideConfig(Settings, section="decide"):
     """How answers are drawn from probabilities."""
 
-    coverage: Annotated[float, Interval(gt=0, lt=1)] = 0.9
+    coverage: Annotated[float, Interval(ge=0.5, lt=1)] = 0.9
     """Least share of images whose conformal set holds the truth, of new groups like val's."""
 
     costs: tuple[str, ...] = ()
@@ -330,6 +330,6 @@ def _cost_matrix(costs: Sequence[str], classes: Sequence[str]) -> list[list[floa
 def _index(name: str, classes: Sequence[str]) -> int:
     if name not in classes:
         raise ConfigError(
-            f"decide names the class {name!r}, which is not in the data; the classes are: {', '.join(classes)}."
+            f"decide names the class {name!r}, which is not in the data; the classes are: {', '.join(classes) or 'none, as images bear no label'}."
         )
     return list(classes).index(name)

@@ -39,7 +39,7 @@ class AverageConfig(Settings, section="average"):
     """The valley begins at a look at val whose loss so many looks, itself included, do not undercut (swad)."""
     overfit_looks: Annotated[int, Interval(ge=1, le=1000)] = 6
     """The valley ends before so many looks in a row that are above the tolerance (swad)."""
-    tolerance: Annotated[float, Interval(ge=0, le=1000)] = 0.3
+    tolerance: Annotated[float, Interval(ge=0, le=10)] = 0.3
     """Share by which val's loss may exceed its mean where the valley began (swad)."""
 
     def idle(self) -> dict[str, str]:

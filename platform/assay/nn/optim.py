@@ -20,9 +20,9 @@ class OptimConfig(Settings, section="optim"):
 
     optimizer: Literal["adamw", "adam", "lamb"] = "adamw"
     """Update rule: AdamW, Adam with its L2 penalty, or LAMB (You et al. 2020) for very large batches."""
-    lr: Annotated[float, Interval(gt=0, le=1000)] = 5e-4
+    lr: Annotated[float, Interval(gt=0, le=10)] = 5e-4
     """Highest learning rate (per update)."""
-    weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.01
+    weight_decay: Annotated[float, Interval(ge=0, le=10)] = 0.01
     """Decoupled weight decay (per update, times lr); with adam a part of the gradient (L2)."""
     decays: Literal["weights", "all"] = "weights"
     """What decays: weights, without norms and biases, or every parameter."""

@@ -30,7 +30,7 @@ class RegimeConfig(Settings, section="regime"):
     """All of it from random weights, the head alone, the last blocks, all, the head first and then all (Kumar et al. 2022), all but lower blocks slower, or from the head down one block after another (Howard and Ruder 2018)."""
     blocks: Annotated[int, Interval(ge=1, le=1000)] = 1
     """Last blocks that partial trains."""
-    body_lr: Annotated[float, Interval(gt=0, le=1000)] = 0.1
+    body_lr: Annotated[float, Interval(gt=0, le=100)] = 0.1
     """Learning rate below the head as a multiple of optim.lr, once it is trained there."""
     head_lr: Annotated[float, Interval(gt=0, le=1000)] = 10.0
     """Learning rate of the head as a multiple of optim.lr, in features, where nothing else moves and the same rate leaves it behind a logistic regression."""

@@ -31,7 +31,7 @@ class SelectionConfig(Settings, section="model"):
     """Patches chosen by the scorer (differentiable patch selection), by the aggregator's own attention (iterative patch selection), at random on the part, evenly spread, or all that tile the canvas."""
     k: Annotated[int, Interval(ge=1, le=10_000)] = 8
     """Patches per image (all: as many as tile the canvas)."""
-    spacing: Annotated[float, Interval(ge=0, le=1000)] = 0.0
+    spacing: Annotated[float, Interval(ge=0, le=100)] = 0.0
     """Least distance of two chosen patches along x or y (patch sides; dps only); 0: they may repeat each other."""
     ips_chunk: Annotated[int, Interval(ge=1, le=100_000)] = 32
     """Patches that ips looks at together."""
@@ -43,21 +43,21 @@ class SelectionConfig(Settings, section="model"):
     """Gradient of the selection: score function over hard draws, or perturbed top-k in three forms."""
     num_noise: Annotated[int, Interval(ge=1, le=10_000)] = 4
     """Noise samples per image (score_function: hard draws, each k patches; perturbed top-k: 500)."""
-    sigma: Annotated[float, Interval(ge=1e-4, le=1000)] = 0.1
+    sigma: Annotated[float, Interval(ge=1e-4, le=10)] = 0.1
     """Standard deviation of the noise on scores in [0, 1], at the end of the warm-up."""
-    sigma_final: Annotated[float, Interval(ge=0, le=1000)] = 0.005
+    sigma_final: Annotated[float, Interval(ge=0, le=10)] = 0.005
     """Standard deviation of the noise at the end of the run; falls by a half cosine."""
     warmup: Share = 0.5
     """Share of the run that learns from random patches before the scorer decides."""
     warmup_k: Annotated[int, Interval(ge=1, le=10_000)] = 16
     """Random patches per image in the warm-up and for the baseline, in sets of k: as many whole sets as it holds, at least one."""
-    alone: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    alone: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Weight of the loss of each patch's own answer; 0: patches answer only together."""
-    guide: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    guide: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Weight, in that, of the guide: scores rise where a patch alone answers well; 0: none."""
-    guide_temperature: Annotated[float, Interval(ge=1e-4, le=1000)] = 0.3
+    guide_temperature: Annotated[float, Interval(ge=1e-4, le=100)] = 0.3
     """Temperature of the guide's softmax over scores (units of the scores)."""
-    scorer_lr: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    scorer_lr: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Learning rate of the scorer as a multiple of optim.lr."""
 
     @property

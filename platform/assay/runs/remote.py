@@ -4,6 +4,7 @@ What is no mirror is left alone by all of these.
 """
 
 import os
+import re
 import shutil
 import sys
 import threading
@@ -37,7 +38,7 @@ def folder_of(address: str) -> Path:
         ConfigError: it is an URI too long to name a folder, or of no known kind.
     """
     if not is_uri(address):
-        if "://" in address:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", address):
             raise ConfigError(
                 f"--storage is {address}; allowed: a folder, or an URI of s3://, gs:// or abfs://."
             )

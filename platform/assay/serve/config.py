@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 
 from assay.bundle.bundle import Variant
 from assay.bundle.providers import Provider, refuse_idle_gpus
@@ -24,17 +24,17 @@ class ApplicationConfig(Settings, section="app"):
     """int8 where a bundle has such graphs."""
     provider: Provider = "auto"
     """What runs the graphs."""
-    cpus: Annotated[float, Ge(0)] = 1.0
+    cpus: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """CPUs of a replica."""
-    gpus: Annotated[float, Ge(0)] = 0.0
+    gpus: Annotated[float, Interval(ge=0, le=128)] = 0.0
     """GPUs of a replica."""
-    min_replicas: Annotated[int, Ge(1)] = 1
+    min_replicas: Annotated[int, Interval(ge=1, le=10_000)] = 1
     """Replicas at rest."""
-    max_replicas: Annotated[int, Ge(1)] = 2
+    max_replicas: Annotated[int, Interval(ge=1, le=10_000)] = 2
     """Replicas under load."""
-    batch: Annotated[int, Ge(1)] = 4
+    batch: Annotated[int, Interval(ge=1, le=10_000)] = 4
     """Most images that go through the graphs together; 1 switches batching off, a GPU takes more."""
-    queue: Annotated[int, Ge(1)] = 64
+    queue: Annotated[int, Interval(ge=1, le=1_000_000)] = 64
     """Most requests that wait at a replica; more are answered 429."""
 
     def __post_init__(self) -> None:

@@ -61,13 +61,23 @@ def _images_below(folder: Path) -> Iterator[Path]:
             yield entry.path
 
 
+def _names_of(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Name a folder as the listings of those paths do that hold it."""
+    real = os.path.realpath(folder)
+    inner = ((path, os.path.relpath(real, os.path.realpath(path))) for path in paths)
+    return [path / name for path, name in inner if name.split(os.sep)[0] not in (".", "..")]
+
+
 def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:
     """Write what `list_images` lists as Parquet; return how many there are, and whether any has a group.
+
+    Pictures of earlier answers, in the list's own folder, are left out of a folder that holds it.
 
     Raises:
         ManifestError: as `list_images`; or there is no image, or a group is written in two ways.
     """
-    num, groups, images = 0, dict[str, str](), list_images(paths)
+    num, groups, own = 0, dict[str, str](), _names_of(file.parent, paths)
+    images = (row for row in list_images(paths) if not any(map(row[0].is_relative_to, own)))
     with replacing(file) as hidden, pq.ParquetWriter(hidden, _SCHEMA) as writer:
         while rows := list(islice(images, ROWS)):
             num += len(rows)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from email import message_from_bytes
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Interval
 
 from assay.config import Settings
 from assay.errors import AssayError
@@ -63,34 +63,34 @@ PLAIN_CODES = ("", "binary", "8bit", "7bit")
 class Limits(Settings, section="limits"):
     """What is refused, and when."""
 
-    body_mb: Annotated[float, Gt(0)] = 96.0
+    body_mb: Annotated[float, Interval(gt=0, le=100_000)] = 96.0
     """Largest body (MB); more is answered 413. An uncompressed image of 5100x5100 has 78 MB."""
 
-    held_mb: Annotated[float, Gt(0)] = 1000.0
+    held_mb: Annotated[float, Interval(gt=0, le=10_000_000)] = 1000.0
     """Bodies of all requests under way together (MB); more are answered 429."""
 
-    image_mp: Annotated[float, Gt(0)] = 120.0
+    image_mp: Annotated[float, Interval(gt=0, le=100_000)] = 120.0
     """Largest image (megapixels), by its header; more is answered 422."""
 
-    views: Annotated[int, Ge(1)] = 16
+    views: Annotated[int, Interval(ge=1, le=10_000)] = 16
     """Most images of one request."""
 
-    body_s: Annotated[float, Gt(0)] = 30.0
+    body_s: Annotated[float, Interval(gt=0, le=86_400)] = 30.0
     """Longest time that a body may take to arrive (s); else 408."""
 
-    decode_s: Annotated[float, Gt(0)] = 20.0
+    decode_s: Annotated[float, Interval(gt=0, le=86_400)] = 20.0
     """Longest time that an image may take to decode (s); else 422."""
 
-    rate: Annotated[float, Interval(ge=0)] = 0.0
+    rate: Annotated[float, Interval(ge=0, le=1_000_000)] = 0.0
     """Most requests of one token per second at each replica; more are answered 429. 0: no limit."""
 
-    answer_s: Annotated[float, Gt(0)] = 60.0
+    answer_s: Annotated[float, Interval(gt=0, le=86_400)] = 60.0
     """Longest time until an answer (s); else 504."""
 
     prints: Annotated[int, Interval(ge=1, le=1_000_000)] = 1000
     """Most prints whose alarms are held between two frames; the longest unused goes."""
 
-    print_s: Annotated[float, Interval(gt=0, le=1e9)] = 3600.0
+    print_s: Annotated[float, Interval(gt=0, le=604_800)] = 3600.0
     """Longest time between two frames of a print (s); what comes later begins it anew."""
 
 

@@ -93,7 +93,7 @@ def predict(
         def due() -> Iterator[dict[str, Any]]:
             for chunk in _cut(listed, out / "chunks", key):
                 files.append(Path(chunk["file"]))
-                if files[-1].exists():
+                if _is_judged(files[-1], len(chunk["images"])):
                     bar.update(len(chunk["images"]))
                 else:
                     yield chunk
@@ -117,6 +117,18 @@ def _cut(listed: Path, folder: Path, key: str) -> Iterator[dict[str, Any]]:
         identity = json.dumps([key, number, stats]).encode()
         file = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
         yield {"start": number * CHUNK, "images": names, "file": str(file)}
+
+
+def _is_judged(file: Path, num: int) -> bool:
+    """Tell whether a chunk is finished; one that is damaged is judged again."""
+    try:
+        rows = json.loads(file.read_bytes())
+        return len(rows) == num and all(row["image"] and row["error"] is not None for row in rows)
+    except FileNotFoundError:
+        return False
+    except (ValueError, TypeError, KeyError, RecursionError):
+        file.unlink()
+        return False
 
 
 def _rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -153,13 +153,17 @@ def _read(path: Path) -> str:
     """Read a token file.
 
     Raises:
-        ServeError: it is not there, or is open to others.
+        ServeError: it is not there, cannot be read, or is open to others.
     """
     try:
         text, mode = read_bytes(path).decode(), path.stat().st_mode
-    except (OSError, ValueError):
+    except FileNotFoundError:
         raise ServeError(
             f"There is no token in ASSAY_TOKEN nor in {path}; write one there, readable by its owner alone."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ServeError(
+            f"The token file {path} cannot be read ({getattr(error, 'strerror', None) or error}); give a file of text that its owner can read."
         ) from None
     if mode & 0o077:
         raise ServeError(f"The token file {path} is open to others; chmod 600 it.")

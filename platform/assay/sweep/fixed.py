@@ -43,7 +43,7 @@ def combine(bases: Mapping[str, TaskConfig], texts: Sequence[str]) -> dict[str, 
     """
     settings: dict[str, TaskConfig] = {}
     for base, config in bases.items():
-        space = dict(space_text.parse(text, config) for text in texts)
+        space = space_text.parse_all(texts, config)
         space_text.check(space, config)
         for levels in combinations(space):
             values = dict(zip(space, levels, strict=True))
@@ -73,6 +73,8 @@ def variants_of(config: TaskConfig, texts: Sequence[str]) -> dict[str, TaskConfi
         if name in variants:
             raise ConfigError(f"--variants has {name!r} twice; give each a name of its own.")
         values = {key.replace("-", "_"): space_text.parse_scalar(value) for key, _, value in pairs}
+        if len(values) < len(pairs):
+            raise ConfigError(f"--variants has a setting twice in {text!r}; give it once.")
         for key in values:
             space_text.refuse_fixed(key)
         variants[name] = change(config, values)

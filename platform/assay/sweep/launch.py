@@ -23,7 +23,7 @@ class SweepLaunch(Launch):
     """The task file."""
     parallel: Annotated[int, Interval(ge=0, le=10_000)] = 0
     """Trials at once; 0: as many as fit."""
-    gpus_per_worker: Annotated[float, Interval(gt=0, le=1000)] = 1.0
+    gpus_per_worker: Annotated[float, Interval(gt=0, le=128)] = 1.0
     """GPUs of each worker, with --gpus; below 1 several trials share one (not checked on a GPU yet)."""
 
 

@@ -68,9 +68,9 @@ class SearchLaunch(SweepLaunch):
     """Changes to the task's search space: SETTING=LOW..HIGH[,log], SETTING=A|B|C; SETTING=A takes it out."""
     space_file: Path | None = None
     """YAML file with the search space, in the place of the task's; also a W&B sweep."""
-    trials: Annotated[int, Interval(ge=1, le=1_000_000)] = 20
+    trials: Annotated[int, Interval(ge=1, le=100_000)] = 20
     """Trials in all, those of earlier launches among them."""
-    epochs: Annotated[int, Interval(ge=0, le=1_000_000_000)] = 0
+    epochs: Annotated[int, Interval(ge=0, le=100_000)] = 0
     """Epochs after which no further trial begins, for methods that are compared at equal cost; 0: no limit."""
     sampling: Sampling = "tpe"
     """How settings are proposed: TPE (multivariate, constant liar), at random, as a grid, or NSGA-II."""
@@ -78,7 +78,7 @@ class SearchLaunch(SweepLaunch):
     """What val is to improve: score, nll, latency_ms, num_params; several make a Pareto front by NSGA-II."""
     grace: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """Epochs (looks at val) before a trial may be stopped early."""
-    eta: Annotated[int, Interval(ge=0, le=1000)] = 3
+    eta: Annotated[int, Interval(ge=0, le=100)] = 3
     """One of so many trials goes on at each rung of early stopping (ASHA); 0: every trial runs to its end."""
     warm_start: tuple[Path, ...] = ()
     """Folders of earlier sweeps, whose best settings are tried first."""
@@ -155,7 +155,7 @@ def _read_space(
     if launch.space_file is not None:
         declared = space_file.read(launch.space_file, config, task.aliases)
         space, launch = declared.space, _with_file(launch, declared)
-    space = space_text.merge(space, dict(space_text.parse(text, config) for text in launch.space))
+    space = space_text.merge(space, space_text.parse_all(launch.space, config))
     space_text.check(space, config)
     if len(launch.objectives) > 1 and launch.sampling == "tpe":
         launch = replace(launch, sampling="nsga2")

@@ -12,6 +12,7 @@ and its page of sweep configuration options (2026).
 
 import math
 import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from assay.config import Settings
 from assay.errors import ConfigError
 from assay.space import Choice, Dimension, Space, value_of
-from assay.sweep.space_text import is_whole, make_range, parse_scalar
+from assay.sweep.space_text import is_whole, make_choice, make_range, parse_scalar
 from assay.sweep.strict_yaml import read_yaml
 
 Method = Literal["tpe", "random", "grid"]
@@ -132,16 +133,19 @@ def _objective(metric: Any) -> Literal["score", "nll"] | None:
         raise ConfigError(
             f"The metric has {min(map(str, unknown))!r}, which no sweep here does; take it out."
         )
-    if "test" in name.lower():
+    if not name.strip() or any(word in name.lower() for word in ("test", "train")):
         raise ConfigError(
             f"The metric is {name!r}; a sweep is chosen by val alone: name a metric of val, such as val_accuracy."
         )
     is_loss = any(word in name.lower() for word in ("loss", "nll"))
-    wanted = "minimize" if is_loss else "maximize"
+    wanted, taken = (
+        ("minimize", "nll") if is_loss else ("maximize", "main score (accuracy, or IoU of masks)")
+    )
     if goal != wanted:
         raise ConfigError(
             f"The metric {name!r} has the goal {_show(goal)} (W&B's own is minimize); {'nll' if is_loss else 'the score'} of val is what a sweep here can {wanted}: write goal: {wanted}, or name another metric."
         )
+    print(f"The metric {name!r} is val's {taken} here.", file=sys.stderr)
     return "nll" if is_loss else "score"
 
 
@@ -152,7 +156,8 @@ def _halving(early: Any) -> tuple[int | None, int | None]:
     is_hyperband = isinstance(early, dict) and early.get("type") == "hyperband"
     allowed = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
     has_ends = is_hyperband and ("min_iter" in early or {"max_iter", "s"} <= early.keys())
-    if not has_ends or not early.keys() <= allowed:
+    is_strict = not is_hyperband or isinstance(early.get("strict", False), bool)
+    if not (has_ends and is_strict) or not early.keys() <= allowed:
         raise ConfigError(
             f"early_terminate is {_show(early)}; allowed is type hyperband with min_iter, or max_iter and s, and eta, which ASHA takes the place of."
         )
@@ -195,10 +200,15 @@ def _flatten(specs: Any, prefix: str = "") -> dict[str, Any]:
     for name, spec in specs.items():
         if not isinstance(name, str):
             raise ConfigError(f"{_show(name)} is no name of a setting; write one such as model.k.")
-        if isinstance(spec, dict) and spec.keys() == {"parameters"}:
-            flat |= _flatten(spec["parameters"], f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = spec
+        is_nested = isinstance(spec, dict) and spec.keys() == {"parameters"}
+        inner = (
+            _flatten(spec["parameters"], f"{prefix}{name}.")
+            if is_nested
+            else {f"{prefix}{name}": spec}
+        )
+        if twice := flat.keys() & inner.keys():
+            raise ConfigError(f"The parameter {min(twice)} stands there twice; give it once.")
+        flat |= inner
     return flat
 
 
@@ -251,7 +261,7 @@ def _choice(name: str, values: Any) -> Choice:
         raise ConfigError(
             f"The parameter {name} has the values {_show(values)}; give a list of numbers, texts, true or false."
         )
-    return Choice(values=tuple(plain))
+    return make_choice(name, plain)
 
 
 def _power(name: str, exponent: Any) -> float:

@@ -1,7 +1,7 @@
 """A search space as text: dimensions on the command line, merged and checked."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,13 +32,30 @@ def parse(text: str, config: Settings) -> tuple[str, Dimension]:
     default = value_of(config, name)
     if ".." in rest:
         ends, _, kind = rest.partition(",")
-        low, high = (parse_scalar(end) for end in ends.split("..", 1))
-        if kind not in ("", "log"):
+        if kind not in ("", "log") or ".." not in ends:
             raise ConfigError(
-                f"The search space has {text!r}; after the range only ,log is allowed."
+                f"The search space has {text!r}; after the range only ,log is allowed, and numbers have a point."
             )
+        low, high = (parse_scalar(end) for end in ends.split("..", 1))
         return name, make_range(name, low, high, log=kind == "log", whole=is_whole(default))
-    return name, Choice(values=tuple(parse_scalar(value) for value in rest.split("|")))
+    return name, make_choice(name, [parse_scalar(value) for value in rest.split("|")])
+
+
+def parse_all(texts: Sequence[str], config: Settings) -> Space:
+    """Read dimensions of distinct settings.
+
+    Raises:
+        ConfigError: as `parse`, or a setting is named twice.
+    """
+    space: dict[str, Dimension] = {}
+    for text in texts:
+        name, dimension = parse(text, config)
+        if name in space:
+            raise ConfigError(
+                f"The search space names {name} twice, the second time as {text!r}; name it once."
+            )
+        space[name] = dimension
+    return space
 
 
 def parse_scalar(text: Any) -> Any:
@@ -90,6 +107,19 @@ def make_range(
     if whole:
         return Int(low=int(low), high=int(high), log=log)
     return Float(low=float(low), high=float(high), log=log)
+
+
+def make_choice(name: str, values: Sequence[Any]) -> Choice:
+    """Make a choice of distinct values: one that stands twice would be tried twice as often.
+
+    Raises:
+        ConfigError: two are equal.
+    """
+    kinds = [(isinstance(value, bool), value) for value in values]  # 1 is no true
+    twice = next((pair for place, pair in enumerate(kinds) if pair in kinds[:place]), None)
+    if twice is not None:
+        raise ConfigError(f"The parameter {name} has the value {twice[1]!r} twice; give each once.")
+    return Choice(values=tuple(values))
 
 
 def _is_number(value: Any) -> bool:

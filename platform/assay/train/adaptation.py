@@ -43,11 +43,11 @@ class AdaptConfig(Settings, section="adapt"):
 
     methods: tuple[Method, ...] = ()
     """Statistics of batch norm from the new printer (recalibrate), and its scale and shift by less entropy (tent)."""
-    minutes: Annotated[float, Interval(gt=0, le=1e6)] = 5.0
+    minutes: Annotated[float, Interval(gt=0, le=10_080)] = 5.0
     """Of each new printer's first frames, in order of time."""
     batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = 32
     """Frames that are adapted to at a time."""
-    lr: Annotated[float, Interval(gt=0, le=1000)] = 1e-3
+    lr: Annotated[float, Interval(gt=0, le=10)] = 1e-3
     """Learning rate of tent."""
 
     def idle(self) -> dict[str, str]:

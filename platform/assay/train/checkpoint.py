@@ -14,6 +14,7 @@ generator state to save.
 
 import json
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -45,9 +46,9 @@ class Keep:
 
     def prune(self, folder: Path) -> None:
         """Remove all others: of those for good, the first at or after each multiple of `every` stays."""
-        paths, previous = sorted(folder.glob("step-*")), 0
-        for path in paths[: -self.last]:
-            multiple = int(path.name.removeprefix("step-")) // self.every if self.every else 0
+        steps, previous = _steps(folder), 0
+        for step, path in steps[: -self.last]:
+            multiple = step // self.every if self.every else 0
             if multiple == previous:
                 shutil.rmtree(path, ignore_errors=True)
             previous = multiple
@@ -55,6 +56,12 @@ class Keep:
 
 KEEP = Keep()
 """What stays where nothing else is asked for."""
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    """List checkpoints, the newest last; a copy that a person made of one (step-00000420-old) is none."""
+    paths = [path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)]
+    return sorted((int(path.name.removeprefix("step-")), path) for path in paths)
 
 
 def _barrier() -> None:
@@ -126,7 +133,7 @@ def latest(folder: Path) -> Path | None:
     Raises:
         CheckpointError: checkpoints exist and all of them are damaged.
     """
-    paths = sorted(folder.glob("step-*"), reverse=True)
+    paths = [path for _, path in reversed(_steps(folder))]
     for path in paths:
         if _is_whole(path):
             return path

@@ -80,7 +80,6 @@ class Classification(Task):
             raise ConfigError(
                 f"The images have {len(self.classes) or 'no'} class, and a classification learns to tell several apart; name where labels stand (--data.label), or give images of another class."
             )
-        config.decide.refuse_strangers(self.classes)  # before training, not when it is judged
         self.graph = None  # not on the class, where it would hide the module that takes its place
 
     def add_head(self, num_features: int) -> None:

@@ -29,9 +29,9 @@ class DistillConfig(Settings, section="distill"):
 
     teacher: Path | None = None
     """Folder of a finished run that classifies whole images into the same classes; none: nobody's."""
-    weight: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    weight: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Weight of the teacher's answers, beside 1 for the truth."""
-    temperature: Annotated[float, Interval(ge=1e-4, le=1000)] = 4.0
+    temperature: Annotated[float, Interval(ge=1e-4, le=100)] = 4.0
     """What logits of both are divided by, so that small probabilities count."""
 
     def idle(self) -> dict[str, str]:

@@ -121,6 +121,7 @@ class DomainClassification(Classification):
         num_codes = len(self.domain.values)
         sizes = Sizes(num_features, num_flat or num_features, len(self.classes), num_codes)
         self.algorithm = build_algorithm(self.config.algorithm, sizes)
+        self.algorithm.refuse_strangers(self)
         self.phases = self.algorithm.phases
         if self.config.average.weights != "last":
             self.average = WeightAverage(self.config.average, self)

@@ -40,6 +40,10 @@ class MaskTaskConfig(TaskConfig):
 
     tiles: TileConfig = field(default_factory=TileConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    _undecided: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("decide.coverage", "decide.costs", "decide.positive", "decide.recall"),
+        "masks are answered pixel by pixel, as decide.pixel-recall says",
+    )
 
 
 class MaskTask(Task):

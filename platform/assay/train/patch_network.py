@@ -46,9 +46,9 @@ class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, sectio
 
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     """Probability mass spread over the other classes."""
-    backbone_lr: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    backbone_lr: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Learning rate of the backbone as a multiple of optim.lr."""
-    aggregator_lr: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    aggregator_lr: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Learning rate of what joins the patches (without the projection before it) as a multiple of optim.lr."""
 
     def __post_init__(self) -> None:

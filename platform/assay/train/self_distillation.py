@@ -46,7 +46,7 @@ from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics
 HEAD_BLOCKS = 4
 """Blocks, from the end, that linear heads may look at (DINOv2)."""
 
-Weight = Annotated[float, Interval(ge=0, le=1000)]
+Weight = Annotated[float, Interval(ge=0, le=100)]
 
 
 @dataclass(frozen=True, kw_only=True)

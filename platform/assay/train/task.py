@@ -62,8 +62,16 @@ class TrainConfig(Settings, section="train"):
     """Epochs between two looks at val; the last epoch is always looked at."""
     patience: Annotated[int, Interval(ge=0, le=100_000)] = 0
     """Stop after this many looks at val without improvement; 0: never."""
-    min_improvement: Annotated[float, Interval(ge=0, le=1000)] = 0.0
+    min_improvement: Annotated[float, Interval(ge=0, le=10)] = 0.0
     """Least improvement (of the score, or of the nll in nats) that patience counts as one; 0: any."""
+
+    def __post_init__(self) -> None:
+        """Refuse an improvement that no score can make."""
+        super().__post_init__()
+        if self.select == "score" and self.min_improvement >= 1:
+            raise ConfigError(
+                f"train.min-improvement is {self.min_improvement} and a score lies between 0 and 1, so that no look at val would be an improvement; give a share such as 0.01."
+            )
 
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
@@ -93,6 +101,13 @@ class TaskConfig(Settings):
     def refuse_unlabelled(self) -> str:
         """Say why images without labels teach nothing; empty where they do."""
         return "this task has no loss of domains"
+
+    _undecided: ClassVar[Mapping[str, str]] = {"decide.pixel_recall": "the answers are no masks"}
+    """Settings of `decide` that the task's answers do not follow, with why."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        return super().idle() | dict(self._undecided)
 
     def doubts(self) -> list[str]:
         """Return sentences on what was set and is hardly meant."""
@@ -170,6 +185,7 @@ class Task(nn.Module):
         super().__init__()
         self.config, self.dataset, self.pixels = config, dataset, dataset.pixels
         self.classes = list(dataset.classes if classes is None else classes)
+        config.decide.refuse_strangers(self.classes)  # before training, not when it is judged
         self.phases: tuple[str, ...] = ("main",)
         self.stopwatch = Stopwatch()
 

@@ -339,6 +339,7 @@ def test_lowest_agreement_comes_first_then_evenly_spaced_layers():
     ("settings", "message"),
     [
         ({"classes": ("a", "A")}, "masks.classes"),
+        ({"classes": ("a,b",)}, "write them apart, without commas: a b"),
         ({"classes": ("a", " ")}, "masks.classes"),
         ({"classes": ()}, "masks.classes"),
         ({"classes": ("a", "b")}, "only one class"),

@@ -531,11 +531,18 @@ def test_mixstyle_without_a_place_is_refused():
     with pytest.raises(ConfigError, match="mix-after names no module"):
         algorithm_of("mixstyle")
     algorithm = algorithm_of("mixstyle", mix_after=("layer9",))
-    with (
-        pytest.raises(ConfigError, match=r"'layer9'.* in or below layer1"),
-        algorithm.inside(Maps(), torch.zeros(2, dtype=torch.int64)),
-    ):
-        pass
+    with pytest.raises(ConfigError, match=r"'layer9'.* in or below layer1"):
+        algorithm.refuse_strangers(Maps())
+    with pytest.raises(ConfigError, match="names ''"):
+        algorithm_of("mixstyle", mix_after=("",)).refuse_strangers(Maps())
+    algorithm_of("mixstyle", mix_after=("layer1",)).refuse_strangers(Maps())
+
+
+def test_mixstyle_behind_what_gives_no_maps_is_refused():
+    algorithm = algorithm_of("mixstyle", mix_after=("layer1",))
+    for output in (torch.zeros(4, 3), [torch.zeros(4, 3, 2, 2)]):
+        with pytest.raises(ConfigError, match="layer1, not all of which give maps"):
+            algorithm.maps_of(output)
 
 
 # SagNet

@@ -54,35 +54,35 @@ class AugmentConfig(Settings, section="augment"):
     """Largest shift along x and along y, fraction of the canvas side."""
     affine_translate: Share = 0.0
     """Largest second, independent shift (that of a random affine), fraction of the canvas side."""
-    scale_low: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
+    scale_low: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Smallest zoom about the centre; below 1 the image gets smaller."""
-    scale_high: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
+    scale_high: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Largest zoom about the centre."""
     scale_p: Share = 0.0
     """Probability of a zoom."""
     exposure_p: Share = 0.0
     """Probability of brightness, contrast, gamma and saturation changing together."""
-    brightness_low: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    brightness_low: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Smallest factor on the pixel values."""
-    brightness_high: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    brightness_high: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Largest factor on the pixel values."""
-    contrast_low: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    contrast_low: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Smallest factor on the distance from the image's grey mean."""
-    contrast_high: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    contrast_high: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Largest factor on the distance from the image's grey mean."""
-    gamma_low: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    gamma_low: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Smallest exponent on pixel values in [0, 1]; below 1 brightens."""
-    gamma_high: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    gamma_high: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Largest exponent on pixel values in [0, 1]."""
-    saturation_low: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    saturation_low: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Smallest factor on the distance from each pixel's own grey."""
-    saturation_high: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    saturation_high: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Largest factor on the distance from each pixel's own grey."""
     resample_p: Share = 0.0
     """Probability of resampling: below 1 down and up again, above 1 up and cut at the centre."""
-    resample_low: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
+    resample_low: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Smallest resampling factor."""
-    resample_high: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
+    resample_high: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Largest resampling factor."""
     noise_p: Share = 0.0
     """Probability of noise."""

@@ -26,7 +26,7 @@ class ImageConfig(NormaliseConfig, section="image"):
     """Width of the frame (pixels)."""
     fit: Literal["scale", "crop", "stretch", "pad"] = "scale"
     """Scale the image until it lies in the frame and pad the rest, until it fills the frame and cut the rest, each side apart, or keep its pixels and pad or cut."""
-    clahe_clip: Annotated[float, Interval(ge=0, le=1000)] = 0.0
+    clahe_clip: Annotated[float, Interval(ge=0, le=256)] = 0.0
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
     clahe_grid: Annotated[int, Interval(ge=1, le=256)] = 64
     """Tiles of that equalisation along each side of the image."""

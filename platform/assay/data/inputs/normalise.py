@@ -18,8 +18,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Constants that most published weights were trained with."""
 
 
-Mean = Annotated[float, Interval(ge=-100, le=100)]
-Deviation = Annotated[float, Interval(gt=0, le=100)]
+Mean = Annotated[float, Interval(ge=0, le=1)]
+Deviation = Annotated[float, Interval(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class NormaliseConfig(Settings):
     mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
     """Means of red, green and blue (0 to 1), for constants."""
     std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
-    """Deviations of red, green and blue (above 0), for constants."""
+    """Deviations of red, green and blue (of values from 0 to 1), for constants."""
 
     def differs(self, mean: Sequence[float], std: Sequence[float]) -> str:
         """Say how to normalise by these constants, where others are taken; empty where they are taken, or the image's own."""

@@ -36,7 +36,7 @@ class PatchConfig(NormaliseConfig, section="patches"):
     """Side of the overview that the scorer sees (pixels)."""
     patch_px: Annotated[int, Interval(ge=8, le=8192)] = 448
     """Side of a patch (canvas pixels)."""
-    clahe_clip: Annotated[float, Interval(ge=0, le=1000)] = 3.0
+    clahe_clip: Annotated[float, Interval(ge=0, le=256)] = 3.0
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
     clahe_grid: Annotated[int, Interval(ge=1, le=256)] = 64
     """Tiles of that equalisation along each side of the image."""

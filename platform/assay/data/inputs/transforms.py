@@ -35,7 +35,7 @@ class TransformConfig(Settings, section="transform"):
     """Shift by up to this share of the frame's sides either way."""
     affine: Share = 0.5
     """Probability of rotation, scaling and shift."""
-    brightness: Annotated[float, Interval(ge=0, le=100)] = 0.2
+    brightness: Annotated[float, Interval(ge=0, le=5)] = 0.2
     """Change of brightness by up to this either way (standard deviations of the image)."""
     contrast: Share = 0.2
     """Change of contrast about the image's mean by up to this share either way."""
@@ -43,7 +43,7 @@ class TransformConfig(Settings, section="transform"):
     """Change of saturation by up to this share either way."""
     hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
     """Turn of the hue by up to this either way (whole turns); grey stays as it is."""
-    noise: Annotated[float, Interval(ge=0, le=100)] = 0.0
+    noise: Annotated[float, Interval(ge=0, le=5)] = 0.0
     """Largest deviation of the noise that half of the samples get (standard deviations of the image)."""
 
     def idle(self) -> dict[str, str]:

@@ -38,7 +38,7 @@ class ViewConfig(Settings, section="views"):
     """Least and largest share of the image's area in the first; of a long image, as far as `ratio` allows."""
     local_area: tuple[AreaShare, AreaShare] = (0.05, 0.32)
     """The same in the others."""
-    ratio: Annotated[float, Interval(ge=1, le=100)] = 4 / 3
+    ratio: Annotated[float, Interval(ge=1, le=10)] = 4 / 3
     """Largest ratio of a crop's sides in the image, either way."""
     hflip: Share = 0.5
     """Probability of a horizontal flip."""

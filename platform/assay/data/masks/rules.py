@@ -58,6 +58,12 @@ class MaskConfig(Settings, section="masks"):
     def __post_init__(self) -> None:
         """Refuse classes that no mask could hold and a block without a middle."""
         super().__post_init__()
+        joined = next((name for name in self.classes if "," in name), None)
+        if joined is not None:
+            apart = " ".join(part.strip() for part in joined.split(","))
+            raise ConfigError(
+                f"masks.classes has {joined!r}, which is one class to a program; write them apart, without commas: {apart}."
+            )
         folded = {fold_name(name) for name in self.classes}
         if "" in folded or len(folded) != len(self.classes):
             raise ConfigError(

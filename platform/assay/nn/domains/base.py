@@ -78,6 +78,13 @@ class Algorithm(nn.Module):
         self.phases: tuple[str, ...] = ("main",)
         """In any but `main` the network gives features without a gradient."""
 
+    def refuse_strangers(self, network: nn.Module) -> None:
+        """Refuse settings that name what the whole network does not have, before it learns.
+
+        Raises:
+            ConfigError: they do.
+        """
+
     def mix(
         self,
         images: Float[Tensor, "batch 3 h w"],

@@ -32,6 +32,7 @@ AlgorithmName = Literal[
 ]
 
 Positive = Annotated[float, Interval(ge=0, le=1e6)]
+Rate = Annotated[float, Interval(ge=0, le=100)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class AlgorithmConfig(Settings, section="algorithm"):
     """Updates of the discriminator for each update of the rest, in turn."""
     grad_penalty: Positive | None = None
     """Weight of the squared gradient of the domain loss by its input."""
-    discriminator_lr: Positive | None = None
+    discriminator_lr: Rate | None = None
     """Learning rate of the discriminator as a multiple of optim.lr."""
     width: Annotated[int, Interval(ge=1, le=65_536)] | None = None
     """Hidden units of the discriminator."""
@@ -66,7 +67,7 @@ class AlgorithmConfig(Settings, section="algorithm"):
     """Decay of fishr's moving average of gradient variances, per update."""
     mix_after: tuple[str, ...] = ()
     """Modules of the task after which mixstyle mixes, by name, such as network.layer1."""
-    head_lr: Positive = 1.0
+    head_lr: Rate = 1.0
     """Learning rate of the classifier, and of heads of the algorithm, as a multiple of optim.lr."""
     consistency: Literal["none", "variance", "divergence"] = "none"
     """Pull the answers for one group together: variance of its logits, or mean divergence from their mean answer."""

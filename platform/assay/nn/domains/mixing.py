@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -56,18 +57,28 @@ class MixStyle(Algorithm):
                 "name early ones, such as network.layer1."
             )
 
-    @contextmanager
-    def inside(self, network: nn.Module, domains: Int[Tensor, " batch"]) -> Iterator[None]:
-        """Mix behind the named modules, as long as the context lasts."""
-        modules = dict(network.named_modules())
+    def refuse_strangers(self, network: nn.Module) -> None:
+        """Refuse modules that the network does not have, and the network as a whole.
+
+        Raises:
+            ConfigError: one is named.
+        """
+        modules = {name for name, _ in network.named_modules()} - {""}
         if missing := [name for name in self.config.mix_after if name not in modules]:
             allowed = ", ".join(name for name, _ in network.named_children())
             raise ConfigError(
                 f"algorithm.mix-after names {missing[0]!r}, which the network does not have; "
                 f"name modules that give maps, in or below {allowed}."
             )
+
+    @contextmanager
+    def inside(self, network: nn.Module, domains: Int[Tensor, " batch"]) -> Iterator[None]:
+        """Mix behind the named modules, as long as the context lasts."""
+        modules = dict(network.named_modules())
         handles = [
-            modules[name].register_forward_hook(lambda _, __, maps: self.mix_maps(maps, domains))
+            modules[name].register_forward_hook(
+                lambda _, __, output: self.mix_maps(self.maps_of(output), domains)
+            )
             for name in self.config.mix_after
             if torch.rand(()) < MIXED_SHARE
         ]
@@ -76,6 +87,19 @@ class MixStyle(Algorithm):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def maps_of(self, output: Any) -> Float[Tensor, "batch d h w"]:
+        """Return what a module gave.
+
+        Raises:
+            ConfigError: it is no maps.
+        """
+        if isinstance(output, Tensor) and output.ndim == 4:
+            return output
+        raise ConfigError(
+            f"algorithm.mix-after names {', '.join(self.config.mix_after)}, not all of which give maps (images, channels, height, width); "
+            "name early modules of a convolutional network."
+        )
 
     def mix_maps(
         self, maps: Float[Tensor, "batch d h w"], domains: Int[Tensor, " batch"]

@@ -62,7 +62,7 @@ class TeacherConfig(Settings, section="teacher"):
 class RatesConfig(Settings, section="rates"):
     """How rates differ between parts of the student, and over the run."""
 
-    final_weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.4
+    final_weight_decay: Annotated[float, Interval(ge=0, le=10)] = 0.4
     """Weight decay at the end, by half a cosine from optim.weight-decay."""
     layer_decay: Annotated[float, Interval(gt=0, le=1)] = 0.9
     """Learning rate of each block as a share of the next one's."""
