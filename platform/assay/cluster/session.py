@@ -122,7 +122,7 @@ def _watch(address: str, ended: threading.Event) -> None:
 
 def _cluster_at(address: str) -> Any:
     """Return what names a cluster, which another head at the same address does not have."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), LOOK_S).close()  # for which Ray would wait long
