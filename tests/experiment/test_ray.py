@@ -23,7 +23,7 @@ from assay.data.manifest import Manifest
 from assay.data.near.pairs import near_pairs
 from assay.data.order import steps_of, uniform_order
 from assay.data.split import Split, draw_split
-from assay.errors import ImageError, StoreError
+from assay.errors import DiskError, ImageError, StoreError
 from assay.experiment import copies
 from assay.experiment.fill import fill
 from assay.experiment.resources import Resources
@@ -261,6 +261,22 @@ def test_two_workers_one_of_which_is_killed_end_where_one_worker_does(
     logits = [np.array(t["logits"].to_pylist()) for t in (theirs, ours)]
     # another order of summation over workers: close, not equal
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
+
+
+def test_what_a_worker_cannot_write_is_its_own_sentence_at_once(
+    source: TaskSource,
+    config: TaskConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    split: Split,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    job = _job(source, config, manifest, split, pixels, tmp_path / "run")
+    (job.folder / "checkpoints").touch()  # a file in the place of a folder
+    with pytest.raises(DiskError, match="checkpoints"):
+        train(job, Resources(workers=1))
+    assert "A worker failed" not in capfd.readouterr().err
 
 
 def test_two_workers_judge_a_checkpoint_exactly_as_one(

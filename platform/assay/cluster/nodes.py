@@ -96,6 +96,14 @@ def up() -> dict[str, float]:
     return {"CPU": 0.0, "GPU": 0.0} | {name: has[name] for name in kept if name in has}
 
 
+def sizes_of_nodes() -> list[float]:
+    """Return the CPUs of each node that has any."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [float(has["CPU"]) for has in nodes if has.get("CPU")]
+
+
 def total(bundles: Sequence[Bundle]) -> dict[str, float]:
     """Add bundles up."""
     need: Counter[str] = Counter()
