@@ -23,6 +23,8 @@ LOOK_S, LOOKS = 5.0, 8
 PATIENT = {"RAY_raylet_start_wait_time_s": "180"}
 """Set where this starts Ray, unless the user says otherwise: on a loaded machine a node takes long to start."""
 
+GATE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+
 FAST = {
     "RAY_max_direct_call_object_size": "16000000",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -32,7 +34,7 @@ FAST = {
     # on a loaded machine a proxy takes longer to start than Ray Serve waits before it kills it
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     # what bounds the heads and the time of requests; see `serve.gate`
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "assay.serve.gate:middlewares",
+    GATE: "assay.serve.gate:middlewares",
     # at rest the looks of Ray Serve after itself are most of what it does
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
@@ -50,12 +52,11 @@ Ray's own proxy takes it to a replica, an image travels inside the call and not 
 def ray_session(serves: bool = False) -> Iterator[bool]:
     """Enter the Ray that runs here already, else that of RAY_ADDRESS, else one that ends with this block.
 
-    Yields True for the last of these alone. Its token is readable by its owner alone.
+    Yields True for the last of these alone. Its token is readable by its owner alone. The nodes of
+    another cluster work with the very package that runs here.
 
     Args:
-        serves: images travel inside calls (`FAST`); and the nodes of another cluster have this
-            package themselves, since what is deployed outlives this process. Else they work with
-            the very package that runs here.
+        serves: images travel inside calls (`FAST`), and proxies bound what they take (`GATE`).
 
     Raises:
         ResourceError: Ray did not start, nor when it was tried again.
@@ -80,8 +81,8 @@ def ray_session(serves: bool = False) -> Iterator[bool]:
             logging_level=logging.ERROR,
         )
     else:
-        modules = None if serves else {"py_modules": [str(package)]}
-        _start(runtime_env=modules, log_to_driver=False)
+        gate = {name: FAST[name] for name in (GATE,) if serves}
+        _start(runtime_env={"py_modules": [str(package)], "env_vars": gate}, log_to_driver=False)
     ended = threading.Event()
     if not is_local:
         address = ray.get_runtime_context().gcs_address
