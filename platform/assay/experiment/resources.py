@@ -1,5 +1,6 @@
 """Where a run is computed: workers, devices, folders."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -164,18 +165,18 @@ def _share(sizes: Sequence[float], workers: int) -> float:
     """Return the most CPUs that each worker can have, 1 at most, where one whole CPU of a node is left; 0: none."""
     shares = {1.0} | {
         (size - kept) / num
-        for size in sizes
+        for size in set(sizes)
         for kept in (0.0, 1.0)
         for num in range(1, workers + 1)
     }
-    fitting = (s for s in shares if 0 < s <= 1 and _leaves_one(sizes, workers, s))
-    return max(fitting, default=0.0)
+    falling = sorted((share for share in shares if 0 < share <= 1), reverse=True)
+    return next((share for share in falling if _leaves_one(sizes, workers, share)), 0.0)
 
 
 def _leaves_one(sizes: Sequence[float], workers: int, each: float) -> bool:
     """Tell whether workers that fill node after node leave a whole CPU somewhere, whichever node is the last."""
-    places = [int(size / each + 1e-9) for size in sizes]
-    beside = [int((size - FOR_DATA["CPU"]) / each + 1e-9) for size in sizes]
+    places = [math.floor(size / each + 1e-9) for size in sizes]
+    beside = [math.floor((size - FOR_DATA["CPU"]) / each + 1e-9) for size in sizes]
     if any(whole == less for whole, less in zip(places, beside, strict=True)):
         return sum(places) >= workers  # a node that is full has one left all the same
     return all(
