@@ -78,7 +78,9 @@ def test_lost_workers_are_launched_again_and_the_reason_is_told(
     assert "Ray Data has no CPU any more" in second
 
 
-@pytest.mark.parametrize("end", [died, lambda: ControllerError(WorkerGroupStartupTimeoutError(2))])
+@pytest.mark.parametrize(
+    "end", [died, ActorDiedError, lambda: ControllerError(WorkerGroupStartupTimeoutError(2))]
+)
 def test_workers_that_are_lost_each_time_end_in_a_sentence(monkeypatch, tmp_path, end) -> None:
     launches = Launches(monkeypatch, end(), end(), end())
     with pytest.raises(ResourceError, match=r"lost 3 times.*same command again"):

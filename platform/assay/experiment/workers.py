@@ -73,6 +73,7 @@ def _train_on_workers(
         AssayError: of any worker; it names its remedy, and would only come again.
         ResourceError: workers are lost again and again.
     """
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     for left in reversed(range(resources.retries + 1)):
@@ -84,7 +85,7 @@ def _train_on_workers(
                 pull(job.folder)  # rank 0 may have been on another node
                 drop_ray_storage(job.folder / "ray")
             return
-        except TrainingFailedError as failed:
+        except (TrainingFailedError, RayActorError) as failed:  # the latter: of what steers them
             cause = _cause(failed)
             if isinstance(cause, AssayError):
                 raise cause from None
