@@ -108,13 +108,29 @@ def test_batches_that_can_never_come_are_given_up_and_late_ones_are_not(monkeypa
 
     monkeypatch.setattr(stream, "STARVED_S", 0.05)
     monkeypatch.setattr(stream, "up", lambda: cpus)
+    monkeypatch.setattr(stream, "most_left_of_a_node", lambda: 1.0)
     arriving = stream._arriving(blocks(), held=2.0)
     assert [next(arriving)["x"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
     cpus["CPU"] = 2.0  # a node is gone
-    with pytest.raises(StarvedError, match="cluster has 2 and the workers hold 2"):
+    with pytest.raises(StarvedError, match="cluster has 2, the workers hold 2"):
         next(arriving)
     ended.set()
 
 
 def test_what_arrives_ends_where_the_blocks_do() -> None:
     assert [block["x"] for block in stream._arriving(iter([{"x": 1}, {"x": 2}]), 1.0)] == [1, 2]
+
+
+def test_cpus_that_somebody_reserved_and_left_are_none_for_ray_data(monkeypatch) -> None:
+    group = {"state": "CREATED", "bundles": {0: {"CPU": 0.5}, 1: {"CPU": 0.6}}}
+    group["bundles_to_node_id"] = {0: "a", 1: "a"}
+    nodes = [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}]
+    nodes += [{"NodeID": "b", "Alive": False, "Resources": {"CPU": 8.0}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: {"1": group})
+    monkeypatch.setattr(stream, "up", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(stream, "STARVED_S", 0.05)
+    ended = threading.Event()
+    with pytest.raises(StarvedError, match=r"leaves 0\.9 of a node"):
+        next(stream._arriving((ended.wait() for _ in range(1)), held=0.0))
+    ended.set()

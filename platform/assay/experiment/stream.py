@@ -12,7 +12,7 @@ import ray.data
 from ray.data import ExecutionResources
 
 from assay import errors
-from assay.cluster.nodes import up
+from assay.cluster.nodes import most_left_of_a_node, up
 from assay.config import from_dict, to_dict
 from assay.data.dataset import Dataset
 from assay.data.order import Step
@@ -92,10 +92,10 @@ def _arriving(blocks: Iterator[Batch], held: float) -> Iterator[Batch]:
         while True:
             coming = pool.submit(next, blocks, None)
             while not wait([coming], STARVED_S).done:
-                has = up()["CPU"]
-                if has - held < FOR_DATA["CPU"]:
+                has, left = up()["CPU"], most_left_of_a_node()
+                if min(has - held, left + 1e-6) < FOR_DATA["CPU"]:
                     raise StarvedError(
-                        f"Ray Data has no CPU any more: the cluster has {has:g} and the workers hold {held:g}"
+                        f"Ray Data has no CPU any more: the cluster has {has:g}, the workers hold {held:g}, and what is reserved leaves {left:g} of a node"
                     )
             block = coming.result()
             if block is None:
