@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import ray
 
-import assay
 from assay.cli import serve
 from assay.cluster import nodes
-from assay.errors import BundleError, ConfigError, ResourceError, ServeError
+from assay.errors import BundleError, ConfigError, ResourceError
 from assay.serve import cluster, control
 from assay.serve.config import ApplicationConfig, ServeConfig
 
@@ -40,34 +39,18 @@ def test_replicas_that_will_never_fit_are_refused_and_others_waited_for(monkeypa
         serve._room(wanted(1, 2), 900.0)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "phrase"), [("9.9.9", "have Assay 9.9.9"), (None, "have no Assay"), ("same", "")]
-)
-def test_a_cluster_without_the_package_is_told_so(monkeypatch, theirs, phrase) -> None:
-    class Task:
-        def __init__(self, **options: Any) -> None: ...
-
-        def __call__(self, function: Any) -> "Task":
-            return self
-
-        def remote(self) -> str:
-            return assay.__version__ if theirs == "same" else theirs
-
-    def get(found: str | None, timeout: float) -> str:
-        if found is None:
-            raise ray.exceptions.RayTaskError("look", "No module named assay", ImportError())
-        return found
-
-    monkeypatch.setattr(ray, "remote", Task)
-    monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setenv("RAY_ADDRESS", "there:6379")
-    if phrase:
-        with pytest.raises(ServeError, match=phrase):
-            serve._refuse_other_package()
-    else:
-        serve._refuse_other_package()
-    monkeypatch.delenv("RAY_ADDRESS")
-    serve._refuse_other_package()
+def test_what_is_deployed_brings_the_package_that_was_sent(monkeypatch) -> None:
+    deployed: list[Any] = []
+    monkeypatch.setattr(control, "_client", lambda: SimpleNamespace(deploy_apps=deployed.append))
+    app = {"name": "parts", "import_path": "assay.serve.cluster:task"}
+    for sent in ({}, {"py_modules": ["gcs://_ray_pkg_1.zip"], "env_vars": {"A": "b"}}):
+        context = SimpleNamespace(runtime_env=sent)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda context=context: context)
+        control.deploy({"applications": [app]})
+    here, there = (schema.applications[0].runtime_env for schema in deployed)
+    assert here == {}
+    assert there == {"py_modules": ["gcs://_ray_pkg_1.zip"]}
+    assert "runtime_env" not in app  # nor in the file, which outlives the cluster
 
 
 def test_gpus_that_nothing_would_use_are_refused_before_anything_starts(

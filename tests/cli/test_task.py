@@ -1,5 +1,6 @@
 """What a user of a task script meets: help, presets, replay, states, and sentences instead of tracebacks."""
 
+import itertools
 import json
 import shlex
 import shutil
@@ -451,12 +452,55 @@ def test_workers_leave_a_cpu_for_ray_data_or_are_refused(
     import ray
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": cpus}}])
     monkeypatch.setattr("assay.experiment.resources.growth", lambda: None)
     if expected is None:
         with pytest.raises(ResourceError, match=str(cpus)):
             worker_resources(resources)
     else:
         assert worker_resources(resources) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "workers", "given", "expected"),
+    [
+        ([4, 4], 8, 0.0, 0.8),  # of 7/8 each node would hold four, and have a half left
+        ([4, 4], 4, 0.0, 1.0),
+        ([1, 1, 1], 2, 0.0, 1.0),
+        ([1, 1], 2, 0.0, 0.5),
+        ([0, 2, 2], 4, 0.0, 2 / 3),
+        ([4, 4], 8, 0.875, None),
+        ([4, 3], 3, 2.0, 2.0),  # one that is full has a CPU left
+    ],
+)
+def test_a_whole_cpu_of_a_node_is_left_whichever_nodes_the_workers_fill(
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    workers: int,
+    given: float,
+    expected: float | None,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(sizes))})
+    nodes = [{"Alive": True, "Resources": {"CPU": size} if size else {}} for size in sizes]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("assay.experiment.resources.growth", lambda: None)
+    resources = Resources(workers=workers, cpus_per_worker=given)
+    if expected is None:
+        with pytest.raises(ResourceError, match=r"4, 4 CPUs.*take --cpus-per-worker 0\.8,"):
+            worker_resources(resources)
+        return
+    each = worker_resources(resources)["CPU"]
+    assert each == pytest.approx(expected)
+    for order in itertools.permutations(sizes):  # filled node after node, as Ray packs them
+        free, left = [], workers
+        for size in order:
+            held = min(left, int(size / each + 1e-9))
+            free.append(size - held * each)
+            left -= held
+        assert left == 0
+        assert max(free) >= 1 - 1e-9
 
 
 def test_a_full_disk_is_refused_with_figures_before_anything_is_decoded(

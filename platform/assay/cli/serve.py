@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import tyro
 from annotated_types import Interval
 
-import assay
 from assay.bundle.bundle import Variant
 from assay.bundle.providers import provider_with
 from assay.cluster import nodes
@@ -61,7 +60,6 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     _write(file, yaml.safe_dump(wanted, sort_keys=False))
     with control.cluster(config) as address, suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # requests under way are answered
-        _refuse_other_package()
         waiting = _room(wanted, command.wait_s)
         control.deploy(wanted)
         names = control.wait(config, *waiting)
@@ -70,28 +68,6 @@ def serve(command: Serve, words: Sequence[str]) -> None:
             print(f"token: {config.token_file}", flush=True)
         if not os.environ.get("RAY_ADDRESS"):
             signal.pause()
-
-
-def _refuse_other_package() -> None:
-    """Refuse a cluster whose nodes lack this package: what is deployed outlives this process, so it cannot be sent.
-
-    Raises:
-        ServeError: it is not there, or of another version.
-    """
-    import ray
-
-    if not os.environ.get("RAY_ADDRESS"):
-        return
-    try:
-        # by value, since a function of this package could not even be read there
-        version = ray.remote(num_cpus=0)(lambda: __import__("assay").__version__).remote()
-        theirs = f"Assay {ray.get(version, timeout=120)}"
-    except ray.exceptions.RayTaskError:
-        theirs = "no Assay"
-    if theirs != f"Assay {assay.__version__}":
-        raise ServeError(
-            f"The cluster's nodes have {theirs}, and {assay.__version__} is to be served; begin it with an image that has it (cluster/Dockerfile)."
-        )
 
 
 def _room(wanted: Mapping[str, Any], wait_s: float) -> tuple[float, Callable[[], None]]:

@@ -96,6 +96,27 @@ def up() -> dict[str, float]:
     return {"CPU": 0.0, "GPU": 0.0} | {name: has[name] for name in kept if name in has}
 
 
+def sizes_of_nodes() -> list[float]:
+    """Return the CPUs of each node that has any."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [float(has["CPU"]) for has in nodes if has.get("CPU")]
+
+
+def most_left_of_a_node() -> float:
+    """Return the most CPUs that a node has outside of placement groups, whoever made these: what a task may come to have."""
+    import ray
+    from ray.util import placement_group_table
+
+    left = {n["NodeID"]: n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]}  # type: ignore[no-untyped-call]
+    for group in placement_group_table().values():
+        if group["state"] == "CREATED":
+            for index, node in group["bundles_to_node_id"].items():
+                left[node] = left.get(node, 0.0) - group["bundles"][index].get("CPU", 0.0)
+    return float(max(left.values(), default=0.0))
+
+
 def total(bundles: Sequence[Bundle]) -> dict[str, float]:
     """Add bundles up."""
     need: Counter[str] = Counter()

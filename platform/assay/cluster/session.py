@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,13 @@ from assay.errors import ResourceError
 STARTS = 2
 """Times that a Ray is started before it is given up."""
 
+LOOK_S, LOOKS = 5.0, 8
+"""Seconds between looks whether the cluster's head is there, and failed ones until it is given up; Ray itself ends the process after 60 s."""
+
 PATIENT = {"RAY_raylet_start_wait_time_s": "180"}
 """Set where this starts Ray, unless the user says otherwise: on a loaded machine a node takes long to start."""
+
+GATE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 FAST = {
     "RAY_max_direct_call_object_size": "16000000",
@@ -27,7 +34,7 @@ FAST = {
     # on a loaded machine a proxy takes longer to start than Ray Serve waits before it kills it
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     # what bounds the heads and the time of requests; see `serve.gate`
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "assay.serve.gate:middlewares",
+    GATE: "assay.serve.gate:middlewares",
     # at rest the looks of Ray Serve after itself are most of what it does
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
@@ -45,12 +52,11 @@ Ray's own proxy takes it to a replica, an image travels inside the call and not 
 def ray_session(serves: bool = False) -> Iterator[bool]:
     """Enter the Ray that runs here already, else that of RAY_ADDRESS, else one that ends with this block.
 
-    Yields True for the last of these alone. Its token is readable by its owner alone.
+    Yields True for the last of these alone. Its token is readable by its owner alone. The nodes of
+    another cluster work with the very package that runs here.
 
     Args:
-        serves: images travel inside calls (`FAST`); and the nodes of another cluster have this
-            package themselves, since what is deployed outlives this process. Else they work with
-            the very package that runs here.
+        serves: images travel inside calls (`FAST`), and proxies bound what they take (`GATE`).
 
     Raises:
         ResourceError: Ray did not start, nor when it was tried again.
@@ -75,12 +81,74 @@ def ray_session(serves: bool = False) -> Iterator[bool]:
             logging_level=logging.ERROR,
         )
     else:
-        modules = None if serves else {"py_modules": [str(package)]}
-        _start(runtime_env=modules, log_to_driver=False)
+        gate = {name: FAST[name] for name in (GATE,) if serves}
+        _start(runtime_env={"py_modules": [str(package)], "env_vars": gate}, log_to_driver=False)
+    ended = threading.Event()
+    if not is_local:
+        address = ray.get_runtime_context().gcs_address
+        threading.Thread(target=_watch, args=(address, ended), daemon=True).start()
     try:
-        yield is_local
+        with _losses():
+            yield is_local
     finally:
+        ended.set()
         ray.shutdown()
+
+
+def _watch(address: str, ended: threading.Event) -> None:
+    """End this process with a sentence once the cluster's head is gone, or another one in its place that knows nothing of it.
+
+    Ray itself would wait without end, or end it after a minute without saying what to do.
+    """
+    from ray.exceptions import RayError
+
+    first, failures = None, 0
+    while failures < LOOKS and not ended.wait(LOOK_S):
+        try:
+            now = _cluster_at(address)
+            first, failures = first or now, 0
+            if now != first:
+                break
+        except (OSError, RayError):
+            failures += 1
+    if not ended.is_set():
+        print(
+            f"ResourceError: The head of the cluster at {address} is gone, or was begun again; begin it where it is gone, "
+            "and give the same command again, which goes on from what was written.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # whatever waits for Ray now, waits in vain
+
+
+def _cluster_at(address: str) -> Any:
+    """Return what names a cluster, which another head at the same address does not have."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), LOOK_S).close()  # for which Ray would wait long
+    return GcsClient(address=address).cluster_id
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Say in a sentence that the Ray worked on is gone, in part or as a whole.
+
+    Raises:
+        ResourceError: in the place of what Ray raises of its own processes, not of what a task raised.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ResourceError(
+            f"Ray lost what this command runs on ({type(error).__name__}: {reason}); see that its head and nodes run, "
+            "and give the same command again, which goes on from what was written."
+        ) from error
 
 
 def _start(**options: Any) -> None:

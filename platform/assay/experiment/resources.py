@@ -1,12 +1,14 @@
 """Where a run is computed: workers, devices, folders."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
 
-from assay.cluster.nodes import gather, growth, refuse_beyond, up
+from assay.cluster.nodes import gather, growth, refuse_beyond, sizes_of_nodes, up
 from assay.config import Settings
 from assay.errors import ConfigError, ResourceError
 from assay.train.tier import Tier
@@ -139,7 +141,8 @@ def worker_resources(resources: Resources) -> dict[str, float]:
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     most = int(gpus) if resources.gpus else int(cpus)
-    each = resources.cpus_per_worker or min(1.0, (cpus - 1) / resources.workers)
+    sizes = sizes_of_nodes()
+    each = resources.cpus_per_worker or _share(sizes, resources.workers)
     if resources.workers > most:
         raise ResourceError(
             f"{resources.workers} workers were asked for and the cluster has {int(cpus)} CPUs and {int(gpus)} GPUs; "
@@ -150,7 +153,35 @@ def worker_resources(resources: Resources) -> dict[str, float]:
             f"{resources.workers} workers of {each:g} CPUs and 1 CPU for Ray Data need {max(each, 0) * resources.workers + 1:g} CPUs, the cluster has {cpus:g}; "
             "lower --workers or --cpus-per-worker, or train without Ray by --workers 0."
         )
+    if not _leaves_one(sizes, resources.workers, each):
+        raise ResourceError(
+            f"{resources.workers} workers of {each:g} CPUs fill the cluster's nodes of {', '.join(f'{size:g}' for size in sizes)} CPUs so that none has 1 left for Ray Data; "
+            f"take --cpus-per-worker {_share(sizes, resources.workers):.3g}, or lower --workers."
+        )
     return {"CPU": each} | ({"GPU": 1.0} if resources.gpus else {})
+
+
+def _share(sizes: Sequence[float], workers: int) -> float:
+    """Return the most CPUs that each worker can have, 1 at most, where one whole CPU of a node is left; 0: none."""
+    shares = {1.0} | {
+        (size - kept) / num
+        for size in set(sizes)
+        for kept in (0.0, 1.0)
+        for num in range(1, workers + 1)
+    }
+    falling = sorted((share for share in shares if 0 < share <= 1), reverse=True)
+    return next((share for share in falling if _leaves_one(sizes, workers, share)), 0.0)
+
+
+def _leaves_one(sizes: Sequence[float], workers: int, each: float) -> bool:
+    """Tell whether workers that fill node after node leave a whole CPU somewhere, whichever node is the last."""
+    places = [math.floor(size / each + 1e-9) for size in sizes]
+    beside = [math.floor((size - FOR_DATA["CPU"]) / each + 1e-9) for size in sizes]
+    if any(whole == less for whole, less in zip(places, beside, strict=True)):
+        return sum(places) >= workers  # a node that is full has one left all the same
+    return all(
+        sum(places) - whole + less >= workers for whole, less in zip(places, beside, strict=True)
+    )
 
 
 def pick_device(resources: Resources) -> str:

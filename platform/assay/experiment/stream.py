@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,15 +12,20 @@ import ray.data
 from ray.data import ExecutionResources
 
 from assay import errors
+from assay.cluster.nodes import most_left_of_a_node, up
 from assay.config import from_dict, to_dict
 from assay.data.dataset import Dataset
 from assay.data.order import Step
 from assay.errors import AssayError, disk_faults
+from assay.experiment.resources import FOR_DATA
 from assay.train.batches import Stream, batches
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Batch, TaskConfig
 
 SAMPLES_PER_BLOCK = 64
+
+STARVED_S = 60.0
+"""Seconds without a batch, on a cluster that has no CPU for Ray Data, until they are given up."""
 
 REFUSED = "refused"
 """Column of a block that holds an error's class and its sentence in the place of batches."""
@@ -37,7 +43,11 @@ def _set_up(cpus: float | None = None) -> None:
 
 
 def ray_stream(
-    source: TaskSource, config: TaskConfig, dataset: Dataset, cpus: float | None = None
+    source: TaskSource,
+    config: TaskConfig,
+    dataset: Dataset,
+    cpus: float | None = None,
+    held: float = 0.0,
 ) -> Stream:
     """Return a stream whose batches are prepared by Ray Data tasks on CPUs that training left free.
 
@@ -46,6 +56,7 @@ def ray_stream(
         config: its settings.
         dataset: what it is given of the data.
         cpus: how many it may take at most; None: any that are free.
+        held: CPUs that workers hold and that it never gets.
     """
     shared = ray.put((source, to_dict(config), dataset))
 
@@ -61,9 +72,37 @@ def ray_stream(
             partial(_prepare, shared, plan, train), batch_size=None
         )
         arrived = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-        yield from _regroup(iter(arrived), [len(step.rows) for step in steps])
+        yield from _regroup(_arriving(iter(arrived), held), [len(step.rows) for step in steps])
 
     return stream
+
+
+class StarvedError(Exception):
+    """A node is gone, and with it the CPU that Ray Data would wait for without end."""
+
+
+def _arriving(blocks: Iterator[Batch], held: float) -> Iterator[Batch]:
+    """Hand on what arrives, while that can be.
+
+    Raises:
+        StarvedError: nothing came, and workers hold every CPU that the cluster still has.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
+        while True:
+            coming = pool.submit(next, blocks, None)
+            while not wait([coming], STARVED_S).done:
+                has, left = up()["CPU"], most_left_of_a_node()
+                if min(has - held, left + 1e-6) < FOR_DATA["CPU"]:
+                    raise StarvedError(
+                        f"Ray Data has no CPU any more: the cluster has {has:g}, the workers hold {held:g}, and what is reserved leaves {left:g} of a node"
+                    )
+            block = coming.result()
+            if block is None:
+                return
+            yield block
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _prepare(shared: Any, plan: Any, train: bool, block: Batch) -> Batch:

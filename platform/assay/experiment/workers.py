@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from assay.cluster.session import ray_session
-from assay.errors import AssayError, disk_faults
+from assay.errors import AssayError, ResourceError, disk_faults
 from assay.experiment.resources import Resources, cpus_for_data, num_workers, worker_resources
+from assay.files import describe
 from assay.runs.remote import drop_ray_storage, pull, ray_storage
 from assay.train.batches import Stream
 from assay.train.loop import TrainState
@@ -59,13 +60,24 @@ def train(
             stream = _stream_here(job, resources, trials)
             work(job, stream, heartbeat or (lambda position: None), notice)
         return
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    _train_on_workers(job, resources, callbacks, trials)
+
+
+def _train_on_workers(
+    job: Job, resources: Resources, callbacks: Sequence[Any], trials: int
+) -> None:
+    """Launch workers, and again where some are lost: our own checkpoints resume.
+
+    Raises:
+        AssayError: of any worker; it names its remedy, and would only come again.
+        ResourceError: workers are lost again and again.
+    """
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    for failures in range(resources.retries + 1):
+    for left in reversed(range(resources.retries + 1)):
         trainer = _trainer(job, resources, callbacks, trials)
-        # our own checkpoints resume, so a lost worker needs no more than another launch;
-        # an error that names its remedy would only come again
         try:
             try:
                 trainer.fit()
@@ -73,14 +85,22 @@ def train(
                 pull(job.folder)  # rank 0 may have been on another node
                 drop_ray_storage(job.folder / "ray")
             return
-        except TrainingFailedError as failed:
+        except (TrainingFailedError, RayActorError) as failed:  # the latter: of what steers them
             cause = _cause(failed)
-            if isinstance(cause, AssayError) or failures == resources.retries:
+            if isinstance(cause, AssayError):
                 raise cause from None
-            print(
-                f"A worker failed ({str(cause).splitlines()[0]}); resuming, {resources.retries - failures - 1} retries left.",
-                file=sys.stderr,
-            )
+            if left:
+                print(
+                    f"A worker failed ({describe(cause)}); resuming, {left - 1} retries left.",
+                    file=sys.stderr,
+                )
+            elif _is_loss(cause):
+                raise ResourceError(
+                    f"Workers were lost {resources.retries + 1} times, at last: {describe(cause)}; see that their nodes stay and have memory enough, "
+                    "and give the same command again, which goes on from the last checkpoint."
+                ) from None
+            else:  # a bug
+                raise
 
 
 def _stream_here(job: Job, resources: Resources, trials: int) -> Stream:
@@ -94,8 +114,9 @@ def _stream_here(job: Job, resources: Resources, trials: int) -> Stream:
     from assay.experiment.stream import ray_stream
 
     _, config = job.load()
-    cpus = cpus_for_data(resources.cpus_per_worker or 1.0, 1, trials)
-    return ray_stream(job.source, config, job.dataset, cpus)
+    each = resources.cpus_per_worker or 1.0
+    cpus = cpus_for_data(each, 1, trials)
+    return ray_stream(job.source, config, job.dataset, cpus, each * trials)
 
 
 def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any], trials: int) -> Any:
@@ -111,6 +132,7 @@ def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any], trials: i
             "tier": resources.tier,
             "threads": math.ceil(resources.cpus_per_worker),
             "cpus_for_data": cpus_for_data(one["CPU"], resources.workers, trials),
+            "cpus": one["CPU"] * trials,
         },
         torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
@@ -136,13 +158,23 @@ def _settled(job: Job, tier: Tier) -> Job:
 
 
 def _cause(failed: BaseException) -> BaseException:
-    """Return the worker's own AssayError where there is one."""
-    failures = getattr(failed, "worker_failures", {}) or {}
-    for failure in failures.values():
-        inner = getattr(failure, "cause", failure)
-        if isinstance(inner, AssayError):
-            return inner
-    return failed
+    """Return what ended the workers: the sentence of any of them, a loss, or else what the first raised."""
+    failures = getattr(failed, "worker_failures", {}).values()
+    # Ray keeps what a worker's code raised here, and shows its traceback alone
+    causes = [getattr(each, "_base_exc", each) for each in failures]
+    causes = [getattr(each, "health_check_failure", each) for each in causes]
+    # where one is lost, another's talk to it breaks off
+    causes.sort(key=lambda cause: (not isinstance(cause, AssayError), not _is_loss(cause)))
+    return causes[0] if causes else failed
+
+
+def _is_loss(cause: BaseException) -> bool:
+    from ray.exceptions import RayError
+    from ray.train import ControllerError
+
+    from assay.experiment.stream import StarvedError
+
+    return isinstance(cause, RayError | ControllerError | StarvedError)
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -155,7 +187,8 @@ def _worker(settings: dict[str, Any]) -> None:
         job = _settled(settings["job"], settings["tier"])
         torch.set_num_threads(settings["threads"] or _share_of_node())
         _, config = job.load()
-        stream = ray_stream(job.source, config, job.dataset, settings["cpus_for_data"])
+        held = settings["cpus"] * ray.train.get_context().get_world_size()
+        stream = ray_stream(job.source, config, job.dataset, settings["cpus_for_data"], held)
         # Ray tells all workers of a node that drains, and ends them when it is taken away
         notice = Notice(lambda: ray.train.get_preemption_info() is not None)
         work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)), notice)

@@ -31,11 +31,15 @@ def applications() -> list[dict[str, Any]]:
 
 
 def deploy(wanted: Mapping[str, Any]) -> None:
-    """Bring the cluster to a configuration, as `serve deploy` does.
+    """Bring the cluster to a configuration, as `serve deploy` does, with the package that was sent with this process.
 
     Raises:
         ServeError: it is none that Ray Serve takes, since it was changed by hand.
     """
+    sent = {"py_modules": ray.get_runtime_context().runtime_env.get("py_modules", [])}
+    if sent["py_modules"]:
+        apps = [app | {"runtime_env": sent} for app in wanted["applications"]]
+        wanted = {**wanted, "applications": apps}
     try:
         schema = ServeDeploySchema.model_validate(wanted)
     except ValidationError as invalid:
