@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from assay.errors import ConfigError
 from assay.nn.backbone import timm_name
 from assay.space import Choice, Float, Int, Rounded, change, grid, rounded, sample, value_of
+from assay.strict_yaml import read_yaml
 from assay.sweep import space_file
 from assay.sweep.space_text import check, merge, parse, parse_all
-from assay.sweep.strict_yaml import read_yaml
 from assay.train.source import TaskSource, load_task
 
 CONFIG = load_task(TaskSource.read(Path(__file__).with_name("toy.py"))).Config()

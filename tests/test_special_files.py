@@ -22,9 +22,9 @@ from assay.files import open_file, read_json, read_parquet, refuse_special, sha2
 from assay.nn import weights
 from assay.runs.record import read_record
 from assay.runs.results import read_metrics
+from assay.serve.application_file import read_applications
 from assay.serve.client import Client
-from assay.serve.deployment import read_applications
-from assay.sweep.strict_yaml import read_yaml
+from assay.strict_yaml import read_yaml
 
 READERS = {
     "run.json": lambda path: read_record(path.parent),

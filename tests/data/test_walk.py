@@ -54,7 +54,7 @@ LEFTOVERS = (
 
 
 def test_what_systems_leave_behind_is_left_out_and_counted_once(tmp_path, capsys):
-    root = put(tmp_path, "good/a.PNG", "good/b.jpg", "good/notes.txt", *LEFTOVERS)
+    root = put(tmp_path, "good/a.PNG", "good/b.jpg", *LEFTOVERS)
     for _ in range(2):
         assert names(root, find_files(root, IMAGES)) == ["good/a.PNG", "good/b.jpg"]
     said = capsys.readouterr().err
@@ -71,9 +71,11 @@ def test_images_that_are_not_read_are_counted_once_and_said(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert [line.split(" below ")[0] for line in said] == [
         "1 hidden or system entry is left out",
+        "1 other file is left out",
         "2 images are left out",
     ]
-    assert "bad/d.gif" in said[1]
+    assert "good/b.txt" in said[1]
+    assert "bad/d.gif" in said[2]
     assert len(find_files(root)) == 5
     assert capsys.readouterr().err == ""
 
@@ -258,3 +260,25 @@ def test_any_tree_is_what_another_walker_finds(tmp_path_factory, tree):
     for stranger in walk.strangers:  # a folder named as an image, without one
         assert not any(map(counts, stranger.path.rglob("*")))
         assert stranger.path.is_dir()
+
+
+def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    for name in ("a/0.png", "a/IMG_0001", "a/0.png.bak", "a/scan.img", "a/print.mp4", "a/old.gif"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find_files(tmp_path, (".png",)) == [tmp_path / "a/0.png"]
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(f" left out below {tmp_path}, first ") for line in said) == [
+        (
+            "1 image is",
+            f" left out below {tmp_path}, first ",
+            f"{tmp_path}/a/old.gif; files of this name are not read: convert or rename them if they count.",
+        ),
+        (
+            "4 other files are",
+            f" left out below {tmp_path}, first ",
+            f"{tmp_path}/a/0.png.bak; by their names they are no images: rename them if they count.",
+        ),
+    ]
+    find_files(tmp_path / "a")
+    assert not capsys.readouterr().err

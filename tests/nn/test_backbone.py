@@ -176,6 +176,8 @@ def test_whatever_a_file_of_weights_holds_it_is_refused_in_a_sentence(
         "never filled": own | {first: own[first].to("meta")},
         "zeros": {key: torch.zeros_like(value) for key, value in own.items()},
         "8 bits": {key: value.to(torch.int8) for key, value in own.items()},
+        "floats of 8 bits": {key: value.to(torch.float8_e4m3fn) for key, value in own.items()},
+        "beyond floats": own | {first: torch.full_like(own[first], 1e300, dtype=torch.float64)},
         "sparse": own | {first: own[first].to_sparse()},
         "another shape": own | {first: own[first][..., None]},
     }
@@ -199,6 +201,21 @@ def test_whatever_a_file_of_weights_holds_it_is_refused_in_a_sentence(
         for _ in damages(path):
             with pytest.raises(ConfigError, match=r"cannot be read as weights|is no file"):
                 create_backbone(name, weights=str(path))
+
+
+def test_weights_of_a_deeper_network_are_refused_by_their_further_layers(tmp_path: Path):
+    file = tmp_path / "a.safetensors"
+    own = timm.create_model("test_vit", num_classes=10).state_dict()
+    own |= {"head.mlp.0.weight": torch.rand(64, 64), "decoder.blocks.0.norm1.bias": torch.rand(64)}
+    safetensors.torch.save_file(own, file)
+    create_backbone("test_vit", weights=str(file))
+    depth = len({key.split(".")[1] for key in own if key.startswith("blocks.")})
+    deeper = timm.create_model("test_vit", depth=depth + 2).state_dict()
+    for prefix in ("", "backbone."):
+        state = {f"{prefix}{key}": value for key, value in deeper.items()}
+        safetensors.torch.save_file(state, file)
+        with pytest.raises(ConfigError, match=rf"more layers than test_vit has \(blocks\.{depth}"):
+            create_backbone("test_vit", weights=str(file))
 
 
 def test_frozen_statistics_stay_frozen_in_training():

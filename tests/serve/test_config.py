@@ -1,19 +1,24 @@
 """What is deployed: the registry in the form of Ray Serve; no server without a token."""
 
+import copy
 import hashlib
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.cli.console import main
 from assay.errors import BundleError, ConfigError, ServeError
+from assay.serve.application_file import read_applications
 from assay.serve.config import ApplicationConfig, ServeConfig, check_certificate
-from assay.serve.deployment import changes, configuration, read_applications
+from assay.serve.deployment import changes, configuration
 
 
 def names(wanted: dict) -> list[str]:
@@ -167,6 +172,53 @@ def test_a_file_that_is_none_is_refused_in_one_sentence(tmp_path, registry, caps
         main(["serve", "--registry", registry.address, "--file", str(path), "--open"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def put(file: dict, place: str, value: object) -> None:
+    """Put a value into the application `parts` of a file, as an editor would."""
+    (app,) = (app for app in file["applications"] if app["name"] == "parts")
+    *sections, name = place.split(".")
+    section = app["args"] if sections == ["args"] else app["deployments"][0]
+    for key in sections if section is not app["args"] else ():
+        section = section[key]
+    section[name] = value
+
+
+WRONG = [
+    *[("user_config.queue", value) for value in (-5, 0, 1.5, "many", "9", None, True, math.nan)],
+    *[("autoscaling_config.max_replicas", value) for value in (0, "all", math.inf, 10**30)],
+    *[("user_config.batch", [4]), ("user_config.variant", "fp64"), ("user_config.quue", 9)],
+    *[("ray_actor_options.num_cpus", -1), ("args.provider", "abacus")],
+    *[(name, ["a"]) for name in ("user_config", "autoscaling_config", "ray_actor_options")],
+]
+
+
+@pytest.mark.parametrize(("place", "value"), WRONG)
+def test_an_edit_that_no_flag_would_take_is_refused_by_name(registry, tmp_path, place, value):
+    path = tmp_path / "serve.yaml"
+    file = configuration(ServeConfig(registry=registry.address))
+    path.write_text(yaml.safe_dump(file))
+    assert read_applications(path) == file["applications"]
+    put(file, place, value)
+    path.write_text(yaml.safe_dump(file))
+    with pytest.raises(ServeError, match=r"(?s)parts.*correct it") as refused:
+        read_applications(path)
+    assert re.search(
+        place.rpartition(".")[2].removeprefix("num_").replace("_", "."), str(refused.value)
+    )
+
+
+def test_what_stands_twice_in_a_file_is_refused(registry, tmp_path):
+    path = tmp_path / "serve.yaml"
+    file = configuration(ServeConfig(registry=registry.address))
+    text = yaml.safe_dump(file)
+    path.write_text(re.sub(r"( +)queue: 64", r"\1queue: 64\n\1queue: 7", text))
+    with pytest.raises(ServeError, match="'queue' stands twice"):
+        read_applications(path)
+    file["applications"].append(copy.deepcopy(file["applications"][1]))
+    path.write_text(yaml.dump(file))
+    with pytest.raises(ServeError, match="'layers' stands 2 times"):
+        read_applications(path)
 
 
 @pytest.fixture

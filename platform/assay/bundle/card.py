@@ -68,6 +68,8 @@ class Card:
     schema: int = SCHEMA
     task: str = ""
     run: str = ""
+    mark: str = ""
+    """Of the run's run.json."""
     classes: list[str]
     pipeline: Mapping[str, Any]
     """How an image becomes the input of the graphs; what it holds follows from its `kind`."""

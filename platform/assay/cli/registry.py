@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from assay.bundle.aliases import ALIASES, Alias
+from assay.bundle.card import read_card
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Record, Registry
 from assay.errors import RunError
@@ -17,6 +18,7 @@ from assay.metrics.estimate import Estimate, bracket, signed
 from assay.runs import listing
 from assay.runs.mirror import needs_judged
 from assay.runs.remote import open_storage
+from assay.runs.results import refuse_other
 
 Name = Annotated[str, tyro.conf.Positional]
 
@@ -47,6 +49,7 @@ def promote_run(
     bundle = summary.folder / "bundle"
     if not (bundle / "bundle.json").is_file():
         raise RunError(f"{summary.folder.name} has no bundle; run the task again, which ships one.")
+    refuse_other(summary.folder, "bundle", read_card(bundle).mark)
     record = promote(Registry(registry), bundle, summary.predictions(), alias, force)
     print(f"{record.task} {record.version} is {record.alias} (run {record.run})")
     for objection in record.objections:

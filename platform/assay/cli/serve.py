@@ -17,8 +17,9 @@ from assay.bundle.providers import provider_with
 from assay.cluster import nodes
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
+from assay.serve.application_file import read_applications
 from assay.serve.config import ServeConfig, check_certificate
-from assay.serve.deployment import changes, configuration, read_applications
+from assay.serve.deployment import changes, configuration
 from assay.serve.tokens import open_tokens
 
 _SERVE = ServeConfig()

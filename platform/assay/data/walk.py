@@ -1,7 +1,8 @@
 """Walk a folder of images or masks: what counts, what is left out, and what nobody can read.
 
 Files and folders that systems and programs leave behind (hidden ones, thumbnails, recycle bins) are
-left out and counted, and so are images of formats that are not read. A link is followed. No folder is
+left out and counted, and so are images of formats that are not read and files that are no images by
+their names. A link is followed. No folder is
 entered twice: two links to one, or a link to a folder above, would list images again, in the worst
 case without end.
 """
@@ -62,7 +63,7 @@ class Walk:
 class Entry(NamedTuple):
     """What stands at one place below a folder."""
 
-    kind: Literal["file", "stranger", "left out", "unread"]
+    kind: Literal["file", "stranger", "left out", "unread", "unknown"]
     path: Path
 
 
@@ -110,7 +111,8 @@ def walk_folder(root: Path, suffixes: tuple[str, ...] = ()) -> Walk:
 def walk_entries(root: Path, suffixes: tuple[str, ...] = ()) -> Iterator[Entry]:
     """Yield what `walk_folder` lists, in the order of paths, with one folder's entries in memory at a time and those above it.
 
-    Says at its end how many entries are left out, and how many images are of formats that are not read.
+    Says at its end how many entries are left out, how many images are of formats that are not read, and how many files are
+    no images by their names.
 
     Raises:
         ManifestError: a folder cannot be read or is reached twice.
@@ -118,12 +120,12 @@ def walk_entries(root: Path, suffixes: tuple[str, ...] = ()) -> Iterator[Entry]:
     real = os.path.realpath(root)
     passed: dict[str, tuple[int, Path]] = {}
     for entry in _below(str(root), real, real, {real: str(root)}, suffixes):
-        if entry.kind in ("left out", "unread"):
+        if entry.kind in _PASSED_OVER:
             num, first = passed.get(entry.kind, (0, entry.path))
             passed[entry.kind] = num + 1, min(first, entry.path)
-        if entry.kind != "unread":
+        if entry.kind not in ("unread", "unknown"):
             yield entry
-    for kind, (num, first) in passed.items():
+    for kind, (num, first) in sorted(passed.items()):
         _say_passed_over(str(root), kind, num, first)
 
 
@@ -152,6 +154,8 @@ def _below(
             yield Entry("stranger", path)
         elif suffixes and UNREAD.search(entry.name):
             yield Entry("unread", path)
+        elif suffixes and kind == "file":
+            yield Entry("unknown", path)
 
 
 def is_left_out(name: str) -> bool:
@@ -234,22 +238,25 @@ def _enter(
     return real
 
 
+_PASSED_OVER = {
+    "left out": ("hidden or system entry", "hidden or system entries", ""),
+    "unread": (
+        "image",
+        "images",
+        "; files of this name are not read: convert or rename them if they count",
+    ),
+    "unknown": (
+        "other file",
+        "other files",
+        "; by their names they are no images: rename them if they count",
+    ),
+}
+"""How one and several of a kind are called, and what is said besides."""
+
+
 @lru_cache(maxsize=1024)
 def _say_passed_over(root: str, kind: str, num: int, first: Path) -> None:
     """Say once what does not count."""
-    is_image = kind == "unread"
-    what = (
-        ("image" if num == 1 else "images")
-        if is_image
-        else f"hidden or system {'entry' if num == 1 else 'entries'}"
-    )
-    why = (
-        "; files of this name are not read: convert or rename them if they count"
-        if is_image
-        else ""
-    )
-    verb = "is" if num == 1 else "are"
-    print(
-        f"{num} {what} {verb} left out below {show(root)}, first {show(first)}{why}.",
-        file=sys.stderr,
-    )
+    one, several, why = _PASSED_OVER[kind]
+    what = f"{num} {one} is" if num == 1 else f"{num} {several} are"
+    print(f"{what} left out below {show(root)}, first {show(first)}{why}.", file=sys.stderr)

@@ -16,7 +16,7 @@ from assay.metrics.compare import compare
 from assay.metrics.drift import IMAGES, describe
 from assay.metrics.predictions import logits_of, rows_of, sets_of
 from assay.runs.folder import Run
-from assay.runs.results import Result, add_scoring, read_predictions, write_result
+from assay.runs.results import Result, add_scoring, mark_of, read_predictions, write_result
 from assay.train.best import load_best
 from assay.train.predict import Predictor
 from assay.train.task import Task
@@ -42,6 +42,7 @@ def ship(job: Job, result: Result, storage: Path) -> None:
     card = Card(
         task=job.source.name,
         run=job.folder.name,
+        mark=mark_of(job.folder),
         classes=task.classes,
         pipeline=pipeline,
         page=config.data.page,

@@ -47,6 +47,7 @@ from assay.runs.results import (
     read_result,
     read_scorings,
     read_split,
+    refuse_other,
     write_predictions,
     write_result,
 )
@@ -68,15 +69,14 @@ def judge(
             when it was judged before, or 1.
 
     Raises:
-        RunError: the run has no predictions yet.
+        RunError: the run has no predictions yet, or a file of its folder is another run's.
         PredictionsError: the table cannot be judged, or its rows are not those of the split.
     """
     predictions, earlier = read_predictions(folder), read_scorings(folder)
     has_bundle = (folder / "bundle" / "bundle.json").exists()
     if has_bundle:
-        read_card(
-            folder / "bundle"
-        )  # one that cannot be brought up to date is refused before test is scored
+        # one that cannot be brought up to date, or is another run's, is refused before test is scored
+        refuse_other(folder, "bundle", read_card(folder / "bundle").mark)
     tried = tried or earlier.tried
     refuse_strangers(predictions, read_split(folder, ("id", "group", "split", "content")))
     scored = task.score(config, predictions)

@@ -33,12 +33,12 @@ from assay.experiment.identity import code_of, content, recipe, stamp
 from assay.experiment.judge import judge
 from assay.experiment.resources import Resources, make_room_for_data, pick_device
 from assay.experiment.workers import train
-from assay.files import write_json, write_parquet, write_whole
+from assay.files import write_json, write_whole
 from assay.report import samples
 from assay.runs.folder import Run
 from assay.runs.record import Launch, Quarantined, Stage
 from assay.runs.remote import address_of, pull, push
-from assay.runs.results import Result, read_predictions, read_result, read_split
+from assay.runs.results import Result, read_predictions, read_result, read_split, write_split
 from assay.runs.watch import watch
 from assay.storage import join
 from assay.train.checkpoint import Keep
@@ -217,7 +217,7 @@ def _begin(
     copies = {each.row for each in prepared.near}
     has_copy = pa.array([row in copies for row in range(len(data.manifest))])
     table = prepared.split.table(data.manifest).append_column("near_copy", has_copy)
-    write_parquet(run.folder / "split.parquet", table)
+    write_split(run.folder, table)
     push(run.folder)
     return Job(
         data.source,

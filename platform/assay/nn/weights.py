@@ -1,13 +1,14 @@
 """Weights of timm's models: from the hub, or a file, whole or not at all.
 
 Every tensor that a model has must be there, of its shape and finite; what a file holds beyond them,
-as a classifier, is left. Only the counters of batch normalisation may be missing: files of before 2018
+as a classifier, is left, but for further layers of the same kinds: those are of a deeper model. Only the counters of batch normalisation may be missing: files of before 2018
 have none, and nothing is computed from them. Files are safetensors, or .pth of plain tensors, those of
 a trainer's wrapper too (state_dict, model, module., model.), and runs that were pretrained, by their folder or their
 best weights: of self-supervision the teacher's are taken, of feature distillation the student's; no pickle is run.
 """
 
 import inspect
+import re
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ COUNTER = "num_batches_tracked"
 
 BEST = Path("best", "weights.safetensors")
 """Where a run keeps its best weights."""
+
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Numbers that stand for themselves; those of 8 bits are nothing without the scales that lie beside them."""
 
 MOST_ZEROS = 0.5
 """Share of a model's values that may lie in tensors of nothing but zeros: layers that begin so, and learnt nothing."""
@@ -185,8 +189,10 @@ def _load(model: nn.Module, name: str, state: State, source: str) -> None:
             adapted = below[prefixes[0]]
             _refuse_spare(wanted, adapted, name, source, prefixes[0])
     _refuse_misfit(wanted, adapted, name, source)
+    _refuse_deeper(wanted, adapted, name, source)
     state = _with_counters(wanted, adapted)
-    _refuse_unsound({key: state[key] for key in wanted}, source)
+    # as the model would hold them: what lies beyond its numbers is no number there
+    _refuse_unsound({key: state[key].to(value.dtype) for key, value in wanted.items()}, source)
     model.load_state_dict({key: state[key] for key in wanted})
 
 
@@ -266,6 +272,21 @@ def _refuse_spare(wanted: State, state: State, name: str, source: str, prefix: s
         )
 
 
+def _refuse_deeper(wanted: State, state: State, name: str, source: str) -> None:
+    """Refuse the weights of a model that has all layers of this one and more: cut short it computes something else."""
+    kinds = {_kind(key, value) for key, value in wanted.items() if _kind(key, value)[0] != key}
+    deeper = [k for k, v in state.items() if k not in wanted and _kind(k, v) in kinds]
+    if deeper:
+        raise ConfigError(
+            f"{source} holds more layers than {name} has ({_few(deeper)}), as the weights of a deeper network; name the network that they belong to."
+        )
+
+
+def _kind(key: str, value: Tensor) -> tuple[str, torch.Size]:
+    """Name a tensor as those of other layers of its kind are named; without numbers it is alone."""
+    return re.sub(r"\d+", "#", key), value.shape
+
+
 def _with_counters(wanted: State, state: State) -> State:
     counters = {key: value for key, value in wanted.items() if key.endswith(COUNTER)}
     return counters | state
@@ -281,6 +302,7 @@ def _misfit(wanted: State, state: State) -> list[str]:
         or value.shape != state[key].shape
         or value.is_floating_point() != state[key].is_floating_point()
         or state[key].layout != torch.strided
+        or (state[key].is_floating_point() and state[key].dtype not in NUMBERS)
     ]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from assay.config import fingerprint
 from assay.data.masks.account import MaskAccount
 from assay.data.near.copies import Leak
 from assay.errors import RunError
@@ -117,6 +118,11 @@ class RunRecord:
     latency_ms, latency_int8_ms and latency_threads (a search has latency_ms of the model within its trial)."""
     others: Mapping[str, Any] = rest()
     """What this Assay does not know; kept as it is."""
+
+    @property
+    def mark(self) -> str:
+        """Name what the run computes, as its other files do; "" where an older Assay did not note all of it."""
+        return fingerprint([self.content, dict(self.code)]) if self.content and self.code else ""
 
     def leaks_said(self) -> list[str]:
         """Say of each test set whose near-copies in train are too many to be passed over, or that nobody looked for any."""

@@ -38,6 +38,8 @@ class Result:
     """Contents of result.json."""
 
     schema: int = SCHEMA
+    mark: str = ""
+    """Of its run.json; an older Assay did not note it."""
     rule: str
     """What val was drawn by."""
     oracle: bool
@@ -123,25 +125,63 @@ class Comparisons:
     """By name, the run in question among them."""
 
 
+def mark_of(folder: Path) -> str:
+    """Return the mark of the run that a folder's run.json is of; "" where there is none.
+
+    Raises:
+        RunError: run.json is damaged.
+    """
+    return read_record(folder).mark if (folder / "run.json").exists() else ""
+
+
+def refuse_other(folder: Path, name: str, mark: str) -> None:
+    """Refuse a file of a run's folder that is of another run.
+
+    Args:
+        folder: the run's.
+        name: of the file in it.
+        mark: that it bears; "": an older Assay gave it none.
+
+    Raises:
+        RunError: run.json bears another.
+    """
+    own = mark_of(folder) if mark else ""
+    if own and mark != own:
+        raise RunError(
+            f"{folder / name} is of another run than run.json beside it; {RESTORE}, so that both are of one run."
+        )
+
+
 def read_predictions(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a run's predictions table: id, split and group, and those of the columns that it has (None: all).
 
     Raises:
-        RunError: the run has none yet, or it is damaged.
+        RunError: the run has none yet, or it is damaged or another run's.
     """
     path = folder / "predictions.parquet"
     if not path.exists():
         raise RunError(f"{folder} has no predictions yet; run it to the end first.")
-    return read_parquet(path, ("id", "split", "group"), columns)
+    return _of_this_run(folder, path.name, read_parquet(path, ("id", "split", "group"), columns))
 
 
 def read_split(folder: Path, needed: Sequence[str] = ("id", "group", "split")) -> pa.Table:
     """Read the manifest of a run with the sets that were drawn, of which some columns are needed.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: it is missing or damaged, or another run's.
     """
-    return read_parquet(folder / "split.parquet", needed)
+    name = "split.parquet"
+    return _of_this_run(folder, name, read_parquet(folder / name, needed))
+
+
+def _of_this_run(folder: Path, name: str, table: pa.Table) -> pa.Table:
+    refuse_other(folder, name, (table.schema.metadata or {}).get(b"mark", b"").decode("latin-1"))
+    return table
+
+
+def _marked(folder: Path, table: pa.Table) -> pa.Table:
+    metadata = table.schema.metadata or {}
+    return table.replace_schema_metadata({**metadata, b"mark": mark_of(folder).encode()})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -162,7 +202,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def write_predictions(folder: Path, predictions: pa.Table) -> None:
     """Put a predictions table in the place of a run's own, whole or not at all."""
-    write_parquet(folder / "predictions.parquet", predictions)
+    write_parquet(folder / "predictions.parquet", _marked(folder, predictions))
+
+
+def write_split(folder: Path, split: pa.Table) -> None:
+    """Write the manifest of a run with the sets that were drawn."""
+    write_parquet(folder / "split.parquet", _marked(folder, split))
 
 
 def read_result(folder: Path) -> Result:
@@ -183,9 +228,10 @@ def as_result(values: Any, path: Path) -> Result:
     """Turn what a result.json holds into a result, whose every set has a score.
 
     Raises:
-        RunError: a field is missing or of another type, or a set has no score; names the file.
+        RunError: a field is missing or of another type, a set has no score, or it is another run's; names the file.
     """
     result = as_record(Result, values, path)
+    refuse_other(path.parent, path.name, result.mark)
     with reading(path, remedy="judge the run again"):
         _ = [summary.main for summary in result.sets.values()]
         if not result.sets:
@@ -227,7 +273,7 @@ def _result_values(folder: Path) -> dict[str, Any]:
 
 def write_result(folder: Path, result: Result) -> None:
     """Write a run's result.json."""
-    write_json(folder / "result.json", to_json(result))
+    write_json(folder / "result.json", to_json(replace(result, mark=mark_of(folder))))
 
 
 def read_comparisons(folder: Path) -> Comparisons | None:

@@ -21,7 +21,6 @@ from assay.bundle.registry import Record, Registry
 from assay.bundle.trial import try_bundle
 from assay.config import from_dict, to_dict
 from assay.errors import AssayError, ServeError
-from assay.files import read_bytes
 from assay.serve.config import ApplicationConfig, ServeConfig
 
 FOLLOW_S = 2.0
@@ -213,31 +212,6 @@ def _merge(before: Any, edited: Any, new: Any, told: Collection[str], key: str =
         elif name not in before:
             merged[name] = new[name]
     return merged
-
-
-def read_applications(path: Path) -> list[dict[str, Any]]:
-    """Read the applications of a file in the form of `serve deploy`; none where there is no file.
-
-    Raises:
-        ServeError: it is none.
-    """
-    import yaml
-
-    try:
-        if not path.exists():
-            return []
-        applications = yaml.safe_load(read_bytes(path))["applications"]
-        for app in applications:
-            (deployment,) = app["deployments"]
-            if not isinstance(app["name"], str) or not isinstance(app.get("args", {}), dict):
-                raise TypeError(f"the application {app['name']!r} has no name or no arguments")
-            deployment["name"]
-        return list(applications)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ServeError(
-            f"{path} is no file of `serve deploy` as this command writes it ({type(error).__name__}: {why}); correct it, or take it away to have it written anew."
-        ) from None
 
 
 def changes(

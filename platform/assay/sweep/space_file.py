@@ -21,8 +21,8 @@ from typing import Any, Literal
 from assay.config import Settings
 from assay.errors import ConfigError
 from assay.space import Choice, Dimension, Space, value_of
+from assay.strict_yaml import read_yaml
 from assay.sweep.space_text import is_whole, make_choice, make_range, parse_scalar
-from assay.sweep.strict_yaml import read_yaml
 
 Method = Literal["tpe", "random", "grid"]
 

@@ -166,3 +166,15 @@ def test_levels_and_settings_have_files_of_their_own(path):
     names = {entry.equalised(*at).path for at in ((0, CLAHE), (1, CLAHE), (0, Clahe(2.5, 8)))}
     assert len(names) == 3
     assert all(isinstance(kept, KeptTiles) for kept in entry._equalised.values())
+
+
+def test_tables_and_tiles_of_another_image_are_made_anew(path, tiles):
+    other = path.with_name("other.pixels")
+    write_entry(other, ImagePyramid.of(255 - IMAGE))
+    open_entry(other).cut((0, 0, WIDTH, HEIGHT), 0, CLAHE)
+    names = [file.name for file in path.parent.glob("image.pixels.clahe*")]
+    assert len(names) == 2
+    for name in names:
+        content = (path.parent / name.replace("image", "other")).read_bytes()
+        (path.parent / name).write_bytes(content)
+    check(path)

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 from assay.data.images import store as module
-from assay.data.images.entry import entry_key, page_of
+from assay.data.images.entry import entry_key, open_entry, page_of
 from assay.data.images.store import Store
 from assay.errors import ConfigError, ImageError, StoreError
 
@@ -98,7 +98,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from assay.data.images.entry import entry_key, page_of
+from assay.data.images.entry import entry_key, open_entry, page_of
 from assay.data.images.store import Store
 Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Store(sys.argv[1]).build(sys.argv[2], Path(sys.argv[3]))
@@ -145,7 +145,7 @@ def test_an_entry_travels_to_the_store_and_back(remote: Store, tmp_path: Path) -
 
 OPEN = """
 import sys
-from assay.data.images.entry import entry_key, page_of
+from assay.data.images.entry import entry_key, open_entry, page_of
 from assay.data.images.store import Store
 address, cache, content = sys.argv[1:]
 sys.stdin.readline()  # all at once
@@ -209,3 +209,20 @@ def test_a_copy_cut_short_in_the_store_is_refused(remote: Store, tmp_path: Path)
 def test_an_address_that_cannot_be_used_is_named(address: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{address} is no address")):
         Store(address, str(tmp_path)).missing([CONTENT])
+
+
+def test_an_entry_of_another_image_is_refused(tmp_path):
+    store, contents = Store(str(tmp_path / "store")), [f"{i:032x}" for i in range(2)]
+    for content, grey in zip(contents, (50, 200), strict=True):
+        image = tmp_path / f"{grey}.png"
+        cv2.imwrite(str(image), np.full((20, 30), grey, np.uint8))
+        store.build(content, image)
+    first, second = map(store.path, contents)
+    held = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(held)
+    for content, other in (contents, contents[::-1]):
+        with pytest.raises(StoreError, match=f"it is the entry of {other}"):
+            store.open(content)
+    # a file that a person names may bear any name
+    assert open_entry(first).levels[0][:1, :1].max() == 200

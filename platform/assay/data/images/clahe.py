@@ -84,12 +84,12 @@ class Tables:
         except (OSError, ValueError):
             tables.fill(read, 0, clahe.grid, 0, clahe.grid)
             with suppress(OSError):  # of a full disk, or a store that may only be read
-                write_whole(path, _digest(tables.levels) + tables.levels.tobytes())
+                write_whole(path, _digest(tables.levels, path) + tables.levels.tobytes())
         return tables
 
     def _load(self, path: Path) -> None:
         flat = np.memmap(path, np.uint8, "r")
-        if flat.size != 8 + self.levels.size or _digest(flat[8:]) != flat[:8].tobytes():
+        if flat.size != 8 + self.levels.size or _digest(flat[8:], path) != flat[:8].tobytes():
             raise ValueError(f"{path} is not what was written")
         self.levels = flat[8:].reshape(self.levels.shape)
         self.known[:] = True
@@ -210,8 +210,10 @@ def _mirror(positions: Int[np.ndarray, "n"], side: int) -> Int[np.ndarray, "n"]:
     return mirrored
 
 
-def _digest(content: np.ndarray) -> bytes:
+def _digest(content: np.ndarray, path: Path) -> bytes:
+    """Digest what a file of this name holds: under another entry's name it is damaged."""
     import xxhash  # a bundle answers for images without it
 
-    digest: bytes = xxhash.xxh3_64_digest(np.ascontiguousarray(content).data)
+    seed = xxhash.xxh3_64_intdigest(path.name.encode())
+    digest: bytes = xxhash.xxh3_64_digest(np.ascontiguousarray(content).data, seed)
     return digest

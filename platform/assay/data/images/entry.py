@@ -4,7 +4,7 @@
         8 bytes   magic and version of decoding and layout
         4 bytes   length of the header (little-endian)
         8 bytes   checksum of the header
-        header    JSON: dtype, levels [{height, width, channels, offset, checksums}], low, high,
+        header    JSON: key, dtype, levels [{height, width, channels, offset, checksums}], low, high,
                   mean, std, signature
         levels    see `pyramid`; raw, row-major
 
@@ -75,6 +75,7 @@ def write_entry(path: Path, entry: ImagePyramid) -> None:
     values = Range.of(levels[0])
     offsets = itertools.accumulate((level.nbytes for level in levels), initial=0)
     header: dict[str, Any] = {
+        "key": path.name.removesuffix(SUFFIX),
         "dtype": str(levels[0].dtype),
         "low": values.low,
         "high": values.high,
@@ -90,12 +91,16 @@ def write_entry(path: Path, entry: ImagePyramid) -> None:
             file.write(level.data)
 
 
-def open_entry(path: Path) -> ImagePyramid:
+def open_entry(path: Path, key: str = "") -> ImagePyramid:
     """Memory-map one entry.
 
+    Args:
+        path: its file.
+        key: what it was written as; "": whatever it is.
+
     Raises:
-        StoreError: the entry is missing, foreign, damaged or cut short; damage of pixels shows when
-            they are looked at.
+        StoreError: the entry is missing, foreign, damaged or cut short, or of another key; damage of
+            pixels shows when they are looked at.
     """
     try:
         with open_file(path) as file:
@@ -110,10 +115,12 @@ def open_entry(path: Path) -> ImagePyramid:
             header, begin = json.loads(head), file.tell()
             if not header["levels"]:
                 raise ValueError("it has no level")
+            if key and header.get("key", key) != key:  # an older Assay wrote none
+                raise ValueError(f"it is the entry of {header['key']}")
         flat = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=begin)
         return ImagePyramid(
             [_level(path, flat, spec) for spec in header["levels"]],
-            Range(header["dtype"], header["low"], header["high"]),
+            Range(header["dtype"], float(header["low"]), float(header["high"])),
             np.array(header["mean"], dtype=np.float64),
             np.array(header["std"], dtype=np.float64),
             bytes.fromhex(header["signature"]),

@@ -75,7 +75,7 @@ class KeptTiles:
             self._begin(size)
         with closing(_File(self.path, self.grid)) as file:
             tiles = file.tiles(rows, columns)
-            due = file.checksums(rows, columns) != _checksums(tiles)
+            due = file.checksums(rows, columns) != file.digests(tiles)
             if due.any():
                 self._refuse_full_disk(int(due.sum()) * BYTES)
                 self._make(read, rows, columns, due, tiles)
@@ -117,8 +117,11 @@ class _File:
     """The open file of tiles; whatever it cannot do is an OSError."""
 
     def __init__(self, path: Path, grid: tuple[int, ...]) -> None:
+        import xxhash  # a bundle answers for images without it
+
         self.grid, self.begin = grid, 8 * math.prod(grid)
         self.number = os.open(path, os.O_RDWR)
+        self.seed = xxhash.xxh3_64_intdigest(path.name.encode())
 
     def close(self) -> None:
         os.close(self.number)
@@ -151,19 +154,19 @@ class _File:
             row, column = rows.start + i, columns.start + j
             os.pwrite(self.number, tiles[i, j].data, self._place(row, column))
             place = 8 * (row * self.grid[1] + column)
-            os.pwrite(self.number, _checksums(tiles[i : i + 1, j : j + 1]).tobytes(), place)
+            os.pwrite(self.number, self.digests(tiles[i : i + 1, j : j + 1]).tobytes(), place)
+
+    def digests(
+        self, tiles: UInt8[np.ndarray, "rows columns side side 3"]
+    ) -> UInt64[np.ndarray, "rows columns"]:
+        """Digest tiles of a file of this name: under another entry's name they are damaged."""
+        import xxhash  # a bundle answers for images without it
+
+        digests = [xxhash.xxh3_64_intdigest(t.data, self.seed) or 1 for line in tiles for t in line]
+        return np.array(digests, np.uint64).reshape(tiles.shape[:2])
 
     def _place(self, row: int, column: int) -> int:
         return self.begin + (row * self.grid[1] + column) * BYTES
-
-
-def _checksums(
-    tiles: UInt8[np.ndarray, "rows columns side side 3"],
-) -> UInt64[np.ndarray, "rows columns"]:
-    import xxhash  # a bundle answers for images without it
-
-    digests = [xxhash.xxh3_64_intdigest(tile.data) or 1 for line in tiles for tile in line]
-    return np.array(digests, np.uint64).reshape(tiles.shape[:2])
 
 
 def _joined(

@@ -112,7 +112,7 @@ class Store:
         """Map an entry, after copying it to this node where that is due.
 
         Raises:
-            StoreError: the entry is missing, foreign or cut short, or the store cannot be reached.
+            StoreError: the entry is missing, foreign, of another image or cut short, or the store cannot be reached.
         """
         path = self.path(content)
         if not self.is_folder:
@@ -122,7 +122,7 @@ class Store:
                 os.utime(path)  # the order in which copies make room
             except OSError as error:
                 raise self._refusal(error) from None
-        return open_entry(path)
+        return open_entry(path, content)
 
     def _sizes(self) -> dict[str, int]:
         """Read the bytes of every entry in the store, by content."""

@@ -28,7 +28,16 @@ def read_yaml(path: Path, remedy: str) -> Any:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError(f"it is longer than {MAX_BYTES >> 20} MB")
-        return yaml.load(content.decode("utf-8-sig"), _Loader)
+        return parse_yaml(content, MAX_NODES)
+
+
+def parse_yaml(content: bytes, max_nodes: int) -> Any:
+    """Read plain YAML values; whatever is wrong with them comes through as yaml's or Python's error."""
+    loader = _Loader(content.decode("utf-8-sig"), max_nodes)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*|[^:_]*\.[^:_]*)")
@@ -38,9 +47,9 @@ _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*|[^:_]*\.[^:_]*)")
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Composes nodes as yaml does, and counts them."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, max_nodes: int) -> None:
         super().__init__(stream)
-        self.num_nodes = 0
+        self.num_nodes, self.max_nodes = 0, max_nodes
         self.sizes: dict[int, int] = {}
         """Nodes below each whole node, by its address: the document keeps it."""
 
@@ -51,8 +60,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         if is_alias and id(node) not in self.sizes:
             raise yaml.YAMLError("an alias stands in what it stands for")
         self.num_nodes += self.sizes[id(node)] if is_alias else 1
-        if self.num_nodes > MAX_NODES:
-            raise yaml.YAMLError(f"it has more than {MAX_NODES} values")
+        if self.num_nodes > self.max_nodes:
+            raise yaml.YAMLError(f"it has more than {self.max_nodes} values")
         if not is_alias:
             self.sizes[id(node)] = self.num_nodes - before
         return node
