@@ -1,7 +1,7 @@
 """Latency: in turns, of the graphs that ship, and each variant by its own."""
 
 import logging
-import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -45,19 +45,21 @@ def sealed(folder: Path, **pipeline: object) -> Path:
     return folder
 
 
-def test_runs_are_measured_in_turns_after_two_to_warm_up():
-    calls: list[str] = []
-    slow = iter([0.2, 0.2, *[0.01] * 19, 0.05])
+def test_runs_are_measured_in_turns_after_two_to_warm_up(monkeypatch):
+    calls, now = list[str](), 0.0
+    spent = {"first": iter([9, 9, *range(1, 21)]), "second": iter([9, 9, *[0.5] * 20])}
+    monkeypatch.setattr("assay.bundle.latency.time.perf_counter", lambda: now)
 
-    def first() -> None:
-        calls.append("first")
-        time.sleep(next(slow))
+    def run(name: str) -> None:
+        nonlocal now
+        calls.append(name)
+        now += next(spent[name]) / 1000
 
-    times = time_runs({"first": first, "second": lambda: calls.append("second")}, 20)
+    times = time_runs({name: partial(run, name) for name in spent}, 20)
     assert calls == ["first", "second"] * 22
-    assert 10 <= times["first"]["p50_ms"] < 40
-    assert times["first"]["p50_ms"] <= times["first"]["p95_ms"] < 60
-    assert times["second"]["p50_ms"] < 5
+    assert times["first"]["p50_ms"] == pytest.approx(10.5)
+    assert times["first"]["p95_ms"] == pytest.approx(19.05)  # a twentieth from 19 to 20
+    assert times["second"] == pytest.approx({"p50_ms": 0.5, "p95_ms": 0.5})
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def _dying(forward):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         computed = forward(self, *args, **kwargs)
-        if self.config.optim.lr == 1000.0:  # as a rate that is far too high comes to
+        if self.config.optim.lr == 10.0:  # as a rate that is far too high comes to
             computed["loss"] = computed["loss"] * float("inf")
         return computed
 
@@ -186,7 +186,7 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     task: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = arguments(task, parts, tmp_path, "--train.epochs 4 --eta 2 --sampling grid")
-    options += ["--space", "optim.lr=1e-6|1e-2|1e-5|1e3", "optim.weight_decay=0.0"]
+    options += ["--space", "optim.lr=1e-6|1e-2|1e-5|10", "optim.weight_decay=0.0"]
     assert code_of(search.main, SearchLaunch(), [*options, "--trials", "2"]) == 0
     assert len(before := looked_at(tmp_path)) == 2
     assert code_of(search.main, SearchLaunch(), [*options, "--trials", "9"]) == 1  # one failed
@@ -199,7 +199,7 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     for run in runs.values():
         config = json.loads((run.folder / "config.json").read_text())
         by_rate[config["optim"]["lr"]] = run
-    failed = by_rate[1e3]
+    failed = by_rate[10.0]
     assert failed.state == "failed"
     assert "not finite" in failed.record.reason
     folder = next((tmp_path / "sweeps").iterdir())
