@@ -112,7 +112,10 @@ def test_beside_a_clean_split_stands_the_published_one_and_beside_luna_two_other
     assert TASK.baselines(demo).keys() == {"published", "resnet", "efficientnet"}
     for name, other in TASK.baselines(demo).items():
         changed = {f.name for f in fields(demo) if getattr(demo, f.name) != getattr(other, f.name)}
-        assert changed == ({"split"} if name == "published" else {"model", "optim"})
+        assert changed == ({"split"} if name == "published" else {"model", "optim", "train"})
+        assert replace(other.train, epochs=demo.train.epochs) == demo.train
+    short, _, _ = parse(TASK, ["--preset", "demo", "--train.epochs", "2"])
+    assert {other.train.epochs for other in TASK.baselines(short).values()} == {2}
     own, _, _ = parse(TASK, ["--preset", "demo", "--data.root", "parts"])
     assert TASK.baselines(own).keys() == {"published"}
     kept, _, _ = parse(TASK, ["--preset", "source", "--data.root", "parts"])
