@@ -7,6 +7,7 @@ first says so.
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,6 +34,7 @@ from assay.metrics.predictions import (
     refuse_strangers,
     rows_of,
     scores_of,
+    sets_of,
 )
 from assay.metrics.summary import Summary
 from assay.runs.folder import Run
@@ -200,15 +202,31 @@ def is_decided(folder: Path, config: TaskConfig) -> bool:
 
 
 def write_comparison(folders: Mapping[str, Path]) -> None:
-    """Write comparison.json into the first run: itself against each other on the same test rows."""
-    tables = {name: read_predictions(folder) for name, folder in folders.items()}
+    """Write comparison.json into the first run: itself against each other on the same test rows.
+
+    One whose sets were drawn otherwise (as copies were kept apart, or not) stands beside it uncompared.
+    """
     method = next(iter(folders))
+    tables = {name: read_predictions(folder) for name, folder in folders.items()}
+    others = [name for name in tables if _test_ids(tables[name]) != _test_ids(tables[method])]
+    for name in others:
+        del tables[name]
+        print(
+            f"{name} was judged on other test images than {method}, so that the two are not compared.",
+            file=sys.stderr,
+        )
     compared = Comparisons(
         method=method,
         comparisons=compare(tables) if len(tables) > 1 else [],
         runs={name: _compared_run(folder) for name, folder in folders.items()},
     )
     write_json(folders[method] / "comparison.json", to_json(compared))
+
+
+def _test_ids(table: pa.Table) -> dict[str, set[str]]:
+    """Return the ids of each test set."""
+    tests = [name for name in sets_of(table) if name.startswith("test")]
+    return {name: set(rows_of(table, name)["id"].to_pylist()) for name in tests}
 
 
 def _compared_run(folder: Path) -> ComparedRun:
