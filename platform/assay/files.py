@@ -45,9 +45,12 @@ def open_file(path: str | Path) -> BufferedReader:
     return open(path, "rb")
 
 
-PATHS = (
-    *("--data.root", "--storage", "--store", "--config"),
-    *(
+PATHS = frozenset(
+    [
+        "--data.root",
+        "--storage",
+        "--store",
+        "--config",
         "--registry",
         "--out",
         "--tasks",
@@ -57,7 +60,7 @@ PATHS = (
         "--folder",
         "--space-file",
         "--task",
-    ),
+    ]
 )
 """Options that name a folder or a file, of which an empty text would be the folder that one is in."""
 

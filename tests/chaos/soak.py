@@ -74,24 +74,24 @@ class Round:
 
 def steps(folder: Path) -> dict[str, list[int]]:
     """Return of each run the updates at which its launches began, and its last one."""
-    found = {}
+    launches = {}
     for path in folder.glob("fingerprint-*/metrics.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
         starts = [line["step"] for line in lines if line["kind"] == "start"]
-        found[path.parent.name] = [len(starts), starts[-1], lines[-1]["step"]] if lines else []
-    return {name: values for name, values in found.items() if values}
+        launches[path.parent.name] = [len(starts), starts[-1], lines[-1]["step"]] if lines else []
+    return {name: values for name, values in launches.items() if values}
 
 
 def pids_of(session: int, name: str) -> list[int]:
     """Return processes of a session that Ray calls so."""
-    found = []
+    pids: list[int] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes()
                 if os.getsid(int(entry.name)) == session and words.startswith(b"ray::"):
-                    found += [int(entry.name)] if name.encode() in words else []
-    return found
+                    pids += [int(entry.name)] if name.encode() in words else []
+    return pids
 
 
 def kill_one(rng: random.Random, sessions: list[int], name: str) -> bool:
