@@ -18,7 +18,7 @@ import yaml
 
 from assay.errors import ConfigError, one_sentence
 from assay.serve.config import ServeConfig
-from assay.serve.deployment import configuration
+from assay.serve.deployment import configuration, refuse_strangers
 
 CLUSTER = Path(__file__).with_name("raycluster.yaml")
 
@@ -52,8 +52,10 @@ def service(config: ServeConfig) -> dict[str, Any]:
     """Return a RayService of what a registry holds.
 
     Raises:
-        ServeError: no task has a champion.
+        ServeError: no task has a champion, or what is to share replicas is none.
     """
+    wanted = configuration(config)
+    refuse_strangers(config, wanted)
     spec = _cluster()
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for group in groups:
@@ -64,7 +66,7 @@ def service(config: ServeConfig) -> dict[str, Any]:
         "kind": "RayService",
         "metadata": {"name": "assay"},
         "spec": {
-            "serveConfigV2": yaml.safe_dump(configuration(config), sort_keys=False),
+            "serveConfigV2": yaml.safe_dump(wanted, sort_keys=False),
             "upgradeStrategy": {"type": "NewCluster"},
             "rayClusterConfig": spec,
         },

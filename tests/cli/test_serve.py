@@ -9,7 +9,7 @@ import ray
 from assay.cli import serve
 from assay.cluster import nodes
 from assay.errors import BundleError, ConfigError, ResourceError
-from assay.serve import cluster, control
+from assay.serve import control, replica
 from assay.serve.config import ApplicationConfig, ServeConfig
 
 
@@ -66,9 +66,9 @@ def test_gpus_that_nothing_would_use_are_refused_before_anything_starts(
 def test_a_replica_with_a_gpu_that_it_cannot_use_ends_in_a_sentence(monkeypatch) -> None:
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["0"])
     with pytest.raises(BundleError, match="cuda is asked for"):
-        cluster.Replica({}, "parts", 1, "auto")
+        replica.Replica({}, "parts", 1, "auto")
     with pytest.raises(ConfigError, match=r"app.gpus is 1 and app.provider cpu"):
-        cluster.Replica({}, "parts", 1, "cpu")
+        replica.Replica({}, "parts", 1, "cpu")
 
 
 def test_the_sentence_that_ended_a_replica_is_told() -> None:

@@ -21,7 +21,7 @@ from ray.serve.schema import ServeDeploySchema  # noqa: TID251 - the schema alon
 
 from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
-from assay.serve.config import ServeConfig
+from assay.serve.config import ServeConfig, SharedConfig
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 CLOUDS = ("aws", "gcp", "azure")
@@ -125,6 +125,10 @@ def test_a_service_is_made_of_the_registry_and_is_what_ray_serve_takes(
     made = write["service"](ServeConfig(registry=registry, host="0.0.0.0"))
     served = ServeDeploySchema.model_validate(yaml.safe_load(made["spec"]["serveConfigV2"]))
     assert [app.name for app in served.applications] == ["front", "parts"]
+    shared = ServeConfig(registry=registry, shared=SharedConfig(tasks=("*",)))
+    together = yaml.safe_load(write["service"](shared)["spec"]["serveConfigV2"])
+    (_, app) = ServeDeploySchema.model_validate(together).applications
+    assert (app.name, app.route_prefix) == ("shared-tasks", "/v1")
     assert made["kind"] == "RayService"
     for pod in pods(made["spec"]["rayClusterConfig"]).values():
         assert "ASSAY_TOKEN" in {each["name"] for each in pod["containers"][0]["env"]}

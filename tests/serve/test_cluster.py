@@ -31,11 +31,13 @@ from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.data.images.decode import write_png
 from assay.metrics.alarm import Alarm
-from assay.serve import cluster, control
+from assay.serve import control, replica
 from assay.serve.client import Client
-from assay.serve.config import ApplicationConfig, ServeConfig
+from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig
 from assay.serve.deployment import configuration
 from assay.serve.tokens import open_tokens
+
+SHARED = ("lids", "lips")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,8 @@ def winners(tmp_path_factory, make_bundle, judged_rows) -> Registry:
     for i, bias in enumerate((0.0, 2.0)):
         bundle = make_bundle(folder / str(i), bias=bias, alarms=[alarm])
         promote(registry, bundle, judged_rows(0.9), "champion")
+    for task in SHARED:
+        promote(registry, make_bundle(folder / task, task), judged_rows(0.9), "champion")
     return registry
 
 
@@ -59,10 +63,11 @@ def served(winners, tmp_path_factory) -> Iterator[ServeConfig]:
         port=port,
         token_file=tmp_path_factory.mktemp("token") / "token",
         app=ApplicationConfig(cpus=0.1, batch=2, queue=8, min_replicas=2),
+        shared=SharedConfig(tasks=("li*",), most_open=1),
     )
     with control.cluster(config):
         control.deploy(configuration(config))
-        control.wait(config)
+        assert sorted(control.wait(config)) == [*SHARED, "parts"]
         yield config
         client = Client(config.address, open_tokens(config).present()[0].secret, retries=0)
         asking = Once(client, [noise_jpeg(1500)] * 12)
@@ -104,9 +109,12 @@ def versions(winners: Registry) -> dict[str, Bundle]:
 class Load:
     """Clients that ask without pause until the block ends; every answer is kept."""
 
-    def __init__(self, client: Client, pictures: list[Path], clients: int = 4) -> None:
+    def __init__(
+        self, client: Client, pictures: list[Path], clients: int = 4, task: str = "parts"
+    ) -> None:
         # what fails is not asked again: the server hands it on itself
         self.client, self.pictures = replace(client, retries=0), pictures
+        self.task = task
         self.answers: list[tuple[int, Any]] = []
         self.failures: list[Exception] = []
         self.ended = threading.Event()
@@ -117,7 +125,7 @@ class Load:
             turn += 1
             picture = turn % len(self.pictures)
             try:
-                self.answers.append((picture, self.client.judge("parts", self.pictures[picture])))
+                self.answers.append((picture, self.client.judge(self.task, self.pictures[picture])))
             except Exception as error:
                 self.failures.append(error)
 
@@ -208,6 +216,41 @@ def test_a_promotion_under_load_fails_no_request(client, winners, pictures):
     assert last == [old] * 4
 
 
+def test_tasks_that_share_replicas_answer_and_are_promoted_as_every_other(
+    client, winners, pictures, tmp_path, make_bundle, judged_rows
+):
+    """Two tasks by turns, of which a replica holds one open; a promotion of each meanwhile."""
+    sent = {"headers": {"authorization": f"Bearer {client.token}"}, "timeout": 30}
+    assert set(client.models()) == {*SHARED, "parts"}
+    assert httpx.get(f"{client.address}/ready", timeout=30).status_code == 200
+    nowhere = httpx.post(f"{client.address}/v1/nothing", content=b"", **sent)
+    assert (nowhere.status_code, httpx.get(f"{client.address}/v1/models").status_code) == (404, 401)
+    assert httpx.post(f"{client.address}/v1/lids", content=b"", **sent).status_code == 422
+    sample = httpx.get(f"{client.address}/page/sample/lips", **sent)
+    assert cv2.imdecode(np.frombuffer(sample.content, np.uint8), 1).shape == (40, 48, 3)
+    first = {task: winners.holder(task, "champion").version for task in SHARED}
+    last = {}
+    for task in SHARED:
+        bundle = make_bundle(tmp_path / task, task, bias=2.0)
+        last[task] = promote(winners, bundle, judged_rows(0.9), "challenger").version
+    with ExitStack() as stack:
+        loads = {task: stack.enter_context(Load(client, pictures, 2, task)) for task in SHARED}
+        time.sleep(1.0)
+        for task in SHARED:  # by the address of the models, which is below that of the tasks
+            reply = httpx.post(f"{client.address}/v1/models/{task}?version={last[task]}", **sent)
+            assert reply.status_code == 200, reply.text
+        time.sleep(8.0)
+    for task, load in loads.items():
+        assert load.failures == []
+        bundles = {
+            record.version: Bundle(winners.fetch(record)) for record in winners.history(task)
+        }
+        counted = are_by_the_bundle_they_name(load.answers, bundles, pictures)
+        assert set(counted) == {first[task], last[task]}
+        assert [reply.model.version for _, reply in load.answers[-4:]] == [last[task]] * 4
+        assert {reply.model.task for _, reply in load.answers} == {task}
+
+
 def test_a_bundle_that_does_not_open_changes_no_answer(
     client, winners, pictures, tmp_path, make_bundle, judged_rows
 ):
@@ -244,12 +287,12 @@ def test_the_proxy_bounds_heads_names_requests_and_lists_no_routes(served):
 
 def test_the_port_of_a_replica_listens_on_its_nodes_address_alone(client, pictures, monkeypatch):
     assert client.judge("parts", pictures[0]).answer  # replicas are reached there
-    assert "add_port_to_grpc_server(self._server" in inspect.getsource(cluster.replica)
-    kept = cluster.replica.add_port_to_grpc_server
-    monkeypatch.setattr(cluster.replica, "add_port_to_grpc_server", kept)
-    cluster.listen_on_node()
+    assert "add_port_to_grpc_server(self._server" in inspect.getsource(replica.ray_replica)
+    kept = replica.ray_replica.add_port_to_grpc_server
+    monkeypatch.setattr(replica.ray_replica, "add_port_to_grpc_server", kept)
+    replica.listen_on_node()
     server = Mock()
-    cluster.replica.add_port_to_grpc_server(server, "[::]:0")
+    replica.ray_replica.add_port_to_grpc_server(server, "[::]:0")
     server.add_insecure_port.assert_called_once_with(f"{ray.util.get_node_ip_address()}:0")
 
 

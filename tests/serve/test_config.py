@@ -17,8 +17,9 @@ from assay.bundle.registry import Registry
 from assay.cli.console import main
 from assay.errors import BundleError, ConfigError, ServeError
 from assay.serve.application_file import read_applications
-from assay.serve.config import ApplicationConfig, ServeConfig, check_certificate
-from assay.serve.deployment import changes, configuration
+from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig, check_certificate
+from assay.serve.deployment import configuration
+from assay.serve.edits import changes
 
 
 def names(wanted: dict) -> list[str]:
@@ -93,6 +94,69 @@ def served(
     """Describe what is deployed, by application."""
     config = ServeConfig(registry=registry.address, app=ApplicationConfig(**options))
     return {app["name"]: app for app in configuration(config, present, told)["applications"]}
+
+
+def test_tasks_that_share_replicas_have_one_application_whatever_is_promoted(registry):
+    config = ServeConfig(registry=registry.address, shared=SharedConfig(tasks=("la*", "other")))
+    before = configuration(config)
+    assert names(before) == ["front", "shared-tasks", "parts"]
+    front, shared, parts = before["applications"]
+    of_front = front["deployments"][0]["user_config"]
+    assert (of_front["tasks"], of_front["shared"]) == (["layers", "parts"], ["layers"])
+    assert (shared["route_prefix"], parts["route_prefix"]) == ("/v1", "/v1/parts")
+    told = shared["deployments"][0]["user_config"]
+    champion = registry.holder("layers", "champion").id
+    assert told["tasks"] == {"layers": {"champion": champion, "challenger": ""}}
+    assert (told["others"], told["most_open"]) == (["parts"], 16)
+    assert json.loads(json.dumps(before)) == before
+    told["queue"] = shared["deployments"][0]["health_check_period_s"] = 3  # by hand, in the file
+    after = configuration(config, before["applications"])
+    assert after == before
+    every = replace(config, shared=SharedConfig(tasks=("*",), most_open=2))
+    together = configuration(every, before["applications"])
+    assert names(together) == ["front", "shared-tasks"]
+    now = together["applications"][1]["deployments"][0]["user_config"]
+    assert (list(now["tasks"]), now["others"], now["most_open"]) == (["layers", "parts"], [], 2)
+    assert now["queue"] == 3
+    assert list(changes(before["applications"], together["applications"])) == [
+        "front: shared.tasks was ['la*', 'other'], is ['*']",
+        "front: shared.most_open was 16, is 2",
+        "shared-tasks: user_config.most_open was 16, is 2",
+        "parts shares replicas now",
+    ]
+    apart = configuration(ServeConfig(registry=registry.address), together["applications"])
+    assert apart == configuration(ServeConfig(registry=registry.address))
+
+
+def test_a_task_that_moves_keeps_what_answers_where_the_next_does_not_open(
+    following, tmp_path, make_bundle, judged_rows
+):
+    registry, _, refused = following
+    config = ServeConfig(registry=registry.address)
+    shared = replace(config, shared=SharedConfig(tasks=("*",)))
+    apart = configuration(config)
+    first = registry.holder("parts", "champion").id
+    bundle = make_bundle(tmp_path / "c", bias=1.0)
+    record = promote(registry, bundle, judged_rows(0.9), "champion")
+    (registry.fetch(record) / "classify.onnx").write_bytes(b"no graph")
+    together = configuration(shared, apart["applications"], refused=refused)
+    assert refused["parts", "champion"].record == record.id
+    told = together["applications"][1]["deployments"][0]["user_config"]
+    assert told["tasks"]["parts"]["champion"] == first
+    again = configuration(config, together["applications"], refused=refused)
+    assert again["applications"][2]["deployments"][0]["user_config"]["champion"] == first
+
+
+def test_a_name_that_is_to_share_replicas_and_is_of_no_task_is_refused(registry, tmp_path, capsys):
+    for name, why in (("README.md", "is no task's name"), ("prats", "there are: layers, parts")):
+        words = ["--registry", registry.address, "--file", str(tmp_path / "serve.yaml"), "--open"]
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", *words, "--shared.tasks", "layers", name])
+        assert ended.value.code == 2
+        told = capsys.readouterr().err
+        assert f"shared.tasks has {name!r}" in told
+        assert why in told
+        assert not (tmp_path / "serve.yaml").exists()
 
 
 def test_flags_go_before_a_file_and_what_was_changed_by_hand_is_kept_where_none_speaks(registry):
@@ -191,6 +255,22 @@ WRONG = [
     *[("ray_actor_options.num_cpus", -1), ("args.provider", "abacus")],
     *[(name, ["a"]) for name in ("user_config", "autoscaling_config", "ray_actor_options")],
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("most_open", 0), ("tasks", ["parts"]), ("tasks", {"a": "b"})]
+)
+def test_an_edit_of_shared_replicas_is_refused_likewise(registry, tmp_path, name, value):
+    path = tmp_path / "serve.yaml"
+    shared = SharedConfig(tasks=("*",))
+    file = configuration(ServeConfig(registry=registry.address, shared=shared))
+    path.write_text(yaml.safe_dump(file))
+    assert read_applications(path) == file["applications"]
+    file["applications"][1]["deployments"][0]["user_config"][name] = value
+    path.write_text(yaml.safe_dump(file))
+    with pytest.raises(ServeError, match=r"shared.tasks.*correct it") as refused:
+        read_applications(path)
+    assert name.replace("_", "-") in str(refused.value).replace("_", "-")
 
 
 @pytest.mark.parametrize(("place", "value"), WRONG)

@@ -28,7 +28,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from assay.bundle.aliases import ALIASES
-from assay.bundle.card import CACHE, MOST_BYTES, NAME, parse_card
+from assay.bundle.card import CACHE, MOST_BYTES, NAME, Card, parse_card
 from assay.errors import RegistryError
 from assay.files import read_bytes, refuse_special
 from assay.storage import reach, whole
@@ -185,18 +185,28 @@ class Registry:
             RegistryError: it is gone, or is another than the record says.
         """
         home = f"{record.task}/{record.version}/bundle"
-        content = self._read(f"{home}/{NAME}", MOST_BYTES)
-        if content is None or hashlib.sha256(content).hexdigest() != record.sha256:
-            raise RegistryError(
-                f"The bundle {record.task} {record.version} in {self.address} is missing or was changed; promote the run again."
-            )
+        card = self.card(record)
         if isinstance(self.files, pafs.LocalFileSystem):
             return Path(self.root) / home
         folder = self.cache / record.sha256
         if not (folder / NAME).exists():
-            card = parse_card(content, f"{home}/{NAME} of {self.address}")
             self._download(home, {NAME: record.sha256, **card.sha256}, folder)
         return folder
+
+    def card(self, record: Record) -> Card:
+        """Read what the bundle of a record says of itself.
+
+        Raises:
+            RegistryError: it is gone, or is another than the record says.
+            BundleError: it is of another schema.
+        """
+        name = f"{record.task}/{record.version}/bundle/{NAME}"
+        content = self._read(name, MOST_BYTES)
+        if content is None or hashlib.sha256(content).hexdigest() != record.sha256:
+            raise RegistryError(
+                f"The bundle {record.task} {record.version} in {self.address} is missing or was changed; promote the run again."
+            )
+        return parse_card(content, f"{name} of {self.address}")
 
     def _download(self, home: str, digests: Mapping[str, str], folder: Path) -> None:
         """Copy files of plain names to `folder`, by way of one that has a name of its own, so that two processes may.

@@ -19,7 +19,8 @@ from assay.errors import ImageError, ServeError
 from assay.files import write_whole
 from assay.serve.application_file import read_applications
 from assay.serve.config import ServeConfig, check_certificate
-from assay.serve.deployment import changes, configuration
+from assay.serve.deployment import configuration, refuse_strangers
+from assay.serve.edits import changes
 from assay.serve.tokens import open_tokens
 
 _SERVE = ServeConfig()
@@ -56,6 +57,7 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     told |= {name.removeprefix("no-") for name in told}
     present = read_applications(file)
     wanted = configuration(config, present, told)
+    refuse_strangers(config, wanted)
     for change in changes(present, wanted["applications"]):
         print(f"{file} is changed by the flags: {change}")
     _write(file, yaml.safe_dump(wanted, sort_keys=False))

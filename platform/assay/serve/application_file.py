@@ -8,7 +8,8 @@ from typing import Any
 from assay.config import from_dict, to_dict
 from assay.errors import ConfigError, ServeError
 from assay.files import read_bytes
-from assay.serve.config import ApplicationConfig
+from assay.serve.config import ApplicationConfig, SharedConfig
+from assay.serve.deployment import SHARED
 
 MAX_NODES = 1_000_000
 """Values of a file; a task has some sixty."""
@@ -21,7 +22,10 @@ OPTIONS = {
 """Which setting of `ApplicationConfig` an option of a deployment is."""
 
 TOLD = frozenset({*OPTIONS["user_config"], "keep", "champion", "challenger"})
-"""What replicas are told."""
+"""What the replicas of a task are told."""
+
+TOLD_SHARED = frozenset({*OPTIONS["user_config"], "keep", "most_open", "tasks", "others"})
+"""What replicas that tasks share are told."""
 
 
 def read_applications(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +67,8 @@ def _check_options(name: str, deployment: Mapping[str, Any], args: Mapping[str, 
     for key, section in sections.items():
         if not isinstance(section, dict):
             raise TypeError(f"{key} of {name} is {section!r}")
-    unknown = [key for key in sections.get("user_config", {}) if key not in TOLD]
+    told = sections.get("user_config", {})
+    unknown = [key for key in told if key not in (TOLD_SHARED if name == SHARED else TOLD)]
     if unknown:
         raise ValueError(f"user_config of {name} has {unknown[0]!r}, which replicas do not know")
     values = {
@@ -73,8 +78,14 @@ def _check_options(name: str, deployment: Mapping[str, Any], args: Mapping[str, 
         if option in section
     }
     values |= {"provider": args["provider"]} if "provider" in args else {}
+    tasks = told.get("tasks", {})
+    if not isinstance(tasks, dict) or not all(isinstance(ids, dict) for ids in tasks.values()):
+        raise TypeError(f"tasks of {name} is {str(tasks)[:80]}")
     try:
         taken = to_dict(from_dict(ApplicationConfig, values))
+        if "most_open" in told:
+            values["most_open"] = told["most_open"]
+            taken |= to_dict(from_dict(SharedConfig, {"most_open": told["most_open"]}))
     except ConfigError as error:
         raise ValueError(f"{name}: {error}".rstrip(".")) from None
     wrong = [setting for setting, value in values.items() if taken[setting] != value]

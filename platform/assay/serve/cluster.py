@@ -2,6 +2,8 @@
 
     <task>     /v1/<task>: replicas that hold the task's bundles, each its own server; own scaling,
                batches and queue. A request goes from HAProxy (see `serve.haproxy`) straight to one
+    shared     /v1: the same for all tasks that share replicas (see `serve.shelf`), where there are any; what
+               it is asked of models goes on to the front
     front      all else: the page, which models there are, the alarms of prints between two frames;
                looks into the registry every few seconds and deploys what changed
 
@@ -12,158 +14,29 @@ one, verify it, and swap. `control` begins and ends all this.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
 from typing import Any
 
-import cv2
-import ray
 from ray import serve
-from ray._common.tls_utils import add_port_to_grpc_server
-from ray.serve._private import replica
 from ray.serve.handle import DeploymentHandle
-from ray.util import get_node_ip_address
 
 from assay.bundle.aliases import Alias
 from assay.bundle.promotion import promote_again
-from assay.bundle.providers import Provider, provider_with
 from assay.bundle.registry import Registry
 from assay.config import from_dict
 from assay.metrics.alarm import Alarm
 from assay.serve.config import ServeConfig
-from assay.serve.contract import MaskFormat
 from assay.serve.control import applications, deploy
-from assay.serve.decoders import DecodeLimits, Decoders
-from assay.serve.deployment import Refused, configuration
+from assay.serve.deployment import SHARED, Refused, configuration
 from assay.serve.frames import Frame, PrintStates
-from assay.serve.gate import REASONS
 from assay.serve.guard import Guard
 from assay.serve.http import make_app
-from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.limits import RefusedError
 from assay.serve.meters import Meters
 from assay.serve.page import UncertainRequests
+from assay.serve.replica import STARTS, Replica, SharedReplica, listen_on_node
 from assay.serve.tokens import open_tokens
 
 logger = logging.getLogger("ray.serve")
-
-
-def listen_on_node() -> None:
-    """Let this replica's own port listen on its node's address alone.
-
-    Ray 2.60 opens it on all addresses once the replica is made, and has no setting for that.
-    """
-    host = get_node_ip_address()  # type: ignore[no-untyped-call]
-    address = f"[{host}]:0" if ":" in host else f"{host}:0"
-
-    def add_port(server: Any, _: str) -> Any:
-        return add_port_to_grpc_server(server, address)  # type: ignore[no-untyped-call]
-
-    replica.add_port_to_grpc_server = add_port  # type: ignore[attr-defined]
-
-
-class Replica:
-    """One process that answers for a task, from a request to its reply."""
-
-    def __init__(self, config: dict[str, Any], task: str, threads: int, provider: Provider) -> None:
-        # each node has an onnxruntime of its own, so the one that holds the GPU is asked
-        provider = provider_with(len(ray.get_gpu_ids()), provider)
-        listen_on_node()
-        cv2.setNumThreads(threads)
-        self.config = from_dict(ServeConfig, config)
-        self.task = task
-        self.inspector = Inspector(Registry(self.config.registry), task, threads, provider)
-        limits = self.config.limits
-        # one more than graphs have threads: an image that hangs holds no other up
-        self.decoders = Decoders(threads + 1, DecodeLimits(limits.image_mp * 1e6, limits.decode_s))
-        self.meters = Meters()
-        self.num_requests = self.most_requests = 0
-
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Open what the configuration names, then let it answer."""
-        await asyncio.to_thread(self.inspector.configure, config)
-        self.most_requests = config["queue"] + config["batch"]
-        self._inspect.set_max_batch_size(config["batch"])  # type: ignore[attr-defined]
-
-    def __serve_build_asgi_app__(self) -> Guard:
-        """Build the application that Ray Serve runs."""
-        return make_app(self, self.config.limits, open_tokens(self.config))
-
-    def tasks(self) -> Sequence[str]:
-        """See `http.Service`."""
-        return [self.task]
-
-    def admit(self, task: str) -> None:
-        """See `http.Service`."""
-        if self.num_requests >= self.most_requests:
-            raise RefusedError(429, "The queue is full; try again in a second.", 1)
-
-    async def answer(
-        self,
-        task: str,
-        images: list[bytes],
-        alias: Alias,
-        mask: MaskFormat,
-        explain: bool,
-        frame: Frame | None = None,
-    ) -> dict[str, Any]:
-        """See `http.Service`."""
-        self.admit(task)
-        self._count_waiting(1)
-        watch = None if frame is None else partial(self._watch, frame)
-        ways = self.decoders.read, self._inspect, watch
-        try:
-            parts = await self.inspector.answer(images, alias, mask, explain, *ways)
-        finally:
-            self._count_waiting(-1)
-        opened = self.inspector.opened.get(alias)
-        self.meters.count_answer(task, parts, opened.drift if opened else None)
-        if self.inspector.keep and parts.get("answer"):
-            self._note(parts["answer"], parts["thumb"])
-        return parts
-
-    def _count_waiting(self, more: int) -> None:
-        self.num_requests += more
-        self.meters.waiting.set(self.num_requests, {"task": self.task})
-
-    def _note(self, answer: dict[str, Any], thumb: str) -> None:
-        """Show an answer to the page; nobody waits for that."""
-        self.front.note.remote(self.task, answer, thumb)
-
-    async def _watch(
-        self, frame: Frame, model: Sequence[str], alarms: Sequence[Alarm], logit: float
-    ) -> dict[str, Any]:
-        """See `inspector.Watch`; the front holds the states."""
-        told: dict[str, Any] = await self.front.advance.remote(model, frame, alarms, logit)
-        return told
-
-    @cached_property
-    def front(self) -> DeploymentHandle[Any]:
-        """What answers beside the tasks' replicas."""
-        return serve.get_deployment_handle("front", app_name="front")
-
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
-    async def _inspect(self, items: list[Item]) -> list[Any]:
-        self.meters.batch.observe(len(items), {"task": self.task})
-        return await asyncio.to_thread(inspect, items)
-
-    async def models(self) -> dict[str, dict[str, Any]]:
-        """See `http.Service`."""
-        return {self.task: self.inspector.describe()}
-
-    async def sample(self, task: str) -> bytes | None:
-        """See `http.Service`."""
-        return self.inspector.sample()
-
-    async def promote(self, task: str, version: str, alias: Alias) -> str:
-        """See `http.Service`; what is routed past the front comes here."""
-        raise RefusedError(404, REASONS[404])
-
-    def uncertain(self) -> None:
-        """See `http.Service`; the front keeps them."""
-
-    def count(self, task: str, status: int, seconds: float) -> None:
-        """See `http.Service`."""
-        self.meters.count(task, status, seconds)
 
 
 class Front:
@@ -173,6 +46,7 @@ class Front:
         listen_on_node()
         self.config = from_dict(ServeConfig, values)
         self.names: list[str] = []
+        self.shared: Mapping[str, Any] = {}
         self.following: asyncio.Task[None] | None = None
         self.handles: dict[str, DeploymentHandle[Any]] = {}
         self.meters = Meters()
@@ -184,6 +58,7 @@ class Front:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Take note of the tasks, and begin to follow the registry."""
         self.names, self.every_s = config["tasks"], config["every_s"]
+        self.shared = config["shared"]
         if self.following is None:
             self.following = asyncio.create_task(self._follow())
 
@@ -211,14 +86,17 @@ class Front:
         """See `http.Service`."""
         return self.names
 
-    def _handle(self, task: str) -> DeploymentHandle[Any]:
-        if task not in self.handles:
-            self.handles[task] = serve.get_deployment_handle("replica", app_name=task)
-        return self.handles[task]
+    def _app_of(self, task: str) -> str:
+        return SHARED if task in self.shared else task
+
+    def _handle(self, app: str) -> DeploymentHandle[Any]:
+        if app not in self.handles:
+            self.handles[app] = serve.get_deployment_handle("replica", app_name=app)
+        return self.handles[app]
 
     def admit(self, task: str) -> None:
         """See `http.Service`; what is routed past its own application comes here."""
-        raise RefusedError(503, "This task starts; try again in a second.", 1)
+        raise RefusedError(503, STARTS, 1)
 
     async def answer(self, task: str, *_: Any) -> dict[str, Any]:
         """See `http.Service`."""
@@ -238,25 +116,27 @@ class Front:
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """See `http.Service`."""
-        descriptions = await asyncio.gather(*[self._describe(task) for task in self.names])
-        models = dict(zip(self.names, descriptions, strict=True))
+        apps = dict.fromkeys(map(self._app_of, self.names))
+        answers = await asyncio.gather(*map(self._describe, apps))
+        told = {task: models for answer in answers for task, models in answer.items()}
+        models = {task: told.get(task, {}) for task in self.names}
         for (task, alias), refusal in list(self.refused.items()):
             for description in models.get(task, {}).values():
                 description.setdefault("refused", {})[alias] = refusal.record
         return models
 
-    async def _describe(self, task: str) -> dict[str, Any]:
+    async def _describe(self, app: str) -> dict[str, dict[str, Any]]:
         try:
             async with asyncio.timeout(5):
-                models: dict[str, Any] = await self._handle(task).models.remote()
-                return dict(models[task])
+                models: dict[str, Any] = await self._handle(app).describe.remote()
+                return models
         except Exception:
-            logger.warning(f"{task} does not say what it holds", exc_info=True)
+            logger.warning(f"{app} does not say what it holds", exc_info=True)
             return {}
 
     async def sample(self, task: str) -> bytes | None:
         """See `http.Service`."""
-        content: bytes | None = await self._handle(task).sample.remote(task)
+        content: bytes | None = await self._handle(self._app_of(task)).sample.remote(task)
         return content
 
     async def promote(self, task: str, version: str, alias: Alias) -> str:
@@ -290,3 +170,8 @@ def front(args: dict[str, Any]) -> serve.Application:
 def task(args: dict[str, Any]) -> serve.Application:
     """Build the application of a task."""
     return serve.deployment(name="replica")(serve.ingress()(Replica)).bind(**args)
+
+
+def shared(args: dict[str, Any]) -> serve.Application:
+    """Build the application of the tasks that share replicas."""
+    return serve.deployment(name="replica")(serve.ingress()(SharedReplica)).bind(**args)

@@ -1,7 +1,9 @@
 """Where and how winners are served, as settings."""
 
+import re
 import ssl
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +50,29 @@ class ApplicationConfig(Settings, section="app"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedConfig(Settings, section="shared"):
+    """Tasks that are asked seldom: they share replicas, which open a task's bundles when it is asked."""
+
+    tasks: tuple[str, ...] = ()
+    """Their names, or patterns in quotes such as 'line_*'; '*' is all. Every other task has replicas of its own."""
+    most_open: Annotated[int, Interval(ge=1, le=100_000)] = 16
+    """Most tasks whose bundles a replica holds open; the longest unused are put away."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can be no task's name, as files are that a shell put in the place of a pattern."""
+        super().__post_init__()
+        for name in self.tasks:
+            if not re.fullmatch(r"[a-z0-9_*?]{1,64}", name):
+                raise ConfigError(
+                    f"shared.tasks has {name[:80]!r}, which is no task's name; give names, or patterns in quotes such as 'line_*'."
+                )
+
+    def has(self, task: str) -> bool:
+        """Tell whether a task shares replicas."""
+        return any(fnmatchcase(task, name) for name in self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig(Settings):
     """Where and how the winners of a registry are served."""
 
@@ -68,7 +93,9 @@ class ServeConfig(Settings):
     keep_uncertain: bool = False
     """Keep small pictures of the least certain recent requests in memory, for the page."""
     app: ApplicationConfig = field(default_factory=ApplicationConfig)
-    """How each task's application runs."""
+    """How each task's application runs, and that of tasks that share replicas."""
+    shared: SharedConfig = field(default_factory=SharedConfig)
+    """Which tasks share replicas."""
     limits: Limits = field(default_factory=Limits)
     """What is refused, and when."""
 

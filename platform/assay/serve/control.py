@@ -1,4 +1,4 @@
-"""Ray Serve as a command steers it: begin, deploy, wait, end; with `cluster` the only file that imports ray.serve."""
+"""Ray Serve as a command steers it: begin, deploy, wait, end; with `cluster` and `replica` the only file that imports ray.serve."""
 
 import logging
 import os
@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 from assay.cluster.session import ray_session
 from assay.errors import ServeError
 from assay.serve.config import ServeConfig
+from assay.serve.deployment import tasks_of
 from assay.serve.ingress import http_proxy, wait_for_routes
 from assay.serve.tokens import open_tokens
 
@@ -114,10 +115,11 @@ def wait(
         failed = [name for name, state in states.items() if state == "DEPLOY_FAILED"]
         late = [name for name in states if name not in (*running, *failed)]
         late += [name for name, state in proxies.items() if state != "HEALTHY"]
-        tasks = [name for name in running if name != "front"]
-        if proxies and not late and "front" in running and tasks:
+        if proxies and not late and "front" in running and len(running) > 1:
             for name in failed:  # what is wrong with one keeps no other from answering
                 logger.error(f"{name} does not run; {_reason(status, name)}")
+            apps = [app for app in applications() if app["name"] in running]
+            tasks = [task for app in apps for task in tasks_of(app)]
             wait_for_routes(config, tasks)
             return tasks
         if "front" in failed or (failed and not late) or time.monotonic() > end:

@@ -1,15 +1,13 @@
 """What is deployed, in the form of `serve deploy`; no Ray.
 
-`configuration` says all of it: a front that also follows the registry, and one application per
-task that has a champion, under `/v1/<task>`. A promotion changes nothing but `user_config` in it.
-
-What a person changed in the file of an earlier time is kept, except where a flag says otherwise: a
-value counts as changed where the file's own flags, which it holds too, would not have given it.
+`configuration` says all of it: a front that also follows the registry, one application per task that
+has a champion, under `/v1/<task>`, and one of all tasks that share replicas, under `/v1`. A promotion
+changes nothing but `user_config` in it.
 """
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,12 @@ from assay.bundle.registry import Record, Registry
 from assay.bundle.trial import try_bundle
 from assay.config import from_dict, to_dict
 from assay.errors import AssayError, ServeError
-from assay.serve.config import ApplicationConfig, ServeConfig
+from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig
+from assay.serve.edits import keep_edits
+
+SHARED = "shared-tasks"
+"""The application of tasks that share replicas; no task can be called so."""
+
 
 FOLLOW_S = 2.0
 """Seconds between looks into the registry."""
@@ -33,26 +36,6 @@ AGAIN_S, AGAIN_TIMES = 60.0, 20
 
 MOST_REQUESTS = 20_000
 """Requests that a process takes at once; those that are slow to arrive must not keep others out."""
-
-
-FLAGS = {
-    "variant": "app.variant",
-    "provider": "app.provider",
-    "num_cpus": "app.cpus",
-    "threads": "app.cpus",
-    "num_gpus": "app.gpus",
-    "min_replicas": "app.min-replicas",
-    "max_replicas": "app.max-replicas",
-    "batch": "app.batch",
-    "target_ongoing_requests": "app.batch",
-    "queue": "app.queue",
-    "keep": "keep-uncertain",
-}
-"""Which flag speaks of an option."""
-
-
-_NOT_EDITED = ("max_ongoing_requests", "max_queued_requests")
-"""Options by which an earlier Assay queued; a replica does that itself (see app.queue)."""
 
 
 logger = logging.getLogger("ray.serve")
@@ -98,17 +81,23 @@ def configuration(
     before = _config_of(earlier.get("front")) or config
     for name in registry.reserved():
         _refuse(refused, (name, ""), "", "it is a name that the server needs itself", time.time())
-    applications = []
+    applications: list[dict[str, Any]] = []
+    shared: dict[str, dict[str, str]] = {}
     for name in registry.tasks():
-        app = _application(name, config)
-        if name in earlier:
-            app = _keep_edits(_application(name, before), earlier[name], app, told)
-        (deployment,) = app["deployments"]
-        had = _user_config(earlier.get(name))
-        ids = {alias: _follow(registry, name, alias, had, config, refused) for alias in ALIASES}
-        if ids["champion"]:
-            user_config = deployment["user_config"] | ids
-            applications.append(app | {"deployments": [deployment | {"user_config": user_config}]})
+        had = _answered_by(earlier, name)
+        ids: dict[str, str] = {
+            alias: _follow(registry, name, alias, had, config, refused) for alias in ALIASES
+        }
+        if not ids["champion"]:
+            continue
+        if config.shared.has(name):
+            shared[name] = ids
+        else:
+            applications.append(_application_now(name, config, before, earlier, told, ids))
+    alone = [app["name"] for app in applications]
+    if shared:
+        tasks = {"tasks": shared, "others": alone}
+        applications.insert(0, _application_now(SHARED, config, before, earlier, told, tasks))
     if not applications:
         raise ServeError(
             f"No task of the registry {config.registry} has a champion{' that opens' if refused else ''}; promote a run by assay promote RUN."
@@ -116,8 +105,46 @@ def configuration(
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.host, "port": config.port},
-        "applications": [_front([app["name"] for app in applications], config), *applications],
+        "applications": [_front(sorted([*alone, *shared]), [*shared], config), *applications],
     }
+
+
+def _application_now(
+    name: str,
+    config: ServeConfig,
+    before: ServeConfig,
+    earlier: Mapping[str, Mapping[str, Any]],
+    told: Collection[str],
+    bundles: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Describe an application by the flags of now, what was changed of it by hand, and what the registry has."""
+    app = _application(name, config)
+    if name in earlier:
+        app = keep_edits(_application(name, before), earlier[name], app, told)
+    (deployment,) = app["deployments"]
+    user_config = deployment["user_config"] | bundles
+    return app | {"deployments": [deployment | {"user_config": user_config}]}
+
+
+def tasks_of(app: Mapping[str, Any]) -> list[str]:
+    """Return the tasks that an application answers for."""
+    (deployment,) = app["deployments"]
+    own = [] if app["name"] == "front" else deployment["user_config"].get("tasks", [app["name"]])
+    return list(own)
+
+
+def refuse_strangers(config: ServeConfig, wanted: Mapping[str, Any]) -> None:
+    """Refuse names that are to share replicas and are of no task.
+
+    Raises:
+        ServeError: there is one.
+    """
+    tasks = [task for app in wanted["applications"] for task in tasks_of(app)]
+    for name in config.shared.tasks:
+        if not any(map(SharedConfig(tasks=(name,)).has, tasks)):
+            raise ServeError(
+                f"shared.tasks has {name!r}, and no task that is served is called so; there are: {', '.join(sorted(tasks))}."
+            )
 
 
 def _follow(
@@ -172,74 +199,16 @@ def _config_of(app: Mapping[str, Any] | None) -> ServeConfig | None:
         return None
 
 
+def _answered_by(earlier: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """Return what a task had been answered by, in replicas of its own or in those that it shared."""
+    shared = _user_config(earlier.get(SHARED))
+    of_task = shared.get("tasks", {}).get(name, {})
+    return _user_config(earlier.get(name)) or {**shared, **of_task}
+
+
 def _user_config(app: Mapping[str, Any] | None) -> Mapping[str, Any]:
     values = app["deployments"][0].get("user_config") if app else None
     return values if isinstance(values, dict) else {}
-
-
-def _keep_edits(
-    before: dict[str, Any], edited: Mapping[str, Any], app: dict[str, Any], told: Collection[str]
-) -> dict[str, Any]:
-    """Return an application with what was changed by hand in its form of an earlier time.
-
-    Args:
-        before: what the flags of that time gave.
-        edited: what the file had.
-        app: what the flags give now.
-        told: flags that were given.
-    """
-    # an argument that an earlier Assay did not know is no argument that was taken away, nor one of its own a new one
-    given = app["args"] | {key: edited["args"][key] for key in edited["args"] if key in app["args"]}
-    given |= {name: app["args"][name] for name in ("task", "config")}
-    ours = {"args": given, "route_prefix": app["route_prefix"]}
-    kept: dict[str, Any] = _merge(before, {**edited, **ours}, app, told)
-    (was,), (now,), (new,) = before["deployments"], edited["deployments"], app["deployments"]
-    now = {key: new.get(key) if key in _NOT_EDITED else value for key, value in now.items()}
-    now = {key: value for key, value in now.items() if value is not None}
-    return kept | {"deployments": [_merge(was, now, new, told)]}
-
-
-def _merge(before: Any, edited: Any, new: Any, told: Collection[str], key: str = "") -> Any:
-    if not (isinstance(before, dict) and isinstance(edited, dict) and isinstance(new, dict)):
-        is_kept = edited != before and new == before and FLAGS.get(key) not in told
-        return edited if is_kept else new
-    merged: dict[str, Any] = {}
-    for name in {**new, **edited}:
-        if name not in new:
-            merged[name] = edited[name]
-        elif name in edited:
-            merged[name] = _merge(before.get(name), edited[name], new[name], told, name)
-        elif name not in before:
-            merged[name] = new[name]
-    return merged
-
-
-def changes(
-    before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]
-) -> Iterator[str]:
-    """Tell where applications differ from those of an earlier time, but for promotions."""
-    old = {app["name"]: dict(_leaves(app)) for app in before}
-    new = {app["name"]: dict(_leaves(app)) for app in after}
-    for name, leaves in old.items():
-        if name not in new:
-            yield f"{name} is not served any more"
-            continue
-        for key, value in leaves.items():
-            later = new[name].get(key, "nothing")
-            is_told = name == "front" or not key.startswith("args.config.")
-            if later != value and is_told and key.rpartition(".")[2] not in (*ALIASES, "tasks"):
-                yield f"{name}: {key.removeprefix('args.config.')} was {value}, is {later}"
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    elif path == "deployments":
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield path, value
 
 
 def _absolute(config: ServeConfig) -> ServeConfig:
@@ -251,10 +220,10 @@ def _absolute(config: ServeConfig) -> ServeConfig:
     return replace(config, registry=registry, token_file=token_file)
 
 
-def _front(tasks: list[str], config: ServeConfig) -> dict[str, Any]:
+def _front(tasks: list[str], shared: list[str], config: ServeConfig) -> dict[str, Any]:
     deployment = {
         "name": "front",
-        "user_config": {"tasks": tasks, "every_s": FOLLOW_S},
+        "user_config": {"tasks": tasks, "shared": shared, "every_s": FOLLOW_S},
         "num_replicas": 1,
         "max_ongoing_requests": MOST_REQUESTS,
         "ray_actor_options": {"num_cpus": 0},
@@ -269,7 +238,10 @@ def _front(tasks: list[str], config: ServeConfig) -> dict[str, Any]:
 
 
 def _application(name: str, config: ServeConfig) -> dict[str, Any]:
-    app = config.app
+    """Describe the application of a task, or of those that share replicas, by flags alone."""
+    app, is_shared = config.app, name == SHARED
+    user_config = {"variant": app.variant, "batch": app.batch, "queue": app.queue}
+    user_config |= {"keep": config.keep_uncertain}
     deployment = {
         "name": "replica",
         "autoscaling_config": {
@@ -280,21 +252,17 @@ def _application(name: str, config: ServeConfig) -> dict[str, Any]:
         "max_ongoing_requests": MOST_REQUESTS,  # a replica refuses what exceeds its queue itself
         "graceful_shutdown_timeout_s": 30,
         "ray_actor_options": {"num_cpus": app.cpus, "num_gpus": app.gpus},
-        "user_config": {
-            "variant": app.variant,
-            "batch": app.batch,
-            "queue": app.queue,
-            "keep": config.keep_uncertain,
-        },
+        "user_config": user_config | ({"most_open": config.shared.most_open} if is_shared else {}),
     }
+    # not of other tasks, nor what user_config says: to change that starts no replica anew
+    plain = replace(config, app=ApplicationConfig(), shared=SharedConfig(), keep_uncertain=False)
     return {
         "name": name,
-        "route_prefix": f"/v1/{name}",
-        "import_path": "assay.serve.cluster:task",
+        "route_prefix": "/v1" if is_shared else f"/v1/{name}",
+        "import_path": f"assay.serve.cluster:{'shared' if is_shared else 'task'}",
         "args": {
-            # not of other tasks, nor what user_config says: to change that starts no replica anew
-            "config": to_dict(replace(config, app=ApplicationConfig(), keep_uncertain=False)),
-            "task": name,
+            "config": to_dict(plain),
+            **({} if is_shared else {"task": name}),
             "threads": max(1, int(app.cpus)),
             "provider": app.provider,
         },

@@ -18,6 +18,7 @@ import numpy as np
 from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.answer import AnyAnswer
 from assay.bundle.bundle import Bundle, Variant
+from assay.bundle.card import Card, read_card
 from assay.bundle.providers import Provider
 from assay.bundle.registry import Record, Registry
 from assay.data.images.pyramid import ImagePyramid
@@ -74,6 +75,8 @@ class Inspector:
         self.threads, self.provider = threads, provider
         self.opened: dict[str, OpenBundle] = {}
         self.refused: dict[str, str] = {}
+        self.drifts: dict[Model, Drift | None] = {}
+        """Of bundles that were put away."""
         self.keep = False
 
     def configure(self, config: Mapping[str, Any]) -> None:
@@ -106,16 +109,18 @@ class Inspector:
     def _open(self, alias: Alias, name: str, variant: Variant) -> OpenBundle:
         record = self.registry.record(self.task, name)
         folder = self.registry.fetch(record)
-        has_int8 = Bundle(folder, verify=False).card.pipeline.get("int8")
-        chosen: Variant = variant if has_int8 else "fp32"
-        model = Model(task=self.task, alias=alias, version=record.version, variant=chosen)
+        model = _model(record, alias, variant, read_card(folder))
         present = self.opened.get(alias)
         if present is not None and present.model == model:
             return present
-        bundle = Bundle(folder, True, chosen, self.threads, self.provider)
-        return OpenBundle(
-            bundle, model, record, Drift.from_card({"embedding": bundle.card.embedding})
-        )
+        bundle = Bundle(folder, True, model.variant, self.threads, self.provider)
+        drift = self.drifts.get(model) or Drift.from_card({"embedding": bundle.card.embedding})
+        return OpenBundle(bundle, model, record, drift)
+
+    def put_away(self) -> None:
+        """Close the bundles; what answers now keeps its own until its end, and the drift of answers is kept."""
+        self.drifts = {each.model: each.drift for each in self.opened.values()}
+        self.opened = {}
 
     async def answer(
         self,
@@ -196,7 +201,23 @@ class Inspector:
     def describe(self) -> dict[str, Any]:
         """Tell what a person may want to know of the bundles, by alias; also which records do not open."""
         late = {"refused": dict(self.refused)} if self.refused else {}
-        return {alias: _describe(opened) | late for alias, opened in self.opened.items()}
+        return {
+            alias: _describe(each.model, each.record, each.bundle.card) | late
+            for alias, each in self.opened.items()
+        }
+
+    def look_up(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Tell the same of a configuration's bundles by their cards alone, without opening them.
+
+        Raises:
+            AssayError: a record or a card is gone or damaged.
+        """
+        told: dict[str, dict[str, Any]] = {}
+        for alias in filter(config.get, ALIASES):
+            record = self.registry.record(self.task, config[alias])
+            card = self.registry.card(record)
+            told[alias] = _describe(_model(record, alias, config["variant"], card), record, card)
+        return told
 
 
 def _fault_of(opened: OpenBundle) -> int | None:
@@ -222,14 +243,19 @@ async def _tell(opened: OpenBundle, answer: Any, watch: Watch) -> dict[str, Any]
     return await watch((model.task, model.version, model.variant), card.alarms, logit)
 
 
-def _describe(opened: OpenBundle) -> dict[str, Any]:
-    record = opened.record
-    return opened.model.model_dump() | {
+def _model(record: Record, alias: Alias, variant: Variant, card: Card) -> Model:
+    """Name what answers: the variant that is wanted, where a bundle has it."""
+    chosen: Variant = variant if card.pipeline.get("int8") else "fp32"
+    return Model(task=record.task, alias=alias, version=record.version, variant=chosen)
+
+
+def _describe(model: Model, record: Record, card: Card) -> dict[str, Any]:
+    return model.model_dump() | {
         "run": record.run,
         "data": record.data,
         "since": record.time,
-        "kind": opened.bundle.pipeline["kind"],
-        "classes": opened.bundle.classes,
+        "kind": card.pipeline["kind"],
+        "classes": card.classes,
         "metrics": record.metrics,
     }
 
