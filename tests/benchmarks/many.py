@@ -1,13 +1,14 @@
-"""Many small bundles on one machine: what each costs as `assay serve` holds it, a replica each, and what they would cost together in one process.
+"""Many small bundles on one machine: what each costs with a replica to itself, and where tasks share one (`--shared.tasks`), beside one process without a server.
 
 Bundles are of a small convolutional network with random weights; each is the champion of a task of its own. Ray runs
-here, with as many replicas as tasks, none of which reserves a CPU. `--tasks 4` tries it.
+here, with as many replicas as tasks or one that they share, none of which reserves a CPU. `--tasks 4` tries it.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -33,17 +34,21 @@ from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
 from assay.bundle.seal import seal
 from assay.serve import control
-from assay.serve.config import ApplicationConfig, ServeConfig
+from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig
 from assay.serve.deployment import configuration
 from assay.typed import from_json
 
 SIDE, CHANNELS = 64, (3, 32, 64, 128)
 CLASSES = ["bad", "good"]
 REST_S = 20.0
+REPLICAS = re.compile(r"ServeReplica:(task_\d+|shared-tasks)")
+FEW = 8
+"""Tasks that are open in a third way, of all of them by turns: each is opened anew."""
+
 SAYS = (
-    "A replica costs a process whatever its bundle is, and all of them start at once; a bundle costs what its graph does. Tasks that are asked seldom should share "
-    "replicas: one application that holds a bundle to each task, opened at the first request (the last row) and put away when it is the longest unused. That is not "
-    "built. Its routes are what it has to solve: Ray gives an application one prefix, and `/v1` is that of `/v1/models` too."
+    "A replica costs a process whatever its bundle is, and all of them start at once; a bundle costs what its graph does. Where tasks share a replica a first "
+    "answer has the bundle opened and its golden sample repeated, and so has every answer of a task that was put away since. Of the time before, each bundle is "
+    "opened in a process of its own, in all ways alike."
 )
 
 
@@ -127,10 +132,17 @@ def together(folders: list[Path], image: bytes, out: Any) -> None:
 
 
 @contextmanager
-def served(registry: Registry) -> Iterator[tuple[ServeConfig, float, float]]:
+def served(
+    registry: Registry, shared: SharedConfig
+) -> Iterator[tuple[ServeConfig, dict[str, str]]]:
     """Serve a registry; yield the settings, and seconds until each bundle was tried, and from there until all were ready."""
-    app = ApplicationConfig(cpus=0, max_replicas=1)
-    config = ServeConfig(registry=registry.address, port=benchmark.free_port(), open=True, app=app)
+    config = ServeConfig(
+        registry=registry.address,
+        port=benchmark.free_port(),
+        open=True,
+        app=ApplicationConfig(cpus=0, max_replicas=1),
+        shared=shared,
+    )
     trial._PASSED.clear()  # a server that begins has tried none
     began = time.perf_counter()
     wanted = configuration(config)
@@ -138,7 +150,11 @@ def served(registry: Registry) -> Iterator[tuple[ServeConfig, float, float]]:
     with control.cluster(config):
         control.deploy(wanted)
         control.wait(config, 900.0)
-        yield config, tried - began, time.perf_counter() - tried
+        told = {
+            "each tried in a process of its own before": f"{tried - began:.0f} s",
+            "from there until all are ready": f"{time.perf_counter() - tried:.0f} s",
+        }
+        yield config, told
 
 
 def ask(config: ServeConfig, task: str, image: bytes) -> float:
@@ -149,28 +165,29 @@ def ask(config: ServeConfig, task: str, image: bytes) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def separate(registry: Registry, tasks: list[str], image: bytes) -> list[list[str]]:
-    """Rows of bundles with a replica each."""
-    with served(registry) as (config, tried_s, ready_s):
+def behind(
+    registry: Registry, tasks: list[str], image: bytes, shared: SharedConfig
+) -> dict[str, str]:
+    """What a server of all tasks costs, by name."""
+    with served(registry, shared) as (config, told):
         first = [ask(config, task, image) for task in tasks]
         again = [ask(config, task, image) for task in tasks]
         named = benchmark.serve_processes()
-        replicas = [pss_mb(pid) for pid, name in named.items() if "ServeReplica:task" in name]
-        assert len(replicas) == len(tasks)
-        rest = [pss_mb(pid) for pid, name in named.items() if "ServeReplica:task" not in name]
+        holding = [pid for pid, name in named.items() if REPLICAS.search(name)]
+        assert len(holding) == (1 if shared.tasks else len(tasks))
+        replicas = [pss_mb(pid) for pid in holding]
+        rest = [pss_mb(pid) for pid in named if pid not in holding]
         before = {pid: benchmark.cpu_seconds(pid) for pid in named}
         time.sleep(REST_S)
         cores = sum(benchmark.cpu_seconds(pid) - was for pid, was in before.items()) / REST_S
-    return [
-        ["each tried in a process of its own before", f"{tried_s:.0f} s"],
-        ["from there until all are ready", f"{ready_s:.0f} s"],
-        ["memory of a replica (PSS), median", f"{statistics.median(replicas):.0f} MB"],
-        ["of all replicas", f"{sum(replicas):.0f} MB"],
-        ["of front, controller and proxies beside them", f"{sum(rest):.0f} MB"],
-        ["first answer of a task, median and longest", span(first)],
-        ["second answer, median and longest", span(again)],
-        [f"cores at rest, over {REST_S:.0f} s", f"{cores:.2f}"],
-    ]
+    return told | {
+        "memory of a replica (PSS), median": f"{statistics.median(replicas):.0f} MB",
+        "of all replicas": f"{sum(replicas):.0f} MB",
+        "of front, controller and proxies beside them": f"{sum(rest):.0f} MB",
+        "first answer of a task, median and longest": span(first),
+        "second answer, median and longest": span(again),
+        f"cores at rest, over {REST_S:.0f} s": f"{cores:.2f}",
+    }
 
 
 def span(milliseconds: list[float]) -> str:
@@ -207,11 +224,17 @@ def main() -> None:
         image = cv2.imencode(".png", bench.photo(512))[1].tobytes()
         one = in_one([folder / task for task in tasks], image)
         size = sum(path.stat().st_size for path in (folder / tasks[0]).iterdir()) / 1000
-        apart = separate(registry, tasks, image)
-    text = f"{num} tasks, each with a champion of its own: a graph of three convolutions ({size:.0f} kB with its golden sample), asked with a PNG of 512x512."
-    header = ["a replica to each bundle, as `assay serve` does", ""]
-    other = [f"all {num} in one process", ""]
-    bench.write(__file__, text, bench.table(header, apart), bench.table(other, one), SAYS)
+        ways = {
+            "one shared": SharedConfig(tasks=("*",), most_open=num),
+            f"one shared, {FEW} open": SharedConfig(tasks=("*",), most_open=FEW),
+            "a replica to each task": SharedConfig(),
+        }
+        told = {way: behind(registry, tasks, image, shared) for way, shared in ways.items()}
+    text = f"{num} tasks, each with a champion of its own: a graph of three convolutions ({size:.0f} kB with its golden sample), asked with a PNG of 512x512 by turns."
+    names = next(iter(told.values()))
+    rows = [[name, *[costs[name] for costs in told.values()]] for name in names]
+    other = [f"all {num} in one process, without a server", ""]
+    bench.write(__file__, text, bench.table(["", *ways], rows), bench.table(other, one), SAYS)
 
 
 if __name__ == "__main__":

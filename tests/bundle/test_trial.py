@@ -25,7 +25,7 @@ from assay.bundle.bundle import Bundle
 from assay.bundle.card import MOST_FILES, read_card
 from assay.bundle.promotion import promote
 from assay.bundle.registry import RESERVED, Registry
-from assay.bundle.trial import apart, try_bundle
+from assay.bundle.trial import apart, try_bundle, try_together
 from assay.errors import BundleError, RegistryError
 
 ODD = [None, True, -1, 0, 1.5, float("nan"), 2**70, "", "x", "../x", [], ["x"], {}, {"x": 1}, [[1]]]
@@ -325,6 +325,31 @@ def test_a_trial_takes_half_of_the_memory_that_is_free_and_ends_first_where_it_i
     command = [sys.executable, "-c", code, str(folder)]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["short", "1000"]
+
+
+def test_bundles_that_are_tried_together_pass_up_to_the_first_that_does_not(
+    tmp_path, make_bundle, monkeypatch
+):
+    folders = [make_bundle(tmp_path / name, bias=i) for i, name in enumerate("abcd")]
+    (folders[2] / "classify.onnx").write_bytes(b"no graph")
+    begun = []
+    run = subprocess.run
+    monkeypatch.setattr(
+        trial.subprocess, "run", lambda *args, **more: begun.append(1) or run(*args, **more)
+    )
+    trial._PASSED.clear()
+    try_together([(folder, "fp32") for folder in folders])
+    for folder in folders[:2]:
+        try_bundle(folder)
+    assert len(begun) == 1
+    with pytest.raises(BundleError, match=r"c.*changed"):
+        try_bundle(folders[2])
+    try_bundle(folders[3])
+    assert len(begun) == 2  # what is changed is not opened, and the last has a process of its own
+    monkeypatch.setattr(trial, "TOGETHER_S", 0.01)
+    trial._PASSED.clear()
+    try_together([(folder, "fp32") for folder in folders[:2]])
+    assert set() == trial._PASSED
 
 
 def test_what_passed_once_is_compared_with_its_hashes_alone(folder, monkeypatch):

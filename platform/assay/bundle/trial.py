@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import get_args
@@ -25,12 +25,19 @@ SECONDS = 300.0
 """Longest time that opening and the golden sample may take."""
 
 
+TOGETHER_S = 10.0
+"""The same of each bundle where several are opened in one process; those that take longer are tried alone."""
+
+
 MOST_FILE_BYTES = 16 << 30
 """Largest file of a bundle."""
 
 
 FLOOR_BYTES, BYTES_PER_BYTE = 8 << 30, 8
 """Most memory that a trial may take, and more by the size of the files; never more than half of what is free."""
+
+
+_PASSES = "This bundle passes."
 
 
 _PASSED: set[tuple[str, Variant]] = set()
@@ -45,23 +52,11 @@ def try_bundle(folder: Path, variant: Variant = "fp32", seconds: float = SECONDS
         BundleError: it does not open, takes too long, or ends the process.
     """
     check_content(folder, read_card(folder))
-    key = sha256_of(folder / NAME), variant
+    key = _key(folder, variant)
     if key in _PASSED:
         return
-    package = str(Path(assay.__file__).parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "assay.bundle.trial", str(folder), variant]
     try:
-        ended = subprocess.run(
-            command,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
+        ended = _open_apart([(folder, variant)], seconds)
     except subprocess.TimeoutExpired:
         raise BundleError(
             f"{folder} does not open within {seconds:g} s; export it again, with a smaller graph."
@@ -76,6 +71,40 @@ def try_bundle(folder: Path, variant: Variant = "fp32", seconds: float = SECONDS
         lines = [f"signal {signal.Signals(-ended.returncode).name}"]
     raise BundleError(
         f"{folder} ends the process that opens it ({lines[-1][:200]}); export the bundle again."
+    )
+
+
+def try_together(bundles: Sequence[tuple[Path, Variant]]) -> None:
+    """Open bundles one after the other in one other process, and note which pass: most of a trial is to begin a process.
+
+    The first that does not, and what comes after it, is left to `try_bundle`, which says why.
+    """
+    keys = [_key(folder, variant) for folder, variant in bundles]
+    with suppress(subprocess.TimeoutExpired):
+        ended = _open_apart(bundles, min(SECONDS, TOGETHER_S * len(bundles)))
+        _PASSED.update(keys[: ended.stdout.splitlines().count(_PASSES)])
+
+
+def _key(folder: Path, variant: Variant) -> tuple[str, Variant]:
+    return sha256_of(folder / NAME), variant
+
+
+def _open_apart(
+    bundles: Sequence[tuple[Path, Variant]], seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `main` on bundles."""
+    package = str(Path(assay.__file__).parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    words = [word for folder, variant in bundles for word in (str(folder), variant)]
+    return subprocess.run(
+        [sys.executable, "-m", "assay.bundle.trial", *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        check=False,
     )
 
 
@@ -124,13 +153,15 @@ def _limit_memory(folder: Path) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
-def main(folder: Path, variant: Variant) -> None:
-    """Open a bundle here; exits with 2 and a sentence where it does not open."""
-    assert variant in get_args(Variant)
-    _limit_memory(folder)
-    with one_sentence():
-        Bundle(folder, variant=variant, provider="cpu")
+def main(words: Sequence[str]) -> None:
+    """Open bundles here, each by its folder and variant, and say which pass; exits with 2 and a sentence where one does not open."""
+    for name, variant in zip(words[::2], words[1::2], strict=True):
+        assert variant in get_args(Variant)
+        _limit_memory(Path(name))
+        with one_sentence():
+            Bundle(Path(name), variant=variant, provider="cpu")  # type: ignore[arg-type]
+        print(_PASSES, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])  # type: ignore[arg-type]
+    main(sys.argv[1:])

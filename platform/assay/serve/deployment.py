@@ -8,6 +8,7 @@ changes nothing but `user_config` in it.
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.bundle import Variant
 from assay.bundle.card import read_card
 from assay.bundle.registry import Record, Registry
-from assay.bundle.trial import try_bundle
+from assay.bundle.trial import try_bundle, try_together
 from assay.config import from_dict, to_dict
 from assay.errors import AssayError, ServeError
 from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig
@@ -75,9 +76,12 @@ def configuration(
         RegistryError: the registry cannot be read.
         ServeError: no task has a champion.
     """
-    config, refused = _absolute(config), {} if refused is None else refused
+    config = _absolute(config)
     registry = Registry(config.registry)
     earlier = {app["name"]: dict(app) for app in present}
+    if refused is None:
+        refused = {}
+        _try_together(registry, earlier, config.app.variant)
     before = _config_of(earlier.get("front")) or config
     for name in registry.reserved():
         _refuse(refused, (name, ""), "", "it is a name that the server needs itself", time.time())
@@ -179,8 +183,29 @@ def _try(registry: Registry, record: Record, variant: Variant) -> None:
     Raises:
         AssayError: it is gone, or does not open.
     """
+    try_bundle(*_bundle_of(registry, record, variant))
+
+
+def _try_together(
+    registry: Registry, earlier: Mapping[str, Mapping[str, Any]], variant: Variant
+) -> None:
+    """Open in one process what a server that begins would try one after the other; what fails is left to that."""
+    bundles = []
+    for name in registry.tasks():
+        had = _answered_by(earlier, name)
+        for alias in ALIASES:
+            with suppress(AssayError):  # which is said where it is followed
+                record = registry.holder(name, alias)
+                if record and record.id != had.get(alias):
+                    bundles.append(_bundle_of(registry, record, had.get("variant", variant)))
+    if len(bundles) > 1:
+        try_together(bundles)
+
+
+def _bundle_of(registry: Registry, record: Record, variant: Variant) -> tuple[Path, Variant]:
+    """Return a record's bundle on this machine, and the variant that is wanted where it has that."""
     folder = registry.fetch(record)
-    try_bundle(folder, variant if read_card(folder).pipeline.get("int8") else "fp32")
+    return folder, variant if read_card(folder).pipeline.get("int8") else "fp32"
 
 
 def _refuse(refused: Refused, key: tuple[str, str], record: str, why: str, began: float) -> None:
