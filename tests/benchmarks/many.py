@@ -47,8 +47,8 @@ FEW = 8
 
 SAYS = (
     "A replica costs a process whatever its bundle is, and all of them start at once; a bundle costs what its graph does. Where tasks share a replica a first "
-    "answer has the bundle opened and its golden sample repeated, and so has every answer of a task that was put away since. Of the time before, each bundle is "
-    "opened in a process of its own, in all ways alike."
+    "answer has the bundle opened and its golden sample repeated, and so has every answer of a task that was put away since. Until 2026-11-30 bundles were tried "
+    "in a process each, 69 s for 30."
 )
 
 
@@ -151,7 +151,7 @@ def served(
         control.deploy(wanted)
         control.wait(config, 900.0)
         told = {
-            "each tried in a process of its own before": f"{tried - began:.0f} s",
+            "all tried before, in a process beside": f"{tried - began:.0f} s",
             "from there until all are ready": f"{time.perf_counter() - tried:.0f} s",
         }
         yield config, told
@@ -179,14 +179,17 @@ def behind(
         rest = [pss_mb(pid) for pid in named if pid not in holding]
         before = {pid: benchmark.cpu_seconds(pid) for pid in named}
         time.sleep(REST_S)
-        cores = sum(benchmark.cpu_seconds(pid) - was for pid, was in before.items()) / REST_S
+        left = benchmark.serve_processes()  # an earlier HAProxy may have ended meanwhile
+        gone = {name for pid, name in named.items() if pid not in left}
+        assert gone <= {"haproxy"}, gone
+        spent = [benchmark.cpu_seconds(pid) - before[pid] for pid in named if pid in left]
     return told | {
         "memory of a replica (PSS), median": f"{statistics.median(replicas):.0f} MB",
         "of all replicas": f"{sum(replicas):.0f} MB",
         "of front, controller and proxies beside them": f"{sum(rest):.0f} MB",
         "first answer of a task, median and longest": span(first),
         "second answer, median and longest": span(again),
-        f"cores at rest, over {REST_S:.0f} s": f"{cores:.2f}",
+        f"cores at rest, over {REST_S:.0f} s": f"{sum(spent) / REST_S:.2f}",
     }
 
 
