@@ -176,16 +176,40 @@ def test_what_answered_before_answers_on_where_the_next_one_does_not_open(
         asyncio.run(run(is_open))
 
 
-def test_who_does_not_wait_for_a_bundle_leaves_it_to_the_next_who_asks(
-    winners, opened, monkeypatch
-):
-    may_open = threading.Event()
-    bundle = inspectors.Bundle
+@pytest.fixture
+def may_open(monkeypatch) -> threading.Event:
+    """Until it is set, bundles that are opened are under way."""
+    event, bundle = threading.Event(), inspectors.Bundle
 
     def wait(*args: Any) -> Any:
-        assert may_open.wait(30)
+        assert event.wait(30)
         return bundle(*args)
 
+    monkeypatch.setattr(inspectors, "Bundle", wait)
+    return event
+
+
+def test_a_promotion_reaches_a_task_that_is_being_opened(
+    winners, may_open, tmp_path, make_bundle, judged_rows
+):
+    async def run() -> None:
+        shelf = Shelf(winners, 1, "cpu")
+        await shelf.configure(told(winners))
+        taking = asyncio.create_task(shelf.take("parts"))
+        await asyncio.sleep(0.05)
+        record = promote(
+            winners, make_bundle(tmp_path / "new", bias=2.0), judged_rows(0.9), "champion"
+        )
+        bringing = asyncio.create_task(shelf.configure(told(winners)))
+        await asyncio.sleep(0.05)
+        may_open.set()
+        await bringing
+        assert (await taking).opened["champion"].record == record
+
+    asyncio.run(run())
+
+
+def test_who_does_not_wait_for_a_bundle_leaves_it_to_the_next_who_asks(winners, opened, may_open):
     async def run() -> None:
         shelf = Shelf(winners, 1, "cpu")
         await shelf.configure(told(winners))
@@ -197,5 +221,4 @@ def test_who_does_not_wait_for_a_bundle_leaves_it_to_the_next_who_asks(
         assert (await waiting).opened
         assert opened == ["parts"]
 
-    monkeypatch.setattr(inspectors, "Bundle", wait)
     asyncio.run(run())

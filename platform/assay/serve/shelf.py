@@ -89,8 +89,9 @@ class Shelf:
                 inspector = Inspector(self.registry, task, self.threads, self.provider)
                 self.slots[task] = Slot(inspector)
             self.slots[task].config = {**ids, "variant": config["variant"], "keep": config["keep"]}
-        changed = [slot for slot in self.slots.values() if slot.inspector.opened]
-        await asyncio.gather(*map(self._bring, changed))
+        slots = self.slots.values()
+        present = [slot for slot in slots if slot.inspector.opened or slot.lock.locked()]
+        await asyncio.gather(*map(self._bring, present))
 
     async def take(self, task: str) -> Inspector:
         """Return a task's inspector, opened; what it holds is to be taken before anything is waited for.
