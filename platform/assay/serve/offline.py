@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -184,21 +184,32 @@ def _judge(
     rows, place = [], Path(chunk["file"]).with_suffix(".at")
     try:
         bundle, deaths = _open_bundle(folder, variant), _read_deaths(place)
-        for number, name in enumerate(chunk["images"], chunk["start"]):
-            image = name if is_text(name) else ascii(name)
-            if deaths.count(number) >= DEATHS:
-                error = f"Image {show(Path(name))} ended the process that judged it {DEATHS} times."
-                rows.append({"image": image, "error": error})
-                continue
-            # outlives the process, should it end here
-            place.write_text(json.dumps([*deaths, number]))
-            rows.append({"image": image} | _judge_one(bundle, out, overlays, number, Path(name)))
+        with place.open("w") as at:
+            for number, name in enumerate(chunk["images"], chunk["start"]):
+                image = name if is_text(name) else ascii(name)
+                if deaths.count(number) >= DEATHS:
+                    error = (
+                        f"Image {show(Path(name))} ended the process that judged it {DEATHS} times."
+                    )
+                    rows.append({"image": image, "error": error})
+                    continue
+                _note(at, [*deaths, number])
+                row = _judge_one(bundle, out, overlays, number, Path(name))
+                rows.append({"image": image} | row)
         write_whole(Path(chunk["file"]), json.dumps(rows).encode())
     except (AssayError, OSError) as error:  # a bundle that was changed, a full disk
         return {"num": 0, "ended": str(error)}
     finally:
         place.unlink(missing_ok=True)
     return {"num": len(rows), "ended": ""}
+
+
+def _note(at: TextIO, numbers: list[int]) -> None:
+    """Note images in a file that outlives this process, should it end here; opening it for each would take a thirtieth of a small image's time."""
+    at.seek(0)
+    at.truncate()
+    at.write(json.dumps(numbers))
+    at.flush()
 
 
 def _read_deaths(place: Path) -> list[int]:
