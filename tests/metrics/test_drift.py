@@ -43,5 +43,16 @@ def test_old_answers_are_forgotten_and_few_say_nothing():
     assert drift.value == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("odd", [1e30, np.inf, np.nan])
+def test_an_odd_answer_is_forgotten_as_every_other(odd):
+    drift = Drift(np.zeros(2), 1.0)
+    drift.add(np.array([odd, odd], np.float32))
+    with np.errstate(invalid="ignore"):
+        for number in range(2 * WINDOW):
+            drift.add(np.array([np.sin(number), 2.0], np.float32))
+    kept = [[np.sin(number), 2.0] for number in range(WINDOW, 2 * WINDOW)]
+    assert drift.value == pytest.approx(np.linalg.norm(np.mean(kept, axis=0)), rel=1e-6)
+
+
 def test_graphs_without_an_embedding_have_none():
     assert Drift.from_card({"pipeline": {}}) is None

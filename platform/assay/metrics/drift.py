@@ -40,7 +40,9 @@ class Drift:
         self, mean: Float[np.ndarray, " d"], scatter: float, val: float = float("nan")
     ) -> None:
         self.mean, self.scatter, self.val = mean, max(scatter, 1e-12), val
-        self.recent: deque[np.ndarray] = deque(maxlen=WINDOW)
+        self.recent: deque[np.ndarray] = deque()
+        self.num, self.total = 0, np.zeros_like(mean, dtype=np.float64)
+        """Of all answers, and sum of those of late, so that a value costs no pass over them."""
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "Drift | None":
@@ -51,15 +53,25 @@ class Drift:
     def add(self, embedding: Float[np.ndarray, " d"]) -> None:
         """Take note of one answer."""
         self.recent.append(embedding)
+        self.num += 1
+        self.total += embedding
+        if len(self.recent) > WINDOW:
+            self.total -= self.recent.popleft()
+        if self.num % WINDOW == 0:  # what no number, or a huge one, left in it ends here
+            self.total = np.sum(self.recent, axis=0, dtype=np.float64)
 
     @property
     def value(self) -> float | None:
         """The drift of the answers of late; None: too few."""
-        return self.of(np.stack(self.recent)) if len(self.recent) >= LEAST else None
+        num = len(self.recent)
+        return self._of_mean(self.total / num) if num >= LEAST else None
 
     def of(self, embeddings: Float[np.ndarray, "n d"]) -> float:
         """Return the drift of some embeddings."""
-        return float(np.linalg.norm(np.mean(embeddings, axis=0) - self.mean)) / self.scatter
+        return self._of_mean(np.mean(embeddings, axis=0))
+
+    def _of_mean(self, mean: Float[np.ndarray, " d"]) -> float:
+        return float(np.linalg.norm(mean - self.mean)) / self.scatter
 
 
 def describe(train: Float[np.ndarray, "n d"], val: Float[np.ndarray, "m d"]) -> dict[str, Any]:

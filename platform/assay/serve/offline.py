@@ -39,6 +39,7 @@ from assay.data.walk import is_text, show, why_unreadable
 from assay.errors import AssayError, BundleError, ImageError, ResourceError
 from assay.files import replacing, write_rows, write_whole
 from assay.progress import progress_bar
+from assay.serve.heap import keep_freed_memory
 from assay.serve.image_list import ROWS, read_list, write_list
 from assay.shapes import UInt8
 
@@ -174,6 +175,7 @@ def _ended(reason: str) -> ResourceError:
 
 @lru_cache(maxsize=2)
 def _open_bundle(folder: Path, variant: Variant) -> Bundle:
+    keep_freed_memory()
     return Bundle(folder, verify=False, variant=variant, threads=1)
 
 

@@ -26,6 +26,7 @@ from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.frames import Frame
 from assay.serve.gate import REASONS
 from assay.serve.guard import Guard
+from assay.serve.heap import keep_freed_memory
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.limits import RefusedError
@@ -58,6 +59,7 @@ class Replica:
         provider = provider_with(len(ray.get_gpu_ids()), provider)
         listen_on_node()
         cv2.setNumThreads(threads)
+        keep_freed_memory()
         self.config = from_dict(ServeConfig, config)
         self.task = task
         self.inspector = Inspector(Registry(self.config.registry), task, threads, provider)
