@@ -97,6 +97,10 @@ def prepare(folder: Path, binary: str, settings: Mapping[str, Any]) -> dict[str,
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        # a line of each request that Python takes apart, for meters of Ray's own beside ours
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": os.environ.get(
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED", "0"
+        ),
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_MAXCONN": str(MOST_CONNECTIONS),
