@@ -14,7 +14,7 @@ import pytest
 from assay.bundle.bundle import Bundle
 from assay.experiment.options import parse, parse_with
 from assay.sweep.comparison import ComparisonLaunch
-from assay.sweep.generalize import FoldLaunch, _plan
+from assay.sweep.generalize import FoldLaunch, plan_folds
 from assay.sweep.search import SearchLaunch
 from assay.train.source import TaskSource, load_task
 
@@ -87,7 +87,7 @@ def test_the_sweep_over_ones_own_parts_finds_its_folds(tmp_path: Path) -> None:
     script = FoldLaunch(preset="designs", train_on=(1, 3, 6), choices=2)
     config, _, launch = parse_with(task, words, script)
     manifest = task.manifest(config, tmp_path)
-    folds = _plan({"dps": [config]}, manifest, launch)
+    folds = plan_folds({"dps": [config]}, manifest, launch)
     assert [fold.tested for fold in folds] == [("Knob",), ("Gear",), ("Connector",)]
 
 
