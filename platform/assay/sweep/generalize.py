@@ -19,6 +19,7 @@ from annotated_types import Interval
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
 from assay.experiment.earlier import find
+from assay.experiment.options import say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.runs.remote import writing
@@ -66,6 +67,7 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     config = _with_column(absolute(config), column)
     task = load_task(source)
     settings = settings_of(source, task, config, launch.settings)
+    say_doubts(settings.values())
     manifest = manifest_of(task, settings, storage)
     drawn = {name: draw_settings(task, base, launch.draws) for name, base in settings.items()}
     folds = plan_folds(drawn, manifest, launch)
