@@ -2,7 +2,7 @@
 
     PYTHONPATH=platform python tests/chaos/hosts.py
 
-Three raylets in namespaces of Linux (root is needed), joined by a bridge; runs lie on a folder that all share. A training (DDP, then
+Four raylets in namespaces of Linux (root is needed), joined by a bridge; runs lie on a folder that all share. A training (DDP, then
 FSDP, over gloo), a sweep whose trials have two workers, and a served bundle work across them, and a host's
 link is cut, for a while and for good, while a training goes on. What runs predict is compared with a run in one process.
 """
@@ -23,8 +23,8 @@ from nodes import ROOT, Nodes, cluster, end_all
 from soak import LAUNCH_S, QUICK, SWEEP, TOLERANCE, difference, first, pids_of, steps
 
 NET, BRIDGE = "10.77.0", "assay-br"
-HOSTS = {"head": 2, "a": 1, "b": 1}
-"""CPUs of each: a training of two whole CPUs is on two hosts, and leaves one for Ray Data."""
+HOSTS = dict.fromkeys(("head", "a", "b", "c"), 1)
+"""CPUs of each: a training of two whole CPUs is on two hosts, and leaves others for Ray Data, also when one is lost."""
 WORKERS = ["--workers", "2", "--cpus-per-worker", "1", "--checkpoint-steps", "1"]
 FINGERPRINT = str(ROOT / "tasks" / "fingerprint.py")
 
