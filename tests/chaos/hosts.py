@@ -10,6 +10,7 @@ link is cut, for a while and for good, while a training goes on. What runs predi
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -194,6 +195,7 @@ def serve(nodes: Nodes, root: Path, run: Path) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends what was begun
     root = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
     run = first(root)
     rows = []
