@@ -64,29 +64,7 @@ class Extrusion(Prints):
     def presets(cls) -> Mapping[str, TaskConfig]:
         """Give the synthetic frames with one printer held out (demo, default; shortcut: faint faults beside a lamp that tells
         them elsewhere; a short one for CI), images of one's own (files), the competition's table, and the source's recipe."""
-        wide = ImageConfig(
-            height_px=64,
-            width_px=128,
-            fit="crop",
-            normalise="constants",
-            mean=(0.4,) * 3,
-            std=(0.25,) * 3,
-        )
-        demo = ExtrusionConfig(
-            frames=FramesConfig(time=STEM),
-            split=SplitConfig(unseen_domain="printer_id", unseen=(ODD_PRINTER,)),
-            nozzles=NozzlesConfig(num_frames=10),
-            image=wide,
-            transform=TransformConfig(affine=0.0),
-            loss=ClassLossConfig(class_weights="balanced"),
-            model=NetworkConfig(network="test_resnet"),
-            algorithm=AlgorithmConfig(name="dann"),
-            train=TrainConfig(epochs=10, batch_size=30),
-            optim=OptimConfig(lr=3e-3, warmup=0.1),
-            decide=DecideConfig(positive="1"),
-            alarm=AlarmConfig(window=4),
-            adapt=AdaptConfig(methods=("recalibrate", "tent"), minutes=0.25),
-        )
+        demo = demo_recipe()
         shortcut = replace(
             demo,
             nozzles=FAINT,
@@ -97,41 +75,13 @@ class Extrusion(Prints):
         smoke = replace(
             demo,
             nozzles=NozzlesConfig(height_px=32, num_prints=4, num_frames=2),
-            image=replace(wide, height_px=32, width_px=64),
+            image=replace(demo.image, height_px=32, width_px=64),
             model=NetworkConfig(network="test_efficientnet"),
             train=replace(demo.train, epochs=2),
             adapt=AdaptConfig(),
         )
-        competition = replace(
-            demo,
-            split=SplitConfig(unseen_domain="printer_id", num_unseen=1),
-            image=replace(wide, height_px=128, width_px=256, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-            model=NetworkConfig(network="resnet18", weights="hub"),
-            algorithm=AlgorithmConfig(),
-            train=TrainConfig(epochs=10, batch_size=32, patience=4),
-            optim=OptimConfig(lr=2e-4, schedule="cosine", warmup=0.05),
-            alarm=AlarmConfig(),
-            adapt=AdaptConfig(),
-        )
-        files = replace(
-            competition,
-            data=DataConfig(
-                patterns=("{label}/{printer}/{print}/{frame}",),
-                group=("printer", "print"),
-                domains=("printer",),
-            ),
-            frames=FramesConfig(),
-            split=replace(competition.split, unseen_domain="printer"),
-            decide=DecideConfig(),
-        )
-        named = {
-            "demo": demo,
-            "shortcut": shortcut,
-            "smoke": smoke,
-            "files": files,
-            "competition": competition,
-        }
-        return {**named, "source": source_recipe()}
+        named = {"demo": demo, "shortcut": shortcut, "smoke": smoke, "files": files_recipe()}
+        return {**named, "competition": competition_recipe(), "source": source_recipe()}
 
     @classmethod
     def manifest(cls, config: ExtrusionConfig, storage: Path) -> Manifest:
@@ -143,6 +93,66 @@ class Extrusion(Prints):
             data = replace(data, root=folder / TABLE)
         manifest = read_manifest(data, storage / "hashes.sqlite")
         return add_times(manifest, config.frames.time) if config.frames.time else manifest
+
+
+def demo_recipe() -> ExtrusionConfig:
+    """Return settings for the synthetic frames, one printer held out."""
+    return ExtrusionConfig(
+        frames=FramesConfig(time=STEM),
+        split=SplitConfig(unseen_domain="printer_id", unseen=(ODD_PRINTER,)),
+        nozzles=NozzlesConfig(num_frames=10),
+        image=ImageConfig(
+            height_px=64,
+            width_px=128,
+            fit="crop",
+            normalise="constants",
+            mean=(0.4,) * 3,
+            std=(0.25,) * 3,
+        ),
+        transform=TransformConfig(affine=0.0),
+        loss=ClassLossConfig(class_weights="balanced"),
+        model=NetworkConfig(network="test_resnet"),
+        algorithm=AlgorithmConfig(name="dann"),
+        train=TrainConfig(epochs=10, batch_size=30),
+        optim=OptimConfig(lr=3e-3, warmup=0.1),
+        decide=DecideConfig(positive="1"),
+        alarm=AlarmConfig(window=4),
+        adapt=AdaptConfig(methods=("recalibrate", "tent"), minutes=0.25),
+    )
+
+
+def competition_recipe() -> ExtrusionConfig:
+    """Return settings for the competition's frames, a pretrained network fine-tuned."""
+    demo = demo_recipe()
+    return replace(
+        demo,
+        split=SplitConfig(unseen_domain="printer_id", num_unseen=1),
+        image=replace(
+            demo.image, height_px=128, width_px=256, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        ),
+        model=NetworkConfig(network="resnet18", weights="hub"),
+        algorithm=AlgorithmConfig(),
+        train=TrainConfig(epochs=10, batch_size=32, patience=4),
+        optim=OptimConfig(lr=2e-4, schedule="cosine", warmup=0.05),
+        alarm=AlarmConfig(),
+        adapt=AdaptConfig(),
+    )
+
+
+def files_recipe() -> ExtrusionConfig:
+    """Return the same for frames of one's own, in folders by label, printer and print."""
+    competition = competition_recipe()
+    return replace(
+        competition,
+        data=DataConfig(
+            patterns=("{label}/{printer}/{print}/{frame}",),
+            group=("printer", "print"),
+            domains=("printer",),
+        ),
+        frames=FramesConfig(),
+        split=replace(competition.split, unseen_domain="printer"),
+        decide=DecideConfig(),
+    )
 
 
 def source_recipe() -> ExtrusionConfig:

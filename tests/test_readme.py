@@ -1,4 +1,4 @@
-"""The README's commands and code are run, as a new user would run them."""
+"""The commands and code of the README and its pages are run, as a new user would run them."""
 
 import itertools
 import re
@@ -14,14 +14,28 @@ import pytest
 from assay.bundle.bundle import Bundle
 from assay.experiment.options import parse, parse_with
 from assay.sweep.comparison import ComparisonLaunch
-from assay.sweep.generalize import FoldLaunch, _plan
+from assay.sweep.generalize import FoldLaunch, plan_folds
 from assay.sweep.search import SearchLaunch
 from assay.train.source import TaskSource, load_task
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.strip().splitlines()]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("tasks/*.md")),
+    ROOT / "sweeps" / "README.md",
+    *(ROOT / "cluster" / f"{name}.md" for name in ("faults", "accelerator")),
+    *sorted(ROOT.glob("platform/assay/*/README.md")),
+]
+
+
+def commands_of(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    return [line for code in blocks for line in code.strip().splitlines()]
+
+
+COMMANDS = list(dict.fromkeys(line for page in PAGES for line in commands_of(page)))
 
 
 def test_platform_is_no_package_and_shadows_nothing() -> None:
@@ -42,6 +56,27 @@ def test_platform_is_no_package_and_shadows_nothing() -> None:
 
 def test_the_first_commands_are_the_two_that_are_promised() -> None:
     assert COMMANDS[:2] == ["pip install uv && uv run tasks/fingerprint.py", "uv run pytest"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("cluster/*.md"))], ids=str)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    headings = {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in TEXT.splitlines()
+        if line.startswith("#")
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, part = target.partition("#")
+        if "://" not in path:
+            assert (page.parent / path).exists(), target
+            assert not part or part in headings, target
+
+
+def test_every_task_has_its_page_and_the_readme_names_each() -> None:
+    named = set(re.findall(r"\]\(((?:tasks|sweeps|cluster|platform)/[^)#]+\.md)\)", TEXT))
+    assert named == {str(page.relative_to(ROOT)) for page in PAGES[1:]} | {"cluster/README.md"}
+    told = {word for page in PAGES for c in commands_of(page) for word in c.split()}
+    assert {f"tasks/{path.name}" for path in ROOT.glob("tasks/*.py")} <= told
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "tasks/" in c and "sweeps/" not in c])
@@ -87,7 +122,7 @@ def test_the_sweep_over_ones_own_parts_finds_its_folds(tmp_path: Path) -> None:
     script = FoldLaunch(preset="designs", train_on=(1, 3, 6), choices=2)
     config, _, launch = parse_with(task, words, script)
     manifest = task.manifest(config, tmp_path)
-    folds = _plan({"dps": [config]}, manifest, launch)
+    folds = plan_folds({"dps": [config]}, manifest, launch)
     assert [fold.tested for fold in folds] == [("Knob",), ("Gear",), ("Connector",)]
 
 

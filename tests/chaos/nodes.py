@@ -41,6 +41,8 @@ class Nodes:
     ports: list[int]
     store_bytes: int = 150_000_000
     """Object store of each node."""
+    within: dict[str, list[str]] = field(default_factory=dict)
+    """Words before a node's command, by its name, such as put it into namespaces of its own."""
     running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     def start(self, name: str, num_cpus: int) -> None:
@@ -56,7 +58,7 @@ class Nodes:
         own = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
         with log.open("wb") as out:
             node = subprocess.Popen(
-                ["ray", "start", *words.split()],
+                [*self.within.get(name, []), "ray", "start", *words.split()],
                 env=own,
                 stdout=out,
                 stderr=out,
@@ -77,8 +79,8 @@ class Nodes:
 
 
 @contextmanager
-def cluster(store_bytes: int = 150_000_000) -> Iterator[Nodes]:
-    """Make a cluster that has no node yet; whatever was started ends with the block."""
+def cluster(store_bytes: int = 150_000_000, address: str = "") -> Iterator[Nodes]:
+    """Make a cluster that has no node yet, its head at an address (this machine's); whatever was started ends with the block."""
     folder = Path(tempfile.mkdtemp(prefix="assay-", dir="/tmp"))  # sockets need short names
     ports = free_ports(3)
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -89,7 +91,7 @@ def cluster(store_bytes: int = 150_000_000) -> Iterator[Nodes]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_raylet_start_wait_time_s": "180",
-        "RAY_ADDRESS": f"{get_node_ip_address()}:{ports[0]}",  # type: ignore[no-untyped-call]
+        "RAY_ADDRESS": f"{address or get_node_ip_address()}:{ports[0]}",  # type: ignore[no-untyped-call]
     }
     nodes = Nodes(folder, own, ports, store_bytes)
     try:

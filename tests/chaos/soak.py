@@ -36,7 +36,10 @@ QUICK = shlex.split(
     "--preset smoke --train.epochs 3 --train.patience 0 --model.mode random --parts.size-px 256 --parts.parts-per-seen 3 "
     "--patches.image-px 256 --patches.overview-px 64 --patches.patch-px 24"
 )
-SWEEP = shlex.split("--trials 2 --parallel 1 --eta 0 --space optim.lr=1e-4..1e-2,log")
+# what dropout leaves out is drawn by each worker, so that two of them do not equal one
+SWEEP = shlex.split(
+    "--trials 2 --parallel 1 --eta 0 --space optim.lr=1e-4..1e-2,log model.dropout=0"
+)
 WORKERS = shlex.split("--workers 2 --cpus-per-worker 0.5 --checkpoint-steps 1")
 PARTS = {
     "training": ("command", "node", "RayTrainWorker", "TrainController", "MapBatches"),

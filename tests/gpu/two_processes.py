@@ -23,7 +23,7 @@ def network(way: str) -> nn.Module:
     """A small residual network, the same in every process."""
     import timm
 
-    from assay.nn.backbone import normalise_layers
+    from assay.nn.norms import normalise_layers
 
     torch.manual_seed(0)
     norms = {"SyncBatchNorm": "sync", "whole": "batch"}

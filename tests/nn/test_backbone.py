@@ -16,9 +16,9 @@ from assay.nn.backbone import (
     create_backbone,
     create_head,
     feature_width,
-    normalise_layers,
     timm_name,
 )
+from assay.nn.norms import normalise_layers
 
 WIDTHS = {
     "texture_small": 128,

@@ -7,6 +7,7 @@ import pytest
 
 from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError
+from assay.experiment.options import parse_with, say_doubts
 from assay.sweep.comparison import ComparisonLaunch, plan
 from assay.sweep.fixed import combine, manifest_of, variants_of
 from assay.train.source import TaskSource, load_task
@@ -117,3 +118,22 @@ def test_one_setting_on_one_share_is_no_comparison() -> None:
 def test_a_share_is_a_part_of_train(share: float) -> None:
     with pytest.raises(ConfigError, match=r"train-shares .* above 0 and at most 1"):
         ComparisonLaunch(train_shares=(share,))
+
+
+def test_doubts_are_of_what_is_compared_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The base is doubtful itself, and no training is of it."""
+    source = TaskSource.read(Path(__file__).parents[2] / "tasks" / "casting.py")
+    words = ["--regime.regime", "full", "--model.network", "test_resnet"]
+    base, _, _ = parse_with(load_task(source), words, ComparisonLaunch())
+    assert base.doubts()
+    scratch = "regime.regime=scratch"
+    sound = variants_of(base, [f"a: {scratch} optim.lr=1e-3", f"b: {scratch} optim.lr=1e-4"])
+    say_doubts(sound.values())
+    assert capsys.readouterr().err == ""
+    doubtful = variants_of(base, ["a: regime.regime=lp-ft", "b: regime.regime=full"])
+    say_doubts([*doubtful.values(), base])
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(" keeps")[0] for line in told] == [
+        "--regime.regime lp-ft",
+        "--regime.regime full",
+    ]

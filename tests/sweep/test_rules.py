@@ -14,10 +14,11 @@ from assay.config import Settings
 from assay.data.split_config import SplitConfig
 from assay.nn.domains.config import AlgorithmConfig
 from assay.space import Choice, Float
-from assay.sweep import generalize
+from assay.sweep import fold_report
+from assay.sweep.fold_report import FoldReport, FoldTrial
 from assay.sweep.folds import Fold
 from assay.sweep.generalization import Rows
-from assay.sweep.generalize import FoldLaunch, FoldTrial, _plan, draw_settings
+from assay.sweep.generalize import FoldLaunch, draw_settings, plan_folds
 from assay.sweep.rules import candidates_of, choose, choose_draws, compare_rules, rule_scores
 from assay.sweep.trial import Outcome, Trial
 from assay.train.domains import DomainClassificationConfig
@@ -185,7 +186,7 @@ def test_holding_out_one_and_two_printers_makes_every_inner_training(tmp_path: P
     launch = FoldLaunch(
         fold_column="printer_id", leave_out=(1, 2), train_on=(3,), choices=2, seeds=2
     )
-    folds = _plan({"erm": [config, config]}, manifest, launch)
+    folds = plan_folds({"erm": [config, config]}, manifest, launch)
     counts = {size: sum(f.num_trained == size for f in folds) for size in (6, 5)}
     assert counts == {6: 7 * 2 * 2, 5: 21 * 2 * 2}
     assert len(folds) == sum(counts.values())
@@ -199,15 +200,14 @@ def report(
     """What a sweep writes of two settings, of which the one that is worse on val is better on test."""
     folds = [replace(fold, config=config) for fold in folds_of({"erm": 2, "dann": 1})]
     rows = rows_of(folds, lambda setting, draw, *_: {"erm": 0.3, "dann": 0.8}[setting] - 0.1 * draw)
-    monkeypatch.setattr(generalize, "gather", lambda trials, column: rows)
+    monkeypatch.setattr(fold_report, "gather", lambda trials, column: rows)
     trials = []
     for number, fold in enumerate(folds):
         val = {"erm": 0.9, "dann": 0.7}[fold.setting] - 0.1 * fold.draw
         outcome = Outcome("finished", score=val, curve=[(3, val)])
         trial = Trial(fold.name, {}, fold.config, tmp_path / f"run-{number}")
         trials.append(FoldTrial(fold, trial, outcome, {**trial_row(fold), "val": val}))
-    source = TaskSource("linear", b"")
-    generalize._report(tmp_path, source, config, "printer", trials, trials)
+    FoldReport("linear", "printer", config.split.rule, trials, trials).write(tmp_path)
     record = json.loads((tmp_path / "sweep.json").read_text())
     return record, (tmp_path / "report.html").read_text()
 

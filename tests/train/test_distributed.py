@@ -161,10 +161,14 @@ class Block(nn.Module):
 
 
 class Deep(TASK):
-    """Two repeated blocks behind the body."""
+    """Two repeated blocks behind the body and a convolution, whose weights lie channels-last as those of networks of images do."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
+        convolution = nn.Conv2d(4, 4, 3, padding=1).to(memory_format=torch.channels_last)
+        assert not convolution.weight.is_contiguous()
+        image = nn.Sequential(nn.Unflatten(1, (4, 2, 2)), convolution, nn.Flatten())
+        self.body.append(image)
         self.body.append(nn.Sequential(Block(), Block()))
 
 

@@ -17,7 +17,9 @@ from assay.data.images.store import Store
 from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError, RunError
 from assay.nn.averaging import AverageConfig
-from assay.nn.domains.config import PUBLISHED, AlgorithmConfig
+from assay.nn.domains.base import Sizes
+from assay.nn.domains.build import build_algorithm
+from assay.nn.domains.config import OF_FEATURES, PUBLISHED, AlgorithmConfig
 from assay.nn.optim import Multiplier, OptimConfig
 from assay.train.batches import batches
 from assay.train.best import load_best
@@ -331,10 +333,48 @@ def test_a_consistency_adds_its_term(consistency):
 
 
 def test_heads_have_rates_of_their_own():
-    groups = task_of(config_of("coral", head_lr=10.0)).param_groups(0.0)
-    assert groups == {"head.": Multiplier(lr=10.0), "algorithm.": Multiplier(lr=10.0)}
+    groups = task_of(config_of("coral", head_lr=10.0, body_lr=0.1)).param_groups(0.0)
+    heads = {"head.": Multiplier(lr=10.0), "algorithm.": Multiplier(lr=10.0)}
+    assert groups == {"": Multiplier(lr=0.1), **heads}
     groups = task_of(config_of("dann", discriminator_lr=0.5)).param_groups(0.0)
-    assert groups == {"head.": Multiplier(), "algorithm.": Multiplier(lr=0.5)}
+    heads = {"head.": Multiplier(), "algorithm.": Multiplier(lr=0.5)}
+    assert groups == {"": Multiplier(), **heads}
+
+
+@pytest.mark.parametrize(
+    "name", ["erm", "irm", "vrex", "groupdro", "mixup", "mixstyle", "sagnet", "fishr"]
+)
+def test_a_network_at_rest_stays_as_it_is_while_its_classifier_learns(tmp_path, name):
+    loop = loop_of(tmp_path, config_of(name, body_lr=0.0))
+    before = {key: value.clone() for key, value in loop.task.named_parameters()}
+    assert loop.fit().done
+    moved = {
+        key for key, value in loop.task.named_parameters() if not torch.equal(value, before[key])
+    }
+    assert {"head.weight", "head.bias"} <= moved
+    assert not [key for key in moved if key.startswith("net.")]
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_a_penalty_of_features_is_refused_where_they_stay_as_they_are(name):
+    with pytest.raises(ConfigError, match=rf"--algorithm.name {name} changes the features"):
+        AlgorithmConfig(name=name, body_lr=0.0)
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLISHED} - {"mixup", "mixstyle"}))
+def test_only_a_penalty_of_features_has_no_gradient_for_the_classifier(name):
+    """The penalty alone: the loss less the mean risk of the domains, which any of them has in common."""
+    task = task_of(config_of(name)).eval()
+    batch = batch_of(task)
+    outputs = task(batch, 1.0)
+    reference = task_of(config_of(name)).eval()
+    reference.load_state_dict(task.state_dict())
+    reference.algorithm = build_algorithm(AlgorithmConfig(), Sizes(8, 8 * 4 * 4, 2, 4))
+    plain = reference(batch, 1.0)["loss"]
+    (of_all,) = torch.autograd.grad(outputs["loss"], task.head.weight)
+    (of_risk,) = torch.autograd.grad(plain, reference.head.weight)
+    alike = torch.allclose(of_all, of_risk, rtol=1e-4, atol=1e-6)
+    assert alike == (name in (*OF_FEATURES, "erm"))
 
 
 def test_what_a_sweep_draws_are_the_algorithms_own_settings():

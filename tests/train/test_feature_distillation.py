@@ -144,6 +144,22 @@ def test_a_teacher_that_was_shown_images_otherwise_is_doubted() -> None:
     assert "resnet18" in doubt
 
 
+@pytest.mark.parametrize(
+    ("student", "is_doubted"),
+    [
+        ({"backbone": "resnet18", "weights": "hub"}, True),
+        ({"backbone": "resnet18", "weights": "hub", "norm": "frozen"}, False),
+        ({"backbone": "resnet18", "weights": "none"}, False),
+        ({"backbone": "vit_tiny_patch16_224", "weights": "hub"}, False),
+    ],
+)
+def test_weights_whose_statistics_group_norm_leaves_out_are_doubted(
+    student: dict[str, str], is_doubted: bool
+) -> None:
+    doubts = replace(CONFIG, model=StudentConfig(**student)).doubts()
+    assert any("give --model.norm frozen" in doubt for doubt in doubts) == is_doubted
+
+
 def test_a_head_on_tokens_is_refused() -> None:
     with pytest.raises(ConfigError, match="ship is 'linear'"):
         replace(CONFIG, ship="linear")

@@ -98,7 +98,7 @@ def _names(provider: Provider) -> list[str]:
     present = onnxruntime.get_available_providers()
     if provider != "auto" and PROVIDERS[provider] not in present:
         raise BundleError(
-            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(present)}; give `pip install --force-reinstall --no-deps {PACKAGES[provider]}` on each node (with uv: README, On a GPU), or {_WITHOUT}."
+            f"The provider {provider} is asked for, and this onnxruntime has {', '.join(present)}; give `pip install --force-reinstall --no-deps {PACKAGES[provider]}` on each node (with uv: cluster/accelerator.md), or {_WITHOUT}."
         )
     wanted = PROVIDERS if provider == "auto" else dict.fromkeys((provider, "cpu"))
     return [PROVIDERS[name] for name in wanted if PROVIDERS[name] in present]

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -41,13 +41,21 @@ def parse(task: type[Task], arguments: Sequence[str]) -> tuple[TaskConfig, Resou
     Raises:
         ConfigError: the preset or the saved config does not exist or does not fit, or a path is empty.
     """
-    return parse_with(task, arguments, Launch())
+    config, resources, launch = parse_with(task, arguments, Launch())
+    say_doubts([config])
+    return config, resources, launch
+
+
+def say_doubts(configs: Iterable[TaskConfig]) -> None:
+    """Print what is doubtful about settings to stderr, each sentence once."""
+    for doubt in dict.fromkeys(doubt for config in configs for doubt in config.doubts()):
+        print(doubt, file=sys.stderr)
 
 
 def parse_with(
     task: type[Task], arguments: Sequence[str], launch: L
 ) -> tuple[TaskConfig, Resources, L]:
-    """Read them where the command has options of its own, whose defaults are `launch`."""
+    """Read them where the command has options of its own, whose defaults are `launch`; doubts are said by who knows all settings."""
     arguments = plain_paths(arguments)
     presets = task.presets()
     preset = option(arguments, "--preset")
@@ -67,8 +75,6 @@ def parse_with(
         command, args=_spread(arguments), description=about, config=(tyro.conf.AvoidSubcommands,)
     )
     _refuse_repeated(arguments, parsed)
-    for doubt in parsed.what.doubts():
-        print(doubt, file=sys.stderr)
     for name, why in _given_in_vain(parsed.what, default).items():
         print(f"--{name} has no effect: {why}.", file=sys.stderr)
     return parsed.what, parsed.resources, parsed.launch

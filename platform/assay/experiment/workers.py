@@ -122,7 +122,9 @@ def _stream_here(job: Job, resources: Resources, trials: int) -> Stream:
 def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any], trials: int) -> Any:
     """Return Ray Train's trainer of one launch, once there is room for its workers."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from assay.experiment.process_group import ReachableConfig
 
     one = worker_resources(resources)
     return TorchTrainer(
@@ -134,7 +136,7 @@ def _trainer(job: Job, resources: Resources, callbacks: Sequence[Any], trials: i
             "cpus_for_data": cpus_for_data(one["CPU"], resources.workers, trials),
             "cpus": one["CPU"] * trials,
         },
-        torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+        torch_config=ReachableConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
             num_workers=num_workers(resources, one),  # type: ignore[arg-type]
             use_gpu=resources.gpus,

@@ -1,30 +1,23 @@
 """Networks from a patch to an embedding: any timm model by name, or the house's texture net."""
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import timm
 import torch
 from annotated_types import Interval
-from timm.layers.norm_act import (
-    BatchNormAct2d,
-    GroupNormAct,
-    convert_sync_batchnorm,
-    freeze_batch_norm_2d,
-)
 from timm.models import group_parameters
 from torch import nn
 
 from assay.config import Settings
 from assay.errors import ConfigError
+from assay.nn.norms import Norm, normalise_layers, refuse_frozen
 from assay.nn.plain_vit import create_plain_vit, form_of
 from assay.nn.texture import TextureNet
 from assay.nn.weights import load_weights, pretrained_config
-
-Norm = Literal["group", "frozen", "sync", "batch"]
 
 NAMES = {
     "eva02": "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",
@@ -179,21 +172,20 @@ def feature_width(backbone: nn.Module) -> int:
     return int(behind or cast(Any, backbone).num_features)
 
 
-def refuse_frozen(model: nn.Module, norm: Norm, what: str) -> None:
-    """Refuse to freeze batch normalisation that was never trained.
+def doubt_groups(name: str, weights: str, norm: Norm) -> list[str]:
+    """Say so where weights begin with other features than they have learnt, as group norm takes the place of batch norm.
 
-    Its statistics say nothing then, and where timm begins the last gain of a residual block at 0 it stays 0,
-    so that the block never learns.
-
-    Raises:
-        ConfigError: the model has such layers.
+    A run's own folder is not doubted, which learnt by its own norm.
     """
-    is_batch = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if norm == "frozen" and is_batch:
-        raise ConfigError(
-            f"--model.norm frozen keeps statistics that no data have made, as there is {what}; "
-            "give weights (hub or a file), or take --model.norm group (or batch)."
-        )
+    if norm != "group" or weights == "none" or Path(weights).is_dir():
+        return []
+    with torch.device("meta"):
+        model = _build(name, 0.0, None)
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return []
+    return [
+        f"The weights of {name} were trained with batch normalisation, whose statistics --model.norm group leaves out, so that its features begin as others; give --model.norm frozen."
+    ]
 
 
 def create_head(config: BackboneConfig, num_features: int, num_outputs: int) -> nn.Module:
@@ -220,30 +212,6 @@ def create_head(config: BackboneConfig, num_features: int, num_outputs: int) -> 
 def timm_name(name: str) -> str:
     """Return timm's name of a model that is called otherwise elsewhere."""
     return NAMES.get(name.rpartition("/")[2].removesuffix("-pretrain-lvd1689m"), name)
-
-
-def normalise_layers(model: nn.Module, norm: Norm) -> nn.Module:
-    """Replace the batch normalisation of a model, whose statistics depend on the batch.
-
-    "group": GroupNorm with 8 channels a group, scale and shift kept; statistics of each sample
-    alone. "frozen": stored statistics, scale and shift, never updated, whatever `train()` says.
-    "sync": statistics over the workers' batches together (GPU only). "batch": left as it is.
-
-    Raises:
-        ConfigError: "sync" on a machine without GPU.
-    """
-    if norm == "group":
-        return _to_group_norm(model)
-    if norm == "frozen":
-        return freeze_batch_norm_2d(model)
-    if norm == "sync":
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                "norm 'sync' needs GPUs and this machine has none: "
-                "take --model.norm group (or frozen, batch)."
-            )
-        return convert_sync_batchnorm(model)
-    return model
 
 
 def check_name(name: str, names: Sequence[str], noun: str) -> None:
@@ -307,24 +275,3 @@ def _freeze(model: nn.Module, name: str, trainable_blocks: int) -> None:
     trainable = {key for block in blocks[len(blocks) - trainable_blocks :] for key in block}
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in trainable)
-
-
-def _to_group_norm(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return _group_norm(module)
-    for name, child in module.named_children():
-        setattr(module, name, _to_group_norm(child))
-    return module
-
-
-def _group_norm(old: nn.modules.batchnorm._BatchNorm) -> nn.GroupNorm:
-    chans = old.num_features
-    groups = math.gcd(chans, max(chans // 8, 1))
-    if isinstance(old, BatchNormAct2d):
-        new: nn.GroupNorm = GroupNormAct(chans, groups, eps=old.eps)
-        new.drop, new.act = old.drop, old.act
-    else:
-        new = nn.GroupNorm(groups, chans, eps=old.eps)
-    if old.affine:
-        new.load_state_dict({"weight": old.weight, "bias": old.bias})
-    return new

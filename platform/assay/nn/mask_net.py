@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from assay.config import Settings, Share
 from assay.errors import ConfigError
-from assay.nn.backbone import normalise_layers
 from assay.nn.mask_loss import MaskLoss, Over
+from assay.nn.norms import normalise_layers
 from assay.nn.weights import load_features, load_weights
 
 PRIOR = 0.01

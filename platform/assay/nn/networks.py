@@ -18,17 +18,10 @@ from assay.config import Settings
 from assay.errors import ConfigError
 from assay.fetch import check_sha256, fetch
 from assay.files import describe
-from assay.nn.backbone import (
-    Norm,
-    blocks_of,
-    check_name,
-    create_backbone,
-    normalise_layers,
-    refuse_frozen,
-    timm_name,
-)
+from assay.nn.backbone import blocks_of, check_name, create_backbone, timm_name
 from assay.nn.cifar_resnet import FLAT, NUM_BLOCKS, CifarResNet
 from assay.nn.luna import Luna
+from assay.nn.norms import Norm, normalise_layers, refuse_frozen
 from assay.nn.plain_vit import form_of
 from assay.nn.weights import find_weights, load_weights
 

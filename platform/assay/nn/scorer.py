@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from assay.errors import ConfigError
-from assay.nn.backbone import Norm, normalise_layers, refuse_frozen, timm_name
+from assay.nn.backbone import timm_name
+from assay.nn.norms import Norm, normalise_layers, refuse_frozen
 from assay.nn.weights import load_features
 
 FINEST = 8

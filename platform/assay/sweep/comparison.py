@@ -20,6 +20,7 @@ from assay.bundle.latency import measure_latency
 from assay.config import fingerprint
 from assay.errors import ConfigError
 from assay.experiment.earlier import find
+from assay.experiment.options import say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.files import write_json
@@ -96,6 +97,7 @@ def sweep(
     """Run what is missing, and write and print what all of it says; returns how many failed."""
     storage, task = storage_of(resources), load_task(source)
     settings = _settings(source, task, config, launch)
+    say_doubts(settings.values())
     trainings = plan(settings, launch.train_shares, launch.seeds, launch.latency)
     manifest = manifest_of(task, settings, storage)
     trials = []

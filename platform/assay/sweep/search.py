@@ -28,6 +28,7 @@ from assay.errors import ConfigError, RunError
 from assay.experiment.earlier import find
 from assay.experiment.identity import identity
 from assay.experiment.judge import judge, write_comparison
+from assay.experiment.options import say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.experiment.run import StoredImages, complete, is_whole, prepare, read_data
@@ -97,6 +98,7 @@ def sweep(
     """Search, select on val, score the selected once; returns how many trials failed."""
     storage, task = storage_of(resources), load_task(source)
     config = absolute(config)
+    say_doubts([config])
     space, launch = _read_space(task, config, launch)
     manifest = task.manifest(config, storage)
     _refuse_other_data(task, config, space, storage, manifest.fingerprint)

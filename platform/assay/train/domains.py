@@ -115,8 +115,11 @@ class DomainClassification(Classification):
     def add_head(self, num_features: int, num_flat: int = 0) -> None:
         """Put a linear classifier on the features, and the algorithm beside it; the last of the modules.
 
-        `num_flat` counts features with their places, where maps are given (for dann-source).
+        `num_flat` counts features with their places, where maps are given (for dann-source). What stands below
+        gives no gradient where it is not to learn.
         """
+        if not self.config.algorithm.body_lr:
+            self.requires_grad_(False)
         super().add_head(num_features)
         num_codes = len(self.domain.values)
         sizes = Sizes(num_features, num_flat or num_features, len(self.classes), num_codes)
@@ -250,7 +253,8 @@ class DomainClassification(Classification):
         split = config.split
         if split.unlabelled == "train":  # of which erm makes no use
             split = replace(split, unlabelled="drop")
-        plain = AlgorithmConfig(head_lr=config.algorithm.head_lr)
+        rates = {name: getattr(config.algorithm, name) for name in ("head_lr", "body_lr")}
+        plain = AlgorithmConfig(**rates)
         return {"erm": replace(config, algorithm=plain, split=split)}
 
     @classmethod
@@ -259,11 +263,15 @@ class DomainClassification(Classification):
         return domainbed_space(config.algorithm.name)
 
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
-        """Give the heads their rates."""
+        """Give the network and the heads their rates."""
         config = self.config.algorithm
         adversary = self.algorithm.is_adversarial
         rate = config.value("discriminator_lr") if adversary else config.head_lr
-        return {"head.": Multiplier(lr=config.head_lr), "algorithm.": Multiplier(lr=rate)}
+        return {
+            "": Multiplier(lr=config.body_lr),
+            "head.": Multiplier(lr=config.head_lr),
+            "algorithm.": Multiplier(lr=rate),
+        }
 
     def limits(self) -> Sequence[Limit]:
         """Stop an adversary that explodes; say so where the domain is told far better, or worse, than by chance."""

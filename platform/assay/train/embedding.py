@@ -95,7 +95,7 @@ class Embedding(Task):
         for row, key in zip(rows, keys, strict=True):
             partner = draw_partner(dataset, row, key, config.views.cross_view)
             other = None if partner is None else dataset.pixels[partner]
-            drawn.append(ViewInput(config.views).draw(dataset.pixels[row], key, other))
+            drawn.append(ViewInput(config.views, frame).draw(dataset.pixels[row], key, other))
         names = ("global", "local")
         batch = {
             name: np.stack([_normalised(views, frame) for views in crops])
@@ -112,11 +112,13 @@ class Embedding(Task):
         views = self.config.views
         sides = {"global": views.global_px} | ({"local": views.local_px} if views.num_local else {})
         looked_at = rows[np.linspace(0, len(rows) - 1, min(MOST_SIZES, len(rows))).astype(int)]
-        largest = max(max(self.pixels[row].size) for row in looked_at.tolist())
+        frame = ImageInput(self.config.image)
+        boxes = [frame.looked_at(self.pixels[row]) for row in looked_at.tolist()]
+        largest = max(int((box[2:] - box[:2]).max()) for box in boxes)
         for name, side in sides.items():
             if side > largest and self.config.train.epochs:
                 raise ConfigError(
-                    f"views.{name}-px is {side}, and no image is longer than {largest} pixels, so that crops would be of pixels that are made up; give {largest} or less."
+                    f"views.{name}-px is {side}, and no image is longer than {largest} pixels where it is looked at, so that crops would be of pixels that are made up; give {largest} or less."
                 )
 
     def embed(self, images: Tensor) -> Tensor:

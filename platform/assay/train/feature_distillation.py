@@ -11,7 +11,8 @@ from assay.config import Settings
 from assay.data.dataset import Dataset
 from assay.data.inputs.views import ViewConfig
 from assay.errors import ConfigError
-from assay.nn.backbone import Norm, create_backbone, feature_width, timm_name, try_size
+from assay.nn.backbone import create_backbone, doubt_groups, feature_width, timm_name, try_size
+from assay.nn.norms import Norm
 from assay.nn.pruning import prune_blocks
 from assay.nn.self_supervised.features import feature_loss
 from assay.nn.weights import find_weights, load_weights
@@ -66,9 +67,11 @@ class FeatureDistillationConfig(EmbeddingConfig):
             )
 
     def doubts(self) -> list[str]:
-        """Say so where the teacher is shown images otherwise than it has learnt from."""
-        name = timm_name(self.teacher.backbone)
-        return [*super().doubts(), *doubt_constants(name, self.teacher.weights, self.image)]
+        """Say so where the teacher is shown images otherwise than it has learnt from, or a student's weights by another norm."""
+        name, student = timm_name(self.teacher.backbone), self.model
+        constants = doubt_constants(name, self.teacher.weights, self.image)
+        groups = doubt_groups(timm_name(student.backbone), student.weights, student.norm)
+        return [*super().doubts(), *constants, *groups]
 
 
 class FeatureDistillation(Embedding):

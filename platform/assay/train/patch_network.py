@@ -28,7 +28,7 @@ from assay.data.inputs.normalise import EPS
 from assay.data.inputs.patches import Canvas, PatchConfig, blank_mask, cell_corners
 from assay.errors import ConfigError
 from assay.nn.aggregate import AggregatorConfig
-from assay.nn.backbone import BackboneConfig, create_head, timm_name
+from assay.nn.backbone import BackboneConfig, create_head, doubt_groups, timm_name
 from assay.nn.scorer import Scorer, grid_side
 from assay.nn.selection import SelectionConfig
 from assay.nn.topk import (
@@ -82,9 +82,10 @@ class PatchClassificationConfig(TaskConfig):
     model: PatchModelConfig = field(default_factory=PatchModelConfig)
 
     def doubts(self) -> list[str]:
-        """Say so where weights were trained on other values than they are shown."""
-        model = self.model
-        return doubt_constants(timm_name(model.backbone), model.weights, self.patches)
+        """Say so where weights were trained on other values than they are shown, or by another norm."""
+        name, model = timm_name(self.model.backbone), self.model
+        constants = doubt_constants(name, model.weights, self.patches)
+        return [*constants, *doubt_groups(name, model.weights, model.norm)]
 
 
 class PatchNetwork(Classification):

@@ -228,6 +228,8 @@ def _wrap(task: Any, strategy: str, device: torch.device) -> torch.nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # which torch cannot shard channels-last, as networks of images lie
+    task.to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for child in task.children():
         # a block's weights are gathered when it computes, and let go again; a teacher's like its student's

@@ -103,6 +103,53 @@ def test_pad_copies_pixels(height: int, width: int, frame_height: int, frame_wid
     )
 
 
+@st.composite
+def boxes(draw: st.DrawFn, side: int) -> tuple[int, int]:
+    """Two different places along a side."""
+    low = draw(st.integers(0, side - 1))
+    return low, draw(st.integers(low + 1, side))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(FITS), SIDES, SIDES, FRAMES, FRAMES, st.data())
+def test_a_part_of_an_image_is_framed_as_an_image_of_its_own(
+    fit: str, height: int, width: int, frame_height: int, frame_width: int, data: st.DataObject
+) -> None:
+    (left, right), (top, bottom) = data.draw(boxes(width)), data.draw(boxes(height))
+    shares = (left / width, top / height, right / width, bottom / height)
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    pixels[top:bottom, left:right] = 0
+    whole, part = ImagePyramid.of(pixels), ImagePyramid.of(pixels[top:bottom, left:right])
+    view = frame_of(fit, frame_height, frame_width, box=shares)
+    alone = frame_of(fit, frame_height, frame_width)
+    assert view.looked_at(whole).tolist() == [left, top, right, bottom]
+    np.testing.assert_array_equal(view.covered(whole), alone.covered(part))
+    np.testing.assert_allclose(view.frame_box(whole), alone.frame_box(part), atol=1e-9)
+    moved = alone.source_box(part) + np.array([left, top, left, top])
+    np.testing.assert_allclose(view.source_box(whole), moved, atol=1e-9)
+    image, frame = np.array([right - left, bottom - top]), np.array([frame_width, frame_height])
+    across, down = places(fit, image, frame)
+    # the part's edge cuts through pixels of a smaller level, and each shown one blends two of these, or two of the image
+    near = np.maximum(2 / enlargement(fit, image, frame), 1)
+    inside = np.minimum(
+        depth(across, 0, right - left)[None] / near[0],
+        depth(down, 0, bottom - top)[:, None] / near[1],
+    )
+    assert (view.show(whole)[inside >= 1] == 0).all()
+
+
+def test_a_part_at_its_own_size_is_cut_out() -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (40, 80, 3), dtype=np.uint8)
+    view = frame_of("crop", 20, 40, box=(0.25, 0.5, 0.75, 1.0))
+    np.testing.assert_array_equal(view.show(ImagePyramid.of(pixels)), pixels[20:40, 20:60])
+
+
+@pytest.mark.parametrize("box", [(0.5, 0, 0.5, 1), (0, 0.7, 1, 0.2), (1, 0, 0, 1)])
+def test_an_empty_part_is_refused(box: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"image\.box is .*, in which nothing lies"):
+        ImageConfig(box=box)
+
+
 def test_a_frame_of_the_images_size_is_the_image() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     for fit in FITS:

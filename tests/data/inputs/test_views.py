@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.images.pyramid import ImagePyramid
+from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import ConfigError
 
@@ -116,6 +117,18 @@ def test_all_of_a_square_image_is_all_of_it() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     for crop in ViewInput(config).draw(ImagePyramid.of(pixels), 5)[0]:
         np.testing.assert_allclose(crop.astype(int), pixels, atol=1)
+
+
+def test_crops_are_of_the_part_that_is_looked_at() -> None:
+    pixels = np.full((400, 600, 3), 255, np.uint8)
+    pixels[100:300, 300:600] = 0
+    config = ViewConfig(num_local=4, **STILL)
+    frame = ImageInput(ImageConfig(box=(0.5, 0.25, 1.0, 0.75)))
+    for key in range(8):
+        for views in ViewInput(config, frame).draw(ImagePyramid.of(pixels), key):
+            assert (views[:, 2:-2, 2:-2] == 0).all()
+        whole, _ = ViewInput(config).draw(ImagePyramid.of(pixels), key)
+        assert whole.max() == 255
 
 
 def test_crops_are_turned_about_their_middle() -> None:

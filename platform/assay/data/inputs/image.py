@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 from annotated_types import Interval
 
+from assay.config import Share
 from assay.data.images.clahe import Clahe
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.inputs.normalise import NormaliseConfig, normalise
-from assay.shapes import Float32, Float64, UInt8
+from assay.errors import ConfigError
+from assay.shapes import Float32, Float64, Int64, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,22 @@ class ImageConfig(NormaliseConfig, section="image"):
     """Width of the frame (pixels)."""
     fit: Literal["scale", "crop", "stretch", "pad"] = "scale"
     """Scale the image until it lies in the frame and pad the rest, until it fills the frame and cut the rest, each side apart, or keep its pixels and pad or cut."""
+    box: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)
+    """Part of the image that is looked at, such as what lies round a nozzle: left, top, right and bottom as shares of its sides; the frame is fitted to it, and nothing beyond it is shown but for what pixels at its edge blend with."""
     clahe_clip: Annotated[float, Interval(ge=0, le=256)] = 0.0
     """Clip limit of local histogram equalisation, before everything else; 0: none."""
     clahe_grid: Annotated[int, Interval(ge=1, le=256)] = 64
     """Tiles of that equalisation along each side of the image."""
+
+    def __post_init__(self) -> None:
+        """Refuse a part of the image that is empty."""
+        super().__post_init__()
+        left, top, right, bottom = self.box
+        if left >= right or top >= bottom:
+            given = " ".join(f"{side:g}" for side in self.box)
+            raise ConfigError(
+                f"image.box is {given}, in which nothing lies; give left, top, right and bottom as shares of the image's sides, such as 0.25 0.4 0.75 0.9."
+            )
 
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
@@ -64,7 +78,7 @@ class ImageInput:
         size, steps = np.array([config.width_px, config.height_px]), np.diag(matrix)
         fine = np.rint(size * np.maximum(steps / max(steps.min(), 1), 1)).astype(int)
         fine_steps = steps * size / fine
-        start = matrix[:, 2] + (fine_steps - steps) / 2
+        start = self.looked_at(pyramid)[:2] + matrix[:, 2] + (fine_steps - steps) / 2
         window = np.column_stack([np.diag(fine_steps), start])
         shown = pyramid.view(window, int(fine[1]), int(fine[0]), config.clahe, repeat_edge=True)
         if (fine != size).any():
@@ -72,14 +86,14 @@ class ImageInput:
         return shown * self.covered(pyramid)[..., None]
 
     def covered(self, pyramid: ImagePyramid) -> UInt8[np.ndarray, "h w"]:
-        """Mark with 1 the pixels of the frame that the image covers."""
+        """Mark with 1 the pixels of the frame that the image covers, or the part of it that is looked at."""
         config = self.config
         (step_x, _, x), (_, step_y, y) = self._matrix(pyramid)
-        height, width = pyramid.size
+        x0, y0, x1, y1 = self.looked_at(pyramid)
         across = x + step_x * np.arange(config.width_px)
         down = y + step_y * np.arange(config.height_px)
-        inside_x = (across >= -0.5) & (across <= width - 0.5)
-        inside_y = (down >= -0.5) & (down <= height - 0.5)
+        inside_x = (across >= -0.5) & (across <= x1 - x0 - 0.5)
+        inside_y = (down >= -0.5) & (down <= y1 - y0 - 0.5)
         return (inside_y[:, None] & inside_x).astype(np.uint8)
 
     def statistics(
@@ -99,25 +113,40 @@ class ImageInput:
 
     def source_box(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "4"]:
         """Return the part of the image that the frame shows: x0, y0, x1, y1 in its pixels."""
-        config = self.config
-        matrix = self._matrix(pyramid)
-        height, width = pyramid.size
-        low = matrix @ np.array([-0.5, -0.5, 1]) + 0.5
-        high = matrix @ np.array([config.width_px - 0.5, config.height_px - 0.5, 1]) + 0.5
-        edge = np.array([width, height])
-        return np.concatenate([np.clip(low, 0, edge), np.clip(high, 0, edge)])
+        corner = self.looked_at(pyramid)[:2]
+        shown: np.ndarray = self._shown(pyramid) + np.concatenate([corner, corner])
+        return shown
 
     def frame_box(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "4"]:
         """Return the part of the frame where the image stands: x0, y0, x1, y1 as shares of its sides."""
         config, matrix = self.config, self._matrix(pyramid)
-        corners = self.source_box(pyramid).reshape(2, 2)
+        corners = self._shown(pyramid).reshape(2, 2)
         pixels = (corners - 0.5 - matrix[:, 2]) / np.diag(matrix) + 0.5
         box: np.ndarray = (pixels / (config.width_px, config.height_px)).ravel()
         return box
 
+    def _shown(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "4"]:
+        """Return which part of what is looked at the frame shows: x0, y0, x1, y1 in pixels."""
+        config, matrix, box = self.config, self._matrix(pyramid), self.looked_at(pyramid)
+        low = matrix @ np.array([-0.5, -0.5, 1]) + 0.5
+        high = matrix @ np.array([config.width_px - 0.5, config.height_px - 0.5, 1]) + 0.5
+        edge = box[2:] - box[:2]
+        return np.concatenate([np.clip(low, 0, edge), np.clip(high, 0, edge)])
+
+    def looked_at(self, pyramid: ImagePyramid) -> Int64[np.ndarray, "4"]:
+        """Return the part of the image that is looked at, in whole pixels and at least one: x0, y0, x1, y1."""
+        sides = np.array(pyramid.size[::-1])
+        low, high = (
+            np.rint(np.array(part) * sides).astype(np.int64)
+            for part in (self.config.box[:2], self.config.box[2:])
+        )
+        low = np.minimum(low, sides - 1)
+        return np.concatenate([low, np.maximum(high, low + 1)])
+
     def _matrix(self, pyramid: ImagePyramid) -> Float64[np.ndarray, "2 3"]:
-        """Return the matrix from a pixel of the frame to the pixel of the image, both about their centres."""
-        image = np.array(pyramid.size[::-1], dtype=np.float64)
+        """Return the matrix from a pixel of the frame to the pixel of what is looked at, both about their centres."""
+        box = self.looked_at(pyramid)
+        image = (box[2:] - box[:2]).astype(np.float64)
         frame = np.array([self.config.width_px, self.config.height_px], dtype=np.float64)
         if self.config.fit == "pad":  # whole pixels, the smaller half before the image when odd
             start = np.where(frame >= image, -((frame - image) // 2), (image - frame) // 2)

@@ -14,6 +14,7 @@ from annotated_types import Interval
 
 from assay.config import Settings, Share
 from assay.data.images.pyramid import ImagePyramid
+from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.transforms import change_colours
 from assay.errors import ConfigError
 from assay.shapes import Float64, UInt8
@@ -83,10 +84,11 @@ class ViewInput:
 
     Args:
         config: their numbers, sizes and changes.
+        frame: says which part of an image is looked at; left out: all of it.
     """
 
-    def __init__(self, config: ViewConfig) -> None:
-        self.config = config
+    def __init__(self, config: ViewConfig, frame: ImageInput | None = None) -> None:
+        self.config, self.frame = config, frame or ImageInput(ImageConfig())
 
     def draw(
         self, pyramid: ImagePyramid, key: int, partner: ImagePyramid | None = None
@@ -121,7 +123,8 @@ class ViewInput:
         solarise: float,
     ) -> UInt8[np.ndarray, "s s 3"]:
         """Cut a box of random area, ratio and place, turn and flip it, and change its colours."""
-        config, (height, width) = self.config, pyramid.size
+        config, (left, top, right, bottom) = self.config, self.frame.looked_at(pyramid)
+        height, width = int(bottom - top), int(right - left)
         share, ratio = rng.uniform(*area), exp(rng.uniform(-1, 1) * log(config.ratio))
         box = _box(height, width, share, ratio, config.ratio)
         start = rng.random(2) * ((width, height) - box)
@@ -132,7 +135,7 @@ class ViewInput:
             sine, cosine = np.sin(angle), np.cos(angle)
             linear = np.array([[cosine, -sine], [sine, cosine]]) @ linear
         # the middle of the crop is the middle of the box; pixels' centres lie half a pixel off their edges
-        middle = start + box / 2 - 0.5
+        middle = (left, top) + start + box / 2 - 0.5
         matrix = np.column_stack([linear, middle - linear.sum(1) * (side - 1) / 2])
         crop = np.ascontiguousarray(pyramid.view(matrix, side, side, repeat_edge=True))
         seed = int(rng.integers(1 << 31))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from assay.config import Settings, Share
+from assay.errors import ConfigError
 from assay.space import Choice, Dimension, Float, Int, Space
 
 AlgorithmName = Literal[
@@ -30,6 +31,9 @@ AlgorithmName = Literal[
     "sagnet",
     "fishr",
 ]
+
+OF_FEATURES = ("dann", "dann-source", "dann-alternating", "cdann", "coral", "mmd")
+"""Algorithms whose penalty has no gradient for the classifier."""
 
 Positive = Annotated[float, Interval(ge=0, le=1e6)]
 Rate = Annotated[float, Interval(ge=0, le=100)]
@@ -69,10 +73,21 @@ class AlgorithmConfig(Settings, section="algorithm"):
     """Modules of the task after which mixstyle mixes, by name, such as network.layer1."""
     head_lr: Rate = 1.0
     """Learning rate of the classifier, and of heads of the algorithm, as a multiple of optim.lr."""
+    body_lr: Rate = 1.0
+    """Learning rate of the network below the classifier, as a multiple of optim.lr; 0: its weights stay as they are, and the classifier alone learns."""
     consistency: Literal["none", "variance", "divergence"] = "none"
     """Pull the answers for one group together: variance of its logits, or mean divergence from their mean answer."""
     consistency_weight: Positive = 1.0
     """Weight of the consistency."""
+
+    def __post_init__(self) -> None:
+        """Refuse to change features that stay as they are."""
+        super().__post_init__()
+        if not self.body_lr and self.name in OF_FEATURES:
+            raise ConfigError(
+                f"--algorithm.name {self.name} changes the features of a network, and --algorithm.body-lr 0 keeps them; "
+                "give a rate above 0, or an algorithm that teaches the classifier, such as erm, irm or groupdro."
+            )
 
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""

@@ -1,0 +1,232 @@
+"""Several hosts on this machine: each with a network, temporary files and shared memory of its own.
+
+    PYTHONPATH=platform python tests/chaos/hosts.py [ddp fsdp sweep serving outage lost]
+
+Four raylets in namespaces of Linux (root is needed), joined by a bridge; runs lie on a folder that all share. A training (DDP, then
+FSDP, over gloo), a sweep whose trials have two workers, and a served bundle work across them, and a host's
+link is cut, for a while and for good, while a training goes on. What runs predict is compared with a run in one process.
+"""
+
+import atexit
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nodes import ROOT, Nodes, cluster, end_all
+from soak import LAUNCH_S, QUICK, SWEEP, TOLERANCE, difference, first, pids_of, steps
+
+NET, BRIDGE = "10.77.0", "assay-br"
+HOSTS = dict.fromkeys(("head", "a", "b", "c"), 1)
+"""CPUs of each: a training of two whole CPUs is on two hosts, and leaves others for Ray Data, also when one is lost."""
+WORKERS = ["--workers", "2", "--cpus-per-worker", "1", "--checkpoint-steps", "1"]
+FINGERPRINT = str(ROOT / "tasks" / "fingerprint.py")
+
+
+def ip(words: str) -> None:
+    """Change a link, an address or a namespace."""
+    subprocess.run(["ip", *words.split()], check=True)
+
+
+def link_of(name: str) -> str:
+    """Return the end of a host's cable that is at the bridge."""
+    return f"assay-{name}"
+
+
+def namespaces(folder: Path, name: str) -> list[str]:
+    """Return words that put a command onto a host, where the cluster's folder and shared memory are the host's own."""
+    own = folder.with_name(f"{folder.name}-{name}")
+    own.mkdir()
+    mounts = f"mount --bind {own} {folder} && mount -t tmpfs -o size=400m tmpfs /dev/shm"
+    return ["ip", "netns", "exec", link_of(name), "sh", "-c", f'{mounts} && exec "$0" "$@"']
+
+
+@contextmanager
+def hosts() -> Iterator[Nodes]:
+    """Join namespaces by a bridge, and make a cluster of them that has no node yet."""
+    addresses = {name: f"{NET}.{number}" for number, name in enumerate(HOSTS, 11)}
+    try:
+        ip(f"link add {BRIDGE} type bridge")
+        ip(f"addr add {NET}.1/24 dev {BRIDGE}")
+        ip(f"link set {BRIDGE} up")
+        for name, address in addresses.items():
+            space = link_of(name)
+            ip(f"netns add {space}")
+            ip(f"link add {space} type veth peer name eth0 netns {space}")
+            ip(f"link set {space} master {BRIDGE} up")
+            ip(f"-n {space} addr add {address}/24 dev eth0")
+            ip(f"-n {space} link set eth0 up")
+            ip(f"-n {space} link set lo up")
+            ip(f"-n {space} route add default via {NET}.1")
+        with cluster(address=addresses["head"]) as nodes:
+            for name in HOSTS:
+                nodes.within[name] = namespaces(nodes.folder, name)
+            yield nodes
+            for name in HOSTS:
+                shutil.rmtree(nodes.folder.with_name(f"{nodes.folder.name}-{name}"), True)
+    finally:
+        for name in HOSTS:
+            subprocess.run(["ip", "netns", "del", link_of(name)], check=False)
+        subprocess.run(["ip", "link", "del", BRIDGE], check=False)
+
+
+class Command:
+    """A command that runs on the head's host, as one types it there."""
+
+    def __init__(self, nodes: Nodes, words: Sequence[str], storage: Path) -> None:
+        head = nodes.running["head"].pid
+        self.nodes, self.storage, self.log = nodes, storage, storage / "told.txt"
+        self.hosts: set[str] = set()
+        """On which workers of Ray Train were seen."""
+        inside = ["nsenter", "--target", str(head), "--net", "--mount", f"--wd={storage}"]
+        env = nodes.environment | {"OMP_NUM_THREADS": "1"}
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [*inside, *words], env=env, stdout=out, stderr=out, start_new_session=True
+            )
+        atexit.register(end_all, self.process.pid)
+
+    def look(self) -> None:
+        """See on which hosts workers are."""
+        for name, node in self.nodes.running.items():
+            if pids_of(node.pid, "RayTrainWorker"):
+                self.hosts.add(name)
+
+    def wait(self, updates: int | None = None) -> int | None:
+        """Wait for its end, or until its runs have made so many updates; return the exit code."""
+        end = time.monotonic() + LAUNCH_S
+        while self.process.poll() is None and time.monotonic() < end:
+            self.look()
+            if updates and sum(last for _, _, last in steps(self.storage).values()) >= updates:
+                return None
+            time.sleep(0.2)
+        if self.process.poll() is None:
+            end_all(self.process.pid)
+            self.process.wait()
+            print(self.log.read_text()[-2000:])
+        return self.process.returncode
+
+
+def judge(storage: Path, calm: Path) -> str:
+    """Compare what each run predicts with a run of the same settings in one process."""
+    worst, runs = 0.0, sorted(storage.glob("fingerprint-*/predictions.parquet"))
+    for path in runs:
+        reference = calm / path.parent.name / "predictions.parquet"
+        if not reference.exists():
+            config = path.with_name("config.json")
+            words = f"--config {config} --workers 0 --storage {calm}".split()
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run(
+                [sys.executable, FINGERPRINT, *words], env=env, check=True, capture_output=True
+            )
+        worst = max(worst, difference(path, reference))
+    verdict = "yes" if runs and worst <= TOLERANCE else "NO"
+    return f"{verdict}, {len(runs)} runs within {worst:.1g}"
+
+
+def prepared(root: Path, name: str) -> Path:
+    """Return a folder of runs that has images and pixels and no run."""
+    return Path(shutil.copytree(root / "first", root / name))
+
+
+def train(nodes: Nodes, root: Path, name: str, *words: str, cut_s: float | None = None) -> str:
+    """Train over two hosts, and cut the link of one that has a worker after some updates, if asked; return a row."""
+    command = Command(
+        nodes,
+        [sys.executable, FINGERPRINT, *QUICK, *WORKERS, *words, "--storage", "."],
+        prepared(root, name),
+    )
+    what = ""
+    if cut_s is not None and command.wait(updates=3) is None:
+        victim = sorted(command.hosts - {"head"})[0]
+        ip(f"link set {link_of(victim)} down")
+        what = f"link of {victim} down for {cut_s:g} s" if cut_s else f"link of {victim} cut"
+        if cut_s:
+            time.sleep(cut_s)
+            ip(f"link set {link_of(victim)} up")
+        else:
+            time.sleep(1)
+    code = command.wait()
+    launches = max((num for num, _, _ in steps(command.storage).values()), default=0)
+    where = ", ".join(sorted(command.hosts))
+    same = judge(command.storage, root / "calm")
+    return f"| {name} | {where} | {what or '-'} | {launches} | {code} | {same} |"
+
+
+def sweep(nodes: Nodes, root: Path) -> str:
+    """Search with trials of two workers; return a row."""
+    script = str(ROOT / "sweeps" / "hyperparameters.py")
+    words = ["--task", FINGERPRINT, *SWEEP, *QUICK, *WORKERS, "--storage", "."]
+    command = Command(nodes, [sys.executable, script, *words], prepared(root, "sweep"))
+    code, where = command.wait(), ", ".join(sorted(command.hosts))
+    return f"| sweep, 2 trials of 2 workers | {where} | - | 1 | {code} | {judge(command.storage, root / 'calm')} |"
+
+
+def serve(nodes: Nodes, root: Path, run: Path) -> str:
+    """Serve a bundle by four replicas on the cluster, and ask it from outside; return a row."""
+    assay, storage = str(Path(sys.executable).with_name("assay")), prepared(root, "serving")
+    registry = root / "registry"
+    promote = [assay, "promote", run.name, "--storage", str(run.parent), "--force", "several hosts"]
+    subprocess.run([*promote, "--registry", str(registry)], check=True, stdout=subprocess.DEVNULL)
+    words = f"serve --registry {registry} --host 0.0.0.0 --port 8123 --app.cpus 0.5 --app.min-replicas 4 --app.max-replicas 4"
+    token = secrets.token_hex(16)
+    nodes.environment["ASSAY_TOKEN"] = token
+    command = Command(nodes, [assay, *words.split()], storage)
+    image = next((root / "first").rglob("*.png")).read_bytes()
+    answers: list[int] = []
+    where: set[str] = set()
+    end = time.monotonic() + LAUNCH_S
+    while len(answers) < 100 and time.monotonic() < end and command.process.poll() is None:
+        with suppress(OSError):
+            request = urllib.request.Request(
+                f"http://{NET}.11:8123/v1/fingerprint",
+                data=image,
+                headers={"Authorization": f"Bearer {token}"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                answers.append(json.load(reply)["answer"]["label"] != "")
+        for name, node in nodes.running.items():
+            if pids_of(node.pid, "ServeReplica:fingerprint"):
+                where.add(name)
+        time.sleep(0.05)
+    command.process.terminate()
+    code = command.wait()
+    return f"| serving, 4 replicas | {', '.join(sorted(where))} | - | 1 | {code} | {len(answers)} answers |"
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends what was begun
+    root = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
+    run = first(root)
+    cases = {
+        "ddp": lambda: train(nodes, root, "ddp"),
+        "fsdp": lambda: train(nodes, root, "fsdp", "--strategy", "fsdp"),
+        "sweep": lambda: sweep(nodes, root),
+        "serving": lambda: serve(nodes, root, run),
+        "outage": lambda: train(nodes, root, "outage", "--train.seed", "1", cut_s=8),
+        "lost": lambda: train(nodes, root, "lost", "--train.seed", "2", cut_s=0),
+    }
+    rows = []
+    with hosts() as nodes:
+        for name, num_cpus in HOSTS.items():
+            nodes.start(name, num_cpus)
+        for case in sys.argv[1:] or cases:
+            rows.append(cases[case]())
+            print(rows[-1], flush=True)
+    print("\n| what | workers or replicas on | fault | launches | exit code | same result |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(rows))
+    shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
