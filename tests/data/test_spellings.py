@@ -18,8 +18,8 @@ def test_a_folded_name_is_the_same_for_each_of_its_spellings(name):
     assert fold_name(f"  {name}\u200b ") == folded
 
 
-NO_TWINS = st.characters(exclude_categories=["Cs", "Pd", "Pi", "Pf"]).filter(
-    lambda c: not ("\u0370" <= c <= "\u04ff" or c == "\u2212")
+NO_TWINS = st.characters(exclude_categories=["Cs", "Pc", "Pd", "Pi", "Pf"]).filter(
+    lambda c: not ("\u0370" <= c <= "\u04ff" or c in "\u2212\ufffd")
 )
 
 
@@ -86,12 +86,32 @@ def test_a_whole_number_with_a_fraction_of_zeros_is_one_name(first, second):
 )
 def test_letters_that_look_alike_are_shown_as_what_they_are(latin, other):
     with pytest.raises(
-        ManifestError, match="differ in letters or marks that look alike alone"
+        ManifestError, match="differ in letters or marks that look alike, or what stands between words alone"
     ) as error:
         refuse_spellings("label", {latin: "a", other: "b"})
     assert all(f"{name!a} (at" in str(error.value) for name in (latin, other))
     for name in (latin, other):
         refuse_spellings("label", {name: "a", "other": "b"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("surface_scratch", "surface scratch"),
+        ("surface-scratch", "surface_scratch"),
+        ("2024-01-05", "2024_01_05"),
+        ("A - 1", "A-1"),
+        ("M_1/p", "M-1/p"),
+    ],
+)
+def test_what_stands_between_words_tells_no_two_names_apart(first, second):
+    with pytest.raises(ManifestError, match="what stands between words alone"):
+        refuse_spellings("label", {first: "a", second: "b"})
+
+
+def test_letters_that_a_program_lost_are_no_name():
+    with pytest.raises(ManifestError, match=r"could not read.*write the letters again"):
+        refuse_spellings("label", {"gr\ufffdn": "a", "b": "b"})
 
 
 OTHERS = [
@@ -109,6 +129,11 @@ OTHERS = [
     ("a-0", "a0"),
     ("1e3", "1000"),  # or two ids in hexadecimal digits
     ("C++", "C"),
+    ("a_b", "ab"),
+    ("crack-", "crack"),
+    ("-1", "1"),
+    ("_a", "a"),
+    ("a/b", "a-b"),
 ]
 
 

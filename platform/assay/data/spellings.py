@@ -20,6 +20,9 @@ _UNSEEN = re.compile(
 )
 """Characters that print as nothing beside those of Unicode's category Cf: controls, fillers, variation selectors."""
 
+_JOINTS = re.compile(r"(?<=\w)[ _-]+(?=[^\W_])")
+"""What one person writes between words, and another otherwise: surface_scratch, surface-scratch."""
+
 _SHORTENED = re.compile(r"[-+]?[0-9](\.[0-9]*)?[eE]\+(0[5-9]|[1-9][0-9]+)")
 """A large number as spreadsheets and programs shorten it, or hold it: 1.23457E+15."""
 
@@ -66,7 +69,7 @@ def _looks(name: str) -> set[str]:
     looks = {fold_name(name)}
     if not name.isascii():  # few are, of millions
         looks.add(fold_name(unicodedata.normalize("NFD", name).translate(_LATIN)))
-    return looks
+    return looks | {_JOINTS.sub(" ", look) for look in looks}
 
 
 def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
@@ -81,6 +84,11 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
             one may stand for several, as a number that lacks digits.
     """
     for name in sorted(places):
+        if "\ufffd" in name:
+            raise ManifestError(
+                f"The {what} has the value {name!r} (at {places[name]!r}), in which a program put the sign U+FFFD for letters that it could not read, so that "
+                "several would count as one; write the letters again."
+            )
         if any(map(_SHORTENED.fullmatch, name.split("/"))):
             raise ManifestError(
                 f"The {what} has the value {name!r} (at {places[name]!r}), a number with an exponent, whose last digits may be lost, so "
@@ -101,7 +109,7 @@ def _sentence(what: str, one: str, other: str, places: Mapping[str, str]) -> str
     how = (
         "case, spaces, Unicode form or how a number is written"
         if is_folded
-        else "letters or marks that look alike"
+        else "letters or marks that look alike, or what stands between words"
     )
     first, second = (f"{show(name)} (at {places[name]!r})" for name in (one, other))
     return (

@@ -27,7 +27,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 
 NO_VALUE = {
     *("", "nan", "-nan", "null", "(null)", "\\n", "nat", "n/a", "<na>", "#na", "#n/a", "#n/a n/a"),
-    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "?", "--", "---"),
 }
 """Texts, in small letters, that say that there is no value. NA, None and none are values: a country, a class."""
 
