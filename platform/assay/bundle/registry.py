@@ -150,7 +150,9 @@ class Registry:
         """
         content = self._read(f"{record.task}/{record.version}/judged.parquet", MOST_ROWS_BYTES)
         try:
-            return pq.ParquetFile(io.BytesIO(content or b"")).read()
+            return pq.ParquetFile(
+                io.BytesIO(content or b""), page_checksum_verification=True
+            ).read()
         except (pa.ArrowException, OSError):
             raise RegistryError(
                 f"The registry {self.address} has lost the test rows of {record.task} {record.version}; restore them, or force the promotion by --force REASON."
@@ -165,7 +167,7 @@ class Registry:
         if self._read(f"{home}/bundle/{NAME}", MOST_BYTES) == card:
             return sha256[:12], sha256
         parquet = io.BytesIO()
-        pq.write_table(test_rows, parquet)
+        pq.write_table(test_rows, parquet, write_page_checksum=True)
         self._write(f"{home}/judged.parquet", parquet.getvalue())
         for name in content["sha256"]:
             self._write(f"{home}/bundle/{name}", read_bytes(folder / name))

@@ -1,6 +1,7 @@
 """Spellings: names that people would take for one and a program would not."""
 
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping
 
@@ -21,7 +22,7 @@ _UNSEEN = re.compile(
 """Characters that print as nothing beside those of Unicode's category Cf: controls, fillers, variation selectors."""
 
 _JOINTS = re.compile(r"(?<=\w)[ _-]+(?=[^\W_])")
-"""What one person writes between words, and another otherwise: surface_scratch, surface-scratch."""
+"""What stands between words, and may be one name's: surface_scratch, surface-scratch."""
 
 _SHORTENED = re.compile(r"[-+]?[0-9](\.[0-9]*)?[eE]\+(0[5-9]|[1-9][0-9]+)")
 """A large number as spreadsheets and programs shorten it, or hold it: 1.23457E+15."""
@@ -69,7 +70,7 @@ def _looks(name: str) -> set[str]:
     looks = {fold_name(name)}
     if not name.isascii():  # few are, of millions
         looks.add(fold_name(unicodedata.normalize("NFD", name).translate(_LATIN)))
-    return looks | {_JOINTS.sub(" ", look) for look in looks}
+    return looks
 
 
 def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
@@ -100,6 +101,21 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
             other = spelled.setdefault(look, name)
             if other != name:
                 raise ManifestError(_sentence(what, other, name, places))
+    _say_joints(what, places)
+
+
+def _say_joints(what: str, places: Mapping[str, str]) -> None:
+    """Say where names differ in what stands between words alone: two, or one that two people wrote."""
+    spelled: dict[str, str] = {}
+    for name in sorted(filter(_JOINTS.search, places)):
+        other = spelled.setdefault(_JOINTS.sub(" ", fold_name(name)), name)
+        if other != name:
+            print(
+                f"The {what} has the values {other!r} (at {places[other]!r}) and {name!r} (at {places[name]!r}), which count as two; write them in one "
+                "way if they are one.",
+                file=sys.stderr,
+            )
+            return
 
 
 def _sentence(what: str, one: str, other: str, places: Mapping[str, str]) -> str:
@@ -109,7 +125,7 @@ def _sentence(what: str, one: str, other: str, places: Mapping[str, str]) -> str
     how = (
         "case, spaces, Unicode form or how a number is written"
         if is_folded
-        else "letters or marks that look alike, or what stands between words"
+        else "letters or marks that look alike"
     )
     first, second = (f"{show(name)} (at {places[name]!r})" for name in (one, other))
     return (
