@@ -479,7 +479,7 @@ def test_settings_of_folders_have_no_effect_beside_a_table(table, tmp_path):
     assert set(DataConfig(root=table).idle()) == {"patterns"}
     assert set(DataConfig(root=tmp_path).idle()) == {"image"}
     assert not DataConfig(root=tmp_path / "none").idle()
-    with pytest.raises(ConfigError, match="data.patterns has 0 entries"):
+    with pytest.raises(ConfigError, match=r"data\.patterns has 0 entries"):
         DataConfig(patterns=())
 
 

@@ -80,7 +80,7 @@ def test_a_measure_that_is_no_number_is_damage(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     lines = [{"kind": "step", "step": 1} | json.loads(line), {"kind": "step", "step": 2}]
     path.write_text("".join(f"{json.dumps(each)}\n" for each in lines))
-    with pytest.raises(RunError, match="Line 1 of .* a measure is no number"):
+    with pytest.raises(RunError, match=r"Line 1 of .* a measure is no number"):
         read_metrics(path)
 
 
