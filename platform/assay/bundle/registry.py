@@ -114,8 +114,8 @@ class Registry:
 
     def tasks(self) -> list[str]:
         """List the tasks that have any record, but for names that no task may have."""
-        names = [name for name in self._list("") if TASK_NAME.fullmatch(name)]
-        return sorted(set(names) - RESERVED)
+        names = {name for name in self._list("") if TASK_NAME.fullmatch(name)} - RESERVED
+        return sorted(name for name in names if self._list(f"{name}/history"))
 
     def reserved(self) -> list[str]:
         """List what lies here under a name that no task may have; nothing answers for it."""
@@ -260,7 +260,7 @@ class Registry:
             return record
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RegistryError(
-                f"{name} of the registry {self.address} is damaged; restore it, or promote again."
+                f"{name} of the registry {self.address} is damaged; restore it, or take it away, and promote again if it was an alias."
             ) from None
 
     def _read(self, name: str, most: int) -> bytes | None:

@@ -17,6 +17,9 @@ from assay.bundle.providers import provider_with
 from assay.cluster import nodes
 from assay.errors import ImageError, ServeError
 from assay.files import write_whole
+from assay.runs import listing
+from assay.runs.mirror import needs_judged
+from assay.runs.remote import open_storage
 from assay.serve.application_file import read_applications
 from assay.serve.config import ServeConfig, check_certificate
 from assay.serve.deployment import changes, configuration
@@ -124,27 +127,32 @@ def _guard_ray() -> None:
 
 
 def predict(
-    bundle: Annotated[Path, tyro.conf.Positional],
+    bundle: Annotated[str, tyro.conf.Positional],
     paths: Annotated[list[Path], tyro.conf.Positional],
     out: Path = Path("predictions"),
     variant: Variant = "fp32",
     overlays: bool = True,
+    storage: str = "runs",
 ) -> None:
     """Judge images without a server, in a process per CPU; the same command again does what is left.
 
     Args:
-        bundle: A bundle, or a run that holds one.
+        bundle: A bundle's folder, or a run that holds one, by its folder or name.
         paths: Images, folders of images (a store too), or tables (CSV, Parquet) with a column `image`; where they
             have a column `group` too, its images are views of one part and judged together. What cannot be read is
             a line of bad.csv; only where nothing can, the exit code is 2.
-        out: Folder of the answers.
+        out: Folder of the answers, new or of this command.
         variant: The graphs to use.
         overlays: Draw patches or masks over each image.
+        storage: Folder or URI of the runs, where a run is named.
     """
     _guard_ray()
     from assay.serve import offline
 
-    folder = offline.find_bundle(bundle).absolute()
+    folder = Path(bundle)
+    if not folder.exists():
+        folder = listing.find(bundle, open_storage(storage, bundle, needs_judged)).folder
+    folder = offline.find_bundle(folder).absolute()
     good, bad = offline.predict(folder, paths, out.absolute(), variant, overlays)
     print(f"{good} images answered: {out}/answers.parquet, answers.csv")
     if bad:
