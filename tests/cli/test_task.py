@@ -311,6 +311,10 @@ def test_the_last_of_two_numbers_counts_and_none_of_two_lists(
             ("loss.dino", "teacher.warmup"),
         ),
         ("casting.py", ["--split.num-unseen", "2"], ("split.num-unseen",)),
+        ("casting.py", ["--explain.masks", "{name}.png"], ("explain.masks",)),
+        ("segment.py", ["--layers.channels", "triplet"], ("layers.channels",)),
+        ("segment.py", ["--data.root", ".", "--bed.seed", "3"], ("bed.seed",)),
+        ("distill.py", ["--data.root", ".", "--units.contrast", "2"], ("units.contrast",)),
     ],
 )
 def test_what_nothing_follows_is_said(

@@ -112,9 +112,15 @@ class TaskConfig(Settings):
     _undecided: ClassVar[Mapping[str, str]] = {"decide.pixel_recall": "the answers are no masks"}
     """Settings of `decide` that the task's answers do not follow, with why."""
 
+    _drawn: ClassVar[str] = ""
+    """Section of the images that are drawn where data.root names none."""
+
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
         names = super().idle() | dict(self._undecided)
+        if self._drawn and self.data.root is not None:
+            drawn = fields(getattr(self, self._drawn))
+            names |= {f"{self._drawn}.{each.name}": "data.root names images" for each in drawn}
         if not self.train.epochs:
             updates = [f"optim.{each.name}" for each in fields(self.optim)] + OF_UPDATES
             names |= dict.fromkeys(
