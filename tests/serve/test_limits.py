@@ -71,6 +71,12 @@ def test_a_file_has_a_name_or_is_called_an_image(head: str, is_file: bool) -> No
         form_parts(content, "multipart/form-data; boundary=X")
 
 
+def test_bodies_that_would_never_be_let_in_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"held-mb is 1 and limits\.body-mb 96"):
+        Limits(held_mb=1.0)
+    assert Limits(held_mb=96.0)
+
+
 @pytest.mark.parametrize("name", ["model", "mask", "print"])
 def test_a_parameter_of_the_address_is_no_field_of_a_form(name: str) -> None:
     """Else champion answered who had asked for challenger."""

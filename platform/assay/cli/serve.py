@@ -1,5 +1,6 @@
 """Commands that answer: `assay serve` over HTTP, `assay predict` for folders and lists."""
 
+import math
 import os
 import signal
 import sys
@@ -15,13 +16,13 @@ from annotated_types import Interval
 from assay.bundle.bundle import Variant
 from assay.bundle.providers import provider_with
 from assay.cluster import nodes
-from assay.errors import ImageError, ServeError
+from assay.errors import ConfigError, ImageError, ServeError
 from assay.files import write_whole
 from assay.runs import listing
 from assay.runs.mirror import needs_judged
 from assay.runs.remote import open_storage
 from assay.serve.application_file import read_applications
-from assay.serve.config import ServeConfig, check_certificate
+from assay.serve.config import ServeConfig, check_certificate, check_host
 from assay.serve.deployment import changes, configuration
 from assay.serve.tokens import open_tokens
 
@@ -50,6 +51,9 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     config, file = command.config, command.file
     open_tokens(config, create=True)
     check_certificate(config)
+    check_host(config)
+    if not 0 <= command.wait_s < math.inf:
+        raise ConfigError(f"wait-s is {command.wait_s}; it must be a finite number, at least 0.")
     if not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes have an onnxruntime of their own
         provider_with(config.app.gpus, config.app.provider)
     _guard_ray()

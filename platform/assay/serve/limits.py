@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from assay.config import Settings
-from assay.errors import AssayError
+from assay.errors import AssayError, ConfigError
 
 MAGIC = (
     b"\xff\xd8\xff",
@@ -96,6 +96,14 @@ class Limits(Settings, section="limits"):
 
     print_s: Annotated[float, Interval(gt=0, le=604_800)] = 3600.0
     """Longest time between two frames of a print (s); what comes later begins it anew."""
+
+    def __post_init__(self) -> None:
+        """Refuse bodies that would never be let in."""
+        super().__post_init__()
+        if self.held_mb < self.body_mb:
+            raise ConfigError(
+                f"limits.held-mb is {self.held_mb:g} and limits.body-mb {self.body_mb:g}, so that some bodies would be answered 429 for ever; give no less for the first."
+            )
 
 
 class RefusedError(AssayError):
