@@ -216,6 +216,20 @@ def test_the_commands(tmp_path, monkeypatch, capsys, bundles, judged_rows):
     assert "forced: the old camera is gone" in text
     main(["rollback", "parts"])
     assert "is champion again (run parts-1)" in capsys.readouterr().out
+    alias = Path("registry/parts/champion.json")
+    values = json.loads(alias.read_text())
+    alias.write_text(json.dumps(values | {"run": "\x1b]0;owned\x07"}))
+    Path("registry/photos").mkdir()
+    main(["registry"])
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "photos" not in text
+    alias.write_text("{")
+    with pytest.raises(SystemExit):
+        main(["rollback", "parts"])
+    assert "take it away, and promote again if it was an alias" in capsys.readouterr().err
+    alias.unlink()  # as told
+    promote(registry, bundles[0], judged_rows(0.9), "champion")
     for wrong in (["registry", "--task", "other"], ["rollback", "other"], ["promote", "none"]):
         with pytest.raises(SystemExit) as ended:
             main(wrong)

@@ -114,8 +114,8 @@ class Registry:
 
     def tasks(self) -> list[str]:
         """List the tasks that have any record, but for names that no task may have."""
-        names = {name for name in self._list("") if TASK_NAME.fullmatch(name)} - RESERVED
-        return sorted(name for name in names if self._list(f"{name}/history"))
+        names = [name for name in self._list("") if TASK_NAME.fullmatch(name)]
+        return sorted(set(names) - RESERVED)
 
     def reserved(self) -> list[str]:
         """List what lies here under a name that no task may have; nothing answers for it."""

@@ -67,24 +67,26 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
         task: Only this one.
         registry: Folder or URI of the registry.
     """
-    records = Registry(registry)
-    tasks = [name for name in records.tasks() if task in ("", name)]
-    if not tasks:
-        raise RunError(
-            f"The registry {registry} holds nothing{f' of the task {task}' if task else ''}; promote a run by assay promote RUN."
-        )
-    for name in tasks:
+    records, num = Registry(registry), 0
+    for name in records.tasks():
+        held = [records.holder(name, alias) for alias in ALIASES] if task in ("", name) else []
+        history = records.history(name) if held else []
+        if not (any(held) or history):  # some other folder
+            continue
+        num += 1
         print(name)
-        for alias in ALIASES:
-            record = records.holder(name, alias)
-            if record is not None:
-                _print_holder(record)
+        for record in filter(None, held):
+            _print_holder(record)
         print("  history")
-        for record in records.history(name):
+        for record in history:
             why = f"; forced: {show(record.reason)}" if record.reason else ""
             print(
                 f"    {listing.when(record.time)}  {record.alias:10s}  {record.version}  {show(record.kind)}{why}"
             )
+    if not num:
+        raise RunError(
+            f"The registry {registry} holds nothing{f' of the task {task}' if task else ''}; promote a run by assay promote RUN."
+        )
 
 
 def _print_holder(record: Record) -> None:
