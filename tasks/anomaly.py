@@ -11,6 +11,7 @@ same memory over a backbone that has learnt nothing.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from assay.bundle.quantize import QuantizeConfig
 from assay.cli.task import main
@@ -41,6 +42,7 @@ class PartAnomalyConfig(AnomalyConfig):
     masks: MaskConfig = field(default_factory=lambda: MaskConfig(files=TRUTH))
     bed: LayersConfig = field(default_factory=LayersConfig)
     """The synthetic layers, drawn where data.root is not given."""
+    _drawn: ClassVar[str] = "bed"
 
 
 class PartAnomaly(Anomaly):

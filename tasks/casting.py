@@ -11,6 +11,7 @@ the score of the split as it was given, which is what was published.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from assay.cli.task import main
 from assay.data.inputs.image import ImageConfig
@@ -39,6 +40,14 @@ class CastingConfig(TransferConfig):
 
     castings: CastingsConfig = field(default_factory=CastingsConfig)
     """The synthetic castings, drawn where data.root is not given."""
+    _drawn: ClassVar[str] = "castings"
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        drawn = (
+            {} if self.data.root else {"explain.masks": "castings that are drawn have their own"}
+        )
+        return super().idle() | drawn
 
 
 class Casting(Transfer):

@@ -11,6 +11,7 @@ Labels are judged by and never learnt from. The baseline, judged beside it, is t
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from assay.cli.task import main
 from assay.data.inputs.image import ImageConfig
@@ -40,6 +41,7 @@ class DistillConfig(FeatureDistillationConfig):
     )
     units: UnitsConfig = field(default_factory=UnitsConfig)
     """The synthetic units, drawn where data.root is not given."""
+    _drawn: ClassVar[str] = "units"
 
 
 class Distill(FeatureDistillation):

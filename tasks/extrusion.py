@@ -13,6 +13,7 @@ nor val. All frames of a print are in one set.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from assay.cli.task import main
 from assay.data.inputs.image import ImageConfig
@@ -53,6 +54,7 @@ class ExtrusionConfig(PrintsConfig):
     data: DataConfig = COMPETITION
     nozzles: NozzlesConfig = field(default_factory=NozzlesConfig)
     """The synthetic frames, drawn where data.root is not given."""
+    _drawn: ClassVar[str] = "nozzles"
 
 
 class Extrusion(Prints):

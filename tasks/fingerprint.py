@@ -58,6 +58,7 @@ class FingerprintConfig(PatchClassificationConfig):
     split: SplitConfig = field(default_factory=lambda: SplitConfig(unseen_domain="design"))
     parts: PartsConfig = field(default_factory=PartsConfig)
     """The synthetic parts, drawn where data.root is not given."""
+    _drawn: ClassVar[str] = "parts"
 
 
 class Fingerprint(PatchClassification):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
+from typing import ClassVar
 
 from assay.cli.task import main
 from assay.data.inputs.image import ImageConfig
@@ -43,6 +44,7 @@ class PretrainConfig(SelfDistillationConfig):
     )
     units: UnitsConfig = field(default_factory=UnitsConfig)
     """The synthetic units, drawn where data.root is not given."""
+    _drawn: ClassVar[str] = "units"
 
 
 class Pretrain(SelfDistillation):

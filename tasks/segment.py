@@ -11,7 +11,7 @@ Where true masks are known besides those that were learnt from, both are judged 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -64,6 +64,12 @@ class SegmentConfig(SegmentationConfig):
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
     bed: LayersConfig = field(default_factory=LayersConfig)
     """The synthetic layers, drawn where data.root is not given."""
+    _drawn: ClassVar[str] = "bed"
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect."""
+        drawn = {} if self.data.root else {"layers.channels": "the layers that are drawn have one"}
+        return super().idle() | drawn
 
     def __post_init__(self) -> None:
         """Refuse to train the rule, which learns nothing."""

@@ -47,6 +47,13 @@ def test_what_a_user_can_mend_ends_in_a_sentence(capsys, error, code, said):
     assert len(text.splitlines()) == 1
 
 
+def test_an_output_that_was_closed_before_is_no_fault(monkeypatch):
+    """As under a daemon, or by >&-."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with one_sentence():
+        print("nobody reads this")
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -54,7 +54,8 @@ def one_sentence() -> Iterator[None]:
     try:
         with disk_faults():
             yield
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it was closed before this began
+                sys.stdout.flush()
     except AssayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

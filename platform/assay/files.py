@@ -171,7 +171,8 @@ def read_parquet(
     import pyarrow.parquet as pq  # a bundle opens without it
 
     with reading(path):
-        file = pq.ParquetFile(path)  # pq.read_table takes a second to import what it needs
+        # pq.read_table takes a second to import what it needs
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         names = file.schema_arrow.names
         missing = [name for name in needed if name not in names]
         if missing:
@@ -246,7 +247,7 @@ def write_parquet(path: Path, table: "pa.Table") -> None:
     import pyarrow.parquet as pq  # a bundle opens without it
 
     with replacing(path) as hidden:
-        pq.write_table(table, hidden)
+        pq.write_table(table, hidden, write_page_checksum=True)
 
 
 def write_rows(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -51,6 +51,10 @@ def reach(address: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         ConfigError: it is no address that can be used.
     """
+    if re.match(r"(s3|gs|gcs|abfs|abfss|file):/(?!/)", address):
+        raise ConfigError(
+            f"{address} is no address that can be used (an URI has two slashes); give a folder, or an URI such as s3://bucket/folder."
+        )
     uri = address if "://" in address else Path(address).absolute().as_uri()
     try:
         if urlsplit(uri).scheme == "s3":

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
@@ -16,7 +17,7 @@ from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.bundle.seal import update
 from assay.cli.console import main
-from assay.errors import BundleError, ConfigError, RegistryError
+from assay.errors import BundleError, ConfigError, PredictionsError, RegistryError
 from assay.typed import to_json
 
 
@@ -90,6 +91,14 @@ def test_without_a_judged_test_set_it_is_refused(
         promote(registry, unjudged, judged_rows(0.9), "challenger")
     assert registry.tasks() == []
     assert promote(registry, unjudged, judged_rows(0.9), "champion", "first try").reason
+
+
+def test_test_rows_that_cannot_be_judged_are_not_kept(registry, bundles, judged_rows):
+    rows = judged_rows(0.9)
+    for broken in (pa.concat_tables([rows, rows]), rows.replace_schema_metadata(None)):
+        with pytest.raises(PredictionsError):
+            promote(registry, bundles[0], broken, "champion", "whatever stands against it")
+    assert registry.tasks() == []
 
 
 def test_other_test_rows_are_no_comparison(registry, bundles, judged_rows):
@@ -216,6 +225,20 @@ def test_the_commands(tmp_path, monkeypatch, capsys, bundles, judged_rows):
     assert "forced: the old camera is gone" in text
     main(["rollback", "parts"])
     assert "is champion again (run parts-1)" in capsys.readouterr().out
+    alias = Path("registry/parts/champion.json")
+    values = json.loads(alias.read_text())
+    alias.write_text(json.dumps(values | {"run": "\x1b]0;owned\x07"}))
+    Path("registry/photos").mkdir()
+    main(["registry"])
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "photos" not in text
+    alias.write_text("{")
+    with pytest.raises(SystemExit):
+        main(["rollback", "parts"])
+    assert "take it away, and promote again if it was an alias" in capsys.readouterr().err
+    alias.unlink()  # as told
+    promote(registry, bundles[0], judged_rows(0.9), "champion")
     for wrong in (["registry", "--task", "other"], ["rollback", "other"], ["promote", "none"]):
         with pytest.raises(SystemExit) as ended:
             main(wrong)

@@ -242,11 +242,13 @@ def test_weights_outside_a_graph_are_taken_with_a_hash_alone(folder, judged_rows
 
     for location in ("../outside.bin", str(folder.parent / "outside.bin"), "/dev/zero"):
         with_graph(folder, scaled(folder, location))
-        with pytest.raises(BundleError, match="does not open"):
+        with pytest.raises(BundleError, match="which has no hash"):
             promoted()
     with_graph(folder, scaled(folder, "weights.bin"))
     weights = (folder.parent / "outside.bin").read_bytes()
     (folder / "weights.bin").write_bytes(weights)
+    with pytest.raises(BundleError, match=r"classify\.onnx keeps weights in b'weights\.bin'"):
+        Bundle(folder)
     with pytest.raises(BundleError, match=r"weights\.bin without a hash"):
         promoted()
     (folder / "weights.bin").unlink()

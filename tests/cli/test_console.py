@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from assay.cli.console import main
 from assay.data.split_config import SplitConfig
-from assay.errors import RunError
+from assay.errors import PredictionsError, RunError
 from assay.experiment import judge
 from assay.experiment.identity import digest_syntax
 from assay.metrics.decide import DecideConfig
@@ -385,6 +386,48 @@ NO_NUMBER = (
     "run.json: field 'launches.0.time' is 'soon'; it must be a number. "
     "Restore the file, or train again with --again."
 )
+
+
+def change_rows(folder: Path, column: str, values: Any) -> None:
+    path = folder / "predictions.parquet"
+    table = pq.ParquetFile(path).read()
+    place = table.column_names.index(column)
+    changed = pa.array(values(table[column].to_pylist()), table[column].type)
+    pq.write_table(table.set_column(place, column, changed), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("truth", lambda rows: [9, *rows[1:]], "truth runs from 0 to 9"),
+        ("logits", lambda rows: [row[:1] for row in rows], "one of the logits for each"),
+        ("logits", lambda rows: [[float("inf")] * 2, *rows[1:]], "NaN or infinite"),
+    ],
+)
+def test_predictions_that_cannot_be_judged_are_refused(
+    tmp_path: Path, column, values, says
+) -> None:
+    folder = make_run(tmp_path, "toy-odd", 0.9)
+    change_rows(folder, column, values)
+    with pytest.raises(PredictionsError, match=says):
+        judged(folder)
+
+
+def test_a_table_without_val_is_refused(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "toy-odd", 0.9)
+    path = folder / "predictions.parquet"
+    table = pq.ParquetFile(path).read()
+    pq.write_table(table.filter(pc.equal(table["split"], "test")), path)
+    with pytest.raises(PredictionsError, match="No row of val is predicted"):
+        judged(folder)
+
+
+def test_a_launch_at_no_time_is_shown(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = storage / "toy-good" / "run.json"
+    record = json.loads(path.read_text())
+    record["launches"][0]["time"] = 1e30
+    path.write_text(json.dumps(record))
+    assert "toy-good" in said(capsys, "report", "toy-good", "--storage", str(storage))
 
 
 @pytest.mark.parametrize(

@@ -284,12 +284,47 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     assert "Traceback" not in err
 
 
-def test_the_last_of_two_numbers_counts_and_none_of_two_lists() -> None:
+def test_the_last_of_two_numbers_counts_and_none_of_two_lists(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     task = load_task(TaskSource.read(SCRIPT))
     assert parse(task, ["--train.epochs", "3", "--train.epochs=4"])[0].train.epochs == 4
+    said = "--train.epochs is given twice, and its last value, 4, counts."
+    assert said in capsys.readouterr().err.splitlines()
     for twice in (["--track", "wandb", "--track=tensorboard"], ["--data.keep", "a", "--data.keep"]):
         with pytest.raises(ConfigError, match="is given twice, and the second"):
             parse(task, twice)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "names"),
+    [
+        (
+            "anomaly.py",
+            ["--optim.lr", "1e-2", "--train.patience", "3"],
+            ("optim.lr", "train.patience"),
+        ),
+        ("pretrain.py", ["--train.epochs", "0", "--optim.warmup", "0.2"], ("optim.warmup",)),
+        (
+            "pretrain.py",
+            ["--supervised", "--loss.dino", "2", "--teacher.warmup", "0.5"],
+            ("loss.dino", "teacher.warmup"),
+        ),
+        ("casting.py", ["--split.num-unseen", "2"], ("split.num-unseen",)),
+        ("casting.py", ["--explain.masks", "{name}.png"], ("explain.masks",)),
+        ("segment.py", ["--layers.channels", "triplet"], ("layers.channels",)),
+        ("segment.py", ["--data.root", ".", "--bed.seed", "3"], ("bed.seed",)),
+        ("distill.py", ["--data.root", ".", "--units.contrast", "2"], ("units.contrast",)),
+    ],
+)
+def test_what_nothing_follows_is_said(
+    capsys: pytest.CaptureFixture[str], script: str, words: list[str], names: tuple[str, ...]
+) -> None:
+    task = load_task(TaskSource.read(SCRIPT.with_name(script)))
+    parse(task, ["--preset", "smoke", *words])
+    said = capsys.readouterr().err
+    for name in names:
+        assert f"--{name} has no effect: " in said
 
 
 def test_a_mistyped_option_exits_with_2() -> None:

@@ -54,6 +54,15 @@ def test_sets_labels_and_groups_are_read(tmp_path: Path, nested: bool, below: st
     assert {name: len(split.rows(name)) for name in SETS} == {n: 2 * k for n, k in SETS.items()}
 
 
+def test_groups_are_those_of_the_file_unless_others_are_named(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    named = read_manifest(DataConfig(root=root), tmp_path / "hashes")
+    assert named.column("group") == read_manifest(
+        DataConfig(root=root, group=("group_id",)), tmp_path / "hashes"
+    ).column("group")
+    assert len(set(named.column("group"))) == sum(SETS.values()) < len(named)
+
+
 def test_one_file_is_read_alone_and_what_it_holds_besides_can_be_kept(tmp_path: Path) -> None:
     make(tmp_path)
     path = tmp_path / "annotations/train.json"
@@ -109,6 +118,11 @@ def edit(path: Path, change: Any) -> None:
         (lambda c: c["data_list"][0].update(img_path="val"), "which is a folder"),
         (lambda c: c["data_list"].append(c["data_list"][0]), "listed more than once"),
         (lambda c: c["data_list"][0].update(group_id="001"), "'001' is in two sets, by train/1/"),
+        (
+            lambda c: c["data_list"][1].update(label="negativ"),
+            "entry 2 has the label 'negativ', and",
+        ),
+        (lambda c: c["data_list"][1].update(split="test"), "has the split 'test', and .* is 'val'"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(tmp_path: Path, change: Any, says: str) -> None:

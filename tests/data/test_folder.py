@@ -40,3 +40,14 @@ def test_a_name_that_fits_in_no_way_is_refused_at_once(tmp_path):
     with pytest.raises(ManifestError, match="fit no pattern"):
         scan_folder(tmp_path, [pattern], "", "split")
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("name", ["c_mask.png", "c-GT.jpg", "c Masks.png", "c_segmentation.tif"])
+def test_masks_beside_their_images_are_no_images(tmp_path, name):
+    for file in ("good/a.png", "good/d_mask.png", "bad/c.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert len(scan_folder(tmp_path, ["{label}/{name}"], "label", "split")) == 3
+    (tmp_path / "bad" / name).touch()
+    with pytest.raises(ManifestError, match="lies beside the image c, as its mask does"):
+        scan_folder(tmp_path, ["{label}/{name}"], "label", "split")

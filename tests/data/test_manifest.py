@@ -456,6 +456,33 @@ def test_a_given_split_under_another_spelling_is_not_passed_over(tmp_path, cache
         assert manifest.declared_sets == expected
 
 
+@pytest.mark.parametrize(
+    ("header", "cells", "is_said"),
+    [
+        ("Set", ("train", "Test"), True),
+        ("partition", ("training", ""), True),
+        ("set", ("a", "b"), False),
+        ("view", ("train", "test"), False),
+        ("set,split", ("train,train", "test,test"), False),
+    ],
+)
+def test_sets_under_another_name_are_said(tmp_path, cache, capsys, header, cells, is_said):
+    """Else sets would be drawn beside a published split that nobody missed."""
+    put(tmp_path, "1.png", "2.png")
+    lines = [f"{i}.png,{label},{cell}" for i, label, cell in zip("12", "ab", cells, strict=True)]
+    path = table_of(tmp_path, f"image,label,{header}", *lines)
+    read_manifest(DataConfig(root=path), cache)
+    assert ("which are not used" in capsys.readouterr().err) == is_said
+
+
+def test_settings_of_folders_have_no_effect_beside_a_table(table, tmp_path):
+    assert set(DataConfig(root=table).idle()) == {"patterns"}
+    assert set(DataConfig(root=tmp_path).idle()) == {"image"}
+    assert not DataConfig(root=tmp_path / "none").idle()
+    with pytest.raises(ConfigError, match=r"data\.patterns has 0 entries"):
+        DataConfig(patterns=())
+
+
 def test_a_column_without_a_name_is_no_split(tmp_path, cache):
     """As pandas writes the numbers of rows."""
     put(tmp_path, "1.png", "2.png")

@@ -19,7 +19,7 @@ def test_a_folded_name_is_the_same_for_each_of_its_spellings(name):
 
 
 NO_TWINS = st.characters(exclude_categories=["Cs", "Pd", "Pi", "Pf"]).filter(
-    lambda c: not ("\u0370" <= c <= "\u04ff" or c == "\u2212")
+    lambda c: not ("\u0370" <= c <= "\u04ff" or c in "\u2212\ufffd")
 )
 
 
@@ -94,6 +94,30 @@ def test_letters_that_look_alike_are_shown_as_what_they_are(latin, other):
         refuse_spellings("label", {name: "a", "other": "b"})
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("surface_scratch", "surface scratch"),
+        ("surface-scratch", "surface_scratch"),
+        ("2024-01-05", "2024_01_05"),
+        ("A - 1", "A-1"),
+        ("M_1/p", "M-1/p"),
+    ],
+)
+def test_names_that_differ_between_words_alone_are_said(first, second, capsys):
+    refuse_spellings("label", {first: "x", second: "y"})
+    said = capsys.readouterr().err
+    assert all(repr(name) in said for name in (first, second))
+    assert said.endswith("which count as two; write them in one way if they are one.\n")
+    refuse_spellings("label", {first: "x", f"{second}s": "y"})
+    assert not capsys.readouterr().err
+
+
+def test_letters_that_a_program_lost_are_no_name():
+    with pytest.raises(ManifestError, match=r"could not read.*write the letters again"):
+        refuse_spellings("label", {"gr\ufffdn": "a", "b": "b"})
+
+
 OTHERS = [
     ("\u043a\u043e\u0442", "\u0442\u043e\u043a"),  # Russian, of two words
     ("\u0440\u043e\u0433", "por"),
@@ -109,6 +133,11 @@ OTHERS = [
     ("a-0", "a0"),
     ("1e3", "1000"),  # or two ids in hexadecimal digits
     ("C++", "C"),
+    ("a_b", "ab"),
+    ("crack-", "crack"),
+    ("-1", "1"),
+    ("_a", "a"),
+    ("a/b", "a-b"),
 ]
 
 

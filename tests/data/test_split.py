@@ -616,8 +616,9 @@ def test_what_cannot_be_seen_without_labels_is_refused():
     assert "test_unseen has 1 group, and with split.unlabelled 'train'" in refusal(
         manifest_of(one), config
     )
-    assert set(SplitConfig().idle()) == {"unlabelled_share"}
-    assert not config.idle()
+    assert set(SplitConfig().idle()) == {"unlabelled_share", "unseen", "num_unseen"}
+    assert set(config.idle()) == {"num_unseen"}
+    assert not replace(config, unseen=()).idle()
 
 
 def test_an_oracle_takes_val_from_a_given_test_unseen():

@@ -102,7 +102,7 @@ MISSING = [
     "1.#QNAN",
 ]
 MISSING += ["<NA>", "N/A", "NULL", "NaN", "n/a", "nan", "null"]
-MISSING += ["  ", "NaT", "(null)", "\\N", "\u200b", "\u00a0", "\u3164", "\ufeff nan"]
+MISSING += ["  ", "NaT", "(null)", "\\N", "\u200b", "\u00a0", "\u3164", "\ufeff nan", "?", "--"]
 
 
 @pytest.mark.parametrize("cell", MISSING)

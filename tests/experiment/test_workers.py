@@ -1,5 +1,6 @@
 """Workers that are lost, and Ray Data without a CPU: launched again, or a sentence, and never a wait without end."""
 
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 from ray.train.v2._internal.util import construct_user_exception_with_traceback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from assay.errors import AssayError, DiskError, ResourceError
 from assay.experiment import stream, workers
@@ -53,6 +55,26 @@ class Launches:
 def train(folder: Path, retries: int = 2) -> None:
     job = SimpleNamespace(device="cpu", config={"train": {"epochs": 1}}, folder=folder)
     workers.train(job, Resources(workers=2, retries=retries))
+
+
+def test_ctrl_c_ends_the_process_as_everywhere(monkeypatch, tmp_path) -> None:
+    """Ray Train's own handler is one of its trainer's methods, and is not registered."""
+
+    class Trainer(DataParallelTrainer):
+        def __init__(self) -> None:
+            pass
+
+        def fit(self) -> None:
+            self._register_sigint_handler(None)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(workers, "_trainer", lambda *_: Trainer())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_a_worker_says_in_a_sentence_is_raised_as_it_is_and_not_tried_again(

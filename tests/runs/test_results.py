@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -6,15 +7,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from assay.errors import RunError
+from assay.files import write_json
 from assay.metrics.estimate import Estimate
 from assay.metrics.summary import Summary
 from assay.runs.record import RunRecord, read_record, write_record
 from assay.runs.results import (
     Result,
+    read_config,
+    read_metrics,
     read_predictions,
     read_result,
     read_split,
     refuse_other,
+    write_config,
     write_predictions,
     write_result,
     write_split,
@@ -44,6 +49,39 @@ def ended(folder, content):
     write_split(folder, ROWS)
     write_result(folder, RESULT)
     return folder
+
+
+def test_settings_of_another_run_are_refused(tmp_path):
+    config = {"data": {"root": "a"}, "split": {}, "train": {"seed": 1}, "decide": {}}
+    folder = ended(tmp_path / "run", "0")
+    write_config(folder, config)
+    moved = config | {"data": {"root": "b"}, "decide": {"coverage": 0.8}}
+    write_json(folder / "config.json", moved)
+    assert read_config(folder) == moved
+    write_json(folder / "config.json", config | {"train": {"seed": 2}})
+    with pytest.raises(RunError, match="other settings than the run was trained by"):
+        read_config(folder)
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "split.parquet"])
+def test_a_byte_that_changed_in_a_column_is_noticed(tmp_path, name):
+    folder = ended(tmp_path / "run", "0")
+    table = pa.table({c: [f"{c}{i}" for i in range(300)] for c in ROWS.column_names})
+    {"predictions.parquet": write_predictions, "split.parquet": write_split}[name](folder, table)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 3] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(RunError, match="missing or damaged"):
+        READERS[name](folder)
+
+
+@pytest.mark.parametrize("line", ['{"loss": "high"}', '{"loss": [1]}', '{"loss": true}'])
+def test_a_measure_that_is_no_number_is_damage(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"kind": "step", "step": 1} | json.loads(line), {"kind": "step", "step": 2}]
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    with pytest.raises(RunError, match=r"Line 1 of .* a measure is no number"):
+        read_metrics(path)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -76,6 +76,21 @@ def test_an_empty_registry_is_refused_and_an_open_door_to_the_network_too(tmp_pa
             ApplicationConfig(**wrong)
 
 
+def test_an_address_is_one(tmp_path, capsys, monkeypatch):
+    with pytest.raises(ConfigError, match="every address of this machine"):
+        ServeConfig(host=" ")
+    monkeypatch.setenv("ASSAY_TOKEN", "x1")
+    for words, said in (
+        (["--host", "999.1.1.1"], "host is 999.1.1.1, which is no address"),
+        (["--wait-s", "-1"], "wait-s is -1.0; it must be"),
+        (["--wait-s", "nan"], "wait-s is nan; it must be"),
+        (["--registry", "s3:/bucket"], "an URI has two slashes"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["serve", "--file", str(tmp_path / "serve.yaml"), *words])
+        assert said in capsys.readouterr().err
+
+
 def test_certificate_and_key_belong_together(tmp_path):
     with pytest.raises(ConfigError, match="give both"):
         ServeConfig(tls_cert=tmp_path / "cert.pem")

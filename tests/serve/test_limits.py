@@ -71,6 +71,27 @@ def test_a_file_has_a_name_or_is_called_an_image(head: str, is_file: bool) -> No
         form_parts(content, "multipart/form-data; boundary=X")
 
 
+def test_bodies_that_would_never_be_let_in_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"held-mb is 1 and limits\.body-mb 96"):
+        Limits(held_mb=1.0)
+    assert Limits(held_mb=96.0)
+
+
+@pytest.mark.parametrize("name", ["model", "mask", "print"])
+def test_a_parameter_of_the_address_is_no_field_of_a_form(name: str) -> None:
+    """Else champion answered who had asked for challenger."""
+    image = 'Content-Disposition: form-data; name="image"; filename="a.png"'
+    for field, is_refused in ((name, True), ("note", False)):
+        heads = ((f'Content-Disposition: form-data; name="{field}"', "challenger"), (image, "1"))
+        parts = [f"--X\r\n{head}\r\n\r\n{content}\r\n" for head, content in heads]
+        content = "".join([*parts, "--X--"]).encode()
+        if not is_refused:
+            assert form_parts(content, "multipart/form-data; boundary=X") == [b"1"]
+            continue
+        with pytest.raises(RefusedError, match=f"field '{name}', which is a parameter"):
+            form_parts(content, "multipart/form-data; boundary=X")
+
+
 def test_a_limit_of_nothing_is_refused() -> None:
     for name, value in vars(Limits()).items():
         with pytest.raises(ConfigError, match=name.replace("_", "-")):

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import os
+import shutil
 import struct
 import tracemalloc
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import xxhash
 
 from assay.bundle.bundle import Bundle
+from assay.cli.console import main
 from assay.data.images import decode
 from assay.data.images.entry import MAGIC, MASK, StoredLevel, write_entry
 from assay.data.images.pyramid import ImagePyramid
@@ -151,6 +153,32 @@ def test_answers_below_the_images_are_not_judged_the_next_time(here, registry, p
     assert offline.predict(
         folder, [images / "out" / "overlays"], images / "out", "fp32", False
     ) == (4, 0)
+
+
+def test_answers_among_the_images_are_not_judged_and_write_over_nothing(
+    here, registry, pictures, tmp_path
+):
+    folder, root = registry.fetch(registry.holder("layers", "champion")), tmp_path / "layers"
+    root.mkdir()
+    for i, path in enumerate(pictures[:3]):
+        (root / f"{i}.png").write_bytes(path.read_bytes())
+    for _ in range(2):
+        assert offline.predict(folder, [root], root, "fp32", True) == (3, 0)
+    (root / "2.png").write_bytes(b"no image")
+    (root / "1.png").unlink()
+    assert offline.predict(folder, [root], root, "fp32", True) == (1, 1)
+    for name in ("masks", "overlays"):
+        assert [path.stem for path in (root / name).iterdir()] == ["000000"]
+    (root / "images.parquet").unlink()
+    with pytest.raises(ManifestError, match="holds overlays, which is no answer of this command"):
+        offline.predict(folder, [root], root, "fp32", True)
+
+
+def test_overlays_that_are_asked_for_later_are_drawn(here, registry, pictures, tmp_path):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    for overlays, num in ((False, 0), (True, 4), (False, 4)):
+        assert offline.predict(folder, pictures, tmp_path, "fp32", overlays) == (4, 0)
+        assert len(list((tmp_path / "overlays").glob("*"))) == num
 
 
 def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
@@ -350,8 +378,8 @@ def test_a_disk_that_cannot_be_written_ends_the_job_in_a_sentence_and_loses_noth
 ):
     folder = registry.fetch(registry.holder("parts", "champion"))
     monkeypatch.setattr(offline, "CHUNK", 2)
-    (tmp_path / "overlays").mkdir()
-    (tmp_path / "overlays" / "000003.jpg").mkdir()  # in the way of the last
+    (tmp_path / "overlays" / "000003.jpg").mkdir(parents=True)  # in the way of the last
+    (tmp_path / "images.parquet").touch()
     with pytest.raises(ResourceError, match=r"ended early.*000003"):
         offline.predict(folder, pictures, tmp_path, "fp32", True)
     assert len([*(tmp_path / "chunks").iterdir()]) == 1
@@ -363,6 +391,18 @@ def test_a_folder_that_cannot_be_walked_is_refused(tmp_path):
     (tmp_path / "a").symlink_to(".")
     with pytest.raises(ManifestError, match="remove the link"):
         listing(tmp_path)
+
+
+def test_a_run_may_be_named_as_for_other_commands(here, registry, pictures, tmp_path, capsys):
+    run = tmp_path / "runs" / "parts-0123456789ab"
+    shutil.copytree(registry.fetch(registry.holder("parts", "champion")), run / "bundle")
+    (run / "run.json").write_text('{"schema": 1, "state": "finished", "task": "parts"}')
+    words = ("--storage", str(run.parent), "--out", str(tmp_path / "out"))
+    main(["predict", "0123", str(pictures[0]), *words])
+    assert capsys.readouterr().out.startswith("1 images answered")
+    with pytest.raises(SystemExit):
+        main(["predict", "9999", str(pictures[0]), *words])
+    assert "There is no run '9999'" in capsys.readouterr().err
 
 
 def test_a_bundle_may_be_named_by_its_run(registry, tmp_path):

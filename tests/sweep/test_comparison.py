@@ -1,6 +1,6 @@
 """What is compared: settings, variants, shares and seeds; what cannot be is one sentence."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +8,13 @@ import pytest
 from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError
 from assay.experiment.options import parse_with, say_doubts
-from assay.sweep.comparison import ComparisonLaunch, plan
+from assay.sweep.comparison import ComparisonLaunch, _settings, plan
 from assay.sweep.fixed import combine, manifest_of, variants_of
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig, TrainConfig
 
-BASE = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py")).Config()
+SOURCE = TaskSource.read(Path(__file__).parents[1] / "toy.py")
+BASE = load_task(SOURCE).Config()
 
 
 def test_variants_are_combined_with_settings() -> None:
@@ -36,6 +37,22 @@ class WeightsConfig(TaskConfig):
     """Settings of a task that reads weights."""
 
     weights: str = "none"
+
+
+def test_a_setting_of_variants_is_not_overruled() -> None:
+    launch = ComparisonLaunch(
+        variants=("a: optim.weight-decay=0.1", "b: optim.lr=0.2"),
+        settings=("optim.weight_decay=0|0.3",),
+    )
+    with pytest.raises(ConfigError, match=r"both give values to optim\.weight_decay"):
+        _settings(SOURCE, load_task(SOURCE), BASE, launch)
+
+
+def test_what_is_compared_and_has_no_effect_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    combine({"": replace(BASE, train=replace(BASE.train, epochs=0))}, ["optim.lr=0.1|0.2"])
+    assert "optim.lr has no effect in 'lr 0.1': train.epochs is 0" in capsys.readouterr().err
+    combine({"": BASE}, ["optim.lr=0.1|0.2"])
+    assert not capsys.readouterr().err
 
 
 def test_a_value_may_look_like_a_range_or_an_address() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter
 
 from assay.errors import CheckpointError, DiskError
 from assay.nn.optim import Multiplier, OptimConfig, build_optimizer, set_rates
@@ -185,6 +186,19 @@ def test_a_kill_while_saving_leaves_the_one_before(tmp_path, monkeypatch):
         patched.setattr(checkpoint, "_checksums", killed)
         with pytest.raises(KeyboardInterrupt):
             trainee.save(tmp_path, 2)
+    assert checkpoint.latest(tmp_path) == good
+
+
+def test_ctrl_c_while_tensors_are_written_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    trainee = Trainee("adamw")
+    good = trainee.save(tmp_path, 1)
+
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainee.save(tmp_path, 2)
     assert checkpoint.latest(tmp_path) == good
 
 

@@ -1,6 +1,7 @@
 """bundle.json: what a bundle says of itself."""
 
 import math
+import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ SCHEMA = 4
 
 
 NAME = "bundle.json"
+
+_LOCATION = re.compile(rb"location\x12(.)(.{1,255})", re.DOTALL)
+"""How a graph names a file of weights: the key of an entry, then the length of its value and the value (onnx.proto, external_data)."""
 
 
 CACHE = Path("~/.cache/assay-bundles")
@@ -208,6 +212,25 @@ def check_content(folder: Path, card: Card) -> None:
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise BundleError(
                 f"{folder / name} is missing or was changed after export; export the bundle again."
+            )
+    _refuse_unhashed(folder, card)
+
+
+def _refuse_unhashed(folder: Path, card: Card) -> None:
+    """Refuse a graph that keeps weights in a file without a hash."""
+    for graph in (name for name in card.sha256 if name.endswith(".onnx")):
+        if not (folder / graph).stat().st_size:
+            continue  # does not load
+        with (
+            open_file(folder / graph) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            named = {match[2][: match[1][0]] for match in _LOCATION.finditer(content)}
+        unknown = named - {name.encode() for name in card.sha256}
+        if unknown:
+            raise BundleError(
+                f"{folder / graph} keeps weights in {min(unknown)!r}, which has no hash in {NAME}, so that nobody can tell whether they are what was "
+                "exported; export the bundle again."
             )
 
 

@@ -15,6 +15,7 @@ from assay.bundle.trial import apart, try_bundle
 from assay.errors import PredictionsError, RegistryError
 from assay.metrics.compare import compare
 from assay.metrics.comparison import Comparison
+from assay.metrics.predictions import check
 from assay.typed import to_json
 
 
@@ -33,6 +34,7 @@ def promote(
     Raises:
         BundleError: it does not verify; no reason overrules that, since no server would open it.
         RegistryError: something stands against it, and there is no reason.
+        PredictionsError: its test rows cannot be judged.
     """
     card = read_card(folder)
     task = _task_of(card, folder)
@@ -42,6 +44,8 @@ def promote(
             try_bundle(copy, "int8")
     before = registry.holder(task, alias)
     test_rows = predictions.filter(pc.starts_with(predictions["split"], "test"))
+    if test_rows.num_rows:
+        check(test_rows)  # the next one is compared on them
     metrics = {name: numbers for name, numbers in card.metrics.items() if name.startswith("test")}
     comparisons, objections = _compare_with_champion(registry, task, test_rows)
     if alias != "champion":

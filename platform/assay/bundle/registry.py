@@ -150,7 +150,9 @@ class Registry:
         """
         content = self._read(f"{record.task}/{record.version}/judged.parquet", MOST_ROWS_BYTES)
         try:
-            return pq.ParquetFile(io.BytesIO(content or b"")).read()
+            return pq.ParquetFile(
+                io.BytesIO(content or b""), page_checksum_verification=True
+            ).read()
         except (pa.ArrowException, OSError):
             raise RegistryError(
                 f"The registry {self.address} has lost the test rows of {record.task} {record.version}; restore them, or force the promotion by --force REASON."
@@ -165,7 +167,7 @@ class Registry:
         if self._read(f"{home}/bundle/{NAME}", MOST_BYTES) == card:
             return sha256[:12], sha256
         parquet = io.BytesIO()
-        pq.write_table(test_rows, parquet)
+        pq.write_table(test_rows, parquet, write_page_checksum=True)
         self._write(f"{home}/judged.parquet", parquet.getvalue())
         for name in content["sha256"]:
             self._write(f"{home}/bundle/{name}", read_bytes(folder / name))
@@ -268,7 +270,7 @@ class Registry:
             return record
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RegistryError(
-                f"{name} of the registry {self.address} is damaged; restore it, or promote again."
+                f"{name} of the registry {self.address} is damaged; restore it, or take it away, and promote again if it was an alias."
             ) from None
 
     def _read(self, name: str, most: int) -> bytes | None:

@@ -43,7 +43,7 @@ from assay.runs import listing
 from assay.runs.listing import RunSummary
 from assay.runs.mirror import needs_judged
 from assay.runs.remote import open_storage, writing
-from assay.runs.results import read_config
+from assay.runs.results import read_config, write_config
 from assay.typed import to_json
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def judge_again(command: Judge) -> None:
     config = dataclasses.replace(config, decide=command.decide)
     with Run(folder).lease():
         result = judge(folder, task, config, folder.parent)
-        write_json(folder / "config.json", to_dict(config))
+        write_config(folder, to_dict(config))
         write_report(folder)
     # a scoring whose rule was not recorded may have been by this one
     same = [s for s in result.scorings if not s.graph and s.rule in (result.rule, "not recorded")]

@@ -13,6 +13,7 @@ from assay.bundle.aliases import ALIASES, Alias
 from assay.bundle.card import read_card
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Record, Registry
+from assay.data.walk import show
 from assay.errors import RunError
 from assay.metrics.estimate import Estimate, bracket, signed
 from assay.runs import listing
@@ -66,35 +67,40 @@ def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
         task: Only this one.
         registry: Folder or URI of the registry.
     """
-    records = Registry(registry)
-    tasks = [name for name in records.tasks() if task in ("", name)]
-    if not tasks:
+    records, num = Registry(registry), 0
+    for name in records.tasks():
+        held = [records.holder(name, alias) for alias in ALIASES] if task in ("", name) else []
+        history = records.history(name) if held else []
+        if not (any(held) or history):  # some other folder
+            continue
+        num += 1
+        print(name)
+        for record in filter(None, held):
+            _print_holder(record)
+        print("  history")
+        for record in history:
+            why = f"; forced: {show(record.reason)}" if record.reason else ""
+            print(
+                f"    {listing.when(record.time)}  {record.alias:10s}  {record.version}  {show(record.kind)}{why}"
+            )
+    if not num:
         raise RunError(
             f"The registry {registry} holds nothing{f' of the task {task}' if task else ''}; promote a run by assay promote RUN."
         )
-    for name in tasks:
-        print(name)
-        for alias in ALIASES:
-            record = records.holder(name, alias)
-            if record is not None:
-                _print_holder(record)
-        print("  history")
-        for record in records.history(name):
-            why = f"; forced: {record.reason}" if record.reason else ""
-            print(
-                f"    {listing.when(record.time)}  {record.alias:10s}  {record.version}  {record.kind}{why}"
-            )
 
 
 def _print_holder(record: Record) -> None:
     print(f"  {record.alias}: {record.version} since {listing.when(record.time)}")
-    print(f"    run {record.run}, data {record.data}, Assay {record.code.get('assay')}")
+    assay = record.code.get("assay")
+    print(f"    run {show(record.run)}, data {show(record.data)}, Assay {show(str(assay))}")
     for name, summary in record.metrics.items():
         try:
             metric, score = next(iter(summary["metrics"].items()))
-            print(f"    {name}: {metric} {bracket(Estimate(**score))}, n = {summary['num']}")
+            print(
+                f"    {show(name)}: {show(metric)} {bracket(Estimate(**score))}, n = {summary['num']}"
+            )
         except Exception:  # whatever a record of another's holds in their place
-            print(f"    {name}: its numbers cannot be read")
+            print(f"    {show(name)}: its numbers cannot be read")
 
 
 def rollback(task: Name, alias: Alias = "champion", registry: str = _REGISTRY) -> None:

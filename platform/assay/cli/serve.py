@@ -1,5 +1,6 @@
 """Commands that answer: `assay serve` over HTTP, `assay predict` for folders and lists."""
 
+import math
 import os
 import signal
 import sys
@@ -15,10 +16,13 @@ from annotated_types import Interval
 from assay.bundle.bundle import Variant
 from assay.bundle.providers import provider_with
 from assay.cluster import nodes
-from assay.errors import ImageError, ServeError
+from assay.errors import ConfigError, ImageError, ServeError
 from assay.files import write_whole
+from assay.runs import listing
+from assay.runs.mirror import needs_judged
+from assay.runs.remote import open_storage
 from assay.serve.application_file import read_applications
-from assay.serve.config import ServeConfig, check_certificate
+from assay.serve.config import ServeConfig, check_certificate, check_host
 from assay.serve.deployment import configuration, refuse_strangers
 from assay.serve.edits import changes
 from assay.serve.tokens import open_tokens
@@ -48,6 +52,9 @@ def serve(command: Serve, words: Sequence[str]) -> None:
     config, file = command.config, command.file
     open_tokens(config, create=True)
     check_certificate(config)
+    check_host(config)
+    if not 0 <= command.wait_s < math.inf:
+        raise ConfigError(f"wait-s is {command.wait_s}; it must be a finite number, at least 0.")
     if not os.environ.get("RAY_ADDRESS"):  # a cluster's nodes have an onnxruntime of their own
         provider_with(config.app.gpus, config.app.provider)
     _guard_ray()
@@ -126,27 +133,32 @@ def _guard_ray() -> None:
 
 
 def predict(
-    bundle: Annotated[Path, tyro.conf.Positional],
+    bundle: Annotated[str, tyro.conf.Positional],
     paths: Annotated[list[Path], tyro.conf.Positional],
     out: Path = Path("predictions"),
     variant: Variant = "fp32",
     overlays: bool = True,
+    storage: str = "runs",
 ) -> None:
     """Judge images without a server, in a process per CPU; the same command again does what is left.
 
     Args:
-        bundle: A bundle, or a run that holds one.
+        bundle: A bundle's folder, or a run that holds one, by its folder or name.
         paths: Images, folders of images (a store too), or tables (CSV, Parquet) with a column `image`; where they
             have a column `group` too, its images are views of one part and judged together. What cannot be read is
             a line of bad.csv; only where nothing can, the exit code is 2.
-        out: Folder of the answers.
+        out: Folder of the answers, new or of this command.
         variant: The graphs to use.
         overlays: Draw patches or masks over each image.
+        storage: Folder or URI of the runs, where a run is named.
     """
     _guard_ray()
     from assay.serve import offline
 
-    folder = offline.find_bundle(bundle).absolute()
+    folder = Path(bundle)
+    if not folder.exists():
+        folder = listing.find(bundle, open_storage(storage, bundle, needs_judged)).folder
+    folder = offline.find_bundle(folder).absolute()
     good, bad = offline.predict(folder, paths, out.absolute(), variant, overlays)
     print(f"{good} images answered: {out}/answers.parquet, answers.csv")
     if bad:

@@ -18,12 +18,11 @@ from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.experiment.run import complete, is_whole, prepare, read_data
 from assay.experiment.workers import cluster
-from assay.files import write_json
 from assay.report.page import write_report
 from assay.report.text import print_run
 from assay.runs.folder import Run
 from assay.runs.remote import writing
-from assay.runs.results import read_comparisons
+from assay.runs.results import read_comparisons, write_config
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig
 
@@ -67,7 +66,7 @@ def experiment(
         if not is_decided(run.folder, named[name]):
             with run.lease():
                 judge(run.folder, task, named[name], storage)
-                write_json(run.folder / "config.json", to_dict(named[name]))
+                write_config(run.folder, to_dict(named[name]))
     _write_reports(folders)
     print_run(folders)
     print(f"report: {runs[''].folder / 'report.html'}")

@@ -3,8 +3,8 @@
     {"metainfo": {"classes": ["negative", "positive"]},
      "data_list": [{"img_path": "train/1015272/1015272-0.jpeg", "gt_label": 0, "group_id": "1015272"}]}
 
-A row has the fields `label` (the class's name), `group_id`, `split` (the file's name) and what an entry holds besides
-(texts and numbers). Paths are relative to the folder of the file, or to the one above where that is called
+A row has the fields `label` (the class's name), `group_id` (its group, unless others are named), `split` (the file's name)
+and what an entry holds besides (texts and numbers). Paths are relative to the folder of the file, or to the one above where that is called
 annotations.
 """
 
@@ -94,6 +94,11 @@ def _rows(path: Path, content: dict[str, Any], classes: list[str]) -> list[Image
         plain = {key: str(v) for key, v in values.items() if isinstance(v, str | int | float)}
         others = {key: text for key, text in plain.items() if value_of(text) is not None}
         fields = others | split | {"label": classes[label], "group_id": str(group)}
+        for key in others.keys() & {"label", "split"}:
+            if others[key] != fields[key]:
+                raise ManifestError(
+                    f"{place} has the {key} {others[key]!r}, and by gt_label and the file's name it is {fields[key]!r}; correct one of them."
+                )
         rows.append(ImageRow(Path(os.path.relpath(image, base)).as_posix(), image, fields))
     return rows
 

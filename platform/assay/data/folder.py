@@ -12,6 +12,11 @@ from assay.errors import ManifestError
 
 SPLITS = ("train", "val", "test", "test_seen", "test_unseen")
 
+MASK_NAME = re.compile(
+    r"[ _-](mask|gt|ground_?truth|seg|segmentation|annotation)s?$", re.IGNORECASE
+)
+"""Ends of the names of masks that lie beside their images."""
+
 
 @dataclass(frozen=True)
 class ImageRow:
@@ -58,6 +63,7 @@ def scan_folder(
         raise ManifestError(
             f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); point data.root at a folder that does."
         )
+    _refuse_masks(files)
     regexes = [_regex(pattern) for pattern in patterns]
     rows: list[ImageRow] = []
     strangers: list[str] = []
@@ -78,6 +84,18 @@ def scan_folder(
     if all(pattern.startswith("{" + (label or "?") + "}/") for pattern in patterns):
         _refuse_empty_classes(root, {row.fields[label] for row in rows}, others)
     return rows
+
+
+def _refuse_masks(files: Sequence[Path]) -> None:
+    """Refuse masks beside their images, which would be images of the same class, and tell it."""
+    names = {file.with_suffix("") for file in files}
+    for file in files:
+        image = MASK_NAME.sub("", file.stem)
+        if image != file.stem and file.with_name(image) in names:
+            raise ManifestError(
+                f"{show(file)} lies beside the image {image}, as its mask does, and would be an image of its own; move masks into a folder outside, "
+                "or one that --data.leave-out names."
+            )
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

@@ -12,14 +12,14 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 
 from assay.config import Settings, fingerprint
 from assay.data.annotated import find_annotations, read_annotations
@@ -33,6 +33,10 @@ from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
 
+SET_COLUMNS = {"set", "subset", "partition", "phase", "fold", "usage"}
+SET_WORDS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+"""What a column of given sets may be called, and its cells, where it is not called split."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings, section="data"):
@@ -40,7 +44,7 @@ class DataConfig(Settings, section="data"):
 
     root: Path | None = None
     """Folder of images, a table (CSV by commas, semicolons or tabs; Parquet) with one row per image, or annotations (JSON, or a folder of train.json, val.json and test.json); none: the embedded set."""
-    patterns: tuple[str, ...] = ("{label}/{name}",)
+    patterns: Annotated[tuple[str, ...], MinLen(1)] = ("{label}/{name}",)
     """For folders: image paths below root without suffix, {field} for each part of the name."""
     leave_out: tuple[str, ...] = ()
     """For folders: folders below root that hold no images to learn from or judge (masks, say)."""
@@ -64,6 +68,16 @@ class DataConfig(Settings, section="data"):
     """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
     page: Annotated[int, Ge(0), Le(1_000_000)] | None = None
     """Which image of files that hold several (stacks, animations), from 0; none: such are refused."""
+
+    def idle(self) -> dict[str, str]:
+        """Name settings without effect, by what stands at root."""
+        if self.root is None:
+            return {}
+        if find_annotations(self.root):
+            return dict.fromkeys(("patterns", "image"), "data.root are annotations")
+        if self.root.is_dir():
+            return {"image": "data.root is a folder"}
+        return {"patterns": "data.root is a table"} if self.root.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -193,6 +207,7 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
         )
     if annotations:
         rows = read_annotations(annotations)
+        config = config if config.group else replace(config, group=("group_id",))
     elif reason:
         rows = scan_folder(root, config.patterns, config.label, config.split, config.leave_out)
     else:
@@ -218,6 +233,7 @@ def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
     needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
     asked = (*needed, *(column for column, _, _ in conditions))
     table = read_table(path, asked, (config.split,) if config.split else ())
+    _say_other_sets(table, config.split)
     for column, _, value in conditions:
         _refuse_twins(table, column, value)
     chosen = [
@@ -246,6 +262,22 @@ def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
             )
         rows.append(ImageRow(_id_of(image, fields[config.image], path), image, fields))
     return rows
+
+
+def _say_other_sets(table: Table, split: str) -> None:
+    """Say where a column under another name looks as if it gave the sets, which are drawn then."""
+    if split != DataConfig.split or split in table.columns:
+        return
+    for name in table.names:
+        if fold_name(name) not in SET_COLUMNS or table.names.count(name) > 1:
+            continue
+        cells = {fold_name(cell or "") for cell in read_table(table.path, (name,)).columns[name]}
+        if cells - {""} and cells <= SET_WORDS:
+            print(
+                f"{show(table.path)} has sets in its column {name!r}, which are not used, so that others are drawn; pass --data.split {name} and call "
+                f"them {', '.join(SPLITS)}, if they are to be kept.",
+                file=sys.stderr,
+            )
 
 
 def _refuse_twins(table: Table, column: str, value: str) -> None:

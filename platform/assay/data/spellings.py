@@ -1,6 +1,7 @@
 """Spellings: names that people would take for one and a program would not."""
 
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping
 
@@ -19,6 +20,9 @@ _UNSEEN = re.compile(
     "\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 """Characters that print as nothing beside those of Unicode's category Cf: controls, fillers, variation selectors."""
+
+_JOINTS = re.compile(r"(?<=\w)[ _-]+(?=[^\W_])")
+"""What stands between words, and may be one name's: surface_scratch, surface-scratch."""
 
 _SHORTENED = re.compile(r"[-+]?[0-9](\.[0-9]*)?[eE]\+(0[5-9]|[1-9][0-9]+)")
 """A large number as spreadsheets and programs shorten it, or hold it: 1.23457E+15."""
@@ -81,6 +85,11 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
             one may stand for several, as a number that lacks digits.
     """
     for name in sorted(places):
+        if "\ufffd" in name:
+            raise ManifestError(
+                f"The {what} has the value {name!r} (at {places[name]!r}), in which a program put the sign U+FFFD for letters that it could not read, so that "
+                "several would count as one; write the letters again."
+            )
         if any(map(_SHORTENED.fullmatch, name.split("/"))):
             raise ManifestError(
                 f"The {what} has the value {name!r} (at {places[name]!r}), a number with an exponent, whose last digits may be lost, so "
@@ -92,6 +101,21 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
             other = spelled.setdefault(look, name)
             if other != name:
                 raise ManifestError(_sentence(what, other, name, places))
+    _say_joints(what, places)
+
+
+def _say_joints(what: str, places: Mapping[str, str]) -> None:
+    """Say where names differ in what stands between words alone: two, or one that two people wrote."""
+    spelled: dict[str, str] = {}
+    for name in sorted(filter(_JOINTS.search, places)):
+        other = spelled.setdefault(_JOINTS.sub(" ", fold_name(name)), name)
+        if other != name:
+            print(
+                f"The {what} has the values {other!r} (at {places[other]!r}) and {name!r} (at {places[name]!r}), which count as two; write them in one "
+                "way if they are one.",
+                file=sys.stderr,
+            )
+            return
 
 
 def _sentence(what: str, one: str, other: str, places: Mapping[str, str]) -> str:

@@ -85,5 +85,11 @@ class SplitConfig(Settings, section="split"):
 
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
-        is_none = self.unlabelled == "none"
-        return {"unlabelled_share": "split.unlabelled is none"} if is_none else {}
+        names: dict[str, str] = {}
+        if self.unlabelled == "none":
+            names["unlabelled_share"] = "split.unlabelled is none"
+        if not self.unseen_domain:
+            names |= dict.fromkeys(("unseen", "num_unseen"), "split.unseen-domain is empty")
+        elif self.unseen:
+            names["num_unseen"] = "split.unseen names the values"
+        return names

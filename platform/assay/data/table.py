@@ -27,7 +27,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 
 NO_VALUE = {
     *("", "nan", "-nan", "null", "(null)", "\\n", "nat", "n/a", "<na>", "#na", "#n/a", "#n/a n/a"),
-    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "?", "--", "---"),
 }
 """Texts, in small letters, that say that there is no value. NA, None and none are values: a country, a class."""
 
@@ -48,6 +48,8 @@ class Table:
     columns: dict[str, Cells]
     lines: list[int] | None = None
     """Line of the file in which each row begins; none for Parquet."""
+    names: tuple[str, ...] = ()
+    """All columns of the file."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -205,7 +207,7 @@ def _read_csv(path: Path, needed: Sequence[str], optional: Sequence[str]) -> Tab
         lines.append(line)
         for name, place in places.items():
             columns[name].append(value_of(record[place]))
-    return Table(path, columns, lines)
+    return Table(path, columns, lines, tuple(header))
 
 
 def _separators(path: Path) -> str:
@@ -252,11 +254,12 @@ def _records(text: str, separator: str, line: int) -> Iterator[tuple[int, list[s
 
 
 def _read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str]) -> Table:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         names = file.schema_arrow.names
         places = _choose(path, names, needed, optional)
         table = file.read(list(places))
-    return Table(path, {name: _texts(path, table[name], name) for name in places})
+    columns = {name: _texts(path, table[name], name) for name in places}
+    return Table(path, columns, names=tuple(names))
 
 
 def _texts(path: Path, column: pa.ChunkedArray, name: str) -> Cells:

@@ -21,6 +21,7 @@ from assay.bundle import seal
 from assay.bundle.card import read_card
 from assay.config import fingerprint, to_dict
 from assay.data.split_config import RULES
+from assay.errors import PredictionsError
 from assay.files import write_json
 from assay.metrics import evaluate
 from assay.metrics.compare import compare
@@ -28,6 +29,7 @@ from assay.metrics.decide import Decision, measure_decision
 from assay.metrics.estimate import interval
 from assay.metrics.measures import STANDARD, Measure
 from assay.metrics.predictions import (
+    check,
     class_names,
     is_classification,
     logits_of,
@@ -85,6 +87,7 @@ def judge(
     if scored is not predictions:
         write_predictions(folder, scored)  # what compares runs reads the scores there
     predictions = scored
+    check(predictions)
     decision = _decide(predictions, config)
     sets, findings = measure(predictions, task, config, storage, decision)
     sets = {name: _tell_copies_apart(folder, predictions, name, sets[name]) for name in sets}
@@ -172,6 +175,10 @@ def _decide(predictions: pa.Table, config: TaskConfig) -> Decision | None:
     if not is_classification(predictions):
         return None
     val = rows_of(predictions, "val")
+    if not val.num_rows:
+        raise PredictionsError(
+            "No row of val is predicted, by which answers are decided; predict it again."
+        )
     truth, group = val["truth"].to_numpy(), val["group"].to_numpy()
     return Decision.fit(logits_of(val), truth, group, class_names(predictions), config.decide)
 

@@ -81,7 +81,7 @@ def parse_with(
 
 
 def _refuse_repeated(arguments: Sequence[str], parsed: Any) -> None:
-    """Refuse an option of several values that is given twice: the second would take the place of the first.
+    """Refuse an option of several values that is given twice, where the second would take the place of the first; of one value say it.
 
     Raises:
         ConfigError: one is.
@@ -95,6 +95,10 @@ def _refuse_repeated(arguments: Sequence[str], parsed: Any) -> None:
             if isinstance(value, tuple):
                 raise ConfigError(
                     f"{name} is given twice, and the second would take the place of the first; give all its values behind one."
+                )
+            if value is not None:
+                print(
+                    f"{name} is given twice, and its last value, {value}, counts.", file=sys.stderr
                 )
 
 

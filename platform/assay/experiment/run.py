@@ -33,12 +33,19 @@ from assay.experiment.identity import code_of, content, recipe, stamp
 from assay.experiment.judge import judge
 from assay.experiment.resources import Resources, make_room_for_data, pick_device
 from assay.experiment.workers import train
-from assay.files import write_json, write_whole
+from assay.files import write_whole
 from assay.report import samples
 from assay.runs.folder import Run
 from assay.runs.record import Launch, Quarantined, Stage
 from assay.runs.remote import address_of, pull, push
-from assay.runs.results import Result, read_predictions, read_result, read_split, write_split
+from assay.runs.results import (
+    Result,
+    read_predictions,
+    read_result,
+    read_split,
+    write_config,
+    write_split,
+)
 from assay.runs.watch import watch
 from assay.storage import join
 from assay.train.checkpoint import Keep
@@ -212,7 +219,7 @@ def _begin(
         content=content(config, data.manifest),
         code=code_of(data.source),
     )
-    write_json(run.folder / "config.json", to_dict(config))
+    write_config(run.folder, to_dict(config))
     write_whole(run.folder / "task.py", data.source.code)
     copies = {each.row for each in prepared.near}
     has_copy = pa.array([row in copies for row in range(len(data.manifest))])

@@ -78,6 +78,8 @@ def _train_on_workers(
 
     for left in reversed(range(resources.retries + 1)):
         trainer = _trainer(job, resources, callbacks, trials)
+        # Ray's own answer to Ctrl-C ends the process after half a minute, with 1 and without a word
+        trainer._register_sigint_handler = lambda controller: None
         try:
             try:
                 trainer.fit()

@@ -43,8 +43,11 @@ def p_value(value: Number) -> str:
 
 
 def moment(seconds: Number) -> str:
-    """Write seconds since 1970 as a day and a time of day."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    """Write seconds since 1970 as a day and a time of day; nothing for a number that is no time."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def duration(seconds: Number) -> str:

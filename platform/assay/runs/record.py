@@ -109,6 +109,8 @@ class RunRecord:
     """Equal for runs that differ in their seed alone."""
     content: str = ""
     """Equal for runs that differ in their code alone."""
+    settings: str = ""
+    """Digest of what config.json holds; an older Assay did not note it."""
     code: Mapping[str, str] | None = None
     """Digest of each file that decides what is trained; the task's own is called `task`."""
     scorings: tuple[Scoring, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from assay.config import fingerprint
 from assay.errors import RunError
 from assay.files import RESTORE, read_json, read_parquet, reading, write_json, write_parquet
 from assay.metrics.alarm import Alarm
@@ -188,7 +189,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read a run's config.json, of which no task lacks the settings of data, split and training.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: it is missing or damaged, or another run's.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -197,7 +198,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     ]
     if missing:
         raise RunError(f"{path} has no settings of {missing[0]!r}; {RESTORE}.")
+    noted = read_record(folder).settings if (folder / "run.json").exists() else ""
+    if noted and noted != _digest_settings(config):
+        raise RunError(f"{path} has other settings than the run was trained by; {RESTORE}.")
     return config
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write a run's config.json, and note in run.json what it holds."""
+    write_json(folder / "config.json", config)
+    record = read_record(folder) if (folder / "run.json").exists() else RunRecord()
+    write_record(folder, replace(record, settings=_digest_settings(config)))
+
+
+def _digest_settings(config: Mapping[str, Any]) -> str:
+    """Digest settings but for how the run is judged, and where its images lie."""
+    data = {name: value for name, value in config["data"].items() if name != "root"}
+    rest = {name: value for name, value in config.items() if name != "decide"}
+    return fingerprint(rest | {"data": data})
 
 
 def write_predictions(folder: Path, predictions: pa.Table) -> None:
@@ -293,6 +311,14 @@ NAMED = ("kind", "step", "epoch", "time", "val_s")
 Line = Mapping[str, Any]
 
 
+_MEASURED = ("step", "val", "epoch")
+"""Kinds of lines whose values are all numbers, but for the kind itself."""
+
+
+def _is_number(value: Any) -> bool:
+    return value in (None, *_MEASURED) or type(value) in (int, float)
+
+
 def read_metrics(path: Path) -> dict[str, list[Line]]:
     """Read the lines of metrics.jsonl by kind, in order; a resumed run's repeated lines count once.
 
@@ -309,6 +335,8 @@ def read_metrics(path: Path) -> dict[str, list[Line]]:
             with reading(f"Line {number} of {path}", remedy="take it out, or train the run again"):
                 line = json.loads(text)
                 lines[str(line["kind"]), int(line["step"])] = line
+                if line["kind"] in _MEASURED and not all(map(_is_number, line.values())):
+                    raise ValueError("a measure is no number")
         except RunError:
             if number < len(texts):
                 raise

@@ -1,6 +1,7 @@
 """Where and how winners are served, as settings."""
 
 import re
+import socket
 import ssl
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -102,6 +103,10 @@ class ServeConfig(Settings):
     def __post_init__(self) -> None:
         """Refuse to stand open to the network."""
         super().__post_init__()
+        if not self.host.strip():
+            raise ConfigError(
+                f"host is {self.host!r}, which would be every address of this machine; give one, or 0.0.0.0 if every one is meant."
+            )
         if self.open and self.host not in LOOPBACK:
             raise ConfigError(
                 f"open is set and host is {self.host}, so that whoever reaches this machine would be let in; leave open out, or listen on {LOOPBACK[0]}."
@@ -114,6 +119,20 @@ class ServeConfig(Settings):
         """Where it is asked."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+
+def check_host(config: ServeConfig) -> None:
+    """See that the address to listen on is one.
+
+    Raises:
+        ServeError: it is none that is known here.
+    """
+    try:
+        socket.getaddrinfo(config.host, None)
+    except (OSError, UnicodeError) as error:
+        raise ServeError(
+            f"host is {config.host}, which is no address ({error}); give one of this machine, such as {LOOPBACK[0]}."
+        ) from None
 
 
 def check_certificate(config: ServeConfig) -> None:

@@ -22,6 +22,7 @@ from assay.config import from_dict, to_dict
 from assay.errors import AssayError, ServeError
 from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig
 from assay.serve.edits import keep_edits
+from assay.storage import reach
 
 SHARED = "shared-tasks"
 """The application of tasks that share replicas; no task can be called so."""
@@ -240,6 +241,7 @@ def _absolute(config: ServeConfig) -> ServeConfig:
     """Spell out paths for a process that begins in another folder."""
     registry = config.registry
     if "://" not in registry:
+        reach(registry)  # refuses s3:/bucket, of which this would make a folder
         registry = str(Path(registry).absolute())
     token_file = config.token_file.expanduser().absolute()
     return replace(config, registry=registry, token_file=token_file)

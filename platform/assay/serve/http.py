@@ -30,7 +30,15 @@ from assay.serve.contract import MaskFormat, Refusal, Reply, for_sender
 from assay.serve.frames import Frame
 from assay.serve.gate import PLAIN_ID, REASONS
 from assay.serve.guard import Guard, error_reply
-from assay.serve.limits import Limits, RefusedError, Room, read_body, read_images, refuse_encoding
+from assay.serve.limits import (
+    PARAMETERS,
+    Limits,
+    RefusedError,
+    Room,
+    read_body,
+    read_images,
+    refuse_encoding,
+)
 from assay.serve.tokens import Rates, Tokens
 
 logger = logging.getLogger("ray.serve")
@@ -173,7 +181,7 @@ def _add_judging(app: FastAPI, service: Service, limits: Limits, responses: Resp
         began = time.perf_counter()
         status = 500
         try:
-            _refuse_unknown(request, "model", "mask", "explain", "print", "time")
+            _refuse_unknown(request, *PARAMETERS)
             _refuse_unknown_task(service, task)
             frame = _frame_of(request, print_id, seconds)
             asked = model, mask, explain, frame

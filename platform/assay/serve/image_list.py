@@ -19,6 +19,9 @@ from assay.data.walk import show, walk_entries, why_unreadable
 from assay.errors import ManifestError
 from assay.files import replacing
 
+PICTURES = ("overlays", "masks")
+"""Folders of pictures beside the answers."""
+
 ROWS = 1 << 14
 """Rows that are written together; a multiple of any number that is read together."""
 
@@ -62,10 +65,11 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _names_of(folder: Path, paths: Sequence[Path]) -> list[Path]:
-    """Name a folder as the listings of those paths do that hold it."""
+    """Name a folder as the listings of those paths do that hold it; of one that is listed itself its pictures."""
     real = os.path.realpath(folder)
-    inner = ((path, os.path.relpath(real, os.path.realpath(path))) for path in paths)
-    return [path / name for path, name in inner if name.split(os.sep)[0] not in (".", "..")]
+    inner = [(path, os.path.relpath(real, os.path.realpath(path))) for path in paths]
+    names = [path / name for path, name in inner if name.split(os.sep)[0] not in (".", "..")]
+    return names + [path / below for path, name in inner if name == "." for below in PICTURES]
 
 
 def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from assay.config import Settings
-from assay.errors import AssayError
+from assay.errors import AssayError, ConfigError
 
 MAGIC = (
     b"\xff\xd8\xff",
@@ -49,6 +49,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MOST_HEAD = 8192
 """Longest head of a part (bytes)."""
+
+
+PARAMETERS = ("model", "mask", "explain", "print", "time")
+"""Of the address of a task; a form has none."""
 
 
 MOST_BOUNDARY = 70
@@ -92,6 +96,14 @@ class Limits(Settings, section="limits"):
 
     print_s: Annotated[float, Interval(gt=0, le=604_800)] = 3600.0
     """Longest time between two frames of a print (s); what comes later begins it anew."""
+
+    def __post_init__(self) -> None:
+        """Refuse bodies that would never be let in."""
+        super().__post_init__()
+        if self.held_mb < self.body_mb:
+            raise ConfigError(
+                f"limits.held-mb is {self.held_mb:g} and limits.body-mb {self.body_mb:g}, so that some bodies would be answered 429 for ever; give no less for the first."
+            )
 
 
 class RefusedError(AssayError):
@@ -213,7 +225,7 @@ def form_parts(body: bytes, content_type: str) -> list[bytes]:
     A file is a part with a file name that is not empty, or whose content type is an image's.
 
     Raises:
-        RefusedError: it is no such form, or has fields and no file.
+        RefusedError: it is no such form, has fields and no file, or a field that is a parameter of the address.
     """
     boundary = _read_head(b"content-type: " + content_type.encode("latin-1", "replace"))[0]
     if not 1 <= len(boundary) <= MOST_BOUNDARY:
@@ -224,9 +236,14 @@ def form_parts(body: bytes, content_type: str) -> list[bytes]:
         head, gap, content = part.partition(b"\r\n\r\n")
         if not gap or len(head) > MOST_HEAD:
             raise RefusedError(422, "A part of the multipart form has no header, or a long one.")
-        _, is_file, code = _read_head(head.strip())
+        _, is_file, code, name = _read_head(head.strip())
         if is_file and code not in PLAIN_CODES:
             raise RefusedError(415, f"A part has the transfer encoding {code}; send it as it is.")
+        if not is_file and name in PARAMETERS:
+            raise RefusedError(
+                422,
+                f"The form has a field {name!r}, which is a parameter of the address; ask for ?{name}=VALUE.",
+            )
         if is_file:
             contents.append(content)
         num_fields += not is_file
@@ -238,17 +255,18 @@ def form_parts(body: bytes, content_type: str) -> list[bytes]:
     return contents
 
 
-def _read_head(head: bytes) -> tuple[bytes, bool, str]:
-    """Read a head's boundary, whether it is a file's, and its transfer encoding."""
+def _read_head(head: bytes) -> tuple[bytes, bool, str, str]:
+    """Read a head's boundary, whether it is a file's, its transfer encoding, and the name of its field."""
     message = message_from_bytes(head[:MOST_HEAD])
     try:
         boundary = (message.get_boundary() or "").encode("latin-1", "replace")
-        name = message.get_filename() or ""
+        file = message.get_filename() or ""
+        name = str(message.get_param("name", "", "content-disposition"))
     except Exception:  # parameters that nobody writes; the parser raises what it likes
-        return b"", False, ""
-    is_file = bool(name.strip()) or message.get_content_maintype() == "image"
+        return b"", False, "", ""
+    is_file = bool(file.strip()) or message.get_content_maintype() == "image"
     code = re.sub(r"[^\w-]", "", str(message["content-transfer-encoding"] or ""))[:32].lower()
-    return boundary, is_file, code
+    return boundary, is_file, code, name
 
 
 def _cut(body: bytes, mark: bytes) -> Iterator[bytes]:

@@ -16,7 +16,9 @@ read and written some thousands at a time; views of groups are held until all ar
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -36,11 +38,11 @@ from assay.cluster.session import ray_session
 from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.walk import is_text, show, why_unreadable
-from assay.errors import AssayError, BundleError, ImageError, ResourceError
+from assay.errors import AssayError, BundleError, ImageError, ManifestError, ResourceError
 from assay.files import replacing, write_rows, write_whole
 from assay.progress import progress_bar
 from assay.serve.heap import keep_freed_memory
-from assay.serve.image_list import ROWS, read_list, write_list
+from assay.serve.image_list import PICTURES, ROWS, read_list, write_list
 from assay.shapes import UInt8
 
 CHUNK = 32
@@ -49,6 +51,9 @@ CHUNK = 32
 
 AHEAD = 2
 """Chunks per CPU that are handed over at a time, so that no process waits for its next."""
+
+
+TABLES = ("answers.parquet", "answers.csv", "parts.parquet", "parts.csv", "bad.csv")
 
 
 OVERLAY_PX = 1024
@@ -81,10 +86,11 @@ def predict(
 
     Raises:
         BundleError: the bundle does not verify.
-        ManifestError: as `write_list`.
+        ManifestError: as `write_list`; or `out` holds what is no answer of this command.
         ResourceError: the disk is full, or a process died.
     """
     bundle, listed = Bundle(folder, variant=variant), out / "images.parquet"
+    _refuse_foreign(out, listed)
     num, is_grouped = write_list(listed, paths)
     (out / "chunks").mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest() + variant
@@ -94,7 +100,7 @@ def predict(
         def due() -> Iterator[dict[str, Any]]:
             for chunk in _cut(listed, out / "chunks", key):
                 files.append(Path(chunk["file"]))
-                if _is_judged(files[-1], len(chunk["images"])):
+                if _is_judged(files[-1], len(chunk["images"]), overlays):
                     bar.update(len(chunk["images"]))
                 else:
                     yield chunk
@@ -106,8 +112,19 @@ def predict(
     if is_grouped:
         groups = chain.from_iterable(read_list(listed, CHUNK))
         _write_parts(out, bundle, zip(_rows(files), (group for _, group in groups), strict=True))
+    if not any(out.resolve() in path.resolve().parents for path in paths):  # else what was given
+        _remove_beyond(out, num)
     good = _write_answers(out, files)
     return good, num - good
+
+
+def _refuse_foreign(out: Path, listed: Path) -> None:
+    """Refuse a folder with files of others under names of answers, that would be written over."""
+    taken = [name for name in (*PICTURES, *TABLES) if os.path.lexists(out / name)]
+    if taken and not listed.exists():
+        raise ManifestError(
+            f"{show(out)} holds {taken[0]}, which is no answer of this command and would be written over; give another folder as --out."
+        )
 
 
 def _cut(listed: Path, folder: Path, key: str) -> Iterator[dict[str, Any]]:
@@ -120,11 +137,14 @@ def _cut(listed: Path, folder: Path, key: str) -> Iterator[dict[str, Any]]:
         yield {"start": number * CHUNK, "images": names, "file": str(file)}
 
 
-def _is_judged(file: Path, num: int) -> bool:
-    """Tell whether a chunk is finished; one that is damaged is judged again."""
+def _is_judged(file: Path, num: int, overlays: bool) -> bool:
+    """Tell whether a chunk is finished; one that is damaged, or lacks overlays that are asked for, is judged again."""
     try:
         rows = json.loads(file.read_bytes())
-        return len(rows) == num and all(row["image"] and row["error"] is not None for row in rows)
+        is_whole = len(rows) == num and all(
+            row["image"] and row["error"] is not None for row in rows
+        )
+        return is_whole and all(row["is_drawn"] or not overlays for row in rows)
     except FileNotFoundError:
         return False
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -193,11 +213,13 @@ def _judge(
                     error = (
                         f"Image {show(Path(name))} ended the process that judged it {DEATHS} times."
                     )
-                    rows.append({"image": image, "error": error})
+                    rows.append({"image": image, "error": error, "is_drawn": True})
                     continue
                 _note(at, [*deaths, number])
-                row = _judge_one(bundle, out, overlays, number, Path(name))
-                rows.append({"image": image} | row)
+                answer = _judge_one(bundle, out, overlays, number, Path(name))
+                rows.append({"image": image, "is_drawn": overlays} | answer)
+                if answer["error"]:
+                    _remove_pictures(out, number)
         write_whole(Path(chunk["file"]), json.dumps(rows).encode())
     except (AssayError, OSError) as error:  # a bundle that was changed, a full disk
         return {"num": 0, "ended": str(error)}
@@ -212,6 +234,21 @@ def _note(at: TextIO, numbers: list[int]) -> None:
     at.truncate()
     at.write(json.dumps(numbers))
     at.flush()
+
+
+def _remove_pictures(out: Path, number: int) -> None:
+    """Remove what earlier answers left under a row's number."""
+    for name in (f"overlays/{number:06d}.jpg", f"masks/{number:06d}.png"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _remove_beyond(out: Path, num: int) -> None:
+    """Remove what the answers of a longer list left under numbers that no row has now."""
+    for folder in (out / name for name in PICTURES):
+        with os.scandir(folder) if folder.is_dir() else nullcontext(()) as entries:
+            for entry in entries:
+                if (name := entry.name.partition(".")[0]).isdigit() and int(name) >= num:
+                    os.unlink(entry)
 
 
 def _read_deaths(place: Path) -> list[int]:

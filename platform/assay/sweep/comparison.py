@@ -130,8 +130,19 @@ def _settings(
     if not settings:
         settings = settings_of(source, task, config, launch.settings)
     elif launch.settings:
+        for text in launch.settings:
+            _refuse_overruled(text.partition("=")[0].strip(), launch.variants)
         settings = combine(settings, launch.settings)
     return {name: absolute(each) for name, each in settings.items()}
+
+
+def _refuse_overruled(setting: str, variants: Sequence[str]) -> None:
+    """Refuse a setting that variants have values of too: these would be lost."""
+    keys = {word.partition("=")[0] for text in variants for word in text.partition(":")[2].split()}
+    if setting.replace("-", "_") in {key.replace("-", "_") for key in keys}:
+        raise ConfigError(
+            f"--settings and --variants both give values to {setting}, and those of --variants would be lost; name it in one of them."
+        )
 
 
 def plan(

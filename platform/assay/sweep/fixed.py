@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError, RunError
@@ -51,7 +52,7 @@ def combine(bases: Mapping[str, TaskConfig], texts: Sequence[str]) -> dict[str, 
             name = ", ".join([base, *words] if base else words)
             if name in settings:
                 raise ConfigError(f"The settings have {name!r} twice; name each value once.")
-            settings[name] = change(config, values)
+            settings[name] = _changed(name, config, values)
     return settings
 
 
@@ -77,8 +78,17 @@ def variants_of(config: TaskConfig, texts: Sequence[str]) -> dict[str, TaskConfi
             raise ConfigError(f"--variants has a setting twice in {text!r}; give it once.")
         for key in values:
             space_text.refuse_fixed(key)
-        variants[name] = change(config, values)
+        variants[name] = _changed(name, config, values)
     return variants
+
+
+def _changed(name: str, config: TaskConfig, values: Mapping[str, Any]) -> TaskConfig:
+    """Change settings, and say which of them have no effect."""
+    changed = change(config, values)
+    for key, why in changed.idle().items():
+        if key in values:
+            print(f"{key} has no effect in {name!r}: {why}.", file=sys.stderr)
+    return changed
 
 
 def manifest_of(task: type[Task], settings: Mapping[str, TaskConfig], storage: Path) -> Manifest:

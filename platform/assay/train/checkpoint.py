@@ -97,6 +97,8 @@ def save(
                 {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=hidden
             )
         except CheckpointException as error:
+            if any(isinstance(fault, KeyboardInterrupt) for fault, _ in error.failures.values()):
+                raise KeyboardInterrupt from None
             raise DiskError(
                 f"The checkpoint {final} cannot be written ({_reasons(error)}); free space and give the same command again, which goes on from the one before."
             ) from error

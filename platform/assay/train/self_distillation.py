@@ -11,7 +11,7 @@ neighbours of KoLeo are taken over all workers; positions are interpolated by ti
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -45,6 +45,14 @@ from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics
 
 HEAD_BLOCKS = 4
 """Blocks, from the end, that linear heads may look at (DINOv2)."""
+
+LABELS = "supervised learns the labels of the large crops"
+OF_VIEWS = [
+    *(f"teacher.{name}" for name in ("start_temperature", "temperature", "warmup")),
+    *(f"views.{name}" for name in ("num_local", "local_px", "local_area")),
+    "rates.freeze_prototypes",
+]
+"""Settings, beside those of the loss, that nothing follows where labels are learnt."""
 
 Weight = Annotated[float, Interval(ge=0, le=100)]
 
@@ -130,6 +138,9 @@ class SelfDistillationConfig(EmbeddingConfig):
             names["head.separate"] = "no place is hidden"
         if not self.optim.weight_decay:
             names["rates.final_weight_decay"] = "optim.weight-decay is 0"
+        if self.supervised:
+            losses = [f"loss.{each.name}" for each in fields(self.loss)]
+            names |= dict.fromkeys(losses + OF_VIEWS, LABELS)
         return names
 
 

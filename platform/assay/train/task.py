@@ -7,7 +7,7 @@ workers, sweeps and tests: it executes the file's bytes under one canonical modu
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -78,6 +78,13 @@ class TrainConfig(Settings, section="train"):
         return {} if self.patience else {"min_improvement": "train.patience is 0"}
 
 
+OF_UPDATES = [
+    f"train.{name}"
+    for name in ("batch_size", "precision", "select", "val_every", "patience", "min_improvement")
+]
+"""Settings of training that nothing follows where there is no epoch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(Settings):
     """What every task's configuration holds; a task adds its own fields."""
@@ -105,9 +112,21 @@ class TaskConfig(Settings):
     _undecided: ClassVar[Mapping[str, str]] = {"decide.pixel_recall": "the answers are no masks"}
     """Settings of `decide` that the task's answers do not follow, with why."""
 
+    _drawn: ClassVar[str] = ""
+    """Section of the images that are drawn where data.root names none."""
+
     def idle(self) -> dict[str, str]:
         """Name settings without effect."""
-        return super().idle() | dict(self._undecided)
+        names = super().idle() | dict(self._undecided)
+        if self._drawn and self.data.root is not None:
+            drawn = fields(getattr(self, self._drawn))
+            names |= {f"{self._drawn}.{each.name}": "data.root names images" for each in drawn}
+        if not self.train.epochs:
+            updates = [f"optim.{each.name}" for each in fields(self.optim)] + OF_UPDATES
+            names |= dict.fromkeys(
+                updates, "train.epochs is 0, so that nothing is learnt by updates"
+            )
+        return names
 
     def doubts(self) -> list[str]:
         """Return sentences on what was set and is hardly meant."""

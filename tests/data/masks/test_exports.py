@@ -290,6 +290,13 @@ def test_objects_that_say_more_than_would_be_marked_are_refused(tmp_path, extra,
         mask_of(voc_of(tmp_path, object_of(extra=extra)))
 
 
+def test_a_box_outside_of_every_object_is_not_passed_over(tmp_path):
+    spelt = object_of().replace("object>", "item>")
+    for objects in (spelt, object_of() + spelt):
+        with pytest.raises(MaskError, match="a bndbox stands outside of every object"):
+            mask_of(voc_of(tmp_path, objects))
+
+
 def test_objects_are_found_in_any_spelling(tmp_path):
     """Else all of a file's marks would be lost, and its image count as clean."""
     spelt = object_of().replace("object>", "Object>")

@@ -197,6 +197,19 @@ def test_a_second_colour_is_told_however_small_its_areas():
     assert np.array_equal(read_mask(png(fringe[..., ::-1]), CONFIG), fringe[..., 0] > 127)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("level", [100, 200])
+def test_thin_marks_of_a_second_level_are_no_soft_edges(width, level):
+    """As of cracks of two kinds: the one would be marked as the other, or lost."""
+    plane = cv2.line(disc(), (2, 60), (60, 62), level, width)
+    with pytest.raises(MaskError, match="areas of more than two levels"):
+        read_mask(png(plane), CONFIG)
+    edge = cv2.dilate(disc(), np.ones((3, 3), np.uint8)) // 2
+    soft = np.maximum(disc(), edge)
+    assert len(np.unique(soft)) == 3
+    assert np.array_equal(read_mask(png(soft), CONFIG), disc() > 0)
+
+
 def test_numbers_of_many_parts_are_no_soft_edges():
     """As of one number for each part: those above the threshold would be marked, and the others lost."""
     numbers = np.zeros((160, 160), np.uint8)

@@ -81,6 +81,8 @@ def test_hidden_files_are_no_masks_and_loops_end(tmp_path):
 
 def test_unknown_fields_are_named():
     assert unknown_fields("{folder}/{stem}_{kind}*{}.png") == ["{stem}", "{}"]
+    assert unknown_fields("{name!r}/{name.png") == ["{name!r}", "{name.png"]
+    assert unknown_fields("{{name}}.png") == ["{", "}"]
 
 
 def test_what_is_no_images_or_no_class_is_told(tmp_path):

@@ -143,6 +143,9 @@ def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
         raise ValueError(str(error)) from None
     size = {side: _number(root, f"size/{side}", "the image") for side in ("height", "width")}
     objects = [each for each in root.iter() if each.tag.casefold() == "object"]
+    of_objects = {box for each in objects for box in each.iter("bndbox")}
+    if not of_objects.issuperset(root.iter("bndbox")):
+        raise ValueError("a bndbox stands outside of every object, so that it would mark nothing")
     marks = [
         _read_object(found, classes, f"object {i}", path)
         for i, found in enumerate(objects, start=1)

@@ -182,12 +182,22 @@ def _check_levels(plane: Plane, marked: Bool[np.ndarray, "h w"], source: Source,
     flat = _flat(plane)
     is_level = np.count_nonzero(flat & between) > PLATEAU * np.count_nonzero(between)
     is_level &= len(np.unique(plane)) <= MOST_VALUES
+    is_level |= _is_apart(plane, between, top)
     if is_level or np.count_nonzero(flat & clear) > SOLID * np.count_nonzero(clear):
         raise MaskError(
             f"The mask {name(source)} holds the values {_shown(plane)}, areas of more than two levels, and --masks.values is {kind!r}; "
             "give --masks.values index if they are numbers of classes, or save it with two levels."
         )
     return bool(between.any())
+
+
+def _is_apart(plane: Plane, between: Bool[np.ndarray, "h w"], top: int) -> bool:
+    """Tell whether a mask of one level between knows it where no mark is near: an edge never is, a thin mark of another kind is."""
+    if len(np.unique(plane[between])) != 1:
+        return False
+    near = cv2.dilate((plane == top).astype(np.uint8), np.ones((3, 3), np.uint8))
+    _, parts = cv2.connectedComponents(between.astype(np.uint8), connectivity=8)
+    return np.unique(parts[between]).size > np.unique(parts[between & (near > 0)]).size
 
 
 def _flat(pixels: Shaped[np.ndarray, "h w *c"]) -> Bool[np.ndarray, "h w *c"]:

@@ -24,8 +24,9 @@ _KIND, _ANY, _DEEP = "\1", "\2", "\3"
 
 
 def unknown_fields(pattern: str) -> list[str]:
-    """Return what stands in braces and is none of `FIELDS`."""
-    return [field for field in re.findall(r"\{\w*\}", pattern) if field not in FIELDS]
+    """Return what stands in braces, or behind or before one, and is none of `FIELDS`."""
+    braced: list[str] = re.findall(r"\{[^{}]*\}?|\}", pattern)
+    return [field for field in braced if field not in FIELDS]
 
 
 @dataclass(frozen=True)

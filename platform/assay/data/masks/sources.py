@@ -94,7 +94,7 @@ def _refuse_missing(missing: Sequence[Path], num: int, config: MaskConfig) -> No
     if missing and config.missing == "refuse":
         raise MaskError(
             f"{len(missing)} of {num} images have no mask of the classes {', '.join(config.classes)} by "
-            f"--masks.files {config.files!r}, first {missing[0]}; correct the pattern, or pass --masks.missing empty to "
+            f"the pattern {config.files!r}, first {missing[0]}; correct it, or pass --masks.missing empty to "
             "take them as free of defects."
         )
 

@@ -40,7 +40,7 @@ class LayersConfig(Settings, section="bed"):
 
     seed: Seed = 0
     """Key of everything that is drawn."""
-    size_px: Annotated[int, Interval(ge=1, le=8192)] = 256
+    size_px: Annotated[int, Interval(ge=64, le=8192)] = 256
     """Side of an image in pixels; defects and grain keep their sizes, parts grow with it."""
     num_builds: Annotated[int, Interval(ge=1, le=100_000)] = 30
     """Builds, each with parts, light and wear of its own."""
