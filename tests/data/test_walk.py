@@ -264,7 +264,8 @@ def test_any_tree_is_what_another_walker_finds(tmp_path_factory, tree):
 
 def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, capsys):
     (tmp_path / "a").mkdir()
-    for name in ("a/0.png", "a/IMG_0001", "a/0.png.bak", "a/scan.img", "a/print.mp4", "a/old.gif"):
+    others = ("a/IMG_0001", "a/0.png.bak", "a/scan.img", "a/print.mp4", "a/old.gif")
+    for name in ("a/0.png", "a/0.json", *others):
         (tmp_path / name).write_bytes(b"x")
     assert find_files(tmp_path, (".png",)) == [tmp_path / "a/0.png"]
     said = capsys.readouterr().err.splitlines()

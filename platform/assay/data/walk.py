@@ -41,6 +41,10 @@ UNREAD = re.compile(
 """Endings of images that are not read."""
 
 
+NOTES = ".json"
+"""What lies beside images to say something of them, as marks and the truth of those that are drawn; nobody takes it for an image."""
+
+
 @dataclass(frozen=True, order=True)
 class Stranger:
     """An entry that should be an image or a folder and is none, and why."""
@@ -154,7 +158,7 @@ def _below(
             yield Entry("stranger", path)
         elif suffixes and UNREAD.search(entry.name):
             yield Entry("unread", path)
-        elif suffixes and kind == "file":
+        elif suffixes and kind == "file" and not entry.name.lower().endswith(NOTES):
             yield Entry("unknown", path)
 
 
