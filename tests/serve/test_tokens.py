@@ -61,6 +61,10 @@ def test_tokens_come_from_the_environment_or_a_file_of_its_owner(tmp_path, monke
         with pytest.raises(ServeError, match="in line 2 the token of") as refused:
             open_tokens(config)
         assert "secret" not in str(refused.value)
+    for odd in ("ask", "look,ask", "line-7 ask promote"):
+        path.write_text(odd + "\n")
+        with pytest.raises(ServeError, match="scopes in the place of a token in line 1"):
+            open_tokens(config)
     for odd in ("a all b", "a ask, b", "a ask b\na look c"):
         path.write_text(odd + "\n")
         with pytest.raises(ServeError, match=r"scopes are|again"):

@@ -174,7 +174,7 @@ def _parse(text: str, where: str) -> tuple[Token, ...]:
     """Read lines.
 
     Raises:
-        ServeError: a line is none, two have one name or one token, or there is no line.
+        ServeError: a line is none or has scopes in a token's place, two have one name or one token, or there is no line.
     """
     tokens: dict[str, Token] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -192,6 +192,10 @@ def _parse(text: str, where: str) -> tuple[Token, ...]:
             why = f"the scopes {scopes}" if name not in tokens else f"the name {name} again"
             raise ServeError(
                 f"{where} has {why} in line {number}; scopes are {', '.join(SCOPES)}, with commas, and each name is there once."
+            )
+        if set(secret.split(",")) <= set(SCOPES):
+            raise ServeError(
+                f"{where} has scopes in the place of a token in line {number}, which anyone would guess; write the token behind them."
             )
         owner = next((each.name for each in tokens.values() if each.secret == secret), None)
         if owner is not None:
