@@ -46,6 +46,7 @@ BOTH: dict[str, Any] = {
     "image.height_px": 300,
     "image.width_px": 300,
     "image.fit": "stretch",
+    "image.box": (0.0, 0.0, 1.0, 1.0),
     "image.normalise": "constants",
     "image.mean": (0.5643, 0.5643, 0.5643),
     "image.std": (0.2386, 0.2386, 0.2386),
