@@ -384,6 +384,29 @@ def test_recomputed_blocks_teach_the_same(learner, system, tmp_path):
     assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
 
 
+def losses_of(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
+def test_a_sharded_run_learns_as_one_that_is_whole(learner, system, trained, tmp_path):
+    """By one worker, whose weights are shards all the same: nothing may enter a part of the task by its side."""
+    if getattr(system.config, "average", None) and system.config.average.weights != "last":
+        pytest.skip("sharded weights are not averaged, which a sentence says")
+    meeting = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        job = replace(system.job(tmp_path / "sharded"), strategy="fsdp")
+        assert work(job, job.stream()).done
+    finally:
+        torch.distributed.destroy_process_group()
+    # other layouts in memory round otherwise, which an update of Adam may make larger
+    np.testing.assert_allclose(losses_of(job.folder), losses_of(trained), rtol=2e-2)
+    tables = [pq.read_table(f / "predictions.parquet") for f in (trained, job.folder)]
+    assert tables[0].select(["id", "split"]).equals(tables[1].select(["id", "split"]))
+
+
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_run_equals_one_never_stopped(learner, system, trained, tmp_path, stop):
     """Stopped by a stream that breaks off, early and late."""

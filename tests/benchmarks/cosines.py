@@ -148,7 +148,7 @@ def hard_loss(task: Any, features: Tensor, truth: Tensor) -> Any:
 
     @torch.no_grad()
     def loss(cells: Tensor) -> Tensor:
-        logits, _ = task.aggregator(features[cells])
+        logits, *_ = task.aggregator(features[cells])
         losses: Tensor = task.row_losses(logits, truth.expand(len(cells)))
         return losses
 

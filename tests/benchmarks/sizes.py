@@ -141,7 +141,7 @@ def recipe_update(task: Any, images: int, recomputes: bool) -> Update:
         def run() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
                 scores = task.scorer(overviews).float()
-                logits, _ = task.aggregator(task.embed(patches))
+                logits, *_ = task.aggregator(task.embed(patches))
             total: Tensor = logits.float().logsumexp(-1).sum() + scores.sum()
             return total
 

@@ -17,8 +17,8 @@ def aggregator(**options) -> TransformerAggregator:
 def test_answers_do_not_depend_on_order_and_attention_follows_it(num_tokens):
     model, patches = aggregator(num_tokens=num_tokens), torch.randn(3, 7, 10)
     order = torch.randperm(7)
-    logits, attn = model(patches)
-    shuffled_logits, shuffled_attn = model(patches[:, order])
+    logits, attn, _ = model(patches)
+    shuffled_logits, shuffled_attn, _ = model(patches[:, order])
     torch.testing.assert_close(shuffled_logits, logits)
     torch.testing.assert_close(shuffled_attn, attn[:, order])
     assert (attn - 1 / 7).abs().max() > 1e-4  # it does attend
@@ -26,7 +26,7 @@ def test_answers_do_not_depend_on_order_and_attention_follows_it(num_tokens):
 
 @pytest.mark.parametrize("num_patches", [1, 4, 9])
 def test_any_number_of_patches_and_attention_sums_to_one(num_patches):
-    logits, attn = aggregator().train()(torch.randn(2, num_patches, 10))
+    logits, attn, _ = aggregator().train()(torch.randn(2, num_patches, 10))
     assert logits.shape == (2, 6)
     torch.testing.assert_close(attn.sum(1), torch.ones(2))
     assert (attn >= 0).all()
@@ -53,9 +53,10 @@ def test_one_layer_equals_pytorchs_attention():
         answer, attn = theirs(model.queries.expand(2, -1, -1), tokens, tokens)
         answer = layer.norm_attn(model.queries + answer)
         answer = layer.norm_feed(answer + layer.feed_forward(answer))
-        logits, ours = model(patches)
+        logits, ours, embedding = model(patches)
     torch.testing.assert_close(logits, model.head(answer[:, 0]))
     torch.testing.assert_close(ours, attn[:, 0])
+    torch.testing.assert_close(embedding, answer[:, 0])
 
 
 def test_every_parameter_gets_a_gradient():

@@ -110,23 +110,14 @@ class TransformerAggregator(nn.Module):
 
     def forward(
         self, patches: Float[Tensor, "batch k features"]
-    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch k"]]:
+    ) -> tuple[
+        Float[Tensor, "batch classes"], Float[Tensor, "batch k"], Float[Tensor, "batch embed"]
+    ]:
         """Classify images by their patches.
 
         Returns:
-            Logits, and the share of attention each patch had (see `pool`).
-        """
-        embedding, attn = self.pool(patches)
-        return self.head(embedding), attn
-
-    def pool(
-        self, patches: Float[Tensor, "batch k features"]
-    ) -> tuple[Float[Tensor, "batch embed"], Float[Tensor, "batch k"]]:
-        """Join the patches of each image.
-
-        Returns:
-            What the classifier decides from, and the share of attention each patch had, averaged
-            over queries, heads and layers (before dropout): each row sums to 1.
+            Logits; the share of attention each patch had, averaged over queries, heads and layers (before
+            dropout), whose rows sum to 1; and the embedding that the classifier decides from.
         """
         tokens = self.project(patches)
         if self.positions is not None:
@@ -136,7 +127,8 @@ class TransformerAggregator(nn.Module):
         for layer in self.layers:
             queries, attn = layer(queries, tokens)
             attns.append(attn)
-        return queries.mean(1), torch.stack(attns).mean(0)
+        embedding = queries.mean(1)
+        return self.head(embedding), torch.stack(attns).mean(0), embedding
 
 
 class _CrossAttention(nn.Module):

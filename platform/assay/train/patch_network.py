@@ -230,8 +230,8 @@ class PatchNetwork(Classification):
 
     def classify(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, attention and embedding of images by their patches (b k 3 p p)."""
-        embedding, attn = self.aggregator.pool(self.embed(patches))
-        return self.aggregator.head(embedding), attn, embedding
+        logits, attn, embedding = self.aggregator(self.embed(patches))
+        return logits, attn, embedding
 
     def choose(self, batch: Batch) -> np.ndarray:
         """Choose the cells (b k) to look at, in ascending order; no gradient."""

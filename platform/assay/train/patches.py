@@ -57,7 +57,7 @@ class PatchClassification(PatchNetwork):
         """Learn from given patches: each must answer alone, and sets of k together; the scorer watches."""
         features = self.embed(self.cut(batch, cells))
         sets = features.reshape(-1, self.k, features.shape[-1])
-        logits, _ = self.aggregator(sets)
+        logits, *_ = self.aggregator(sets)
         together = self.row_losses(logits, truth.repeat_interleave(len(sets) // len(truth)))
         scores = self.scores(batch) if self.config.model.mode == "dps" else None
         alone = self._alone(features, self.to_device(cells), scores, truth)
@@ -79,7 +79,7 @@ class PatchClassification(PatchNetwork):
             lambda part: self.cut(batch, cells[:, part]).movedim(2, -1),
             (side, side, 3),
         ).movedim(-1, 2)
-        logits, _ = self.aggregator(self.embed(mixed))
+        logits, *_ = self.aggregator(self.embed(mixed))
         return {
             "loss": self.row_losses(logits, truth).mean(),
             "active_cells": (selection.cells >= 0).sum(1).float().mean(),
@@ -95,7 +95,7 @@ class PatchClassification(PatchNetwork):
         noise = draw_noise(batch["key"].tolist(), num_draws, scores.shape[1]).to(self.device)
         cells = hard_topk(scores.detach()[:, None] + sigma * noise, self.k, self.apart)
         features = self.embed(self.cut(batch, cells.flatten(1).cpu().numpy()))
-        logits, _ = self.aggregator(features.view(*cells.shape, -1).flatten(0, 1))
+        logits, *_ = self.aggregator(features.view(*cells.shape, -1).flatten(0, 1))
         losses = self.row_losses(logits, truth.repeat_interleave(num_draws)).view(-1, num_draws)
         surrogate = score_function_loss(scores, noise, sigma, cells, losses)
         alone = self._alone(features, cells.flatten(1), scores, truth)
@@ -116,7 +116,7 @@ class PatchClassification(PatchNetwork):
         model = self.config.model
         if not model.alone:
             return features.new_zeros(())
-        logits, _ = self.aggregator(features.reshape(-1, 1, features.shape[-1]))
+        logits, *_ = self.aggregator(features.reshape(-1, 1, features.shape[-1]))
         losses = self.row_losses(logits, truth.repeat_interleave(cells.shape[1])).view(cells.shape)
         total = losses.mean()
         if scores is not None and model.guide:
