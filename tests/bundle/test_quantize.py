@@ -243,6 +243,36 @@ def test_where_nothing_helps_the_float_graph_stays(graph, tmp_path, worth):
     assert graph.read_bytes() == content
 
 
+class Explained(nn.Module):
+    """Two linear layers, and the second's answer carried back through the same weights, as evidence is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Linear(24, 40), nn.Linear(40, 6)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.wide(image.flatten(1)).relu()
+        logits = self.head(hidden)
+        passed = (logits @ self.head.weight) * (hidden > 0)
+        return logits, passed @ self.wide.weight
+
+
+def test_weights_that_are_read_both_ways_have_scales_of_one(tmp_path) -> None:
+    torch.manual_seed(0)
+    net, path = Explained().eval().requires_grad_(False), tmp_path / "explained.onnx"
+    write_graph(path, net, net, ("image", (24,)), ["logits", "map"])
+    feeds = [{"image": torch.randn(1, 24).numpy()} for _ in range(8)]
+    quantizer = GraphQuantizer(path, feeds, QuantizeConfig())
+    onnx.save(quantizer.quantize(), tmp_path / "int8.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
+    for feed in feeds:
+        with torch.no_grad():
+            expected = net(torch.from_numpy(feed["image"]))
+        for found, wanted in zip(session.run(None, feed), expected, strict=True):
+            gap = np.abs(found - wanted.numpy()).max()
+            assert gap < 0.05 * max(np.abs(wanted.numpy()).max(), 1)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("num_calibration", 0), ("max_drop", -0.1), ("max_kept", -1), ("max_drop", float("nan"))],

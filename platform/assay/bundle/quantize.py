@@ -188,12 +188,16 @@ class GraphQuantizer:
             quant_pre_process(graph, prepared, skip_symbolic_shape=True)
             self.model = onnx.load(prepared)
             self.ranges = _calibrate(prepared, calibration, config.method)
-        kinds = (*LAYERS, *BETWEEN, *UNCHANGED)
-        self.nodes = [
-            node.name
-            for node in self.model.graph.node
-            if node.op_type in kinds and any(name in self.ranges for name in node.input)
-        ]
+        kinds, weights = (*LAYERS, *BETWEEN, *UNCHANGED), set[str]()
+        constants = {each.name for each in self.model.graph.initializer}
+        self.nodes: list[str] = []
+        for node in self.model.graph.node:
+            own = constants & {*node.input}
+            # a weight has its scales along one axis, and evidence reads a layer's the other way round
+            is_first = node.op_type not in LAYERS or not own & weights
+            if node.op_type in kinds and any(name in self.ranges for name in node.input):
+                self.nodes += [node.name] if is_first else []
+            weights |= own
 
     def quantize(self, only: Sequence[str] = (), skip: Sequence[str] = ()) -> onnx.ModelProto:
         """Return the graph with its nodes in 8 bits: `only` these, or all but those to `skip`."""
