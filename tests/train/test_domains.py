@@ -377,6 +377,14 @@ def test_only_a_penalty_of_features_has_no_gradient_for_the_classifier(name):
     assert alike == (name in (*OF_FEATURES, "erm"))
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "share"),
+    [("erm", {}, 0.0), ("coral", {}, 0.0), ("fishr", {}, 0.3), ("irm", {"anneal": 0.5}, 0.5)],
+)
+def test_a_loss_settles_where_its_penalty_sets_in(name, fields, share):
+    assert task_of(config_of(name, **fields)).loss_settles == share
+
+
 def test_what_a_sweep_draws_are_the_algorithms_own_settings():
     space = Frames.space(config_of("vrex"))
     assert set(space) == {

@@ -101,6 +101,17 @@ def test_a_loss_explodes_a_factor_above_where_it_began(level, bound):
     assert updates_until_stop(monitor_of()[0], first + above[1:]) == -1
 
 
+def test_a_penalty_that_sets_in_late_is_no_explosion():
+    """The level is measured once the loss has its last form, and an explosion after it is one."""
+    plain, late = [1.0] * 300, [150.0] * 300
+    assert updates_until_stop(monitor_of(total=600)[0], plain + late) == 300 + EXPLODED_UPDATES - 1
+    settling = Monitor(OptimConfig(), (), 600, "abc", pytest.fail, 0.5)
+    assert updates_until_stop(settling, plain + late) == -1
+    settling = Monitor(OptimConfig(), (), 600, "abc", pytest.fail, 0.5)
+    exploding = plain + late[:100] + [150.0 * (1 + EXPLODED_FACTOR) + 1] * 100
+    assert updates_until_stop(settling, exploding) == 400 + EXPLODED_UPDATES - 1
+
+
 def test_an_explosion_may_come_and_go_and_outliers_may_not_add_up():
     first = [1.0] * LEVEL_UPDATES
     mostly = [100.0, 100.0, 1.0] * EXPLODED_UPDATES

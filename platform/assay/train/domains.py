@@ -30,7 +30,7 @@ from assay.metrics.probe import probe_domain, probe_group
 from assay.nn.averaging import AverageConfig, WeightAverage
 from assay.nn.domains.base import Sizes, TrainBatch
 from assay.nn.domains.build import ALGORITHMS, build_algorithm
-from assay.nn.domains.config import AlgorithmConfig, domainbed_space
+from assay.nn.domains.config import PUBLISHED, AlgorithmConfig, domainbed_space
 from assay.nn.domains.consistency import divergence, logit_variance
 from assay.nn.optim import Multiplier
 from assay.space import Space
@@ -272,6 +272,12 @@ class DomainClassification(Classification):
             "head.": Multiplier(lr=config.head_lr),
             "algorithm.": Multiplier(lr=rate),
         }
+
+    @property
+    def loss_settles(self) -> float:
+        """Share of the run after which a penalty has its weight."""
+        config = self.config.algorithm
+        return float(config.value("anneal")) if "anneal" in PUBLISHED[config.name] else 0.0
 
     def limits(self) -> Sequence[Limit]:
         """Stop an adversary that explodes; say so where the domain is told far better, or worse, than by chance."""

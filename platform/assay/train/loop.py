@@ -110,7 +110,12 @@ class Loop:
         self.epochs = [self._epoch_steps(e) for e in range(self.config.epochs)]
         self.total = sum(len(steps) for steps in self.epochs)
         self.monitor = Monitor(
-            task.config.optim, task.limits(), self.total, task.classes, self._warn
+            task.config.optim,
+            task.limits(),
+            self.total,
+            task.classes,
+            self._warn,
+            task.loss_settles,
         )
         self.updater = Updater(task, wrapped, self.monitor)
         self.position = TrainState(watched=self.monitor.state)

@@ -34,7 +34,7 @@ MAX_WITHOUT_GRADIENT = 10
 """Updates in a row whose gradient is exactly 0, or None, for every parameter."""
 
 LEVEL_UPDATES = 20
-"""First updates of a run whose mean loss is the level that the loss began at."""
+"""First updates of a run, once its loss has its last form, whose mean loss is the level that it began at."""
 
 EXPLODED_FACTOR = 10.0
 """A loss has exploded this many times the level (at least 1) above the level."""
@@ -119,6 +119,7 @@ class Monitor:
         total: updates of the whole run.
         classes: class names.
         warn: takes each warning, a sentence.
+        settles: share of the run after which the loss has its last form.
     """
 
     def __init__(
@@ -128,8 +129,10 @@ class Monitor:
         total: int,
         classes: Sequence[str],
         warn: Callable[[str], None],
+        settles: float = 0.0,
     ) -> None:
         self.optim, self.limits, self.total = optim, limits, total
+        self.settled_at = settles * total
         self.classes, self.warn = classes, warn
         self.state = MonitorState(beyond=[0] * len(limits))
         self.limited = sorted({limit.name for limit in limits})
@@ -222,6 +225,8 @@ class Monitor:
     def _check_level(self, step: int, loss: float) -> None:
         state = self.state
         total, num = state.level
+        if step <= self.settled_at:
+            return
         if num < LEVEL_UPDATES:
             state.level = [total + loss, num + 1] if math.isfinite(loss) else state.level
             return

@@ -350,6 +350,11 @@ class Task(nn.Module):
         """Share of the run before which a look at val without improvement does not count for patience."""
         return 0.0
 
+    @property
+    def loss_settles(self) -> float:
+        """Share of the run after which the loss has its last form, as where a penalty sets in late; its level is measured from there."""
+        return 0.0
+
     def to_device(self, array: np.ndarray) -> Tensor:
         """Copy an array to the device; to CUDA from pinned memory, which the host does not wait for."""
         tensor = torch.from_numpy(array)
