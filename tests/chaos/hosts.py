@@ -185,7 +185,8 @@ def serve(nodes: Nodes, root: Path, run: Path) -> str:
     answers: list[int] = []
     where: set[str] = set()
     end = time.monotonic() + LAUNCH_S
-    while len(answers) < 100 and time.monotonic() < end and command.process.poll() is None:
+    # on a cluster of one's own the command ends once all is deployed
+    while len(answers) < 100 and time.monotonic() < end and not command.process.poll():
         with suppress(OSError):
             request = urllib.request.Request(
                 f"http://{NET}.11:8123/v1/fingerprint",
