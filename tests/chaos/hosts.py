@@ -74,7 +74,8 @@ def hosts() -> Iterator[Nodes]:
             for name in HOSTS:
                 shutil.rmtree(nodes.folder.with_name(f"{nodes.folder.name}-{name}"), True)
     finally:
-        for name in HOSTS:
+        for name in HOSTS:  # a namespace that is deleted keeps its cable for a while
+            subprocess.run(["ip", "link", "del", link_of(name)], check=False)
             subprocess.run(["ip", "netns", "del", link_of(name)], check=False)
         subprocess.run(["ip", "link", "del", BRIDGE], check=False)
 
