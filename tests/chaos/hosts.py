@@ -179,8 +179,6 @@ def serve(nodes: Nodes, root: Path, run: Path) -> str:
     promote = [assay, "promote", run.name, "--storage", str(run.parent), "--force", "several hosts"]
     subprocess.run([*promote, "--registry", str(registry)], check=True, stdout=subprocess.DEVNULL)
     words = f"serve --registry {registry} --host 0.0.0.0 --port 8123 --app.cpus 0.5 --app.min-replicas 4 --app.max-replicas 4"
-    token = secrets.token_hex(16)
-    nodes.environment["ASSAY_TOKEN"] = token
     command = Command(nodes, [assay, *words.split()], storage)
     image = next((root / "first").rglob("*.png")).read_bytes()
     answers: list[int] = []
@@ -192,7 +190,7 @@ def serve(nodes: Nodes, root: Path, run: Path) -> str:
             request = urllib.request.Request(
                 f"http://{NET}.11:8123/v1/fingerprint",
                 data=image,
-                headers={"Authorization": f"Bearer {token}"},
+                headers={"Authorization": f"Bearer {nodes.environment['ASSAY_TOKEN']}"},
             )
             with urllib.request.urlopen(request, timeout=60) as reply:
                 answers.append(json.load(reply)["answer"]["label"] != "")
@@ -219,6 +217,8 @@ def main() -> None:
     }
     rows = []
     with hosts() as nodes:
+        # of the nodes: replicas do not see what the command's environment has
+        nodes.environment["ASSAY_TOKEN"] = secrets.token_hex(16)
         for name, num_cpus in HOSTS.items():
             nodes.start(name, num_cpus)
         for case in sys.argv[1:] or cases:
