@@ -126,12 +126,11 @@ def demo_recipe() -> ExtrusionConfig:
 def competition_recipe() -> ExtrusionConfig:
     """Return settings for the competition's frames, a pretrained network fine-tuned."""
     demo = demo_recipe()
+    image = replace(demo.image, height_px=128, width_px=256, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return replace(
         demo,
         split=SplitConfig(unseen_domain="printer_id", num_unseen=1),
-        image=replace(
-            demo.image, height_px=128, width_px=256, mean=IMAGENET_MEAN, std=IMAGENET_STD
-        ),
+        image=image,
         model=NetworkConfig(network="resnet18", weights="hub"),
         algorithm=AlgorithmConfig(),
         train=TrainConfig(epochs=10, batch_size=32, patience=4),
@@ -143,14 +142,10 @@ def competition_recipe() -> ExtrusionConfig:
 
 def files_recipe() -> ExtrusionConfig:
     """Return the same for frames of one's own, in folders by label, printer and print."""
-    competition = competition_recipe()
+    competition, folders = competition_recipe(), ("{label}/{printer}/{print}/{frame}",)
     return replace(
         competition,
-        data=DataConfig(
-            patterns=("{label}/{printer}/{print}/{frame}",),
-            group=("printer", "print"),
-            domains=("printer",),
-        ),
+        data=DataConfig(patterns=folders, group=("printer", "print"), domains=("printer",)),
         frames=FramesConfig(),
         split=replace(competition.split, unseen_domain="printer"),
         decide=DecideConfig(),

@@ -192,12 +192,12 @@ class GraphQuantizer:
         constants = {each.name for each in self.model.graph.initializer}
         self.nodes: list[str] = []
         for node in self.model.graph.node:
-            own = constants & {*node.input}
+            held = constants & {*node.input}
             # a weight has its scales along one axis, and evidence reads a layer's the other way round
-            is_first = node.op_type not in LAYERS or not own & weights
+            is_first = node.op_type not in LAYERS or not held & weights
             if node.op_type in kinds and any(name in self.ranges for name in node.input):
                 self.nodes += [node.name] if is_first else []
-            weights |= own
+            weights |= held
 
     def quantize(self, only: Sequence[str] = (), skip: Sequence[str] = ()) -> onnx.ModelProto:
         """Return the graph with its nodes in 8 bits: `only` these, or all but those to `skip`."""
