@@ -69,8 +69,8 @@ class FoldReport:
         numbers = {**self.summary.to_dict(), "rules": [asdict(each) for each in self.rules]}
         content = {"schema": 1, **self.shared(), **numbers, "trials": runs}
         write_json(folder / "sweep.json", content)
-        print(_told(self.summary, self.column, f"{self.oracle} {self.about}".lstrip()))
-        print(_told_rules(self.rules, self.column), end="")
+        print(_summary_text(self.summary, self.column, f"{self.oracle} {self.about}".lstrip()))
+        print(_rules_text(self.rules, self.column), end="")
         print(f"report: {write_page(folder, self.page(folder.name))}")
 
     def shared(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def mean_vals(trials: Sequence[FoldTrial]) -> dict[str, dict[int, float]]:
     return means
 
 
-def _told(summary: Summary, column: str, about: str) -> str:
+def _summary_text(summary: Summary, column: str, about: str) -> str:
     lines = [about, f"{summary.rows.metric.capitalize()} with 95 % intervals over {column}s.", ""]
     for name, sizes in summary.by_size.items():
         for size, estimate in sizes.items():
@@ -172,7 +172,7 @@ def _told(summary: Summary, column: str, about: str) -> str:
     return "\n".join(lines)
 
 
-def _told_rules(rules: Sequence[RuleScore], column: str) -> str:
+def _rules_text(rules: Sequence[RuleScore], column: str) -> str:
     if not rules:
         return ""
     lines = [f"\nOn {column}s never seen, by the rule that chooses:"]
