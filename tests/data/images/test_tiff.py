@@ -5,9 +5,9 @@ from itertools import product
 from pathlib import Path
 
 import cv2
-import imagecodecs
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -162,7 +162,7 @@ def test_a_lossy_tile_that_is_larger_than_it_says_is_refused_before_it_is_decode
     tiles = encoded_tiles(written(levels[:1], **LOSSY, subsampling=(2, 2)))
     tiles[1] = cv2.imencode(".jpg", np.zeros((4096, 4096, 3), "u1"))[1].tobytes()
     (page, _) = tiff.open_pages(written_with_tiles(levels, tiles), 128)
-    monkeypatch.setattr(imagecodecs, "jpeg8_decode", None)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
     with pytest.raises(ImageError, match=r"tile 1 is damaged \(a JPEG in it is of another size"):
         _ = page[:TILE, TILE : 2 * TILE]
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL.JpegImagePlugin import JpegImageFile
 
 from assay.data.images.formats.directory import File, join_orientation, read_at, read_chain
 from assay.data.images.formats.samples import (
@@ -20,7 +19,7 @@ from assay.data.images.formats.samples import (
     Traits,
     choose_page,
 )
-from assay.data.images.formats.scans import MOST_MARKERS, Frame, check_whole
+from assay.data.images.formats.scans import MOST_MARKERS, Frame, decode_scans
 
 MAGIC = (b"\xff\xd8\xff",)
 
@@ -60,14 +59,14 @@ def parse(file: File, page: int | None) -> Header:
     """
     frame = _read_frame(file)
     starts = [at for at, is_named in frame.pictures if is_named or _is_as_large(file, at, frame)]
-    page = choose_page(page, 1 + len(starts), "pictures")
-    if page:
-        start = starts[page - 1]
+    number = choose_page(page, 1 + len(starts), "pictures")
+    if number:
+        start = starts[number - 1]
         file = io.BytesIO(read_at(file, start, _length(file) - start))
         frame = _read_frame(file)
     _check_frame(frame)
     traits = Traits("JPEG", COLOURS[len(frame.components)], is_lossy=True)
-    decode = partial(_decode, file, frame)
+    decode = partial(_decode, file, frame, page is not None)
     return Header(frame.height, frame.width, frame.orientation or 1, traits, decode)
 
 
@@ -90,8 +89,7 @@ def decode_part(content: bytes, size: tuple[int, int], colours: str | None) -> n
         raise FormatError(
             f"its PhotometricInterpretation (262) is {told}, and a JPEG in it holds {held}"
         )
-    spaces = {"colorspace": colours, "outcolorspace": "RGB"} if colours else {}
-    return _decode_whole(content, frame, **spaces)
+    return decode_scans(content, frame, int(colours == "YCBCR"))[0]
 
 
 def _length(file: File) -> int:
@@ -126,6 +124,8 @@ def _read_frame(file: File, start: int = 0) -> Frame:
         if kind in _READERS or kind in FRAMES or kind in OTHER_FRAMES:
             content = read_at(file, at + 4, size - 2) if size > 2 else b""
             _READERS.get(kind, _read_sizes)(frame, kind, content, at)
+        if not (0xE0 <= kind <= 0xEF or kind == 0xFE):
+            frame.segments.append(slice(at, at + 2 + size))
         at += 2 + size
     raise FormatError(f"its header has more than {MOST_MARKERS} markers")
 
@@ -141,6 +141,8 @@ def _read_sizes(frame: Frame, kind: int, content: bytes, at: int) -> None:
     frame.height, frame.width = (int.from_bytes(content[i : i + 2], "big") for i in (1, 3))
     for number, sampling, _ in zip(content[6::3], content[7::3], content[8::3], strict=True):
         frame.components[number] = sampling >> 4, sampling & 15
+    if len(frame.components) != num:
+        raise FormatError("its header is damaged: two components have one number")
 
 
 def _read_interval(frame: Frame, kind: int, content: bytes, at: int) -> None:
@@ -223,26 +225,21 @@ def _check_frame(frame: Frame) -> None:
         raise FormatError("its header is damaged: its sampling factors are not from 1 to 4")
 
 
-def _decode(file: File, frame: Frame, convert: Callable[[Samples], Pixels]) -> Pixels:
+def _decode(
+    file: File, frame: Frame, is_chosen: bool, convert: Callable[[Samples], Pixels]
+) -> Pixels:
     content = read_at(file, 0, _length(file))
-    if len(frame.components) == 4:
-        check_whole(content, frame)
-        return convert(Samples(np.array(JpegImageFile(io.BytesIO(content))), "inks"))
-    return convert(Samples(_decode_whole(content, frame), COLOURS[len(frame.components)]))
+    pixels, end = decode_scans(content, frame, frame.transform)
+    if not (is_chosen or frame.pictures):
+        _refuse_next(file, content, end, frame)
+    inks = len(frame.components) == 4  # Adobe writes them inverted
+    return convert(Samples(255 - pixels if inks else pixels, COLOURS[len(frame.components)]))
 
 
-def _decode_whole(content: bytes, frame: Frame, **spaces: Any) -> np.ndarray:
-    """Decode grey or RGB.
-
-    Raises:
-        FormatError: its data end early.
-    """
-    import imagecodecs  # a file of another format is read without it
-
-    check_whole(content, frame)
-    pixels = imagecodecs.jpeg8_decode(content, **spaces)
-    if pixels.shape[:2] != (frame.height, frame.width):
+def _refuse_next(file: File, content: bytes, end: int, frame: Frame) -> None:
+    """Refuse a second picture of the same size behind the first, as video cameras and files joined by hand have it, that no index names."""
+    start = content.find(b"\xff\xd8\xff", end)
+    if start >= 0 and not content[end:start].strip(b"\0\xff") and _is_as_large(file, start, frame):
         raise FormatError(
-            f"{pixels.shape[1]} x {pixels.shape[0]} pixels were decoded, not those of its header"
+            "a second picture of its size stands behind it, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
         )
-    return pixels

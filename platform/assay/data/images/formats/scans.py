@@ -1,19 +1,17 @@
-"""The scans of a JPEG, and a check that none of them ends early.
+"""The scans of a JPEG, and its pixels if none of them ends early.
 
-libjpeg fills with grey what is missing and says so on stderr alone. So the data are also fed, scan by
-scan, to Pillow's decoder, which waits where data are missing; at an eighth of the size this costs a
-good half of a decoding. What lacks a few bytes at its very end may pass: of files cut by up to 45 bytes, one
-in 60.
+libjpeg fills with grey what is missing, and warns. Here a warning is a refusal, but for bytes after the
+last block that writers fill up with. What libjpeg does not warn of is looked for before: scans and
+restart intervals that are missing.
 
-Source: ITU-T T.81 (JPEG), annexes B and G.
+Source: ITU-T T.81 (JPEG), annexes B and G; Adobe Technical Note 5116, section 18 (the APP14 marker).
 """
 
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
-from PIL import Image
+import numpy as np
 
 from assay.data.images.formats.samples import FormatError
 
@@ -26,19 +24,18 @@ PROGRESSIVE = 0xC2
 MOST_SCANS = 128
 
 
-MOST_CHECKED = 4096
-"""Restart intervals of a scan that are checked one by one; of more only their number is."""
-
-
 MOST_SPARE = 512
 """Bytes after the last block that are no fault in any case."""
 
 
-PAD = b"\x7f" * 7
-"""Bits that end a scan, as many as the decoder wants to look ahead. Tables give long codes to runs of ones, so that these bits fill no block that is missing."""
+SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+"""What is decoded to, by the number of components."""
 
 
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")
+
+
+_SPARE = re.compile(r"(\d+) extraneous bytes before marker (0x..)")
 
 
 @dataclass
@@ -60,26 +57,36 @@ class Frame:
     """By EXIF, 1 to 8."""
     pictures: tuple[tuple[int, bool], ...] = ()
     """Where further pictures begin that are not said to be previews, and whether they are of a named type."""
+    segments: list[slice] = field(default_factory=list)
+    """Where that stands which a decoder needs: all but applications' data and comments."""
     scan: int = 0
     """Where the first scan's header begins."""
+
+    @property
+    def transform(self) -> int:
+        """Adobe's number of the colours that the components hold: 0 as they are, 1 YCbCr, 2 YCCK."""
+        if self.adobe is not None:
+            return self.adobe
+        is_ycc = len(self.components) == 3 and bytes(self.components) != b"RGB"
+        return int(self.is_jfif or is_ycc)
 
 
 @dataclass
 class Scan:
-    """Where the parts of a scan between restart markers end."""
+    """How many parts between restart markers a scan has, and how many its size and the restart interval ask for."""
 
-    ends: list[int]
     num_parts: int
-    """As many as its size and the restart interval ask for."""
+    num_due: int
 
 
-def find_scans(content: bytes, frame: Frame) -> list[Scan]:
-    """Find the scans, up to the end of the image.
+def find_scans(content: bytes, frame: Frame) -> tuple[int, list[int]]:
+    """Find the end of the image, after its end marker, and where the scans' headers end.
 
     Raises:
         FormatError: a scan, a restart interval or the end marker is missing.
     """
     scans: list[Scan] = []
+    heads: list[int] = []
     interval, at, marks = frame.interval, frame.scan, 0
     missing = {(number, i): 16 for number in frame.components for i in range(64)}
     while True:
@@ -90,10 +97,9 @@ def find_scans(content: bytes, frame: Frame) -> list[Scan]:
         if 0xD0 <= code <= 0xD7:
             if scans:
                 _check_number(scans[-1], code & 7)
-                scans[-1].ends.append(marker.start())
+                scans[-1].num_parts += 1
             continue
-        if scans and len(scans[-1].ends) < scans[-1].num_parts:
-            scans[-1].ends.append(marker.start())
+        if scans:
             _check_parts(scans[-1])
         if code == 0xD9:
             break
@@ -105,10 +111,11 @@ def find_scans(content: bytes, frame: Frame) -> list[Scan]:
             interval = int.from_bytes(content[at + 2 : at + 4], "big")
         elif code == 0xDA:
             scans.append(_read_scan(content[at + 2 : at + size], frame, interval, missing))
+            heads.append(at + size)
         at += max(size, 2)
     if any(missing.values()):
         raise FormatError("it is truncated, scans of it are missing")
-    return scans
+    return at, heads
 
 
 def _read_scan(
@@ -134,76 +141,70 @@ def _read_scan(
         blocks = math.ceil(width / 8) * math.ceil(height / 8)
     else:
         blocks = math.ceil(frame.width / (8 * most_x)) * math.ceil(frame.height / (8 * most_y))
-    return Scan([], -(-blocks // interval) if interval else 1)
+    return Scan(1, -(-blocks // interval) if interval else 1)
 
 
 def _check_number(scan: Scan, number: int) -> None:
     """Refuse a restart marker out of its turn: decoders leave out what they take to be missing."""
-    if number != len(scan.ends) % 8:
+    due = (scan.num_parts - 1) % 8
+    if number != due:
         raise FormatError(
-            f"its data are damaged: restart marker {len(scan.ends)} of a scan has the number {number}, not {len(scan.ends) % 8}"
+            f"its data are damaged: restart marker {scan.num_parts - 1} of a scan has the number {number}, not {due}"
         )
 
 
 def _check_parts(scan: Scan) -> None:
-    if len(scan.ends) < scan.num_parts:
+    if scan.num_parts < scan.num_due:
         raise FormatError(
-            f"its data end early: a scan has {len(scan.ends)} of {scan.num_parts} restart intervals"
+            f"its data end early: a scan has {scan.num_parts} of {scan.num_due} restart intervals"
         )
 
 
-def check_whole(content: bytes, frame: Frame) -> None:
-    """Decode in pieces, at an eighth of the size, and see that each part is whole.
+def decode_scans(content: bytes, frame: Frame, transform: int) -> tuple[np.ndarray, int]:
+    """Decode the image, whose components hold these colours (`Frame.transform`).
 
-    A decoder that has all blocks of a part skips what follows; one that lacks some keeps it back.
-
-    Raises:
-        FormatError: data are missing, or go on.
-    """
-    mode, raw = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}[len(frame.components)]
-    image = Image.new(mode, (-(-frame.width // 8), -(-frame.height // 8)))
-    decoder = Image._getdecoder(mode, "jpeg", (raw, ""), (8, 0))
-    decoder.setimage(image.im, (0, 0, *image.size))
-    scans = find_scans(content, frame)
-    ends = [
-        end
-        for scan in scans
-        for end in (scan.ends if len(scan.ends) <= MOST_CHECKED else scan.ends[-1:])
-    ]
-    start = 0
-    for end in ends:
-        if end == ends[-1]:
-            start += _refuse_more(decoder, content[start:end])
-        piece = content[start:end].rstrip(b"\xff") + PAD
-        start = end
-        num, error = decoder.decode(piece)
-        if num == len(piece):
-            num, error = decoder.decode(b"\0")
-            if num == 1:
-                continue
-        if num < 0 and not error and end == ends[-1]:
-            return
-        raise FormatError("its data end early" if num >= 0 else "its data are damaged")
-
-
-def _refuse_more(decoder: Any, part: bytes) -> int:
-    """Refuse data that go on after the last block, as those of an image that is higher than its header says; return how many bytes are taken in.
-
-    What some writers fill up with, bytes of one value, may stand there, and as much as a twentieth.
+    Returns:
+        Pixels (height, width) or (height, width, components), and where the image ends.
 
     Raises:
-        FormatError: they do.
+        FormatError: data are missing, damaged, or go on after the last block.
     """
-    most = max(MOST_SPARE, len(part) // 20)
-    tail = part[len(part) - most :]
-    if len(part) <= most or len(set(tail)) < 3:
-        return 0
-    num, error = decoder.decode(part[: len(part) - most])
-    has_all = num < 0 and not error
-    if num == len(part) - most:
-        has_all = decoder.decode(tail[:1])[0] == 1
-    if has_all:
+    import simplejpeg  # a file of another format is read without it
+
+    end, heads = find_scans(content, frame)
+    bare = _take_bare(content[:end], heads, frame, transform)
+    space = SPACES[len(frame.components)]
+    try:
+        pixels = simplejpeg.decode_jpeg(bare, space, strict=True)
+    except ValueError as error:
+        _check_spare(bare, str(error))
+        pixels = simplejpeg.decode_jpeg(bare, space, strict=False)
+    return pixels[..., 0] if space == "GRAY" else pixels, end
+
+
+def _take_bare(content: bytes, heads: list[int], frame: Frame, transform: int) -> bytes:
+    """Take what a decoder needs, with a marker that names the colours, so that nothing else decides on them or is warned of."""
+    scans = bytearray(content[frame.scan :])
+    if frame.kind != PROGRESSIVE:
+        # Without meaning in a sequential scan, and wrong in the files of many cameras
+        for head in heads:
+            scans[head - 3 - frame.scan : head - frame.scan] = b"\0\x3f\0"
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
+    return b"".join((b"\xff\xd8", adobe, *(content[each] for each in frame.segments), scans))
+
+
+def _check_spare(content: bytes, warning: str) -> None:
+    """Refuse what is warned of, unless it is that bytes stand after the last block: bytes of one value, or as much as a twentieth.
+
+    What goes on for longer is of an image that is higher than its header says.
+    """
+    spare = _SPARE.search(warning)
+    if spare is None:
+        is_short = "premature end" in warning.lower()
+        raise FormatError("its data end early" if is_short else "its data are damaged")
+    num, is_end = int(spare[1]), spare[2] == "0xd9"
+    is_filler = num <= max(MOST_SPARE, len(content) // 20) or len(set(content[-2 - num : -2])) < 3
+    if not (is_end and is_filler):
         raise FormatError(
-            f"its data go on for more than {most} bytes after the last of its blocks, so its header is of another size"
+            f"its data go on for {num} bytes after the last of its blocks, so its header is of another size"
         )
-    return int(max(num, 0))
