@@ -113,6 +113,30 @@ def test_names_that_differ_between_words_alone_are_said(first, second, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("code", ["cp1252", "latin-1"])
+def test_a_name_and_what_a_program_made_of_its_bytes_are_one(code):
+    """A table that was saved as UTF-8 and opened as something else."""
+    garbled = "Porosit\u00e4t".encode().decode(code)
+    with pytest.raises(ManifestError, match="look alike"):
+        refuse_spellings("label", {"Porosit\u00e4t": "a", garbled: "b"})
+    refuse_spellings("label", {garbled: "a", "Porositat": "b"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("2024-01-05", "05.01.2024"),
+        ("2024-01-05", "2024/01/06"),
+        ("5.1.24", "1/5/2024"),
+    ],
+)
+def test_dates_in_several_forms_are_refused(first, second):
+    with pytest.raises(ManifestError, match="dates in several forms"):
+        refuse_spellings("group", {first: "a", second: "b"})
+    refuse_spellings("group", {first: "a", second.replace("2", "b"): "b"})
+    refuse_spellings("group", {"2024-01-05": "a", "2024-11-15": "b", "1.2.3": "c"})
+
+
 def test_letters_that_a_program_lost_are_no_name():
     with pytest.raises(ManifestError, match=r"could not read.*write the letters again"):
         refuse_spellings("label", {"gr\ufffdn": "a", "b": "b"})

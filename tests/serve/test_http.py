@@ -142,6 +142,12 @@ def test_without_the_token_nobody_gets_anything(ask, here, pictures):
         assert ask("GET", path, headers={"authorization": ""}).status_code == 200
 
 
+def test_two_tokens_in_one_request_are_refused(ask):
+    """HAProxy would count the last, and what stands behind it another."""
+    second = {"Authorization": "Bearer wrong"}  # beside the right one, which `ask` sends
+    assert is_refused(ask("GET", "/v1/models", headers=second), 400, "stands twice")
+
+
 def test_a_body_is_refused_while_it_arrives(ask, here, pictures):
     limits = Limits(body_mb=0.01)
     assert is_refused(ask("POST", "/v1/parts", content=b"x" * 10_001, limits=limits), 413, "0.01")

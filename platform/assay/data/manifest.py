@@ -36,6 +36,9 @@ SCHEMA_VERSION = 1
 SET_COLUMNS = {"set", "subset", "partition", "phase", "fold", "usage"}
 SET_WORDS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 """What a column of given sets may be called, and its cells, where it is not called split."""
+SET_FLAGS = {f"{start}{name}" for start in ("is_", "is", "") for name in SET_WORDS - {"", "dev"}}
+FLAG_WORDS = {"", "0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}
+"""The same of a column that says yes or no of one set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,13 +272,15 @@ def _say_other_sets(table: Table, split: str) -> None:
     if split != DataConfig.split or split in table.columns:
         return
     for name in table.names:
-        if fold_name(name) not in SET_COLUMNS or table.names.count(name) > 1:
+        folded = fold_name(name).replace(" ", "_")
+        words = SET_WORDS if folded in SET_COLUMNS else FLAG_WORDS if folded in SET_FLAGS else set()
+        if not words or table.names.count(name) > 1:
             continue
         cells = {fold_name(cell or "") for cell in read_table(table.path, (name,)).columns[name]}
-        if cells - {""} and cells <= SET_WORDS:
+        if cells - {""} and cells <= words:
             print(
-                f"{show(table.path)} has sets in its column {name!r}, which are not used, so that others are drawn; pass --data.split {name} and call "
-                f"them {', '.join(SPLITS)}, if they are to be kept.",
+                f"{show(table.path)} has sets in its column {name!r}, which are not used, so that others are drawn; name the column by --data.split and write "
+                f"{', '.join(SPLITS)} into it, if they are to be kept.",
                 file=sys.stderr,
             )
 

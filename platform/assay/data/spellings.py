@@ -4,6 +4,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 
 from assay.errors import ManifestError
 
@@ -26,6 +27,15 @@ _JOINTS = re.compile(r"(?<=\w)[ _-]+(?=[^\W_])")
 
 _SHORTENED = re.compile(r"[-+]?[0-9](\.[0-9]*)?[eE]\+(0[5-9]|[1-9][0-9]+)")
 """A large number as spreadsheets and programs shorten it, or hold it: 1.23457E+15."""
+
+
+_DATES = {
+    "year-month-day": re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"),
+    "year/month/day": re.compile(r"[0-9]{4}/[0-9]{1,2}/[0-9]{1,2}"),
+    "day.month.year": re.compile(r"[0-9]{1,2}\.[0-9]{1,2}\.([0-9]{2}|[0-9]{4})"),
+    "day/month/year or month/day/year": re.compile(r"[0-9]{1,2}/[0-9]{1,2}/([0-9]{2}|[0-9]{4})"),
+}
+"""How people and programs write a date."""
 
 
 def compose(name: str) -> str:
@@ -66,10 +76,13 @@ def drop_unseen(name: str) -> str:
 
 
 def _looks(name: str) -> set[str]:
-    """Return what a name is and what it looks like, folded."""
+    """Return what a name is, what it looks like, and what it was before a program took its UTF-8 for Latin letters, folded."""
     looks = {fold_name(name)}
     if not name.isascii():  # few are, of millions
         looks.add(fold_name(unicodedata.normalize("NFD", name).translate(_LATIN)))
+        for code in ("cp1252", "latin-1"):
+            with suppress(UnicodeError):
+                looks.add(fold_name(name.encode(code).decode()))
     return looks
 
 
@@ -101,7 +114,23 @@ def refuse_spellings(what: str, places: Mapping[str, str]) -> None:
             other = spelled.setdefault(look, name)
             if other != name:
                 raise ManifestError(_sentence(what, other, name, places))
+    _refuse_dates(what, places)
     _say_joints(what, places)
+
+
+def _refuse_dates(what: str, places: Mapping[str, str]) -> None:
+    """Refuse dates in several forms: one day would count as two."""
+    forms: dict[str, str] = {}
+    for name in sorted(places):
+        form = next((form for form, date in _DATES.items() if date.fullmatch(name)), None)
+        if form:
+            forms.setdefault(form, name)
+    if len(forms) > 1:
+        (form, name), (other_form, other) = [*forms.items()][:2]
+        raise ManifestError(
+            f"The {what} has dates in several forms, {name!r} ({form}, at {places[name]!r}) and {other!r} ({other_form}, at {places[other]!r}), so that one day "
+            "would count as two; write all in one form."
+        )
 
 
 def _say_joints(what: str, places: Mapping[str, str]) -> None:

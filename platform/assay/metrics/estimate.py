@@ -11,7 +11,8 @@ Conventions
                     all groups tell, and Student's t is free by their plain number.
     differences     (`lowest` below 0) can err to both sides and need no such floor.
     one group       nothing is known about the spread: the whole range.
-    no spread       all groups say the same: as many independent samples as effective groups.
+    no spread       all groups say the same: as many independent samples as effective groups. If no
+                    group differs, a difference is at most the share of groups that may and were not seen.
     too few groups  below `FEWEST` effective ones an interval is given, and no verdict.
 
 Sources: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Kish,
@@ -23,7 +24,7 @@ effective sample size). The benchmark tests/benchmarks/coverage.py measures how 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -214,7 +215,12 @@ def difference(
     estimate = interval_of(parts, group, less, mass=mass[:, None], lowest=-1.0)
     if estimate.num_groups == 1:
         return estimate, 1.0
-    _, variance, effective = jackknife(parts, np.unique(group, return_inverse=True)[1], less, mass)
+    value, variance, effective = jackknife(
+        parts, np.unique(group, return_inverse=True)[1], less, mass
+    )
+    if not value and not variance:
+        most = 1 - 0.025 ** (1 / effective)
+        return replace(estimate, low=-most, high=most), 1.0
     share = (estimate.value + 1) / 2
     score = abs(share - 0.5) * 2 * math.sqrt(_independent(share, variance / 4, effective))
     return estimate, float(2 * stdtr(max(1.0, effective - 1), -score))

@@ -73,6 +73,8 @@ class Guard:
             )
         if self.tokens is None or path in OPEN:
             return None
+        if [key.lower() for key, _ in scope["headers"]].count(b"authorization") > 1:
+            return error_reply(400, "The header Authorization stands twice; send one.", name)
         token = self.tokens.find(headers)
         if token is None and (method, path) == ("GET", "/"):
             return RedirectResponse("/login", 303)

@@ -126,6 +126,13 @@ def test_a_voc_box_counts_pixels_from_one(tmp_path):
     assert np.array_equal(mask, expected)
 
 
+def test_a_voc_file_with_a_box_at_0_counts_edges_from_zero(tmp_path):
+    mask = mask_of(voc(tmp_path, ("pore", 0, 4, 64, 6), ("crack", 10, 10, 11, 12)))
+    expected = np.zeros((48, 64), np.uint8)
+    expected[4:6], expected[10:12, 10] = 2, 1
+    assert np.array_equal(mask, expected)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -301,5 +308,5 @@ def test_objects_are_found_in_any_spelling(tmp_path):
     """Else all of a file's marks would be lost, and its image count as clean."""
     spelt = object_of().replace("object>", "Object>")
     assert np.array_equal(mask_of(voc_of(tmp_path, spelt)), PLANTED)
-    with pytest.raises(MaskError, match="name is missing"):
+    with pytest.raises(MaskError, match="is missing or empty"):
         mask_of(voc_of(tmp_path, object_of().upper()))

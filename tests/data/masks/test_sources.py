@@ -85,6 +85,29 @@ def test_marks_to_be_ignored_are_void_and_said(image, tmp_path):
     assert said.endswith(f"first in {tmp_path / 'a.json'} on {image}")
 
 
+@pytest.mark.parametrize("where", ["image", "shape"])
+def test_flags_of_labelme_are_said(image, where):
+    """A person may have meant by them that the image is bad, or that a mark is no defect."""
+    pattern = labelme(image, "l0.png")
+    path = image.with_suffix(".json")
+    content = json.loads(path.read_text())
+    holder = content if where == "image" else content["shapes"][0]
+    for is_set in (False, True):
+        holder["flags"] = {"blurred": False, "bad": is_set}
+        path.write_text(json.dumps(content))
+        mask, counted = source_of(image, pattern).read(UPRIGHT)
+        assert np.count_nonzero(mask) == 100
+        said = [f"1 LabelMe files set flags, which were not used, first 'bad' in {path}"]
+        assert counted.sentences() == said * is_set
+
+
+def test_masks_of_files_that_count_from_0_have_another_key(image):
+    pattern = voc(image, "l0.png")
+    path = image.with_suffix(".xml")
+    path.write_text(path.read_text().replace("<xmin>6<", "<xmin>0<"))
+    assert source_of(image, pattern).key()[1:] == ["from 0"]
+
+
 def test_masks_of_difficult_objects_have_another_key(image):
     """Those that were made when such objects were marks like others are made anew."""
     pattern = voc(image, "l0.png")

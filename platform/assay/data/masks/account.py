@@ -53,6 +53,8 @@ class MaskAccount:
     """Those of them that lie within one pixel and draw none."""
     ignored: int = 0
     """Those of them that are to be ignored, and void."""
+    flagged: int = 0
+    """LabelMe files that set a flag, of the image or of a shape."""
     cornered: int = 0
     """Marks with coordinates that were looked at, where none lies further than 100 pixels from the corner of larger images."""
     by_bare_name: int = 0
@@ -88,6 +90,7 @@ class MaskAccount:
             "faint": f"{self.faint} faint marks in them nowhere reach the threshold and were lost",
             "specks": f"{self.specks} marks lie within one pixel and draw none",
             "ignored": f"{self.ignored} marks that are to be ignored (COCO's ignore, VOC's difficult) are void: where nothing else is marked, they neither teach nor are judged",
+            "flagged": f"{self.flagged} LabelMe files set flags, which were not used",
             "cornered": f"{self.cornered} marks, all whose coordinates were looked at, lie within 100 pixels of the corner of larger images, as they would in per cent",
             "nearly_full": f"{self.nearly_full} masks mark more than 95 % of their image",
             "framed": f"{self.framed} masks mark all four corners of their image and leave out what lies between, as where light and dark are exchanged",

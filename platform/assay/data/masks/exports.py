@@ -64,7 +64,9 @@ def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
                 "Outline it, or leave it out."
             )
         marks.append(Mark(f"shape {i}", number, [outline]))
-    return MarkedImage(size, tuple(marks), _name(content.get("imagePath")))
+    holders = [content, *content["shapes"]]
+    flags = [f for each in holders for f, is_set in (each.get("flags") or {}).items() if is_set]
+    return MarkedImage(size, tuple(marks), _name(content.get("imagePath")), tuple(flags))
 
 
 def _name(path: Any) -> str:
@@ -135,7 +137,7 @@ def _outline(kind: str, points: list[Any]) -> list[float] | None:
 def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
     """Read boxes; pixels are counted from 1, and the last one belongs to the box (VOC devkit).
 
-    Difficult objects are void, as in VOC's own masks; those that LabelMe's web tool calls deleted are none.
+    Files that say 0 somewhere, as many programs write them, count from 0, and mean the edges of pixels. Difficult objects are void, as in VOC's own masks; those that LabelMe's web tool calls deleted are none.
     """
     try:
         root = ElementTree.fromstring(read_bytes(path))
@@ -146,29 +148,45 @@ def _read_voc(path: Path, classes: Sequence[str]) -> MarkedImage:
     of_objects = {box for each in objects for box in each.iter("bndbox")}
     if not of_objects.issuperset(root.iter("bndbox")):
         raise ValueError("a bndbox stands outside of every object, so that it would mark nothing")
+    names = {f"object {i}": each for i, each in enumerate(objects, start=1)}
+    there = {what: each for what, each in names.items() if not _flag(each, "deleted", what)}
+    boxes = [_read_box(each, what) for what, each in there.items()]
+    first = int(all(min(box[:2]) > 0 for box in boxes))
     marks = [
-        _read_object(found, classes, f"object {i}", path)
-        for i, found in enumerate(objects, start=1)
-        if not _flag(found, "deleted", f"object {i}")
+        _read_object(each, box, first, classes, what, path)
+        for (what, each), box in zip(there.items(), boxes, strict=True)
     ]
     name = _name(root.findtext("filename"))
     return MarkedImage(size_of(size, "height", "width"), tuple(marks), name)
 
 
-def _read_object(found: ElementTree.Element, classes: Sequence[str], what: str, path: Path) -> Mark:
-    number = class_number(_text(found, "name"), classes, f"{path} has the name")
-    if _flag(found, "difficult", what):
-        number = VOID
-    if found.find("polygon") is not None:
-        raise ValueError(
-            f"{what} has a polygon beside its box, which alone would be marked; export COCO's or LabelMe's JSON"
-        )
+def _read_box(element: ElementTree.Element, what: str) -> tuple[float, float, float, float]:
     left, top, right, bottom = (
-        _number(found, f"bndbox/{side}", what) for side in ("xmin", "ymin", "xmax", "ymax")
+        _number(element, f"bndbox/{side}", what) for side in ("xmin", "ymin", "xmax", "ymax")
     )
     if not (left <= right and top <= bottom):
         raise ValueError(f"{what} reaches from {left:g}, {top:g} to {right:g}, {bottom:g}")
-    left, top = left - 1, top - 1
+    return left, top, right, bottom
+
+
+def _read_object(
+    element: ElementTree.Element,
+    box: tuple[float, float, float, float],
+    first: int,
+    classes: Sequence[str],
+    what: str,
+    path: Path,
+) -> Mark:
+    """Read an object whose box counts pixels from `first`, 0 or 1."""
+    number = class_number(_text(element, "name"), classes, f"{path} has the name")
+    if _flag(element, "difficult", what):
+        number = VOID
+    if element.find("polygon") is not None:
+        raise ValueError(
+            f"{what} has a polygon beside its box, which alone would be marked; export COCO's or LabelMe's JSON"
+        )
+    left, top, right, bottom = box
+    left, top = left - first, top - first
     return Mark(what, number, [[left, top, right, top, right, bottom, left, bottom]])
 
 

@@ -53,11 +53,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class MarkedImage:
-    """The size (height, width) that a file gives an image, its marks, and the image's name where a file of one image gives it."""
+    """The size (height, width) that a file gives an image, its marks, and the image's name and flags that are set where a file of one image gives them."""
 
     size: tuple[int, int]
     marks: tuple[Mark, ...] = ()
     name: str = ""
+    flags: tuple[str, ...] = ()
 
     def key(self) -> Any:
         """Return what identifies it, as JSON has it."""

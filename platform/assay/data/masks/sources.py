@@ -1,6 +1,7 @@
 """Where the given mask of each image comes from: mask files, files of marks, or one COCO file."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,12 +110,14 @@ def _digest(files: Sequence[tuple[Path, int]]) -> list[Any]:
 
 
 def _digest_exports(classes: Sequence[str], files: Sequence[tuple[Path, int]]) -> list[Any]:
-    """Digest files of marks; what is difficult was not always void."""
+    """Digest files of marks; what is difficult was not always void, nor were pixels ever counted from 0."""
     digest = _digest(files)
-    named = [file for file, _ in files if b"difficult" in read_bytes(file)]
+    contents = {file: read_bytes(file) for file, _ in files}
+    named = [file for file, content in contents.items() if b"difficult" in content]
     marked = (read_export(file, classes) for file in named)
     is_void = any(mark.number == VOID for image in marked for mark in image.marks)
-    return digest + ["void"] * is_void
+    is_from_0 = any(re.search(rb"min>\s*[+-]?0", content) for content in contents.values())
+    return digest + ["void"] * is_void + ["from 0"] * is_from_0
 
 
 def _read_files(
@@ -153,6 +156,10 @@ def _read_export(
         mask, counted = _draw(marked, file, image, stand, config)
         masks.append(mask)
         counts.append(counted)
+        if marked.flags:
+            counts.append(
+                MaskAccount(flagged=1, first={"flagged": f"{marked.flags[0]!r} in {file}"})
+            )
     return merge(masks), account.add(counts)
 
 
