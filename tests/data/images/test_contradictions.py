@@ -71,6 +71,29 @@ def test_two_orientations_in_one_block_are_refused():
         read(png([(b"eXIf", exif((274, 6), (274, 1)))]))
 
 
+PACKET = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" {}/>'
+SAYS_6 = (PACKET.format('tiff:Orientation="6"'), "<tiff:Orientation>6</tiff:Orientation>")
+
+
+@pytest.mark.parametrize("packet", SAYS_6)
+def test_an_orientation_that_xmp_alone_says_is_refused(packet):
+    """Pillow turns by it and OpenCV does not; where EXIF says one, all agree."""
+    xmp, upright = packet.encode(), packet.replace("6", "1").encode()
+
+    def files(xmp, **options):
+        yield png([(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + xmp)])
+        yield saved(RGB, "WEBP", lossless=True, xmp=xmp, **options)
+        yield saved(SMOOTH, "JPEG", xmp=xmp, **options)
+
+    for content in files(xmp):
+        with pytest.raises(ImageError, match="XMP says orientation 6 and its EXIF none"):
+            read(content)
+    for content in files(upright):
+        read(content)
+    turned = [*files(xmp, exif=exif((274, 3)))][1]
+    assert np.array_equal(read(turned), RGB[::-1, ::-1])
+
+
 # PNG
 
 
@@ -92,6 +115,15 @@ PALETTE = (b"PLTE", bytes(range(256)) * 3)
 def test_chunks_that_are_read_in_two_ways_are_refused(content, message):
     with pytest.raises(ImageError, match=message):
         read(content, page=0)
+
+
+def test_later_frames_of_a_palette_are_refused():
+    frames = [Image.fromarray(RGB[..., k] // 16).convert("P") for k in range(2)]
+    file = io.BytesIO()
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
+    assert np.array_equal(read(file.getvalue(), page=0), np.array(frames[0].convert("RGB")))
+    with pytest.raises(ImageError, match="a palette; save"):
+        read(file.getvalue(), page=1)
 
 
 def test_frames_of_16_bits_are_not_brought_to_8():

@@ -8,6 +8,7 @@ Source: TIFF 6.0 (Adobe, 1992), section 2; BigTIFF (Aware Systems, 2007) as tag 
 
 import io
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -65,6 +66,13 @@ NAMES = {
     45058: "MPEntry",
 }
 """Tags that are read; of the others nothing is."""
+
+
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+"""What such a block of a JPEG begins with."""
+
+
+_XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([2-8])")
 
 
 _TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4"}
@@ -252,6 +260,19 @@ def join_orientation(known: int | None, exif: bytes) -> int | None:
             f"its EXIF says orientation {known} and, in another block, {said}; save it upright"
         )
     return said or known
+
+
+def refuse_xmp(orientation: int | None, xmp: bytes) -> None:
+    """Refuse an orientation that XMP alone says: some readers turn the image by it, most do not. EXIF's is the one that counts.
+
+    Raises:
+        FormatError: there is one, other than upright.
+    """
+    turned = _XMP.search(xmp)
+    if orientation is None and turned:
+        raise FormatError(
+            f"its XMP says orientation {turned[1].decode()} and its EXIF none, so that some readers turn it; save it upright"
+        )
 
 
 def orientation_of(directory: Directory) -> int | None:

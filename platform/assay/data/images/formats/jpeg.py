@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from assay.data.images.formats.directory import File, join_orientation, read_at, read_chain
+from assay.data.images.formats.directory import (
+    XMP,
+    File,
+    join_orientation,
+    read_at,
+    read_chain,
+    refuse_xmp,
+)
 from assay.data.images.formats.samples import (
     FormatError,
     Header,
@@ -65,6 +72,7 @@ def parse(file: File, page: int | None) -> Header:
         file = io.BytesIO(read_at(file, start, _length(file) - start))
         frame = _read_frame(file)
     _check_frame(frame)
+    refuse_xmp(frame.orientation, frame.xmp)
     traits = Traits("JPEG", COLOURS[len(frame.components)], is_lossy=True)
     decode = partial(_decode, file, frame, page is not None)
     return Header(frame.height, frame.width, frame.orientation or 1, traits, decode)
@@ -156,6 +164,8 @@ def _read_jfif(frame: Frame, kind: int, content: bytes, at: int) -> None:
 def _read_exif(frame: Frame, kind: int, content: bytes, at: int) -> None:
     if content.startswith(b"Exif\0\0"):
         frame.orientation = join_orientation(frame.orientation, content)
+    elif content.startswith(XMP):
+        frame.xmp = content
 
 
 def _read_adobe(frame: Frame, kind: int, content: bytes, at: int) -> None:

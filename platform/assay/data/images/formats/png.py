@@ -19,7 +19,7 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from assay.data.images.formats import rows
-from assay.data.images.formats.directory import File, read_at, read_orientation
+from assay.data.images.formats.directory import File, read_at, read_orientation, refuse_xmp
 from assay.data.images.formats.samples import (
     FormatError,
     Header,
@@ -37,6 +37,10 @@ MOST_CHUNKS = 100_000
 
 MOST_SIDE = 1_000_000
 """Pixels, as libpng reads."""
+
+
+XMP = b"XML:com.adobe.xmp\0\0"
+"""What its text begins with where it is not compressed."""
 
 
 MOST_BYTES = 1 << 20
@@ -84,6 +88,7 @@ class Chunks:
     pixels: list[tuple[int, int]] = field(default_factory=list)
     """Start and length of the content of each IDAT chunk."""
     has_end: bool = False
+    xmp: bytes = b""
     frames: list[Frame] = field(default_factory=list)
     is_framed: bool = False
     """The image in the IDAT chunks is a frame of the animation, where there is one."""
@@ -111,15 +116,19 @@ def parse(file: File, page: int | None) -> Header:
             f"it says that it is an animation of {frames} frames, and holds {len(chunks.frames)}"
         )
     page = choose_page(page, max(frames, 1), "frames of an animation")
-    if page and chunks.bits == 16:
+    if page and (chunks.bits == 16 or chunks.kind == 3):
+        what = (
+            "a palette" if chunks.kind == 3 else "16 bits"
+        )  # Pillow draws over these in a way of its own
         raise FormatError(
-            "its frames have 16 bits; save the one that is meant as a file of its own"
+            f"its frames have {what}; save the one that is meant as a file of its own"
         )
     decode = partial(_decode_frame, file, chunks, page) if page else partial(_decode, file, chunks)
-    orientation = read_orientation(chunks.named.get(b"eXIf", b"")) or 1
+    orientation = read_orientation(chunks.named.get(b"eXIf", b""))
+    refuse_xmp(orientation, chunks.xmp)
     colour, num = KINDS[chunks.kind]
     traits = Traits("PNG", colour, has_alpha=num in (2, 4) or b"tRNS" in chunks.named)
-    return Header(chunks.height, chunks.width, orientation, traits, decode)
+    return Header(chunks.height, chunks.width, orientation or 1, traits, decode)
 
 
 def _read_chunks(file: File) -> Chunks:
@@ -140,6 +149,9 @@ def _read_chunks(file: File) -> Chunks:
             chunks.named[kind] = _read_chunk(file, kind, length)
             if kind == b"IHDR":
                 _read_sizes(chunks)
+        elif kind == b"iTXt" and length <= MOST_BYTES:
+            text = file.read(length)
+            chunks.xmp = text if text.startswith(XMP) else chunks.xmp
         elif kind == b"IDAT":
             chunks.pixels.append((at + 8, length))
         elif kind == b"IEND":

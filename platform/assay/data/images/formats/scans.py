@@ -55,6 +55,7 @@ class Frame:
     is_jfif: bool = False
     orientation: int | None = None
     """By EXIF, 1 to 8."""
+    xmp: bytes = b""
     pictures: tuple[tuple[int, bool], ...] = ()
     """Where further pictures begin that are not said to be previews, and whether they are of a named type."""
     segments: list[slice] = field(default_factory=list)

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from PIL.WebPImagePlugin import WebPImageFile
 
-from assay.data.images.formats.directory import File, join_orientation, read_at
+from assay.data.images.formats.directory import File, join_orientation, read_at, refuse_xmp
 from assay.data.images.formats.samples import (
     FormatError,
     Header,
@@ -40,6 +40,7 @@ class Chunks:
     has_alpha: bool = False
     frames: int = 0
     orientation: int | None = None
+    xmp: bytes = b""
     has_image: bool = False
     is_lossy: bool = False
 
@@ -53,6 +54,7 @@ def parse(file: File, page: int | None) -> Header:
     chunks = _read_chunks(file)
     page = choose_page(page, max(chunks.frames, 1), "frames of an animation")
     decode = partial(_decode_frame, file, page) if chunks.frames else partial(_decode, file, chunks)
+    refuse_xmp(chunks.orientation, chunks.xmp)
     traits = Traits("WEBP", "rgb", chunks.has_alpha or bool(chunks.frames), chunks.is_lossy)
     return Header(chunks.height, chunks.width, chunks.orientation or 1, traits, decode)
 
@@ -97,6 +99,8 @@ def _read_chunks(file: File) -> Chunks:
         elif kind == b"EXIF" and size <= MOST_EXIF_BYTES:
             exif = read_at(file, at, size) if size else b""
             chunks.orientation = join_orientation(chunks.orientation, exif)
+        elif kind == b"XMP " and 0 < size <= MOST_EXIF_BYTES:
+            chunks.xmp = read_at(file, at, size)
     if not chunks.width or not chunks.height:
         raise FormatError("its header is damaged: it says no size")
     return chunks
