@@ -1,0 +1,112 @@
+"""Run directories made by hand, and what the command prints of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assay.cli.console import main
+from assay.experiment import judge
+from assay.runs.results import Result
+from assay.train.task import Task, TaskConfig
+
+CLASSES = ["m1", "m2"]
+TASK = b"""
+from assay.train.task import Task
+
+class Toy(Task):
+    pass
+"""
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """Makes a finished run, half of its images val, half test, two per part, a share of them answered rightly."""
+
+    def make(
+        storage: Path, name: str, right: float, seed: int = 0, num: int = 120, **fields: Any
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        truth = np.arange(num) // 2 % 2
+        answers = np.where(rng.random(num) < right, truth, 1 - truth)
+        logits = np.eye(2)[answers] * 2 + rng.normal(0, 0.1, (num, 2))
+        columns = {
+            "id": [f"s{i:03d}" for i in range(num)],
+            "group": [f"g{i // 2}" for i in range(num)],
+            "split": ["val" if i < num // 2 else "test" for i in range(num)],
+        }
+        labels = {"content": columns["id"], "label": [CLASSES[t] for t in truth]}
+        outputs = {"truth": pa.array(truth, pa.int32()), "logits": pa.array(logits.tolist())}
+        predictions = pa.table(columns | outputs)
+        folder = storage / name
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table(columns | labels), folder / "split.parquet")
+        pq.write_table(
+            predictions.replace_schema_metadata({"classes": json.dumps(CLASSES)}),
+            folder / "predictions.parquet",
+        )
+        launch = {"time": 1.7e9, "workers": 1, "strategy": "ddp", "device": "cpu", "assay": "0.1.0"}
+        record = {
+            "schema": 1,
+            "state": "finished",
+            "task": "toy",
+            "launches": [launch],
+            "seconds": 12.0,
+        }
+        (folder / "run.json").write_text(json.dumps(record | fields))
+        (folder / "config.json").write_text('{"data": {}, "split": {}, "train": {}}')
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def judged() -> Callable[..., Result]:
+    """Judges a run as the toy task would, and returns its result."""
+    return lambda folder, **settings: judge.judge(
+        folder, Task, TaskConfig(**settings), folder.parent
+    )
+
+
+@pytest.fixture
+def storage(make_run: Callable[..., Path], judged: Callable[..., Result], tmp_path: Path) -> Path:
+    """A folder of two judged runs, a good and a bad one."""
+    folder = tmp_path / "runs"
+    judged(make_run(folder, "toy-good", 0.95))
+    judged(make_run(folder, "toy-bad", 0.55, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_task() -> Callable[[Path], bytes]:
+    """Writes tasks/toy.py beside the folder of the runs, and returns its text."""
+
+    def write(storage: Path) -> bytes:
+        path = storage.parent / "tasks" / "toy.py"
+        path.parent.mkdir()
+        path.write_bytes(TASK)
+        return TASK
+
+    return write
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the command printed; with a code, on stderr."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        ended = 0
+        try:
+            main(arguments)
+        except SystemExit as left:
+            ended = int(left.code or 0)
+        printed = capsys.readouterr()
+        assert ended == code, printed
+        return printed.err if code else printed.out
+
+    return run
