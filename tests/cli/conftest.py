@@ -96,8 +96,8 @@ def write_task() -> Callable[[Path], bytes]:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What the command printed; with a code, on stderr."""
+def assay(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command, and returns what it printed; with a code, on stderr."""
 
     def run(*arguments: str, code: int = 0) -> str:
         ended = 0

@@ -73,13 +73,13 @@ def test_whatever_lies_in_a_file_of_a_run_no_command_fails_but_by_a_sentence(
 )
 def test_a_mistake_gets_one_sentence_and_exit_code_2(
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
     arguments: list[str],
     message: str,
 ) -> None:
     make_run(storage, "toy-new", 0.5, state="running")
-    printed = said(*arguments, "--storage", str(storage), code=2)
+    printed = assay(*arguments, "--storage", str(storage), code=2)
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
 
@@ -102,15 +102,15 @@ SERVING = ("promote", "registry", "rollback", "serve", "predict")
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[0] in SERVING])
-def test_the_readmes_commands_of_serving_exist(said: Callable[..., str], line: str) -> None:
-    assert f"assay {line.split()[0]}" in said(line.split()[0], "--help")
+def test_the_readmes_commands_of_serving_exist(assay: Callable[..., str], line: str) -> None:
+    assert f"assay {line.split()[0]}" in assay(line.split()[0], "--help")
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[0] not in SERVING])
 def test_the_readmes_commands_run(
     judged: Callable[..., Result],
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     write_task: Callable[[Path], bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,4 +132,4 @@ def test_the_readmes_commands_run(
         "report": "MB",
         "show": "finished",
     }
-    assert expected[words[0]] in said(*words)
+    assert expected[words[0]] in assay(*words)

@@ -106,7 +106,7 @@ def test_a_table_without_val_is_refused(
 
 
 def test_judging_again_changes_what_is_given_and_nothing_else(
-    said: Callable[..., str],
+    assay: Callable[..., str],
     write_task: Callable[[Path], bytes],
     storage: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -121,7 +121,7 @@ def test_judging_again_changes_what_is_given_and_nothing_else(
     )
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | {"tried": 12}))
-    printed = said("judge", "good", "--storage", str(storage), "--decide.recall", "0.9")
+    printed = assay("judge", "good", "--storage", str(storage), "--decide.recall", "0.9")
     assert "scoring 2 of the test sets of toy-good by training-domain validation" in printed
     decide = {"positive": "m1", "coverage": 0.8, "recall": 0.9, "costs": [], "pixel_recall": 0.0}
     again = json.loads((folder / "result.json").read_text())
@@ -132,7 +132,7 @@ def test_judging_again_changes_what_is_given_and_nothing_else(
 
 
 def test_a_run_judged_by_an_older_assay_is_judged_again(
-    said: Callable[..., str],
+    assay: Callable[..., str],
     write_task: Callable[[Path], bytes],
     storage: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -143,7 +143,7 @@ def test_a_run_judged_by_an_older_assay_is_judged_again(
     old = {"sets": {}, "scorings": [{"time": 1.7e9, "assay": "0.1.0"}]}
     (folder / "result.json").write_text(json.dumps(old))
     Run(folder).note(scorings=())
-    printed = said("judge", str(folder), "--tasks", str(storage.parent / "tasks"))
+    printed = assay("judge", str(folder), "--tasks", str(storage.parent / "tasks"))
     assert "This is scoring 2 of" in printed
     assert "test scored (1 of 2): 2023-11-14" in printed
     assert "rule not recorded" in printed

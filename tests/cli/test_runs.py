@@ -33,12 +33,12 @@ def judged_run(
 
 def test_runs_are_ranked_by_val_with_intervals(
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     make_run(storage, "toy-broken", 0.5, state="failed", reason="The loss was not finite.")
     table = storage / "all.csv"
-    printed = said("runs", "--storage", str(storage), "--csv", str(table))
+    printed = assay("runs", "--storage", str(storage), "--csv", str(table))
     lines = printed.splitlines()
     assert lines[0] == "toy, training-domain validation, ranked by accuracy on val"
     assert lines[1] == "rows in groups: val 60 in 30, test 60 in 30"
@@ -63,11 +63,11 @@ def test_runs_are_ranked_by_val_with_intervals(
 def test_runs_that_do_not_separate_from_the_first_are_marked(
     judged: Callable[..., Result],
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     judged(make_run(storage, "toy-twin", 0.95))
-    lines = said("runs", "--storage", str(storage)).splitlines()
+    lines = assay("runs", "--storage", str(storage)).splitlines()
     assert [line.split()[:2] for line in lines[3:6]] == [
         ["1", "good"],
         ["2~", "twin"],
@@ -78,13 +78,13 @@ def test_runs_that_do_not_separate_from_the_first_are_marked(
 def test_runs_on_other_rows_or_of_another_rule_share_no_table(
     judged: Callable[..., Result],
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     judged(make_run(storage, "toy-more", 0.99, num=160))
     oracle = SplitConfig(rule="oracle", unseen_domain="design")
     judged(make_run(storage, "toy-upper", 0.99), split=oracle)
-    lines = said("runs", "--storage", str(storage)).splitlines()
+    lines = assay("runs", "--storage", str(storage)).splitlines()
     assert [line for line in lines if "ranked by" in line] == [
         "toy, training-domain validation, ranked by accuracy on val",
         "toy, training-domain validation, ranked by accuracy on val",
@@ -96,14 +96,14 @@ def test_runs_on_other_rows_or_of_another_rule_share_no_table(
     assert tries == [f"{rows} 3, of 3 runs", f"{rows} 1, of 1 runs", f"{rows} 3, of 3 runs"]
 
 
-def test_ranking_by_a_test_set_is_called_an_oracle(said: Callable[..., str], storage: Path) -> None:
-    assert "ORACLE: ranked by a test set" in said("runs", "--storage", str(storage), "--by", "test")
+def test_ranking_by_a_test_set_is_called_an_oracle(assay: Callable[..., str], storage: Path) -> None:
+    assert "ORACLE: ranked by a test set" in assay("runs", "--storage", str(storage), "--by", "test")
 
 
 def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
     judged_run: Callable[[Path, str], Path],
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     (make_run(storage, "toy-torn", 0.5) / "run.json").write_text('{"schema')
@@ -112,7 +112,7 @@ def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
     (judged_run(storage, "toy-gone") / "predictions.parquet").write_bytes(b"PAR1")
     (judged_run(storage, "toy-old") / "result.json").write_text('{"sets": {}, "scorings": []}')
     make_run(storage, "toy-bare", 0.5, launches=[{}], seconds=None)
-    lines = said("runs", "--storage", str(storage)).splitlines()
+    lines = assay("runs", "--storage", str(storage)).splitlines()
     reasons = {
         line.split()[0]: below for line, below in pairwise(lines) if line.startswith("  toy-")
     }
@@ -125,9 +125,9 @@ def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
         "toy-bare": "It has no result",
     }.items():
         assert reason in reasons.pop(name)
-        said("show", name, "--storage", str(storage))
+        assay("show", name, "--storage", str(storage))
         assert (
-            len(said("compare", "toy-good", name, "--storage", str(storage), code=2).splitlines())
+            len(assay("compare", "toy-good", name, "--storage", str(storage), code=2).splitlines())
             == 1
         )
     assert not reasons
@@ -136,37 +136,37 @@ def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
 @pytest.mark.parametrize("copy", ["{}-backup", "copy of {}"])
 def test_a_copy_of_a_run_is_not_listed_and_makes_no_name_ambiguous(
     judged_run: Callable[[Path, str], Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
     copy: str,
 ) -> None:
     original = judged_run(storage, "toy-0123456789ab")
     where = ("--storage", str(storage))
-    before = said("runs", *where)
+    before = assay("runs", *where)
     shutil.copytree(original, storage / copy.format(original.name))
     (storage / "latest").symlink_to(original.name)
     (storage / "stray.txt").touch()
     (storage / "toy-ba9876543210").mkdir()
-    assert said("runs", *where) == before
-    assert said("show", "0123456789ab", *where).startswith("toy-0123456789ab: finished")
-    assert "accuracy" in said("compare", "0123456789", "good", *where)
+    assert assay("runs", *where) == before
+    assert assay("show", "0123456789ab", *where).startswith("toy-0123456789ab: finished")
+    assert "accuracy" in assay("compare", "0123456789", "good", *where)
     name = copy.format(original.name)
-    assert said("show", name, *where).startswith(f"{name}: finished")
+    assert assay("show", name, *where).startswith(f"{name}: finished")
     shutil.rmtree(original)  # a copy alone is found by a part of its name too
     (storage / "latest").unlink()
-    assert said("show", "0123456789", *where).startswith(f"{name}: finished")
+    assert assay("show", "0123456789", *where).startswith(f"{name}: finished")
 
 
 def test_a_run_whose_process_died_is_not_called_running(
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     for name, age_s in (("toy-alive", 0), ("toy-dead", 200)):
         lease = make_run(storage, name, 0.5, state="running") / "lease.json"
         lease.write_text(json.dumps({"host": "another", "pid": 1}))
         os.utime(lease, (lease.stat().st_mtime - age_s,) * 2)
-    printed = said("runs", "--storage", str(storage))
+    printed = assay("runs", "--storage", str(storage))
     assert "toy-alive  running" in printed
     assert "toy-dead  interrupted" in printed
 
@@ -195,7 +195,7 @@ NO_NUMBER = (
     ],
 )
 def test_a_damaged_field_is_named_with_its_file(
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
     name: str,
     change: dict[str, Any],
@@ -203,7 +203,7 @@ def test_a_damaged_field_is_named_with_its_file(
 ) -> None:
     path = storage / "toy-good" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert message in said("runs", "--storage", str(storage))
+    assert message in assay("runs", "--storage", str(storage))
     with pytest.raises(RunError, match="field"):
         _ = Run(storage / "toy-good").record if name == "run.json" else read_result(path.parent)
 

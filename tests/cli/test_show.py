@@ -16,11 +16,11 @@ from assay.train.task import Task
 
 def test_show_tells_rule_scorings_and_numbers(
     judged: Callable[..., Result],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     judged(storage / "toy-good")
-    printed = said("show", "toy-good", "--storage", str(storage))
+    printed = assay("show", "toy-good", "--storage", str(storage))
     assert "rule: training-domain validation; seed 0" in printed
     assert "test scored (2 of 2)" in printed
     assert "set coverage" in printed
@@ -30,7 +30,7 @@ def test_show_tells_rule_scorings_and_numbers(
 def test_an_oracle_is_marked_wherever_it_appears(
     judged: Callable[..., Result],
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     for name, right in (("toy-a", 0.9), ("toy-b", 0.8)):
@@ -38,14 +38,14 @@ def test_an_oracle_is_marked_wherever_it_appears(
             make_run(tmp_path, name, right),
             split=SplitConfig(rule="oracle", unseen_domain="design"),
         )
-    assert "ORACLE" in said("runs", "--storage", str(tmp_path))
-    assert "ORACLE" in said("show", "toy-a", "--storage", str(tmp_path))
-    assert "ORACLE" in said("compare", "toy-a", "toy-b", "--storage", str(tmp_path))
+    assert "ORACLE" in assay("runs", "--storage", str(tmp_path))
+    assert "ORACLE" in assay("show", "toy-a", "--storage", str(tmp_path))
+    assert "ORACLE" in assay("compare", "toy-a", "toy-b", "--storage", str(tmp_path))
 
 
 def test_a_transductive_run_is_marked_wherever_it_appears(
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     split = SplitConfig(unlabelled="train", unseen_domain="design")
@@ -54,7 +54,7 @@ def test_a_transductive_run_is_marked_wherever_it_appears(
         judge.judge(make_run(tmp_path, name, right), Task, config, tmp_path)
     assert json.loads((tmp_path / "toy-a" / "result.json").read_text())["transductive"] is True
     for words in (["runs"], ["show", "toy-a"], ["compare", "toy-a", "toy-b"]):
-        printed = said(*words, "--storage", str(tmp_path))
+        printed = assay(*words, "--storage", str(tmp_path))
         assert "TRANSDUCTIVE" in printed
         assert "ORACLE" not in printed
 
@@ -62,42 +62,42 @@ def test_a_transductive_run_is_marked_wherever_it_appears(
 def test_compare_says_in_words_what_differs(
     judged: Callable[..., Result],
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     path = storage / "found.json"
-    printed = said("compare", "toy-good", "toy-bad", "--storage", str(storage), "--json", str(path))
+    printed = assay("compare", "toy-good", "toy-bad", "--storage", str(storage), "--json", str(path))
     assert "toy-good is better than toy-bad" in printed
     assert "McNemar over groups" in printed
     assert json.loads(path.read_text())[0]["verdict"] == "toy-good is better than toy-bad"
     judged(make_run(storage, "toy-twin", 0.95))
-    printed = said("compare", "toy-good", "toy-twin", "--storage", str(storage))
+    printed = assay("compare", "toy-good", "toy-twin", "--storage", str(storage))
     assert "not significantly different" in printed
 
 
-def test_a_launch_at_no_time_is_shown(said: Callable[..., str], storage: Path) -> None:
+def test_a_launch_at_no_time_is_shown(assay: Callable[..., str], storage: Path) -> None:
     path = storage / "toy-good" / "run.json"
     record = json.loads(path.read_text())
     record["launches"][0]["time"] = 1e30
     path.write_text(json.dumps(record))
-    assert "toy-good" in said("report", "toy-good", "--storage", str(storage))
+    assert "toy-good" in assay("report", "toy-good", "--storage", str(storage))
 
 
 def test_two_runs_of_one_name_are_told_apart(
     judged: Callable[..., Result],
     make_run: Callable[..., Path],
-    said: Callable[..., str],
+    assay: Callable[..., str],
     storage: Path,
 ) -> None:
     other = storage.parent / "other" / "toy-good"
     judged(make_run(other.parent, "toy-good", 0.55, seed=1))
-    printed = said("compare", str(storage / "toy-good"), str(other))
+    printed = assay("compare", str(storage / "toy-good"), str(other))
     assert f"{storage / 'toy-good'} is better than {other}" in printed
 
 
-def test_runs_on_other_rows_are_not_compared(said: Callable[..., str], storage: Path) -> None:
+def test_runs_on_other_rows_are_not_compared(assay: Callable[..., str], storage: Path) -> None:
     folder = storage / "toy-bad"
     table = pq.read_table(folder / "predictions.parquet")
     pq.write_table(table.slice(0, 100), folder / "predictions.parquet")
-    printed = said("compare", "toy-good", "toy-bad", "--storage", str(storage), code=2)
+    printed = assay("compare", "toy-good", "toy-bad", "--storage", str(storage), code=2)
     assert "different rows: 20 ids are only in the first" in printed

@@ -1,0 +1,91 @@
+"""Curves, shares of time, and colours that can be read."""
+
+import re
+
+import pytest
+
+from assay.report import charts
+from assay.report import page as report
+from assay.report.svg import count
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (999_600, "1 M"),
+        (85_798_656, "85.8 M"),
+        (2e12, "2 T"),
+    ],
+)
+def test_large_numbers_are_written_in_three_digits(value, text):
+    assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("select", "vals", "chosen"),
+    [
+        ("accuracy", [(0.5, 0.1), (0.75, 0.9), (0.75, 0.5), (0.7, 0.1)], [3.0, 0.75]),
+        ("nll", [(0.5, 0.3), (0.9, 0.2), (0.95, 0.2), (1.0, 0.4)], [3.0, 0.2]),
+        ("accuracy", [(0.5, None), (0.75, None)], [2.0, 0.75]),
+        ("iou", [(0.5, 0.3), (0.9, 0.2)], None),
+    ],
+)
+def test_the_ring_is_where_the_rule_chose(select, vals, chosen):
+    lines = [{"step": i + 1, "accuracy": a, "nll": n} for i, (a, n) in enumerate(vals)]
+    figures = charts.curves({"step": [], "val": lines, "epoch": []}, select)
+    assert [figure.chosen for figure in figures] == [chosen]
+
+
+def test_curves_leave_out_what_was_not_finite_and_pool_what_is_long():
+    steps = [{"step": i + 1, "loss": None if i == 5 else float(i)} for i in range(1200)]
+    figure = charts.curves({"step": steps, "val": [], "epoch": []}, "accuracy")[0]
+    series = figure.series["loss"]
+    assert len(series.y) == 120
+    assert series.low is not None
+    assert series.high is not None
+    assert series.low[0] == 0.0
+    assert series.high[-1] == 1199.0
+    assert all(a <= b <= c for a, b, c in zip(series.low, series.y, series.high, strict=True))
+
+
+def luminance(colour: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """WCAG 2.1, success criterion 1.4.3."""
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_text_can_be_read_in_light_and_dark(theme):
+    css = (report.PAGES / "report.css").read_text()
+    found = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
+    colours = {
+        name: [int(value[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        for name, value in re.findall(r"--(\w+): #([0-9a-f]{6})", found)
+    }
+    for ground in ("paper", "tint"):
+        for text in ("ink", "muted", "s0", "good", "bad"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for cell in ("right", "wrong"):  # the strongest shade that a matrix draws
+        shaded = [0.75 * c + 0.25 * p for c, p in zip(colours[cell], colours["paper"], strict=True)]
+        assert contrast(colours["ink"], shaded) >= 4.5, cell
+    for line in ("s0", "s1", "s2", "s3", "s4", "s5"):
+        assert contrast(colours[line], colours["paper"]) >= 3, line
+
+
+def test_time_is_shared_out_among_the_parts_of_an_update():
+    parts = {"wait_s": 0.5, "cut_s": 1.0, "forward_s": 1.5, "backward_s": 4.0, "update_s": 2.0}
+    steps = [{"step": i, "step_s": 10.0} | parts for i in (1, 2)]
+    *_, figure = charts.curves({"step": steps, "val": [], "epoch": []}, "accuracy")
+    (shares,) = figure.series.values()
+    assert dict(zip(shares.x, shares.y, strict=True)) == pytest.approx(
+        {"wait": 0.05, "cut": 0.1, "forward": 0.15, "backward": 0.4, "update": 0.2, "other": 0.1}
+    )
+    assert "2 updates of 10 s" in figure.caption
