@@ -65,10 +65,10 @@ def contrast(one: list[float], other: list[float]) -> float:
 @pytest.mark.parametrize("theme", [0, 1])
 def test_text_can_be_read_in_light_and_dark(theme):
     css = (report.PAGES / "report.css").read_text()
-    found = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
+    rules = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
     colours = {
         name: [int(value[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-        for name, value in re.findall(r"--(\w+): #([0-9a-f]{6})", found)
+        for name, value in re.findall(r"--(\w+): #([0-9a-f]{6})", rules)
     }
     for ground in ("paper", "tint"):
         for text in ("ink", "muted", "s0", "good", "bad"):

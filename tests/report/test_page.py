@@ -93,9 +93,9 @@ def test_the_data_card_counts_the_split(page_of, run):
         ("train", "Train", ""),
         ("test_seen", "Known designs test_seen", " 7"),
     ):
-        own = [r for r in rows if r["split"] == name]
-        distinct = [len({r[c] for r in own}) for c in ("group", "label", "domain.design")]
-        assert f"{shown} {len(own)} {' '.join(map(str, distinct))}{near}" in text
+        chosen = [r for r in rows if r["split"] == name]
+        distinct = [len({r[c] for r in chosen}) for c in ("group", "label", "domain.design")]
+        assert f"{shown} {len(chosen)} {' '.join(map(str, distinct))}{near}" in text
     by_class = Counter((r["label"], r["split"]) for r in rows)
     order = ["train", "val", "test_seen", "test_unseen"]
     assert f"mill {' '.join(str(by_class['mill', s]) for s in order)}" in text

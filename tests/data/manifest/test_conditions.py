@@ -14,8 +14,8 @@ def test_a_condition_on_what_no_row_has_is_said(put, table_of, tmp_path, cache, 
     put(tmp_path, "1.png", "2.png")
     table = table_of(tmp_path, "image,label,view", "1.png,a,top", "2.png,b,side")
     assert len(read_manifest(DataConfig(root=table, where=("view!=botom",)), cache)) == 2
-    said = capsys.readouterr().err
-    assert said == f"data.where names view=botom, which no row of {table} has.\n"
+    printed = capsys.readouterr().err
+    assert printed == f"data.where names view=botom, which no row of {table} has.\n"
     read_manifest(DataConfig(root=table, where=("view!=back", "view!=")), cache)
     assert capsys.readouterr().err.count("\n") == 1
 
