@@ -8,79 +8,28 @@ the order of a table's rows decides nothing.
 """
 
 import json
-import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge, Le, MinLen
 
-from assay.config import Settings, fingerprint
+from assay.config import fingerprint
 from assay.data.annotated import find_annotations, read_annotations
+from assay.data.columns import make_columns
+
+# named again: what a task asks of its data it imports from here
+from assay.data.data_config import DataConfig as DataConfig
 from assay.data.folder import SPLITS, ImageRow, scan_folder
 from assay.data.hashes import EMPTY, content_hashes
 from assay.data.images.entry import MASK, entry_key
-from assay.data.spellings import compose, fold_name, refuse_spellings
-from assay.data.table import Table, read_table, value_of
+from assay.data.table_rows import table_rows
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
-
-SET_COLUMNS = {"set", "subset", "partition", "phase", "fold", "usage"}
-SET_WORDS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-"""What a column of given sets may be called, and its cells, where it is not called split."""
-SET_FLAGS = {f"{start}{name}" for start in ("is_", "is", "") for name in SET_WORDS - {"", "dev"}}
-FLAG_WORDS = {"", "0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}
-"""The same of a column that says yes or no of one set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(Settings, section="data"):
-    """Where the images are and what their names or columns mean."""
-
-    root: Path | None = None
-    """Folder of images, a table (CSV by commas, semicolons or tabs; Parquet) with one row per image, or annotations (JSON, or a folder of train.json, val.json and test.json); none: the embedded set."""
-    patterns: Annotated[tuple[str, ...], MinLen(1)] = ("{label}/{name}",)
-    """For folders: image paths below root without suffix, {field} for each part of the name."""
-    leave_out: tuple[str, ...] = ()
-    """For folders: folders below root that hold no images to learn from or judge (masks, say)."""
-    image: str = "image"
-    """For tables: the column with the image's path, absolute or relative to the table."""
-    label: str = "label"
-    """Field or column that holds the class; empty where masks hold the classes."""
-    group: tuple[str, ...] = ()
-    """Fields or columns that together name the physical part; none: every image is its own part."""
-    domains: tuple[str, ...] = ()
-    """Fields or columns to report by, and to hold out (design, printer, exposure...)."""
-    keep: tuple[str, ...] = ()
-    """Further fields or columns that a task asks for (a second label, a time, a batch number)."""
-    split: str = "split"
-    """Field or column with a given set (train, val, test, test_seen, test_unseen), if there is one; empty: sets are drawn."""
-    where: tuple[str, ...] = ()
-    """For tables: keep rows with COLUMN=VALUE and COLUMN!=VALUE, e.g. kind=image exposure!=exp0."""
-    white: Annotated[float, Ge(0), Le(1e38)] = 0.0
-    """For images of more than 8 bits: the value that is shown as white, brighter ones too; 0: chosen by the largest value of the data, and said."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """Unreadable images: stop, or skip (quarantined, counted and named in the run)."""
-    page: Annotated[int, Ge(0), Le(1_000_000)] | None = None
-    """Which image of files that hold several (stacks, animations), from 0; none: such are refused."""
-
-    def idle(self) -> dict[str, str]:
-        """Name settings without effect, by what stands at root."""
-        if self.root is None:
-            return {}
-        if find_annotations(self.root):
-            return dict.fromkeys(("patterns", "image"), "data.root are annotations")
-        if self.root.is_dir():
-            return {"image": "data.root is a folder"}
-        return {"patterns": "data.root is a table"} if self.root.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -191,6 +140,25 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
             be read, a given set has an unknown name, a label, group or domain is written in two
             ways, or one content has two labels.
     """
+    root, annotations = _find_root(config)
+    if annotations and not config.group:
+        config = replace(config, group=("group_id",))
+    rows = sorted(_read_rows(root, annotations, config), key=lambda row: row.id)
+    columns = make_columns(rows, config)
+    hashes = content_hashes([row.image for row in rows], cache)
+    columns["content"] = [entry_key(content, config.page) for content in hashes]
+    manifest = Manifest(pa.table(columns))
+    _check_sets(manifest)
+    _refuse_two_labels(manifest)
+    if config.label and len(manifest.classes) < 2:
+        raise ManifestError(
+            f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed."
+        )
+    return manifest
+
+
+def _find_root(config: DataConfig) -> tuple[Path, list[Path]]:
+    """Return the root and the files of its annotations, and refuse settings that cannot hold of it."""
     root = config.root
     reason = "is not given" if root is None else why_unreadable(root)
     if root is None or reason not in ("", "is a folder"):
@@ -208,185 +176,15 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
             f"data.leave-out is {list(config.leave_out)} and data.root {show(root)} is a table or annotations; folders are left out of folders: "
             "give it none, and leave rows out by data.where."
         )
+    return root, annotations
+
+
+def _read_rows(root: Path, annotations: Sequence[Path], config: DataConfig) -> list[ImageRow]:
     if annotations:
-        rows = read_annotations(annotations)
-        config = config if config.group else replace(config, group=("group_id",))
-    elif reason:
-        rows = scan_folder(root, config.patterns, config.label, config.split, config.leave_out)
-    else:
-        rows = _table_rows(root, config)
-    rows.sort(key=lambda row: row.id)
-    _refuse_unknown_split(rows, config.split)
-    columns = _columns(rows, config)
-    hashes = content_hashes([row.image for row in rows], cache)
-    columns["content"] = [entry_key(content, config.page) for content in hashes]
-    manifest = Manifest(pa.table(columns))
-    _check_sets(manifest)
-    _refuse_two_labels(manifest)
-    if config.label and len(manifest.classes) < 2:
-        raise ManifestError(
-            f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed."
-        )
-    return manifest
-
-
-def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
-    conditions = [_condition(text) for text in config.where]
-    labels = [config.label] if config.label else []
-    needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
-    asked = (*needed, *(column for column, _, _ in conditions))
-    table = read_table(path, asked, (config.split,) if config.split else ())
-    _say_other_sets(table, config.split)
-    for column, _, value in conditions:
-        _refuse_twins(table, column, value)
-    chosen = [
-        row
-        for row in range(len(table))
-        if all(
-            (compose(table.columns[column][row] or "") == value) == wanted
-            for column, wanted, value in conditions
-        )
-    ]
-    if not chosen:
-        raise ManifestError(
-            f"{show(path)} has {len(table)} row(s) and no row left after data.where={list(config.where)}; add rows, or loosen "
-            "the conditions."
-        )
-    rows: list[ImageRow] = []
-    for row, image in zip(chosen, table.images(config.image, chosen), strict=True):
-        fields = {name: cell for name, cells in table.columns.items() if (cell := cells[row])}
-        for name in needed:
-            if name not in fields:
-                raise table.refusal(row, name)
-        if reason := why_unreadable(image):
-            raise ManifestError(
-                f"{table.place(row)} names the image {show(image)}, which {reason}; give paths, absolute or relative to the "
-                "table."
-            )
-        rows.append(ImageRow(_id_of(image, fields[config.image], path), image, fields))
-    return rows
-
-
-def _say_other_sets(table: Table, split: str) -> None:
-    """Say where a column under another name looks as if it gave the sets, which are drawn then."""
-    if split != DataConfig.split or split in table.columns:
-        return
-    for name in table.names:
-        folded = fold_name(name).replace(" ", "_")
-        words = SET_WORDS if folded in SET_COLUMNS else FLAG_WORDS if folded in SET_FLAGS else set()
-        if not words or table.names.count(name) > 1:
-            continue
-        cells = {fold_name(cell or "") for cell in read_table(table.path, (name,)).columns[name]}
-        if cells - {""} and cells <= words:
-            print(
-                f"{show(table.path)} has sets in its column {name!r}, which are not used, so that others are drawn; name the column by --data.split and write "
-                f"{', '.join(SPLITS)} into it, if they are to be kept.",
-                file=sys.stderr,
-            )
-
-
-def _refuse_twins(table: Table, column: str, value: str) -> None:
-    """Refuse cells that a condition may mean, and does not say."""
-    places = {compose(cell or ""): row for row, cell in enumerate(table.columns[column])}
-    if value and value not in places:  # every row has a value: that may well be asked for
-        print(
-            f"data.where names {column}={value}, which no row of {show(table.path)} has.",
-            file=sys.stderr,
-        )
-    twins = {
-        name: table.place(row)
-        for name, row in places.items()
-        if fold_name(name) == fold_name(value)
-    }
-    refuse_spellings(f"column {column!r} of data.where", {value: "data.where"} | twins)
-
-
-def _id_of(image: Path, name: str, table: Path) -> str:
-    """Name an image by its path from the table, unless it is given by an absolute path elsewhere.
-
-    An absolute path below the table is the same image as a relative one.
-    """
-    folder = os.path.normpath(table.parent)
-    if os.path.isabs(name) and not image.is_relative_to(folder):
-        return name
-    return Path(os.path.relpath(image, folder)).as_posix()
-
-
-def _condition(text: str) -> tuple[str, bool, str]:
-    """Read COLUMN=VALUE or COLUMN!=VALUE: the column, whether equality is wanted, and the value."""
-    match = re.fullmatch(r"(.+?)(!?=)(.*)", text)
-    if match is None:
-        raise ManifestError(
-            f"data.where has {text!r}; allowed: COLUMN=VALUE and COLUMN!=VALUE, such as kind=image."
-        )
-    return match[1], match[2] == "=", compose(match[3])
-
-
-def _columns(rows: list[ImageRow], config: DataConfig) -> dict[str, list[str | None]]:
-    labels = [config.label] if config.label else []
-    wanted = (*labels, *config.group, *config.domains, *config.keep)
-    names = set.intersection(*(set(row.fields) for row in rows))
-    for name in wanted:
-        if name not in names:
-            raise ManifestError(
-                f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(names))}."
-            )
-    for name in (*labels, *config.group, *config.domains):
-        _refuse_no_value(name, {row.fields[name]: row.id for row in rows})
-    # the prefix of a column, and the field that it is made of
-    sources = [("label", name) for name in labels]
-    sources += [(f"domain.{name}", name) for name in config.domains]
-    sources += [(f"column.{name}", name) for name in config.keep]
-    fields = {column: [row.fields[name] for row in rows] for column, name in sources}
-    groups = _groups(rows, config.group)
-    for column, cells in fields.items():
-        if not column.startswith("column."):
-            places = {cell: row.id for cell, row in zip(cells, rows, strict=True)}
-            refuse_spellings(column.replace("domain.", "domain "), places)
-    columns: dict[str, list[str | None]] = {
-        "id": [row.id for row in rows],
-        "image": [str(row.image) for row in rows],
-        "label": [""] * len(rows),
-        "group": [*groups],
-        "split": [row.fields.get(config.split) for row in rows],
-    }
-    return columns | {column: [*map(compose, cells)] for column, cells in fields.items()}
-
-
-def _refuse_no_value(field: str, places: Mapping[str, str]) -> None:
-    """Refuse names of folders and files that say that there is no value, as a cell of a table would."""
-    for value, place in places.items():
-        if value_of(value) is None:
-            raise ManifestError(
-                f"{show(place)} has {value!r} as its {field}, which says that there is no value; rename it, or move it out of the data."
-            )
-
-
-def _groups(rows: list[ImageRow], names: Sequence[str]) -> list[str]:
-    """Name the part of each row; without names of fields every image is its own."""
-    if not names:
-        return [row.id for row in rows]
-    parts = {tuple(row.fields[name] for name in names): row for row in rows}
-    first: dict[str, tuple[str, ...]] = {}
-    for part in parts:
-        other = first.setdefault("/".join(part), part)
-        if other != part:
-            raise ManifestError(
-                f"The groups {list(other)} and {list(part)} of {', '.join(names)} are both {'/'.join(part)!r}; write one of them "
-                "otherwise."
-            )
-    refuse_spellings("group", {name: parts[part].id for name, part in first.items()})
-    return [compose("/".join(row.fields[name] for name in names)) for row in rows]
-
-
-def _refuse_unknown_split(rows: list[ImageRow], name: str) -> None:
-    """Refuse a field of given sets that no image has, but for the default's, which need not be there."""
-    if name in ("", DataConfig.split) or any(name in row.fields for row in rows):
-        return
-    raise ManifestError(
-        f"data.split is {name!r}, and no image has such a field or column with a value; there are: {', '.join(sorted(rows[0].fields))}. Name one of "
-        "them, or leave it empty to have sets drawn."
-    )
+        return read_annotations(annotations)
+    if root.is_dir():
+        return scan_folder(root, config.patterns, config.label, config.split, config.leave_out)
+    return table_rows(root, config)
 
 
 def _check_sets(manifest: Manifest) -> None:

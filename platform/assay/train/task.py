@@ -18,10 +18,11 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from assay.config import Seed, Settings, to_dict
+from assay.data.data_config import DataConfig
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.inputs.normalise import NormaliseConfig
-from assay.data.manifest import DataConfig, Manifest, read_manifest
+from assay.data.manifest import Manifest, read_manifest
 from assay.data.order import uniform_order
 from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError

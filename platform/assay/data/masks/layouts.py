@@ -1,6 +1,6 @@
 """Folders as published sets lay them out."""
 
-from assay.data.manifest import DataConfig
+from assay.data.data_config import DataConfig
 from assay.data.masks.rules import MaskConfig
 
 MVTEC_IMAGES = DataConfig(
