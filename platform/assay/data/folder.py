@@ -48,12 +48,7 @@ def scan_folder(
         ManifestError: there is no image, a name fits no pattern, a class folder is empty, one to
             be left out is not there, or as `find_files`.
     """
-    others = [root / os.path.relpath(root / folder, root) for folder in leave_out]
-    for folder in others:
-        if not folder.is_dir() or folder == root or ".." in folder.relative_to(root).parts:
-            raise ManifestError(
-                f"{show(folder)} is to be left out and is no folder below {show(root)}; give folders below data.root as data.leave-out, or none."
-            )
+    others = _folders_left_out(root, leave_out)
     files = [
         file
         for file in find_files(root, SUFFIXES)
@@ -64,6 +59,26 @@ def scan_folder(
             f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); point data.root at a folder that does."
         )
     _refuse_masks(files)
+    rows = _read_names(root, files, patterns, split)
+    if all(pattern.startswith("{" + (label or "?") + "}/") for pattern in patterns):
+        _refuse_empty_classes(root, {row.fields[label] for row in rows}, others)
+    return rows
+
+
+def _folders_left_out(root: Path, names: Sequence[str]) -> list[Path]:
+    folders = [root / os.path.relpath(root / name, root) for name in names]
+    for folder in folders:
+        if not folder.is_dir() or folder == root or ".." in folder.relative_to(root).parts:
+            raise ManifestError(
+                f"{show(folder)} is to be left out and is no folder below {show(root)}; give folders below data.root as data.leave-out, or none."
+            )
+    return folders
+
+
+def _read_names(
+    root: Path, files: Sequence[Path], patterns: Sequence[str], split: str
+) -> list[ImageRow]:
+    """Read the fields of the files' names, or refuse those that fit no pattern."""
     regexes = [_regex(pattern) for pattern in patterns]
     rows: list[ImageRow] = []
     strangers: list[str] = []
@@ -81,8 +96,6 @@ def scan_folder(
             f"allowed: {' or '.join(patterns)}, with or without a first folder train, val or test. "
             "Rename or move them, or give --data.patterns, or their folder as --data.leave-out."
         )
-    if all(pattern.startswith("{" + (label or "?") + "}/") for pattern in patterns):
-        _refuse_empty_classes(root, {row.fields[label] for row in rows}, others)
     return rows
 
 

@@ -76,20 +76,40 @@ def draw_split(manifest: Manifest, config: SplitConfig, pairs: Sequence[NearPair
     """
     sets: list[str | None] = manifest.declared_sets
     groups, contents = manifest.column("group"), manifest.column("content")
-    if config.rule != "training-domain" and "val" in sets:
-        raise SplitError(
-            f"The data gives {sets.count('val')} image(s) to val, and split.rule {config.rule!r} makes val itself; "
-            "use the rule training-domain, or give those images to train."
-        )
+    if config.rule != "training-domain":
+        _refuse_given_val(sets, config.rule)
     report = {"groups": len(set(groups))}
     refuse_crossing("group", groups, sets)
     report["dropped"] = settle_copies(contents, sets, config.duplicates)
-    copies = contents
-    if config.near_duplicates == "group":
+    copies, is_grouped = contents, config.near_duplicates == "group"
+    if is_grouped:
         copies = clusters(contents, pairs)
         report["near_dropped"] = settle_copies(copies, sets, "drop")
     units = _join_units(groups, contents, copies, sets, report)
     spread_sets(groups, units, sets)
+    drawn = _draw(manifest, units, sets, config, report)
+    _check_classes(manifest, drawn)
+    if config.train_share < 1:
+        report["left_out_of_train"] = thin_train(manifest, units, drawn, config)
+    return Split(drawn, report, _joined(groups, units) if is_grouped else None)
+
+
+def _refuse_given_val(sets: Sequence[str | None], rule: str) -> None:
+    if "val" in sets:
+        raise SplitError(
+            f"The data gives {sets.count('val')} image(s) to val, and split.rule {rule!r} makes val itself; "
+            "use the rule training-domain, or give those images to train."
+        )
+
+
+def _draw(
+    manifest: Manifest,
+    units: list[np.ndarray],
+    sets: list[str | None],
+    config: SplitConfig,
+    report: dict[str, int],
+) -> list[str]:
+    """Hold out, draw the sets that are missing, and set apart what is held out and crosses or is seen without labels."""
     may_cross = config.crossing == "drop"
     if not may_cross:
         report["moved_to_unseen"] = hold_out(manifest, units, sets, config)
@@ -101,16 +121,16 @@ def draw_split(manifest: Manifest, config: SplitConfig, pairs: Sequence[NearPair
         report["left_out"] = leave_out(manifest, drawn, config)
     if config.unlabelled != "none":
         report["unlabelled"] = set_apart(manifest, units, drawn, config)
-    _check_classes(manifest, drawn)
-    if config.train_share < 1:
-        report["left_out_of_train"] = thin_train(manifest, units, drawn, config)
-    joined = None
-    if config.near_duplicates == "group":
-        joined = list(groups)
-        for rows in units:
-            for row in rows.tolist():
-                joined[row] = groups[rows[0]]
-    return Split(drawn, report, joined)
+    return drawn
+
+
+def _joined(groups: list[str], units: list[np.ndarray]) -> list[str]:
+    """Name the rows of each unit by its first row's group."""
+    joined = list(groups)
+    for rows in units:
+        for row in rows.tolist():
+            joined[row] = groups[rows[0]]
+    return joined
 
 
 def _join_units(

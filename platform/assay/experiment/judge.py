@@ -82,12 +82,7 @@ def judge(
         # one that cannot be brought up to date, or is another run's, is refused before test is scored
         refuse_other(folder, "bundle", read_card(folder / "bundle").mark)
     tried = tried or earlier.tried
-    refuse_strangers(predictions, read_split(folder, ("id", "group", "split", "content")))
-    scored = task.score(config, predictions)
-    if scored is not predictions:
-        write_predictions(folder, scored)  # what compares runs reads the scores there
-    predictions = scored
-    check(predictions)
+    predictions = _score(folder, task, config, predictions)
     decision = _decide(predictions, config)
     sets, findings = measure(predictions, task, config, storage, decision)
     sets = {name: _tell_copies_apart(folder, predictions, name, sets[name]) for name in sets}
@@ -116,6 +111,16 @@ def judge(
         answering = {"thresholds": result.thresholds, "alarms": result.alarms}
         seal.update(folder / "bundle", decision=decision, **answering, metrics=sets)
     return result
+
+
+def _score(folder: Path, task: type[Task], config: TaskConfig, predictions: pa.Table) -> pa.Table:
+    """Have the task score a table of the split's rows, and keep the scores beside them."""
+    refuse_strangers(predictions, read_split(folder, ("id", "group", "split", "content")))
+    scored = task.score(config, predictions)
+    if scored is not predictions:
+        write_predictions(folder, scored)  # what compares runs reads the scores there
+    check(scored)
+    return scored
 
 
 def _measures(sets: Mapping[str, Summary], findings: TaskMetrics) -> dict[str, Measure]:

@@ -194,8 +194,8 @@ def complete(
 def _begin(
     prepared: RunPlan, run: Run, resources: Resources, judged: tuple[str, ...], sweep: str
 ) -> Job:
-    """Write down what is about to run."""
-    data, config, device = prepared.data, prepared.config, pick_device(resources)
+    """Write down what is about to run, and return it as a job for the workers."""
+    data, device = prepared.data, pick_device(resources)
     launch = Launch(
         time=time.time(),
         workers=resources.workers,
@@ -215,20 +215,15 @@ def _begin(
         white=data.pixels.white.value if data.pixels.white else None,
         masks=account.of_table(data.manifest.table) or None,
         data=data.manifest.fingerprint,
-        recipe=recipe(data.source, config, data.manifest),
-        content=content(config, data.manifest),
+        recipe=recipe(data.source, prepared.config, data.manifest),
+        content=content(prepared.config, data.manifest),
         code=code_of(data.source),
     )
-    write_config(run.folder, to_dict(config))
-    write_whole(run.folder / "task.py", data.source.code)
-    copies = {each.row for each in prepared.near}
-    has_copy = pa.array([row in copies for row in range(len(data.manifest))])
-    table = prepared.split.table(data.manifest).append_column("near_copy", has_copy)
-    write_split(run.folder, table)
+    _write_inputs(prepared, run.folder)
     push(run.folder)
     return Job(
         data.source,
-        to_dict(config),
+        to_dict(prepared.config),
         prepared.split.regroup(data.manifest),
         prepared.split,
         data.pixels,
@@ -243,6 +238,17 @@ def _begin(
         recompute=resources.recompute,
         compile=resources.compile,
     )
+
+
+def _write_inputs(prepared: RunPlan, folder: Path) -> None:
+    """Write the settings, the task and the split into the run's directory."""
+    data = prepared.data
+    write_config(folder, to_dict(prepared.config))
+    write_whole(folder / "task.py", data.source.code)
+    copies = {each.row for each in prepared.near}
+    has_copy = pa.array([row in copies for row in range(len(data.manifest))])
+    table = prepared.split.table(data.manifest).append_column("near_copy", has_copy)
+    write_split(folder, table)
 
 
 def _refuse_other_split(prepared: RunPlan, run: Run) -> None:

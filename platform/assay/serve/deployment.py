@@ -86,19 +86,13 @@ def configuration(
     before = _config_of(earlier.get("front")) or config
     for name in registry.reserved():
         _refuse(refused, (name, ""), "", "it is a name that the server needs itself", time.time())
-    applications: list[dict[str, Any]] = []
-    shared: dict[str, dict[str, str]] = {}
-    for name in registry.tasks():
-        had = _answered_by(earlier, name)
-        ids: dict[str, str] = {
-            alias: _follow(registry, name, alias, had, config, refused) for alias in ALIASES
-        }
-        if not ids["champion"]:
-            continue
-        if config.shared.has(name):
-            shared[name] = ids
-        else:
-            applications.append(_application_now(name, config, before, earlier, told, ids))
+    followed = _follow_all(registry, earlier, config, refused)
+    shared = {name: ids for name, ids in followed.items() if config.shared.has(name)}
+    applications = [
+        _application_now(name, config, before, earlier, told, ids)
+        for name, ids in followed.items()
+        if name not in shared
+    ]
     alone = [app["name"] for app in applications]
     if shared:
         tasks = {"tasks": shared, "others": alone}
@@ -150,6 +144,24 @@ def refuse_strangers(config: ServeConfig, wanted: Mapping[str, Any]) -> None:
             raise ServeError(
                 f"shared.tasks has {name!r}, and no task that is served is called so; there are: {', '.join(sorted(tasks))}."
             )
+
+
+def _follow_all(
+    registry: Registry,
+    earlier: Mapping[str, Mapping[str, Any]],
+    config: ServeConfig,
+    refused: Refused,
+) -> dict[str, dict[str, str]]:
+    """Return the records that each task with a champion is to be answered by, by their alias."""
+    followed: dict[str, dict[str, str]] = {}
+    for name in registry.tasks():
+        had = _answered_by(earlier, name)
+        ids: dict[str, str] = {
+            alias: _follow(registry, name, alias, had, config, refused) for alias in ALIASES
+        }
+        if ids["champion"]:
+            followed[name] = ids
+    return followed
 
 
 def _follow(
