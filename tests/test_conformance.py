@@ -461,7 +461,7 @@ def test_exported_graphs_are_valid_and_free_of_the_machines_paths(shipped):
 
 LINE_SIDE = """
 import json, sys
-ALLOWED = {"numpy", "cv2", "PIL", "imagecodecs", "onnxruntime", "annotated_types", "assay"}
+ALLOWED = {"numpy", "cv2", "PIL", "imagecodecs", "simplejpeg", "onnxruntime", "annotated_types", "assay"}
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):

@@ -16,8 +16,8 @@ from bench import photo, seconds, table, write
 from image_size import BATCH, step, task_of
 
 from assay.data.images import entry
-from assay.data.images.entry import StoredLevel
 from assay.data.images.store import Store
+from assay.data.images.stored_level import StoredLevel
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 
 SIDE, GRID = 5100, 52

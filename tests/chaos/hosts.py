@@ -1,15 +1,16 @@
 """Several hosts on this machine: each with a network, temporary files and shared memory of its own.
 
-    PYTHONPATH=platform python tests/chaos/hosts.py [ddp fsdp sweep serving outage lost]
+    PYTHONPATH=platform python tests/chaos/hosts.py [ddp fsdp sweep serving outage drained lost]
 
 Four raylets in namespaces of Linux (root is needed), joined by a bridge; runs lie on a folder that all share. A training (DDP, then
 FSDP, over gloo), a sweep whose trials have two workers, and a served bundle work across them, and a host's
-link is cut, for a while and for good, while a training goes on. What runs predict is compared with a run in one process.
+link is cut, for a while and for good, or a host is drained and taken away, while a training goes on. What runs predict is compared with a run in one process.
 """
 
 import atexit
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from nodes import ROOT, Nodes, cluster, end_all
@@ -139,23 +141,50 @@ def prepared(root: Path, name: str) -> Path:
     return Path(shutil.copytree(root / "first", root / name))
 
 
-def train(nodes: Nodes, root: Path, name: str, *words: str, cut_s: float | None = None) -> str:
-    """Train over two hosts, and cut the link of one that has a worker after some updates, if asked; return a row."""
+def drain(nodes: Nodes, name: str) -> str:
+    """Tell Ray that a host will be taken away, as a spot notice does, and take it away 20 s later; return what was done."""
+    session, head = nodes.running[name].pid, nodes.running["head"].pid
+    ids: list[str] = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            if os.getsid(int(entry.name)) == session:
+                ids += re.findall(r"\0--node_id=(\w+)", (entry / "cmdline").read_text())
+    words = f"--node-id {ids[0]} --reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 20"
+    inside = ["nsenter", "--target", str(head), "--net", "--mount", "ray", "drain-node"]
+    address = ["--address", nodes.environment["RAY_ADDRESS"]]
+    subprocess.run([*inside, *address, *words.split()], env=nodes.environment, check=True)
+    time.sleep(20)
+    nodes.kill(name)
+    return f"{name} drained, and taken away after 20 s"
+
+
+def cut(nodes: Nodes, name: str, seconds: float) -> str:
+    """Cut the link of a host, for good if seconds are 0; return what was done."""
+    ip(f"link set {link_of(name)} down")
+    time.sleep(seconds or 1)
+    if not seconds:
+        return f"link of {name} cut"
+    ip(f"link set {link_of(name)} up")
+    return f"link of {name} down for {seconds:g} s"
+
+
+def train(
+    nodes: Nodes,
+    root: Path,
+    name: str,
+    *words: str,
+    fault: Callable[[Nodes, str], str] | None = None,
+) -> str:
+    """Train over two hosts, and do something to one that has a worker after some updates, if asked; return a row."""
     command = Command(
         nodes,
         [sys.executable, FINGERPRINT, *QUICK, *WORKERS, *words, "--storage", "."],
         prepared(root, name),
     )
     what = ""
-    if cut_s is not None and command.wait(updates=3) is None:
+    if fault is not None and command.wait(updates=3) is None:
         victim = sorted(command.hosts - {"head"})[0]
-        ip(f"link set {link_of(victim)} down")
-        what = f"link of {victim} down for {cut_s:g} s" if cut_s else f"link of {victim} cut"
-        if cut_s:
-            time.sleep(cut_s)
-            ip(f"link set {link_of(victim)} up")
-        else:
-            time.sleep(1)
+        what = fault(nodes, victim)
     code = command.wait()
     launches = max((num for num, _, _ in steps(command.storage).values()), default=0)
     where = ", ".join(sorted(command.hosts))
@@ -212,8 +241,13 @@ def main() -> None:
         "fsdp": lambda: train(nodes, root, "fsdp", "--strategy", "fsdp"),
         "sweep": lambda: sweep(nodes, root),
         "serving": lambda: serve(nodes, root, run),
-        "outage": lambda: train(nodes, root, "outage", "--train.seed", "1", cut_s=8),
-        "lost": lambda: train(nodes, root, "lost", "--train.seed", "2", cut_s=0),
+        "outage": lambda: train(
+            nodes, root, "outage", "--train.seed", "1", fault=partial(cut, seconds=8)
+        ),
+        "drained": lambda: train(nodes, root, "drained", "--train.seed", "2", fault=drain),
+        "lost": lambda: train(
+            nodes, root, "lost", "--train.seed", "3", fault=partial(cut, seconds=0)
+        ),
     }
     rows = []
     with hosts() as nodes:

@@ -19,9 +19,10 @@ import xxhash
 from assay.bundle.bundle import Bundle
 from assay.cli.console import main
 from assay.data.images import decode
-from assay.data.images.entry import MAGIC, MASK, StoredLevel, write_entry
+from assay.data.images.entry import MAGIC, MASK, write_entry
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.images.store import Store
+from assay.data.images.stored_level import StoredLevel
 from assay.errors import BundleError, ManifestError, ResourceError
 from assay.serve import offline
 from assay.serve.image_list import list_images, read_list, write_list

@@ -6,8 +6,9 @@ import pytest
 import xxhash
 
 from assay.data.images.affine import crop_matrix
-from assay.data.images.entry import MAGIC, TILE, StoredLevel, open_entry, write_entry
+from assay.data.images.entry import MAGIC, open_entry, write_entry
 from assay.data.images.pyramid import ImagePyramid, pyramid_bytes
+from assay.data.images.stored_level import TILE, StoredLevel
 from assay.errors import StoreError
 
 CONTENT = "ab12" * 8

@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 
 from assay.data.images.pyramid import ImagePyramid
+from assay.data.images.stored_level import TILE, StoredLevel, checksums, digest_of
 from assay.data.images.white import Range
 from assay.errors import StoreError
 from assay.files import open_file, replacing
-from assay.shapes import Bool, Shaped, UInt64
+from assay.shapes import Bool
 
 MAGIC = b"ASSAYPX2"
 
@@ -44,10 +45,6 @@ MASK = "-mask"
 
 PAGE = "-page"
 """Stands in the key of an image before the number of its page, where one was chosen."""
-
-
-TILE = 256
-"""Side of what has a checksum of its own (pixels)."""
 
 
 _START = "<8sIQ"
@@ -86,7 +83,7 @@ def write_entry(path: Path, entry: ImagePyramid) -> None:
     }
     head = json.dumps(header).encode()
     with replacing(path) as hidden, hidden.open("wb") as file:
-        file.write(struct.pack(_START, MAGIC, len(head), _digest(head)) + head)
+        file.write(struct.pack(_START, MAGIC, len(head), digest_of(head)) + head)
         for level in levels:
             file.write(level.data)
 
@@ -110,7 +107,7 @@ def open_entry(path: Path, key: str = "") -> ImagePyramid:
                     f"{path} is no entry of this store's version; delete the store's folder and run again, which decodes the images anew."
                 )
             head = file.read(length)
-            if _digest(head) != digest:
+            if digest_of(head) != digest:
                 raise ValueError("its header is not what was written")
             header, begin = json.loads(head), file.tell()
             if not header["levels"]:
@@ -132,62 +129,6 @@ def open_entry(path: Path, key: str = "") -> ImagePyramid:
         ) from None
 
 
-class StoredLevel:
-    """Pixels of one level: like an array, but a tile is checked before it is first shown.
-
-    Args:
-        path: the entry, for what an error says.
-        pixels: memory-mapped.
-        checksums: of the tiles, by rows.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        pixels: Shaped[np.ndarray, "h w c"],
-        checksums: UInt64[np.ndarray, "rows columns"],
-    ) -> None:
-        self.path, self.mapped, self.checksums = path, pixels, checksums
-        self.checked = np.zeros(checksums.shape, bool)
-        self.shape, self.dtype, self.nbytes = pixels.shape, pixels.dtype, pixels.nbytes
-
-    def __getitem__(self, box: tuple[slice, slice]) -> Shaped[np.ndarray, "h w c"]:
-        """Return rows and columns, each without a step.
-
-        Raises:
-            StoreError: they are not what was written.
-        """
-        pixels = self.mapped[box]
-        if pixels.size:
-            rows, columns = (
-                slice(start // TILE, (stop - 1) // TILE + 1)
-                for start, stop, _ in (
-                    side.indices(length) for side, length in zip(box, self.shape, strict=False)
-                )
-            )
-            self._check(rows, columns)
-        return pixels
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Return all of it."""
-        self._check(slice(None), slice(None))
-        return np.array(self.mapped, dtype=dtype, copy=copy)
-
-    def _check(self, rows: slice, columns: slice) -> None:
-        """Compare those tiles with their checksums that were not compared yet."""
-        due = ~self.checked[rows, columns]
-        if not due.any():
-            return
-        first = np.array([rows.start or 0, columns.start or 0])
-        for row, column in (np.argwhere(due) + first).tolist():
-            if _digest(_tile(self.mapped, row, column)) != self.checksums[row, column]:
-                raise StoreError(
-                    f"The stored image {self.path} is damaged: pixels from row {row * TILE} and column {column * TILE} "
-                    "are not what was written; delete it and run again, and check the disk."
-                )
-            self.checked[row, column] = True
-
-
 def remember(
     entry: ImagePyramid, checked: Sequence[Bool[np.ndarray, "_ _"]] | None
 ) -> list[Bool[np.ndarray, "_ _"]]:
@@ -198,22 +139,15 @@ def remember(
     return [level.checked for level in levels]
 
 
-def _tile(level: np.ndarray, row: int, column: int) -> memoryview:
-    rows, columns = (slice(i * TILE, (i + 1) * TILE) for i in (row, column))
-    return np.ascontiguousarray(level[rows, columns]).data
-
-
 def _describe(level: np.ndarray, offset: int) -> dict[str, Any]:
     """Write down where a level is and what its tiles hold."""
     height, width, channels = level.shape
-    grid = math.ceil(height / TILE), math.ceil(width / TILE)
-    digests = [_digest(_tile(level, *place)) for place in np.ndindex(*grid)]
     return {
         "height": height,
         "width": width,
         "channels": channels,
         "offset": offset,
-        "checksums": np.array(digests, np.uint64).astype("<u8").tobytes().hex(),
+        "checksums": checksums(level).astype("<u8").tobytes().hex(),
     }
 
 
@@ -224,9 +158,3 @@ def _level(path: Path, flat: np.ndarray, spec: dict[str, Any]) -> StoredLevel:
     grid = math.ceil(shape[0] / TILE), math.ceil(shape[1] / TILE)
     digests = np.frombuffer(bytes.fromhex(spec["checksums"]), "<u8")
     return StoredLevel(path, pixels, digests.astype(np.uint64).reshape(grid))
-
-
-def _digest(content: bytes | memoryview) -> int:
-    import xxhash  # a bundle answers for images without it
-
-    return xxhash.xxh3_64_intdigest(content)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -17,16 +17,14 @@ from assay.data.images import decode, tiff
 from assay.data.images.affine import warp
 from assay.data.images.clahe import Clahe, Read, Tables
 from assay.data.images.equalised import KeptTiles
+from assay.data.images.stored_level import StoredLevel
 from assay.data.images.white import Range, White, to_uint8
 from assay.shapes import Float64, Shaped, UInt8
-
-if TYPE_CHECKING:
-    from assay.data.images.entry import StoredLevel
 
 SMALLEST_LEVEL = 64
 
 
-Level: TypeAlias = Union[np.ndarray, tiff.TiledPage, "StoredLevel"]
+Level: TypeAlias = np.ndarray | tiff.TiledPage | StoredLevel
 
 
 @dataclass(frozen=True)
