@@ -26,14 +26,10 @@ def names(root, paths):
     return [path.relative_to(root).as_posix() for path in paths]
 
 
-def refusal(root, suffixes=IMAGES):
-    with pytest.raises(ManifestError) as caught:
-        find_files(root, suffixes)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    assert text.encode()  # can be printed
-    return text
+@pytest.fixture
+def refusal(sentence_of):
+    """The one sentence by which a folder is refused."""
+    return lambda root: sentence_of(ManifestError, find_files, root, IMAGES)
 
 
 LEFTOVERS = (
@@ -92,7 +88,7 @@ def test_all_files_count_where_no_suffix_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["", "deep/er"])
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, where):
+def test_a_folder_that_cannot_be_read_is_named(refusal, tmp_path, monkeypatch, where):
     root = put(tmp_path, "good/a.png", f"scratch/{where}/b.png")
     locked = os.path.normpath(tmp_path / "scratch" / where)
     scandir = os.scandir
@@ -109,7 +105,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, where):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody without rights")
-def test_a_folder_without_rights_is_refused():
+def test_a_folder_without_rights_is_refused(refusal):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
         root = put(Path(folder), "good/a.png", "scratch/b.png")
         root.chmod(0o755)
@@ -122,7 +118,7 @@ def test_a_folder_without_rights_is_refused():
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "/"])
-def test_a_link_to_a_folder_above_is_refused_at_once(tmp_path, target):
+def test_a_link_to_a_folder_above_is_refused_at_once(refusal, tmp_path, target):
     root = put(tmp_path / "x", "a/1.png", "b/1.png")
     for number in range(2):
         (root / "a" / f"l{number}").symlink_to(target)
@@ -131,7 +127,7 @@ def test_a_link_to_a_folder_above_is_refused_at_once(tmp_path, target):
     assert "remove the link" in text
 
 
-def test_links_back_by_way_of_other_folders_end_too(tmp_path):
+def test_links_back_by_way_of_other_folders_end_too(refusal, tmp_path):
     root = put(tmp_path / "x", "a/1.png")
     put(tmp_path / "other", "b/2.png")
     (root / "a" / "over").symlink_to(tmp_path / "other")
@@ -139,7 +135,7 @@ def test_links_back_by_way_of_other_folders_end_too(tmp_path):
     assert "remove the link" in refusal(root)
 
 
-def test_folders_that_link_to_each_other_twice_are_no_exponential_walk(tmp_path):
+def test_folders_that_link_to_each_other_twice_are_no_exponential_walk(refusal, tmp_path):
     floors = [tmp_path / f"{i:02}" for i in range(40)]
     for floor in floors:
         put(floor, "x.png")
@@ -161,7 +157,7 @@ def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a/broken.png", "scratch"])
-def test_a_link_to_nothing_is_named(tmp_path, name):
+def test_a_link_to_nothing_is_named(refusal, tmp_path, name):
     root = put(tmp_path, "a/1.png")
     (root / name).symlink_to(tmp_path / "unmounted")
     assert f"{root / name} is a link to nothing" in refusal(root)
@@ -170,7 +166,7 @@ def test_a_link_to_nothing_is_named(tmp_path, name):
     assert str(root / name) in refusal(root)
 
 
-def test_pipes_and_sockets_are_named_and_never_opened(tmp_path, monkeypatch):
+def test_pipes_and_sockets_are_named_and_never_opened(refusal, tmp_path, monkeypatch):
     root = put(tmp_path, "a/1.png")
     os.mkfifo(root / "a" / "pipe.png")
     os.mkfifo(root / "a" / "control")  # no image, and nobody's business
@@ -183,7 +179,7 @@ def test_pipes_and_sockets_are_named_and_never_opened(tmp_path, monkeypatch):
         assert "s.png is no regular file" in refusal(root)
 
 
-def test_names_that_are_no_utf8_are_named_in_letters_that_print(tmp_path):
+def test_names_that_are_no_utf8_are_named_in_letters_that_print(refusal, tmp_path):
     root = put(tmp_path, "good/a.png", "good/caf\udce9.txt")
     assert names(root, find_files(root, IMAGES)) == [
         "good/a.png"
@@ -198,7 +194,7 @@ def test_names_that_are_no_utf8_are_named_in_letters_that_print(tmp_path):
             os.rmdir((root / name).parent)
 
 
-def test_a_folder_named_as_an_image_is_entered_and_named_where_it_holds_none(tmp_path):
+def test_a_folder_named_as_an_image_is_entered_and_named_where_it_holds_none(refusal, tmp_path):
     root = put(tmp_path, "stack.png/0.png")
     assert names(root, find_files(root, IMAGES)) == ["stack.png/0.png"]
     (root / "empty.png").mkdir()

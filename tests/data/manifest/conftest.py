@@ -1,4 +1,4 @@
-"""Folders and tables of images whose bytes mean nothing, and refusals as text."""
+"""Folders and tables of images whose bytes mean nothing."""
 
 import pytest
 
@@ -64,15 +64,6 @@ def parts():
 
 
 @pytest.fixture(scope="session")
-def refusal():
+def refusal(sentence_of):
     """The one sentence by which data are refused."""
-
-    def text_of(config, cache):
-        with pytest.raises(ManifestError) as caught:
-            read_manifest(config, cache)
-        text = str(caught.value)
-        assert "\n" not in text
-        assert text.endswith(".")
-        return text
-
-    return text_of
+    return lambda config, cache: sentence_of(ManifestError, read_manifest, config, cache)

@@ -1,4 +1,4 @@
-"""Manifests made by hand, what every split must be, and refusals as text."""
+"""Manifests made by hand, what every split must be."""
 
 from collections import defaultdict
 
@@ -125,15 +125,6 @@ def assert_valid(sets_by):
 
 
 @pytest.fixture(scope="session")
-def refusal():
+def refusal(sentence_of):
     """The one sentence by which a draw is refused."""
-
-    def text_of(manifest, config):
-        with pytest.raises(SplitError) as caught:
-            draw_split(manifest, config)
-        text = str(caught.value)
-        assert "\n" not in text
-        assert text.endswith(".")
-        return text
-
-    return text_of
+    return lambda manifest, config: sentence_of(SplitError, draw_split, manifest, config)
