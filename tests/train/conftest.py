@@ -1,12 +1,17 @@
-"""Runs of the toy by one worker, and what they wrote."""
+"""Runs of the toy by one worker, what they wrote, and data sets of images drawn by a test."""
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from assay.data.dataset import Column, Dataset
+from assay.data.images.pixels import Pixels
+from assay.data.images.store import Store
+from assay.data.synthetic.draw_once import write_image
 from assay.train.source import TaskSource, load_task
 from assay.train.worker import work as train_to_the_end
 
@@ -61,3 +66,36 @@ def plant_val(monkeypatch):
             monkeypatch.setattr(f"assay.train.task.{name}", lambda *_, p=planted: next(p))
 
     return plant
+
+
+@pytest.fixture(scope="session")
+def dataset_of() -> Callable[..., Dataset]:
+    """Makes a data set of RGB images, which it writes into a folder by their row, and a store beside them."""
+
+    def make(
+        folder: Path,
+        images: Sequence[np.ndarray],
+        classes: Sequence[str],
+        truth: np.ndarray,
+        train: np.ndarray,
+        groups: Sequence[str] = (),
+    ) -> Dataset:
+        contents, store = (
+            [f"{row:032x}" for row in range(len(images))],
+            Store(str(folder / "store")),
+        )
+        for content, image in zip(contents, images, strict=True):
+            write_image(folder / f"{content}.png", image)
+            store.build(content, folder / f"{content}.png")
+        return Dataset(
+            classes=tuple(classes),
+            truth=truth.astype(np.int32),
+            mask_classes=(),
+            group=Column.of(groups or contents),
+            domains={},
+            columns={},
+            train=train,
+            pixels=Pixels(store, contents),
+        )
+
+    return make

@@ -1,10 +1,10 @@
 """The base of classifications: loss, weights, maps of evidence and int8, against torch and scikit-learn."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,10 +15,8 @@ from assay.bundle.bundle import Bundle
 from assay.bundle.card import Card
 from assay.bundle.quantize import QuantizeConfig
 from assay.bundle.seal import seal
-from assay.data.dataset import Column, Dataset
-from assay.data.images.pixels import Pixels
+from assay.data.dataset import Dataset
 from assay.data.images.pyramid import ImagePyramid
-from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.transforms import TransformConfig
 from assay.errors import ConfigError
@@ -75,30 +73,19 @@ class Loud(Colours):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with more of their own colour, longer than the frame."""
-    folder = tmp_path_factory.mktemp("colours")
-    rng = np.random.default_rng(0)
-    for row, label in enumerate(TRUTH):
-        image = rng.integers(60, 180, (20, 60, 3), dtype=np.uint8)
-        image[..., label] += 30
-        cv2.imwrite(str(folder / f"{row:032x}.png"), image[..., ::-1])
-        Store(str(folder / "store")).build(f"{row:032x}", folder / f"{row:032x}.png")
-    return folder
+    """Where the images of `dataset` lie."""
+    return tmp_path_factory.mktemp("colours")
 
 
 @pytest.fixture(scope="module")
-def dataset(folder: Path) -> Dataset:
-    contents = [f"{row:032x}" for row in range(len(TRUTH))]
-    return Dataset(
-        classes=CLASSES,
-        truth=TRUTH,
-        mask_classes=(),
-        group=Column.of(contents),
-        domains={},
-        columns={},
-        train=TRAIN,
-        pixels=Pixels(Store(str(folder / "store")), contents),
-    )
+def dataset(dataset_of: Callable[..., Dataset], folder: Path) -> Dataset:
+    """Images with more of their own colour, longer than the frame."""
+    rng, images = np.random.default_rng(0), []
+    for label in TRUTH:
+        image = rng.integers(60, 180, (20, 60, 3), dtype=np.uint8)
+        image[..., label] += 30
+        images.append(image)
+    return dataset_of(folder, images, CLASSES, TRUTH, TRAIN)
 
 
 def batch_of(task: Classification, rows: np.ndarray, train: bool = True, key: int = 3) -> Any:

@@ -1,11 +1,11 @@
 """The base of embeddings: guards against collapse, judging by neighbours of other parts, and export."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,8 +18,6 @@ from assay.bundle.bundle import Bundle
 from assay.bundle.card import Card
 from assay.bundle.seal import seal
 from assay.data.dataset import Column, Dataset
-from assay.data.images.pixels import Pixels
-from assay.data.images.store import Store
 from assay.data.inputs.image import ImageConfig, ImageInput
 from assay.data.inputs.views import ViewConfig, ViewInput
 from assay.errors import ConfigError, PredictionsError, RunError
@@ -62,25 +60,18 @@ class Collapsed(Channels):
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def dataset(
+    dataset_of: Callable[..., Dataset], tmp_path_factory: pytest.TempPathFactory
+) -> Dataset:
     """Two photos of each of six parts, of three classes."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    contents = [f"{row:032x}" for row in range(12)]
-    for row, content in enumerate(contents):
-        level = 20 + 20 * (row // 2)
-        image = rng.integers(level, level + 9 * (row + 1), (24, 32, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{content}.png"), image)
-        Store(str(folder / "store")).build(content, folder / f"{content}.png")
-    return Dataset(
-        classes=("a", "b", "c"),
-        truth=(np.arange(12) // 2 % 3).astype(np.int32),
-        mask_classes=(),
-        group=Column.of([f"part {row // 2}" for row in range(12)]),
-        domains={},
-        columns={},
-        train=np.arange(6),
-        pixels=Pixels(Store(str(folder / "store")), contents),
+    rng, parts = np.random.default_rng(0), np.arange(12) // 2
+    images = [
+        rng.integers(20 + 20 * part, 29 + 20 * part + 9 * row, (24, 32, 3), dtype=np.uint8)
+        for row, part in enumerate(parts)
+    ]
+    groups = [f"part {part}" for part in parts]
+    return dataset_of(
+        tmp_path_factory.mktemp("images"), images, "abc", parts % 3, np.arange(6), groups
     )
 
 

@@ -1,19 +1,17 @@
 """Features of a frozen network: the loss written out, what learns and what does not, and a teacher that knows something."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from assay.data.dataset import Column, Dataset
-from assay.data.images.pixels import Pixels
-from assay.data.images.store import Store
+from assay.data.dataset import Dataset
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
 from assay.errors import ConfigError
@@ -36,25 +34,13 @@ CONFIG = FeatureDistillationConfig(
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("images")
+def dataset(
+    dataset_of: Callable[..., Dataset], tmp_path_factory: pytest.TempPathFactory
+) -> Dataset:
     rng = np.random.default_rng(0)
-    contents = [f"{row:032x}" for row in range(6)]
-    for row, content in enumerate(contents):
-        cv2.imwrite(
-            str(folder / f"{content}.png"),
-            rng.integers(0, 90 + 30 * row, (40, 40, 3), dtype=np.uint8),
-        )
-        Store(str(folder / "store")).build(content, folder / f"{content}.png")
-    return Dataset(
-        classes=("a", "b"),
-        truth=np.arange(6, dtype=np.int32) % 2,
-        mask_classes=(),
-        group=Column.of(contents),
-        domains={},
-        columns={},
-        train=np.arange(6),
-        pixels=Pixels(Store(str(folder / "store")), contents),
+    images = [rng.integers(0, 90 + 30 * row, (40, 40, 3), dtype=np.uint8) for row in range(6)]
+    return dataset_of(
+        tmp_path_factory.mktemp("images"), images, "ab", np.arange(6) % 2, np.arange(6)
     )
 
 

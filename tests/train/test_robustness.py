@@ -1,6 +1,7 @@
 """Robustness: a task whose rule is known is corrupted, and judged beside an independent count."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from assay.data.dataset import Column, Dataset
-from assay.data.images.pixels import Pixels
-from assay.data.images.store import Store
+from assay.data.dataset import Dataset
 from assay.data.inputs.corrupt import KINDS
 from assay.data.inputs.image import ImageConfig
-from assay.data.synthetic.draw_once import write_image
 from assay.train import robustness
 from assay.train.classification import Classification, ClassificationConfig
 from assay.train.robustness import RobustnessConfig
@@ -48,24 +46,14 @@ class Level(Classification):
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("level")
-    contents = [f"{row:032x}" for row in range(len(TRUTH))]
+def dataset(
+    dataset_of: Callable[..., Dataset], tmp_path_factory: pytest.TempPathFactory
+) -> Dataset:
     rng = np.random.default_rng(0)
-    for content, truth in zip(contents, TRUTH, strict=True):
-        level = 100 + 60 * truth + rng.integers(-20, 20, (16, 24, 3))
-        write_image(folder / f"{content}.png", level.astype(np.uint8))
-        Store(str(folder / "store")).build(content, folder / f"{content}.png")
-    return Dataset(
-        classes=CLASSES,
-        truth=TRUTH,
-        mask_classes=(),
-        group=Column.of(contents),
-        domains={},
-        columns={},
-        train=np.arange(4),
-        pixels=Pixels(Store(str(folder / "store")), contents),
-    )
+    images = [
+        (100 + 60 * truth + rng.integers(-20, 20, (16, 24, 3))).astype(np.uint8) for truth in TRUTH
+    ]
+    return dataset_of(tmp_path_factory.mktemp("level"), images, CLASSES, TRUTH, np.arange(4))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Student and teacher: the loss against its paper written out crop by crop, the teacher, guards and order."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from assay.config import fingerprint, to_dict
-from assay.data.dataset import Column, Dataset
-from assay.data.images.pixels import Pixels
-from assay.data.images.store import Store
+from assay.data.dataset import Dataset
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
 from assay.errors import CheckpointError, ConfigError, RunError
@@ -46,25 +45,18 @@ CONFIG = SelfDistillationConfig(
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def dataset(
+    dataset_of: Callable[..., Dataset], tmp_path_factory: pytest.TempPathFactory
+) -> Dataset:
     """Two photos of each of six parts."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    contents = [f"{row:032x}" for row in range(12)]
-    for row, content in enumerate(contents):
+    rng, parts, images = np.random.default_rng(0), np.arange(12) // 2, []
+    for row in range(12):
         image = rng.integers(0, 120 + 10 * row, (40, 40, 3), dtype=np.uint8)
         cv2.circle(image, rng.integers(8, 32, 2).tolist(), 7, (200, 20 * row, 50), -1)
-        cv2.imwrite(str(folder / f"{content}.png"), image)
-        Store(str(folder / "store")).build(content, folder / f"{content}.png")
-    return Dataset(
-        classes=("a", "b"),
-        truth=(np.arange(12) // 2 % 2).astype(np.int32),
-        mask_classes=(),
-        group=Column.of([f"part {row // 2}" for row in range(12)]),
-        domains={},
-        columns={},
-        train=np.arange(12),
-        pixels=Pixels(Store(str(folder / "store")), contents),
+        images.append(image)
+    groups = [f"part {part}" for part in parts]
+    return dataset_of(
+        tmp_path_factory.mktemp("images"), images, "ab", parts % 2, np.arange(12), groups
     )
 
 
