@@ -1,5 +1,6 @@
 """calibration.py against scikit-learn, scipy, closed forms and simulation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,11 @@ from sklearn.metrics import log_loss
 from assay.metrics.calibration import ece, estimate_gaps, fit_temperature
 from assay.metrics.scores.classes import row_nll, softmax
 
-
-def random_scores(seed: int, num: int = 300, num_classes: int = 3) -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(num_classes, size=num).astype(np.int32)
-    logits = rng.normal(scale=1.5, size=(num, num_classes)).astype(np.float32)
-    logits[np.arange(num), truth] += 1.0
-    return logits, truth
-
-
 # Temperature
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
-def test_temperature_is_scipys_optimum(scale: float) -> None:
+def test_temperature_is_scipys_optimum(random_scores: Callable[..., Any], scale: float) -> None:
     logits, truth = random_scores(1)
     logits = logits * np.float32(scale)
 
@@ -55,7 +47,7 @@ def test_nll_and_softmax_survive_huge_logits() -> None:
     np.testing.assert_array_equal(softmax(logits), np.eye(2))
 
 
-def test_nll_is_sklearns() -> None:
+def test_nll_is_sklearns(random_scores: Callable[..., Any]) -> None:
     logits, truth = random_scores(2)
     expected = log_loss(truth, softmax(logits), labels=range(3))
     assert row_nll(logits, truth).mean() == pytest.approx(expected)

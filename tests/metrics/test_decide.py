@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -19,14 +20,6 @@ from assay.metrics.decide import DecideConfig, Decision, measure_decision
 from assay.metrics.scores.classes import softmax
 
 CLASSES = ["good", "crack", "pore"]
-
-
-def random_scores(seed: int, num: int = 300, num_classes: int = 3) -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(num_classes, size=num).astype(np.int32)
-    logits = rng.normal(scale=1.5, size=(num, num_classes)).astype(np.float32)
-    logits[np.arange(num), truth] += 1.0
-    return logits, truth
 
 
 @st.composite
@@ -64,7 +57,7 @@ def decide_with(**changes: Any) -> Decision:
 # Probabilities
 
 
-def test_probabilities_are_calibrated() -> None:
+def test_probabilities_are_calibrated(random_scores: Callable[..., Any]) -> None:
     logits, truth = random_scores(3)
     decision = fit(4 * logits, truth)
     np.testing.assert_allclose(
@@ -96,7 +89,9 @@ def test_the_quantile_is_what_exact_fractions_say(val: Any, coverage: str) -> No
 
 
 @pytest.mark.parametrize(("coverage", "needed"), [(0.5, 1), (0.8, 4), (0.9, 9), (0.95, 19)])
-def test_with_too_few_groups_every_class_is_possible(coverage: float, needed: int) -> None:
+def test_with_too_few_groups_every_class_is_possible(
+    random_scores: Callable[..., Any], coverage: float, needed: int
+) -> None:
     logits, truth = random_scores(4, num=400)
     logits[np.arange(400), truth] += 20  # sure and right: one class would do
     for num_groups in (needed - 1, needed):
@@ -209,7 +204,7 @@ def test_the_threshold_is_the_best_of_all(val: Any, recall: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_threshold_is_sklearns(seed: int) -> None:
+def test_the_threshold_is_sklearns(random_scores: Callable[..., Any], seed: int) -> None:
     logits, truth = random_scores(seed)
     prob = softmax(logits / fit_temperature(logits, truth))[:, 2]
     precision, recall, thresholds = precision_recall_curve(truth == 2, prob)
@@ -229,7 +224,7 @@ def test_a_threshold_gives_the_class_its_due_and_leaves_the_rest_to_the_likelies
     assert decide_with().answers(probs).tolist() == [0, 0, 1, 2]
 
 
-def test_a_class_absent_from_val_has_no_threshold() -> None:
+def test_a_class_absent_from_val_has_no_threshold(random_scores: Callable[..., Any]) -> None:
     logits, truth = random_scores(0)
     with pytest.raises(PredictionsError, match=r"None of the 300 val images is 'pore'.*; draw val"):
         fit(logits, truth % 2, positive="pore")
@@ -260,7 +255,7 @@ def test_answers_have_the_least_expected_cost(val: Any, stated: Any) -> None:
         assert expected[answer] == pytest.approx(min(expected), abs=1e-12)
 
 
-def test_costs_move_the_answer_where_the_odds_say_so() -> None:
+def test_costs_move_the_answer_where_the_odds_say_so(random_scores: Callable[..., Any]) -> None:
     """At 20 to 1 a part is called good only if a crack is less likely than 1 in 21."""
     logits, truth = random_scores(0)
     decision = fit(logits, truth, costs=("crack>good=20", "pore>pore=0.5"))
@@ -301,7 +296,9 @@ def test_settings_that_cannot_be_met_are_refused(chosen: Any, message: str) -> N
 @pytest.mark.parametrize(
     "chosen", [{"positive": "dent"}, {"costs": ("dent>good=2",)}, {"costs": ("good>dent=2",)}]
 )
-def test_an_unknown_class_is_answered_with_those_there_are(chosen: Any) -> None:
+def test_an_unknown_class_is_answered_with_those_there_are(
+    random_scores: Callable[..., Any], chosen: Any
+) -> None:
     logits, truth = random_scores(0)
     with pytest.raises(ConfigError, match=r"'dent'.*the classes are: good, crack, pore\."):
         fit(logits, truth, **chosen)
@@ -321,7 +318,7 @@ def test_settings_survive_json() -> None:
         {"coverage": 0.999},
     ],
 )
-def test_a_decision_survives_json(chosen: Any) -> None:
+def test_a_decision_survives_json(random_scores: Callable[..., Any], chosen: Any) -> None:
     logits, truth = random_scores(5)
     decision = fit(logits, truth, np.arange(300) % 40, **chosen)
     assert (decision.num, decision.num_groups) == (300, 40)
@@ -429,7 +426,9 @@ def test_what_has_no_image_is_left_out() -> None:
     assert only_positive["escapes"].value == 1.0
 
 
-def test_costs_decide_and_the_class_that_must_not_be_missed_is_measured() -> None:
+def test_costs_decide_and_the_class_that_must_not_be_missed_is_measured(
+    random_scores: Callable[..., Any],
+) -> None:
     """Missing a crack costs nine: it is answered from a tenth on, and the threshold stays out of it."""
     logits, truth = random_scores(4)
     decision = fit(logits, truth, costs=("crack>good=9", "crack>pore=9"), positive="crack")

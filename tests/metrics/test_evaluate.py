@@ -1,6 +1,7 @@
 """evaluate.py against scikit-learn, torchmetrics, closed forms and planted tables."""
 
 import json
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -26,14 +27,6 @@ from assay.metrics.predictions import logits_of, rows_of
 from assay.metrics.scores.classes import accuracy, nll, softmax
 
 CLASSES = ["m1", "m2", "m3"]
-
-
-def random_scores(seed: int, num: int = 300, num_classes: int = 3) -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(num_classes, size=num).astype(np.int32)
-    logits = rng.normal(scale=1.5, size=(num, num_classes)).astype(np.float32)
-    logits[np.arange(num), truth] += 1.0
-    return logits, truth
 
 
 def make_table(num: int = 12, seed: int = 0, **columns: Any) -> pa.Table:
@@ -71,24 +64,31 @@ def value(estimate: Estimate | None) -> float:
     return estimate.value
 
 
-def scored(num_classes: int, num: int = 300) -> tuple[Any, Any, Any]:
-    """Draw logits and truth of single images, and summarise them."""
-    logits, truth = random_scores(num_classes, num, num_classes)
-    ids = [f"s{i}" for i in range(num)]
-    columns = {
-        "id": ids,
-        "split": ["test"] * num,
-        "group": ids,
-        "truth": pa.array(truth, pa.int32()),
-        "logits": pa.array(logits.tolist(), pa.list_(pa.float32())),
-    }
-    names = json.dumps([f"c{i}" for i in range(num_classes)])
-    table = pa.table(columns).replace_schema_metadata({"classes": names})
-    return logits, truth, summarise(table, "test")
+@pytest.fixture(scope="session")
+def scored(random_scores: Callable[..., Any]) -> Callable[..., tuple[Any, Any, Any]]:
+    """Draws logits and truth of single images, and summarises them."""
+
+    def draw(num_classes: int, num: int = 300) -> tuple[Any, Any, Any]:
+        logits, truth = random_scores(num_classes, num, num_classes)
+        ids = [f"s{i}" for i in range(num)]
+        columns = {
+            "id": ids,
+            "split": ["test"] * num,
+            "group": ids,
+            "truth": pa.array(truth, pa.int32()),
+            "logits": pa.array(logits.tolist(), pa.list_(pa.float32())),
+        }
+        names = json.dumps([f"c{i}" for i in range(num_classes)])
+        table = pa.table(columns).replace_schema_metadata({"classes": names})
+        return logits, truth, summarise(table, "test")
+
+    return draw
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 21])
-def test_metrics_agree_with_sklearn_and_torchmetrics(num_classes: int) -> None:
+def test_metrics_agree_with_sklearn_and_torchmetrics(
+    scored: Callable[..., Any], num_classes: int
+) -> None:
     logits, truth, summary = scored(num_classes)
     answers = logits.argmax(axis=1)
     assert accuracy(logits, truth) == pytest.approx(accuracy_score(truth, answers))
@@ -117,7 +117,7 @@ def test_nll_survives_huge_logits() -> None:
     assert nll(logits, np.array([0, 0])) == pytest.approx(5e3)
 
 
-def test_every_number_bears_an_interval_around_it() -> None:
+def test_every_number_bears_an_interval_around_it(scored: Callable[..., Any]) -> None:
     _, _, summary = scored(3)
     estimates = [e for e in summary.metrics.values() if e is not None]
     estimates += [summary.risk_coverage.aurc, *(b.accuracy for b in summary.reliability)]
@@ -126,7 +126,7 @@ def test_every_number_bears_an_interval_around_it() -> None:
         assert estimate.low < estimate.high
 
 
-def test_reliability_bins_hold_all_rows_and_their_confidence() -> None:
+def test_reliability_bins_hold_all_rows_and_their_confidence(scored: Callable[..., Any]) -> None:
     logits, truth, summary = scored(3)
     confidence = softmax(logits).max(axis=1)
     assert sum(b.num for b in summary.reliability) == len(truth)
@@ -247,7 +247,7 @@ def test_by_group_breaks_ties_only_among_the_tied() -> None:
     assert vote.tolist() == [1]
 
 
-def test_by_group_agrees_with_a_loop() -> None:
+def test_by_group_agrees_with_a_loop(random_scores: Callable[..., Any]) -> None:
     logits, truth = random_scores(3)
     group = np.random.default_rng(0).permutation(truth + 3 * np.arange(300) % 60 * 3)
     truth = (group % 3).astype(np.int32)
