@@ -96,6 +96,12 @@ def write_task() -> Callable[[Path], bytes]:
 
 
 @pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judging and reporting write no page."""
+    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
+
+
+@pytest.fixture
 def assay(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the command, and returns what it printed; with a code, on stderr."""
 

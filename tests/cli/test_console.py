@@ -23,11 +23,11 @@ def test_whatever_lies_in_a_file_of_a_run_no_command_fails_but_by_a_sentence(
     name: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    no_page: None,
     damages: Callable[[Path], Iterator[str]],
 ) -> None:
     write_task(storage)
     monkeypatch.chdir(storage.parent)
-    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
     folder = storage / "toy-good"
     kept = {path: path.read_bytes() for path in folder.glob("*.parquet") if path.name != name}
     for damage in damages(folder / name):

@@ -49,11 +49,10 @@ def test_judging_by_another_task_file_than_the_runs_is_told(
     write_task: Callable[[Path], bytes],
     storage: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    no_page: None,
     more: bytes | None,
     is_told: bool,
 ) -> None:
-    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
     source = write_task(storage)
     if more is not None:
         Run(storage / "toy-good").note(code={"task": digest_syntax(source + more)})
@@ -110,9 +109,9 @@ def test_judging_again_changes_what_is_given_and_nothing_else(
     write_task: Callable[[Path], bytes],
     storage: Path,
     monkeypatch: pytest.MonkeyPatch,
+    no_page: None,
 ) -> None:
     folder = storage / "toy-good"
-    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
     (folder / "task.py").write_text("raise SystemExit('stored source is never executed')")
     write_task(storage)
     monkeypatch.chdir(storage.parent)
@@ -135,10 +134,9 @@ def test_a_run_judged_by_an_older_assay_is_judged_again(
     assay: Callable[..., str],
     write_task: Callable[[Path], bytes],
     storage: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    no_page: None,
 ) -> None:
     folder = storage / "toy-good"
-    monkeypatch.setattr("assay.cli.console.write_report", lambda folder: folder / "report.html")
     write_task(storage)
     old = {"sets": {}, "scorings": [{"time": 1.7e9, "assay": "0.1.0"}]}
     (folder / "result.json").write_text(json.dumps(old))
