@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def complete(
     job = _begin(prepared, run, resources, judged, sweep)
     began = time.time()
     label = f"{data.source.name} {run.folder.name[-12:]}"
-    try:
+    with _early_end_noted(run):
         with watch(run.folder, label) if heartbeat is None else nullcontext():
             if not is_judged:
                 train(job, resources, heartbeat, callbacks, trials)
@@ -180,6 +180,15 @@ def complete(
         if stage == "bundle":
             ship(job, result, data.storage)
             _illustrate(prepared, run, result)
+    spent = (run.record.seconds or 0.0) if is_judged else 0.0
+    run.note(state="finished", reason="", stage=stage, seconds=spent + time.time() - began)
+
+
+@contextmanager
+def _early_end_noted(run: Run) -> Iterator[None]:
+    """Note in a run's record that it was stopped, or why it failed."""
+    try:
+        yield
     except (KeyboardInterrupt, SystemExit):  # Ray Tune ends a trial by the latter
         run.note(state="stopped")
         raise
@@ -187,8 +196,6 @@ def complete(
         with suppress(OSError):  # of a full disk the error itself is what counts
             run.note(state="failed", reason=str(error))
         raise
-    spent = (run.record.seconds or 0.0) if is_judged else 0.0
-    run.note(state="finished", reason="", stage=stage, seconds=spent + time.time() - began)
 
 
 def _begin(
