@@ -131,10 +131,7 @@ def test_judging_again_changes_what_is_given_and_nothing_else(
 
 
 def test_a_run_judged_by_an_older_assay_is_judged_again(
-    assay: Callable[..., str],
-    write_task: Callable[[Path], bytes],
-    storage: Path,
-    no_page: None,
+    assay: Callable[..., str], write_task: Callable[[Path], bytes], storage: Path, no_page: None
 ) -> None:
     folder = storage / "toy-good"
     write_task(storage)

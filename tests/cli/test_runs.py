@@ -32,9 +32,7 @@ def judged_run(
 
 
 def test_runs_are_ranked_by_val_with_intervals(
-    make_run: Callable[..., Path],
-    assay: Callable[..., str],
-    storage: Path,
+    make_run: Callable[..., Path], assay: Callable[..., str], storage: Path
 ) -> None:
     make_run(storage, "toy-broken", 0.5, state="failed", reason="The loss was not finite.")
     table = storage / "all.csv"
@@ -96,8 +94,12 @@ def test_runs_on_other_rows_or_of_another_rule_share_no_table(
     assert tries == [f"{rows} 3, of 3 runs", f"{rows} 1, of 1 runs", f"{rows} 3, of 3 runs"]
 
 
-def test_ranking_by_a_test_set_is_called_an_oracle(assay: Callable[..., str], storage: Path) -> None:
-    assert "ORACLE: ranked by a test set" in assay("runs", "--storage", str(storage), "--by", "test")
+def test_ranking_by_a_test_set_is_called_an_oracle(
+    assay: Callable[..., str], storage: Path
+) -> None:
+    assert "ORACLE: ranked by a test set" in assay(
+        "runs", "--storage", str(storage), "--by", "test"
+    )
 
 
 def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
@@ -135,10 +137,7 @@ def test_a_damaged_and_a_newer_run_are_listed_with_their_reason(
 
 @pytest.mark.parametrize("copy", ["{}-backup", "copy of {}"])
 def test_a_copy_of_a_run_is_not_listed_and_makes_no_name_ambiguous(
-    judged_run: Callable[[Path, str], Path],
-    assay: Callable[..., str],
-    storage: Path,
-    copy: str,
+    judged_run: Callable[[Path, str], Path], assay: Callable[..., str], storage: Path, copy: str
 ) -> None:
     original = judged_run(storage, "toy-0123456789ab")
     where = ("--storage", str(storage))
@@ -158,9 +157,7 @@ def test_a_copy_of_a_run_is_not_listed_and_makes_no_name_ambiguous(
 
 
 def test_a_run_whose_process_died_is_not_called_running(
-    make_run: Callable[..., Path],
-    assay: Callable[..., str],
-    storage: Path,
+    make_run: Callable[..., Path], assay: Callable[..., str], storage: Path
 ) -> None:
     for name, age_s in (("toy-alive", 0), ("toy-dead", 200)):
         lease = make_run(storage, name, 0.5, state="running") / "lease.json"
@@ -195,11 +192,7 @@ NO_NUMBER = (
     ],
 )
 def test_a_damaged_field_is_named_with_its_file(
-    assay: Callable[..., str],
-    storage: Path,
-    name: str,
-    change: dict[str, Any],
-    message: str,
+    assay: Callable[..., str], storage: Path, name: str, change: dict[str, Any], message: str
 ) -> None:
     path = storage / "toy-good" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -15,9 +15,7 @@ from assay.train.task import Task
 
 
 def test_show_tells_rule_scorings_and_numbers(
-    judged: Callable[..., Result],
-    assay: Callable[..., str],
-    storage: Path,
+    judged: Callable[..., Result], assay: Callable[..., str], storage: Path
 ) -> None:
     judged(storage / "toy-good")
     printed = assay("show", "toy-good", "--storage", str(storage))
@@ -44,9 +42,7 @@ def test_an_oracle_is_marked_wherever_it_appears(
 
 
 def test_a_transductive_run_is_marked_wherever_it_appears(
-    make_run: Callable[..., Path],
-    assay: Callable[..., str],
-    tmp_path: Path,
+    make_run: Callable[..., Path], assay: Callable[..., str], tmp_path: Path
 ) -> None:
     split = SplitConfig(unlabelled="train", unseen_domain="design")
     config = DomainClassificationConfig(split=split, algorithm=AlgorithmConfig(name="coral"))
@@ -66,7 +62,9 @@ def test_compare_says_in_words_what_differs(
     storage: Path,
 ) -> None:
     path = storage / "found.json"
-    printed = assay("compare", "toy-good", "toy-bad", "--storage", str(storage), "--json", str(path))
+    printed = assay(
+        "compare", "toy-good", "toy-bad", "--storage", str(storage), "--json", str(path)
+    )
     assert "toy-good is better than toy-bad" in printed
     assert "McNemar over groups" in printed
     assert json.loads(path.read_text())[0]["verdict"] == "toy-good is better than toy-bad"
