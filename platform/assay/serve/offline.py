@@ -40,8 +40,8 @@ from assay.data.images.pyramid import ImagePyramid
 from assay.data.walk import is_text, show, why_unreadable
 from assay.errors import AssayError, BundleError, ImageError, ManifestError, ResourceError
 from assay.files import replacing, write_rows, write_whole
+from assay.heap import keep_freed_memory
 from assay.progress import progress_bar
-from assay.serve.heap import keep_freed_memory
 from assay.serve.image_list import PICTURES, ROWS, read_list, write_list
 from assay.shapes import UInt8
 

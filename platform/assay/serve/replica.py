@@ -19,6 +19,7 @@ from assay.bundle.promotion import promote_again
 from assay.bundle.providers import Provider, provider_with
 from assay.bundle.registry import Registry
 from assay.config import from_dict
+from assay.heap import keep_freed_memory
 from assay.metrics.alarm import Alarm
 from assay.serve.config import ServeConfig
 from assay.serve.contract import MaskFormat
@@ -26,7 +27,6 @@ from assay.serve.decoders import DecodeLimits, Decoders
 from assay.serve.frames import Frame
 from assay.serve.gate import REASONS
 from assay.serve.guard import Guard
-from assay.serve.heap import keep_freed_memory
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.limits import RefusedError

@@ -37,6 +37,7 @@ from assay.errors import AssayError, RunError, disk_faults
 from assay.experiment.resources import FOR_DATA, Resources, grows
 from assay.experiment.run import StoredImages, complete, prepare
 from assay.files import describe
+from assay.heap import give_back_freed_memory
 from assay.runs.folder import Run
 from assay.runs.lease import LEASE, holder_of, is_held, us
 from assay.runs.record import Stage
@@ -266,6 +267,8 @@ def _run_trial(settings: dict[str, Any], shared: SweepContext, parallel: int) ->
                 raise
     except AssayError as error:  # to try again would fail again
         print(f"{settings['name']}: {error}", file=sys.stderr)
+    finally:
+        give_back_freed_memory()  # the next trial is run by the same process, in another thread
 
 
 def _await_writer(run: Run, name: str) -> None:
