@@ -9,11 +9,13 @@ import pyarrow.csv
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from assay.data.images.decode import read, write_png
 from assay.data.masks.given import open_mask
 from assay.data.masks.prepare import file_name
 from assay.data.masks.rules import MaskConfig, make
+from assay.data.masks.sources import merge
 from assay.errors import MaskError
 
 CONFIG = MaskConfig()
@@ -77,6 +79,16 @@ def test_kinds_are_merged_and_images_without_are_clean(pictures, prepare, tmp_pa
     assert not any(open_mask(mask, config.classes).any() for mask in others)
     with pytest.raises(MaskError, match=r"2 of 3 images have no mask .* first .*b1/0\.png"):
         prepare(images, tmp_path / "in", replace(config, missing="refuse"), tmp_path / "new")
+
+
+@given(st.lists(hnp.arrays(np.uint8, (4, 5), elements=st.integers(0, 3)), min_size=1, max_size=4))
+def test_merging_is_drawing_the_classes_in_order(parts):
+    expected = np.zeros((4, 5), dtype=np.uint8)
+    for number in (1, 2, 3):
+        for part in parts:
+            expected[part == number] = number
+    assert np.array_equal(merge(parts), expected)
+    assert np.array_equal(merge(parts[::-1]), expected)
 
 
 def test_coco_masks(pictures, prepare, tmp_path):

@@ -4,14 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from assay.data.images.decode import write_png
 from assay.data.masks.header import Stand
 from assay.data.masks.rules import MaskConfig
-from assay.data.masks.sources import find_sources, merge
+from assay.data.masks.sources import find_sources
 from assay.errors import MaskError
 from assay.levels import VOID
 
@@ -119,13 +116,3 @@ def test_masks_of_difficult_objects_have_another_key(image):
     voc(image, "l0.png", difficult=1)
     assert plain.key()[1:] == ["void"]
     assert np.count_nonzero(source_of(image, pattern).read(UPRIGHT)[0] == VOID) == 100
-
-
-@given(st.lists(hnp.arrays(np.uint8, (4, 5), elements=st.integers(0, 3)), min_size=1, max_size=4))
-def test_merging_is_drawing_the_classes_in_order(parts):
-    expected = np.zeros((4, 5), dtype=np.uint8)
-    for number in (1, 2, 3):
-        for part in parts:
-            expected[part == number] = number
-    assert np.array_equal(merge(parts), expected)
-    assert np.array_equal(merge(parts[::-1]), expected)
