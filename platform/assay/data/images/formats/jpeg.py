@@ -4,6 +4,7 @@ Source: ITU-T T.81 (JPEG), annex B; CIPA DC-007 (several pictures in one file).
 """
 
 import io
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,7 +47,12 @@ OTHER_FRAMES = {
     0xCD: "arithmetic coding (SOF13)",
     0xCE: "arithmetic coding (SOF14)",
     0xCF: "arithmetic coding (SOF15)",
+    0xF7: "JPEG-LS (SOF55)",
 }
+
+
+SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)}
+"""Factors of brightness beside 1 x 1 of both colours, as TurboJPEG knows them."""
 
 
 MOST_PICTURES = 16
@@ -105,12 +111,12 @@ def _length(file: File) -> int:
 
 
 def _is_as_large(file: File, start: int, frame: Frame) -> bool:
-    """Tell whether the picture there is of the frame's size: of no type, a smaller one is a preview, or a map of gain or depth."""
+    """Tell whether the picture there is of the frame's size or larger: of no type, a smaller one is a preview, or a map of gain or depth."""
     try:
         other = _read_frame(file, start)
     except FormatError:
         return False
-    return (other.height, other.width) == (frame.height, frame.width)
+    return other.height >= frame.height and other.width >= frame.width
 
 
 def _read_frame(file: File, start: int = 0) -> Frame:
@@ -217,7 +223,11 @@ def _check_frame(frame: Frame) -> None:
         raise FormatError(
             f"its JPEG has {frame.precision} bits per sample, 8 are read; save it as PNG of 16 bits"
         )
-    if num not in COLOURS or not frame.width or not frame.height:
+    if not frame.height:
+        raise FormatError(
+            "its header leaves its height to a marker behind the pixels (DNL), which is not read; save it anew"
+        )
+    if num not in COLOURS or not frame.width:
         raise FormatError(
             f"its JPEG has {num} components and {frame.width} x {frame.height} pixels; 1, 3 or 4 components are read"
         )
@@ -233,6 +243,26 @@ def _check_frame(frame: Frame) -> None:
         )
     if any(not 1 <= side <= 4 for factors in frame.components.values() for side in factors):
         raise FormatError("its header is damaged: its sampling factors are not from 1 to 4")
+    if not _is_sampled_as_known(list(frame.components.values())):
+        factors = ", ".join(f"{across}x{down}" for across, down in frame.components.values())
+        raise FormatError(
+            f"its components are sampled {factors}, which is not read; save it as 4:4:4, 4:2:2 or 4:2:0, or as PNG"
+        )
+
+
+def _is_sampled_as_known(factors: list[tuple[int, int]]) -> bool:
+    """Tell whether TurboJPEG knows the sampling factors: it has a name for few of those that T.81 allows."""
+    if len(factors) == 1:
+        return True
+    first, colours, black = factors[0], set(factors[1:3]), factors[3:]
+    if len(colours) > 1 or black not in ([], [first]):
+        return False
+    (colour,) = colours
+    return (
+        (colour == (1, 1) and first in SAMPLINGS)
+        or (first == (2, 2) and colour in ((1, 2), (2, 1)))
+        or (colour == first and math.prod(first) <= 3)
+    )
 
 
 def _decode(
@@ -247,9 +277,9 @@ def _decode(
 
 
 def _refuse_next(file: File, content: bytes, end: int, frame: Frame) -> None:
-    """Refuse a second picture of the same size behind the first, as video cameras and files joined by hand have it, that no index names."""
+    """Refuse a second picture as large behind the first, as video cameras and files joined by hand have it, that no index names."""
     start = content.find(b"\xff\xd8\xff", end)
     if start >= 0 and not content[end:start].strip(b"\0\xff") and _is_as_large(file, start, frame):
         raise FormatError(
-            "a second picture of its size stands behind it, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
+            "a second picture of its size or larger stands behind it, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
         )
