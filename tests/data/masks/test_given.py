@@ -1,3 +1,4 @@
+import io
 import struct
 from contextlib import suppress
 from dataclasses import replace
@@ -195,6 +196,27 @@ def test_a_second_colour_is_told_however_small_its_areas():
         with pytest.raises(MaskError, match="more than one colour"):
             read_mask(content, CONFIG)
     assert np.array_equal(read_mask(png(fringe[..., ::-1]), CONFIG), fringe[..., 0] > 127)
+
+
+@pytest.mark.parametrize("other", [(255, 120, 0), (255, 0, 110), (255, 130, 130), (140, 70, 0)])
+def test_colours_that_share_what_is_bright_are_two(other):
+    """Red and orange, as annotation tools paint two kinds; one colour at two lights is one, with soft edges too."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[disc() > 0] = (255, 0, 0)
+    alone = cv2.resize(pixels, (192, 192), interpolation=cv2.INTER_LINEAR)
+    pixels[2:8, 2:8] = other
+    with pytest.raises(MaskError, match="more than one colour"):
+        read_mask(png(pixels[..., ::-1]), CONFIG)
+    assert np.array_equal(read_mask(png(alone[..., ::-1]), CONFIG), alone[..., 0] > 127)
+
+
+def test_a_mask_of_several_pages_is_told_what_helps():
+    """The page that is read of images is none of masks'."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.stack([disc(), disc()]), photometric="minisblack")
+    with pytest.raises(MaskError, match=r"2 pages, .* said; save each as a file") as error:
+        read_mask(file.getvalue(), CONFIG)
+    assert "data.page" not in str(error.value)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
