@@ -1,6 +1,7 @@
 """JPEGs of layouts that no writer at hand makes: sampling factors, spare bytes, several pictures, other kinds."""
 
 import io
+import struct
 from itertools import product
 
 import cv2
@@ -93,6 +94,23 @@ def test_a_larger_picture_behind_the_first_is_a_choice():
         read(small + large)
     np.testing.assert_array_equal(read(small + large, page=0), read(small))
     np.testing.assert_array_equal(read(large + small), read(large))
+
+
+def test_an_index_of_pictures_is_compared_with_the_file():
+    """Tools that edit the first picture leave out the others, or move them, and keep the index."""
+    file = io.BytesIO()
+    pictures = [Image.fromarray(each) for each in (SMOOTH, SMOOTH[::-1].copy())]
+    pictures[0].save(file, "MPO", save_all=True, append_images=pictures[1:])
+    content = file.getvalue()
+    second = content.index(b"\xff\xd9\xff\xd8") + 2
+    kind = content.index(struct.pack("<I", second - content.index(b"MPF\0") - 4)) - 8
+    views = content[:kind] + struct.pack("<I", 0x020002) + content[kind + 4 :]
+    for whole in (content, views):
+        with pytest.raises(ImageError, match="it holds 2 pictures"):
+            read(whole)
+        np.testing.assert_array_equal(read(whole[:second]), read(content, page=0))
+        with pytest.raises(ImageError, match="a second picture of its size"):
+            read(whole[:second] + bytes(40) + whole[second:])
 
 
 def test_jpeg_ls_and_a_height_behind_the_pixels_are_named():

@@ -71,7 +71,7 @@ def parse(file: File, page: int | None) -> Header:
             none was chosen.
     """
     frame = _read_frame(file)
-    starts = [at for at, is_named in frame.pictures if is_named or _is_as_large(file, at, frame)]
+    starts = [at for at, is_named in frame.pictures if _is_page(file, at, frame, is_named)]
     number = choose_page(page, 1 + len(starts), "pictures")
     if number:
         start = starts[number - 1]
@@ -110,13 +110,16 @@ def _length(file: File) -> int:
     return file.seek(0, io.SEEK_END)
 
 
-def _is_as_large(file: File, start: int, frame: Frame) -> bool:
-    """Tell whether the picture there is of the frame's size or larger: of no type, a smaller one is a preview, or a map of gain or depth."""
+def _is_page(file: File, start: int, frame: Frame, is_named: bool = False) -> bool:
+    """Tell whether a picture begins there that is no preview, nor a map of gain or depth: one of a named type, or as large as the frame.
+
+    Where an index is older than the file, nothing may begin there.
+    """
     try:
         other = _read_frame(file, start)
     except FormatError:
         return False
-    return other.height >= frame.height and other.width >= frame.width
+    return is_named or (other.height >= frame.height and other.width >= frame.width)
 
 
 def _read_frame(file: File, start: int = 0) -> Frame:
@@ -270,7 +273,7 @@ def _decode(
 ) -> Pixels:
     content = read_at(file, 0, _length(file))
     pixels, end = decode_scans(content, frame, frame.transform)
-    if not (is_chosen or frame.pictures):
+    if not is_chosen:
         _refuse_next(file, content, end, frame)
     inks = len(frame.components) == 4  # Adobe writes them inverted
     return convert(Samples(255 - pixels if inks else pixels, COLOURS[len(frame.components)]))
@@ -279,7 +282,7 @@ def _decode(
 def _refuse_next(file: File, content: bytes, end: int, frame: Frame) -> None:
     """Refuse a second picture as large behind the first, as video cameras and files joined by hand have it, that no index names."""
     start = content.find(b"\xff\xd8\xff", end)
-    if start >= 0 and not content[end:start].strip(b"\0\xff") and _is_as_large(file, start, frame):
+    if start >= 0 and not content[end:start].strip(b"\0\xff") and _is_page(file, start, frame):
         raise FormatError(
             "a second picture of its size or larger stands behind it, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
         )
