@@ -5,6 +5,9 @@ the tag's name and value. A whole file, and a tile of a large one, come from the
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,13 @@ from assay.data.images.formats.table import (
 
 SLACK = 256
 """Bytes that a codec may write beyond a segment, as some writers pad."""
+
+
+FAX_TAILS = tuple(
+    int(bits * 800, 2).to_bytes(len(bits) * 100, "big")
+    for bits in ("1", "00100110101111", "0011010111", "0000000000010011010111")
+)
+"""Codes that go on with rows as the one before, or begin rows with black: in two directions, in one, and behind an end of line."""
 
 
 class Segments:
@@ -223,18 +233,23 @@ class Segments:
         return bytes(unpack(content, out=room + SLACK))
 
     def _unpack_fax(self, content: bytes, rows: int) -> np.ndarray:
-        """Decode a fax segment; its black is 1, as the photometric interpretation reckons with."""
+        """Decode a fax segment; its black is 1, as the photometric interpretation reckons with.
+
+        Rows that are missing are white to imagecodecs, and filled by what stands behind.
+        """
         import imagecodecs
 
-        size = rows, self.tile[1]
-        if self.compression == 2:
-            bits = imagecodecs.ccittrle_decode(content, *size)
-        elif self.compression == 3:
-            bits = imagecodecs.ccittfax3_decode(content, *size, t4options=self.t4_options)
-        else:
-            bits = imagecodecs.ccittfax4_decode(content, *size)
+        kinds: dict[int, Callable[..., Any]] = {
+            2: imagecodecs.ccittrle_decode,
+            3: partial(imagecodecs.ccittfax3_decode, t4options=self.t4_options),
+            4: imagecodecs.ccittfax4_decode,
+        }
+        decode, size = kinds[self.compression], (rows, self.tile[1])
+        bits = decode(content, *size)
         if bits.shape != size:
             raise FormatError(f"a strip of it has {bits.shape[0]} rows, not {rows}")
+        if not all(np.array_equal(decode(content + tail, *size), bits) for tail in FAX_TAILS):
+            raise FormatError("its data end early")
         return np.packbits(bits.astype(bool), axis=1)
 
     def _values(self, content: bytes, per_row: int, rows: int) -> np.ndarray:
