@@ -186,6 +186,15 @@ def test_chunks_that_are_read_in_two_ways_are_refused(content, message):
         read(content, page=0)
 
 
+def test_two_pngs_one_behind_the_other_are_a_choice():
+    """As pipes of video tools write them into one file."""
+    first, second = png(), png(pixels=RGB[::-1])
+    with pytest.raises(ImageError, match=r"2 pictures, one behind the other.*--data\.page 0"):
+        read(first + second)
+    assert np.array_equal(read(first + second, page=0), RGB)
+    assert np.array_equal(read(first + b"\0" + second[:7]), RGB)
+
+
 def test_later_frames_of_a_palette_are_refused():
     frames = [Image.fromarray(RGB[..., k] // 16).convert("P") for k in range(2)]
     file = io.BytesIO()

@@ -120,3 +120,20 @@ def test_jpeg_ls_and_a_height_behind_the_pixels_are_named():
         probe(content[: frame + 1] + b"\xf7" + content[frame + 2 :])
     with pytest.raises(ImageError, match="DNL"):
         probe(content[: frame + 5] + bytes(2) + content[frame + 7 :])
+
+
+def test_what_libjpeg_finds_wrong_is_said():
+    content = saved(SMOOTH)
+    table = content.index(b"\xff\xdb")
+    without = (
+        content[:table]
+        + content[table + 2 + int.from_bytes(content[table + 2 : table + 4], "big") :]
+    )
+    with pytest.raises(ImageError, match="Quantization table 0x00 was not defined"):
+        read(without)
+    unknown = content[:table] + b"\xff\xf3\0\4ab" + content[table:]
+    with pytest.raises(ImageError, match="header is damaged, or has a marker that is not read"):
+        read(unknown)
+    frame = content.index(b"\xff\xc0")
+    with pytest.raises(ImageError, match="65535 x 90 pixels, sides up to 65500"):
+        probe(content[: frame + 7] + b"\xff\xff" + content[frame + 9 :])

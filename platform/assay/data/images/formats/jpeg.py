@@ -55,6 +55,10 @@ SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)}
 """Factors of brightness beside 1 x 1 of both colours, as TurboJPEG knows them."""
 
 
+MOST_SIDE = 65_500
+"""Pixels, as libjpeg reads."""
+
+
 MOST_PICTURES = 16
 """Pictures of no type that are looked at."""
 
@@ -233,6 +237,10 @@ def _check_frame(frame: Frame) -> None:
     if num not in COLOURS or not frame.width:
         raise FormatError(
             f"its JPEG has {num} components and {frame.width} x {frame.height} pixels; 1, 3 or 4 components are read"
+        )
+    if max(frame.width, frame.height) > MOST_SIDE:
+        raise FormatError(
+            f"its JPEG has {frame.width} x {frame.height} pixels, sides up to {MOST_SIDE} are read; save it as PNG or cut it up"
         )
     if num == 4 and frame.adobe not in (0, 2):
         raise FormatError(

@@ -81,6 +81,8 @@ class Chunks:
     pixels: list[tuple[int, int]] = field(default_factory=list)
     """Start and length of the content of each IDAT chunk."""
     has_end: bool = False
+    is_followed: bool = False
+    """Another PNG begins where it ends, as where files were joined."""
     texts: dict[bytes, bytes] = field(default_factory=dict)
     """By their keywords, those that may hold an orientation."""
     frames: list[Frame] = field(default_factory=list)
@@ -109,6 +111,8 @@ def parse(file: File, page: int | None) -> Header:
         raise FormatError(
             f"it says that it is an animation of {frames} frames, and holds {len(chunks.frames)}"
         )
+    if page is None and chunks.is_followed:
+        choose_page(page, 2, "pictures, one behind the other")
     page = choose_page(page, max(frames, 1), "frames of an animation")
     if page and (chunks.bits == 16 or chunks.kind == 3):
         what = (
@@ -149,6 +153,8 @@ def _read_chunks(file: File) -> Chunks:
             chunks.pixels.append((at + 8, length))
         elif kind == b"IEND":
             chunks.has_end = True
+            file.seek(at + 12 + length)
+            chunks.is_followed = file.read(len(rows.MAGIC)) == rows.MAGIC
             break
         elif kind == b"fcTL":
             sides = struct.unpack(">4xII", _read_chunk(file, kind, length)[:12])

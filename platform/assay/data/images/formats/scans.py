@@ -201,8 +201,7 @@ def _check_spare(content: bytes, warning: str) -> None:
     """
     spare = _SPARE.search(warning)
     if spare is None:
-        is_short = "premature end" in warning.lower()
-        raise FormatError("its data end early" if is_short else "its data are damaged")
+        raise FormatError(_name_fault(warning))
     num, is_end = int(spare[1]), spare[2] == "0xd9"
     is_filler = num <= MOST_SPARE or len(set(content[-2 - num : -2])) < 3
     if not (is_end and is_filler):
@@ -210,3 +209,12 @@ def _check_spare(content: bytes, warning: str) -> None:
             f"its data go on for {num} bytes after the last block before marker {spare[2]}, so they are damaged or its header is of "
             "another size; save it anew if it looks right"
         )
+
+
+def _name_fault(warning: str) -> str:
+    """Say what libjpeg found: a warning, or an error of a header."""
+    if "premature end" in warning.lower():
+        return "its data end early"
+    if warning.startswith("tj"):  # TurboJPEG's own words hide what libjpeg found
+        return "its header is damaged, or has a marker that is not read"
+    return f"its data are damaged ({warning.removeprefix('Corrupt JPEG data: ')})"
