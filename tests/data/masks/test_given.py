@@ -106,6 +106,18 @@ def test_255_is_the_only_class_and_soft_edges_are_refused(tmp_path):
         open_mask(path, ("defect",))
 
 
+def test_what_a_person_erased_to_transparency_is_refused(tmp_path):
+    """Painting tools keep the colours under it, so that the mark would still be one."""
+    path, alpha = tmp_path / "m.png", np.full((64, 64), 255, np.uint8)
+    alpha[:5] = 0  # nothing is marked there
+    Image.merge("LA", [Image.fromarray(disc()), Image.fromarray(alpha)]).save(path)
+    assert np.array_equal(open_mask(path, ("defect",)), disc() > 0)
+    alpha[30:34] = 0
+    Image.merge("LA", [Image.fromarray(disc()), Image.fromarray(alpha)]).save(path)
+    with pytest.raises(MaskError, match="transparent pixels, whose colours are no marks"):
+        open_mask(path, ("defect",))
+
+
 def palette(plane):
     image = Image.fromarray(plane, "P")
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 750 + [224, 224, 192])

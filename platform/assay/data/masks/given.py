@@ -91,9 +91,10 @@ def open_mask(path: Path, classes: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
     """Read a mask that `prepare` wrote, or a person corrected.
 
     Raises:
-        MaskError: the file cannot be read, or a value is no class.
+        MaskError: the file cannot be read, a value is no class, or a mark is transparent, as an eraser leaves it.
     """
     plane = _plane(path, "index")
+    _check_transparency(path, plane > 0)
     numbers = _take_numbers(np.where(plane == VOID, 0, plane), classes, path)
     numbers[plane == VOID] = VOID
     return numbers
