@@ -309,6 +309,12 @@ def test_a_jpeg_of_other_colours_than_its_tag_is_refused():
     assert read(tiff((strip, tags, []))).shape == SMOOTH.shape
     with pytest.raises(ImageError, match=r"6 \(YCbCr\), and a JPEG in it holds RGB"):
         read(tiff((strip, tags, []), photometric=6))
+    ycc = saved(SMOOTH, "JPEG", subsampling=2)
+    bare = ycc[:2] + ycc[20:]  # without the marker that says YCbCr, as scanners of slides write it
+    strip = np.frombuffer(bare, np.uint8)[None, :, None]
+    assert np.array_equal(read(tiff((strip, tags, []), photometric=6)), read(ycc))
+    with pytest.raises(ImageError, match=r"2 \(RGB\), and a JPEG in it holds YCbCr"):
+        read(tiff((strip, tags, [])))
 
 
 def test_a_predictor_that_does_not_fit_is_told_from_those_that_do():

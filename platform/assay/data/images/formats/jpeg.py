@@ -100,7 +100,8 @@ def decode_part(content: bytes, size: tuple[int, int], colours: str | None) -> n
         raise FormatError(f"a JPEG in it is of another size: {frame.width} x {frame.height} pixels")
     if len(frame.components) != (3 if colours else 1):
         raise FormatError(f"a JPEG in it has {len(frame.components)} components")
-    if (colours == "RGB" and (frame.is_jfif or frame.adobe == 1)) or (
+    is_reduced = len(set(frame.components.values())) > 1  # as brightness and colours are
+    if (colours == "RGB" and (frame.is_jfif or frame.adobe == 1 or is_reduced)) or (
         colours == "YCBCR" and frame.adobe == 0
     ):
         told, held = ("2 (RGB)", "YCbCr") if colours == "RGB" else ("6 (YCbCr)", "RGB")
