@@ -118,6 +118,23 @@ def test_what_a_person_erased_to_transparency_is_refused(tmp_path):
         open_mask(path, ("defect",))
 
 
+def test_a_corrected_mask_is_what_it_looks_like(tmp_path):
+    """Painting tools order a palette as they like, and JPEG leaves ones around a mark."""
+    path = tmp_path / "m.png"
+    for first, plane in ((0, disc(1)), (255, 1 - disc(1))):
+        image = Image.fromarray(plane, "P")
+        image.putpalette([first] * 3 + [255 - first] * 3)
+        image.save(path)
+        if first:
+            with pytest.raises(MaskError, match="a palette that is dark where its numbers mark"):
+                open_mask(path, ("defect",))
+        else:
+            assert np.array_equal(open_mask(path, ("defect",)), disc() > 0)
+    Image.fromarray(disc()).save(path, "JPEG", quality=100)
+    with pytest.raises(MaskError, match=r"m\.png is a lossy JPEG"):
+        open_mask(path, ("defect",))
+
+
 def palette(plane):
     image = Image.fromarray(plane, "P")
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 750 + [224, 224, 192])

@@ -91,10 +91,17 @@ def open_mask(path: Path, classes: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
     """Read a mask that `prepare` wrote, or a person corrected.
 
     Raises:
-        MaskError: the file cannot be read, a value is no class, or a mark is transparent, as an eraser leaves it.
+        MaskError: the file cannot be read, a value is no class, a mark is transparent, as an eraser leaves it, values were changed by a
+            compression, or a palette shows another mask than its numbers are.
     """
     plane = _plane(path, "index")
+    _check_lossless(path)
     _check_transparency(path, plane > 0)
+    is_palette = _traits(path).colour == "palette"
+    if is_palette and ((plane > 0) != (_plane(path, "level") > 0)).any():
+        raise MaskError(
+            f"The mask {path} has a palette that is dark where its numbers mark, or light where they do not; save it as grey."
+        )
     numbers = _take_numbers(np.where(plane == VOID, 0, plane), classes, path)
     numbers[plane == VOID] = VOID
     return numbers
