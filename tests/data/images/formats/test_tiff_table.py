@@ -199,7 +199,7 @@ BILEVEL = {
 
 @pytest.mark.parametrize("codec", [2, 3, 4])
 def test_fax_data_that_end_early_are_refused(codec):
-    """Decoders make what is missing white; of one direction with ends of lines, some cuts cannot be told."""
+    """Decoders make what is missing white; cuts within an end of line cannot all be told."""
     num = passed = 0
     for bits in BILEVEL.values():
         tags, content = {258: 1, 259: codec, 262: 1}, fax(bits, codec)

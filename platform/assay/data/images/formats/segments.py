@@ -27,13 +27,6 @@ SLACK = 256
 """Bytes that a codec may write beyond a segment, as some writers pad."""
 
 
-FAX_TAILS = tuple(
-    int(bits * 800, 2).to_bytes(len(bits) * 100, "big")
-    for bits in ("1", "00100110101111", "0011010111", "0000000000010011010111")
-)
-"""Codes that go on with rows as the one before, or begin rows with black: in two directions, in one, and behind an end of line."""
-
-
 class Segments:
     """The strips or tiles of a directory.
 
@@ -248,7 +241,8 @@ class Segments:
         bits = decode(content, *size)
         if bits.shape != size:
             raise FormatError(f"a strip of it has {bits.shape[0]} rows, not {rows}")
-        if not all(np.array_equal(decode(content + tail, *size), bits) for tail in FAX_TAILS):
+        ends = (content + tail for tail in _fax_tails(self.tile[1]))
+        if not all(np.array_equal(decode(end, *size), bits) for end in ends):
             raise FormatError("its data end early")
         return np.packbits(bits.astype(bool), axis=1)
 
@@ -281,3 +275,10 @@ class Segments:
             whole = self.tables[:-2] + content[2:] if self.tables else content
             pixels = jpeg.decode_part(whole, size, {2: "RGB", 6: "YCBCR"}.get(self.photometric))
         return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _fax_tails(width: int) -> list[bytes]:
+    """Return codes of rows as the one before, and of rows that begin with black: in two directions, in one, and behind an end of line."""
+    black = "00110101010" * width  # runs of no white and one black
+    rows = ("1" * width, "00100110101111" * width, black, "000000000001" + black)
+    return [int(bits * 8, 2).to_bytes(len(bits), "big") for bits in rows]
