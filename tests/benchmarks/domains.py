@@ -50,7 +50,7 @@ SETS = {
     "large": (
         "pacs_subset",
         f"{LITE0} {LARGE} --train.epochs 20 --leave-out 1",
-        "algorithm.name=erm",
+        "algorithm.name=erm|coral",
     ),
     "inductive": (
         "pacs_subset",
@@ -59,7 +59,7 @@ SETS = {
     ),
     "transductive": (
         "pacs_subset",
-        f"{ON_PACS} --leave-out 1 --split.unlabelled train",
+        f"{ON_PACS} --leave-out 1 --split.unlabelled train --algorithm.name dann",
         "algorithm.name=dann|coral",
     ),
     "office": (

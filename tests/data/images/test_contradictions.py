@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from assay.data.images.decode import read
+from assay.data.images.pyramid import ImagePyramid
 from assay.errors import ImageError
 
 RNG = np.random.default_rng(11)
@@ -94,6 +95,74 @@ def test_an_orientation_that_xmp_alone_says_is_refused(packet):
     assert np.array_equal(read(turned), RGB[::-1, ::-1])
 
 
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_xmp_of_a_tiff_is_no_other(tile):
+    """Pillow turns by it too, and neither OpenCV nor tifffile; the tag of orientation counts where it stands."""
+    pixels = np.full((300, 200), 7, np.uint8)
+    for says, tags in (("6", []), ("1", []), ("6", [(274, 3, 1, 3, True)])):
+        file = io.BytesIO()
+        packet = PACKET.format(f'tiff:Orientation="{says}"').encode()
+        extra = [(700, 1, len(packet), packet, True), *tags]
+        with tifffile.TiffWriter(file) as writer:
+            writer.write(pixels, tile=tile, extratags=extra)
+            writer.write(pixels[::2, ::2], tile=tile, subfiletype=1)  # an overview
+        if says == "6" and not tags:
+            for reading in (read, ImagePyramid.read):
+                with pytest.raises(ImageError, match="XMP says orientation 6"):
+                    reading(file.getvalue())
+        else:
+            assert read(file.getvalue()).shape == (300, 200, 3)
+
+
+def raw_profile(content):
+    """Write a profile in hexadecimal digits, as ImageMagick does."""
+    digits = content.hex().encode()
+    rows = [digits[i : i + 72] for i in range(0, len(digits), 72)]
+    return b"\nexif\n%8d\n" % len(content) + b"\n".join(rows) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((kind, b"Raw profile type exif") for kind in (b"tEXt", b"zTXt", b"iTXt")),
+        (b"zTXt", b"Raw profile type APP1"),
+        (b"iTXt", b"XML:com.adobe.xmp"),
+    ],
+)
+def test_an_orientation_in_another_text_of_a_png_is_refused(kind, name):
+    """Compressed too, and before or behind the pixels; as in PNGs that were made from photos of phones."""
+
+    def text(orientation):
+        if name == b"XML:com.adobe.xmp":
+            words = PACKET.format(f'tiff:Orientation="{orientation}"').encode()
+        else:
+            words = raw_profile(b"Exif\0\0" + exif((271, 1), (274, orientation)))
+        packed = zlib.compress(words)
+        body = {b"tEXt": words, b"zTXt": b"\0" + packed, b"iTXt": b"\1\0en\0\0" + packed}[kind]
+        return kind, name + b"\0" + body
+
+    for place in ("before", "after"):
+        with pytest.raises(ImageError, match=r"says orientation 6 and its EXIF none"):
+            read(png(**{place: [text(6)]}))
+    assert np.array_equal(read(png([text(1)])), RGB)
+    assert np.array_equal(read(png([(b"eXIf", exif((274, 6))), text(6)])), TURNED)
+    torn = kind, name + b"\0\1\0\0\0torn"
+    assert np.array_equal(read(png([torn])), RGB)
+
+
+def test_exif_with_its_prefix_twice_is_read():
+    """As Pillow wrote it, and reads it."""
+    block = b"Exif\0\0" + exif((274, 6))
+    assert np.array_equal(read(saved(RGB, "WEBP", lossless=True, exif=b"Exif\0\0" + block)), TURNED)
+    content = saved(SMOOTH, "JPEG", exif=block)
+    twice = content.replace(
+        struct.pack(">H", len(block) + 2) + block,
+        struct.pack(">H", len(block) + 8) + b"Exif\0\0" + block,
+    )
+    assert len(twice) == len(content) + 6
+    assert read(twice).shape == (40, 32, 3)
+
+
 # PNG
 
 
@@ -115,6 +184,15 @@ PALETTE = (b"PLTE", bytes(range(256)) * 3)
 def test_chunks_that_are_read_in_two_ways_are_refused(content, message):
     with pytest.raises(ImageError, match=message):
         read(content, page=0)
+
+
+def test_two_pngs_one_behind_the_other_are_a_choice():
+    """As pipes of video tools write them into one file."""
+    first, second = png(), png(pixels=RGB[::-1])
+    with pytest.raises(ImageError, match=r"2 pictures, one behind the other.*--data\.page 0"):
+        read(first + second)
+    assert np.array_equal(read(first + second, page=0), RGB)
+    assert np.array_equal(read(first + b"\0" + second[:7]), RGB)
 
 
 def test_later_frames_of_a_palette_are_refused():
@@ -231,6 +309,12 @@ def test_a_jpeg_of_other_colours_than_its_tag_is_refused():
     assert read(tiff((strip, tags, []))).shape == SMOOTH.shape
     with pytest.raises(ImageError, match=r"6 \(YCbCr\), and a JPEG in it holds RGB"):
         read(tiff((strip, tags, []), photometric=6))
+    ycc = saved(SMOOTH, "JPEG", subsampling=2)
+    bare = ycc[:2] + ycc[20:]  # without the marker that says YCbCr, as scanners of slides write it
+    strip = np.frombuffer(bare, np.uint8)[None, :, None]
+    assert np.array_equal(read(tiff((strip, tags, []), photometric=6)), read(ycc))
+    with pytest.raises(ImageError, match=r"2 \(RGB\), and a JPEG in it holds YCbCr"):
+        read(tiff((strip, tags, [])))
 
 
 def test_a_predictor_that_does_not_fit_is_told_from_those_that_do():

@@ -84,6 +84,11 @@ def test_floats_between_0_and_1_are_taken_as_they_are_and_others_refused():
         choose([*unit, Range("float32", -0.5, 1.0)])
     with pytest.raises(ImageError, match=r"floats from 0 to 80"):
         choose([*unit, Range("float32", 0.0, 80.0)])
+    above = float(np.nextafter(np.float32(1), np.float32(2)))
+    with pytest.raises(ImageError, match=r"floats from 0 to 1\.0000001, and"):
+        choose([*unit, Range("float32", 0.0, above)])
+    with pytest.raises(ImageError, match=r"holds floats from 0\.3 to 1\.0000001, and .* is 1;"):
+        Range("float32", float(np.float32(0.3)), above).scale(White(value=1.0))
     with pytest.raises(ImageError, match=r"floats and whole numbers"):
         choose([*unit, *ints(4000)])
     assert choose([*unit, *ints(4000)], 4095.0)[0] == White(value=4095.0, clips=True)

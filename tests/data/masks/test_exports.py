@@ -67,6 +67,20 @@ def test_a_circle_is_the_pixels_nearer_than_its_radius(tmp_path):
     assert (mask[distance > 11.4] == 0).all()
 
 
+def test_a_circle_ends_where_its_image_does(tmp_path):
+    y, x = np.mgrid[:48, :64] + 0.5
+    for middle, edge in (([60, 20], [60, 31.3]), ([2, 3], [22, 3]), ([30, 24], [60, 24])):
+        circle = {"label": "pore", "points": [middle, edge], "shape_type": "circle"}
+        mask = mask_of(labelme(tmp_path, circle))
+        radius = np.hypot(*np.subtract(edge, middle))
+        distance = np.hypot(x - middle[0], y - middle[1])
+        assert (mask[distance < radius - 0.1] == 2).all()
+        assert (mask[distance > radius + 0.1] == 0).all()
+    outside = {"label": "pore", "points": [[90, 20], [60, 20]], "shape_type": "circle"}
+    with pytest.raises(MaskError, match="outside its image"):
+        mask_of(labelme(tmp_path, outside))
+
+
 def png_of(marks, mode):
     file = io.BytesIO()
     Image.fromarray(marks).convert(mode).save(file, "PNG")

@@ -1,3 +1,4 @@
+import io
 import struct
 from contextlib import suppress
 from dataclasses import replace
@@ -105,6 +106,35 @@ def test_255_is_the_only_class_and_soft_edges_are_refused(tmp_path):
         open_mask(path, ("defect",))
 
 
+def test_what_a_person_erased_to_transparency_is_refused(tmp_path):
+    """Painting tools keep the colours under it, so that the mark would still be one."""
+    path, alpha = tmp_path / "m.png", np.full((64, 64), 255, np.uint8)
+    alpha[:5] = 0  # nothing is marked there
+    Image.merge("LA", [Image.fromarray(disc()), Image.fromarray(alpha)]).save(path)
+    assert np.array_equal(open_mask(path, ("defect",)), disc() > 0)
+    alpha[30:34] = 0
+    Image.merge("LA", [Image.fromarray(disc()), Image.fromarray(alpha)]).save(path)
+    with pytest.raises(MaskError, match="transparent pixels, whose colours are no marks"):
+        open_mask(path, ("defect",))
+
+
+def test_a_corrected_mask_is_what_it_looks_like(tmp_path):
+    """Painting tools order a palette as they like, and JPEG leaves ones around a mark."""
+    path = tmp_path / "m.png"
+    for first, plane in ((0, disc(1)), (255, 1 - disc(1))):
+        image = Image.fromarray(plane, "P")
+        image.putpalette([first] * 3 + [255 - first] * 3)
+        image.save(path)
+        if first:
+            with pytest.raises(MaskError, match="a palette that is dark where its numbers mark"):
+                open_mask(path, ("defect",))
+        else:
+            assert np.array_equal(open_mask(path, ("defect",)), disc() > 0)
+    Image.fromarray(disc()).save(path, "JPEG", quality=100)
+    with pytest.raises(MaskError, match=r"m\.png is a lossy JPEG"):
+        open_mask(path, ("defect",))
+
+
 def palette(plane):
     image = Image.fromarray(plane, "P")
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 750 + [224, 224, 192])
@@ -195,6 +225,27 @@ def test_a_second_colour_is_told_however_small_its_areas():
         with pytest.raises(MaskError, match="more than one colour"):
             read_mask(content, CONFIG)
     assert np.array_equal(read_mask(png(fringe[..., ::-1]), CONFIG), fringe[..., 0] > 127)
+
+
+@pytest.mark.parametrize("other", [(255, 120, 0), (255, 0, 110), (255, 130, 130), (140, 70, 0)])
+def test_colours_that_share_what_is_bright_are_two(other):
+    """Red and orange, as annotation tools paint two kinds; one colour at two lights is one, with soft edges too."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[disc() > 0] = (255, 0, 0)
+    alone = cv2.resize(pixels, (192, 192), interpolation=cv2.INTER_LINEAR)
+    pixels[2:8, 2:8] = other
+    with pytest.raises(MaskError, match="more than one colour"):
+        read_mask(png(pixels[..., ::-1]), CONFIG)
+    assert np.array_equal(read_mask(png(alone[..., ::-1]), CONFIG), alone[..., 0] > 127)
+
+
+def test_a_mask_of_several_pages_is_told_what_helps():
+    """The page that is read of images is none of masks'."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.stack([disc(), disc()]), photometric="minisblack")
+    with pytest.raises(MaskError, match=r"2 pages, .* said; save each as a file") as error:
+        read_mask(file.getvalue(), CONFIG)
+    assert "data.page" not in str(error.value)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])

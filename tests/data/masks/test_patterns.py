@@ -101,10 +101,25 @@ def test_images_are_no_unused_masks(tmp_path):
     matches = match_files([tmp_path / "a/images/1.png"], tmp_path, pattern, ("defect",))
     assert matches.of_image == [[(tmp_path / "a/masks/1.png", 1)]]
     assert matches.unused == ["a/masks/2.png"]
+    put(tmp_path, "a/images/part_1.png")
     beside = match_files(
-        [tmp_path / "a/images/1.png"], tmp_path / "a/images", "{name}.png", ("defect",)
+        [tmp_path / "a/images/part_1.png"], tmp_path / "a/images", "{name}_{kind}.png", ("defect",)
     )
-    assert beside.unused == []
+    assert (beside.of_image, beside.unused) == ([[]], [])
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{folder}/{name}.png", "{folder}/{name}*.png", "x/{name}_*.png"]
+)
+def test_an_image_is_no_mask_of_its_own_nor_of_another(tmp_path, pattern):
+    """A bright part on a dark ground passes for a mask, and a network that learns it looks perfect."""
+    put(tmp_path, "x/1.png", "x/1_2.png")
+    with pytest.raises(
+        MaskError,
+        match=r"x/1(_2)?.png would be the mask of .*x/1.png by .* is an image of the data",
+    ):
+        names(tmp_path, ["x/1.png", "x/1_2.png"], pattern, ("defect",))
+    assert names(tmp_path, ["x/1.png"], "x/{name}_*.png", ("defect",)) == [[("x/1_2.png", 1)]]
 
 
 NAIVE = {_KIND: "(?P<kind>(?i:ab|a)|[^/]+?)", _ANY: "[^/]*"}

@@ -116,3 +116,19 @@ def test_masks_of_difficult_objects_have_another_key(image):
     voc(image, "l0.png", difficult=1)
     assert plain.key()[1:] == ["void"]
     assert np.count_nonzero(source_of(image, pattern).read(UPRIGHT)[0] == VOID) == 100
+
+
+def test_a_copy_of_an_image_is_no_mask_of_it(image):
+    """Where little is bright it would pass for one; what marks nothing may be the same file."""
+    copy, bright = image.parent / "masks" / image.name, np.zeros(SIZE, np.uint8)
+    copy.parent.mkdir()
+    copy.write_bytes(image.read_bytes())
+    source = source_of(image, "{folder}/masks/{name}.png")
+    assert not source.read(UPRIGHT)[0].any()
+    bright[20:28, 20:36] = 255
+    for path in (image, copy):
+        write_png(path, bright)
+    with pytest.raises(MaskError, match=r"masks/l0\.png is a copy of its image"):
+        source.read(UPRIGHT)
+    write_png(copy, bright // 255 * np.uint8(254))
+    assert np.array_equal(source.read(UPRIGHT)[0], bright > 0)

@@ -15,7 +15,14 @@ import cv2
 import numpy as np
 
 from assay.data.images import decode
-from assay.data.images.formats.directory import Directory, File, orientation_of, read_chain
+from assay.data.images.formats.directory import (
+    Directory,
+    File,
+    orientation_of,
+    read_chain,
+    refuse_xmp,
+    xmp_of,
+)
 from assay.data.images.formats.samples import FormatError
 from assay.data.images.formats.segments import Segments
 from assay.data.images.formats.tiff import MAGIC, MASK, REDUCED, find_page, read_below, subfile_type
@@ -170,6 +177,7 @@ def _read_directories(file: File, page: int | None) -> list[Directory]:
 
 def _check_tiles(segments: Segments, page: Directory) -> None:
     """Refuse what has no tiles, of a size that helps, or would have to be turned."""
+    refuse_xmp(orientation_of(page), xmp_of(page))
     num = segments.height * segments.width
     is_right = segments.is_tiled and orientation_of(page) in (None, 1) and segments.palette is None
     if not is_right or math.prod(segments.tile) > MOST_TILE_PIXELS or num > decode.MAX_PIXELS:

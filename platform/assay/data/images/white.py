@@ -89,7 +89,7 @@ class Range:
     def __str__(self) -> str:
         """Name the values."""
         kind = "floats" if self.dtype.startswith("float") else "values of 16 bits"
-        return f"{kind} from {self.low:g} to {self.high:g}"
+        return f"{kind} from {_shown(self.low)} to {_shown(self.high)}"
 
 
 def choose(ranges: Sequence[Range], asked: float = 0.0) -> tuple[White | None, str]:
@@ -114,7 +114,7 @@ def choose(ranges: Sequence[Range], asked: float = 0.0) -> tuple[White | None, s
     low, high = min(values.low for values in deep), max(values.high for values in deep)
     kinds = {values.dtype for values in deep}
     if len(kinds) > 1 or (kinds == {"float32"} and not (low >= 0 and high <= 1)):
-        held = "floats and whole numbers" if len(kinds) > 1 else f"floats from {low:g} to {high:g}"
+        held = "floats and whole numbers" if len(kinds) > 1 else str(Range("float32", low, high))
         raise ImageError(
             f"{len(deep)} images of more than 8 bits hold {held}, and it cannot be told which value is white; pass --data.white."
         )
@@ -125,6 +125,11 @@ def choose(ranges: Sequence[Range], asked: float = 0.0) -> tuple[White | None, s
     white = float((1 << bits) - 1)
     said = f"{len(deep)} images of 16 bits hold no value above {high:g}: read as {bits} bits, {white:g} is white (--data.white)."
     return White(value=white), " ".join([said] * (bits < 16) + _dark(deep, white))
+
+
+def _shown(value: float) -> str:
+    """Write a value with the digits that tell it from its neighbours among floats of 32 bits, as 1.0000001 from 1."""
+    return f"{float(str(np.float32(value))):.9g}"
 
 
 def _clipped(ranges: Sequence[Range], white: float) -> list[str]:

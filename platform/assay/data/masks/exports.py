@@ -57,7 +57,7 @@ def _read_labelme(path: Path, classes: Sequence[str]) -> MarkedImage:
             runs, box = _runs_of(shape["mask"], points, size, what)
             marks.append(Mark(f"shape {i}", number, runs, box))
             continue
-        outline = _outline(kind, points)
+        outline = _outline(kind, points, size)
         if outline is None:
             raise MaskError(
                 f"Shape {i} in {path} is a {kind!r} of {len(points)} points, which has no area; allowed: {_KINDS}. "
@@ -115,8 +115,11 @@ def _runs_of(
     return {"size": [*size], "counts": counts.tolist()}, box
 
 
-def _outline(kind: str, points: list[Any]) -> list[float] | None:
-    """Return the corners of a shape as one flat list; None if it has no area."""
+def _outline(kind: str, points: list[Any], size: tuple[int, int]) -> list[float] | None:
+    """Return the corners of a shape as one flat list; None if it has no area.
+
+    A circle whose middle and edge were set in the image may reach beyond it, and ends there.
+    """
     if kind == "polygon" or (kind in ("rectangle", "rotation") and len(points) == 4):
         return [number for point in points for number in point]
     if kind in ("rectangle", "circle") and len(points) != 2:
@@ -129,8 +132,10 @@ def _outline(kind: str, points: list[Any]) -> list[float] | None:
         radius = math.dist((x, y), edge)
         num = min(max(16, math.ceil(2 * math.pi * radius)), 10_000)
         angles = [2 * math.pi * i / num for i in range(num)]
-        pairs = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
-        return [number for pair in pairs for number in pair]
+        corners = np.array([(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles])
+        if all(0 <= across <= size[1] and 0 <= down <= size[0] for across, down in points):
+            corners = corners.clip(0, size[::-1])
+        return list(corners.ravel().tolist())
     return None
 
 

@@ -33,6 +33,9 @@ PICTURE = 0.5
 COLOURS = 0.1
 """Share of the marked pixels above which a second colour is one, and no fringe of the first; one of areas is in any case."""
 
+HUE = 64
+"""Levels of 255 by which colours of areas differ, each brought to full brightness, and are two."""
+
 FAINT = 32
 """Levels of 255 under which JPEG leaves noise around a mark."""
 
@@ -88,9 +91,17 @@ def open_mask(path: Path, classes: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
     """Read a mask that `prepare` wrote, or a person corrected.
 
     Raises:
-        MaskError: the file cannot be read, or a value is no class.
+        MaskError: the file cannot be read, a value is no class, a mark is transparent, as an eraser leaves it, values were changed by a
+            compression, or a palette shows another mask than its numbers are.
     """
     plane = _plane(path, "index")
+    _check_lossless(path)
+    _check_transparency(path, plane > 0)
+    is_palette = _traits(path).colour == "palette"
+    if is_palette and ((plane > 0) != (_plane(path, "level") > 0)).any():
+        raise MaskError(
+            f"The mask {path} has a palette that is dark where its numbers mark, or light where they do not; save it as grey."
+        )
     numbers = _take_numbers(np.where(plane == VOID, 0, plane), classes, path)
     numbers[plane == VOID] = VOID
     return numbers
@@ -100,8 +111,9 @@ def _plane(source: Source, plane: Literal["level", "index", "alpha"]) -> Plane:
     try:
         return read_plane(source, plane)
     except ImageError as error:
+        said = str(error).replace("pass --data.page 0 for the first, or ", "")  # it is of images
         raise MaskError(
-            f"{error} It is needed as a mask: mend it, or leave its image out."
+            f"{said} It is needed as a mask: mend it, or leave its image out."
         ) from None
 
 
@@ -227,11 +239,19 @@ def _check_colours(source: Source, marked: Bool[np.ndarray, "h w"]) -> None:
         kinds = (pixels > np.iinfo(pixels.dtype).max // 2) @ np.array([1, 2, 4])
         is_flat = _flat(pixels).all(2) & marked
         num = np.sort(np.bincount(kinds[marked], minlength=8))
-        if num[-2] > COLOURS * num.sum() or len(np.unique(kinds[is_flat])) > 1:
+        if num[-2] > COLOURS * num.sum() or _has_hues(pixels[is_flat]):
             raise MaskError(
                 f"The mask {name(source)} marks in more than one colour, and --masks.values {'binary'!r} knows one mark; save each kind "
                 "as a file of its own ({kind}), or as grey numbers of classes with --masks.values index."
             )
+
+
+def _has_hues(pixels: Shaped[np.ndarray, "n 3"]) -> bool:
+    """Tell whether colours that are not black are more than one, however bright each is."""
+    if not len(pixels):
+        return False
+    hues = pixels * (255.0 / pixels.max(1, keepdims=True))
+    return bool(np.ptp(hues, axis=0).max() > HUE)
 
 
 def _check_transparency(source: Source, looked_at: Bool[np.ndarray, "h w"]) -> None:

@@ -125,6 +125,8 @@ def _draw(mark: Mark, size: tuple[int, int]) -> tuple[Bool[np.ndarray, "h w"], i
         if _says_nothing(mark) and mark.area is not None:
             return np.zeros((0, 0), dtype=bool), 0, 0
         raise ValueError("it is empty")
+    if not all(isinstance(flat, list) and flat for flat in mark.shape):
+        raise ValueError("a polygon of it is no list of numbers")
     wrong = [v for flat in mark.shape for v in flat if isinstance(v, str | bool)]
     if wrong:  # numpy would take them for numbers
         raise ValueError(f"a coordinate is {wrong[0]!r:.40}, not a number")
@@ -167,6 +169,8 @@ def _check_holes(
 
 def _draw_runs(mark: Mark, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     runs = mark.shape
+    if not {"size", "counts"} <= runs.keys():
+        raise ValueError("it has no size and counts")
     if not isinstance(runs["size"], list) or tuple(runs["size"]) != size:
         raise ValueError(f"its size is {runs['size']}, the image's {list(size)}")
     region = decode_runs(runs["counts"], *size)

@@ -50,11 +50,12 @@ def match_files(
     file is of class 1. Hidden files are passed over.
 
     Raises:
-        MaskError: a file fits two images.
+        MaskError: a file fits two images, or is one.
     """
     numbers = {name.casefold(): i for i, name in enumerate(classes, start=1)} | {None: 1}
     listings: dict[str, list[str]] = {}
     owners: dict[str, Path] = {}
+    pictures = {_below(image, root) for image in images}
     others: Counter[str] = Counter()
     files_of: list[list[tuple[Path, int]]] = []
     for image in images:
@@ -65,6 +66,11 @@ def match_files(
             match = regex.fullmatch(name)
             if match is None:
                 continue
+            if name in pictures:
+                raise MaskError(
+                    f"{name} would be the mask of {image} by the pattern {pattern!r}, and is an image of the data; correct --masks.files, or "
+                    "leave masks out of the images (--data.leave-out)."
+                )
             if owners.setdefault(name, image) != image:
                 raise MaskError(
                     f"The mask {name} fits the images {owners[name]} and {image}; put {{folder}} or {{parent}} into "
@@ -76,7 +82,7 @@ def match_files(
             else:
                 files.append((root / name, number))
         files_of.append(files)
-    unused = _find_unused(pattern, root, {*owners, *(_below(image, root) for image in images)})
+    unused = _find_unused(pattern, root, {*owners, *pictures})
     return Matches(files_of, dict(others), unused)
 
 

@@ -127,6 +127,8 @@ def _read_files(
     masks, counts = [np.zeros(stand.size, dtype=np.uint8)], [MaskAccount(given=int(bool(files)))]
     for file, number in files:
         given = read_given(file, config)
+        if given.mask.any():
+            _refuse_copy(file, image)
         orientation = read_orientation(file)
         masks.append(_place(given.mask, image, stand, orientation, file, config) * np.uint8(number))
         first = {"soft": str(file)} if given.is_soft else {}
@@ -137,6 +139,14 @@ def _read_files(
             MaskAccount(values=values, soft=int(given.is_soft), faint=given.num_faint, first=first)
         )
     return merge(masks), account.add(counts)
+
+
+def _refuse_copy(file: Path, image: Path) -> None:
+    """Refuse an image's own file as its mask: of a dark one what is bright would be marked."""
+    if file.stat().st_size == image.stat().st_size and read_bytes(file) == read_bytes(image):
+        raise MaskError(
+            f"The mask {file} is a copy of its image {image}; give the masks themselves."
+        )
 
 
 def merge(masks: Sequence[UInt8[np.ndarray, "h w"]]) -> UInt8[np.ndarray, "h w"]:

@@ -32,6 +32,13 @@ MOST_SEGMENTS = 200_000
 ORIENTATION = 274
 
 
+XMP_PACKET = 700
+"""The tag that holds XMP."""
+
+
+MOST_XMP_BYTES = 1 << 20
+
+
 NAMES = {
     254: "NewSubfileType",
     255: "SubfileType",
@@ -61,6 +68,7 @@ NAMES = {
     338: "ExtraSamples",
     339: "SampleFormat",
     347: "JPEGTables",
+    700: "XMP",
     32997: "ImageDepth",
     33629: "UIC2Tag",
     45058: "MPEntry",
@@ -233,8 +241,8 @@ def read_orientation(exif: bytes) -> int | None:
     Raises:
         FormatError: it says two.
     """
-    # some writers leave out where the next directory begins
-    block = io.BytesIO(exif.removeprefix(b"Exif\0\0") + bytes(4))
+    # some writers put the prefix twice, and leave out where the next directory begins
+    block = io.BytesIO(re.sub(rb"\A(?:Exif\0\0)+", b"", exif) + bytes(4))
     try:
         directory = next(read_chain(block), None)
     except FormatError:
@@ -263,16 +271,28 @@ def join_orientation(known: int | None, exif: bytes) -> int | None:
 
 
 def refuse_xmp(orientation: int | None, xmp: bytes) -> None:
-    """Refuse an orientation that XMP alone says: some readers turn the image by it, most do not. EXIF's is the one that counts.
+    """Refuse an orientation that XMP alone says, as `refuse_other` does."""
+    turned = _XMP.search(xmp)
+    refuse_other(orientation, int(turned[1]) if turned else None, "XMP")
+
+
+def refuse_other(orientation: int | None, said: int | None, where: str) -> None:
+    """Refuse an orientation that stands elsewhere alone: some readers turn the image by it, most do not. EXIF's is the one that counts.
 
     Raises:
         FormatError: there is one, other than upright.
     """
-    turned = _XMP.search(xmp)
-    if orientation is None and turned:
+    if orientation is None and said not in (None, 1):
         raise FormatError(
-            f"its XMP says orientation {turned[1].decode()} and its EXIF none, so that some readers turn it; save it upright"
+            f"its {where} says orientation {said} and its EXIF none, so that some readers turn it; save it upright"
         )
+
+
+def xmp_of(directory: Directory) -> bytes:
+    """Read the XMP of a directory; none where it is missing or damaged."""
+    with suppress(FormatError):
+        return directory.array(XMP_PACKET, MOST_XMP_BYTES).tobytes()
+    return b""
 
 
 def orientation_of(directory: Directory) -> int | None:

@@ -4,6 +4,7 @@ Source: ITU-T T.81 (JPEG), annex B; CIPA DC-007 (several pictures in one file).
 """
 
 import io
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,7 +47,16 @@ OTHER_FRAMES = {
     0xCD: "arithmetic coding (SOF13)",
     0xCE: "arithmetic coding (SOF14)",
     0xCF: "arithmetic coding (SOF15)",
+    0xF7: "JPEG-LS (SOF55)",
 }
+
+
+SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)}
+"""Factors of brightness beside 1 x 1 of both colours, as TurboJPEG knows them."""
+
+
+MOST_SIDE = 65_500
+"""Pixels, as libjpeg reads."""
 
 
 MOST_PICTURES = 16
@@ -65,7 +75,7 @@ def parse(file: File, page: int | None) -> Header:
             none was chosen.
     """
     frame = _read_frame(file)
-    starts = [at for at, is_named in frame.pictures if is_named or _is_as_large(file, at, frame)]
+    starts = [at for at, is_named in frame.pictures if _is_page(file, at, frame, is_named)]
     number = choose_page(page, 1 + len(starts), "pictures")
     if number:
         start = starts[number - 1]
@@ -90,7 +100,8 @@ def decode_part(content: bytes, size: tuple[int, int], colours: str | None) -> n
         raise FormatError(f"a JPEG in it is of another size: {frame.width} x {frame.height} pixels")
     if len(frame.components) != (3 if colours else 1):
         raise FormatError(f"a JPEG in it has {len(frame.components)} components")
-    if (colours == "RGB" and (frame.is_jfif or frame.adobe == 1)) or (
+    is_reduced = len(set(frame.components.values())) > 1  # as brightness and colours are
+    if (colours == "RGB" and (frame.is_jfif or frame.adobe == 1 or is_reduced)) or (
         colours == "YCBCR" and frame.adobe == 0
     ):
         told, held = ("2 (RGB)", "YCbCr") if colours == "RGB" else ("6 (YCbCr)", "RGB")
@@ -104,13 +115,16 @@ def _length(file: File) -> int:
     return file.seek(0, io.SEEK_END)
 
 
-def _is_as_large(file: File, start: int, frame: Frame) -> bool:
-    """Tell whether the picture there is of the frame's size: of no type, a smaller one is a preview, or a map of gain or depth."""
+def _is_page(file: File, start: int, frame: Frame, is_named: bool = False) -> bool:
+    """Tell whether a picture begins there that is no preview, nor a map of gain or depth: one of a named type, or as large as the frame.
+
+    Where an index is older than the file, nothing may begin there.
+    """
     try:
         other = _read_frame(file, start)
     except FormatError:
         return False
-    return (other.height, other.width) == (frame.height, frame.width)
+    return is_named or (other.height >= frame.height and other.width >= frame.width)
 
 
 def _read_frame(file: File, start: int = 0) -> Frame:
@@ -217,9 +231,17 @@ def _check_frame(frame: Frame) -> None:
         raise FormatError(
             f"its JPEG has {frame.precision} bits per sample, 8 are read; save it as PNG of 16 bits"
         )
-    if num not in COLOURS or not frame.width or not frame.height:
+    if not frame.height:
+        raise FormatError(
+            "its header leaves its height to a marker behind the pixels (DNL), which is not read; save it anew"
+        )
+    if num not in COLOURS or not frame.width:
         raise FormatError(
             f"its JPEG has {num} components and {frame.width} x {frame.height} pixels; 1, 3 or 4 components are read"
+        )
+    if max(frame.width, frame.height) > MOST_SIDE:
+        raise FormatError(
+            f"its JPEG has {frame.width} x {frame.height} pixels, sides up to {MOST_SIDE} are read; save it as PNG or cut it up"
         )
     if num == 4 and frame.adobe not in (0, 2):
         raise FormatError(
@@ -233,6 +255,26 @@ def _check_frame(frame: Frame) -> None:
         )
     if any(not 1 <= side <= 4 for factors in frame.components.values() for side in factors):
         raise FormatError("its header is damaged: its sampling factors are not from 1 to 4")
+    if not _is_sampled_as_known(list(frame.components.values())):
+        factors = ", ".join(f"{across}x{down}" for across, down in frame.components.values())
+        raise FormatError(
+            f"its components are sampled {factors}, which is not read; save it as 4:4:4, 4:2:2 or 4:2:0, or as PNG"
+        )
+
+
+def _is_sampled_as_known(factors: list[tuple[int, int]]) -> bool:
+    """Tell whether TurboJPEG knows the sampling factors: it has a name for few of those that T.81 allows."""
+    if len(factors) == 1:
+        return True
+    first, colours, black = factors[0], set(factors[1:3]), factors[3:]
+    if len(colours) > 1 or black not in ([], [first]):
+        return False
+    (colour,) = colours
+    return (
+        (colour == (1, 1) and first in SAMPLINGS)
+        or (first == (2, 2) and colour in ((1, 2), (2, 1)))
+        or (colour == first and math.prod(first) <= 3)
+    )
 
 
 def _decode(
@@ -240,16 +282,16 @@ def _decode(
 ) -> Pixels:
     content = read_at(file, 0, _length(file))
     pixels, end = decode_scans(content, frame, frame.transform)
-    if not (is_chosen or frame.pictures):
+    if not is_chosen:
         _refuse_next(file, content, end, frame)
     inks = len(frame.components) == 4  # Adobe writes them inverted
     return convert(Samples(255 - pixels if inks else pixels, COLOURS[len(frame.components)]))
 
 
 def _refuse_next(file: File, content: bytes, end: int, frame: Frame) -> None:
-    """Refuse a second picture of the same size behind the first, as video cameras and files joined by hand have it, that no index names."""
+    """Refuse a second picture as large behind the first, as video cameras and files joined by hand have it, that no index names."""
     start = content.find(b"\xff\xd8\xff", end)
-    if start >= 0 and not content[end:start].strip(b"\0\xff") and _is_as_large(file, start, frame):
+    if start >= 0 and not content[end:start].strip(b"\0\xff") and _is_page(file, start, frame):
         raise FormatError(
-            "a second picture of its size stands behind it, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
+            "a second picture of its size or larger stands behind it, and which one to read is not said; pass --data.page 0 for the first, or save each as a file of its own"
         )

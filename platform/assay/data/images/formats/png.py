@@ -19,7 +19,7 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from assay.data.images.formats import rows
-from assay.data.images.formats.directory import File, read_at, read_orientation, refuse_xmp
+from assay.data.images.formats.directory import File, read_at, read_orientation
 from assay.data.images.formats.samples import (
     FormatError,
     Header,
@@ -28,6 +28,7 @@ from assay.data.images.formats.samples import (
     Traits,
     choose_page,
 )
+from assay.data.images.formats.texts import MOST_BYTES, read_text, refuse_texts
 
 MAGIC = (rows.MAGIC,)
 
@@ -37,14 +38,6 @@ MOST_CHUNKS = 100_000
 
 MOST_SIDE = 1_000_000
 """Pixels, as libpng reads."""
-
-
-XMP = b"XML:com.adobe.xmp\0\0"
-"""What its text begins with where it is not compressed."""
-
-
-MOST_BYTES = 1 << 20
-"""Of a chunk that is read beside the pixels."""
 
 
 KINDS: dict[int, tuple[Any, int]] = {
@@ -88,7 +81,10 @@ class Chunks:
     pixels: list[tuple[int, int]] = field(default_factory=list)
     """Start and length of the content of each IDAT chunk."""
     has_end: bool = False
-    xmp: bytes = b""
+    is_followed: bool = False
+    """Another PNG begins where it ends, as where files were joined."""
+    texts: dict[bytes, bytes] = field(default_factory=dict)
+    """By their keywords, those that may hold an orientation."""
     frames: list[Frame] = field(default_factory=list)
     is_framed: bool = False
     """The image in the IDAT chunks is a frame of the animation, where there is one."""
@@ -115,6 +111,8 @@ def parse(file: File, page: int | None) -> Header:
         raise FormatError(
             f"it says that it is an animation of {frames} frames, and holds {len(chunks.frames)}"
         )
+    if page is None and chunks.is_followed:
+        choose_page(page, 2, "pictures, one behind the other")
     page = choose_page(page, max(frames, 1), "frames of an animation")
     if page and (chunks.bits == 16 or chunks.kind == 3):
         what = (
@@ -125,7 +123,7 @@ def parse(file: File, page: int | None) -> Header:
         )
     decode = partial(_decode_frame, file, chunks, page) if page else partial(_decode, file, chunks)
     orientation = read_orientation(chunks.named.get(b"eXIf", b""))
-    refuse_xmp(orientation, chunks.xmp)
+    refuse_texts(orientation, chunks.texts)
     colour, num = KINDS[chunks.kind]
     traits = Traits("PNG", colour, has_alpha=num in (2, 4) or b"tRNS" in chunks.named)
     return Header(chunks.height, chunks.width, orientation or 1, traits, decode)
@@ -149,13 +147,14 @@ def _read_chunks(file: File) -> Chunks:
             chunks.named[kind] = _read_chunk(file, kind, length)
             if kind == b"IHDR":
                 _read_sizes(chunks)
-        elif kind == b"iTXt" and length <= MOST_BYTES:
-            text = file.read(length)
-            chunks.xmp = text if text.startswith(XMP) else chunks.xmp
+        elif kind in (b"iTXt", b"zTXt", b"tEXt") and length <= MOST_BYTES:
+            chunks.texts |= read_text(kind, file.read(length))
         elif kind == b"IDAT":
             chunks.pixels.append((at + 8, length))
         elif kind == b"IEND":
             chunks.has_end = True
+            file.seek(at + 12 + length)
+            chunks.is_followed = file.read(len(rows.MAGIC)) == rows.MAGIC
             break
         elif kind == b"fcTL":
             sides = struct.unpack(">4xII", _read_chunk(file, kind, length)[:12])

@@ -24,8 +24,8 @@ PROGRESSIVE = 0xC2
 MOST_SCANS = 128
 
 
-MOST_SPARE = 512
-"""Bytes after the last block that are no fault in any case."""
+MOST_SPARE = 16
+"""Bytes of any kind after the last block, as of encoders that write whole words; what is missing in the middle leaves more behind."""
 
 
 SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
@@ -195,17 +195,26 @@ def _take_bare(content: bytes, heads: list[int], frame: Frame, transform: int) -
 
 
 def _check_spare(content: bytes, warning: str) -> None:
-    """Refuse what is warned of, unless it is that bytes stand after the last block: bytes of one value, or as much as a twentieth.
+    """Refuse what is warned of, unless it is that few bytes stand after the last block, or bytes of one value that fill up.
 
-    What goes on for longer is of an image that is higher than its header says.
+    What goes on for longer is of an image that is larger than its header says, or of blocks that were lost to damage before.
     """
     spare = _SPARE.search(warning)
     if spare is None:
-        is_short = "premature end" in warning.lower()
-        raise FormatError("its data end early" if is_short else "its data are damaged")
+        raise FormatError(_name_fault(warning))
     num, is_end = int(spare[1]), spare[2] == "0xd9"
-    is_filler = num <= max(MOST_SPARE, len(content) // 20) or len(set(content[-2 - num : -2])) < 3
+    is_filler = num <= MOST_SPARE or len(set(content[-2 - num : -2])) < 3
     if not (is_end and is_filler):
         raise FormatError(
-            f"its data go on for {num} bytes after the last of its blocks, so its header is of another size"
+            f"its data go on for {num} bytes after the last block before marker {spare[2]}, so they are damaged or its header is of "
+            "another size; save it anew if it looks right"
         )
+
+
+def _name_fault(warning: str) -> str:
+    """Say what libjpeg found: a warning, or an error of a header."""
+    if "premature end" in warning.lower():
+        return "its data end early"
+    if warning.startswith("tj"):  # TurboJPEG's own words hide what libjpeg found
+        return "its header is damaged, or has a marker that is not read"
+    return f"its data are damaged ({warning.removeprefix('Corrupt JPEG data: ')})"

@@ -5,6 +5,9 @@ the tag's name and value. A whole file, and a tile of a large one, come from the
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -223,18 +226,24 @@ class Segments:
         return bytes(unpack(content, out=room + SLACK))
 
     def _unpack_fax(self, content: bytes, rows: int) -> np.ndarray:
-        """Decode a fax segment; its black is 1, as the photometric interpretation reckons with."""
+        """Decode a fax segment; its black is 1, as the photometric interpretation reckons with.
+
+        Rows that are missing are white to imagecodecs, and filled by what stands behind.
+        """
         import imagecodecs
 
-        size = rows, self.tile[1]
-        if self.compression == 2:
-            bits = imagecodecs.ccittrle_decode(content, *size)
-        elif self.compression == 3:
-            bits = imagecodecs.ccittfax3_decode(content, *size, t4options=self.t4_options)
-        else:
-            bits = imagecodecs.ccittfax4_decode(content, *size)
+        kinds: dict[int, Callable[..., Any]] = {
+            2: imagecodecs.ccittrle_decode,
+            3: partial(imagecodecs.ccittfax3_decode, t4options=self.t4_options),
+            4: imagecodecs.ccittfax4_decode,
+        }
+        decode, size = kinds[self.compression], (rows, self.tile[1])
+        bits = decode(content, *size)
         if bits.shape != size:
             raise FormatError(f"a strip of it has {bits.shape[0]} rows, not {rows}")
+        ends = (content + tail for tail in _fax_tails(self.tile[1]))
+        if not all(np.array_equal(decode(end, *size), bits) for end in ends):
+            raise FormatError("its data end early")
         return np.packbits(bits.astype(bool), axis=1)
 
     def _values(self, content: bytes, per_row: int, rows: int) -> np.ndarray:
@@ -266,3 +275,10 @@ class Segments:
             whole = self.tables[:-2] + content[2:] if self.tables else content
             pixels = jpeg.decode_part(whole, size, {2: "RGB", 6: "YCBCR"}.get(self.photometric))
         return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _fax_tails(width: int) -> list[bytes]:
+    """Return codes of rows as the one before, and of rows that begin with black: in two directions, in one, and behind an end of line."""
+    black = "00110101010" * width  # runs of no white and one black
+    rows = ("1" * width, "00100110101111" * width, black, "000000000001" + black)
+    return [int(bits * 8, 2).to_bytes(len(bits), "big") for bits in rows]

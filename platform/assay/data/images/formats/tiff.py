@@ -13,7 +13,14 @@ from functools import partial
 
 import numpy as np
 
-from assay.data.images.formats.directory import Directory, File, orientation_of, read_chain
+from assay.data.images.formats.directory import (
+    Directory,
+    File,
+    orientation_of,
+    read_chain,
+    refuse_xmp,
+    xmp_of,
+)
 from assay.data.images.formats.samples import FormatError, Header, Pixels, Samples, choose_page
 from assay.data.images.formats.segments import Segments
 
@@ -37,8 +44,9 @@ def parse(file: File, page: int | None) -> Header:
     directory = find_page(file, page)
     segments = Segments(directory)
     decode = partial(_decode, file, segments)
-    orientation = orientation_of(directory) or 1
-    return Header(segments.height, segments.width, orientation, segments.traits, decode)
+    orientation = orientation_of(directory)
+    refuse_xmp(orientation, xmp_of(directory))
+    return Header(segments.height, segments.width, orientation or 1, segments.traits, decode)
 
 
 def find_page(file: File, page: int | None) -> Directory:
