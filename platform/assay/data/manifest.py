@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from assay.config import Settings, fingerprint
 from assay.data.annotated import find_annotations, read_annotations
 from assay.data.folder import SPLITS, ImageRow, scan_folder
 from assay.data.hashes import EMPTY, content_hashes
+from assay.data.hints import say_hints, seem_named
 from assay.data.images.entry import MASK, entry_key
 from assay.data.spellings import compose, fold_name, refuse_spellings
 from assay.data.table import Table, read_table, value_of
@@ -32,13 +34,6 @@ from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
 SCHEMA_VERSION = 1
-
-SET_COLUMNS = {"set", "subset", "partition", "phase", "fold", "usage"}
-SET_WORDS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-"""What a column of given sets may be called, and its cells, where it is not called split."""
-SET_FLAGS = {f"{start}{name}" for start in ("is_", "is", "") for name in SET_WORDS - {"", "dev"}}
-FLAG_WORDS = {"", "0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}
-"""The same of a column that says yes or no of one set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +210,8 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
         rows = scan_folder(root, config.patterns, config.label, config.split, config.leave_out)
     else:
         rows = _table_rows(root, config)
+    if annotations or reason:
+        _say_unasked(config, rows)
     rows.sort(key=lambda row: row.id)
     _refuse_unknown_split(rows, config.split)
     columns = _columns(rows, config)
@@ -236,7 +233,6 @@ def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
     needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
     asked = (*needed, *(column for column, _, _ in conditions))
     table = read_table(path, asked, (config.split,) if config.split else ())
-    _say_other_sets(table, config.split)
     for column, _, value in conditions:
         _refuse_twins(table, column, value)
     chosen = [
@@ -264,25 +260,34 @@ def _table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
                 "table."
             )
         rows.append(ImageRow(_id_of(image, fields[config.image], path), image, fields))
+    columns = _columns_not_read(table, chosen)
+    say_hints(show(path), columns, _drawn(config, rows), not config.group)
     return rows
 
 
-def _say_other_sets(table: Table, split: str) -> None:
-    """Say where a column under another name looks as if it gave the sets, which are drawn then."""
-    if split != DataConfig.split or split in table.columns:
-        return
+def _columns_not_read(table: Table, rows: Sequence[int]) -> dict[str, list[str]]:
+    """Read what no setting asks for and may give sets or parts; what cannot be read gives neither."""
+    columns = {}
     for name in table.names:
-        folded = fold_name(name).replace(" ", "_")
-        words = SET_WORDS if folded in SET_COLUMNS else FLAG_WORDS if folded in SET_FLAGS else set()
-        if not words or table.names.count(name) > 1:
-            continue
-        cells = {fold_name(cell or "") for cell in read_table(table.path, (name,)).columns[name]}
-        if cells - {""} and cells <= words:
-            print(
-                f"{show(table.path)} has sets in its column {name!r}, which are not used, so that others are drawn; name the column by --data.split and write "
-                f"{', '.join(SPLITS)} into it, if they are to be kept.",
-                file=sys.stderr,
-            )
+        if name not in table.columns and table.names.count(name) == 1 and seem_named(name):
+            with suppress(ManifestError):
+                cells = read_table(table.path, (name,)).columns[name]
+                columns[name] = [cells[row] or "" for row in rows]
+    return columns
+
+
+def _say_unasked(config: DataConfig, rows: list[ImageRow]) -> None:
+    """Say which fields of names or entries seem to give sets or parts, and are not asked for."""
+    asked = {config.label, config.split, *config.group, *config.domains, *config.keep}
+    names = [name for name in rows[0].fields if name not in asked and seem_named(name)]
+    columns = {name: [row.fields.get(name, "") for row in rows] for name in names}
+    say_hints(show(str(config.root)), columns, _drawn(config, rows), not config.group)
+
+
+def _drawn(config: DataConfig, rows: list[ImageRow]) -> list[str]:
+    """Return the ids of images, where no setting and no name gives them sets."""
+    is_given = config.split != DataConfig.split or any(config.split in row.fields for row in rows)
+    return [] if is_given else [row.id for row in rows]
 
 
 def _refuse_twins(table: Table, column: str, value: str) -> None:
