@@ -255,6 +255,35 @@ def test_a_copy_of_a_run_is_not_listed_and_makes_no_name_ambiguous(
     assert said(capsys, "show", "0123456789", *where).startswith(f"{name}: finished")
 
 
+def test_a_copy_under_a_name_of_its_own_is_the_same_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one training would count as two that agree."""
+    noted = {"content": "c" * 12, "code": {"task": "d"}}
+    for seed in (0, 1):
+        launch = {"time": 1.7e9 + seed, "workers": 1}
+        judged(make_run(tmp_path, f"toy-{seed:012x}", 0.9, seed, launches=[launch], **noted))
+    where = ("--storage", str(tmp_path))
+    before = said(capsys, "runs", *where)
+    shutil.copytree(tmp_path / "toy-000000000000", tmp_path / "best")
+    assert said(capsys, "runs", *where) == before
+    text = said(capsys, "compare", "toy-000000000000", "best", *where, code=2)
+    assert "or beside a copy of its folder" in text
+    assert said(capsys, "show", "best", *where).startswith("best: finished")
+    said(capsys, "compare", "best", "toy-000000000001", *where)
+
+
+@pytest.mark.parametrize("words", [["runs", "--csv"], ["compare", "toy-good", "toy-bad", "--json"]])
+def test_nothing_is_written_over_a_file_of_a_run(
+    storage: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    path = storage / "toy-good" / "run.json"
+    before = path.read_bytes()
+    text = said(capsys, *words, str(path), "--storage", str(storage), code=2)
+    assert "among the files of a run" in text
+    assert path.read_bytes() == before
+
+
 def judged_run(storage: Path, name: str) -> Path:
     folder = make_run(storage, name, 0.5)
     judged(folder)
@@ -574,6 +603,7 @@ def test_a_task_adds_its_own_metrics_and_figures(tmp_path: Path) -> None:
         (["runs", "--csv", ""], "--csv is empty, as where a variable of the shell is not set"),
         (["compare", "toy-good", "toy-bad", "--json="], "--json is empty"),
         (["promote", "toy-good", "--registry", " "], "--registry is empty"),
+        (["predict", "toy-good"], "names nothing to judge"),
         (["show", ""], "A word of assay show is empty"),
         (["compare", "toy-good", ""], "A word of assay compare is empty"),
     ],
