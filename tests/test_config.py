@@ -270,6 +270,13 @@ def test_a_truth_is_no_number(section: str, name: str, value: Any) -> None:
     assert from_dict(config, {"crops": {}, "masks": {}}) == config()
 
 
+def test_an_empty_path_of_a_saved_config_is_not_this_folder() -> None:
+    config = load_task(TaskSource.read(ROOT / "tasks" / "segment.py")).Config
+    with pytest.raises(ConfigError, match=r"^data\.root is an empty text.*or null"):
+        from_dict(config, {"data": {"root": ""}})
+    assert from_dict(config, {"data": {"root": None, "label": ""}}).data.root is None
+
+
 def test_an_entry_outside_the_range_of_its_field_is_refused_as_a_number_is():
     config = load_task(TaskSource.read(ROOT / "tasks" / "segment.py")).Config
     for section, name, value in [

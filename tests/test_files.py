@@ -80,6 +80,11 @@ def test_the_home_is_meant_in_paths_alone(monkeypatch):
         *("a~", "~"),
     ]
     assert plain_paths([]) == []
+    assert (
+        plain_paths(["--model.weights=~/a.pt", "--cache=~/b"])[0]
+        == "--model.weights=/home/ada/a.pt"
+    )
+    assert plain_paths(["--model.weights=hub"]) == ["--model.weights=hub"]
 
 
 @pytest.mark.parametrize("words", [["--out", ""], ["--out="], ["x", "--registry", " ", "y"]])

@@ -78,6 +78,7 @@ def test_a_setting_that_is_a_whole_number_has_whole_ends() -> None:
         "optim.lr=0..1,log",
         "optim.lr=1..2,cubic",
         "optim.lr=0,1..0,2",
+        "optim.lr=1e-4...1e-2",
         "optim.lr=0.1|0.2|0.10",
         "train.batch-size=4|8|4.0",
         "optim.lr=1..inf",
@@ -313,7 +314,7 @@ def test_a_step_rounds_what_is_drawn_to_its_multiples_with_the_chances_that_this
     ],
 )
 def test_distributions_of_wandb_are_drawn_as_wandb_draws_them(
-    tmp_path: Path, spec: str, dimension: Any
+    tmp_path: Path, capsys: Any, spec: str, dimension: Any
 ) -> None:
     """By the words of its documentation: log(1/X) is uniform between the ends of inv_log_uniform, for one."""
     space = space_file.read(write(tmp_path, f"dropout: {spec}"), CONFIG, {}).space
@@ -322,6 +323,9 @@ def test_distributions_of_wandb_are_drawn_as_wandb_draws_them(
         assert isinstance(space["dropout"], Float)
         assert space["dropout"].log
         assert (space["dropout"].low, space["dropout"].high) == pytest.approx((low, high))
+        # who took the ends for values sees it
+        is_said = f"between {low:.4g} and {high:.4g}, as the ends" in capsys.readouterr().err
+        assert is_said == ("values" not in spec)
     else:
         assert space["dropout"] == dimension
 

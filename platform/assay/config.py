@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from numbers import Real
+from pathlib import Path
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -174,7 +175,7 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
     from pydantic import ValidationError  # a bundle opens without it
 
     hashable: Any = kind
-    _refuse_truths(hashable, values)
+    _refuse_misread(hashable, values)
     try:
         return _adapter(hashable).validate_python(values)
     except ValidationError as invalid:
@@ -188,18 +189,22 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
         ) from None
 
 
-def _refuse_truths(kind: Any, values: Any) -> None:
-    """Refuse true and false for a number, which would be 1 and 0."""
+def _refuse_misread(kind: Any, values: Any) -> None:
+    """Refuse true and false for a number, which would be 1 and 0, and an empty path, which would be the folder that one is in."""
     if not isinstance(values, dict):
         return
     for name, hint in _hints(kind).items():
         value = values.get(name)
         if isinstance(hint, type) and issubclass(hint, Settings):
-            _refuse_truths(hint, value)
+            _refuse_misread(hint, value)
             continue
+        option = f"{kind._section}.{name}".lstrip(".").replace("_", "-")
+        if value == "" and Path in (hint, *get_args(hint)):
+            raise ConfigError(
+                f"{option} is an empty text; give a path, or null where there is none."
+            )
         entries = value if isinstance(value, list | tuple) else [value]
         if bool not in (hint, *get_args(hint)) and any(isinstance(each, bool) for each in entries):
-            option = f"{kind._section}.{name}".lstrip(".").replace("_", "-")
             raise ConfigError(
                 f"{option} is {reprlib.repr(value)}, and true or false is no value of it; give one that is."
             )

@@ -50,6 +50,7 @@ PATHS = frozenset(
         "--data.root",
         "--storage",
         "--store",
+        "--cache",
         "--config",
         "--registry",
         "--out",
@@ -60,6 +61,13 @@ PATHS = frozenset(
         "--folder",
         "--space-file",
         "--task",
+        "--file",
+        "--tls-cert",
+        "--tls-key",
+        "--model.weights",
+        "--model.scorer-weights",
+        "--teacher.weights",
+        "--distill.teacher",
     ]
 )
 """Options that name a folder or a file, of which an empty text would be the folder that one is in."""

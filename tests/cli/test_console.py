@@ -67,6 +67,7 @@ def test_whatever_lies_in_a_file_of_a_run_no_command_fails_but_by_a_sentence(
         (["runs", "--csv", ""], "--csv is empty, as where a variable of the shell is not set"),
         (["compare", "toy-good", "toy-bad", "--json="], "--json is empty"),
         (["promote", "toy-good", "--registry", " "], "--registry is empty"),
+        (["predict", "toy-good"], "names nothing to judge"),
         (["show", ""], "A word of assay show is empty"),
         (["compare", "toy-good", ""], "A word of assay compare is empty"),
     ],

@@ -156,6 +156,38 @@ def test_a_copy_of_a_run_is_not_listed_and_makes_no_name_ambiguous(
     assert assay("show", "0123456789", *where).startswith(f"{name}: finished")
 
 
+def test_a_copy_under_a_name_of_its_own_is_the_same_run(
+    make_run: Callable[..., Path],
+    judged: Callable[..., Result],
+    assay: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """Else one training would count as two that agree."""
+    noted = {"content": "c" * 12, "code": {"task": "d"}}
+    for seed in (0, 1):
+        launch = {"time": 1.7e9 + seed, "workers": 1}
+        judged(make_run(tmp_path, f"toy-{seed:012x}", 0.9, seed, launches=[launch], **noted))
+    where = ("--storage", str(tmp_path))
+    before = assay("runs", *where)
+    shutil.copytree(tmp_path / "toy-000000000000", tmp_path / "best")
+    assert assay("runs", *where) == before
+    text = assay("compare", "toy-000000000000", "best", *where, code=2)
+    assert "or beside a copy of its folder" in text
+    assert assay("show", "best", *where).startswith("best: finished")
+    assay("compare", "best", "toy-000000000001", *where)
+
+
+@pytest.mark.parametrize("words", [["runs", "--csv"], ["compare", "toy-good", "toy-bad", "--json"]])
+def test_nothing_is_written_over_a_file_of_a_run(
+    assay: Callable[..., str], storage: Path, words: list[str]
+) -> None:
+    path = storage / "toy-good" / "run.json"
+    before = path.read_bytes()
+    text = assay(*words, str(path), "--storage", str(storage), code=2)
+    assert "among the files of a run" in text
+    assert path.read_bytes() == before
+
+
 def test_a_run_whose_process_died_is_not_called_running(
     make_run: Callable[..., Path], assay: Callable[..., str], storage: Path
 ) -> None:

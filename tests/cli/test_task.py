@@ -266,7 +266,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model.weights", "/no/such.safetensors"], "such.safetensors"),
         (["--train.precision", "fp16"], "CUDA"),
         (["--device", "mps"], "Apple"),
-        (["--config", "/nowhere.json"], "missing or damaged"),
+        (["--config", "/nowhere.json"], "both name all settings"),
         (["--split.unseen-domain", "colour"], "colour"),
     ],
 )
@@ -284,6 +284,12 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     assert "Traceback" not in err
 
 
+def test_a_config_that_is_not_there_is_said() -> None:
+    task = load_task(TaskSource.read(SCRIPT))
+    with pytest.raises(ConfigError, match=r"nowhere\.json is missing or damaged"):
+        parse(task, ["--config", "/nowhere.json"])
+
+
 def test_the_last_of_two_numbers_counts_and_none_of_two_lists(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -291,6 +297,8 @@ def test_the_last_of_two_numbers_counts_and_none_of_two_lists(
     assert parse(task, ["--train.epochs", "3", "--train.epochs=4"])[0].train.epochs == 4
     said = "--train.epochs is given twice, and its last value, 4, counts."
     assert said in capsys.readouterr().err.splitlines()
+    assert not parse(task, ["--gpus", "--no-gpus"])[1].gpus
+    assert "--gpus is given twice, and its last value, False" in capsys.readouterr().err
     for twice in (["--track", "wandb", "--track=tensorboard"], ["--data.keep", "a", "--data.keep"]):
         with pytest.raises(ConfigError, match="is given twice, and the second"):
             parse(task, twice)

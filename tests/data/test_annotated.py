@@ -169,3 +169,13 @@ def test_whatever_a_file_holds_is_refused_where_there_is_no_image(
     path.write_text(json.dumps({"metainfo": metainfo, "data_list": entries}))
     with pytest.raises(ManifestError):
         read_annotations([path])
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "Val", "testing"])
+def test_a_set_by_another_name_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    folder = make(tmp_path) / "annotations"
+    (folder / "val.json").rename(folder / f"{name}.json")
+    with pytest.raises(ManifestError, match=rf"{name}\.json is none of train\.json.*rename it"):
+        find_annotations(tmp_path)
+    (folder / f"{name}.json").rename(folder / "classes.json")
+    assert [path.stem for path in find_annotations(tmp_path)] == ["train", "test"]

@@ -234,6 +234,14 @@ def test_only_known_parameters_are_taken_each_once(ask, pictures):
     assert is_refused(ask("POST", "/v1/parts?%fc=1", content=whole), 422, "is unknown")
 
 
+def test_a_mask_beside_its_image_is_no_view(ask, pictures):
+    files = {name: (f"{name}.png", pictures[0].read_bytes()) for name in ("image", "mask")}
+    assert is_refused(ask("POST", "/v1/parts", files=files), 422, "a field 'mask'")
+    del files["mask"]
+    files["second"] = ("b.png", pictures[1].read_bytes())
+    assert len(ask("POST", "/v1/parts", files=files).json()["views"]) == 2
+
+
 def test_fields_beside_images_are_no_images(ask, pictures):
     whole = pictures[0].read_bytes()
     plain = ask("POST", "/v1/parts", content=whole).json()["answer"]
@@ -274,6 +282,10 @@ def test_an_empty_image_and_an_encoded_one_are_called_that(ask, pictures):
     headers = {"content-encoding": "identity"}
     assert ask("POST", "/v1/parts", content=whole, headers=headers).status_code == 200
     assert is_refused(ask("POST", "/v1/parts", content=gzip.compress(whole)), 415, "it is gzip")
+    coded = base64.b64encode(whole)
+    assert is_refused(ask("POST", "/v1/parts", content=coded), 415, "it is a PNG in base64")
+    as_json = ask("POST", "/v1/parts", json={"image": coded.decode()})
+    assert is_refused(as_json, 415, "it is JSON")
 
 
 def test_an_uncompressed_image_of_26_megapixels_passes_by_default(ask):

@@ -154,6 +154,20 @@ def test_answers_below_the_images_are_not_judged_the_next_time(here, registry, p
     assert offline.predict(
         folder, [images / "out" / "overlays"], images / "out", "fp32", False
     ) == (4, 0)
+    # nor those of another --out
+    assert write_list(tmp_path / "elsewhere.parquet", [images])[0] == 4
+    (images / "out" / "images.parquet").unlink()  # a user's own folder may be called so
+    assert write_list(tmp_path / "elsewhere.parquet", [images])[0] == 8
+
+
+def test_an_image_is_not_judged_twice(pictures, tmp_path):
+    folder = pictures[0].parent
+    for twice in ([folder, pictures[0]], [pictures[1]] * 2, [folder / ".." / folder.name, folder]):
+        with pytest.raises(ManifestError, match="is named twice, by itself or by a folder"):
+            write_list(tmp_path / "list", twice)
+    shutil.copytree(folder, tmp_path / "a")
+    shutil.copytree(folder, tmp_path / "a-b")
+    assert write_list(tmp_path / "list", [tmp_path / "a", tmp_path / "a-b"])[0] >= 8
 
 
 def test_answers_among_the_images_are_not_judged_and_write_over_nothing(

@@ -79,6 +79,7 @@ def runs(storage: str = _RUNS, task: str = "", by: str = "val", csv: Path | None
     if by.startswith("test"):
         print("ORACLE: ranked by a test set. The first is no honest choice; rank by val.")
     if csv is not None:
+        _refuse_in_run(csv)
         listing.write_csv(csv, summaries)
 
 
@@ -124,8 +125,10 @@ def compare_runs(
         json: File to write the comparisons to as well.
     """
     summaries = [listing.judged(name, open_storage(storage, name)) for name in (first, *others)]
-    if len({run.folder.resolve() for run in summaries}) < len(summaries):
-        raise RunError(f"A run is named twice in {first} {' '.join(others)}; name each once.")
+    if len(listing.without_copies(summaries)) < len(summaries):
+        raise RunError(
+            f"A run is named twice in {first} {' '.join(others)}, or beside a copy of its folder; name each once."
+        )
     alike = len({run.folder.name for run in summaries}) < len(summaries)
     named = {str(run.folder) if alike else run.folder.name: run for run in summaries}
     comparisons = compare({name: run.predictions() for name, run in named.items()})
@@ -139,7 +142,14 @@ def compare_runs(
                 f"TRANSDUCTIVE: {name} saw images of the test domain in training, without labels."
             )
     if json is not None:
+        _refuse_in_run(json)
         write_json(json, to_json(comparisons))
+
+
+def _refuse_in_run(path: Path) -> None:
+    """Refuse to write among the files of a run, which would be gone."""
+    if (path.parent / "run.json").exists():
+        raise ConfigError(f"{path} would lie among the files of a run; name a file elsewhere.")
 
 
 @dataclass(frozen=True)

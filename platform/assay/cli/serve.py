@@ -152,6 +152,10 @@ def predict(
         overlays: Draw patches or masks over each image.
         storage: Folder or URI of the runs, where a run is named.
     """
+    if not paths:
+        raise ConfigError(
+            f"assay predict {bundle} names nothing to judge; give images, folders of them, or tables with a column 'image'."
+        )
     _guard_ray()
     from assay.serve import offline
 

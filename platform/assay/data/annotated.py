@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.data.folder import SPLITS, ImageRow
+from assay.data.hints import SET_WORDS
 from assay.data.table import value_of
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
@@ -23,13 +24,23 @@ FORM = "give metainfo.classes (a list of names) and data_list (entries of img_pa
 
 
 def find_annotations(root: Path) -> list[Path]:
-    """Return the annotation files that a data.root names: itself, or those of a folder; none where it is something else."""
+    """Return the annotation files that a data.root names: itself, or those of a folder; none where it is something else.
+
+    Raises:
+        ManifestError: beside them lies a file that is a set's by another name.
+    """
     if root.suffix.lower() == ".json":
         return [root]
     if not root.is_dir():
         return []
     folder = root / "annotations" if (root / "annotations").is_dir() else root
-    return [path for name in SPLITS if (path := folder / f"{name}.json").is_file()]
+    paths = [path for name in SPLITS if (path := folder / f"{name}.json").is_file()]
+    for path in sorted(folder.glob("*.json")) if paths else ():
+        if path.stem.lower() in SET_WORDS and path not in paths:
+            raise ManifestError(
+                f"{show(path)} is none of {', '.join(f'{name}.json' for name in SPLITS)}, beside {paths[0].name}, and its images would be passed over; rename it, or move it away."
+            )
+    return paths
 
 
 def read_annotations(paths: Sequence[Path]) -> list[ImageRow]:

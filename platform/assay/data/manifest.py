@@ -26,6 +26,7 @@ from assay.data.folder import SPLITS, ImageRow, scan_folder
 from assay.data.hashes import EMPTY, content_hashes
 from assay.data.images.entry import MASK, entry_key
 from assay.data.table_rows import table_rows
+from assay.data.unasked import say_fields
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
 
@@ -180,11 +181,14 @@ def _find_root(config: DataConfig) -> tuple[Path, list[Path]]:
 
 
 def _read_rows(root: Path, annotations: Sequence[Path], config: DataConfig) -> list[ImageRow]:
+    if not annotations and not root.is_dir():
+        return table_rows(root, config)
     if annotations:
-        return read_annotations(annotations)
-    if root.is_dir():
-        return scan_folder(root, config.patterns, config.label, config.split, config.leave_out)
-    return table_rows(root, config)
+        rows = read_annotations(annotations)
+    else:
+        rows = scan_folder(root, config.patterns, config.label, config.split, config.leave_out)
+    say_fields(rows, config)
+    return rows
 
 
 def _check_sets(manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Rows of a table of images: which rows, whose images, and which set where a column says it."""
+"""Rows of a table of images: which rows, and whose images."""
 
 import os
 import re
@@ -7,18 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from assay.data.data_config import DataConfig
-from assay.data.folder import SPLITS, ImageRow
+from assay.data.folder import ImageRow
 from assay.data.spellings import compose, fold_name, refuse_spellings
 from assay.data.table import Table, read_table
+from assay.data.unasked import say_columns
 from assay.data.walk import show, why_unreadable
 from assay.errors import ManifestError
-
-SET_COLUMNS = {"set", "subset", "partition", "phase", "fold", "usage"}
-SET_WORDS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-"""What a column of given sets may be called, and its cells, where it is not called split."""
-SET_FLAGS = {f"{start}{name}" for start in ("is_", "is", "") for name in SET_WORDS - {"", "dev"}}
-FLAG_WORDS = {"", "0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}
-"""The same of a column that says yes or no of one set."""
 
 Condition = tuple[str, bool, str]
 """A column, whether it is to hold the value, and the value."""
@@ -36,7 +30,6 @@ def table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
     needed = (config.image, *labels, *config.group, *config.domains, *config.keep)
     asked = (*needed, *(column for column, _, _ in conditions))
     table = read_table(path, asked, (config.split,) if config.split else ())
-    _say_other_sets(table, config.split)
     for column, _, value in conditions:
         _refuse_twins(table, column, value)
     chosen = [row for row in range(len(table)) if _meets(table, row, conditions)]
@@ -46,10 +39,12 @@ def table_rows(path: Path, config: DataConfig) -> list[ImageRow]:
             "the conditions."
         )
     images = table.images(config.image, chosen)
-    return [
+    rows = [
         _image_row(table, row, image, config.image, needed)
         for row, image in zip(chosen, images, strict=True)
     ]
+    say_columns(table, chosen, rows, config)
+    return rows
 
 
 def _image_row(table: Table, row: int, image: Path, column: str, needed: Sequence[str]) -> ImageRow:
@@ -63,24 +58,6 @@ def _image_row(table: Table, row: int, image: Path, column: str, needed: Sequenc
             "table."
         )
     return ImageRow(_id_of(image, fields[column], table.path), image, fields)
-
-
-def _say_other_sets(table: Table, split: str) -> None:
-    """Say where a column under another name looks as if it gave the sets, which are drawn then."""
-    if split != DataConfig.split or split in table.columns:
-        return
-    for name in table.names:
-        folded = fold_name(name).replace(" ", "_")
-        words = SET_WORDS if folded in SET_COLUMNS else FLAG_WORDS if folded in SET_FLAGS else set()
-        if not words or table.names.count(name) > 1:
-            continue
-        cells = {fold_name(cell or "") for cell in read_table(table.path, (name,)).columns[name]}
-        if cells - {""} and cells <= words:
-            print(
-                f"{show(table.path)} has sets in its column {name!r}, which are not used, so that others are drawn; name the column by --data.split and write "
-                f"{', '.join(SPLITS)} into it, if they are to be kept.",
-                file=sys.stderr,
-            )
 
 
 def _refuse_twins(table: Table, column: str, value: str) -> None:

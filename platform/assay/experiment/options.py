@@ -59,8 +59,12 @@ def parse_with(
     arguments = plain_paths(arguments)
     presets = task.presets()
     preset = option(arguments, "--preset")
-    preset = launch.preset or next(iter(presets)) if preset is None else preset
     replayed = option(arguments, "--config")
+    if preset is not None and replayed is not None:
+        raise ConfigError(
+            f"--preset {preset} and --config {replayed} both name all settings to start from; give one of them."
+        )
+    preset = launch.preset or next(iter(presets)) if preset is None else preset
     if preset not in presets:
         raise ConfigError(f"--preset is {preset!r}; allowed: {', '.join(presets)}.")
     default = presets[preset] if replayed is None else _read_config(task, Path(replayed))
@@ -86,7 +90,8 @@ def _refuse_repeated(arguments: Sequence[str], parsed: Any) -> None:
     Raises:
         ConfigError: one is.
     """
-    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    words = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    names = [re.sub(r"^--(.*\.)?no-", r"--\1", word).replace("_", "-") for word in words]
     for name in {name for name in names if names.count(name) > 1}:
         for holder in (parsed.what, parsed.resources, parsed.launch):
             value = holder

@@ -221,7 +221,7 @@ def check_name(name: str, names: Sequence[str], noun: str) -> None:
         ConfigError: it is not.
     """
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+        nearest = difflib.get_close_matches(name, {*names}, n=3, cutoff=0.0)
         raise ConfigError(
             f"There is no {noun} {name!r}; the closest are {', '.join(nearest)} "
             "(timm.list_models() names them all)."

@@ -20,7 +20,7 @@ from assay.metrics.estimate import Estimate
 from assay.metrics.summary import Summary
 from assay.runs import record, results
 from assay.runs.lease import LEASE, WRITER, is_held
-from assay.runs.names import is_copy
+from assay.runs.names import is_copy, is_run_name
 from assay.runs.record import RunRecord, schema_of
 from assay.runs.results import Result
 
@@ -162,7 +162,19 @@ def read_all(storage: Path) -> list[RunSummary]:
     """
     if not storage.is_dir():
         raise RunError(f"{storage} is no folder; name the folder of the runs by --storage.")
-    return [run for run in map(read, _folders(storage)) if not is_copy(run.folder.name, run.task)]
+    runs = [read(folder) for folder in _folders(storage)]
+    return without_copies([run for run in runs if not is_copy(run.folder.name, run.task)])
+
+
+def without_copies(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """Leave out folders that are named twice, and copies whatever their name, which have a run's launches at the same times."""
+    first: dict[object, RunSummary] = {}
+    for run in sorted(runs, key=lambda run: not is_run_name(run.folder.name, run.task)):
+        times = tuple(launch.time for launch in run.record.launches)
+        key = (run.record.mark, times) if run.record.mark and times else run.folder.resolve()
+        first.setdefault(key, run)
+    kept = {id(run) for run in first.values()}
+    return [run for run in runs if id(run) in kept]
 
 
 def _folders(storage: Path) -> list[Path]:

@@ -22,6 +22,9 @@ from assay.files import replacing
 PICTURES = ("overlays", "masks")
 """Folders of pictures beside the answers."""
 
+LIST = "images.parquet"
+"""File of a list beside its answers."""
+
 ROWS = 1 << 14
 """Rows that are written together; a multiple of any number that is read together."""
 
@@ -58,30 +61,44 @@ def list_images(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    """List images, and what is named as one or cannot be looked into; of a store no masks."""
+    """List images, and what is named as one or cannot be looked into; of a store no masks, of answers no pictures."""
+    inner, are_answers = folder, False
     for entry in walk_entries(folder, (*decode.SUFFIXES, SUFFIX)):
-        if entry.kind != "left out" and not entry.path.name.endswith(MASK + SUFFIX):
-            yield entry.path
+        if entry.path.parent != inner:
+            inner = entry.path.parent
+            are_answers = inner != folder and _are_answers(inner)
+        if entry.kind == "left out" or are_answers or entry.path.name.endswith(MASK + SUFFIX):
+            continue
+        yield entry.path
 
 
-def _names_of(folder: Path, paths: Sequence[Path]) -> list[Path]:
-    """Name a folder as the listings of those paths do that hold it; of one that is listed itself its pictures."""
-    real = os.path.realpath(folder)
-    inner = [(path, os.path.relpath(real, os.path.realpath(path))) for path in paths]
-    names = [path / name for path, name in inner if name.split(os.sep)[0] not in (".", "..")]
-    return names + [path / below for path, name in inner if name == "." for below in PICTURES]
+def _are_answers(folder: Path) -> bool:
+    """Tell whether a folder holds pictures that this command drew, whichever --out they are of."""
+    beside = folder.parent
+    return folder.name in PICTURES and (beside / LIST).is_file() and (beside / "chunks").is_dir()
+
+
+def _refuse_again(paths: Sequence[Path]) -> None:
+    """Refuse a path that is named twice, or lies in a folder that is named too: its images would count twice."""
+    named: set[str] = set()
+    for path in sorted(map(os.path.abspath, paths)):
+        if not named.isdisjoint((path, *map(str, Path(path).parents))):
+            raise ManifestError(
+                f"{show(path)} is named twice, by itself or by a folder that holds it, and would be judged twice; name it once."
+            )
+        named.add(path)
 
 
 def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:
     """Write what `list_images` lists as Parquet; return how many there are, and whether any has a group.
 
-    Pictures of earlier answers, in the list's own folder, are left out of a folder that holds it.
+    Pictures of earlier answers are left out of a folder that holds them.
 
     Raises:
-        ManifestError: as `list_images`; or there is no image, or a group is written in two ways.
+        ManifestError: as `list_images`; or there is no image, a path is named twice, or a group is written in two ways.
     """
-    num, groups, own = 0, dict[str, str](), _names_of(file.parent, paths)
-    images = (row for row in list_images(paths) if not any(map(row[0].is_relative_to, own)))
+    _refuse_again(paths)
+    num, groups, images = 0, dict[str, str](), list_images(paths)
     with replacing(file) as hidden, pq.ParquetWriter(hidden, _SCHEMA) as writer:
         while rows := list(islice(images, ROWS)):
             num += len(rows)

@@ -36,6 +36,11 @@ OTHERS = {
     b"%PDF": "PDF",
     b"GIF8": "GIF",
     b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"{": "JSON",
+    b"data:": "a data URI",
+    b"iVBORw0KGgo": "a PNG in base64",
+    b"/9j/": "a JPEG in base64",
+    b"<": "HTML or XML",
 }
 """First bytes of what is sent by mistake."""
 
@@ -239,10 +244,10 @@ def form_parts(body: bytes, content_type: str) -> list[bytes]:
         _, is_file, code, name = _read_head(head.strip())
         if is_file and code not in PLAIN_CODES:
             raise RefusedError(415, f"A part has the transfer encoding {code}; send it as it is.")
-        if not is_file and name in PARAMETERS:
+        if name in PARAMETERS:  # of a file too: a mask beside its image is no view of a part
             raise RefusedError(
                 422,
-                f"The form has a field {name!r}, which is a parameter of the address; ask for ?{name}=VALUE.",
+                f"The form has a field {name!r}, which is a parameter of the address; ask for ?{name}=VALUE, and call images image.",
             )
         if is_file:
             contents.append(content)

@@ -42,7 +42,7 @@ from assay.errors import AssayError, BundleError, ImageError, ManifestError, Res
 from assay.files import replacing, write_rows, write_whole
 from assay.heap import keep_freed_memory
 from assay.progress import progress_bar
-from assay.serve.image_list import PICTURES, ROWS, read_list, write_list
+from assay.serve.image_list import LIST, PICTURES, ROWS, read_list, write_list
 from assay.shapes import UInt8
 
 CHUNK = 32
@@ -89,7 +89,7 @@ def predict(
         ManifestError: as `write_list`; or `out` holds what is no answer of this command.
         ResourceError: the disk is full, or a process died.
     """
-    bundle, listed = Bundle(folder, variant=variant), out / "images.parquet"
+    bundle, listed = Bundle(folder, variant=variant), out / LIST
     _refuse_foreign(out, listed)
     num, is_grouped = write_list(listed, paths)
     (out / "chunks").mkdir(parents=True, exist_ok=True)

@@ -235,6 +235,11 @@ def _dimension(name: str, spec: Any, default: Any) -> Dimension:
         low, high = (_power(name, end) for end in (low, high))
     if kind == "inv_log_uniform":
         low, high = 1 / high, 1 / low
+    if kind in EXPONENTS:
+        print(
+            f"The parameter {name} lies between {low:.4g} and {high:.4g}, as the ends of {kind} are exponents of e.",
+            file=sys.stderr,
+        )
     q = parse_scalar(spec.get("q", 1)) if kind.startswith("q_") else None
     whole = kind == "int_uniform" or is_whole(default)
     return make_range(name, low, high, log="log" in kind, whole=whole, q=q)

@@ -36,6 +36,10 @@ def parse(text: str, config: Settings) -> tuple[str, Dimension]:
             raise ConfigError(
                 f"The search space has {text!r}; after the range only ,log is allowed, and numbers have a point."
             )
+        if "..." in ends:
+            raise ConfigError(
+                f"The search space has {text!r}, whose third point may begin a number; write two between the ends, such as 0..0.5."
+            )
         low, high = (parse_scalar(end) for end in ends.split("..", 1))
         return name, make_range(name, low, high, log=kind == "log", whole=is_whole(default))
     return name, make_choice(name, [parse_scalar(value) for value in rest.split("|")])

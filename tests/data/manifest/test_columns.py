@@ -47,7 +47,7 @@ def test_a_cell_spelled_in_two_ways_is_refused(
     path = table_of(tmp_path, "image,label,x", f"1.png,a,{one}", f"2.png,b,{other}", "3.png,b,z")
     asked = {"label": "x"} if column == "label" else {column: ("x",)}
     text = refusal(DataConfig(root=path, **asked), cache)
-    assert "differ in case, spaces, Unicode form or how a number is written alone" in text
+    assert "differ in case, spaces, quotes, Unicode form or how a number is written alone" in text
     assert text.count("(at '1.png')") == text.count("(at '2.png')") == 1
     assert text.encode()
 
