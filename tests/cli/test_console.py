@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from assay.bundle.card import read_card
 from assay.cli.console import main
+from assay.cli.registry import refuse_edited
 from assay.data.split_config import SplitConfig
 from assay.errors import PredictionsError, RunError
 from assay.experiment import judge
 from assay.experiment.identity import digest_syntax
 from assay.metrics.decide import DecideConfig
 from assay.nn.domains.config import AlgorithmConfig
+from assay.runs import listing
 from assay.runs.folder import Run
 from assay.runs.results import Result, read_result
 from assay.train.domains import DomainClassificationConfig
@@ -282,6 +286,29 @@ def test_nothing_is_written_over_a_file_of_a_run(
     text = said(capsys, *words, str(path), "--storage", str(storage), code=2)
     assert "among the files of a run" in text
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"task": "other"},
+        {"data": "e" * 12},
+        {"metrics": {}},
+        {"classes": CLASSES[::-1]},
+    ],
+)
+def test_a_bundle_that_says_something_else_than_its_run_is_refused(
+    tmp_path: Path, make_bundle: Any, edited: dict[str, Any]
+) -> None:
+    """Its answers would stand under the numbers of others, or under each other's names."""
+    folder = make_run(tmp_path, "toy-run", 0.9, data="d" * 12)
+    result = judged(folder)
+    card = read_card(make_bundle(tmp_path / "bundle", "toy"))
+    card = replace(card, classes=CLASSES, metrics=result.sets)
+    summary = listing.read(folder)
+    refuse_edited(card, summary, summary.predictions())
+    with pytest.raises(RunError, match=rf"other {next(iter(edited))} in bundle/bundle\.json"):
+        refuse_edited(replace(card, **edited), summary, summary.predictions())
 
 
 def judged_run(storage: Path, name: str) -> Path:
