@@ -5,21 +5,26 @@ assay registry                    who answers, and the history
 assay rollback TASK               return to the one before
 """
 
+import json
 from typing import Annotated
 
+import pyarrow as pa
 import tyro
 
 from assay.bundle.aliases import ALIASES, Alias
-from assay.bundle.card import read_card
+from assay.bundle.card import Card, read_card
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Record, Registry
 from assay.data.walk import show
 from assay.errors import RunError
 from assay.metrics.estimate import Estimate, bracket, signed
+from assay.metrics.predictions import refuse_strangers
 from assay.runs import listing
+from assay.runs.listing import RunSummary
 from assay.runs.mirror import needs_judged
 from assay.runs.remote import open_storage
-from assay.runs.results import refuse_other
+from assay.runs.results import read_split, refuse_other
+from assay.typed import to_json
 
 Name = Annotated[str, tyro.conf.Positional]
 
@@ -50,14 +55,43 @@ def promote_run(
     bundle = summary.folder / "bundle"
     if not (bundle / "bundle.json").is_file():
         raise RunError(f"{summary.folder.name} has no bundle; run the task again, which ships one.")
-    refuse_other(summary.folder, "bundle", read_card(bundle).mark)
-    record = promote(Registry(registry), bundle, summary.predictions(), alias, force)
+    card, predictions = read_card(bundle), summary.predictions()
+    refuse_other(summary.folder, "bundle", card.mark)
+    refuse_edited(card, summary, predictions)
+    needed = ("id", "group", "split", "content")
+    refuse_strangers(predictions, read_split(summary.folder, needed))
+    record = promote(Registry(registry), bundle, predictions, alias, force)
     print(f"{record.task} {record.version} is {record.alias} (run {record.run})")
     for objection in record.objections:
         print(f"  forced: {objection}; reason: {record.reason}")
     for comparison in record.comparisons:
         difference = signed(Estimate(**comparison["difference"]))
         print(f"  {comparison['set']}: {difference}, {comparison['verdict']}")
+
+
+def refuse_edited(card: Card, summary: RunSummary, predictions: pa.Table) -> None:
+    """Refuse a card that says something else than the run that the bundle lies in.
+
+    Raises:
+        RunError: it does.
+    """
+    told, judged = (
+        json.dumps({name: to_json(numbers) for name, numbers in sets.items()}, sort_keys=True)
+        for sets in (card.metrics, summary.sets)
+    )
+    pairs = {
+        "task": (card.task, summary.task),
+        "data": (card.data, summary.record.data),
+        "metrics": (told, judged),
+    }
+    if card.decision:
+        classes = (predictions.schema.metadata or {}).get(b"classes", b"").decode()
+        pairs["classes"] = json.dumps(card.classes), classes
+    for name, (of_card, of_run) in pairs.items():
+        if of_run and of_card != of_run:
+            raise RunError(
+                f"{summary.folder.name} has other {name} in bundle/bundle.json than beside it; restore the file, or judge the run again: assay judge {summary.folder}."
+            )
 
 
 def show_registry(task: str = "", registry: str = _REGISTRY) -> None:
