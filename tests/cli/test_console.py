@@ -288,6 +288,20 @@ def test_nothing_is_written_over_a_file_of_a_run(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("file", ["predictions.parquet", "split.parquet"])
+def test_labels_that_are_changed_in_one_file_of_a_run_are_refused(
+    tmp_path: Path, file: str
+) -> None:
+    path = make_run(tmp_path, "toy-run", 0.9) / file
+    table, name = pq.read_table(path), "truth" if file.startswith("pred") else "label"
+    column = table[name].to_pylist()
+    column[0] = {0: 1, 1: 0, "m1": "m2", "m2": "m1"}[column[0]]
+    index = table.column_names.index(name)
+    pq.write_table(table.set_column(index, name, pa.array(column, table[name].type)), path)
+    with pytest.raises(PredictionsError, match=r"1 rows have another truth than the label.*'s000'"):
+        judged(path.parent)
+
+
 @pytest.mark.parametrize(
     "edited",
     [

@@ -33,6 +33,7 @@ from assay.metrics.predictions import (
     class_names,
     is_classification,
     logits_of,
+    refuse_other_truths,
     refuse_strangers,
     rows_of,
     scores_of,
@@ -82,12 +83,14 @@ def judge(
         # one that cannot be brought up to date, or is another run's, is refused before test is scored
         refuse_other(folder, "bundle", read_card(folder / "bundle").mark)
     tried = tried or earlier.tried
-    refuse_strangers(predictions, read_split(folder, ("id", "group", "split", "content")))
+    split = read_split(folder, ("id", "group", "split", "content"))
+    refuse_strangers(predictions, split)
     scored = task.score(config, predictions)
     if scored is not predictions:
         write_predictions(folder, scored)  # what compares runs reads the scores there
     predictions = scored
     check(predictions)
+    refuse_other_truths(predictions, split)
     decision = _decide(predictions, config)
     sets, findings = measure(predictions, task, config, storage, decision)
     sets = {name: _tell_copies_apart(folder, predictions, name, sets[name]) for name in sets}
