@@ -44,6 +44,20 @@ def test_no_file_of_a_run_that_is_removed_resets_the_count(
     assert Run(folder).record.scorings == again.scorings
 
 
+@pytest.mark.parametrize("file", ["predictions.parquet", "split.parquet"])
+def test_labels_that_are_changed_in_one_file_of_a_run_are_refused(
+    judged: Callable[..., Result], make_run: Callable[..., Path], tmp_path: Path, file: str
+) -> None:
+    path = make_run(tmp_path, "toy-run", 0.9) / file
+    table, name = pq.read_table(path), "truth" if file.startswith("pred") else "label"
+    column = table[name].to_pylist()
+    column[0] = {0: 1, 1: 0, "m1": "m2", "m2": "m1"}[column[0]]
+    index = table.column_names.index(name)
+    pq.write_table(table.set_column(index, name, pa.array(column, table[name].type)), path)
+    with pytest.raises(PredictionsError, match=r"1 rows have another truth than the label.*'s000'"):
+        judged(path.parent)
+
+
 @pytest.mark.parametrize(("more", "is_told"), [(b"", False), (b"OTHER = 1", True), (None, True)])
 def test_judging_by_another_task_file_than_the_runs_is_told(
     write_task: Callable[[Path], bytes],

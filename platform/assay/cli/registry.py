@@ -18,7 +18,7 @@ from assay.bundle.registry import Record, Registry
 from assay.data.walk import show
 from assay.errors import RunError
 from assay.metrics.estimate import Estimate, bracket, signed
-from assay.metrics.predictions import refuse_strangers
+from assay.metrics.predictions import check, refuse_other_truths, refuse_strangers
 from assay.runs import listing
 from assay.runs.listing import RunSummary
 from assay.runs.mirror import needs_judged
@@ -58,8 +58,10 @@ def promote_run(
     card, predictions = read_card(bundle), summary.predictions()
     refuse_other(summary.folder, "bundle", card.mark)
     refuse_edited(card, summary, predictions)
-    needed = ("id", "group", "split", "content")
-    refuse_strangers(predictions, read_split(summary.folder, needed))
+    split = read_split(summary.folder, ("id", "group", "split", "content"))
+    check(predictions)
+    refuse_strangers(predictions, split)
+    refuse_other_truths(predictions, split)
     record = promote(Registry(registry), bundle, predictions, alias, force)
     print(f"{record.task} {record.version} is {record.alias} (run {record.run})")
     for objection in record.objections:

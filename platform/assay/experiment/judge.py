@@ -33,6 +33,7 @@ from assay.metrics.predictions import (
     class_names,
     is_classification,
     logits_of,
+    refuse_other_truths,
     refuse_strangers,
     rows_of,
     scores_of,
@@ -115,11 +116,13 @@ def judge(
 
 def _score(folder: Path, task: type[Task], config: TaskConfig, predictions: pa.Table) -> pa.Table:
     """Have the task score a table of the split's rows, and keep the scores beside them."""
-    refuse_strangers(predictions, read_split(folder, ("id", "group", "split", "content")))
+    split = read_split(folder, ("id", "group", "split", "content"))
+    refuse_strangers(predictions, split)
     scored = task.score(config, predictions)
     if scored is not predictions:
         write_predictions(folder, scored)  # what compares runs reads the scores there
     check(scored)
+    refuse_other_truths(scored, split)
     return scored
 
 

@@ -196,6 +196,36 @@ def refuse_strangers(predictions: pa.Table, split: pa.Table) -> None:
         )
 
 
+def refuse_other_truths(predictions: pa.Table, split: pa.Table) -> None:
+    """Refuse a truth that is not its image's label, where images bear the classes and masks do not.
+
+    Args:
+        predictions: A table that passes `check` and has no strangers.
+        split: The manifest with its sets.
+
+    Raises:
+        PredictionsError: There is one.
+    """
+    names = split.column_names
+    has_masks = any(name.startswith("mask") for name in names)
+    if has_masks or "label" not in names or "truth" not in predictions.column_names:
+        return
+    classes = class_names(predictions)
+    labels = dict(zip(*(split[name].to_pylist() for name in ("id", "label")), strict=True))
+    if {*labels.values()} != {*classes}:
+        return
+    truths = zip(*(predictions[name].to_pylist() for name in ("id", "truth")), strict=True)
+    others = sorted(
+        (name, classes[truth]) for name, truth in truths if classes[truth] != labels[name]
+    )
+    if others:
+        name, truth = others[0]
+        raise PredictionsError(
+            f"{len(others)} rows have another truth than the label of their image in the run's split, first {name!r}: {truth!r}, and {labels[name]!r} "
+            "there; restore both files, or train again on the labels that are right."
+        )
+
+
 def _refuse_leaks(rows: list[dict[str, str]]) -> None:
     """Refuse a group on two sides of the split, or a file's content in two sets."""
     for key in ("group", "content"):
