@@ -3,7 +3,7 @@
     PYTHONPATH=platform python tests/gpu/suite.py                  # on CUDA; says so and ends where there is none
     PYTHONPATH=platform python tests/gpu/suite.py --device cpu     # the same checks, as far as a CPU has them
 
-Needs torch, torchvision, timm, numpy, cv2, PIL, imagecodecs, tifffile, pyarrow, scipy, pydantic, annotated_types,
+Needs torch, torchvision, timm, numpy, cv2, PIL, imagecodecs, simplejpeg, tifffile, pyarrow, scipy, pydantic, annotated_types,
 jaxtyping, xxhash, safetensors, huggingface_hub, tqdm, albumentations, segmentation_models_pytorch, onnx, onnxscript and
 onnxruntime; a check that lacks one is named and left out. Ray is not needed. onnxruntime's build for CUDA opens bundles on
 the device, and pynvml (`assay[nvml]`) says how busy that is.

@@ -71,7 +71,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spots")
     for i, label in enumerate(["spot", "spot", "spot", "none", "none"]):
         image, mask = np.zeros((SIDE, SIDE), np.uint8), np.zeros((SIDE, SIDE), np.uint8)
-        image[0, 0] = i  # so that no two are the same
+        image[0, 0] = i + 1  # so that no two are the same, nor a mask
         if label == "spot":
             image[4:8, 5:11] = 255
             mask[4:8, 5:11] = 255
