@@ -30,7 +30,8 @@ from soak import LAUNCH_S, QUICK, SWEEP, TOLERANCE, difference, first, pids_of, 
 NET, BRIDGE = "10.77.0", "assay-br"
 HOSTS = dict.fromkeys(("head", "a", "b", "c"), 1)
 """CPUs of each: a training of two whole CPUs is on two hosts, and leaves others for Ray Data, also when one is lost."""
-WORKERS = ["--workers", "2", "--cpus-per-worker", "1", "--checkpoint-steps", "1"]
+WORKERS = ["--workers", "2", "--cpus-per-worker", "1"]
+EACH = ["--checkpoint-steps", "1"]
 FINGERPRINT = str(ROOT / "tasks" / "fingerprint.py")
 
 
@@ -115,7 +116,8 @@ class Command:
         if self.process.poll() is None:
             end_all(self.process.pid)
             self.process.wait()
-            print(self.log.read_text()[-2000:])
+        if self.process.returncode:
+            print(self.log.read_text()[-2000:], flush=True)
         return self.process.returncode
 
 
@@ -142,20 +144,20 @@ def prepared(root: Path, name: str) -> Path:
 
 
 def drain(nodes: Nodes, name: str) -> str:
-    """Tell Ray that a host will be taken away, as a spot notice does, and take it away 20 s later; return what was done."""
+    """Tell Ray that a host will be taken away, as a spot notice does, and take it away 5 s later; return what was done."""
     session, head = nodes.running[name].pid, nodes.running["head"].pid
     ids: list[str] = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
             if os.getsid(int(entry.name)) == session:
                 ids += re.findall(r"\0--node_id=(\w+)", (entry / "cmdline").read_text())
-    words = f"--node-id {ids[0]} --reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 20"
+    words = f"--node-id {ids[0]} --reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 5"
     inside = ["nsenter", "--target", str(head), "--net", "--mount", "ray", "drain-node"]
     address = ["--address", nodes.environment["RAY_ADDRESS"]]
     subprocess.run([*inside, *address, *words.split()], env=nodes.environment, check=True)
-    time.sleep(20)
+    time.sleep(5)
     nodes.kill(name)
-    return f"{name} drained, and taken away after 20 s"
+    return f"{name} drained, and taken away after 5 s"
 
 
 def cut(nodes: Nodes, name: str, seconds: float) -> str:
@@ -186,16 +188,16 @@ def train(
         victim = sorted(command.hosts - {"head"})[0]
         what = fault(nodes, victim)
     code = command.wait()
-    launches = max((num for num, _, _ in steps(command.storage).values()), default=0)
+    launches, begun = max((num, start) for num, start, _ in steps(command.storage).values())
     where = ", ".join(sorted(command.hosts))
     same = judge(command.storage, root / "calm")
-    return f"| {name} | {where} | {what or '-'} | {launches} | {code} | {same} |"
+    return f"| {name} | {where} | {what or '-'} | {launches}, the last at update {begun} | {code} | {same} |"
 
 
 def sweep(nodes: Nodes, root: Path) -> str:
     """Search with trials of two workers; return a row."""
     script = str(ROOT / "sweeps" / "hyperparameters.py")
-    words = ["--task", FINGERPRINT, *SWEEP, *QUICK, *WORKERS, "--storage", "."]
+    words = ["--task", FINGERPRINT, *SWEEP, *QUICK, *WORKERS, *EACH, "--storage", "."]
     command = Command(nodes, [sys.executable, script, *words], prepared(root, "sweep"))
     code, where = command.wait(), ", ".join(sorted(command.hosts))
     return f"| sweep, 2 trials of 2 workers | {where} | - | 1 | {code} | {judge(command.storage, root / 'calm')} |"
@@ -242,11 +244,11 @@ def main() -> None:
         "sweep": lambda: sweep(nodes, root),
         "serving": lambda: serve(nodes, root, run),
         "outage": lambda: train(
-            nodes, root, "outage", "--train.seed", "1", fault=partial(cut, seconds=8)
+            nodes, root, "outage", "--train.seed", "1", *EACH, fault=partial(cut, seconds=8)
         ),
         "drained": lambda: train(nodes, root, "drained", "--train.seed", "2", fault=drain),
         "lost": lambda: train(
-            nodes, root, "lost", "--train.seed", "3", fault=partial(cut, seconds=0)
+            nodes, root, "lost", "--train.seed", "3", *EACH, fault=partial(cut, seconds=0)
         ),
     }
     rows = []
