@@ -247,7 +247,7 @@ def main() -> None:
             nodes, root, "outage", "--train.seed", "1", *EACH, fault=partial(cut, seconds=8)
         ),
         # whose many updates are not over before the host is gone
-        "drained": lambda: train(nodes, root, "drained", *"--train.epochs 30".split(), fault=drain),
+        "drained": lambda: train(nodes, root, "drained", *["--train.epochs", "30"], fault=drain),
         "lost": lambda: train(
             nodes, root, "lost", "--train.seed", "3", *EACH, fault=partial(cut, seconds=0)
         ),
