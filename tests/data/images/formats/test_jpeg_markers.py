@@ -1,6 +1,7 @@
 """JPEGs by their markers: early ends, colours, several pictures, restarts."""
 
 import io
+import re
 import struct
 from contextlib import suppress
 from itertools import product
@@ -187,3 +188,22 @@ def test_restart_markers_out_of_turn_are_damage(saved, mode):
         swapped[content.index(first) + 1] = second
     with pytest.raises(ImageError, match="number 4, not 3"):
         read(bytes(swapped))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("filling", [b"\xff\0", b"\0", b"\xff\0" * 3])
+def test_filling_before_restart_markers_is_passed_over(saved, mode, filling):
+    """As webcams write it; what is no filling, or stands there for blocks that are missing, is damage."""
+    noise = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
+    content = saved(Image.fromarray(noise).convert(mode), "JPEG", restart_marker_blocks=2)
+    begin = content.rindex(b"\xff\xda")
+    marks = [m.start() for m in re.finditer(rb"\xff[\xd0-\xd7]", content) if m.start() > begin]
+    filled, odd = content, content
+    for at in marks[::-2]:
+        filled = filled[:at] + filling + filled[at:]
+        odd = odd[:at] + b"spare bytes" + odd[at:]
+    np.testing.assert_array_equal(read(filled), read(content))
+    short = content[: (marks[2] + marks[3]) // 2] + filling + content[marks[3] :]
+    for damaged in (odd, short):
+        with pytest.raises(ImageError, match=r"damaged|end early"):
+            read(damaged)

@@ -9,6 +9,7 @@ Source: ITU-T T.81 (JPEG), annexes B and G; Adobe Technical Note 5116, section 1
 
 import math
 import re
+import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -170,17 +171,67 @@ def decode_scans(content: bytes, frame: Frame, transform: int) -> tuple[np.ndarr
     Raises:
         FormatError: data are missing, damaged, or go on after the last block.
     """
-    import simplejpeg  # a file of another format is read without it
-
     end, heads = find_scans(content, frame)
     bare = _take_bare(content[:end], heads, frame, transform)
     space = SPACES[len(frame.components)]
-    try:
-        pixels = simplejpeg.decode_jpeg(bare, space, strict=True)
-    except ValueError as error:
-        _check_spare(bare, str(error))
-        pixels = simplejpeg.decode_jpeg(bare, space, strict=False)
+    pixels = _decode(bare, space)
+    is_parted = frame.interval and len(heads) == 1 and frame.kind != PROGRESSIVE
+    if isinstance(pixels, str) and is_parted and _SPARE.search(pixels):
+        bare = _drop_filling(bare, frame)
+        pixels = _decode(bare, space)
+    if isinstance(pixels, str):
+        _check_spare(bare, pixels)
+        pixels = _decode(bare, space, strict=False)
+    assert isinstance(pixels, np.ndarray)
     return pixels[..., 0] if space == "GRAY" else pixels, end
+
+
+def _decode(content: bytes, space: str, strict: bool = True) -> np.ndarray | str:
+    """Decode to these colours; or return what libjpeg warns of first."""
+    import simplejpeg  # a file of another format is read without it
+
+    try:
+        return simplejpeg.decode_jpeg(content, space, strict=strict)
+    except ValueError as error:
+        return str(error)
+
+
+def _drop_filling(content: bytes, frame: Frame) -> bytes:
+    """Drop bytes of ones or zeros between the last block and a restart marker, with which the encoders of cameras fill up.
+
+    Each part of the one scan is decoded as an image of its own, one row of its blocks, which shows what it can do without.
+    """
+    at, sizes = 18, 0  # behind the first marker and Adobe's
+    while content[at + 1] != 0xDA:
+        if content[at + 1] == frame.kind:
+            sizes = at + 5
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    begin = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    sampling = frame.components.values() if len(frame.components) > 1 else [(1, 1)]
+    width, height = (8 * max(factors[axis] for factors in sampling) for axis in (0, 1))
+    width *= frame.interval
+    if width >= 1 << 16:
+        return content
+    head = content[:sizes] + struct.pack(">HH", height, width) + content[sizes + 4 : begin]
+    pieces = re.split(rb"(\xff[\xd0-\xd7])", content[begin:-2])
+    for i in range(0, len(pieces) - 1, 2):
+        pieces[i] = _trim(pieces[i], head, SPACES[len(frame.components)])
+    return b"".join((content[:begin], *pieces, content[-2:]))
+
+
+def _trim(part: bytes, head: bytes, space: str) -> bytes:
+    """Leave out what fills a part up, as long as no block is missing then; ones stand as 0xff with a 0 behind."""
+    for _ in range(MOST_SPARE):
+        less = part[:-2] if part.endswith(b"\xff\0") else part.removesuffix(b"\0")
+        image = _decode(head + less + b"\xff\xd9", space)
+        if less == part or (isinstance(image, str) and _is_short(image)):
+            break
+        part = less
+    return part
+
+
+def _is_short(warning: str) -> bool:
+    return "premature end" in warning.lower()
 
 
 def _take_bare(content: bytes, heads: list[int], frame: Frame, transform: int) -> bytes:
@@ -213,7 +264,7 @@ def _check_spare(content: bytes, warning: str) -> None:
 
 def _name_fault(warning: str) -> str:
     """Say what libjpeg found: a warning, or an error of a header."""
-    if "premature end" in warning.lower():
+    if _is_short(warning):
         return "its data end early"
     if warning.startswith("tj"):  # TurboJPEG's own words hide what libjpeg found
         return "its header is damaged, or has a marker that is not read"
