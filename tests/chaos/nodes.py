@@ -51,7 +51,7 @@ class Nodes:
         words = f'--address={self.environment["RAY_ADDRESS"]} --resources={{"{name}":1}}'
         if name == "head":
             words = f"--head --port={port} --dashboard-port={dashboard} --ray-client-server-port={client}"
-            words += f" --include-dashboard=false --temp-dir={self.folder}"
+            words += f" --temp-dir={self.folder}"
         words += f" --block --num-cpus={num_cpus} --object-store-memory={self.store_bytes}"
         words += " --dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0"
         log = self.folder / f"{name}-{time.time_ns()}.log"
