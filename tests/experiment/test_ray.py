@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.util.placement_group import placement_group, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from assay.config import to_dict
 from assay.data.dataset import Dataset
@@ -26,6 +28,7 @@ from assay.data.split import Split, draw_split
 from assay.errors import DiskError, ImageError, StoreError
 from assay.experiment import copies
 from assay.experiment.fill import fill
+from assay.experiment.reservation import drop_reservation, note_reservation
 from assay.experiment.resources import Resources
 from assay.experiment.spread import over_cluster
 from assay.experiment.stream import ray_stream
@@ -313,3 +316,19 @@ def test_what_learns_nothing_predicts_without_workers(
     predicted = pq.read_table(job.folder / "predictions.parquet")
     judged = {name: len(split.rows(name)) for name in ("val", *split.tests)}
     assert {name: predicted["split"].to_pylist().count(name) for name in judged} == judged
+
+
+def test_what_a_launch_that_was_killed_has_reserved_is_given_back(
+    cluster: None, tmp_path: Path
+) -> None:
+    groups = [placement_group([{"CPU": 0.5}]) for _ in range(2)]
+    ray.get([group.ready() for group in groups])
+    for group, name in zip(groups, "ab", strict=True):
+        inside = PlacementGroupSchedulingStrategy(group)
+        note = ray.remote(num_cpus=0.5)(note_reservation).options(scheduling_strategy=inside)
+        ray.get(note.remote(tmp_path / name))
+    for _ in range(2):  # what was given back is not asked for again
+        drop_reservation(tmp_path / "a")
+    states = [placement_group_table(group)["state"] for group in groups]
+    assert states == ["REMOVED", "CREATED"]
+    drop_reservation(tmp_path / "b")

@@ -76,7 +76,10 @@ def _train_on_workers(
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
+    from assay.experiment.reservation import drop_reservation
+
     for left in reversed(range(resources.retries + 1)):
+        drop_reservation(job.folder)
         trainer = _trainer(job, resources, callbacks, trials)
         # Ray's own answer to Ctrl-C ends the process after half a minute, with 1 and without a word
         trainer._register_sigint_handler = lambda controller: None
@@ -184,10 +187,13 @@ def _is_loss(cause: BaseException) -> bool:
 def _worker(settings: dict[str, Any]) -> None:
     import ray.train
 
+    from assay.experiment.reservation import note_reservation
     from assay.experiment.stream import ray_stream
 
     with disk_faults():  # of Ray's many errors, `_cause` knows an AssayError
         fetch(settings["job"].folder)
+        if ray.train.get_context().get_world_rank() == 0:
+            note_reservation(settings["job"].folder)
         job = _settled(settings["job"], settings["tier"])
         torch.set_num_threads(settings["threads"] or _share_of_node())
         _, config = job.load()
