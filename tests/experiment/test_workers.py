@@ -18,9 +18,17 @@ from ray.train.v2._internal.util import construct_user_exception_with_traceback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from assay.errors import AssayError, DiskError, ResourceError
-from assay.experiment import stream, workers
+from assay.experiment import reservation, stream, workers
 from assay.experiment.resources import Resources
 from assay.experiment.stream import StarvedError
+
+
+@pytest.fixture(autouse=True)
+def dropped(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Runs whose earlier reservations are given back; a cluster's are not asked for."""
+    folders: list[Path] = []
+    monkeypatch.setattr(reservation, "drop_reservation", folders.append)
+    return folders
 
 
 def raised(error: Exception) -> WorkerGroupError:
@@ -87,13 +95,14 @@ def test_what_a_worker_says_in_a_sentence_is_raised_as_it_is_and_not_tried_again
 
 
 def test_lost_workers_are_launched_again_and_the_reason_is_told(
-    monkeypatch, tmp_path, capsys
+    monkeypatch, tmp_path, capsys, dropped
 ) -> None:
     starved = raised(StarvedError("Ray Data has no CPU any more"))
     starved.worker_failures.pop(0)
     launches = Launches(monkeypatch, died(), starved, None)
     train(tmp_path)
     assert launches.num == 3
+    assert dropped == [tmp_path] * 3  # what is left of the launch before would lack
     first, second = capsys.readouterr().err.splitlines()
     assert "ActorDiedError" in first
     assert first.endswith("resuming, 1 retries left.")
