@@ -164,3 +164,9 @@ def test_memory_is_limited_by_what_a_process_has():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert "more memory" in told.stdout
+
+
+def test_a_process_that_is_begun_as_all_are_ended_is_ended_too():
+    pool = Decoders(1, DecodeLimits(1e6, 5))
+    pool.close()
+    assert pool._child().process.returncode is not None

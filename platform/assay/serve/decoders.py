@@ -99,6 +99,7 @@ class Decoders:
         self.children: dict[int, Child] = {}
         """By thread."""
         self.pool = ThreadPoolExecutor(num, "decode")
+        self.is_closed = False
 
     async def read(self, content: bytes, page: int | None = None) -> ImagePyramid | ImageError:
         """Decode a file, or that page of it; or return why that cannot be done."""
@@ -106,7 +107,8 @@ class Decoders:
         return await loop.run_in_executor(self.pool, self._read, content, page)
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes, whatever they do; one that is just begun ends itself."""
+        self.is_closed = True
         self.pool.shutdown(wait=False, cancel_futures=True)
         for child in list(self.children.values()):
             child.kill()
@@ -116,6 +118,8 @@ class Decoders:
         name = threading.get_ident()
         if name not in self.children:
             self.children[name] = Child(self.limits)
+            if self.is_closed:
+                self.children[name].kill()
         return self.children[name]
 
     def _read(self, content: bytes, page: int | None) -> ImagePyramid | ImageError:

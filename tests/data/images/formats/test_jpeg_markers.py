@@ -5,16 +5,19 @@ import re
 import struct
 from contextlib import suppress
 from itertools import product
+from unittest.mock import patch
 
 import cv2
 import imagecodecs
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from assay.data.images.decode import probe, read
 from assay.errors import ImageError
 
+decode_jpeg = simplejpeg.decode_jpeg
 RNG = np.random.default_rng(4)
 SMOOTH = cv2.GaussianBlur(RNG.integers(0, 256, (90, 120, 3), dtype=np.uint8), (0, 0), 3)
 
@@ -207,3 +210,23 @@ def test_filling_before_restart_markers_is_passed_over(saved, mode, filling):
     for damaged in (odd, short):
         with pytest.raises(ImageError, match=r"damaged|end early"):
             read(damaged)
+
+
+def test_what_is_filled_up_in_many_parts_costs_no_more_than_a_few_decodings(saved):
+    """Else a file of 14 MB would hold a server up for half a minute."""
+    content = saved(Image.new("L", (1600, 1600)), "JPEG", restart_marker_blocks=1)  # 40,000 parts
+    begin = content.rindex(b"\xff\xda") + 10
+    filled = re.sub(rb"(\xff[\xd0-\xd7])", b"\xff\0\\1", content[begin:])
+    calls = 0
+
+    def count(*args, **options):
+        nonlocal calls
+        calls += 1
+        return decode_jpeg(*args, **options)
+
+    with (
+        patch.object(simplejpeg, "decode_jpeg", count),
+        pytest.raises(ImageError, match="go on for"),
+    ):
+        read(content[:begin] + filled)
+    assert calls < 5

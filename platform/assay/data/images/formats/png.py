@@ -115,9 +115,8 @@ def parse(file: File, page: int | None) -> Header:
         choose_page(page, 2, "pictures, one behind the other")
     page = choose_page(page, max(frames, 1), "frames of an animation")
     if page and (chunks.bits == 16 or chunks.kind == 3):
-        what = (
-            "a palette" if chunks.kind == 3 else "16 bits"
-        )  # Pillow draws over these in a way of its own
+        # Pillow draws frames of a palette over each other in a way of its own
+        what = "a palette" if chunks.kind == 3 else "16 bits"
         raise FormatError(
             f"its frames have {what}; save the one that is meant as a file of its own"
         )

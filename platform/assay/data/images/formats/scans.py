@@ -29,6 +29,10 @@ MOST_SPARE = 16
 """Bytes of any kind after the last block, as of encoders that write whole words; what is missing in the middle leaves more behind."""
 
 
+MOST_FILLING, MOST_FILLED = 4, 1 << 15
+"""Bytes that fill up each part of a scan, and parts that are looked at for them: what a file may make one decode anew is bounded so."""
+
+
 SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 """What is decoded to, by the number of components."""
 
@@ -182,7 +186,8 @@ def decode_scans(content: bytes, frame: Frame, transform: int) -> tuple[np.ndarr
     if isinstance(pixels, str):
         _check_spare(bare, pixels)
         pixels = _decode(bare, space, strict=False)
-    assert isinstance(pixels, np.ndarray)
+        if isinstance(pixels, str):
+            raise FormatError(_name_fault(pixels))
     return pixels[..., 0] if space == "GRAY" else pixels, end
 
 
@@ -210,10 +215,10 @@ def _drop_filling(content: bytes, frame: Frame) -> bytes:
     sampling = frame.components.values() if len(frame.components) > 1 else [(1, 1)]
     width, height = (8 * max(factors[axis] for factors in sampling) for axis in (0, 1))
     width *= frame.interval
-    if width >= 1 << 16:
+    pieces = re.split(rb"(\xff[\xd0-\xd7])", content[begin:-2])
+    if width >= 1 << 16 or len(pieces) > 2 * MOST_FILLED:
         return content
     head = content[:sizes] + struct.pack(">HH", height, width) + content[sizes + 4 : begin]
-    pieces = re.split(rb"(\xff[\xd0-\xd7])", content[begin:-2])
     for i in range(0, len(pieces) - 1, 2):
         pieces[i] = _trim(pieces[i], head, SPACES[len(frame.components)])
     return b"".join((content[:begin], *pieces, content[-2:]))
@@ -221,10 +226,12 @@ def _drop_filling(content: bytes, frame: Frame) -> bytes:
 
 def _trim(part: bytes, head: bytes, space: str) -> bytes:
     """Leave out what fills a part up, as long as no block is missing then; ones stand as 0xff with a 0 behind."""
-    for _ in range(MOST_SPARE):
+    for _ in range(MOST_FILLING):
         less = part[:-2] if part.endswith(b"\xff\0") else part.removesuffix(b"\0")
+        if less == part:
+            break
         image = _decode(head + less + b"\xff\xd9", space)
-        if less == part or (isinstance(image, str) and _is_short(image)):
+        if isinstance(image, str) and _is_short(image):
             break
         part = less
     return part
