@@ -50,7 +50,6 @@ COUNTS_NOT = {
     "errors.py",
     "fetch.py",
     "files.py",
-    "heap.py",
     "progress.py",
     "shapes.py",
     "space.py",

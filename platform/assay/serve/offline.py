@@ -34,13 +34,13 @@ import ray.exceptions
 from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.classify import Answer
 from assay.cluster import nodes
+from assay.cluster.heap import keep_freed_memory
 from assay.cluster.session import ray_session
 from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.walk import is_text, show, why_unreadable
 from assay.errors import AssayError, BundleError, ImageError, ManifestError, ResourceError
 from assay.files import replacing, write_rows, write_whole
-from assay.heap import keep_freed_memory
 from assay.progress import progress_bar
 from assay.serve.image_list import LIST, PICTURES, ROWS, read_list, write_list
 from assay.shapes import UInt8

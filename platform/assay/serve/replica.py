@@ -18,8 +18,8 @@ from assay.bundle.aliases import Alias
 from assay.bundle.promotion import promote_again
 from assay.bundle.providers import Provider, provider_with
 from assay.bundle.registry import Registry
+from assay.cluster.heap import keep_freed_memory
 from assay.config import from_dict
-from assay.heap import keep_freed_memory
 from assay.metrics.alarm import Alarm
 from assay.serve.config import ServeConfig
 from assay.serve.contract import MaskFormat

@@ -29,6 +29,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
+from assay.cluster.heap import give_back_freed_memory
 from assay.cluster.nodes import DRIVER, gather, maximum, refuse_beyond, say, total, up
 from assay.config import from_dict, to_dict
 from assay.data.dataset import Dataset
@@ -37,7 +38,6 @@ from assay.errors import AssayError, RunError, disk_faults
 from assay.experiment.resources import FOR_DATA, Resources, grows
 from assay.experiment.run import StoredImages, complete, prepare
 from assay.files import describe
-from assay.heap import give_back_freed_memory
 from assay.runs.folder import Run
 from assay.runs.lease import LEASE, holder_of, is_held, us
 from assay.runs.record import Stage

@@ -11,7 +11,7 @@ ROUNDS, PAGES = 50, 1000
 CODE = f"""
 import resource, sys
 import numpy as np
-from assay.heap import keep_freed_memory
+from assay.cluster.heap import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def image():
@@ -38,7 +38,7 @@ def test_memory_of_one_image_is_kept_for_the_next():
 
 ARENAS = """
 import threading
-from assay.heap import give_back_freed_memory
+from assay.cluster.heap import give_back_freed_memory
 
 def held():
     lines = open("/proc/self/status").read().splitlines()
