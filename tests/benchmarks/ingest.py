@@ -21,6 +21,7 @@ import torch
 from bench import local_ray, photo, table, write
 from torch.utils.data import DataLoader, Dataset
 
+from assay.data.hashes import content_hashes
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.inputs.patches import Canvas, PatchConfig
@@ -59,7 +60,7 @@ def drawn(folder: Path) -> list[Path]:
 
 def manifest_of(paths: list[Path]) -> Manifest:
     """The columns that filling a store needs."""
-    contents = [f"{i:032x}" for i in range(len(paths))]
+    contents = content_hashes(paths, paths[0].with_name("hashes.sqlite"))
     return Manifest(pa.table({"content": contents, "image": [str(path) for path in paths]}))
 
 
