@@ -89,7 +89,7 @@ def local_cluster(most_nodes: int, idle_minutes: float = IDLE_MINUTES) -> Iterat
     """Begin a head without CPUs; yields the environment in which commands find it."""
     folder = Path(tempfile.mkdtemp(prefix="assay-", dir="/tmp"))  # sockets need short names
     port, dashboard, client = free_ports(3)
-    address = f"{get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+    address = f"{get_node_ip_address()}:{port}"
     text = json.dumps(settings(address, most_nodes, idle_minutes))
     (folder / "autoscaling.json").write_text(text)
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

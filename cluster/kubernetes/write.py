@@ -91,7 +91,7 @@ def main() -> None:
             raise ConfigError(
                 "Write `job -- COMMAND` or `service --registry URI`; see the head of this file."
             )
-        yaml.Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
+        yaml.Dumper.ignore_aliases = lambda *_: True
         print(yaml.dump(manifest, sort_keys=False))
 
 

@@ -73,8 +73,13 @@ def local_ray() -> None:
     """A Ray of its own on two cores, that says nothing."""
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-    ray.init(address="local", num_cpus=2, **quiet)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        include_dashboard=False,
+    )
 
 
 def write(script: str, *parts: str) -> None:
@@ -98,6 +103,13 @@ def dataset(pixels: Pixels, labels: Sequence[str]) -> Dataset:
     """Stored images with a label each, every one a group of its own."""
     ids = pixels.contents
     return Dataset.of(Manifest(pa.table({"id": ids, "label": list(labels), "group": ids})), pixels)
+
+
+def imread(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """Pixels of a file, as OpenCV decodes them."""
+    pixels = cv2.imread(str(file), flags)
+    assert pixels is not None, file
+    return pixels
 
 
 def photo(size: int, seed: int = 0) -> np.ndarray:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import timm
 import torch
-from bench import table, write
+from bench import imread, table, write
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -75,7 +75,7 @@ def main() -> None:
     root = Path(sys.argv[1]) / "casting"
     listed = list(csv.DictReader((root / "manifest.csv").open()))
     paths = [root / row["path"] for row in listed]
-    images = [cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in paths]
+    images = [imread(path, cv2.IMREAD_COLOR_RGB) for path in paths]
     truth = np.array([row["label"] == "def_front" for row in listed]).astype(int)
     is_test = np.array([row["split"] == "test" for row in listed])
     with tempfile.TemporaryDirectory() as folder:

@@ -15,9 +15,9 @@ import numpy as np
 from bench import photo, seconds, table, write
 from image_size import BATCH, step, task_of
 
-from assay.data.images import entry
+from assay.data.images import stored_level
 from assay.data.images.store import Store
-from assay.data.images.stored_level import StoredLevel
+from assay.data.images.stored_level import TILE, StoredLevel
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 
 SIDE, GRID = 5100, 52
@@ -33,7 +33,7 @@ def unchecked() -> Iterator[None]:
     """No digest of a tile is computed and none compared."""
     with (
         patch.object(StoredLevel, "_check", lambda *_: None),
-        patch.object(entry, "_tile", lambda *_: b""),
+        patch.object(stored_level, "_tile", lambda *_: b""),
     ):
         yield
 
@@ -80,7 +80,7 @@ def main() -> None:
         for i in range(BATCH):
             cv2.imwrite(f"{folder}/image.jpg", photo(SIDE, seed=i)[..., ::-1])
             Store(folder).build(f"{SIDE}-{i}", Path(folder) / "image.jpg")
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "a JPEG decoded into the store": partial(build, folder),
             "eight patches of 448 px, first look": partial(cut, Store(folder)),
             f"training step of {BATCH} images, first look": train(folder, forget=True),
@@ -94,7 +94,7 @@ def main() -> None:
             rows.append([name, *cells, f"{share:+.1f} %"])
     write(
         __file__,
-        f"Entries of {SIDE}x{SIDE} pixels, a checksum (XXH3, 64 bits) to each tile of {entry.TILE}x{entry.TILE} pixels, compared when a process first looks at the tile. The training step is that of `image_size.py`. Medians of 7 turns. Goal: at most 3 % of a step.",
+        f"Entries of {SIDE}x{SIDE} pixels, a checksum (XXH3, 64 bits) to each tile of {TILE}x{TILE} pixels, compared when a process first looks at the tile. The training step is that of `image_size.py`. Medians of 7 turns. Goal: at most 3 % of a step.",
         table(["work", "with checksums", "without", "price"], rows),
     )
 

@@ -10,7 +10,7 @@ has the gradient of another loss, and a reference of its own.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.split import draw_split
 from assay.experiment.resources import Resources
-from assay.nn.topk import draw_noise, hard_topk, perturbed_topk, score_function_loss
+from assay.nn.topk import Estimator, draw_noise, hard_topk, perturbed_topk, score_function_loss
 from assay.train.best import load_best
 from assay.train.source import TaskSource, load_task
 from assay.train.task import BatchRows, Task
@@ -31,7 +31,7 @@ from assay.train.task import BatchRows, Task
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 NUM_IMAGES, NUM_DRAWS, NUM_NOISE, REFERENCE = 6, 8, 500, 100_000
 SIGMAS = (0.01, 0.05)
-FORMS = ("plain", "diagonal", "masked_loo")
+FORMS: tuple[Estimator, ...] = ("plain", "diagonal", "masked_loo")
 
 
 def main() -> None:
@@ -101,16 +101,17 @@ def of_image(
     halves = [
         mixed(scores, upstream, sigma, 10**6 + half, REFERENCE // 2, "loo") for half in (0, 1)
     ]
-    cosines = {form: [] for form in FORMS}
+    cosines: dict[str, list[float]] = {form: [] for form in FORMS}
     for draw in range(NUM_DRAWS):
         for form in FORMS:
             gradient = mixed(scores, upstream, sigma, draw, NUM_NOISE, form)
-            cosines[form].append(cosine(gradient, sum(halves)))
+            cosines[form].append(cosine(gradient, halves[0] + halves[1]))
     loss = hard_loss(task, features, truth)
     hard = [hard_gradient(loss, scores, sigma, 10**6 + half, REFERENCE // 2) for half in (0, 1)]
+    whole = hard[0] + hard[1]
     for num in (4, NUM_NOISE):
         draws = [hard_gradient(loss, scores, sigma, draw, num) for draw in range(NUM_DRAWS)]
-        cosines[f"score function, {num} draws"] = [cosine(drawn, sum(hard)) for drawn in draws]
+        cosines[f"score function, {num} draws"] = [cosine(drawn, whole) for drawn in draws]
     cosines["halves (mixing)"], cosines["halves (hard)"] = [cosine(*halves)], [cosine(*hard)]
     return {name: float(np.mean(values)) for name, values in cosines.items()}
 
@@ -126,7 +127,14 @@ def mixture_gradient(
     return gradient.flatten(1) @ patches.flatten(1).T
 
 
-def mixed(scores: Tensor, upstream: Tensor, sigma: float, key: int, num: int, form: str) -> Tensor:
+def mixed(
+    scores: Tensor,
+    upstream: Tensor,
+    sigma: float,
+    key: int,
+    num: int,
+    form: Estimator | Literal["loo"],
+) -> Tensor:
     """A gradient of <upstream, weights>; "loo" is unbiased with little noise, for references."""
     if form != "loo":
         leaf = scores.clone().requires_grad_()

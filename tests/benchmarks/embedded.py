@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from assay.data.images import decode
+from assay.data.images.white import to_uint8
 from assay.data.synthetic import parts
 
 SEEDS = (0, 1, 2)
@@ -89,7 +90,7 @@ def figure(folder: Path, storage: Path) -> np.ndarray:
 
 def tile(row: dict[str, Any], path: Path) -> np.ndarray:
     """One image with its patches, 320 pixels a side."""
-    pixels = decode.to_uint8(decode.read(path)).copy()
+    pixels = to_uint8(decode.read(path)).copy()
     root = path.parents[2]
     zones = parts.read_zones(root)[row["id"]]
     boxes = np.array(row["boxes"]).reshape(-1, 4)

@@ -56,7 +56,9 @@ CASES = (
 
 def stored(case: Case, folder: Path) -> Dataset:
     """Store some images, each with a mask, of two classes, groups and domains."""
-    store, contents, masks = Store(str(folder / "store")), [], []
+    store = Store(str(folder / "store"))
+    contents: list[str] = []
+    masks: list[str] = []
     for i in range(IMAGES):
         image = photo(max(case.height, case.width), i)[: case.height, : case.width]
         mask = np.zeros(image.shape[:2], np.uint8)
@@ -68,9 +70,9 @@ def stored(case: Case, folder: Path) -> Dataset:
             keys.append(key)
     halves = Column.of([str(i % 2) for i in range(IMAGES)])
     truth, rows = halves.codes, np.arange(IMAGES)
-    pixels = Pixels(store, contents, {"label": masks})
+    held = Pixels(store, contents, {"label": masks})
     domains = {"printer_id": halves}
-    return Dataset(("0", "1"), truth, ("defect",), halves, domains, {}, rows, pixels)
+    return Dataset(("0", "1"), truth, ("defect",), halves, domains, {}, rows, held)
 
 
 def cpu_s(step: Callable[[int], Any]) -> float:

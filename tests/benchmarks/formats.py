@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -41,10 +42,12 @@ class Layout:
             else pa.compress(tile.tobytes(), self.codec, asbytes=True)
         )
 
-    def decode(self, content: bytes) -> np.ndarray:
+    def decode(self, content: bytes | memoryview) -> np.ndarray:
         """One tile's pixels."""
         if self.codec == "jpeg":
-            return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            tile = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            assert tile is not None
+            return tile
         if self.codec != "raw":
             content = pa.decompress(content, TILE * TILE * 3, self.codec, asbytes=True)
         return np.frombuffer(content, np.uint8).reshape(TILE, TILE, 3)
@@ -148,13 +151,14 @@ def main() -> None:
     rng = np.random.default_rng(1)
     corners = rng.integers(0, SIZE - PATCH, (NUM_PATCHES, 2))
     with tempfile.TemporaryDirectory() as folder:
-        paths, taken = {}, {}
+        paths: dict[str, Path] = {}
+        taken: dict[str, float] = {}
         for name, layout in LAYOUTS.items():
             paths[name] = Path(folder) / str(len(paths))
             began = time.perf_counter()
             save(paths[name], layout, pixels)
             taken[name] = time.perf_counter() - began
-        warm = seconds({n: lambda n=n: read(paths[n], LAYOUTS[n], corners) for n in LAYOUTS}, 7)
+        warm = seconds({n: partial(read, paths[n], LAYOUTS[n], corners) for n in LAYOUTS}, 7)
         cold = {n: cold_seconds(paths[n], LAYOUTS[n], corners) for n in LAYOUTS}
         rows = []
         for name, layout in LAYOUTS.items():

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
-from bench import local_ray, photo, table, write
+from bench import imread, local_ray, photo, table, write
 from torch.utils.data import DataLoader, Dataset
 
 from assay.data.hashes import content_hashes
@@ -33,7 +33,7 @@ SIZES = PatchConfig(image_px=SIZE, overview_px=850, patch_px=PATCH, clahe_clip=0
 CORNERS = np.random.default_rng(1).integers(0, SIZE - PATCH, (NUM_IMAGES, NUM_PATCHES, 2))
 
 
-class Files(Dataset):
+class Files(Dataset[torch.Tensor]):
     """Patches of an image, by decoding all of it."""
 
     def __init__(self, paths: list[Path]) -> None:
@@ -43,7 +43,7 @@ class Files(Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        pixels = cv2.imread(str(self.paths[i]), cv2.IMREAD_COLOR_RGB)
+        pixels = imread(self.paths[i], cv2.IMREAD_COLOR_RGB)
         cut = [pixels[y : y + PATCH, x : x + PATCH] for x, y in CORNERS[i].tolist()]
         return torch.from_numpy(np.stack(cut))
 

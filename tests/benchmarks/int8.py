@@ -44,7 +44,8 @@ def crops(
     train: list[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """A batch, where three of four crops hold a defect."""
-    images, masks = [], []
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     while len(images) < BATCH:
         image, mask = train[rng.integers(len(train))]
         y, x = rng.integers(0, mask.shape[0] - CROP, 2)

@@ -4,6 +4,7 @@ python tests/benchmarks/jpeg_scale.py
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import cv2
@@ -31,7 +32,7 @@ def main() -> None:
     for ratio, flag in FLAGS.items():
         size = (SIDE // ratio, SIDE // ratio)
         apart = np.abs(cv2.imdecode(content, flag) - shrunk(content, size).astype(int))
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "whole": partial(shrunk, content, size),
             "scaled": partial(cv2.imdecode, content, flag),
         }

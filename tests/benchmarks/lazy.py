@@ -9,11 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from bench import peak_mb, photo, seconds, table, write
+from bench import imread, peak_mb, photo, seconds, table, write
 
 from assay.data.images.store import Store
-from assay.data.inputs.normalise import normalise
-from assay.data.inputs.patches import EPS, Canvas, PatchConfig, cell_corners
+from assay.data.inputs.normalise import EPS, normalise
+from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 
 SIZE, GRID, CLIP, TILES = 5100, 52, 3.0, 64
 CELLS = np.random.default_rng(2).choice(GRID * GRID, 8, replace=False)
@@ -31,7 +31,7 @@ def whole(file: Path, store: Store, clip: float) -> Callable[[], np.ndarray]:
     corners = cell_corners(np.sort(CELLS), GRID, sizes(clip))
 
     def step() -> np.ndarray:
-        pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+        pixels = imread(file, cv2.IMREAD_COLOR_RGB)
         if clip:
             lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
             lab[..., 0] = cv2.createCLAHE(clip, (TILES, TILES)).apply(
@@ -102,7 +102,7 @@ def row(file: Path, store: Store, clip: float) -> list[str]:
     taken = seconds(steps, 3)
     memory = {name: peak_mb(measured, name, store.address, clip) for name in steps}
     corners = cell_corners(np.sort(CELLS), GRID, sizes(clip))
-    pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+    pixels = imread(file, cv2.IMREAD_COLOR_RGB)
     if clip:
         lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
         lab[..., 0] = cv2.createCLAHE(clip, (TILES, TILES)).apply(np.ascontiguousarray(lab[..., 0]))

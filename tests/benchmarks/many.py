@@ -58,8 +58,10 @@ def write_graph(path: Path, seed: int) -> None:
     nodes, constants, name = [], {}, "image"
     for layer, (below, above) in enumerate(pairwise(CHANNELS)):
         constants[f"w{layer}"] = rng.normal(0, 0.1, (above, below, 3, 3))
-        strided = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
-        nodes.append(helper.make_node("Conv", [name, f"w{layer}"], [f"c{layer}"], **strided))
+        inputs = [name, f"w{layer}"]
+        nodes.append(
+            helper.make_node("Conv", inputs, [f"c{layer}"], strides=[2, 2], pads=[1, 1, 1, 1])
+        )
         nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
         name = f"r{layer}"
     constants["inner"], constants["head"] = np.array([2, 3]), rng.normal(0, 1, (CHANNELS[-1], 2))

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from assay.cli.task import experiment
-from assay.data.images.decode import to_uint8
+from assay.data.images.white import to_uint8
 from assay.experiment.options import parse
 from assay.experiment.run import read_data
 from assay.metrics.compare import compare

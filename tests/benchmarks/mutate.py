@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,8 +21,8 @@ def files(seed: int = 0) -> dict[str, list[bytes]]:
     deep = rng.integers(0, 65536, (HEIGHT, WIDTH, 3), dtype=np.uint16)
     grey, alpha = rgb[..., 0].copy(), np.dstack([rgb, rgb[..., 0]])
     frames = [Image.fromarray(np.roll(rgb, i, 0)) for i in (1, 2)]
-    animated = {"save_all": True, "append_images": frames}
-    planes = {"planarconfig": "separate", "compression": "zstd"}
+    animated: dict[str, Any] = {"save_all": True, "append_images": frames}
+    planes: dict[str, Any] = {"planarconfig": "separate", "compression": "zstd"}
     return {
         "JPEG": [
             _saved(rgb, "JPEG"),
@@ -101,11 +102,15 @@ def _runs() -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + head + palette + rows
 
 
-def _tiff(pixels: np.ndarray, **options: object) -> bytes:
+def _tiff(
+    pixels: np.ndarray,
+    bigtiff: bool = False,
+    byteorder: Literal["<", ">"] | None = None,
+    **options: Any,
+) -> bytes:
     file = io.BytesIO()
-    writer = {name: options.pop(name) for name in ("bigtiff", "byteorder") if name in options}
     photometric = "rgb" if 3 in (pixels.shape[0], pixels.shape[-1]) else "minisblack"
-    with tifffile.TiffWriter(file, **writer) as out:
+    with tifffile.TiffWriter(file, bigtiff=bigtiff, byteorder=byteorder) as out:
         out.write(pixels, photometric=photometric, metadata=None, **options)
     return file.getvalue()
 

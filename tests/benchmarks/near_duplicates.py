@@ -63,7 +63,9 @@ def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def recompress(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Encode as JPEG of quality 50 to 95."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(50, 96))]
-    return cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+    decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded
 
 
 def light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

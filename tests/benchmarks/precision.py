@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from assay.train.predict import Predictor
 from assay.train.source import TaskSource, load_task
 
 ROOT = Path(__file__).parents[2]
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 
 
 @dataclass
@@ -60,7 +60,7 @@ def train(name: str, changes: dict[str, Any], precision: str, seed: int, folder:
     run = Path(tempfile.mkdtemp(dir=folder))
     Loop(task, task, rows, stream, run).fit()
     load_best(task, run)
-    probs = {}
+    probs: dict[str, np.ndarray] = {}
     test = np.concatenate([split.rows(part) for part in split.tests])
     for arithmetic in PRECISIONS:
         predictor = Predictor(task, stream, test)
@@ -114,7 +114,7 @@ def main() -> None:
     differences, scores = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, (changes, seeds) in tasks.items():
-            answers = {
+            answers: dict[tuple[str, int], Answers] = {
                 (precision, seed): train(name, changes, precision, seed, Path(folder))
                 for precision in PRECISIONS
                 for seed in seeds

@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from bench import seconds, table, write
+from bench import imread, seconds, table, write
 
 from assay.bundle.bundle import Bundle
 from assay.serve import offline
@@ -34,7 +34,7 @@ LIMIT = (
 
 def draw(bundle: Bundle, folder: Path, target: Path, num: int) -> list[Path]:
     """Write shifted copies of the golden image as PNG."""
-    golden = cv2.imread(str(folder / bundle.card.golden.image))
+    golden = imread(folder / bundle.card.golden.image)
     times = 2 if bundle.pipeline["kind"] == "tiles" else 1
     paths = [target / f"{i:05d}.png" for i in range(num)]
     for i, path in enumerate(paths):

@@ -12,6 +12,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from bench import peak_mb, photo, seconds, table, write
 from torch import Tensor
 
 from assay.data.images.pyramid import ImagePyramid
-from assay.data.inputs.patches import EPS, Canvas, PatchConfig, cell_corners
+from assay.data.inputs.normalise import EPS
+from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 from assay.nn.topk import draw_noise, hard_topk, mix, perturbed_topk
 
 SIZES = PatchConfig(image_px=2550, overview_px=850, patch_px=448, clahe_clip=0.0)
@@ -31,7 +33,7 @@ class _Dense(torch.autograd.Function):
     """Indicators (k, d) of the perturbed top-k, with the gradient as materialised tensors give it."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, noise: Tensor, sigma: float) -> Tensor:
         picked = (scores + sigma * noise).topk(K).indices.sort(-1).values
         onehots = torch.nn.functional.one_hot(picked, len(scores)).float()  # (n, k, d)
         ctx.save_for_backward(onehots, noise)
@@ -39,7 +41,7 @@ class _Dense(torch.autograd.Function):
         return onehots.mean(0)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         onehots, noise = ctx.saved_tensors
         spread = torch.einsum("nkd,ne->kde", onehots, noise) / (len(noise) * ctx.sigma)
         return torch.einsum("kde,kd->e", spread, upstream), None, None
@@ -58,6 +60,7 @@ def dense(image: Tensor, scores: Tensor, sigma: float) -> Callable[[], tuple[Ten
             crop = image[:, y : y + SIZES.patch_px, x : x + SIZES.patch_px]
             mixed = torch.addcmul(mixed, weights[:, cell, None, None, None], crop)
         mixed.backward(upstream)
+        assert leaf.grad is not None
         return mixed.detach(), leaf.grad
 
     return step
@@ -81,6 +84,7 @@ def sparse(
 
         mixed = mix(weights, cut, (3, SIZES.patch_px, SIZES.patch_px))[0]
         mixed.backward(upstream)
+        assert leaf.grad is not None
         return mixed.detach(), leaf.grad[0]
 
     return step
@@ -102,10 +106,10 @@ def problem(sigma: float) -> tuple[ImagePyramid, Tensor, Tensor, float]:
     mean, std = (torch.from_numpy(v).float().view(3, 1, 1) for v in (entry.mean, entry.std))
     image = (image - mean) / (std + EPS)
     centre = torch.linspace(-1, 1, GRID)
-    bumps = sum(
-        math.exp(-i / 8) * torch.exp(-((centre - x) ** 2 + (centre[:, None] - y) ** 2) / 0.002)
-        for i, (x, y) in enumerate(np.random.default_rng(0).uniform(-0.8, 0.8, (12, 2)))
-    )
+    bumps = torch.zeros(GRID, GRID)
+    for i, (x, y) in enumerate(np.random.default_rng(0).uniform(-0.8, 0.8, (12, 2))):
+        apart = (centre - x) ** 2 + (centre[:, None] - y) ** 2
+        bumps = bumps + math.exp(-i / 8) * torch.exp(-apart / 0.002)
     scores = (bumps / bumps.max()).flatten() if sigma else torch.zeros(GRID**2)
     return entry, image, scores, sigma or 1.0
 

@@ -107,7 +107,7 @@ def crops_of(crops: Tensor) -> tuple[Tensor, int]:
 
 def build(backbone: str, side: int, small: int, num_prototypes: int, folder: Path) -> Any:
     """Return the task as its preset `official` has it, at this size, with nothing drawn at random in the network."""
-    store, keys = Store(str(folder / "store")), ("a", "b")
+    store, keys = Store(str(folder / "store")), ["a", "b"]
     for key in keys:
         cv2.imwrite(str(folder / "image.png"), photo(side))
         store.build(key, folder / "image.png")

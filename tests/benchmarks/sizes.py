@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,17 @@ def recipe_rows() -> list[list[str]]:
     return rows
 
 
+def summed(net: nn.Module, images: Tensor) -> Tensor:
+    """Forward, to one number."""
+    total: Tensor = net(images).sum()
+    return total
+
+
+def passes(net: nn.Module, images: Tensor) -> None:
+    """Forward and backward."""
+    summed(net, images).backward()
+
+
 def small_rows() -> list[list[str]]:
     """Small networks, computed and measured: bytes that are kept, and time by the operations of one of them."""
     import timm
@@ -213,11 +225,11 @@ def small_rows() -> list[list[str]]:
         with FakeTensorMode(allow_non_fake_inputs=True):
             net.to_empty(device="cpu")
             shown = torch.zeros(images, 3, 224, 224)
-            computed[name] = measure(net, lambda n=net, x=shown: n(x).sum())
+            computed[name] = measure(net, partial(summed, net, shown))
         real, x = timm.create_model(name), torch.rand(images, 3, 224, 224)
-        found = measure(real, lambda n=real, x=x: n(x).sum())
+        found = measure(real, partial(summed, real, x))
         taken[name] = (
-            seconds({"": lambda n=real, x=x: n(x).sum().backward()}, 3, time.process_time)[""],
+            seconds({"": partial(passes, real, x)}, 3, time.process_time)[""],
             found.kept,
         )
     per_second = computed["vit_tiny_patch16_224"].operations / taken["vit_tiny_patch16_224"][0]

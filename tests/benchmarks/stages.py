@@ -13,8 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-from bench import photo
+from bench import imread, photo
 from feeding import CASES, feed, stored
+from scipy import sparse
 
 from assay.data.dataset import Dataset
 from assay.data.hashes import content_hashes
@@ -72,7 +73,7 @@ def measure() -> Costs:
         hashing = timed(lambda: content_hashes(files, folder / "hashes.sqlite"))
         store = Store(str(folder / "filled"))
         filling = [timed(partial(store.build, f"{i}", files[i])) for i in range(len(files))]
-        thumbs = [standardise(cv2.imread(str(file))[:2048, :2048]) for file in files]
+        thumbs = [standardise(imread(file)[:2048, :2048]) for file in files]
         sketching = [timed(partial(sketch, thumb)) for thumb in thumbs]
         (folder / "fed").mkdir()
         prepared, cut, read = feed(CASES[0], stored(CASES[0], folder / "fed"))
@@ -106,7 +107,7 @@ def search_costs(one: Sketch) -> tuple[float, float]:
     parts = [each.descriptors for each in sketches]
     counting = timed(lambda: candidates._count_words(words, parts)) / len(parts)
     few = candidates._count_words(words, parts)
-    bags = candidates._weigh(candidates.sparse.vstack([few] * (ROWS // len(parts)), "csr"))
+    bags = candidates._weigh(sparse.vstack([few] * (ROWS // len(parts)), "csr"))
     turned = bags[:, np.roll(np.arange(len(words)), len(words) // 2)].tocsr()
     signs = rng.choice(np.array([-1, 1], np.float32), (bags.shape[0], 256))
     blocks = candidates._blocks(bags.shape[0])[:: len(signs) // 1000]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,18 @@ def split_shards(task: Any, config: Any, images: Dataset, world_size: int) -> li
             ):
                 yield time.perf_counter(), epoch, batch["row"].tolist()
 
-    return [lambda shard=shard: served(shard) for shard in shards]
+    return [partial(served, shard) for shard in shards]
 
 
 def race(consumers: Sequence[Consumer]) -> dict[str, Any]:
     """All consumers at once, each in a thread: rate, first batches, what was served."""
     batches_of: list[list[Served]] = [[] for _ in consumers]
+
+    def take(consumer: Consumer, served: list[Served]) -> None:
+        served.extend(consumer())
+
     threads = [
-        threading.Thread(target=lambda consumer=consumer, served=served: served.extend(consumer()))
+        threading.Thread(target=take, args=(consumer, served))
         for consumer, served in zip(consumers, batches_of, strict=True)
     ]
     began = time.perf_counter()
@@ -126,18 +131,14 @@ def designs(
     """Consumers of each design."""
     steps = plan(task, config, images)
     ranks = range(world_size)
-    fed = ray_stream(SOURCE, config, images)
-
-    def here(shares: Sequence[Step], train: bool) -> Iterator[Batch]:
-        return batches(task, config, images, shares, train)
-
+    fed, here = ray_stream(SOURCE, config, images), partial(batches, task, config, images)
     return {
         "a pipeline per worker (Assay's)": lambda: [
-            lambda r=r: consume(fed, steps, r, world_size) for r in ranks
+            partial(consume, fed, steps, r, world_size) for r in ranks
         ],
         "streaming_split": lambda: split_shards(task, config, images, world_size),
         "no Ray, in the consumer": lambda: [
-            lambda r=r: consume(here, steps, r, world_size) for r in ranks
+            partial(consume, here, steps, r, world_size) for r in ranks
         ],
     }
 
@@ -180,7 +181,10 @@ def cost(task: Any, config: Any, images: Dataset) -> str:
     prepared = list(batches(task, config, images, steps, True))
     weight = torch.randn(1024, 1024)
     fed = ray_stream(SOURCE, config, images)
-    sources = {"Ray Data": lambda: fed(steps, True), "memory": lambda: iter(prepared)}
+    sources: dict[str, Callable[[], Iterator[Batch]]] = {
+        "Ray Data": lambda: fed(steps, True),
+        "memory": lambda: iter(prepared),
+    }
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
     for _ in range(2):
         for name, source in sources.items():

@@ -16,6 +16,7 @@ from bench import peak_mb, photo, seconds, table, write
 
 from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid, pyramid
+from assay.data.images.tiff import TiledPage
 from assay.data.inputs.normalise import normalise
 from assay.data.inputs.patches import Canvas, PatchConfig, cell_corners
 
@@ -49,7 +50,7 @@ def looked(way: str, file: Path) -> tuple[np.ndarray, np.ndarray, float]:
     return (
         overview,
         patches,
-        1.0 if isinstance(full, np.ndarray) else len(full.tiles) / math.prod(full.grid),
+        len(full.tiles) / math.prod(full.grid) if isinstance(full, TiledPage) else 1.0,
     )
 
 
@@ -88,8 +89,13 @@ def main() -> None:
             file = Path(folder) / "part.tif"
             with tifffile.TiffWriter(file) as out:
                 for level in levels:
-                    reduced = {"subfiletype": int(level is not levels[0])}
-                    out.write(level, tile=(TILE, TILE), photometric="rgb", **reduced, **options)
+                    out.write(
+                        level,
+                        tile=(TILE, TILE),
+                        photometric="rgb",
+                        subfiletype=int(level is not levels[0]),
+                        **options,
+                    )
             rows.append(row(name, file))
     header = [
         "compression",

@@ -5,6 +5,7 @@ python tests/benchmarks/topk.py
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from bench import peak_mb, seconds, table, write
@@ -20,14 +21,14 @@ class _Materialised(torch.autograd.Function):
     """The widespread form: one-hot tensors forward, a (k, d, d) product backward."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, noise: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, noise: Tensor) -> Tensor:
         picked = (scores[:, None] + SIGMA * noise).topk(K).indices.sort(-1).values
         onehots = torch.nn.functional.one_hot(picked, scores.shape[1]).float()
         ctx.save_for_backward(onehots, noise)
         return onehots.mean(1)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         onehots, noise = ctx.saved_tensors
         spread = torch.einsum("bnkd,bne->bkde", onehots, noise) / (NUM_NOISE * SIGMA)
         return torch.einsum("bkde,bkd->be", spread, upstream), None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from bench import photo, seconds, table, write
+from bench import imread, photo, seconds, table, write
 
 from assay.data.images.store import Store
 from assay.data.inputs.transforms import change_colours
@@ -40,7 +40,7 @@ def whole(file: Path, config: ViewConfig) -> Callable[[], list[np.ndarray]]:
     rng = np.random.default_rng(0)
 
     def step() -> list[np.ndarray]:
-        pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+        pixels = imread(file, cv2.IMREAD_COLOR_RGB)
         views = []
         for number, (x, y, width, height, side) in enumerate(boxes(config, rng)):
             crop = pixels[y : y + height, x : x + width]

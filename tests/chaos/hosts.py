@@ -238,22 +238,24 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends what was begun
     root = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
     run = first(root)
-    cases = {
-        "ddp": lambda: train(nodes, root, "ddp"),
-        "fsdp": lambda: train(nodes, root, "fsdp", "--strategy", "fsdp"),
-        "sweep": lambda: sweep(nodes, root),
-        "serving": lambda: serve(nodes, root, run),
-        "outage": lambda: train(
-            nodes, root, "outage", "--train.seed", "1", *EACH, fault=partial(cut, seconds=8)
-        ),
-        # whose many updates are not over before the host is gone
-        "drained": lambda: train(nodes, root, "drained", *["--train.epochs", "30"], fault=drain),
-        "lost": lambda: train(
-            nodes, root, "lost", "--train.seed", "3", *EACH, fault=partial(cut, seconds=0)
-        ),
-    }
     rows = []
     with hosts() as nodes:
+        cases = {
+            "ddp": lambda: train(nodes, root, "ddp"),
+            "fsdp": lambda: train(nodes, root, "fsdp", "--strategy", "fsdp"),
+            "sweep": lambda: sweep(nodes, root),
+            "serving": lambda: serve(nodes, root, run),
+            "outage": lambda: train(
+                nodes, root, "outage", "--train.seed", "1", *EACH, fault=partial(cut, seconds=8)
+            ),
+            # whose many updates are not over before the host is gone
+            "drained": lambda: train(
+                nodes, root, "drained", *["--train.epochs", "30"], fault=drain
+            ),
+            "lost": lambda: train(
+                nodes, root, "lost", "--train.seed", "3", *EACH, fault=partial(cut, seconds=0)
+            ),
+        }
         # of the nodes: replicas do not see what the command's environment has
         nodes.environment["ASSAY_TOKEN"] = secrets.token_hex(16)
         nodes.start("head", HOSTS["head"])
