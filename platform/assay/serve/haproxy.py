@@ -9,14 +9,18 @@ is a script here (see `prepare`), which runs this file; it edits the configurati
     refusals    in the form of every other; no list of routes
 
 A request that is whole in the buffer is sent to another replica when one dies under it: judging an
-image twice harms nothing. The standard library alone, since it runs outside of the package.
+image twice harms nothing. The address is held by who began it (`hold`), so that who asks while no
+HAProxy lives waits for the next one. The standard library alone, since it runs outside of the package.
 """
 
 import json
 import os
 import re
+import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,10 @@ PLAIN_ID = "^[A-Za-z0-9._-]{1,64}$"
 
 
 SETTINGS = "settings.json"
+
+
+HELD = "held.sock"
+"""Gives each HAProxy of a folder the socket that it listens on."""
 
 
 NO_PATH = "There is no such path; GET /openapi.json lists them."
@@ -113,20 +121,76 @@ def prepare(folder: Path, binary: str, settings: Mapping[str, Any]) -> dict[str,
     }
 
 
-def edit(text: str, settings: Mapping[str, Any]) -> str:
+@contextmanager
+def hold(host: str, port: int, folder: Path) -> Iterator[None]:
+    """Hold an address for each HAProxy that is begun from a folder; while none lives, connections to it wait for the next.
+
+    Until the first listens they are refused.
+
+    Raises:
+        OSError: the address is taken, or is none of this machine.
+    """
+    kind, *_, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(kind) as held, socket.socket(socket.AF_UNIX) as asked:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(address)
+        asked.bind(str(folder / HELD))
+        asked.listen()
+        giving = threading.Thread(target=_give, args=(held, asked), daemon=True)
+        giving.start()
+        try:
+            yield
+        finally:
+            asked.shutdown(socket.SHUT_RDWR)
+            giving.join()
+
+
+def _give(held: socket.socket, asked: socket.socket) -> None:
+    """Give a socket to each who asks."""
+    with suppress(OSError):  # nobody can ask any more
+        while True:
+            with asked.accept()[0] as script:
+                socket.send_fds(script, [b"."], [held.fileno()])
+
+
+def _take(folder: Path) -> int | None:
+    """Return the number of the socket that is held; None where who held it is gone."""
+    try:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(str(folder / HELD))
+            _, (held, *_), *_ = socket.recv_fds(asking, 1, 1)
+    except OSError:
+        return None
+    os.set_inheritable(held, True)
+    return held
+
+
+def edit(text: str, settings: Mapping[str, Any], held: int | None = None) -> str:
     """Add to a configuration by Ray what it lacks.
+
+    Args:
+        text: the configuration.
+        settings: as `prepare` takes them, with `digests`.
+        held: the socket to listen on; None: one of its own.
 
     Raises:
         ValueError: it is none as Ray 2.60 writes it.
     """
-    for pattern, num, replacement in _edits(settings):
+    address = rf"{settings['host']}:\1"
+    if held is not None:
+        # Ray begins one before it tells it of any application; who waits meanwhile is not refused
+        has_routes = re.search(r"^ +use_backend ", text, re.MULTILINE)
+        address = f"fd@{held}" if has_routes else f"abns@assay-{os.getpid()}"
+    for pattern, num, replacement in _edits(address, settings):
         text, count = re.subn(pattern, replacement, text, flags=re.MULTILINE)
         if count != num:
             raise ValueError(f"{pattern} is found {count} times in the configuration, not {num}")
     return text
 
 
-def _edits(settings: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
+def _edits(address: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
     """Yield patterns, how often each is there, and what takes its place."""
     certificate = settings["certificate"]
     tls = f" ssl crt {certificate} alpn h2,http/1.1" if certificate else ""
@@ -135,7 +199,7 @@ def _edits(settings: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
         digest = "req.hdr(authorization),sha2(256),hex"
         kept.append(f"{{ {digest} -m str -i -f {settings['digests']} }}")
     front = [
-        rf"bind {settings['host']}:\1{tls}",
+        f"bind {address}{tls}",
         "http-request set-var(txn.id) req.fhdr(x-request-id)",
         f"http-request set-var-fmt(txn.id) %[unique-id] unless {{ var(txn.id) -m reg {PLAIN_ID} }}",
         "http-request set-header x-request-id %[var(txn.id)]",
@@ -204,10 +268,10 @@ def _reply(status: int, body: str, name: str) -> str:
 
 def main() -> None:
     """Edit the configuration that Ray names, then become HAProxy."""
-    settings = json.loads(Path(sys.argv[1], SETTINGS).read_text())
-    words = sys.argv[2:]
+    folder, *words = sys.argv[1:]
+    settings = json.loads(Path(folder, SETTINGS).read_text())
     path = Path(words[words.index("-f") + 1])
-    path.write_text(edit(path.read_text(), settings))
+    path.write_text(edit(path.read_text(), settings, _take(Path(folder))))
     os.execv(settings["binary"], [settings["binary"], *words])
 
 

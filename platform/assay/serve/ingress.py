@@ -5,13 +5,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from assay.errors import ServeError
 from assay.serve import haproxy
 from assay.serve.config import LOOPBACK, ServeConfig
 from assay.serve.tokens import Tokens, open_tokens
@@ -28,7 +29,11 @@ ROUTED_S = 30.0
 def http_proxy(
     config: ServeConfig, tokens: Tokens | None, is_local: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield what Ray Serve is told of HTTP; to a Ray of this machine that starts meanwhile, HAProxy too where there is one."""
+    """Yield what Ray Serve is told of HTTP; to a Ray of this machine that starts meanwhile, HAProxy too where there is one.
+
+    Raises:
+        ServeError: the port is taken, or the host is none of this machine.
+    """
     binary = _find_haproxy() if is_local else None
     options = {"host": config.host, "port": config.port}
     tls = {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key}
@@ -52,10 +57,33 @@ def http_proxy(
         before = dict(os.environ)
         os.environ |= haproxy.prepare(Path(name), binary, settings)
         try:
-            yield options | {"host": LOOPBACK[0]}  # of replicas and Ray's own proxy behind it
+            with _held(config, Path(name)):
+                yield options | {"host": LOOPBACK[0]}  # of replicas and Ray's own proxy behind it
         finally:
             os.environ.clear()
             os.environ |= before
+
+
+@contextmanager
+def _held(config: ServeConfig, folder: Path) -> Iterator[None]:
+    """Hold the address, as `haproxy.hold`.
+
+    Raises:
+        ServeError: it cannot be had.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(haproxy.hold(config.host, config.port, folder))
+        except OSError as error:
+            raise nothing_listens(config, error.strerror or str(error)) from None
+        yield
+
+
+def nothing_listens(config: ServeConfig, reason: str) -> ServeError:
+    """Say why an address cannot be had."""
+    return ServeError(
+        f"Nothing can listen on {config.address} ({reason}); end what has that port, or give another --port."
+    )
 
 
 def _find_haproxy() -> str | None:
