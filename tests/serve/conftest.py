@@ -21,6 +21,7 @@ from assay.serve.frames import Frame, PrintStates
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, inspect
 from assay.serve.limits import Limits, RefusedError
+from assay.serve.looker import Looker
 from assay.serve.tokens import Tokens
 
 TOKEN = "a-long-secret"
@@ -62,7 +63,7 @@ class Here:
 
     def __init__(self, registry: Registry, decoders: Decoders) -> None:
         self.inspectors = {}
-        self.decoders = decoders
+        self.looker = Looker(decoders, inspect)
         self.counted: list[tuple[str, int]] = []
         self.recent: Any = None
         self.is_full = False
@@ -86,12 +87,8 @@ class Here:
             model, *rest = told
             return self.prints.advance(model, frame, *rest)
 
-        async def alone(item: Any) -> Any:
-            return (await asyncio.to_thread(inspect, [item]))[0]
-
-        read = self.decoders.read
         parts = await self.inspectors[task].answer(
-            images, alias, mask, explain, read, alone, None if frame is None else watch
+            images, alias, mask, explain, self.looker.look, None if frame is None else watch
         )
         if self.recent and parts.get("answer"):
             self.recent.add(task, parts["answer"], parts["thumb"])

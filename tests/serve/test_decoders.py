@@ -1,6 +1,5 @@
 """Images through a process of their own: the same pixels; whatever harms it harms one answer alone."""
 
-import asyncio
 import os
 import signal
 import struct
@@ -26,10 +25,7 @@ def encoded(suffix: str, height: int, width: int, dtype: type = np.uint8, seed: 
 
 
 def read(decoders: Decoders, *contents: bytes) -> list[ImagePyramid | ImageError]:
-    async def all_of_them() -> list[ImagePyramid | ImageError]:
-        return await asyncio.gather(*[decoders.read(content) for content in contents])
-
-    return asyncio.run(all_of_them())
+    return list(decoders.pool.map(decoders.read, contents))
 
 
 def is_equal(entry: ImagePyramid | ImageError, content: bytes) -> bool:

@@ -22,6 +22,7 @@ from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
 from assay.serve.contract import for_sender
 from assay.serve.http import make_app
+from assay.serve.inspector import OpenBundle
 from assay.serve.limits import Limits
 from assay.serve.tokens import Tokens
 
@@ -509,17 +510,16 @@ def test_one_swap_does_not_mix_two_models_in_one_answer(here, registry, pictures
     before = inspector.opened["champion"].model.version
     swapped = False
 
-    async def swapping(item: Any) -> Any:
+    async def swapping(opened: OpenBundle, content: bytes) -> Any:
         nonlocal swapped
         if not swapped:
             swapped = True
             other = registry.holder("parts", "challenger").id
             inspector.configure({"champion": other, "variant": "fp32"})
-        return (item[0].bundle.predict_each([item[1]])[0], (60, 80), None)
+        return (opened.bundle.predict(content), (60, 80), None)
 
     images = [path.read_bytes() for path in pictures[:2]]
-    read = here.decoders.read
-    reply = asyncio.run(inspector.answer(images, "champion", "none", False, read, swapping))
+    reply = asyncio.run(inspector.answer(images, "champion", "none", False, swapping))
     assert reply["model"]["version"] == before
     expected = [bundle_of(registry, "parts").predict(path).probs for path in pictures[:2]]
     assert [view["answer"]["probs"] for view in reply["views"]] == expected

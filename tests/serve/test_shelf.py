@@ -12,7 +12,7 @@ from assay.bundle.registry import Registry
 from assay.data.images.pyramid import ImagePyramid
 from assay.metrics.drift import LEAST
 from assay.serve import inspector as inspectors
-from assay.serve.inspector import Inspector, inspect
+from assay.serve.inspector import Inspector, OpenBundle, inspect
 from assay.serve.limits import RefusedError
 from assay.serve.shelf import AGAIN_S, Shelf
 
@@ -48,14 +48,11 @@ def told(registry: Registry, most_open: int = 3, **ids: str) -> dict[str, Any]:
 
 
 async def answer(inspector: Inspector, picture: Path) -> dict[str, Any]:
-    async def read(content: bytes, _: Any) -> ImagePyramid:
-        return ImagePyramid.read(content)
-
-    async def alone(item: Any) -> Any:
-        return (await asyncio.to_thread(inspect, [item]))[0]
+    async def look(opened: OpenBundle, content: bytes) -> Any:
+        return (await asyncio.to_thread(inspect, [(opened, ImagePyramid.read(content))]))[0]
 
     image = picture.read_bytes()
-    return await inspector.answer([image], "champion", "none", False, read, alone)
+    return await inspector.answer([image], "champion", "none", False, look)
 
 
 def held(shelf: Shelf) -> set[str]:

@@ -8,7 +8,6 @@ through a socket and hands back the pixels in memory that both see (`memfd_creat
 `unix(7)`), so that an image of any size crosses without a copy.
 """
 
-import asyncio
 import json
 import math
 import os
@@ -101,11 +100,6 @@ class Decoders:
         self.pool = ThreadPoolExecutor(num, "decode")
         self.is_closed = False
 
-    async def read(self, content: bytes, page: int | None = None) -> ImagePyramid | ImageError:
-        """Decode a file, or that page of it; or return why that cannot be done."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.pool, self._read, content, page)
-
     def close(self) -> None:
         """End the processes, whatever they do; one that is just begun ends itself."""
         self.is_closed = True
@@ -122,7 +116,8 @@ class Decoders:
                 self.children[name].kill()
         return self.children[name]
 
-    def _read(self, content: bytes, page: int | None) -> ImagePyramid | ImageError:
+    def read(self, content: bytes, page: int | None = None) -> ImagePyramid | ImageError:
+        """Decode a file, or that page of it, in a thread of the pool; or return why that cannot be done."""
         try:
             is_here = page is None and is_bounded(content)
             if is_here and _probe(content, page, self.limits.pixels) <= MOST_HERE:

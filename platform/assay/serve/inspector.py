@@ -46,12 +46,8 @@ Item = tuple[OpenBundle, ImagePyramid]
 """An image, and the bundle that is to look at it."""
 
 
-Read = Callable[[bytes, int | None], Awaitable[ImagePyramid | ImageError]]
-"""Decodes an image, or a page of a file of several, or says in half a sentence why it cannot be read; see `serve.decoders`."""
-
-
-Batch = Callable[[Item], Awaitable[Any]]
-"""Looks at an item, together with others that wait."""
+Look = Callable[[OpenBundle, bytes], Awaitable[Any]]
+"""Lets a bundle look at an image, as `inspect`, or raises why it cannot be read, in half a sentence; see `serve.looker`."""
 
 
 Watch = Callable[[Sequence[str], Sequence[Alarm], float], Awaitable[dict[str, Any]]]
@@ -128,8 +124,7 @@ class Inspector:
         alias: Alias,
         mask: MaskFormat,
         explain: bool,
-        read: Read,
-        batch: Batch,
+        look: Look,
         watch: Watch | None = None,
     ) -> dict[str, Any]:
         """Return a reply's parts, of a frame with its print's if `watch` is given; or a status and why there is none."""
@@ -139,25 +134,13 @@ class Inspector:
         why = "" if watch is None else _refuse_watch(opened, len(images))
         if why:
             return {"status": 422, "error": why}
-        page = opened.bundle.card.page
-        entries = await asyncio.gather(*[read(content, page) for content in images])
-        pyramids = []
-        for number, entry in enumerate(entries, 1):
-            try:
-                if isinstance(entry, ImageError):
-                    raise entry
-                pyramids.append(opened.bundle.by_white(entry))
-            except ImageError as error:
-                return {
-                    "status": 422,
-                    "error": f"Image {number} cannot be read: {for_sender(str(error))}.",
-                }
-        outcomes = await asyncio.gather(*[batch((opened, pyramid)) for pyramid in pyramids])
+        looks = [look(opened, content) for content in images]
+        outcomes: list[Any] = await asyncio.gather(*looks, return_exceptions=True)
         for number, outcome in enumerate(outcomes, 1):
             if isinstance(outcome, ImageError):
-                logger.warning(f"{self.task}: {outcome}")
-                return {"status": 422, "error": f"Image {number} cannot be read: it is damaged."}
-            if isinstance(outcome, Exception):
+                why = for_sender(str(outcome))
+                return {"status": 422, "error": f"Image {number} cannot be read: {why}."}
+            if isinstance(outcome, BaseException):
                 raise outcome
         parts = self._parts(opened, outcomes, mask, explain)
         if watch is None:
@@ -261,7 +244,7 @@ def _describe(model: Model, record: Record, card: Card) -> dict[str, Any]:
 
 
 def inspect(items: Sequence[Item]) -> list[Any]:
-    """Return for each item an answer with the image's size and smallest level, or why there is none."""
+    """Return for each item an answer with the image's size and smallest level, or why there is none; of a damaged image no more than that."""
     outcomes: list[Any] = [None] * len(items)
     for opened in {id(item[0]): item[0] for item in items}.values():
         indices = [i for i, item in enumerate(items) if item[0] is opened]
@@ -279,11 +262,17 @@ def _predict(bundle: Bundle, entries: Sequence[ImagePyramid]) -> list[Any]:
             return [error]
         return [_predict(bundle, [entry])[0] for entry in entries]
     return [
-        answer
+        _damaged(answer)
         if isinstance(answer, ImageError)
         else (answer, entry.size, entry.uint8(np.asarray(entry.levels[-1])))
         for answer, entry in zip(answers, entries, strict=True)
     ]
+
+
+def _damaged(error: ImageError) -> ImageError:
+    """Keep what was found of an image to the log."""
+    logger.warning(str(error))
+    return ImageError("it is damaged")
 
 
 def _encode_jpeg(level: np.ndarray) -> str:

@@ -30,6 +30,7 @@ from assay.serve.guard import Guard
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, Item, inspect
 from assay.serve.limits import RefusedError
+from assay.serve.looker import Looker
 from assay.serve.meters import Meters
 from assay.serve.shelf import Shelf
 from assay.serve.tokens import open_tokens
@@ -65,7 +66,8 @@ class Replica:
         self.inspector = Inspector(Registry(self.config.registry), task, threads, provider)
         limits = self.config.limits
         # one more than graphs have threads: an image that hangs holds no other up
-        self.decoders = Decoders(threads + 1, DecodeLimits(limits.image_mp * 1e6, limits.decode_s))
+        decoders = Decoders(threads + 1, DecodeLimits(limits.image_mp * 1e6, limits.decode_s))
+        self.looker = Looker(decoders, self._inspect)
         self.meters = Meters()
         self.waiting: Counter[str] = Counter()
         self.most_requests = 0
@@ -77,7 +79,7 @@ class Replica:
 
     def _bound(self, config: Mapping[str, Any]) -> None:
         self.most_requests = config["queue"] + config["batch"]
-        self._inspect.set_max_batch_size(config["batch"])  # type: ignore[attr-defined]
+        self.looker.batcher.most = config["batch"]
 
     def __serve_build_asgi_app__(self) -> Guard:
         """Build the application that Ray Serve runs."""
@@ -105,10 +107,9 @@ class Replica:
         self.admit(task)
         self._count_waiting(task, 1)
         watch = None if frame is None else partial(self._watch, frame)
-        ways = self.decoders.read, self._inspect, watch
         try:
             inspector = await self.inspector_of(task)
-            parts = await inspector.answer(images, alias, mask, explain, *ways)
+            parts = await inspector.answer(images, alias, mask, explain, self.looker.look, watch)
         finally:
             self._count_waiting(task, -1)
         opened = inspector.opened.get(alias)
@@ -137,11 +138,10 @@ class Replica:
         """What answers beside the tasks' replicas."""
         return serve.get_deployment_handle("front", app_name="front")
 
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)
-    async def _inspect(self, items: list[Item]) -> list[Any]:
+    def _inspect(self, items: Sequence[Item]) -> list[Any]:
         for task, num in Counter(opened.model.task for opened, _ in items).items():
             self.meters.batch.observe(num, {"task": task})
-        return await asyncio.to_thread(inspect, items)
+        return inspect(items)
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """See `http.Service`."""
