@@ -65,8 +65,8 @@ class Replica:
         self.task = task
         self.inspector = Inspector(Registry(self.config.registry), task, threads, provider)
         limits = self.config.limits
-        # one more than graphs have threads: an image that hangs holds no other up
-        decoders = Decoders(threads + 1, DecodeLimits(limits.image_mp * 1e6, limits.decode_s))
+        # one runs graphs, and one more than these have threads decodes: an image that hangs holds no other up
+        decoders = Decoders(threads + 2, DecodeLimits(limits.image_mp * 1e6, limits.decode_s))
         self.looker = Looker(decoders, self._inspect)
         self.meters = Meters()
         self.waiting: Counter[str] = Counter()
