@@ -16,7 +16,8 @@ import pytest
 
 from assay.bundle.promotion import promote, promote_again
 from assay.bundle.registry import Registry
-from assay.serve.decoders import DecodeLimits, Decoders
+from assay.serve.decode_process import DecodeLimits
+from assay.serve.decoders import Decoders
 from assay.serve.frames import Frame, PrintStates
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, inspect

@@ -15,7 +15,8 @@ import pytest
 import assay
 from assay.data.images.pyramid import ImagePyramid
 from assay.errors import ImageError
-from assay.serve.decoders import ARENAS, Child, DecodeLimits, Decoders, is_bounded, say
+from assay.serve.decode_process import ARENAS, Child, DecodeLimits, say
+from assay.serve.decoders import Decoders, is_bounded
 
 
 def encoded(suffix: str, height: int, width: int, dtype: type = np.uint8, seed: int = 0) -> bytes:
@@ -152,7 +153,9 @@ def test_an_image_has_a_process_where_its_time_is_not_told_by_its_pixels(monkeyp
 
 
 def test_memory_is_limited_by_what_a_process_has():
-    code = "from assay.serve.decoders import _limit_memory as limit, say\nimport numpy as np\n"
+    code = (
+        "from assay.serve.decode_process import _limit_memory as limit, say\nimport numpy as np\n"
+    )
     code += "limit(64 << 20)\nnp.ones(32 << 20, np.uint8)\n"
     code += "try:\n np.ones(128 << 20, np.uint8)\nexcept MemoryError as error:\n print(say(error))"
     environment = os.environ | {"PYTHONPATH": str(Path(assay.__file__).parents[1])}

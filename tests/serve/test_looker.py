@@ -11,7 +11,8 @@ from time import sleep
 import pytest
 
 from assay.errors import ImageError
-from assay.serve.decoders import DecodeLimits, Decoders
+from assay.serve.decode_process import DecodeLimits
+from assay.serve.decoders import Decoders
 from assay.serve.looker import Batcher, Looker
 
 
@@ -105,3 +106,37 @@ def test_an_image_goes_from_bytes_to_what_is_said_of_it_and_a_bad_one_to_why(her
     assert first == last == (60, 80)
     assert isinstance(bad, ImageError)
     assert all(name.startswith("decode") for name in seen)
+
+
+def test_what_a_sender_that_went_away_had_asked_is_left_out(here, pictures):
+    opened = here.inspectors["parts"].opened["champion"]
+    content = pictures[0].read_bytes()
+    entered, leave, numbers = threading.Event(), threading.Event(), []
+
+    def inspect(items):
+        numbers.append(len(items))
+        entered.set()
+        assert leave.wait(5)
+        return [None] * len(items)
+
+    decoders = Decoders(2, DecodeLimits(120e6, 20.0))
+    looker = Looker(decoders, inspect, 4)
+
+    async def ask() -> None:
+        first = asyncio.create_task(looker.look(opened, content))
+        assert await asyncio.to_thread(entered.wait, 5)
+        gone = asyncio.create_task(looker.look(opened, content))
+        while not looker.batcher.waiting:
+            await asyncio.sleep(0.01)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        leave.set()
+        assert await first is None
+
+    try:
+        asyncio.run(ask())
+    finally:
+        leave.set()
+        decoders.close()
+    assert numbers == [1]

@@ -1,7 +1,7 @@
 """What a request may bring: how many bytes, of which formats, of how many pixels, in what time.
 
 Bytes are counted while they arrive, the format is told by its first bytes; pixels by the header, in
-the process that decodes (see `serve.decoders`).
+the process that decodes (see `serve.decode_process`).
 """
 
 import asyncio

@@ -23,7 +23,8 @@ from assay.config import from_dict
 from assay.metrics.alarm import Alarm
 from assay.serve.config import ServeConfig
 from assay.serve.contract import MaskFormat
-from assay.serve.decoders import DecodeLimits, Decoders
+from assay.serve.decode_process import DecodeLimits
+from assay.serve.decoders import Decoders
 from assay.serve.frames import Frame
 from assay.serve.gate import REASONS
 from assay.serve.guard import Guard
