@@ -48,6 +48,9 @@ PARTS = {
 }
 """What is killed of each: the names that Ray gives its processes, besides the first two."""
 
+BACK_S = 30
+"""Until another node is there in the place of one that was killed, as an autoscaler brings it."""
+
 LAUNCHES, LAUNCH_S = 5, 600
 """Times that a command is given, and seconds that it may take, until it counts as one that hangs."""
 
@@ -113,6 +116,8 @@ class Batch:
     def __init__(self, nodes: Nodes, root: Path, rng: random.Random) -> None:
         self.nodes, self.root, self.rng = nodes, root, rng
         self.num = 0
+        self.back: dict[str, float] = {}
+        """When nodes that were killed are there again."""
         self.struck: dict[str, tuple[int, int]] = {}
         """Of runs under way at the last kill, how often they had been launched, and their last update."""
 
@@ -130,9 +135,7 @@ class Batch:
         shutil.copytree(
             self.root / "first", storage
         )  # images and pixels, which need no second making
-        for name in ("a", "b"):
-            if name not in self.nodes.running:
-                self.nodes.start(name, 1)
+        self.replace_nodes(due=float("inf"))
         kills = [self.rng.choice(PARTS[what]) for _ in range(self.rng.choice((1, 2)))]
         while done.launches < LAUNCHES:
             done.launches += 1
@@ -154,6 +157,7 @@ class Batch:
         due = self.rng.randint(1, 8)
         while command.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
+            self.replace_nodes(time.monotonic())
             now = steps(storage)
             self.count_lost(now, done)
             if kills and sum(last for _, _, last in now.values()) >= due:
@@ -178,10 +182,18 @@ class Batch:
         if name == "node":
             left = [each for each in self.nodes.running if each != "head"]
             if len(left) == 2:  # one must stay: with the head alone there is no room
-                self.nodes.kill(self.rng.choice(left))
+                node = self.rng.choice(left)
+                self.nodes.kill(node)
+                self.back[node] = time.monotonic() + BACK_S
             return len(left) == 2
         sessions = [node.pid for node in self.nodes.running.values()]
         return kill_one(self.rng, sessions, name)
+
+    def replace_nodes(self, due: float) -> None:
+        """Begin the nodes anew whose time has come."""
+        for name in [name for name, at in self.back.items() if at <= due]:
+            del self.back[name]
+            self.nodes.start(name, 1)
 
     def count_lost(self, now: dict[str, list[int]], done: Round) -> None:
         """Add the updates that a run which was under way at a kill makes anew, once it has begun again."""
