@@ -1,10 +1,10 @@
 """Several hosts on this machine: each with a network, temporary files and shared memory of its own.
 
-    PYTHONPATH=platform python tests/chaos/hosts.py [ddp fsdp sweep serving outage drained lost]
+    PYTHONPATH=platform python tests/chaos/hosts.py [ddp fsdp sweep serving outage drained lost lossy]
 
-Four raylets in namespaces of Linux (root is needed), joined by a bridge; runs lie on a folder that all share. A training (DDP, then
+Four raylets in namespaces of Linux (root is needed, and iptables for packets that are dropped), joined by a bridge; runs lie on a folder that all share. A training (DDP, then
 FSDP, over gloo), a sweep whose trials have two workers, and a served bundle work across them, and a host's
-link is cut, for a while and for good, or a host is drained and taken away, while a training goes on. What runs predict is compared with a run in one process.
+link is cut, for a while and for good, or drops packets, or a host is drained and taken away, while a training goes on. What runs predict is compared with a run in one process.
 """
 
 import atexit
@@ -32,6 +32,8 @@ HOSTS = dict.fromkeys(("head", "a", "b", "c"), 1)
 """CPUs of each: a training of two whole CPUs is on two hosts, and leaves others for Ray Data, also when one is lost."""
 WORKERS = ["--workers", "2", "--cpus-per-worker", "1"]
 EACH = ["--checkpoint-steps", "1"]
+LOSS = 0.05
+"""Share of packets that a bad link drops, each way."""
 FINGERPRINT = str(ROOT / "tasks" / "fingerprint.py")
 
 
@@ -170,6 +172,15 @@ def cut(nodes: Nodes, name: str, seconds: float) -> str:
     return f"link of {name} down for {seconds:g} s"
 
 
+def drop_packets(nodes: Nodes, name: str) -> str:
+    """Let the link of a host drop one in twenty packets each way from now on; return what was done."""
+    for chain, side in (("INPUT", "-i"), ("OUTPUT", "-o")):
+        rule = f"-A {chain} {side} eth0 -m statistic --mode random --probability {LOSS} -j DROP"
+        inside = ["ip", "netns", "exec", link_of(name)]
+        subprocess.run([*inside, "iptables", *rule.split()], check=True)
+    return f"{LOSS:.0%} of the packets from and to {name} dropped"
+
+
 def train(
     nodes: Nodes,
     root: Path,
@@ -254,6 +265,10 @@ def main() -> None:
             ),
             "lost": lambda: train(
                 nodes, root, "lost", "--train.seed", "3", *EACH, fault=partial(cut, seconds=0)
+            ),
+            # the last, since the link stays so
+            "lossy": lambda: train(
+                nodes, root, "lossy", "--train.seed", "4", *EACH, fault=drop_packets
             ),
         }
         # of the nodes: replicas do not see what the command's environment has
