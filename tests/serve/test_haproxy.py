@@ -294,6 +294,9 @@ def test_what_is_sent_while_no_haproxy_lives_waits_for_the_next(tmp_path_factory
     good = Replica(answers)
     statuses: list[int] = []
     with haproxy.hold("127.0.0.1", port, folder):
+        for _ in range(20):  # who goes away before it is given anything
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(str(folder / haproxy.HELD))
         with pytest.raises(ConnectionRefusedError):
             post(port, b"before any")
         with _running(folder, port, ports, (good,)):  # ends by SIGKILL

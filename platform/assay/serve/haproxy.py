@@ -56,6 +56,10 @@ HELD = "held.sock"
 """Gives each HAProxy of a folder the socket that it listens on."""
 
 
+GIVEN_S = 5.0
+"""Longest time until it is given."""
+
+
 NO_PATH = "There is no such path; GET /openapi.json lists them."
 
 
@@ -149,22 +153,27 @@ def hold(host: str, port: int, folder: Path) -> Iterator[None]:
 
 def _give(held: socket.socket, asked: socket.socket) -> None:
     """Give a socket to each who asks."""
-    with suppress(OSError):  # nobody can ask any more
-        while True:
-            with asked.accept()[0] as script:
-                socket.send_fds(script, [b"."], [held.fileno()])
+    while True:
+        try:
+            script = asked.accept()[0]
+        except OSError:  # nobody can ask any more
+            return
+        with script, suppress(OSError):  # one that went away keeps it from no other
+            socket.send_fds(script, [b"."], [held.fileno()])
 
 
 def _take(folder: Path) -> int | None:
     """Return the number of the socket that is held; None where who held it is gone."""
     try:
         with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(GIVEN_S)
             asking.connect(str(folder / HELD))
-            _, (held, *_), *_ = socket.recv_fds(asking, 1, 1)
+            _, held, *_ = socket.recv_fds(asking, 1, 1)
     except OSError:
         return None
-    os.set_inheritable(held, True)
-    return held
+    for number in held:
+        os.set_inheritable(number, True)
+    return held[0] if held else None
 
 
 def edit(text: str, settings: Mapping[str, Any], held: int | None = None) -> str:
