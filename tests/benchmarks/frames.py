@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import bench
 import serve as benchmark
+from asking import free_port
 
 from assay.bundle.promotion import promote
 from assay.bundle.registry import Registry
@@ -67,7 +68,7 @@ def main() -> None:
     image = benchmark.picture(run, 1)
     os.environ["ASSAY_TOKEN"] = ""
     app = ApplicationConfig(cpus=0.5, min_replicas=2, max_replicas=2, queue=128, batch=1)
-    port = benchmark.free_port()
+    port = free_port()
     config = ServeConfig(registry=registry.address, port=port, open=True, app=app)
     with control.cluster(config):
         control.deploy(configuration(config))

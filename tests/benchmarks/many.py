@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import onnx
 import pyarrow as pa
-import serve as benchmark
+from asking import cpu_seconds, free_port, serve_processes
 from onnx import TensorProto, helper, numpy_helper
 
 from assay.bundle import trial
@@ -140,7 +140,7 @@ def served(
     """Serve a registry; yield the settings, and seconds until each bundle was tried, and from there until all were ready."""
     config = ServeConfig(
         registry=registry.address,
-        port=benchmark.free_port(),
+        port=free_port(),
         open=True,
         app=ApplicationConfig(cpus=0, max_replicas=1),
         shared=shared,
@@ -174,17 +174,17 @@ def behind(
     with served(registry, shared) as (config, told):
         first = [ask(config, task, image) for task in tasks]
         again = [ask(config, task, image) for task in tasks]
-        named = benchmark.serve_processes()
+        named = serve_processes()
         holding = [pid for pid, name in named.items() if REPLICAS.search(name)]
         assert len(holding) == (1 if shared.tasks else len(tasks))
         replicas = [pss_mb(pid) for pid in holding]
         rest = [pss_mb(pid) for pid in named if pid not in holding]
-        before = {pid: benchmark.cpu_seconds(pid) for pid in named}
+        before = {pid: cpu_seconds(pid) for pid in named}
         time.sleep(REST_S)
-        left = benchmark.serve_processes()  # an earlier HAProxy may have ended meanwhile
+        left = serve_processes()  # an earlier HAProxy may have ended meanwhile
         gone = {name for pid, name in named.items() if pid not in left}
         assert gone <= {"haproxy"}, gone
-        spent = [benchmark.cpu_seconds(pid) - before[pid] for pid in named if pid in left]
+        spent = [cpu_seconds(pid) - before[pid] for pid in named if pid in left]
     return told | {
         "memory of a replica (PSS), median": f"{statistics.median(replicas):.0f} MB",
         "of all replicas": f"{sum(replicas):.0f} MB",

@@ -31,6 +31,8 @@ FAST = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # each has a log of its own, and wrote every line twice
+    "RAY_SERVE_LOG_TO_STDERR": "0",
     # on a loaded machine a proxy takes longer to start than Ray Serve waits before it kills it
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     # what bounds the heads and the time of requests; see `serve.gate`

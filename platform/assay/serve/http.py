@@ -19,7 +19,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import assay
@@ -164,7 +164,9 @@ def _add_judging(app: FastAPI, service: Service, limits: Limits, responses: Resp
     room = Room(limits.held_mb * 1e6)
     judged = _only(responses, *(status for status in _REASONS if status != 409))
 
-    @app.post("/v1/{task}", responses=judged, openapi_extra={"requestBody": _BODY})
+    @app.post(
+        "/v1/{task}", response_model=Reply, responses=judged, openapi_extra={"requestBody": _BODY}
+    )
     async def judge(
         request: Request,
         task: str,
@@ -173,7 +175,7 @@ def _add_judging(app: FastAPI, service: Service, limits: Limits, responses: Resp
         explain: bool = False,
         print_id: PrintId = None,
         seconds: Seconds = None,
-    ) -> Reply:
+    ) -> Response:
         """Judge an image, or several views of one part together; with explain=1 say where the evidence for a class lies.
 
         With print=ID the image is the next frame of that print (taken at time=SECONDS), and the print's alarms answer too.
@@ -188,7 +190,8 @@ def _add_judging(app: FastAPI, service: Service, limits: Limits, responses: Resp
             with room.share() as take:
                 reply = await _judge(service, limits, request, take, task, *asked)
             status = 200
-            return reply
+            # as it is: FastAPI would check once more what was just checked
+            return Response(reply.model_dump_json(), media_type="application/json")
         except RefusedError as refused:
             status = refused.status
             raise

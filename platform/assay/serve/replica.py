@@ -125,7 +125,7 @@ class Replica:
 
     def _count_waiting(self, task: str, more: int) -> None:
         self.waiting[task] += more
-        self.meters.waiting.set(self.waiting[task], {"task": task})
+        self.meters.set_waiting(task, self.waiting[task])
 
     async def _watch(
         self, frame: Frame, model: Sequence[str], alarms: Sequence[Alarm], logit: float
