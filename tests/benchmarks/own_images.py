@@ -1,6 +1,6 @@
 """Photographs in folders, by the `files` preset and pretrained weights, beside a logistic regression on frozen features.
 
-    python tests/benchmarks/own_images.py DATA STORAGE [--questions classes dslr source] [--seeds 0 1 2]
+    python tests/benchmarks/own_images.py DATA STORAGE [--questions classes dslr source] [--seeds 0 1 2] [--epochs 8] [--px 320 160 224]
 
 DATA holds office_caltech: ten classes of objects in four domains, two of them cameras. Three questions: which of ten
 classes, in new images; the same on the domain dslr, which is held out; and which domain an image is from, on classes of objects that are held
@@ -33,7 +33,7 @@ from pretrained import lite0
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 COMMON = (
     "--preset files --data.root {data}/office_caltech --data.group "
-    "--patches.image-px 256 --patches.overview-px 128 --patches.patch-px 160 --patches.normalise constants "
+    "--patches.image-px {px[0]} --patches.overview-px {px[1]} --patches.patch-px {px[2]} --patches.normalise constants "
     "--model.backbone tf_efficientnet_lite0 --model.weights {weights} --model.trunk tf_efficientnet_lite0 --model.scorer-weights {weights} "
     "--train.epochs {epochs} --train.seed {seed} --storage {storage} --workers 0"
 )
@@ -100,6 +100,7 @@ def measure(
     text = f"{COMMON} {text}".format(
         data=options.data.absolute(),
         weights=options.weights,
+        px=options.px,
         epochs=options.epochs,
         seed=seed,
         storage=options.storage,
@@ -111,6 +112,7 @@ def measure(
     minutes = (time.perf_counter() - began) / 60
     folders = dict(line.split(": ") for line in done.stdout.strip().splitlines()[-3:-1])
     row: dict[str, Any] = {"question": question, "seed": seed, "epochs": options.epochs}
+    row["px"] = "/".join(map(str, options.px))
     right: dict[str, np.ndarray] = {}
     for name, folder in folders.items():
         answers = pq.read_table(Path(folder) / "predictions.parquet").to_pylist()
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument("--questions", nargs="*", default=list(QUESTIONS), choices=list(QUESTIONS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--px", nargs=3, type=int, default=[320, 160, 224])
     options = parser.parse_args()
     options.storage = options.storage.absolute()
     options.weights = lite0(options.storage / "lite0.safetensors")
@@ -153,11 +156,11 @@ def main() -> None:
     features = dict(zip(ids, features_of(paths, options.weights), strict=True))
     for question in options.questions:
         for seed in options.seeds:
-            kept = options.storage / f"{question}-{seed}.json"
+            kept = options.storage / f"{question}-{options.epochs}-{options.px[2]}-{seed}.json"
             if not kept.exists():
                 kept.write_text(json.dumps(measure(question, seed, options, features)))
             print(kept.read_text(), flush=True)
-    rows = [json.loads(path.read_text()) for path in sorted(options.storage.glob("*-*.json"))]
+    rows = [json.loads(path.read_text()) for path in sorted(options.storage.glob("*-*-*-*.json"))]
     write(
         __file__,
         TEXT,
@@ -165,8 +168,9 @@ def main() -> None:
     )
 
 
-TEXT = """Office-Caltech by the `files` preset on EfficientNet-Lite0 of ImageNet (256 px, four patches of 160 px, overview 128 px), beside a
-logistic regression on its frozen features of the whole image; accuracy with 95 % intervals over images."""
+TEXT = """Office-Caltech by the `files` preset on EfficientNet-Lite0 of ImageNet (px: image, overview and patch, of which there are
+four; the preset's own are 320/160/224), beside a logistic regression on its frozen features of the whole image; accuracy with 95 % intervals
+over images."""
 
 
 if __name__ == "__main__":
