@@ -1,6 +1,6 @@
 """The `parts` preset at the paper's size: parts of 2550 px whose surface is that of real photographs.
 
-    python tests/benchmarks/paper_size.py DATA STORAGE [--seeds 0 1 2]
+    python tests/benchmarks/paper_size.py DATA STORAGE [--seeds 0 1 2] [--epochs 30]
 
 DATA holds pbf_recoating, whose photographs of powder are the surface of every part, drawn without regard to its machine.
 The parts are those of `assay.data.synthetic.parts` without their own raster: six designs that are trained, three never seen.
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("storage", type=Path)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=30)
     options = parser.parse_args()
     storage = options.storage.absolute()
     folder = storage / "parts"
@@ -154,7 +154,8 @@ def main() -> None:
         minutes = (time.perf_counter() - began) / 60
         named = dict(line.split(": ") for line in done.stdout.strip().splitlines()[-3:-1])
         for name, where in named.items():
-            lines.append([*rows_of_run(Path(where), zones, seed, name), f"{minutes:.0f}"])
+            patches = "random" if name == "random" else "chosen"
+            lines.append([*rows_of_run(Path(where), zones, seed, patches), f"{minutes:.0f}"])
         print(lines[-2:], flush=True)
     header = [
         "seed",
