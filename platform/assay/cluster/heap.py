@@ -3,7 +3,7 @@
 import ctypes
 import gc
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Names of <malloc.h>."""
 
 KEPT_BYTES, LARGE_BYTES = 64 << 20, 32 << 20
@@ -19,6 +19,19 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def keep_all_freed_memory() -> None:
+    """Keep what is freed, however large, for the next update; `give_back_freed_memory` gives it back.
+
+    Else what a forward pass leaves for its backward pass, some gigabytes, comes from the system anew in each
+    update, page by page, which takes a CPU longer than the arithmetic. Of threads it holds alone where they share
+    the process's first arena (MALLOC_ARENA_MAX=1, set as it starts).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def give_back_freed_memory() -> None:

@@ -23,6 +23,9 @@ LOOK_S, LOOKS = 5.0, 8
 PATIENT = {"RAY_raylet_start_wait_time_s": "180"}
 """Set where this starts Ray, unless the user says otherwise: on a loaded machine a node takes long to start."""
 
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""Set where this trains: Ray trains in a thread, which keeps what it frees in the first arena alone (see `heap.keep_all_freed_memory`)."""
+
 GATE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 FAST = {
@@ -74,7 +77,7 @@ def ray_session(serves: bool = False) -> Iterator[bool]:
         write_secret(Path.home() / ".ray" / "auth_token")  # Ray's own is readable by everyone
         paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        wanted = PATIENT | FAST if serves else PATIENT
+        wanted = PATIENT | (FAST if serves else ONE_ARENA)
         os.environ |= {name: value for name, value in wanted.items() if name not in os.environ}
         _start(
             address="local",
@@ -83,8 +86,8 @@ def ray_session(serves: bool = False) -> Iterator[bool]:
             logging_level=logging.ERROR,
         )
     else:
-        gate = {name: FAST[name] for name in (GATE,) if serves}
-        _start(runtime_env={"py_modules": [str(package)], "env_vars": gate}, log_to_driver=False)
+        sent = {GATE: FAST[GATE]} if serves else ONE_ARENA
+        _start(runtime_env={"py_modules": [str(package)], "env_vars": sent}, log_to_driver=False)
     ended = threading.Event()
     if not is_local:
         address = ray.get_runtime_context().gcs_address
