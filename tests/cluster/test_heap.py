@@ -41,8 +41,8 @@ def test_memory_of_one_image_is_kept_for_the_next():
 
 UPDATES = """
 import resource, sys, threading
-from assay.cluster.heap import give_back_freed_memory, keep_all_freed_memory
-sys.argv[1] == "keep" and keep_all_freed_memory()
+from assay.cluster.heap import ALL, give_back_freed_memory, keep_freed_memory
+sys.argv[1] == "keep" and keep_freed_memory(ALL)
 def update():
     return sum(len(bytearray(size << 20)) for size in (100, 40, 5))
 def train():

@@ -3,35 +3,24 @@
 import ctypes
 import gc
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of <malloc.h>."""
 
-KEPT_BYTES, LARGE_BYTES = 64 << 20, 32 << 20
-"""What is kept, and from what size on memory comes from the system and goes back to it all the same."""
+REQUEST_BYTES, IMAGE_BYTES, ALL = 64 << 20, 512 << 20, -1
+"""What is kept by a process that answers requests, by one that handles images of 26 megapixels, and by one that trains."""
 
 
-def keep_freed_memory() -> None:
-    """Keep so much of what is freed for the next image.
+def keep_freed_memory(most: int = REQUEST_BYTES) -> None:
+    """Keep so much (bytes) of what is freed for the next image or update; `give_back_freed_memory` gives it back.
 
-    Else every page of it is made and cleared anew for each: some hundred page faults.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
-
-
-def keep_all_freed_memory() -> None:
-    """Keep what is freed, however large, for the next update; `give_back_freed_memory` gives it back.
-
-    Else what a forward pass leaves for its backward pass, some gigabytes, comes from the system anew in each
-    update, page by page, which takes a CPU longer than the arithmetic. Of threads it holds alone where they share
-    the process's first arena (MALLOC_ARENA_MAX=1, set as it starts).
+    Else every page of it is made and cleared anew for each. Of an image that takes a third of the time to store it;
+    of an update, whose forward pass leaves gigabytes to its backward pass, half. What is above 64 MB is
+    kept for threads alone that share the process's first arena (MALLOC_ARENA_MAX=1, set as it starts).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TRIM_THRESHOLD, most)
 
 
 def give_back_freed_memory() -> None:

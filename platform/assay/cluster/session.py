@@ -24,7 +24,7 @@ PATIENT = {"RAY_raylet_start_wait_time_s": "180"}
 """Set where this starts Ray, unless the user says otherwise: on a loaded machine a node takes long to start."""
 
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
-"""Set where this trains: Ray trains in a thread, which keeps what it frees in the first arena alone (see `heap.keep_all_freed_memory`)."""
+"""Set where this trains: Ray trains in a thread, which keeps what it frees in the first arena alone (see `heap.keep_freed_memory`)."""
 
 GATE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 

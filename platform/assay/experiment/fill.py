@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray.data
 
+from assay.cluster.heap import IMAGE_BYTES, keep_freed_memory
 from assay.data.images.decode import probe
 from assay.data.images.entry import page_of
 from assay.data.images.pyramid import pyramid_bytes
@@ -56,7 +57,7 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
     if store.is_folder:
         _refuse_full_disk({content: path_of[content] for content in missing}, store.here)
     work: list[dict[str, Any]] = [{"content": c, "path": path_of[c]} for c in missing]
-    outcomes = _fill_with_ray(work, store) if parallel else (decode_into(store, w) for w in work)
+    outcomes = _fill_with_ray(work, store) if parallel else (_decode(store, w) for w in work)
     bad = _follow(outcomes, len(work))
     keys = zip(manifest.column("content"), *manifest.masks.values(), strict=True)
     reasons = [[bad[content] for content in row_keys if content in bad] for row_keys in keys]
@@ -111,10 +112,15 @@ def _refuse_full_disk(paths: dict[str, str], folder: Path) -> None:
         )
 
 
+def _decode(store: Store, work: dict[str, Any]) -> dict[str, Any]:
+    keep_freed_memory(IMAGE_BYTES)
+    return decode_into(store, work)
+
+
 def _fill_with_ray(work: list[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
     _set_up()
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     least = max(BLOCKS_PER_CPU * cpus, math.ceil(len(work) / IMAGES_PER_BLOCK))
     blocks = min(len(work), least)
-    dataset = ray.data.from_items(work, override_num_blocks=blocks).map(partial(decode_into, store))
+    dataset = ray.data.from_items(work, override_num_blocks=blocks).map(partial(_decode, store))
     yield from dataset.iter_rows()

@@ -34,7 +34,7 @@ import ray.exceptions
 from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.classify import Answer
 from assay.cluster import nodes
-from assay.cluster.heap import keep_freed_memory
+from assay.cluster.heap import IMAGE_BYTES, keep_freed_memory
 from assay.cluster.session import ray_session
 from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid
@@ -195,7 +195,7 @@ def _ended(reason: str) -> ResourceError:
 
 @lru_cache(maxsize=2)
 def _open_bundle(folder: Path, variant: Variant) -> Bundle:
-    keep_freed_memory()
+    keep_freed_memory(IMAGE_BYTES)
     return Bundle(folder, verify=False, variant=variant, threads=1)
 
 
