@@ -1,20 +1,17 @@
-"""Ray Data: the job that builds the pixel store, and the stream that feeds each worker.
-
-The only file that imports ray.data. `fill_here` and `task.batches` are the same work without Ray.
-"""
+"""The work that builds the pixel store, in this process or on all CPUs that Ray has."""
 
 import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.data
+import ray
 
 from assay.cluster.heap import IMAGE_BYTES, keep_freed_memory
 from assay.data.images.decode import probe
@@ -22,13 +19,13 @@ from assay.data.images.entry import page_of
 from assay.data.images.pyramid import pyramid_bytes
 from assay.data.images.store import SPARE_DISK, Store, decode_into
 from assay.data.manifest import Manifest
+from assay.data.near.spread import one_by_one
 from assay.errors import ImageError, StoreError
-from assay.experiment.stream import _set_up
+from assay.experiment.spread import over_cluster
 from assay.progress import progress_bar
 
-IMAGES_PER_BLOCK, BLOCKS_PER_CPU = 32, 8
-"""Ray Data waits about .2 s between two blocks, so they hold several images; and each CPU has several
-blocks, so that none waits long for the last."""
+IMAGES_PER_TASK, TASKS_PER_CPU = 32, 8
+"""A task holds several images, for it takes a millisecond to hand over; and each CPU has several tasks, so that none waits long for the last."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class UnreadableImage:
 
 
 def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> list[UnreadableImage]:
-    """Decode every image and mask that the store lacks; with Ray Data if `parallel`, else in this process.
+    """Decode every image and mask that the store lacks; in Ray's tasks if `parallel`, else in this process.
 
     Says how fast it was.
 
@@ -57,8 +54,11 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
     if store.is_folder:
         _refuse_full_disk({content: path_of[content] for content in missing}, store.here)
     work: list[dict[str, Any]] = [{"content": c, "path": path_of[c]} for c in missing]
-    outcomes = _fill_with_ray(work, store) if parallel else (_decode(store, w) for w in work)
-    bad = _follow(outcomes, len(work))
+    # plain tasks: Ray Data takes a second to begin and waits .2 s between two blocks
+    size = _images_per_task(len(work)) if parallel else 1
+    pieces = [work[i : i + size] for i in range(0, len(work), size)]
+    spread = over_cluster if parallel else one_by_one
+    bad = _follow(chain.from_iterable(spread(_decode, store, pieces, "")), len(work))
     keys = zip(manifest.column("content"), *manifest.masks.values(), strict=True)
     reasons = [[bad[content] for content in row_keys if content in bad] for row_keys in keys]
     unreadable = [UnreadableImage(row, why[0]) for row, why in enumerate(reasons) if why]
@@ -71,16 +71,10 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
 
 
 def _follow(outcomes: Iterable[dict[str, Any]], num: int) -> dict[str, str]:
-    """Show progress, then say how fast it was; return why contents could not be decoded.
-
-    Raises:
-        StoreError: nothing can be stored.
-    """
+    """Show progress, then say how fast it was; return why contents could not be decoded."""
     began, pixels, bad = time.perf_counter(), 0, {}
     bar = progress_bar(num, "decode")
     for outcome in outcomes:
-        if outcome["ended"]:
-            raise StoreError(str(outcome["ended"]))
         bar.update()
         pixels += outcome["pixels"]
         if outcome["reason"]:
@@ -112,15 +106,11 @@ def _refuse_full_disk(paths: dict[str, str], folder: Path) -> None:
         )
 
 
-def _decode(store: Store, work: dict[str, Any]) -> dict[str, Any]:
-    keep_freed_memory(IMAGE_BYTES)
-    return decode_into(store, work)
-
-
-def _fill_with_ray(work: list[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
-    _set_up()
+def _images_per_task(num: int) -> int:
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    least = max(BLOCKS_PER_CPU * cpus, math.ceil(len(work) / IMAGES_PER_BLOCK))
-    blocks = min(len(work), least)
-    dataset = ray.data.from_items(work, override_num_blocks=blocks).map(partial(_decode, store))
-    yield from dataset.iter_rows()
+    return min(IMAGES_PER_TASK, math.ceil(num / (TASKS_PER_CPU * cpus)))
+
+
+def _decode(store: Store, work: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keep_freed_memory(IMAGE_BYTES)
+    return [decode_into(store, one) for one in work]

@@ -178,19 +178,17 @@ class Store:
 
 
 def decode_into(store: Store, work: dict[str, Any]) -> dict[str, Any]:
-    """Run `Store.build` on one work item (content, path), as a Ray Data task.
+    """Run `Store.build` on one work item (content, path); adds the number of pixels decoded, and why the image cannot be read, or "".
 
-    Adds the number of pixels decoded, why the image cannot be read, or "", and why no other can be
-    stored either, or "": of what a task raises Ray Data keeps the traceback alone.
+    Raises:
+        StoreError: no other can be stored either.
     """
-    outcome = {"pixels": 0, "reason": "", "ended": ""}
+    outcome = {"pixels": 0, "reason": ""}
     try:
         data = read_as_hashed(restore(Path(work["path"])), hash_of(work["content"]))
         outcome["pixels"] = store.build(work["content"], data)
     except (ImageError, ManifestError) as error:
         outcome["reason"] = str(error).replace(decode.name(b""), work["path"], 1)
-    except StoreError as error:
-        outcome["ended"] = str(error)
     return work | outcome
 
 

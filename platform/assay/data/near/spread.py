@@ -19,7 +19,7 @@ class Spread(Protocol):
             work: a function that can be pickled.
             shared: what every piece needs.
             pieces: what one is done with at a time.
-            label: what it is called on the terminal.
+            label: what it is called on the terminal; empty: nothing is shown.
         """
         ...
 
