@@ -14,6 +14,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
+from assay.config import Share
 from assay.data.dataset import Dataset
 from assay.data.inputs import augment
 from assay.data.inputs.augment import AugmentConfig
@@ -50,6 +51,8 @@ class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, sectio
     """Learning rate of the backbone as a multiple of optim.lr."""
     aggregator_lr: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Learning rate of what joins the patches (without the projection before it) as a multiple of optim.lr."""
+    backbone_frozen: Share = 0.0
+    """Share of the run in which a backbone with weights is frozen, and what joins its features learns alone: linear probing, then fine-tuning (Kumar et al. 2022)."""
 
     def __post_init__(self) -> None:
         """Refuse positions where patches do not always come by k, and one draw where draws are compared."""
@@ -69,8 +72,17 @@ class PatchModelConfig(SelectionConfig, BackboneConfig, AggregatorConfig, sectio
         """Name settings without effect, of all that this joins."""
         names = SelectionConfig.idle(self) | BackboneConfig.idle(self)
         if self.trainable_blocks == 0:
-            names["backbone_lr"] = "model.trainable-blocks is 0"
+            why = "model.trainable-blocks is 0"
+            names |= dict.fromkeys(("backbone_lr", "backbone_frozen"), why)
+        elif self.weights == "none":
+            names["backbone_frozen"] = "model.weights is none"
+        elif self.backbone_frozen == 1:
+            names["backbone_lr"] = "model.backbone-frozen is 1"
         return names
+
+    def freezes_backbone(self, progress: float) -> bool:
+        """Tell whether the backbone is frozen at this share (0 to 1) of the run."""
+        return progress < self.backbone_frozen and self.weights != "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +110,7 @@ class PatchNetwork(Classification):
         model = config.model
         self.grid = grid_side(model.trunk, config.patches.overview_px)
         self.cutter = PatchCutter()
+        self.freezes_backbone = False
         self._begun: deque[tuple[Batch, np.ndarray, Begun]] = deque(maxlen=2)
         """Cuts of this batch and the next."""
         self.scorer: nn.Module = nn.Identity()
@@ -225,7 +238,9 @@ class PatchNetwork(Classification):
 
     def embed(self, patches: Tensor) -> Tensor:
         """Return features (b n f) of patches (b n 3 p p)."""
-        features: Tensor = self.project(self.backbone(patches.flatten(0, 1)))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freezes_backbone):
+            embedded = self.backbone(patches.flatten(0, 1))
+        features: Tensor = self.project(embedded)
         return features.view(*patches.shape[:2], -1)
 
     def classify(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:

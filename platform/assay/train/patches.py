@@ -43,6 +43,7 @@ class PatchClassification(PatchNetwork):
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Return the cross-entropy of the answers made from given (warm-up, baselines) or selected patches."""
         model, truth = self.config.model, self.truth(batch)
+        self.freezes_backbone = model.freezes_backbone(progress)
         if model.mode in ("ips", "grid", "all"):
             return self._learn_from_cells(batch, self.choose(batch), truth)
         if model.mode == "random" or progress < model.warmup:
@@ -174,9 +175,10 @@ class PatchClassification(PatchNetwork):
     def param_groups(self, progress: float) -> Mapping[str, Multiplier]:
         """Train the scorer and the backbone at their own rates."""
         model = self.config.model
+        backbone_lr = 0.0 if model.freezes_backbone(progress) else model.backbone_lr
         return {
             "scorer.": Multiplier(lr=model.scorer_lr),
-            "backbone.": Multiplier(lr=model.backbone_lr),
+            "backbone.": Multiplier(lr=backbone_lr),
             "aggregator.": Multiplier(lr=model.aggregator_lr),
         }
 

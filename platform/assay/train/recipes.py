@@ -155,7 +155,11 @@ def reference_recipes() -> dict[str, PatchRecipe]:
 
 
 def recipe_of_parts(demo: PatchClassificationConfig) -> PatchRecipe:
-    """Return the recipe for photographs of parts: the demo's way to learn, at full resolution, on pretrained weights."""
+    """Return the recipe for photographs of parts: the demo's way to learn, at full resolution, on pretrained weights.
+
+    These stay as they are until the scorer decides: most random patches show nothing, and what they teach
+    a backbone spoils its features before the few others can use them.
+    """
     model = replace(
         demo.model,
         k=8,
@@ -166,6 +170,7 @@ def recipe_of_parts(demo: PatchClassificationConfig) -> PatchRecipe:
         weights="hub",
         norm="frozen",
         backbone_lr=0.1,
+        backbone_frozen=demo.model.warmup,
         scorer_lr=0.3,
         embed_dim=256,
         d_inner=512,
