@@ -40,6 +40,7 @@ ALL: dict[str, Any] = {
     "model.positions": True,
     "model.label_smoothing": 0.0,
     "model.backbone_lr": 1.0,
+    "model.backbone_frozen": 0.0,
     "model.aggregator_lr": 1.0,
     "model.scorer_lr": 1.0,
     "train.epochs": 50,
