@@ -91,6 +91,19 @@ def test_it_moves_from_the_start_where_nothing_is_to_be_kept(tmp_path, dataset, 
     assert PatchModelConfig(**scratch).idle()["backbone_frozen"] == "model.weights is none"
 
 
+def test_patience_waits_until_it_learns(dataset, weights):
+    """Else random patches, which have no warm-up, would stop before their backbone has learnt anything."""
+    model = replace(
+        DEMO.model, backbone="test_resnet", mode="random", weights=weights, backbone_frozen=0.7
+    )
+    begins = FINGERPRINT(replace(DEMO, model=model), dataset).patience_begins
+    assert begins == pytest.approx(0.7)
+    for same in (replace(model, weights="none"), replace(model, backbone_frozen=0.0)):
+        assert FINGERPRINT(replace(DEMO, model=same), dataset).patience_begins == 0
+    chosen = replace(model, mode="dps", warmup=0.9)
+    assert FINGERPRINT(replace(DEMO, model=chosen), dataset).patience_begins == pytest.approx(0.9)
+
+
 def test_own_images_begin_with_what_the_weights_know():
     model = recipe_of_parts(DEMO).model
     assert model.backbone_frozen == model.warmup > 0

@@ -128,8 +128,10 @@ class PatchClassification(PatchNetwork):
 
     @property
     def patience_begins(self) -> float:
-        """The scorer decides only after its warm-up; what val says before is of a choice not learnt yet."""
-        return float(self.config.model.warmup) if self.config.model.mode == "dps" else 0.0
+        """The scorer decides only after its warm-up, and a frozen backbone learns only then; what val says before is of neither."""
+        model = self.config.model
+        frozen = model.backbone_frozen if model.freezes_backbone(0.0) else 0.0
+        return float(max(frozen, model.warmup if model.mode == "dps" else 0.0))
 
     @property
     def label_smoothing(self) -> float:
