@@ -77,7 +77,7 @@ def fill_all(folder: Path) -> tuple[int, float, dict[str, list[float]]]:
 
 
 def main() -> None:
-    """Fill a store with Ray Data, then with one huge image in a fresh process."""
+    """Fill a store on all CPUs, then with one huge image in a fresh process."""
     with tempfile.TemporaryDirectory() as name:
         size, seconds, peaks = fill_all(Path(name))
         largest = drawn(Path(name), LARGEST, 1)[0]
@@ -88,7 +88,7 @@ def main() -> None:
     ]
     write(
         __file__,
-        f"A store of {NUM_IMAGES} images of {SIZE}x{SIZE} ({NUM_FILES} JPEG files of quality 95, each under {NUM_IMAGES // NUM_FILES} keys), filled by Ray Data on 2 CPUs: {size / 1e9:.1f} GB in {seconds:.0f} s, {NUM_IMAGES / seconds:.1f} images/s. Peak resident memory of its processes, Python and libraries included:",
+        f"A store of {NUM_IMAGES} images of {SIZE}x{SIZE} ({NUM_FILES} JPEG files of quality 95, each under {NUM_IMAGES // NUM_FILES} keys), filled by Ray's tasks on 2 CPUs: {size / 1e9:.1f} GB in {seconds:.0f} s, {NUM_IMAGES / seconds:.1f} images/s. Peak resident memory of its processes, Python and libraries included:",
         table(["process", "peak"], rows),
         f"One image at the limit of 400 megapixels ({LARGEST}x{LARGEST}) raises the peak of the process that decodes it by {alone:.0f} MB.",
     )

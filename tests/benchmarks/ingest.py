@@ -29,7 +29,7 @@ from assay.data.inputs.patches import Canvas, PatchConfig
 from assay.data.manifest import Manifest
 from assay.experiment.fill import fill
 
-SIZE, NUM_IMAGES, PATCH, NUM_PATCHES, TURNS = 5100, 60, 448, 8, 2
+SIZE, NUM_IMAGES, PATCH, NUM_PATCHES, TURNS = 5100, 60, 448, 8, 4
 SIZES = PatchConfig(image_px=SIZE, overview_px=850, patch_px=PATCH, clahe_clip=0.0)
 CORNERS = np.random.default_rng(1).integers(0, SIZE - PATCH, (NUM_IMAGES, NUM_PATCHES, 2))
 
