@@ -4,7 +4,7 @@ Two processes share the files, a file's tests staying together (its fixtures are
 those that wait longest for Ray, one after the other; the other does the rest meanwhile, what remains of
 Ray, and at last what trains without it.
 
-Also bundles and predictions made by hand, for tests of what comes after training.
+Also each task on a few images, and bundles and predictions made by hand, for tests of what comes after training.
 """
 
 import io
@@ -198,6 +198,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Check shapes anew in each test."""
     SHAPES["calls"].clear()
+
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "tasks").glob("*.py"))
+SYSTEMS = sorted((ROOT / "tests" / "systems").glob("*.py"))
+"""A toy of each kind of input: with domains, a second label, masks beside labels, alternating phases."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*(str(path.relative_to(ROOT)) for path in (*FILES, *SYSTEMS)), "README"],
+)
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A task on a few images of its embedded data, decoded in a store."""
+    script = runpy.run_path(str(Path(__file__).with_name("conformance.py")))
+    return script["make"](request.param, tmp_path_factory)
+
+
+@pytest.fixture
+def learner(system: Any) -> Any:
+    """A system that learns by updates."""
+    if not system.config.train.epochs:
+        pytest.skip("what it learns, it learns before the first update")
+    return system
 
 
 CLASSES = ["m1", "m2", "m3"]

@@ -1,21 +1,25 @@
-"""Run directories made by hand, and what the command prints of them."""
+"""Run directories made by hand, what the command prints of them, and a task script on a few small images."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assay.cli import task
 from assay.cli.console import main
 from assay.experiment import judge
 from assay.runs.results import Result
 from assay.train.task import Task, TaskConfig
 
 CLASSES = ["m1", "m2"]
+SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 TASK = b"""
 from assay.train.task import Task
 
@@ -114,5 +118,66 @@ def assay(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         printed = capsys.readouterr()
         assert ended == code, printed
         return printed.err if code else printed.out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quick() -> list[str]:
+    """Options of a small and brief run of tasks/fingerprint.py."""
+    return shlex.split(
+        "--preset smoke --workers 0 --train.epochs 1 --model.num-noise 10 --model.warmup-k 4 "
+        "--patches.image-px 96 --patches.overview-px 32 --patches.patch-px 16"
+    )
+
+
+@pytest.fixture(scope="session")
+def draw_folder() -> Callable[..., Path]:
+    """Draws noise images of two machines, two views per part, in the seed's layout."""
+
+    def draw(
+        root: Path, groups: int = 5, classes: tuple[str, ...] = ("a", "b"), suffix: str = ".png"
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        for number, label in enumerate(classes):
+            for part in range(groups):
+                for view in (1, 2):
+                    path = (
+                        root
+                        / label
+                        / "King"
+                        / f"Device_{number}_Print_{part:03d}_{view:03d}{suffix}"
+                    )
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    image = rng.integers(80, 200, (96, 96, 3), dtype=np.uint8)
+                    cv2.imwrite(str(path), image // (number + 1))
+        return root
+
+    return draw
+
+
+@pytest.fixture
+def parts(draw_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    return draw_folder(tmp_path / "parts")
+
+
+@pytest.fixture(scope="session")
+def run_script(quick: list[str]) -> Callable[..., tuple[str, str]]:
+    """Runs the task in this process; returns what it printed."""
+
+    def run(
+        capsys: pytest.CaptureFixture[str], storage: Path, *arguments: str, code: int = 0
+    ) -> tuple[str, str]:
+        try:
+            task.main(
+                str(SCRIPT),
+                [*quick, "--storage", str(storage), "--split.unseen-domain", "", *arguments],
+            )
+            found = 0
+        except SystemExit as left:
+            found = int(left.code or 0)
+        printed = capsys.readouterr()
+        assert found == code, printed.err
+        return printed.out, printed.err
 
     return run

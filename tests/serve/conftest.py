@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,23 @@ def ask(here):
         return asyncio.run(request())
 
     return send
+
+
+@pytest.fixture(scope="session")
+def is_refused() -> Callable[[httpx.Response, int, str], bool]:
+    """Whether a reply refuses with this status and text; every refusal is one sentence without paths and options."""
+
+    def check(reply: httpx.Response, status: int, text: str) -> bool:
+        body = reply.json()
+        sentence = body["error"]
+        assert (reply.status_code, set(body)) == (status, {"error", "request"}), body
+        assert body["request"] == reply.headers["x-request-id"]
+        assert "/" not in re.sub("/v1/models|/openapi.json", "", sentence)
+        assert "--" not in sentence
+        assert "Traceback" not in sentence
+        return text in sentence
+
+    return check
 
 
 REPLY = {
