@@ -141,7 +141,6 @@ LAYOUTS = {
     "separated": [(4, "")],
     "rgb": [(3, ""), (4, "unassalpha"), (4, "assocalpha"), (4, "unspecified")],
 }
-ANY_CODEC = ["none", "packbits", "lzw", "deflate", "adobe_deflate", "zstd", "lzma"]
 
 
 @pytest.fixture(scope="module")
