@@ -32,6 +32,7 @@ from pretrained import lite0
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
 COMMON = (
+    "--accumulate 4 "
     "--preset files --data.root {data}/office_caltech --data.group "
     "--patches.image-px {px[0]} --patches.overview-px {px[1]} --patches.patch-px {px[2]} --patches.normalise constants "
     "--model.backbone tf_efficientnet_lite0 --model.weights {weights} --model.trunk tf_efficientnet_lite0 --model.scorer-weights {weights} "
