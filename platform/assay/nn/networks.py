@@ -20,6 +20,7 @@ from assay.fetch import check_sha256, fetch
 from assay.files import describe
 from assay.nn.backbone import blocks_of, check_name, create_backbone, timm_name
 from assay.nn.cifar_resnet import FLAT, NUM_BLOCKS, CifarResNet
+from assay.nn.layout import lay_channels_last
 from assay.nn.luna import Luna
 from assay.nn.norms import Norm, normalise_layers, refuse_frozen
 from assay.nn.plain_vit import form_of
@@ -213,7 +214,7 @@ def create_network(config: NetworkConfig, height_px: int, width_px: int) -> nn.M
     load_weights(net, name, config.fetch())
     if config.weights == "none":
         refuse_frozen(net, norm, f"--model.weights none with the network {name}")
-    return normalise_layers(net, norm).to(memory_format=torch.channels_last)
+    return lay_channels_last(normalise_layers(net, norm))
 
 
 def is_torchvision(name: str) -> bool:

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from assay.errors import ConfigError
 from assay.nn.backbone import timm_name
+from assay.nn.layout import step_outside
 from assay.nn.norms import Norm, normalise_layers, refuse_frozen
 from assay.nn.weights import load_features
 
@@ -105,7 +106,7 @@ def _of_timm(name: str, norm: Norm, weights: str) -> nn.Sequential:
         refuse_frozen(features, norm, f"--model.scorer-weights none with the trunk {name}")
     chans: int = features.feature_info.channels()[0]
     head = [nn.Conv2d(chans, 1, 3, bias=False), nn.MaxPool2d(2)]
-    return nn.Sequential(_Only(normalise_layers(features, norm)), *head)
+    return nn.Sequential(_Only(step_outside(normalise_layers(features, norm))), *head)
 
 
 class _Only(nn.Module):
