@@ -182,13 +182,9 @@ def test_one_baseline_serves_all_ways_of_selecting(pixels: Pixels) -> None:
     noise = {"estimator": "plain", "num_noise": 9, "sigma": 0.3, "sigma_final": 0.2}
     other = noise | {"warmup": 0.1, "guide": 0.0, "guide_temperature": 2.0, "scorer_lr": 3.0}
     other |= {"scorer_weights": "hub", "spacing": 0.5, "ips_chunk": 7}
-    heads = {
-        "head_depth",
-        "head_width",
-        "head_norm",
-        "head_dropout",
-    }  # of the head that is not there
-    assert set(other) | heads == set(task.baselines(demo)["random"].model.idle())
+    # of the head and the weights that are not there
+    absent = {"head_depth", "head_width", "head_norm", "head_dropout", "backbone_frozen"}
+    assert set(other) | absent == set(task.baselines(demo)["random"].model.idle())
     changed = replace(demo, model=replace(demo.model, **other))
     assert task.baselines(changed) == task.baselines(demo)
     # and they have no effect on it: the same loss and the same gradients
