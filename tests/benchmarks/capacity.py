@@ -1,4 +1,4 @@
-"""How much memory building the store takes: 200 images of 26 megapixels, and one of 400.
+"""How much memory building the store takes: 100 images of 26 megapixels, and one of 400.
 
 python tests/benchmarks/capacity.py
 """
@@ -12,22 +12,25 @@ from pathlib import Path
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import cv2
+import numpy as np
 import pyarrow as pa
 import ray
 from bench import local_ray, peak_mb, photo, table, write
 
+from assay.data.hashes import content_hashes
 from assay.data.images.store import Store
 from assay.data.manifest import Manifest
 from assay.experiment.fill import fill
 
-SIZE, NUM_FILES, NUM_IMAGES, LARGEST = 5100, 8, 200, 20_000
+SIZE, NUM_IMAGES, LARGEST = 5100, 100, 20_000
 
 
 def drawn(folder: Path, size: int, num: int) -> list[Path]:
-    """JPEG files of quality 95."""
-    paths = [folder / f"{size}-{i}.jpg" for i in range(num)]
+    """JPEG files of quality 95, no two alike."""
+    paths, picture = [folder / f"{size}-{i}.jpg" for i in range(num)], photo(size)[..., ::-1]
     for i, path in enumerate(paths):
-        cv2.imwrite(str(path), photo(size, i)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+        moved = np.roll(picture, 20 * i, axis=0)
+        cv2.imwrite(str(path), moved, [cv2.IMWRITE_JPEG_QUALITY, 95])
     return paths
 
 
@@ -62,9 +65,9 @@ def build(file: str, place: str) -> Iterator[None]:
 
 def fill_all(folder: Path) -> tuple[int, float, dict[str, list[float]]]:
     """Gigabytes written, seconds, and peaks of the processes."""
-    files = drawn(folder, SIZE, NUM_FILES)
-    contents = [f"{i:032x}" for i in range(NUM_IMAGES)]
-    images = [str(files[i % NUM_FILES]) for i in range(NUM_IMAGES)]
+    files = drawn(folder, SIZE, NUM_IMAGES)
+    contents = content_hashes(files, folder / "hashes.sqlite")
+    images = [str(file) for file in files]
     local_ray()
     store = Store(str(folder / "store"))
     # the peak so far is of drawing the files
@@ -88,7 +91,7 @@ def main() -> None:
     ]
     write(
         __file__,
-        f"A store of {NUM_IMAGES} images of {SIZE}x{SIZE} ({NUM_FILES} JPEG files of quality 95, each under {NUM_IMAGES // NUM_FILES} keys), filled by Ray's tasks on 2 CPUs: {size / 1e9:.1f} GB in {seconds:.0f} s, {NUM_IMAGES / seconds:.1f} images/s. Peak resident memory of its processes, Python and libraries included:",
+        f"A store of {NUM_IMAGES} images of {SIZE}x{SIZE} (JPEG files of quality 95), filled by Ray's tasks on 2 CPUs: {size / 1e9:.1f} GB in {seconds:.0f} s, {NUM_IMAGES / seconds:.1f} images/s. Peak resident memory of its processes, Python and libraries included:",
         table(["process", "peak"], rows),
         f"One image at the limit of 400 megapixels ({LARGEST}x{LARGEST}) raises the peak of the process that decodes it by {alone:.0f} MB.",
     )
