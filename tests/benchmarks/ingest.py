@@ -143,7 +143,7 @@ def main() -> None:
         f"{NUM_IMAGES} JPEG files of {SIZE}x{SIZE} (quality 95, in the page cache), {NUM_PATCHES} patches of {PATCH} of each, the same pixels every way; the better of {TURNS} turns, Ray and the DataLoader's workers running before. Goal: .9 times the DataLoader cold, 10 times warm.",
         table(["way", "images/s", "of the DataLoader's"], rows),
         f"Cold includes what the store adds to decoding: pyramid, statistics, signature and the write of 4 bytes a pixel. One image takes {alone['decode']:.2f} s of processor time to decode and {alone['build']:.2f} s to bring into the store, "
-        "by a process that keeps the memory of one image for the next, as those that fill the store do. Most of what storing adds is the write to the disk's cache (see the row in /dev/shm).",
+        "by a process that keeps the memory of one image for the next, as those that fill the store do. Most of what storing adds is the write, by a profile of it.",
     )
 
 

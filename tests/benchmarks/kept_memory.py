@@ -34,9 +34,9 @@ ROWS = {
 RUN = """
 import sys
 from assay.cli.task import main
-from assay.experiment import workers
+from assay.train import worker
 if sys.argv[1] == "not":
-    workers.keep_freed_memory = lambda most: None
+    worker.keep_freed_memory = lambda most: None
 main(sys.argv[2], sys.argv[3:])
 """
 

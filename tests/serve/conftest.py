@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,6 +42,21 @@ def _draw(path: Path, seed: int, height: int = 60, width: int = 80) -> Path:
 def pictures(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     return [_draw(folder / f"{seed}.png", seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="session")
+def header_alone() -> Callable[[int, int], bytes]:
+    """Makes a PNG of this width and height that has no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        whole = kind + content
+        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    def make(width: int, height: int) -> bytes:
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+    return make
 
 
 @pytest.fixture(scope="session")

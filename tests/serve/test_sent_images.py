@@ -3,8 +3,6 @@
 import base64
 import gzip
 import io
-import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -14,19 +12,8 @@ from assay.serve.contract import for_sender
 from assay.serve.limits import Limits
 
 
-def header_alone(width: int, height: int) -> bytes:
-    """Make a PNG of this size that has no pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        whole = kind + content
-        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
 def test_what_is_no_image_is_refused_by_its_first_bytes_and_a_large_one_by_its_header(
-    ask, pictures, is_refused
+    ask, pictures, is_refused, header_alone
 ):
     whole = pictures[0].read_bytes()
     for content in (b"%PDF-1.7 ...", b"GIF89a", b"\x00" * 64, b"<svg/>", b"PK\x03\x04"):

@@ -13,9 +13,9 @@ REQUEST_BYTES, IMAGE_BYTES, ALL = 64 << 20, 512 << 20, -1
 def keep_freed_memory(most: int = REQUEST_BYTES) -> None:
     """Keep so much (bytes) of what is freed for the next image or update; `give_back_freed_memory` gives it back.
 
-    Else every page of it is made and cleared anew for each. Of an image that takes a third of the time to store it;
-    of an update, whose forward pass leaves gigabytes to its backward pass, half. What is above 64 MB is
-    kept for threads alone that share the process's first arena (MALLOC_ARENA_MAX=1, set as it starts).
+    Else every page of it is made and cleared anew for each: on a virtual machine, where a page takes 2 microseconds,
+    a third of the time to store an image, and half of an update, whose forward pass leaves gigabytes to its backward
+    pass. What is above 64 MB is kept for threads alone that share the process's first arena (MALLOC_ARENA_MAX=1, set as it starts).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -16,7 +16,7 @@ from assay.data.images.pixels import Pixels
 from assay.data.near.copies import NearPair
 from assay.data.near.pairs import near_pairs
 from assay.data.near.sketch import Sketch, sketch, thumbnail
-from assay.data.near.spread import one_by_one
+from assay.data.spread import one_by_one
 from assay.experiment.spread import over_cluster
 from assay.files import read_parquet, write_parquet
 from assay.shapes import UInt8

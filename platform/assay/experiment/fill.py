@@ -19,7 +19,7 @@ from assay.data.images.entry import page_of
 from assay.data.images.pyramid import pyramid_bytes
 from assay.data.images.store import SPARE_DISK, Store, decode_into
 from assay.data.manifest import Manifest
-from assay.data.near.spread import one_by_one
+from assay.data.spread import one_by_one
 from assay.errors import ImageError, StoreError
 from assay.experiment.spread import over_cluster
 from assay.progress import progress_bar

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from assay.cluster.nodes import up
-from assay.data.near.spread import one_by_one
+from assay.data.spread import one_by_one
 from assay.errors import AssayError
 from assay.progress import progress_bar
 
@@ -19,7 +19,7 @@ AHEAD = 2
 def over_cluster(
     work: Callable[[Any, Any], Any], shared: Any, pieces: Sequence[Any], label: str
 ) -> Iterator[Any]:
-    """Do the pieces in Ray's tasks, where a Ray is; see `near.spread.Spread`."""
+    """Do the pieces in Ray's tasks, where a Ray is; see `data.spread.Spread`."""
     if not ray.is_initialized():
         yield from one_by_one(work, shared, pieces, label)
         return

@@ -31,7 +31,7 @@ REFUSED = "refused"
 """Column of a block that holds an error's class and its sentence in the place of batches."""
 
 
-def _set_up(cpus: float | None = None) -> None:
+def _set_up(cpus: float | None) -> None:
     """Make Ray Data silent and keep the order; let a pipeline take so many CPUs, or any that are free."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from assay.cluster.heap import ALL, keep_freed_memory
 from assay.cluster.session import ray_session
 from assay.errors import AssayError, ResourceError, disk_faults
 from assay.experiment.resources import Resources, cpus_for_data, num_workers, worker_resources
@@ -56,8 +55,6 @@ def train(
     """
     # what learns nothing only predicts: that takes less than workers take to start
     if resources.workers == 0 or (job.device == "cpu" and not job.config["train"]["epochs"]):
-        if job.device == "cpu":
-            keep_freed_memory(ALL)
         job = _settled(job, resources.tier)
         with listening() as notice:
             stream = _stream_here(job, resources, trials)
@@ -198,8 +195,6 @@ def _worker(settings: dict[str, Any]) -> None:
         if ray.train.get_context().get_world_rank() == 0:
             note_reservation(settings["job"].folder)
         job = _settled(settings["job"], settings["tier"])
-        if job.device == "cpu":
-            keep_freed_memory(ALL)
         torch.set_num_threads(settings["threads"] or _share_of_node())
         _, config = job.load()
         held = settings["cpus"] * ray.train.get_context().get_world_size()

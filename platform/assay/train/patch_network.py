@@ -110,7 +110,7 @@ class PatchNetwork(Classification):
         model = config.model
         self.grid = grid_side(model.trunk, config.patches.overview_px)
         self.cutter = PatchCutter()
-        self.freezes_backbone = False
+        self.backbone_rests = False
         self._begun: deque[tuple[Batch, np.ndarray, Begun]] = deque(maxlen=2)
         """Cuts of this batch and the next."""
         self.scorer: nn.Module = nn.Identity()
@@ -238,7 +238,7 @@ class PatchNetwork(Classification):
 
     def embed(self, patches: Tensor) -> Tensor:
         """Return features (b n f) of patches (b n 3 p p)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freezes_backbone):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_rests):
             embedded = self.backbone(patches.flatten(0, 1))
         features: Tensor = self.project(embedded)
         return features.view(*patches.shape[:2], -1)

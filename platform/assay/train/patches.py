@@ -43,7 +43,7 @@ class PatchClassification(PatchNetwork):
     def forward(self, batch: Batch, progress: float, phase: str = "main") -> dict[str, Tensor]:
         """Return the cross-entropy of the answers made from given (warm-up, baselines) or selected patches."""
         model, truth = self.config.model, self.truth(batch)
-        self.freezes_backbone = model.freezes_backbone(progress)
+        self.backbone_rests = model.freezes_backbone(progress)
         if model.mode in ("ips", "grid", "all"):
             return self._learn_from_cells(batch, self.choose(batch), truth)
         if model.mode == "random" or progress < model.warmup:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from assay.cluster.heap import ALL, keep_freed_memory
 from assay.config import fingerprint, from_dict
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
@@ -91,6 +92,8 @@ def work(
     """
     refuse_divergence(job)
     device = torch.device(job.device)
+    if device.type == "cpu":
+        keep_freed_memory(ALL)
     with memory_faults(device, *BUILDING):
         task, costs = _build(job, device)
     rank, _ = world()

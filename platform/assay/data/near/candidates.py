@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from assay.data.near.sketch import Sketch, mirrored, to_units
-from assay.data.near.spread import Spread, one_by_one
+from assay.data.spread import Spread, one_by_one
 from assay.shapes import Float32, UInt8
 
 NEAR_BITS = 16

@@ -9,7 +9,7 @@ from assay.data.near.candidates import by_signature, by_words
 from assay.data.near.copies import NearPair
 from assay.data.near.register import LIMIT, Affine, compare, register
 from assay.data.near.sketch import Sketch
-from assay.data.near.spread import Spread, one_by_one
+from assay.data.spread import Spread, one_by_one
 from assay.shapes import UInt8
 
 PAIRS = 256

@@ -1,4 +1,4 @@
-"""How the search for near-duplicates is shared out: in this process one piece after another, or as the caller says."""
+"""How one work on many pieces is shared out: in this process one piece after another, or as the caller says."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
