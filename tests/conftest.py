@@ -251,6 +251,35 @@ def _save(path: Path, nodes: list, feed: str, ends: dict[str, list], constants: 
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
 
 
+def _write_mask_graph(folder: Path, bias: float) -> dict[str, Any]:
+    """Write a graph whose logits are the red channel plus a bias; returns the pipeline around it."""
+    nodes = [
+        helper.make_node("Conv", ["tiles", "red"], ["seen"]),
+        helper.make_node("Add", ["seen", "bias"], ["logits"]),
+    ]
+    red = np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1)
+    constants = {"red": red, "bias": np.array(bias, np.float32)}
+    _save(folder / "segment.onnx", nodes, "tiles", {"logits": [1, SIDE, SIDE]}, constants)
+    tiles = {"tile_px": SIDE, "overlap_px": 8}
+    return {"kind": "tiles", "graphs": ["segment"], "masks": {}, "tiles": tiles}
+
+
+def _write_class_graph(folder: Path, bias: float) -> dict[str, Any]:
+    """Write a graph whose logits are the largest value of each channel, plus a bias of the first; returns the pipeline around it."""
+    nodes = [
+        helper.make_node("ReduceMax", ["image", "inner"], ["seen"], keepdims=0),
+        helper.make_node("Add", ["seen", "bias"], ["logits"]),
+        helper.make_node("Identity", ["seen"], ["embedding"]),
+        helper.make_node("MaxPool", ["image"], ["evidence"], kernel_shape=[8, 8], strides=[8, 8]),
+    ]
+    inner, first = np.array([2, 3], np.int64), np.array([bias, 0, 0], np.float32)
+    constants = {"inner": inner, "bias": first}
+    ends = {"logits": [3], "embedding": [3], "evidence": [3, SIDE // 8, SIDE // 8]}
+    _save(folder / "classify.onnx", nodes, "image", ends, constants)
+    sizes = {"height_px": SIDE, "width_px": SIDE}
+    return {"kind": "image", "graphs": ["classify"], "image": sizes}
+
+
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
     """Makes a sealed bundle: of a class, by each channel's largest value (its embedding, and of 8 x 8
@@ -269,31 +298,10 @@ def make_bundle() -> Callable[..., Path]:
         cv2.imwrite(str(golden), noise)
         classes, thresholds, decision = CLASSES, None, DECISION
         if task == "layers":
-            nodes = [
-                helper.make_node("Conv", ["tiles", "red"], ["seen"]),
-                helper.make_node("Add", ["seen", "bias"], ["logits"]),
-            ]
-            red = np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1)
-            constants = {"red": red, "bias": np.array(bias, np.float32)}
-            _save(folder / "segment.onnx", nodes, "tiles", {"logits": [1, SIDE, SIDE]}, constants)
-            tiles = {"tile_px": SIDE, "overlap_px": 8}
-            pipeline = {"kind": "tiles", "graphs": ["segment"], "masks": {}, "tiles": tiles}
+            pipeline = _write_mask_graph(folder, bias)
             classes, thresholds, decision = ["pore"], [36], None
         else:
-            nodes = [
-                helper.make_node("ReduceMax", ["image", "inner"], ["seen"], keepdims=0),
-                helper.make_node("Add", ["seen", "bias"], ["logits"]),
-                helper.make_node("Identity", ["seen"], ["embedding"]),
-                helper.make_node(
-                    "MaxPool", ["image"], ["evidence"], kernel_shape=[8, 8], strides=[8, 8]
-                ),
-            ]
-            inner, first = np.array([2, 3], np.int64), np.array([bias, 0, 0], np.float32)
-            constants = {"inner": inner, "bias": first}
-            ends = {"logits": [3], "embedding": [3], "evidence": [3, SIDE // 8, SIDE // 8]}
-            _save(folder / "classify.onnx", nodes, "image", ends, constants)
-            sizes = {"height_px": SIDE, "width_px": SIDE}
-            pipeline = {"kind": "image", "graphs": ["classify"], "image": sizes}
+            pipeline = _write_class_graph(folder, bias)
         embedding = {"mean": [0.0] * 3, "scatter": 1.0, "val": 0.5}
         if alarms:
             decision = DECISION | {"positive": 0, "costs": (1 - np.eye(3)).tolist()}

@@ -100,13 +100,9 @@ def _write(folder: Path, name: str, value: Any) -> None:
     (folder / name).write_text(json.dumps(value))
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A finished run's directory, small and hostile."""
-    folder = tmp_path / "fingerprint-0123456789ab"
-    (folder / "samples").mkdir(parents=True)
+def _record() -> dict[str, Any]:
     launch = {"time": 0.0, "workers": 2, "strategy": "ddp", "device": "cpu"}
-    record = {
+    return {
         "schema": 1,
         "state": "finished",
         "task": "fingerprint",
@@ -124,16 +120,9 @@ def run(tmp_path: Path) -> Path:
         "split": {"groups": 20, "dropped": 2, "near_duplicates_test_seen": 7},
         "quarantined": [{"row": 3, "reason": "/home/alice/parts/a.png is truncated"}],
     }
-    config = {
-        "data": {"root": "/home/alice/parts"},
-        "split": {"unseen_domain": "design", "seed": 0},
-        "train": {"select": "accuracy", "epochs": 2},
-        "model": {"name": HOSTILE, "gates": True},
-    }
-    _write(folder, "run.json", record)
-    _write(folder, "config.json", config)
-    _write(folder, "result.json", _result())
-    _write(folder, "comparison.json", _comparison())
+
+
+def _write_curve(folder: Path) -> None:
     lines = [{"kind": "start", "step": 0, "epoch": 0, "total": 4}]
     for step in (1, 2, 2, 3, 4):  # step 2 twice: a resumed run
         scalars = {"loss": 1.0 / step, "lr": 0.1, "data_wait": 0.5}
@@ -142,6 +131,9 @@ def run(tmp_path: Path) -> Path:
     lines.append({"kind": "val", "step": 4, "epoch": 1, "accuracy": 0.75, "nll": 0.5, "val_s": 1})
     lines.append({"kind": "epoch", "step": 4, "epoch": 1, "samples_per_s": 12.0, "memory_mb": 1000})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_split(folder: Path) -> None:
     columns = {
         "id": [str(i) for i in range(12)],
         "split": ["train"] * 6 + ["val"] * 3 + ["test_seen"] * 2 + ["test_unseen"],
@@ -150,7 +142,11 @@ def run(tmp_path: Path) -> Path:
         "domain.design": ["Clip"] * 11 + [HOSTILE],
     }
     pq.write_table(pa.table(columns), folder / "split.parquet")
-    cv2.imwrite(str(folder / "samples" / "0.jpg"), np.zeros((40, 60, 3), np.uint8))
+
+
+def _write_samples(folder: Path) -> None:
+    folder.mkdir()
+    cv2.imwrite(str(folder / "0.jpg"), np.zeros((40, 60, 3), np.uint8))
     row = {"id": HOSTILE, "split": "test_seen", "group": "g", "domains": {"design": HOSTILE}}
     image = {"image": "0.jpg", "width": 60, "height": 40}
     boxes = [[0.0, 0.0, 30.0, 20.0], [30.0, 20.0, 60.0, 40.0]]
@@ -160,7 +156,27 @@ def run(tmp_path: Path) -> Path:
     right = sample | {"kind": "example", "right": True, "answer": CLASSES[0], "prob": 0.655}
     pair = {"split": "test_seen", "bits": 5, "id": "one", "twin": "two"}
     pair |= {"image": "0.jpg", "twin_image": "0.jpg"}
-    _write(folder / "samples", "samples.json", {"samples": [sample, right], "near": [pair]})
+    _write(folder, "samples.json", {"samples": [sample, right], "near": [pair]})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run's directory, small and hostile."""
+    folder = tmp_path / "fingerprint-0123456789ab"
+    folder.mkdir()
+    config = {
+        "data": {"root": "/home/alice/parts"},
+        "split": {"unseen_domain": "design", "seed": 0},
+        "train": {"select": "accuracy", "epochs": 2},
+        "model": {"name": HOSTILE, "gates": True},
+    }
+    _write(folder, "run.json", _record())
+    _write(folder, "config.json", config)
+    _write(folder, "result.json", _result())
+    _write(folder, "comparison.json", _comparison())
+    _write_curve(folder)
+    _write_split(folder)
+    _write_samples(folder / "samples")
     return folder
 
 
