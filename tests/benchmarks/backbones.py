@@ -130,7 +130,7 @@ SMALL = [
 ]
 """The member with fewest parameters of each of timm's modules, as `torch.device("meta")` counts them."""
 
-SECONDS = 240
+SECONDS = 900
 """For each model."""
 TOLERANCE = 1e-3
 """Of the largest value, or four times what torch in 32 bits itself differs from 64, where that is more."""
@@ -150,7 +150,7 @@ def try_model(name: str, exports: bool) -> dict[str, str]:
         ConfigError,
         Exception,
     ) as error:  # whatever a third party's model raises is a row of the table
-        text = (str(error).strip().splitlines() or [""])[0][:110]
+        text = (str(error).strip().splitlines() or [""])[0][:160]
         row["fails"] = f"{reached[0]}: {type(error).__name__} {text}".replace("|", "/")
     finally:
         signal.alarm(0)

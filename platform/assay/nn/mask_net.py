@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from assay.config import Settings, Share
 from assay.errors import ConfigError
+from assay.nn.borders import fix_borders
 from assay.nn.layout import lay_channels_last
 from assay.nn.mask_loss import MaskLoss, Over
 from assay.nn.norms import normalise_layers
@@ -104,7 +105,8 @@ def create_mask_net(config: MaskNetConfig, num_classes: int) -> nn.Module:
         load_features(encoder.model, config.encoder.removeprefix("tu-"), config.weights)
     elif config.weights != "hub":
         load_weights(encoder, config.encoder, config.weights)
-    return lay_channels_last(normalise_layers(net, config.norm))
+    # its images are tiles and crops, whose sides are multiples of all strides
+    return lay_channels_last(normalise_layers(fix_borders(net), config.norm))
 
 
 def _nearest(config: MaskNetConfig) -> str:
