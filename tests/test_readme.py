@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -70,6 +71,22 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
         if "://" not in path:
             assert (page.parent / path).exists(), target
             assert not part or part in headings, target
+
+
+def test_the_house_has_every_floor_from_the_top_down() -> None:
+    [house] = re.findall(r"## The house\n\n```\n(.*?)```", TEXT, re.DOTALL)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    floors = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    lines = [line[:26].replace("/", " ").split() for line in house.splitlines()]
+    drawn = [name for line in lines for name in line if name not in ("tasks", "sweeps")]
+    depth = {
+        name.removeprefix("assay."): number
+        for number, floor in enumerate(floors)
+        for name in floor.split(" | ")
+    }
+    assert sorted(drawn) == sorted(depth)
+    depths = [depth[name] for name in drawn]
+    assert depths == sorted(depths)
 
 
 def test_every_task_has_its_page_and_the_readme_names_each() -> None:
