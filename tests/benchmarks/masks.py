@@ -285,9 +285,26 @@ def main() -> None:
                     kept.write_text(json.dumps(row))
                 print(kept.read_text())
     rows = [json.loads(path.read_text()) for path in sorted(storage.glob("*-*-*.json"))]
-    write(__file__, TEXT, table(list(rows[0]), [[str(v) for v in row.values()] for row in rows]))
+    lines = [[str(v) for v in row.values()] for row in rows]
+    write(__file__, TEXT, table(list(rows[0]), lines), MEANS, means(rows))
 
 
+def means(rows: list[dict[str, Any]]) -> str:
+    """The seeds of each set and encoder together."""
+    columns = ["set", "encoder", "seeds", "assay", "plain", "difference", "least to most"]
+    lines = []
+    for name, encoder in dict.fromkeys((row["set"], row["encoder"]) for row in rows):
+        of = [row for row in rows if (row["set"], row["encoder"]) == (name, encoder)]
+        assay, plain_, gap = (
+            np.array([float(row[key].split()[0]) for row in of])
+            for key in ("assay", "plain", "difference")
+        )
+        mean = [f"{assay.mean():.3f}", f"{plain_.mean():.3f}", f"{gap.mean():+.3f}"]
+        lines.append([name, encoder, str(len(of)), *mean, f"{gap.min():+.3f} to {gap.max():+.3f}"])
+    return table(columns, lines)
+
+
+MEANS = "The seeds together:"
 TEXT = """`tasks/segment.py` beside 60 lines of segmentation-models-pytorch: same split, encoder, crop size, updates,
 batch and highest rate. IoU on test, all images together; 95 % intervals over groups. Seconds on one
 thread while another training ran, Assay's with judging, the rule beside it, export and int8: no measure of speed."""
