@@ -270,12 +270,13 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
         )
     a, b = _regrouped(a.sort_by("id"), b.sort_by("id"))
     names = ["split", "group", *(["truth"] if is_classification(a) else [])]
+    names += ["content"] if "content" in a.column_names and "content" in b.column_names else []
     same = [a[name].to_numpy() == b[name].to_numpy() for name in names]
     changed = int((~np.all(same, axis=0)).sum())
     if changed:
         raise PredictionsError(
             f"The two tables hold different rows: {changed} of {a.num_rows} ids have another "
-            f"split, group or truth; compare runs of one manifest and one split."
+            f"split, group, truth or file; compare runs of one manifest and one split."
         )
     return a, b
 
