@@ -16,7 +16,7 @@ Conventions
     found          a component is found if at least half of its pixels are marked.
     clean layer    its mask of the kind is empty, over all classes.
     both empty     a layer without a pixel in mask and answer has IoU 1 as a layer, and adds nothing to
-                   the sums that the micro measures are made of.
+                   the sums that the micro measures are made of; a set of such layers alone has IoU 1.
     threshold      chosen on val by the masks of kind label (scores.masks.best_thresholds). One per class.
 """
 

@@ -108,7 +108,7 @@ def _check_scores(predictions: pa.Table) -> None:
             "The predictions table does not name its score; write a name such as IoU to the "
             "schema's metadata under b'score'."
         )
-    name, scores, weights = scores_of(predictions)
+    _, scores, weights = scores_of(predictions)
     num_bad = int((~((scores >= 0) & (scores <= 1))).sum())
     if num_bad:
         raise PredictionsError(
@@ -117,11 +117,6 @@ def _check_scores(predictions: pa.Table) -> None:
     if not (np.isfinite(weights).all() and weights.min() >= 0):
         raise PredictionsError(
             f"Weights run from {weights.min():g} to {weights.max():g}; give finite ones from 0."
-        )
-    if not weights.any():
-        raise PredictionsError(
-            f"All {len(weights)} rows of a set have the weight 0, as where nothing is marked, neither in truth nor in answers, so their "
-            f"{name} cannot be told; add images that bear marks, or draw other sets (--split.seed)."
         )
 
 
@@ -343,7 +338,10 @@ def view_scores_of(predictions: pa.Table) -> Float[np.ndarray, " num"] | None:
 def scores_of(
     predictions: pa.Table,
 ) -> tuple[str, Float[np.ndarray, " num"], Float[np.ndarray, " num"]]:
-    """Return the main score: its name, each row's, and each row's weight; hits for classes."""
+    """Return the main score: its name, each row's, and each row's weight; hits for classes.
+
+    Rows weigh alike where none bears a weight, as layers without a pixel in mask and answer, each of which is right.
+    """
     if is_classification(predictions):
         truth: np.ndarray = predictions["truth"].to_numpy()
         hits = (logits_of(predictions).argmax(axis=1) == truth).astype(np.float64)
@@ -351,6 +349,7 @@ def scores_of(
     scores = predictions["score"].to_numpy().astype(np.float64)
     has_weights = "weight" in predictions.column_names
     weights = predictions["weight"].to_numpy() if has_weights else np.ones(len(scores))
+    weights = weights if weights.any() else np.ones(len(scores))
     return predictions.schema.metadata[b"score"].decode(), scores, weights.astype(np.float64)
 
 
