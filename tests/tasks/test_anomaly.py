@@ -152,6 +152,13 @@ def test_good_parts_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "two parts are needed at least" in capsys.readouterr().err
 
 
+def test_marks_that_a_rule_made_are_said_to_be() -> None:
+    config: Any = TASK.presets()["files"]
+    assert "what the rule --masks.maker" in config.doubts()[-1]
+    given = replace(config, masks=replace(config.masks, files="../masks/{name}.png"))
+    assert given.doubts() == config.doubts()[:-1]
+
+
 def test_a_hub_out_of_reach_names_no_option_that_the_task_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
