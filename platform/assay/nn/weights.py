@@ -10,6 +10,7 @@ best weights: of self-supervision the teacher's are taken, of feature distillati
 import inspect
 import re
 import urllib.request
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,11 @@ def _read(weights: Path) -> State:
         with open_file(weights) as file:
             start = file.read(32)
         is_safe = start[8:9] == b"{" and not start.startswith(b"{")  # whatever its name ends in
-        content = (
-            load_file(weights) if is_safe else load_state_dict(str(weights), weights_only=True)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's of pickles, beside the sentence below
+            content = (
+                load_file(weights) if is_safe else load_state_dict(str(weights), weights_only=True)
+            )
         return _tensors(content)
     # torch, timm and safetensors raise what they like of a file that is none of theirs
     except Exception as error:
