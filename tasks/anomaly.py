@@ -44,6 +44,11 @@ class PartAnomalyConfig(AnomalyConfig):
     """The synthetic layers, drawn where data.root is not given."""
     _drawn: ClassVar[str] = "bed"
 
+    def doubts(self) -> list[str]:
+        """Say so where no one has marked what it is judged by."""
+        made = f"No masks are given, so that what the rule --masks.maker {self.masks.maker} marks counts as defect, in train and test alike; give --masks.files."
+        return [*super().doubts(), *([] if self.masks.files else [made])]
+
 
 class PartAnomaly(Anomaly):
     """Whatever good parts do not look like."""

@@ -86,7 +86,7 @@ def _reach_s3(uri: str) -> tuple[pafs.FileSystem, str]:
     retry = pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
     has_region = {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys()
     if not (has_region or {"region", "endpoint_override"} & options.keys()):
-        options["region"] = pafs.resolve_s3_region(parts.netloc, retry_strategy=retry)
+        options["region"] = pafs.resolve_s3_region(parts.netloc)
     files = pafs.S3FileSystem(
         **options, connect_timeout=CONNECT_S, request_timeout=SILENCE_S, retry_strategy=retry
     )

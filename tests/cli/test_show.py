@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.data.split_config import SplitConfig
 from assay.experiment import judge
 from assay.nn.domains.config import AlgorithmConfig
-from assay.runs.results import Result
+from assay.runs.results import Result, read_contents
 from assay.train.domains import DomainClassificationConfig
 from assay.train.task import Task
 
@@ -91,6 +92,30 @@ def test_two_runs_of_one_name_are_told_apart(
     judged(make_run(other.parent, "toy-good", 0.55, seed=1))
     printed = assay("compare", str(storage / "toy-good"), str(other))
     assert f"{storage / 'toy-good'} is better than {other}" in printed
+
+
+def test_runs_on_other_files_of_the_same_names_are_not_compared(
+    assay: Callable[..., str], storage: Path
+) -> None:
+    path = storage / "toy-bad" / "split.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index("content")
+    recorded_again = pa.array(["another", *table["content"].to_pylist()[1:]])
+    pq.write_table(table.set_column(place, "content", recorded_again), path)
+    assert assay("runs", "--storage", str(storage)).count("rows in groups") == 2
+    where = ["--storage", str(storage)]
+    assert "is better than" in assay("compare", "toy-good", "toy-bad", *where)  # a file of val
+    again = pa.array([*table["content"].to_pylist()[:-1], "another"])
+    pq.write_table(table.set_column(place, "content", again), path)
+    printed = assay("compare", "toy-good", "toy-bad", *where, code=2)
+    assert "1 of 60 ids have another split, group, truth or file" in printed
+
+
+def test_runs_on_other_true_masks_are_told_apart(tmp_path: Path) -> None:
+    names = ["mask_content.label", "content", "id", "mask_content.truth"]
+    pq.write_table(pa.table({name: [name] for name in names}), tmp_path / "split.parquet")
+    assert read_contents(tmp_path, by_masks=True) == {"id": "content mask_content.truth"}
+    assert read_contents(tmp_path, by_masks=False) == {"id": "content"}
 
 
 def test_runs_on_other_rows_are_not_compared(assay: Callable[..., str], storage: Path) -> None:

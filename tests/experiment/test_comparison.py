@@ -37,3 +37,16 @@ def test_a_baseline_of_other_test_images_is_said_and_stands_uncompared(
     assert [each["name"] for each in written["comparisons"]] == ["same"]
     assert written["runs"].keys() == tables.keys()
     assert "published was judged on other test images than method" in capsys.readouterr().err
+
+
+def test_runs_without_a_test_set_stand_uncompared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "read_predictions", lambda folder: predictions(0).slice(10))
+    empty = ComparedRun(folder="", seed=0, sets={})
+    monkeypatch.setattr(judge, "_compared_run", lambda folder: empty)
+    (tmp_path / "method").mkdir()
+    judge.write_comparison({name: tmp_path / name for name in ("method", "random")})
+    written = json.loads((tmp_path / "method" / "comparison.json").read_text())
+    assert written["comparisons"] == []
+    assert written["runs"].keys() == {"method", "random"}

@@ -125,6 +125,13 @@ def test_scores_are_compared_as_ratios_of_sums() -> None:
     assert comparison.verdict == "a is better than b"
 
 
+def test_a_run_that_marks_nothing_where_nothing_is_is_better_than_one_that_marks_some() -> None:
+    right, alarmed = scores([1.0] * 40, [0.0] * 40), scores([0.0] * 40, [100.0] * 40)
+    (comparison,) = compare({"right": right, "alarmed": alarmed})
+    assert comparison.difference.value == 1.0
+    assert comparison.verdict == "right is better than alarmed"
+
+
 def test_one_group_shows_no_difference() -> None:
     a, b = table([True] * 4, views=4), table([False] * 4, views=4)
     (comparison,) = compare({"a": a, "b": b})

@@ -105,6 +105,14 @@ def test_where_two_of_14_blocks_hold_nearly_all_the_interval_is_wide_and_says_so
     assert f"too few or too unequal groups to compare ({words} of 14)" in estimate.undecided
 
 
+def test_groups_just_too_unequal_do_not_read_as_enough() -> None:
+    weights = np.array([1.0, 1.0, 1.0, 1.05])
+    estimate = interval(np.array([0.2, 0.4, 0.6, 0.8]), np.arange(4), weights=weights)
+    assert FEWEST - 0.01 < estimate.effective < FEWEST
+    assert "(effective 3.9 of 4); not decided" in estimate.undecided
+    assert "4 groups, effective 3.9)" in str(estimate)
+
+
 def test_an_interval_that_ignores_groups_is_too_narrow() -> None:
     """The planted error: images of one part counted as independent."""
     rng = np.random.default_rng(0)

@@ -138,6 +138,17 @@ def test_layers_without_a_pixel_are_right_when_nothing_is_marked():
     assert (alarms.value, alarms.num) == (1.0, 2)
 
 
+def test_a_set_without_a_pixel_in_masks_and_answers_is_right():
+    empty, nothing = np.zeros((SIDE, SIDE), np.uint8), np.zeros((1, SIDE, SIDE), np.uint8)
+    table = table_of([layer(0), *[(nothing, empty)] * 4], ["val", *["test"] * 4])
+    scored = masks.score(table, [32])
+    iou = evaluate.summarise(scored, "test").metrics["iou"]
+    assert (iou.value, iou.num, iou.num_groups) == (1.0, 4, 3)
+    assert iou.low < 0.9
+    [said] = masks.warnings(scored, ["c"])
+    assert said.startswith("The masks of test hold no mark, so its numbers tell what is falsely")
+
+
 def test_truth_is_judged_by_and_the_label_only_learnt_from():
     """Marking what the true mask holds is right, whatever the mask that was learnt from says."""
     layers = [layer(i) for i in range(4)]

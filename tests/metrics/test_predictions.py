@@ -171,7 +171,6 @@ def score_table(scores: list[float], weights: list[float]) -> pa.Table:
     [
         ([0.5, 1.5], [1.0, 1.0], "1 of 2 rows have a score"),
         ([0.5, float("nan")], [1.0, 1.0], "1 of 2 rows have a score"),
-        ([0.5, 0.5], [0.0, 0.0], "All 2 rows of a set have the weight 0"),
         ([0.5, 0.5], [1.0, -1.0], "Weights run from -1 to 1"),
     ],
 )
@@ -181,6 +180,7 @@ def test_scores_that_are_none_are_refused(
     with pytest.raises(PredictionsError, match=message):
         check(score_table(scores, weights))
     check(score_table([0.5, 0.5], [1.0, 0.0]))
+    check(score_table([1.0, 1.0], [0.0, 0.0]))
     with pytest.raises(PredictionsError, match="does not name its score"):
         check(score_table([0.5], [1.0]).replace_schema_metadata(None))
 

@@ -351,6 +351,16 @@ def test_a_server_that_never_answers_is_given_up(s3, s3_server, monkeypatch):
         assert time.monotonic() - began < 30
 
 
+def test_a_bucket_without_a_region_is_asked_for_it(monkeypatch):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        storage.pafs, "resolve_s3_region", lambda bucket: "eu-west-1"
+    )  # as pyarrow's
+    files, _ = storage.reach("s3://without-a-region/runs")
+    assert files.region == "eu-west-1"
+
+
 def test_wrong_credentials_are_one_sentence(s3, s3_server, monkeypatch):
     address, reset = s3("runs"), f"http://{s3_server}/moto-api/reset-auth"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")  # of nobody

@@ -8,7 +8,9 @@ import pytest
 from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError
 from assay.experiment.options import parse_with, say_doubts
-from assay.sweep.comparison import ComparisonLaunch, _settings, plan
+from assay.experiment.resources import Resources
+from assay.space import change
+from assay.sweep.comparison import ComparisonLaunch, _settings, plan, sweep
 from assay.sweep.fixed import combine, manifest_of, variants_of
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig, TrainConfig
@@ -124,6 +126,14 @@ def test_settings_with_other_images_are_refused(tmp_path: Path) -> None:
     variants = variants_of(config, ["same: optim.lr=1e-3", "other: bed.seed=7"])
     with pytest.raises(ConfigError, match="'other' has other images than 'same'"):
         manifest_of(segment, variants, tmp_path)
+
+
+def test_settings_that_leave_test_empty_are_refused_before_they_train(tmp_path: Path) -> None:
+    source = TaskSource.read(Path(__file__).parents[2] / "tasks" / "segment.py")
+    config = change(load_task(source).presets()["smoke"], {"split.test": 0.0})
+    launch = ComparisonLaunch(settings=("optim.lr=1e-3|1e-2",))
+    with pytest.raises(ConfigError, match=r"split\.test of '.*' is 0"):
+        sweep(source, config, Resources(storage=str(tmp_path)), launch)
 
 
 def test_one_setting_on_one_share_is_no_comparison() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -149,3 +150,19 @@ def test_good_parts_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
         main(str(SCRIPT), arguments(parts(tmp_path, range(20))))
     assert ended.value.code == 2
     assert "two parts are needed at least" in capsys.readouterr().err
+
+
+def test_marks_that_a_rule_made_are_said_to_be() -> None:
+    config: Any = TASK.presets()["files"]
+    assert "what the rule --masks.maker" in config.doubts()[-1]
+    given = replace(config, masks=replace(config.masks, files="../masks/{name}.png"))
+    assert given.doubts() == config.doubts()[:-1]
+
+
+def test_a_hub_out_of_reach_names_no_option_that_the_task_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"--model\.weights FILE, or --model\.weights none\.$"):
+        TASK.fetch(TASK.presets()["files"])

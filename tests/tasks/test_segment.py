@@ -255,6 +255,19 @@ def test_a_run_learns_ships_both_graphs_and_says_what_they_are_worth(tmp_path, c
     assert "falsely marked" in page
 
 
+def test_a_run_without_a_test_set_ships_both_graphs_and_says_so(tmp_path, capsys):
+    user_files(tmp_path, builds=4)
+    options = (
+        "--crops.crop-px 64 --tiles.tile-px 64 --tiles.overlap-px 0 "
+        "--model.encoder tu-mobilenetv3_small_050 --model.decoder-channels 32 16 16 8 8 "
+        "--train.epochs 1 --train.batch-size 4 --quantize.max-drop 1.0 --split.test 0"
+    )
+    main(str(SCRIPT), arguments(tmp_path, *options.split()))
+    assert "No image is in test, so that nothing is scored or compared" in capsys.readouterr().out
+    [bundle] = (tmp_path / "runs").glob("segment-*/bundle/segment_int8.onnx")
+    assert json.loads((bundle.parent / "bundle.json").read_text())["int8"]["comparisons"] == []
+
+
 def test_masks_are_made_and_the_command_stops(tmp_path, capsys, monkeypatch):
     """A person corrects one, and the same options then learn from what was corrected."""
     user_files(tmp_path)

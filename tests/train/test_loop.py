@@ -14,6 +14,7 @@ from assay.data.order import uniform_order
 from assay.errors import ConfigError
 from assay.experiment.identity import identity, recipe
 from assay.nn.optim import lr_factor
+from assay.runs.folder import Run
 from assay.train.best import load_best
 from assay.train.loop import Loop
 from assay.train.source import TaskSource, load_task
@@ -159,6 +160,9 @@ def test_without_epochs_a_run_is_judged_untrained(lines_of, work, tmp_path):
         assert torch.equal(trained.state_dict()[name], tensor)
     splits = pq.read_table(tmp_path / "predictions.parquet")["split"].to_pylist()
     assert splits == ["val"] * 7 + ["test"] * 5
+    measured = Run(tmp_path).record.measured
+    assert measured is not None
+    assert measured["num_trainable"] == 0 < measured["num_params"]
     assert work(tmp_path, config) == position
 
 

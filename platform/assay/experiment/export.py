@@ -88,8 +88,10 @@ def _judge_int8(job: Job, task: Task, storage: Path, result: Result) -> Int8 | N
         predictor = Predictor(variant, job.stream(), job.split.rows(name), once=True)
         tables.append(predictions_table(job.manifest, task.classes, name, predictor.predict()))
     table = task.score(task.config, pa.concat_tables(tables), judged)
-    if any(name.startswith("test") for name in sets_of(table)):
+    tests = [name for name in sets_of(table) if name.startswith("test")]
+    if tests:
         scoring = scoring_of(task.config, result.tried, graph="int8")
         write_result(job.folder, replace(result, scorings=add_scoring(job.folder, scoring)))
     sets, _ = measure(table, type(task), task.config, storage, None)
-    return Int8(metrics=sets, comparisons=compare({"int8": table, "fp32": judged}))
+    comparisons = compare({"int8": table, "fp32": judged}) if tests else []
+    return Int8(metrics=sets, comparisons=comparisons)

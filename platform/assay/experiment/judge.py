@@ -219,11 +219,13 @@ def is_decided(folder: Path, config: TaskConfig) -> bool:
 def write_comparison(folders: Mapping[str, Path]) -> None:
     """Write comparison.json into the first run: itself against each other on the same test rows.
 
-    One whose sets were drawn otherwise (as copies were kept apart, or not) stands beside it uncompared.
+    One whose sets were drawn otherwise (as copies were kept apart, or not) stands beside it uncompared, and so do all
+    where no image is in test.
     """
     method = next(iter(folders))
     tables = {name: read_predictions(folder) for name, folder in folders.items()}
-    others = [name for name in tables if _test_ids(tables[name]) != _test_ids(tables[method])]
+    tests = _test_ids(tables[method])
+    others = [name for name in tables if _test_ids(tables[name]) != tests]
     for name in others:
         del tables[name]
         print(
@@ -232,7 +234,7 @@ def write_comparison(folders: Mapping[str, Path]) -> None:
         )
     compared = Comparisons(
         method=method,
-        comparisons=compare(tables) if len(tables) > 1 else [],
+        comparisons=compare(tables) if len(tables) > 1 and tests else [],
         runs={name: _compared_run(folder) for name, folder in folders.items()},
     )
     write_json(folders[method] / "comparison.json", to_json(compared))

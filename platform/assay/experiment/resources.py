@@ -45,7 +45,7 @@ class Resources(Settings):
     tier: Tier = "auto"
     """Where pixels are held: disk (the store or copies of it), memory (copies in each node's /dev/shm, which stay for the next run), device (also in the accelerator's memory, equalised, from which patches are cut, turned and rescaled there, not checked on hardware yet); auto: what half of would do, memory for an URI only."""
     accumulate: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
-    """Parts of a worker's share of each batch that are learnt from in turn, so that the memory need hold one; the update is the same, but for batch norm and losses that compare the images of a batch."""
+    """Parts of a worker's share of each batch that are learnt from in turn, so that the memory need hold one; the update is the same, but for batch norm, the draws of dropout and losses that compare the images of a batch."""
     recompute: bool = False
     """Keep the input of each block of the networks alone, and compute the rest again in the backward pass: less memory, about a third more time."""
     compile: bool = False

@@ -16,7 +16,7 @@ Conventions
     found          a component is found if at least half of its pixels are marked.
     clean layer    its mask of the kind is empty, over all classes.
     both empty     a layer without a pixel in mask and answer has IoU 1 as a layer, and adds nothing to
-                   the sums that the micro measures are made of.
+                   the sums that the micro measures are made of; a set of such layers alone has IoU 1.
     threshold      chosen on val by the masks of kind label (scores.masks.best_thresholds). One per class.
 """
 
@@ -150,10 +150,15 @@ def findings(
 
 
 def warnings(predictions: pa.Table, classes: Sequence[str]) -> list[str]:
-    """Say which classes val knows nothing of, and where nothing or everything is marked."""
+    """Say which classes val knows nothing of, where nothing or everything is marked, and which test sets have nothing to find."""
     val, thresholds = rows_of(predictions, "val"), thresholds_of(predictions)
     pixels = _column(val, "pixels_label", (len(classes), 2, LEVELS)).sum(0)
-    texts = []
+    texts = [
+        f"The masks of {name} hold no mark, so its numbers tell what is falsely marked there and nothing of what is found; "
+        "draw other sets (--split.seed), or add images that bear marks."
+        for name in sets_of(predictions)
+        if name.startswith("test") and not _has_marks(rows_of(predictions, name), len(classes))
+    ]
     for name, (outside, inside), at in zip(classes, pixels, thresholds, strict=True):
         share = inside.sum() / (inside.sum() + outside.sum())
         marked = (inside[at:].sum() + outside[at:].sum()) / (inside.sum() + outside.sum())
@@ -172,6 +177,11 @@ def warnings(predictions: pa.Table, classes: Sequence[str]) -> list[str]:
                 f"{marked:.0%} of all pixels of val are marked as {name}, and {share:.1%} are: this marks everything; lower --decide.pixel-recall."
             )
     return texts
+
+
+def _has_marks(rows: pa.Table, num_classes: int) -> bool:
+    pixels = _column(rows, f"pixels_{judged_kind(rows)}", (num_classes, 2, LEVELS))
+    return bool(pixels[:, :, 1].any())
 
 
 def _measures(

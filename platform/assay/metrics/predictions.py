@@ -108,7 +108,7 @@ def _check_scores(predictions: pa.Table) -> None:
             "The predictions table does not name its score; write a name such as IoU to the "
             "schema's metadata under b'score'."
         )
-    name, scores, weights = scores_of(predictions)
+    _, scores, weights = scores_of(predictions)
     num_bad = int((~((scores >= 0) & (scores <= 1))).sum())
     if num_bad:
         raise PredictionsError(
@@ -117,11 +117,6 @@ def _check_scores(predictions: pa.Table) -> None:
     if not (np.isfinite(weights).all() and weights.min() >= 0):
         raise PredictionsError(
             f"Weights run from {weights.min():g} to {weights.max():g}; give finite ones from 0."
-        )
-    if not weights.any():
-        raise PredictionsError(
-            f"All {len(weights)} rows of a set have the weight 0, as where nothing is marked, neither in truth nor in answers, so their "
-            f"{name} cannot be told; add images that bear marks, or draw other sets (--split.seed)."
         )
 
 
@@ -270,12 +265,13 @@ def paired(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table]:
         )
     a, b = _regrouped(a.sort_by("id"), b.sort_by("id"))
     names = ["split", "group", *(["truth"] if is_classification(a) else [])]
+    names += ["content"] if "content" in a.column_names and "content" in b.column_names else []
     same = [a[name].to_numpy() == b[name].to_numpy() for name in names]
     changed = int((~np.all(same, axis=0)).sum())
     if changed:
         raise PredictionsError(
             f"The two tables hold different rows: {changed} of {a.num_rows} ids have another "
-            f"split, group or truth; compare runs of one manifest and one split."
+            f"split, group, truth or file; compare runs of one manifest and one split."
         )
     return a, b
 
@@ -342,7 +338,10 @@ def view_scores_of(predictions: pa.Table) -> Float[np.ndarray, " num"] | None:
 def scores_of(
     predictions: pa.Table,
 ) -> tuple[str, Float[np.ndarray, " num"], Float[np.ndarray, " num"]]:
-    """Return the main score: its name, each row's, and each row's weight; hits for classes."""
+    """Return the main score: its name, each row's, and each row's weight; hits for classes.
+
+    Rows weigh alike where none bears a weight, as layers without a pixel in mask and answer, each of which is right.
+    """
     if is_classification(predictions):
         truth: np.ndarray = predictions["truth"].to_numpy()
         hits = (logits_of(predictions).argmax(axis=1) == truth).astype(np.float64)
@@ -350,6 +349,7 @@ def scores_of(
     scores = predictions["score"].to_numpy().astype(np.float64)
     has_weights = "weight" in predictions.column_names
     weights = predictions["weight"].to_numpy() if has_weights else np.ones(len(scores))
+    weights = weights if weights.any() else np.ones(len(scores))
     return predictions.schema.metadata[b"score"].decode(), scores, weights.astype(np.float64)
 
 

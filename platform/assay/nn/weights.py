@@ -10,6 +10,7 @@ best weights: of self-supervision the teacher's are taken, of feature distillati
 import inspect
 import re
 import urllib.request
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,16 @@ def pretrained_config(name: str) -> timm.models.PretrainedCfg:
     return config if config is not None else timm.models.PretrainedCfg()
 
 
-def find_weights(name: str, weights: str, option: str = "--model.weights") -> Path | None:
+def find_weights(
+    name: str, weights: str, option: str = "--model.weights", has_norm: bool = True
+) -> Path | None:
     """Find the file of `weights` for timm's model of this name, fetching it where it is the hub's.
 
     Args:
         name: timm's name.
         weights: "none", "hub", a file, or the folder of a run.
         option: What the user gave them by.
+        has_norm: Whether what begins without them may be normalised by groups.
 
     Raises:
         ConfigError: there is none, or the hub cannot be reached.
@@ -90,9 +94,10 @@ def find_weights(name: str, weights: str, option: str = "--model.weights") -> Pa
             urllib.request.urlopen(f"{hub}/api/models/{repo}", timeout=10).close()
             cached = huggingface_hub.hf_hub_download(repo, file)
     except OSError as error:
+        norm = " with --model.norm group" if has_norm else ""
         raise ConfigError(
             f"The weights of {name} are not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}); use {option} FILE, or {option} none with --model.norm group."
+            f"({type(error).__name__}); use {option} FILE, or {option} none{norm}."
         ) from error
     return Path(cached)
 
@@ -144,9 +149,11 @@ def _read(weights: Path) -> State:
         with open_file(weights) as file:
             start = file.read(32)
         is_safe = start[8:9] == b"{" and not start.startswith(b"{")  # whatever its name ends in
-        content = (
-            load_file(weights) if is_safe else load_state_dict(str(weights), weights_only=True)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's of pickles, beside the sentence below
+            content = (
+                load_file(weights) if is_safe else load_state_dict(str(weights), weights_only=True)
+            )
         return _tensors(content)
     # torch, timm and safetensors raise what they like of a file that is none of theirs
     except Exception as error:

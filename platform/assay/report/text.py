@@ -159,6 +159,8 @@ def print_run(folders: Mapping[str, Path]) -> None:
     print(
         f"\nShares with 95 % intervals over groups; {first.rule}; seed {first.seed}{_marks(first)}"
     )
+    if not first.tests:
+        print("\nNo image is in test, so that nothing is scored or compared there.")
     for test in first.tests:
         summary = first.sets[test]
         print(f"\n{test}: {summary.num} images of {summary.num_groups} groups")

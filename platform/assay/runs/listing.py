@@ -31,7 +31,7 @@ _JUDGED = ("truth", "logits", "probs", "score", "weight")
 """What runs are compared by, besides id, split and group."""
 
 
-_ROW = ("split", "id", "group", "truth")
+_ROW = ("split", "id", "group", "truth", "content")
 """What tells a row from another one."""
 
 
@@ -85,21 +85,26 @@ class RunSummary:
         return summary.main[1] if summary else None
 
     def predictions(self, columns: Sequence[str] = _JUDGED) -> pa.Table:
-        """Read id, split, group, and those of the columns that predictions.parquet has.
+        """Read id, split, group, those of the columns that predictions.parquet has, and where it is known the `content` judged.
 
         Raises:
             RunError: it is missing or damaged.
         """
-        return results.read_predictions(self.folder, columns)
+        table = results.read_predictions(self.folder, columns)
+        if not (self.folder / "split.parquet").exists():
+            return table
+        contents = results.read_contents(self.folder, by_masks="score" in table.column_names)
+        shown = [contents.get(name) for name in table["id"].to_pylist()]
+        return table.append_column("content", pa.array(shown, pa.string()))
 
     @cached_property
     def rows(self) -> dict[str, str]:
-        """A digest of each set's ids, groups, truths and classes; equal for equal rows in any order.
+        """A digest of each set's ids, groups, truths, files and classes; equal for equal rows in any order.
 
         Raises:
             RunError: the predictions are missing or damaged.
         """
-        table = self.predictions(("truth",))
+        table = self.predictions(("truth", "score"))
         table = table.select([name for name in _ROW if name in table.column_names])
         classes = (table.schema.metadata or {}).get(b"classes", b"")
         digests: dict[str, Any] = {}

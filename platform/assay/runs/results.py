@@ -126,6 +126,10 @@ class Comparisons:
     """By name, the run in question among them."""
 
 
+_TRUE_MASKS = ("mask_content.truth", "mask_content.label")
+"""Columns of a split that hold what masks are scored by, the first of which counts."""
+
+
 def mark_of(folder: Path) -> str:
     """Return the mark of the run that a folder's run.json is of; "" where there is none.
 
@@ -173,6 +177,19 @@ def read_split(folder: Path, needed: Sequence[str] = ("id", "group", "split")) -
     """
     name = "split.parquet"
     return _of_this_run(folder, name, read_parquet(folder / name, needed))
+
+
+def read_contents(folder: Path, by_masks: bool) -> dict[str, str]:
+    """Read what each row's files hold, by its id: of the image, and where rows are scored by masks of the true one.
+
+    Raises:
+        RunError: the split is missing or damaged, or another run's.
+    """
+    split = read_split(folder, ("id", "content"))
+    masks = [name for name in _TRUE_MASKS if by_masks and name in split.column_names]
+    columns = [split[name].to_pylist() for name in ("content", *masks[:1])]
+    contents = map(" ".join, zip(*columns, strict=True))
+    return dict(zip(split["id"].to_pylist(), contents, strict=True))
 
 
 def _of_this_run(folder: Path, name: str, table: pa.Table) -> pa.Table:

@@ -18,6 +18,7 @@ from annotated_types import Interval
 
 from assay.bundle.latency import measure_latency
 from assay.config import fingerprint
+from assay.data.manifest import Manifest
 from assay.errors import ConfigError
 from assay.experiment.earlier import find
 from assay.experiment.options import say_doubts
@@ -100,6 +101,7 @@ def sweep(
     say_doubts(settings.values())
     trainings = plan(settings, launch.train_shares, launch.seeds, launch.latency)
     manifest = manifest_of(task, settings, storage)
+    _refuse_untested(settings, manifest)
     trials = []
     for t in trainings:
         run = find(source, t.config, manifest, storage, reuse=launch.reuse, stage=t.stage)
@@ -189,6 +191,16 @@ def _refuse_equal(trials: Sequence[Trial]) -> None:
         if before != trial.values["setting"]:
             raise ConfigError(
                 f"{before!r} and {trial.values['setting']!r} compute the same; leave one of them out."
+            )
+
+
+def _refuse_untested(settings: Mapping[str, TaskConfig], manifest: Manifest) -> None:
+    """Refuse settings that leave test empty, on which all are compared."""
+    is_given = any(name and name.startswith("test") for name in manifest.declared_sets)
+    for name, config in settings.items():
+        if not (is_given or config.split.test or config.split.unseen_domain):
+            raise ConfigError(
+                f"split.test of {name!r} is 0, and settings are compared on test; give it a share, or the set in the data."
             )
 
 

@@ -62,7 +62,8 @@ def candidates_of(
         scores = {}
         for value in np.unique(trial.value).tolist():
             cell = trial.at(trial.value == value)
-            scores[value] = float(np.average(cell.score, weights=cell.weight))
+            weights = cell.weight if cell.weight.any() else None
+            scores[value] = float(np.average(cell.score, weights=weights))
         candidates.append(Candidate(fold, val, scores))
     return candidates
 

@@ -68,7 +68,7 @@ class Anomaly(MaskTask):
     @classmethod
     def fetch(cls, config: Any) -> None:
         """Fetch the backbone's weights."""
-        find_weights(timm_name(config.model.backbone), config.model.weights)
+        find_weights(timm_name(config.model.backbone), config.model.weights, has_norm=False)
 
     def begin(self, rows: np.ndarray) -> None:
         """Remember what the images of train look like whose masks are empty; others are left out."""

@@ -102,7 +102,8 @@ class FeatureDistillation(Embedding):
     def fetch(cls, config: Any) -> None:
         """Fetch the weights of both."""
         find_weights(timm_name(config.model.backbone), config.model.weights)
-        find_weights(timm_name(config.teacher.backbone), config.teacher.weights, TEACHER_OPTION)
+        teacher = timm_name(config.teacher.backbone)
+        find_weights(teacher, config.teacher.weights, TEACHER_OPTION, has_norm=False)
 
     def train(self, mode: bool = True) -> "FeatureDistillation":
         """Switch modes; the teacher always answers as it does when judged."""

@@ -183,7 +183,7 @@ class SelfDistillation(Embedding):
     @classmethod
     def fetch(cls, config: Any) -> None:
         """Fetch the backbone's weights."""
-        find_weights(timm_name(config.model.backbone), config.model.weights)
+        find_weights(timm_name(config.model.backbone), config.model.weights, has_norm=False)
 
     @classmethod
     def order(cls, config: Any, dataset: Dataset, rows: np.ndarray, epoch: int) -> list[np.ndarray]:

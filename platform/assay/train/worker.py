@@ -113,6 +113,8 @@ def _build(job: Job, device: torch.device) -> tuple[Any, dict[str, int]]:
     torch.manual_seed(config.train.seed)
     task = task_class(config, job.dataset).to(device)
     costs = task.costs()
+    if not config.train.epochs:  # what could be trained is not
+        costs |= dict.fromkeys({"num_trainable", "trainable_macs"} & costs.keys(), 0)
     if job.recompute and not recompute(task):
         raise ConfigError(
             f"--recompute was given and {job.source.name} has no repeated blocks that are trained; leave it out."

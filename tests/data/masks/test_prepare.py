@@ -146,6 +146,16 @@ def test_masks_that_teach_nothing_are_refused_and_removed(
     assert names == ["agreement.csv", "contact.png"]
 
 
+def test_a_pattern_that_no_mask_fits_is_said_so_and_not_that_masks_are_empty(
+    pictures, prepare, tmp_path
+):
+    images = pictures(tmp_path / "in")
+    config = MaskConfig(files="../mask/{folder}/{name}.png", missing="empty")
+    with pytest.raises(MaskError, match=r"None of the 3 images has a mask by '\.\./mask/"):
+        prepare(images, tmp_path / "in", config, tmp_path / "out")
+    assert not [*(tmp_path / "out").rglob("*.png")]
+
+
 def test_given_masks_that_are_empty_ask_for_their_values(pictures, prepare, tmp_path):
     images = pictures(tmp_path / "in", 1)
     write_png(tmp_path / "in" / "m.png", np.eye(64, dtype=np.uint8))

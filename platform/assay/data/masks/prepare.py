@@ -233,6 +233,10 @@ def _check_share(total: MaskAccount, config: MaskConfig, folder: Path, fresh: li
         return
     for mask in fresh:
         remove(mask)
+    if total.without == total.images:
+        raise MaskError(
+            f"None of the {total.images} images has a mask by {config.files!r}, which starts from the folder of the images; correct it."
+        )
     what = "are empty" if share == 0 else f"cover {share:.1%} of all pixels"
     if config.files:
         remedy = (
