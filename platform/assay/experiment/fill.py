@@ -98,11 +98,11 @@ def _refuse_full_disk(paths: dict[str, str], folder: Path) -> None:
         except ImageError:
             continue  # named when it is decoded
     need = int(np.mean(sizes) * len(paths)) if sizes else 0
-    free = shutil.disk_usage(folder).free - SPARE_DISK
-    if need > free:
+    free = shutil.disk_usage(folder).free
+    if need > free - SPARE_DISK:
         raise StoreError(
-            f"The store needs about {need / 1e9:.1f} GB for {len(paths)} images and {folder} has {max(free, 0) / 1e9:.1f} GB "
-            "to spare; free some disk or pass --store on a larger one."
+            f"The store needs about {need / 1e6:,.0f} MB for {len(paths)} images, and the disk of {folder} has {free / 1e6:,.0f} MB free, "
+            f"of which {SPARE_DISK / 1e6:,.0f} are spared; free some, or pass --store on a larger one."
         )
 
 
