@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -190,3 +191,33 @@ def test_a_network_that_takes_no_tiles_that_fit_is_refused_before_it_learns():
     config = replace(config, tiles=replace(config.tiles, size="fit"))
     with pytest.raises(ConfigError, match=r"give --tiles\.size fixed"):
         TASK(config, no_images())
+
+
+def test_an_encoder_of_the_librarys_own_takes_the_hubs_weights(tmp_path, monkeypatch):
+    """From where an earlier download has left them; one request tells that the hub is out of reach."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    config = replace(SMOKE, model=replace(SMOKE.model, encoder="resnet18", weights="hub"))
+    with pytest.raises(ConfigError, match=r"weights of resnet18 .* cannot be reached \(URLError\)"):
+        TASK.fetch(config)
+    published = smp.encoders.encoders["resnet18"]["pretrained_settings"]["imagenet"]
+    repo = f"models--{published['repo_id'].replace('/', '--')}"
+    file = tmp_path / repo / "snapshots" / published["revision"] / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    weights = smp.encoders.get_encoder("resnet18", weights=None).state_dict()
+    save_file({**weights, "fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, file)
+    TASK.fetch(config)
+    encoder: Any = create_mask_net(config.model, 1).encoder
+    for name, values in encoder.state_dict().items():
+        torch.testing.assert_close(values, weights[name])
+
+
+@pytest.mark.parametrize("encoder", ["mit_b9", "timm-regnetx_002"])
+def test_an_encoder_that_nothing_was_published_for_is_named_with_the_nearest(encoder):
+    config = replace(SMOKE, model=replace(SMOKE.model, encoder=encoder, weights="hub"))
+    with pytest.raises(
+        ConfigError, match=rf"no pretrained weights for {encoder}; .*nearest names: "
+    ):
+        TASK.fetch(config)

@@ -3,6 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import segmentation_models_pytorch as smp
@@ -16,7 +17,7 @@ from assay.nn.borders import fix_borders
 from assay.nn.layout import lay_channels_last
 from assay.nn.mask_loss import MaskLoss, Over
 from assay.nn.norms import normalise_layers
-from assay.nn.weights import load_features, load_weights
+from assay.nn.weights import find_hub, find_weights, load_features, load_weights
 
 PRIOR = 0.01
 """Share of pixels that a new network marks: rare, so that it need not first unlearn the common (Lin et al. 2017, 3.3)."""
@@ -82,18 +83,13 @@ def create_mask_net(config: MaskNetConfig, num_classes: int) -> nn.Module:
             encoder_name=config.encoder,
             in_channels=3,
             classes=num_classes,
-            encoder_weights="imagenet" if config.weights == "hub" and not is_timm else None,
+            encoder_weights=None,
             **options,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"There is no network {config.arch} with encoder {config.encoder} and {options or 'its own options'} ({str(error).splitlines()[0][:120]}); "
             f"nearest names: {_nearest(config)}."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"The weights of {config.encoder} are not on this machine and the hub cannot be reached ({type(error).__name__}); "
-            "use --model.weights FILE or --model.weights none."
         ) from None
     head = cast(Any, net).segmentation_head
     last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
@@ -103,10 +99,26 @@ def create_mask_net(config: MaskNetConfig, num_classes: int) -> nn.Module:
         if hasattr(encoder.model, "reset_classifier"):  # a transformer, which smp takes whole
             encoder.model.reset_classifier(0)
         load_features(encoder.model, config.encoder.removeprefix("tu-"), config.weights)
-    elif config.weights != "hub":
-        load_weights(encoder, config.encoder, config.weights)
+    elif config.weights != "none":
+        load_weights(encoder, config.encoder, str(find_encoder(config)))
     # its images are tiles and crops, whose sides are multiples of all strides
     return lay_channels_last(normalise_layers(fix_borders(net), config.norm))
+
+
+def find_encoder(config: MaskNetConfig) -> Path | None:
+    """Find the file of an encoder's weights, fetching the hub's.
+
+    Raises:
+        ConfigError: there are none, or the hub cannot be reached.
+    """
+    if config.encoder.startswith("tu-") or config.weights != "hub":
+        return find_weights(config.encoder.removeprefix("tu-"), config.weights)
+    known = smp.encoders.encoders.get(config.encoder, {}).get("pretrained_settings", {})
+    if "imagenet" not in known:
+        raise ConfigError(
+            f"There are no pretrained weights for {config.encoder}; use --model.weights FILE or --model.weights none; nearest names: {_nearest(config)}."
+        )
+    return find_hub(config.encoder, known["imagenet"]["repo_id"], known["imagenet"]["revision"])
 
 
 def _nearest(config: MaskNetConfig) -> str:

@@ -85,14 +85,29 @@ def find_weights(
         raise ConfigError(
             f"There are no pretrained weights for {name}; use {option} FILE or {option} none."
         )
+    return find_hub(name, repo, None, option, has_norm)
+
+
+def find_hub(
+    name: str,
+    repo: str,
+    revision: str | None,
+    option: str = "--model.weights",
+    has_norm: bool = True,
+) -> Path:
+    """Find the weights of a model's repository on the hub, fetching them where they are not on this machine.
+
+    Raises:
+        ConfigError: the hub cannot be reached.
+    """
     file = "model.safetensors"
     try:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file)
+        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
         if not isinstance(cached, str):
             # One request tells an unreachable hub at once; the download would retry for 25 s.
             hub = huggingface_hub.constants.ENDPOINT
             urllib.request.urlopen(f"{hub}/api/models/{repo}", timeout=10).close()
-            cached = huggingface_hub.hf_hub_download(repo, file)
+            cached = huggingface_hub.hf_hub_download(repo, file, revision=revision)
     except OSError as error:
         norm = " with --model.norm group" if has_norm else ""
         raise ConfigError(

@@ -13,8 +13,7 @@ from assay.data.inputs.crops import CropConfig, draw_crop
 from assay.data.inputs.normalise import EPS
 from assay.levels import VOID
 from assay.nn.mask_loss import mask_loss
-from assay.nn.mask_net import MaskNetConfig
-from assay.nn.weights import find_weights
+from assay.nn.mask_net import MaskNetConfig, find_encoder
 from assay.train.mask_task import MaskTask, MaskTaskConfig
 from assay.train.monitor import Limit
 from assay.train.task import Batch, BatchRows, TaskConfig, doubt_constants
@@ -49,10 +48,8 @@ class Segmentation(MaskTask):
 
     @classmethod
     def fetch(cls, config: Any) -> None:
-        """Fetch the weights of a timm encoder; others of the library's own are fetched as it is built."""
-        model = config.model
-        if model.encoder.startswith("tu-") or model.weights != "hub":
-            find_weights(model.encoder.removeprefix("tu-"), model.weights)
+        """Fetch the encoder's weights."""
+        find_encoder(config.model)
 
     @classmethod
     def prepare(cls, config: Any, dataset: Dataset, samples: BatchRows) -> Batch:
