@@ -18,6 +18,7 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
 from assay.config import Settings
 from assay.errors import ConfigError
+from assay.nn.borders import fix_borders
 from assay.nn.backbone import timm_name
 from assay.nn.weights import load_features
 
@@ -186,4 +187,4 @@ def _create(config: PatchMemoryConfig) -> Any:
             f"model.backbone {config.backbone} gives no features of model.stages {config.stages} ({str(error).splitlines()[0][:120]}); take a convolutional network of timm, such as resnet18, and stages that it has."
         ) from None
     load_features(network, name, config.weights)
-    return network
+    return fix_borders(network)  # its images are tiles, whose sides are multiples of all strides
