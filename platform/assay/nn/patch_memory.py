@@ -18,8 +18,8 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
 from assay.config import Settings
 from assay.errors import ConfigError
-from assay.nn.borders import fix_borders
 from assay.nn.backbone import timm_name
+from assay.nn.borders import fix_borders
 from assay.nn.weights import load_features
 
 NUM_PROJECTED = 128
