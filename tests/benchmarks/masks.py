@@ -67,7 +67,7 @@ ENCODERS = {
     "scratch": "--model.encoder tu-mobilenetv2_050 --model.weights none --train.epochs {epochs[0]} --train.val-every {epochs[1]}",
     "lite0": "--train.epochs {epochs[1]} --train.val-every {epochs[1]} --model.encoder tu-tf_efficientnet_lite0 --model.weights {weights} --tiles.normalise constants",
 }
-EPOCHS = {"neu": (24, 8), "magnetic": (24, 8), "layers": (120, 40), "defects": (120, 40)}
+EPOCHS = {"neu": (24, 8), "magnetic": (72, 8), "layers": (120, 40), "defects": (120, 40)}
 """From scratch, and from pretrained weights."""
 BARS = (2, 6, 10, 28, 36)
 RINGS = (0, 4, 14, 16, 23, 30, 34, 38, 39, 42, 46, 47)
