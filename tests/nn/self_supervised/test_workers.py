@@ -215,7 +215,9 @@ def test_an_update_of_two_workers_is_that_of_one(folder: Path, centering: Any) -
     for name, tensor in whole.items():
         mine = [part[name] for part in parts]
         joined = sum(mine) if name.startswith("grad") else mine[0]
-        np.testing.assert_allclose(joined, tensor, rtol=1e-3, atol=1e-5, err_msg=name)
+        # sums in another order differ by the largest of their terms, also where little is left of them
+        rounding = 1e-5 * max(1, np.abs(tensor).max())
+        np.testing.assert_allclose(joined, tensor, rtol=1e-3, atol=rounding, err_msg=name)
 
 
 @pytest.fixture(scope="module")
