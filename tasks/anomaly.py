@@ -46,8 +46,8 @@ class PartAnomalyConfig(AnomalyConfig):
 
     def doubts(self) -> list[str]:
         """Say so where no one has marked what it is judged by."""
-        made = f"No masks are given, so that what the rule --masks.maker {self.masks.maker} marks counts as defect, in train and test alike; give --masks.files."
-        return [*super().doubts(), *([] if self.masks.files else [made])]
+        by_rule = f"No masks are given, so that what the rule --masks.maker {self.masks.maker} marks counts as defect, in train and test alike; give --masks.files."
+        return [*super().doubts(), *([] if self.masks.files else [by_rule])]
 
 
 class PartAnomaly(Anomaly):

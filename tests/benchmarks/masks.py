@@ -294,13 +294,15 @@ def means(rows: list[dict[str, Any]]) -> str:
     columns = ["set", "encoder", "seeds", "assay", "plain", "difference", "least to most"]
     lines = []
     for name, encoder in dict.fromkeys((row["set"], row["encoder"]) for row in rows):
-        of = [row for row in rows if (row["set"], row["encoder"]) == (name, encoder)]
-        assay, plain_, gap = (
-            np.array([float(row[key].split()[0]) for row in of])
+        seeds = [row for row in rows if (row["set"], row["encoder"]) == (name, encoder)]
+        assay, loop, gap = (
+            np.array([float(row[key].split()[0]) for row in seeds])
             for key in ("assay", "plain", "difference")
         )
-        mean = [f"{assay.mean():.3f}", f"{plain_.mean():.3f}", f"{gap.mean():+.3f}"]
-        lines.append([name, encoder, str(len(of)), *mean, f"{gap.min():+.3f} to {gap.max():+.3f}"])
+        mean = [f"{assay.mean():.3f}", f"{loop.mean():.3f}", f"{gap.mean():+.3f}"]
+        lines.append(
+            [name, encoder, str(len(seeds)), *mean, f"{gap.min():+.3f} to {gap.max():+.3f}"]
+        )
     return table(columns, lines)
 
 

@@ -68,7 +68,9 @@ class Estimate:
     def __str__(self) -> str:
         """Return a text such as "0.912 [0.873, 0.944] (n=120 in 60 groups)"."""
         groups = "group" if self.num_groups == 1 else "groups"
-        effective = f", effective {_told(self.effective)}" if 1 < self.effective < FEWEST else ""
+        effective = (
+            f", effective {_round_below(self.effective)}" if 1 < self.effective < FEWEST else ""
+        )
         return f"{bracket(self)} (n={self.num} in {self.num_groups} {groups}{effective})"
 
     @property
@@ -81,11 +83,11 @@ class Estimate:
         """Why a difference with this estimate is no verdict, in words; empty where it may be one."""
         if self.effective >= FEWEST:
             return ""
-        return f"too few or too unequal groups to compare (effective {_told(self.effective)} of {self.num_groups}); not decided"
+        return f"too few or too unequal groups to compare (effective {_round_below(self.effective)} of {self.num_groups}); not decided"
 
 
-def _told(effective: float) -> str:
-    """Write an effective number that is too small, which just below the limit is not to read as if it had reached it."""
+def _round_below(effective: float) -> str:
+    """Round an effective number that is too small, just below the limit not up to it."""
     return f"{min(effective, FEWEST - 0.1):.1f}"
 
 

@@ -24,7 +24,7 @@ def average_seeds(tables: Sequence[pa.Table]) -> pa.Table:
     tables = [table.sort_by("id") for table in tables]
     samples = tables[0].select(["id", "split", "group"])
     metric = scores_of(tables[0])[0]
-    total, weight, plain = np.zeros((3, len(samples)))
+    total, weight, unweighted = np.zeros((3, len(samples)))
     for table in tables:
         name, scores, weights = scores_of(table)
         if name != metric or not table.select(samples.column_names).equals(samples):
@@ -32,8 +32,9 @@ def average_seeds(tables: Sequence[pa.Table]) -> pa.Table:
                 f"Seeds of one setting have other samples, sets or groups, or are scored by {name} and by {metric}; "
                 "average runs that differ in their seed of training alone."
             )
-        total, weight, plain = total + scores * weights, weight + weights, plain + scores
-    mean = np.divide(total, weight, out=plain / len(tables), where=weight > 0)
+        total, weight = total + scores * weights, weight + weights
+        unweighted += scores
+    mean = np.divide(total, weight, out=unweighted / len(tables), where=weight > 0)
     table = samples.append_column("score", pa.array(mean))
     table = table.append_column("weight", pa.array(weight / len(tables)))
     return table.replace_schema_metadata({"score": metric})
