@@ -101,8 +101,9 @@ class Casting(Transfer):
 
     @classmethod
     def baselines(cls, config: CastingConfig) -> Mapping[str, CastingConfig]:
-        """Give the split as it was published, copies and all, where copies are kept in one set; and beside LUNA on the
-        synthetic castings two small networks of timm, at a rate of their own and for fewer epochs, as they learn faster."""
+        """Give the split as it was published, copies and all, where copies are kept in one set (it is trained if one lies
+        across the given sets); and beside LUNA on the synthetic castings two small networks of timm, at a rate of their
+        own and for fewer epochs, as they learn faster."""
         others = {}
         is_copied = config.data.root is not None or config.castings.leak
         if config.split.near_duplicates == "group" and is_copied:

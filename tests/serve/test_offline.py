@@ -151,9 +151,8 @@ def test_answers_below_the_images_are_not_judged_the_next_time(here, registry, p
     for root in (images, tmp_path / "link", images / ".." / "images"):
         assert offline.predict(folder, [root], images / "out", "fp32", True) == (4, 0)
     assert len([*(images / "out" / "overlays").iterdir()]) == 4
-    assert offline.predict(
-        folder, [images / "out" / "overlays"], images / "out", "fp32", False
-    ) == (4, 0)
+    with pytest.raises(ManifestError, match="answers for other images"):
+        offline.predict(folder, [images / "out" / "overlays"], images / "out", "fp32", False)
     # nor those of another --out
     assert write_list(tmp_path / "elsewhere.parquet", [images])[0] == 4
     (images / "out" / "images.parquet").unlink()  # a user's own folder may be called so
@@ -394,7 +393,7 @@ def test_a_disk_that_cannot_be_written_ends_the_job_in_a_sentence_and_loses_noth
     folder = registry.fetch(registry.holder("parts", "champion"))
     monkeypatch.setattr(offline, "CHUNK", 2)
     (tmp_path / "overlays" / "000003.jpg").mkdir(parents=True)  # in the way of the last
-    (tmp_path / "images.parquet").touch()
+    write_list(tmp_path / "images.parquet", pictures)
     with pytest.raises(ResourceError, match=r"ended early.*000003"):
         offline.predict(folder, pictures, tmp_path, "fp32", True)
     assert len([*(tmp_path / "chunks").iterdir()]) == 1
@@ -454,6 +453,30 @@ def test_a_list_is_read_as_it_was_written_whatever_its_names(tmp_path, monkeypat
     assert [(Path(name), group) for part in parts for name, group in part] == [
         (path, "") for path in paths
     ]
+
+
+def test_answers_for_other_images_are_not_lost(here, registry, pictures, tmp_path):
+    folder = registry.fetch(registry.holder("parts", "champion"))
+    out = tmp_path / "out"
+    offline.predict(folder, pictures[:2], out, "fp32", False)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ManifestError, match=r"answers for other images .* another folder as --out"):
+        offline.predict(folder, pictures[2:], out, "fp32", False)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    offline.predict(folder, pictures[1:], out, "fp32", False)  # some are the same: a folder changed
+
+
+@pytest.mark.parametrize("content", [b"no Parquet", None], ids=["no table", "a table of others"])
+def test_a_table_of_others_under_the_name_of_the_list_is_kept(tmp_path, pictures, content):
+    file = tmp_path / "images.parquet"
+    if content is None:
+        pq.write_table(pa.table({"image": ["a"], "label": ["b"]}), file)
+    else:
+        file.write_bytes(content)
+    before = file.read_bytes()
+    with pytest.raises(ManifestError, match="no list of this command"):
+        write_list(file, pictures)
+    assert file.read_bytes() == before
 
 
 def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):

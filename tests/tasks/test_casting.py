@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from assay.cli.task import experiment
 from assay.config import Settings
 from assay.data.dataset import Dataset
 from assay.errors import ConfigError
@@ -300,3 +301,40 @@ def test_no_preset_doubts_itself() -> None:
             default: Any = type(getattr(config, section))()
             assert isinstance(default, Settings)
             assert getattr(getattr(config, section), field) == getattr(default, field), (name, key)
+
+
+@pytest.mark.parametrize("leak", [False, True], ids=["no copy", "copies"])
+def test_the_given_split_is_trained_on_too_only_where_copies_lie_across_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leak: bool
+) -> None:
+    sizes = ["--castings.num-train", "80", "--castings.num-test", "24", "--castings.size-px", "96"]
+    drawn, _, _ = parse(TASK, [*SMOKE, *sizes, *["--castings.leak"] * leak])
+    TASK.manifest(drawn, tmp_path / "drawn")
+    (root,) = tmp_path.glob("drawn/**/images")
+    monkeypatch.chdir(tmp_path)
+    trained: list[str] = []
+
+    def finish(prepared: Any, run: Run, _: Any) -> None:
+        trained.append(prepared.name)
+        run.note(state="finished", stage="bundle", leaks=prepared.leaks)
+
+    monkeypatch.setattr("assay.cli.task.complete", finish)
+    monkeypatch.setattr("assay.cli.task.is_decided", lambda *_: True)
+    shown: list[Any] = []
+    monkeypatch.setattr("assay.cli.task._write_reports", shown.append)
+    monkeypatch.setattr("assay.cli.task.print_run", shown.append)
+    short = [
+        "--preset",
+        "files",
+        "--workers",
+        "0",
+        "--train.epochs",
+        "1",
+        "--model.weights",
+        "none",
+    ]
+    config, resources, _ = parse(TASK, [*short, "--data.root", str(root)])
+    for _ in range(2):
+        experiment(SOURCE, config, resources)
+    assert trained == ["casting"] + ["published"] * leak
+    assert all(len(folders) == 1 + leak for folders in shown)

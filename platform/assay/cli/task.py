@@ -7,6 +7,7 @@ what is finished and shows it.
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from assay.config import to_dict
@@ -53,14 +54,15 @@ def experiment(
     manifest = task.manifest(config, storage)
     named = {"": config} | dict(task.baselines(config))
     runs = {name: find(source, c, manifest, storage, again, reuse) for name, c in named.items()}
-    if not all(is_whole(run) for run in runs.values()):
+    if not all(is_whole(run) for run in _worthwhile(runs, named).values()):
         with cluster(resources):
             data = read_data(source, manifest, config, resources, storage)
             for name, run in runs.items():
-                if not is_whole(run):
+                if not is_whole(run) and name in _worthwhile(runs, named):
                     with run.lease():
                         prepared = prepare(data, named[name], name or source.name)
                         complete(prepared, run, resources)
+    runs = _worthwhile(runs, named)
     folders = {name or source.name: run.folder for name, run in runs.items()}
     for name, run in runs.items():
         if not is_decided(run.folder, named[name]):
@@ -71,6 +73,20 @@ def experiment(
     print_run(folders)
     print(f"report: {runs[''].folder / 'report.html'}")
     return runs[""]
+
+
+def _worthwhile(runs: Mapping[str, Run], named: Mapping[str, TaskConfig]) -> dict[str, Run]:
+    """Leave out baselines that only let copies lie across the given sets, once the method's run has met none there."""
+    method, first = named[""], runs[""]
+    leaks = first.record.leaks
+    if not is_whole(first) or leaks is None or any(leak.near for leak in leaks.values()):
+        return dict(runs)
+
+    def is_same(config: TaskConfig) -> bool:
+        near = config.split.near_duplicates
+        return replace(method, split=replace(method.split, near_duplicates=near)) == config
+
+    return {name: run for name, run in runs.items() if not name or not is_same(named[name])}
 
 
 def _write_reports(folders: Mapping[str, Path]) -> None:

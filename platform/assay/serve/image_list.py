@@ -95,14 +95,18 @@ def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:
     Pictures of earlier answers are left out of a folder that holds them.
 
     Raises:
-        ManifestError: as `list_images`; or there is no image, a path is named twice, or a group is written in two ways.
+        ManifestError: as `list_images`; or there is no image, a path is named twice, a group is written in two ways, or
+            the file lists other images alone, whose answers would be lost, or is none of this command.
     """
     _refuse_again(paths)
     num, groups, images = 0, dict[str, str](), list_images(paths)
+    earlier = _read_earlier(file)
+    is_other = bool(earlier)
     with replacing(file) as hidden, pq.ParquetWriter(hidden, _SCHEMA) as writer:
         while rows := list(islice(images, ROWS)):
             num += len(rows)
             groups.update((group, show(image)) for image, group in rows)
+            is_other = is_other and earlier.isdisjoint(os.path.realpath(image) for image, _ in rows)
             images_of = [os.fsencode(image) for image, _ in rows]
             groups_of = [compose(group) for _, group in rows]
             writer.write_table(pa.table({"image": images_of, "group": groups_of}, _SCHEMA))
@@ -112,7 +116,25 @@ def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:
                 "tables with a column 'image'."
             )
         refuse_spellings("group", groups)
+        if is_other:
+            raise ManifestError(
+                f"{show(file.parent)} holds answers for other images ({show(Path(min(earlier)))} and others), which would be lost; give another folder as --out."
+            )
     return num, groups.keys() != {""}
+
+
+def _read_earlier(file: Path) -> set[str]:
+    """Read the first images of an earlier list, without symbolic links; none where there is no list."""
+    if not os.path.lexists(file):
+        return set()
+    try:
+        if pq.read_schema(file).equals(_SCHEMA):
+            return {os.path.realpath(name) for name, _ in next(read_list(file, ROWS))}
+    except (pa.ArrowInvalid, OSError, StopIteration):
+        pass
+    raise ManifestError(
+        f"{show(file)} is no list of this command, or damaged, and would be written over; give another folder as --out."
+    )
 
 
 def read_list(file: Path, num: int) -> Iterator[list[tuple[str, str]]]:
