@@ -128,7 +128,7 @@ class Segment(Segmentation):
         files = SegmentConfig(
             model=SegmentModelConfig(encoder="tu-mobilenetv2_100.ra_in1k", weights="hub"),
             train=TrainConfig(epochs=50, batch_size=16, patience=10, min_improvement=0.002),
-            optim=OptimConfig(lr=1e-3),
+            optim=OptimConfig(lr=1e-3, warmup=0.1),
         )
         mvtec = replace(files, data=replace(MVTEC_IMAGES, split=""), masks=MVTEC_MASKS)
         return {"demo": demo, "smoke": smoke, "files": files, "mvtec": mvtec}
