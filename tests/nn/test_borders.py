@@ -1,6 +1,7 @@
 """Borders of constant width are those by the size of the image, where sides are multiples of the strides."""
 
 import copy
+from functools import partial
 
 import onnx
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import Conv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
+from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame
 from torch import nn
 
 from assay.nn.borders import fix_borders
@@ -23,6 +26,33 @@ sizes = st.tuples(st.integers(1, 5), st.integers(1, 5))
 def test_one_layer_answers_as_by_the_size_of_its_image(kernel, stride, dilation, times):
     plain = Conv2dSame(2, 3, kernel, stride, dilation=dilation)
     fixed = fix_borders(nn.Sequential(copy.deepcopy(plain)))
+    images = torch.randn(1, 2, stride[0] * times, stride[1] * (times + 1))
+    torch.testing.assert_close(fixed(images), plain(images))
+
+
+pools = st.sampled_from(
+    [MaxPool2dSame, AvgPool2dSame, partial(AvgPool2dSame, count_include_pad=False)]
+)
+
+
+@given(pools, sizes, st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(1, 4))
+def test_a_pool_answers_as_by_the_size_of_its_image(pool, kernel, stride, times):
+    plain = pool(kernel, stride)
+    fixed = fix_borders(nn.Sequential(copy.deepcopy(plain)))
+    images = -1 - torch.rand(1, 2, stride[0] * times, stride[1] * (times + 1))
+    torch.testing.assert_close(fixed(images), plain(images))
+
+
+@given(
+    st.sampled_from([StdConv2dSame, ScaledStdConv2dSame]),
+    sizes,
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.integers(1, 4),
+)
+def test_a_layer_that_standardises_its_weights_answers_as_before(kind, kernel, stride, times):
+    plain = kind(2, 3, kernel, stride)
+    fixed = fix_borders(nn.Sequential(copy.deepcopy(plain)))
+    assert not fixed[0].same_pad
     images = torch.randn(1, 2, stride[0] * times, stride[1] * (times + 1))
     torch.testing.assert_close(fixed(images), plain(images))
 
