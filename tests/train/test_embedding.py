@@ -276,6 +276,15 @@ def test_without_labels_a_row_scores_by_its_nearest_of_the_set() -> None:
         Channels.score(CONFIG, lonely)
 
 
+def test_sets_without_labels_need_two_images_of_a_group(dataset: Dataset) -> None:
+    rows = {"val": np.array([0, 1, 2]), "test": np.array([6, 8, 10])}  # two photos of each part
+    Channels(CONFIG, dataset).refuse_sets(rows)
+    task = Channels(CONFIG, replace(dataset, classes=(), truth=np.zeros(12, np.int32)))
+    task.refuse_sets({"val": rows["val"]})
+    with pytest.raises(PredictionsError, match="images of test have no labels, and no group"):
+        task.refuse_sets(rows)
+
+
 def test_the_logistic_regression_is_judged_beside_the_neighbours(tmp_path: Path) -> None:
     scored = Channels.score(CONFIG, predictions(240))
     judged = Channels.judge(CONFIG, scored, tmp_path)
