@@ -136,6 +136,23 @@ def test_settings_that_leave_test_empty_are_refused_before_they_train(tmp_path: 
         sweep(source, config, Resources(storage=str(tmp_path)), launch)
 
 
+def test_shares_are_of_the_comparison_alone() -> None:
+    """What is called 100 % of train would be half of it."""
+    base = replace(BASE, split=SplitConfig(train_share=0.5))
+    launch = ComparisonLaunch(train_shares=(0.3, 1.0))
+    with pytest.raises(ConfigError, match=r"train-share is 0\.5, .*--train-shares; set it to 1"):
+        sweep(SOURCE, base, Resources(), launch)
+
+
+def test_a_setting_that_cannot_be_is_told_by_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"'b' cannot be: .*setting 'train\.batch_size' is 1\.5"):
+        variants_of(BASE, ["a: train.batch_size=2", "b: train.batch_size=1.5"])
+    with pytest.raises(ConfigError, match=r"split\.unseen takes several values.*--split\.unseen\."):
+        change(BASE, {"split.unseen": "King"})
+    with pytest.raises(ConfigError, match=r"--settings dropout=0\.1 names one value alone"):
+        combine({"": BASE}, ["dropout=0.1"])
+
+
 def test_one_setting_on_one_share_is_no_comparison() -> None:
     with pytest.raises(ConfigError, match=r"one setting \(toy\).*--settings"):
         plan({"toy": BASE}, [1.0, 1.0], 3)

@@ -17,6 +17,7 @@ from assay.nn.backbone import timm_name
 from assay.space import Choice, Float, Int, Rounded, change, grid, rounded, sample, value_of
 from assay.strict_yaml import read_yaml
 from assay.sweep import space_file
+from assay.sweep.search import SearchLaunch, _with_file
 from assay.sweep.space_text import check, parse
 from assay.train.source import TaskSource, load_task
 
@@ -192,6 +193,14 @@ def test_distributions_of_wandb_are_drawn_as_wandb_draws_them(
         assert is_said == ("values" not in spec)
     else:
         assert space["dropout"] == dimension
+
+
+def test_an_option_of_the_command_counts_more_than_the_files(tmp_path: Path) -> None:
+    """Also one that is given as it would be anyway."""
+    declared = space_file.read(write(tmp_path, WANDB), CONFIG, NAMES)
+    launch = _with_file(SearchLaunch(trials=20, eta=3), declared, {"trials"})
+    assert (launch.trials, launch.eta, launch.grace) == (20, 4, 2)
+    assert (launch.sampling, launch.objectives) == ("tpe", ("nll",))
 
 
 def test_a_bracket_that_ends_at_max_iter_begins_where_wandb_begins(tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ NUM, VIEWS = 80, 2
 
 
 def predictions(hits: Mapping[str, float], rng: np.random.Generator, num: int = NUM) -> pa.Table:
-    """Rows of two classes in sets, a planted share of each answered rightly."""
-    tables = []
+    """Rows of two classes in sets, a planted share of each answered rightly; half as many in test_seen."""
+    tables, most = [], num
     for name, share in hits.items():
+        num = most // 2 if name == "test_seen" else most
         right = np.zeros(num, bool)
         right[rng.permutation(num)[: round(num * share)]] = True
         truth = np.arange(num) // VIEWS % 2
@@ -198,6 +199,17 @@ def test_settings_on_other_rows_are_refused(runs: Runs) -> None:
     runs.add("b", 0, {"val": 0.5, "test": 0.9}, num=NUM + 2)
     with pytest.raises(PredictionsError, match=r"a and b on test: .* different rows"):
         runs.summary()
+
+
+def test_each_test_set_is_told_with_its_own_rows(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for setting in ("a", "b"):
+        runs.add(setting, 0, {"val": 0.5, "test_seen": 0.5, "test_unseen": 0.5})
+    report(tmp_path / "sweep", "toy", runs.trials)
+    sizes = "test_seen: n = 40 rows in 20 groups; test_unseen: n = 80 rows in 40 groups."
+    assert sizes in capsys.readouterr().out
+    assert sizes in (tmp_path / "sweep" / "report.html").read_text()
 
 
 def test_the_report_says_all_of_it(

@@ -313,8 +313,15 @@ def test_a_trial_with_a_gpu_is_fed_by_ray_data_and_learns_the_same(
         (search.main, SearchLaunch(), "--warm-start nowhere", "nowhere"),
         (generalize.main, FoldLaunch(), "--fold-column printer", "printer"),
         (generalize.main, FoldLaunch(), "--train-on 3", "1 to 2"),
+        (
+            generalize.main,
+            FoldLaunch(),
+            "--train-on 3 --split.unseen odd",
+            "--split.unseen has no effect: the folds hold out values of design",
+        ),
         (generalize.main, FoldLaunch(), "--settings split.val=0.1|0.2", "not searched"),
         (comparison.main, ComparisonLaunch(), "", "one setting (linear)"),
+        (comparison.main, ComparisonLaunch(), "--again", "--again has no effect"),
         (comparison.main, ComparisonLaunch(), "--train-shares 0.5 1.5", "at most 1"),
         (comparison.main, ComparisonLaunch(), "--settings optim.rate=1|2", "no setting"),
         (

@@ -40,11 +40,15 @@ def combine(bases: Mapping[str, TaskConfig], texts: Sequence[str]) -> dict[str, 
     """Combine settings, by name, with all choices of SETTING=A|B.
 
     Raises:
-        ConfigError: a text is no choice, names what a sweep decides, or a value twice.
+        ConfigError: a text is no choice, names what a sweep decides, or a value twice, or none has several values.
     """
     settings: dict[str, TaskConfig] = {}
     for base, config in bases.items():
         space = space_text.parse_all(texts, config)
+        if all(len(dimension.levels()) == 1 for dimension in space.values()):
+            raise ConfigError(
+                f"--settings {' '.join(texts)} names one value alone, so that nothing is compared; give several, as in SETTING=A|B, or set it for all as an option."
+            )
         space_text.check(space, config)
         for levels in combinations(space):
             values = dict(zip(space, levels, strict=True))
@@ -84,7 +88,10 @@ def variants_of(config: TaskConfig, texts: Sequence[str]) -> dict[str, TaskConfi
 
 def _changed(name: str, config: TaskConfig, values: Mapping[str, Any]) -> TaskConfig:
     """Change settings, and say which of them have no effect."""
-    changed = change(config, values)
+    try:
+        changed = change(config, values)
+    except ConfigError as error:
+        raise ConfigError(f"{name!r} cannot be: {error}") from None
     for key, why in changed.idle().items():
         if key in values:
             print(f"{key} has no effect in {name!r}: {why}.", file=sys.stderr)

@@ -52,6 +52,8 @@ def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -
             raise ConfigError(
                 "--workers is a range, and trials keep their workers; give one number."
             )
+        if launch.again:
+            print("--again has no effect: a sweep runs what is missing alone.", file=sys.stderr)
         failed = sweep(source, config, resources, launch)
     if failed:
         raise SystemExit(1)
