@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assay.errors import PredictionsError
+from assay.errors import PredictionsError, RunError
 from assay.metrics.evaluate import summarise
 from assay.metrics.measures import STANDARD
 from assay.runs.record import RunRecord, write_record
@@ -255,7 +255,8 @@ def test_the_report_says_all_of_it(
 
 def test_without_a_finished_run_there_is_a_table_and_no_page(runs: Runs, tmp_path: Path) -> None:
     runs.add("a", 0, {}, state="failed")
-    assert report(tmp_path / "one", "toy", runs.trials) == 1
+    with pytest.raises(RunError, match=r"None of 1 trainings .* \(Planted\); .*trials\.csv"):
+        report(tmp_path / "one", "toy", runs.trials)
     assert (tmp_path / "one" / "trials.csv").exists()
     assert not (tmp_path / "one" / "report.html").exists()
 

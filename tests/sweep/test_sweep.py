@@ -316,6 +316,12 @@ def test_a_trial_with_a_gpu_is_fed_by_ray_data_and_learns_the_same(
         (
             generalize.main,
             FoldLaunch(),
+            "--train-on 2 --decide.positive odd",
+            "None of 3 trainings came to its end (decide names the class 'odd'",
+        ),
+        (
+            generalize.main,
+            FoldLaunch(),
             "--train-on 3 --split.unseen odd",
             "--split.unseen has no effect: the folds hold out values of design",
         ),

@@ -46,7 +46,7 @@ from assay.sweep.launch import SweepLaunch, run_command
 from assay.sweep.pareto import COSTS, chart
 from assay.sweep.standings import Summary, curve_figures, summarize
 from assay.sweep.trained_run import read_run
-from assay.sweep.trial import Trial, read_outcome, write_trials
+from assay.sweep.trial import Trial, read_outcome, refuse_all_failed, write_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -237,7 +237,9 @@ def report(folder: Path, task: str, trials: Sequence[Trial]) -> int:
         row |= {"epochs": outcome.epochs, "seconds": outcome.seconds, **outcome.measured}
         rows.append(row)
     write_trials(folder, rows)
-    if summary:
+    if summary is None:
+        refuse_all_failed(outcomes, folder)
+    else:
         _report(folder, task, summary, rows)
     return sum(outcome.state == "failed" for outcome in outcomes)
 

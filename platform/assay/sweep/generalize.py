@@ -32,7 +32,7 @@ from assay.sweep.fold_report import FoldReport, FoldTrial
 from assay.sweep.folds import Fold, plan
 from assay.sweep.launch import SweepLaunch, run_command
 from assay.sweep.space_text import parse_all
-from assay.sweep.trial import Trial, read_outcome, write_trials
+from assay.sweep.trial import Trial, read_outcome, refuse_all_failed, write_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -95,9 +95,9 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     finished = [each for each in ended if is_finished(each.trial.folder)]
     with writing(folder):
         write_trials(folder, [each.row for each in ended])
-        if finished:
-            report = FoldReport(source.name, column, config.split.rule, ended, finished)
-            report.write(folder)
+        if not finished:
+            refuse_all_failed([each.outcome for each in ended], folder)
+        FoldReport(source.name, column, config.split.rule, ended, finished).write(folder)
     return sum(each.outcome.state == "failed" for each in ended)
 
 
