@@ -62,7 +62,8 @@ from assay.sweep.tune import Halving, SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
-OF_FILES = ("sampling", "trials", "grace", "eta", "objectives")
+OF_STOPPING = ("eta", "grace")
+OF_FILES = ("sampling", "trials", "objectives", *OF_STOPPING)
 """Options that a file of the space may have too."""
 
 
@@ -126,6 +127,7 @@ def sweep(
         sampling=launch.sampling, objectives=objectives, seed=launch.sweep_seed
     )
     halving = _halving(config, launch)
+    _say_idle(space, config, launch, given)
     parts = [identity(source, config, manifest), repr(space), repr(settings), repr(halving)]
     folder = storage / "sweeps" / f"{source.name}-{settings.sampling}-{fingerprint(parts)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,6 +181,8 @@ def _read_space(
     space = space_text.merge(space, space_text.parse_all(launch.space, config))
     space_text.check(space, config)
     if len(launch.objectives) > 1 and launch.sampling == "tpe":
+        if "sampling" in given:
+            print("--sampling is nsga2, as there are several objectives.", file=sys.stderr)
         launch = replace(launch, sampling="nsga2")
     if launch.eta == 1:
         raise ConfigError("--eta is 1; give 2 or more, or 0 for no early stopping.")
@@ -202,10 +206,32 @@ def _with_file(
     return replace(launch, **taken)
 
 
+def _say_idle(
+    space: Space, config: TaskConfig, launch: SearchLaunch, given: Collection[str]
+) -> None:
+    """Say which settings are searched that nothing follows, whatever else is chosen, and which options nothing follows."""
+    bases = [
+        change(config, {name: v}) for name, each in space.items() for v in space_text.extremes(each)
+    ]
+    idle = [base.idle() for base in (config, *bases)]
+    whys = {name: [names.get(name, "") for names in idle] for name in space}
+    vain = {f"{name} of the space": why[0] for name, why in whys.items() if all(why)}
+    if not launch.eta:
+        vain |= {f"--{name}": "--eta is 0" for name in {"grace"} & {*given}}
+    elif not _is_stopped_early(launch):
+        why = "early stopping compares trials by score or nll alone"
+        vain |= {f"--{name}": why for name in OF_STOPPING if name in given}
+    for name, why in vain.items():
+        print(f"{name} has no effect: {why}.", file=sys.stderr)
+
+
+def _is_stopped_early(launch: SearchLaunch) -> bool:
+    return launch.eta != 0 and launch.objectives in (("score",), ("nll",))
+
+
 def _halving(config: TaskConfig, launch: SearchLaunch) -> Halving | None:
     """Make early stopping, which compares trials by one number: several objectives have none."""
-    is_single = len(launch.objectives) == 1 and launch.objectives[0] in ("score", "nll")
-    if launch.eta == 0 or not is_single:
+    if not _is_stopped_early(launch):
         return None
     if launch.grace > config.train.epochs:
         raise ConfigError(

@@ -7,7 +7,18 @@ from typing import Any
 
 from assay.config import Settings
 from assay.errors import ConfigError
-from assay.space import MAX_POINTS, Choice, Dimension, Float, Int, Rounded, Space, change, value_of
+from assay.space import (
+    MAX_POINTS,
+    Choice,
+    Dimension,
+    Float,
+    Int,
+    Rounded,
+    Space,
+    Value,
+    change,
+    value_of,
+)
 
 LARGEST = 1e15
 """Largest end of a range, below which whole numbers are whole as floats too."""
@@ -131,6 +142,12 @@ def _is_number(value: Any) -> bool:
     return is_number and abs(value) <= LARGEST  # which nan is not
 
 
+def extremes(dimension: Dimension) -> Sequence[Value]:
+    """Return all values of a choice, and the two ends of a range."""
+    levels = dimension.levels()
+    return levels if isinstance(dimension, Choice) else (levels[0], levels[-1])
+
+
 def merge(space: Space, changes: Mapping[str, Dimension]) -> Space:
     """Replace or add dimensions; a replaced one keeps its condition."""
     dimensions = dict(space)
@@ -169,8 +186,7 @@ def check(space: Space, config: Settings) -> None:
         value_of(config, name)
         for condition in dimension.when:
             value_of(config, condition)
-        levels = dimension.levels()
-        for value in levels if isinstance(dimension, Choice) else (levels[0], levels[-1]):
+        for value in extremes(dimension):
             try:
                 change(config, {name: value})
             except ConfigError as error:
