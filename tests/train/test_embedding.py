@@ -29,7 +29,7 @@ from assay.metrics.scores.neighbours import effective_rank, neighbour_logits
 from assay.nn.optim import OptimConfig
 from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig, draw_partner
 from assay.train.monitor import Monitor
-from assay.train.task import BatchRows
+from assay.train.task import BatchRows, TrainConfig
 
 CONFIG = EmbeddingConfig(
     image=ImageConfig(height_px=16, width_px=20),
@@ -389,6 +389,16 @@ def test_a_part_is_answered_by_attention_as_it_is_judged(
         part = bundle.together(answers[views])
         assert part is not None
         assert list(part.probs.values()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_second_views_of_another_image_need_groups_of_several(dataset: Dataset) -> None:
+    crossing = replace(CONFIG, views=replace(CONFIG.views, cross_view=0.5))
+    alone = replace(dataset, group=Column.of([str(row) for row in range(12)]))
+    for config, images in ((crossing, dataset), (CONFIG, alone)):
+        assert not Channels(config, images).doubts()
+    (doubt,) = Channels(crossing, alone).doubts()
+    assert "--views.cross-view has no effect" in doubt
+    assert not Channels(replace(crossing, train=TrainConfig(epochs=0)), alone).doubts()
 
 
 def test_attention_needs_groups_of_several_images(dataset: Dataset) -> None:

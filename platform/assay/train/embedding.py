@@ -114,6 +114,20 @@ class Embedding(Task):
             for name, members in rows.items():
                 _refuse_lonely(name, has_partner(self.dataset.group.codes[members]))
 
+    def doubts(self) -> Sequence[str]:
+        """Say which settings need several images of a group, where train has no two."""
+        train = self.dataset.group.codes[self.dataset.train]
+        asking = self.of_groups() if self.config.train.epochs else []
+        if not asking or has_partner(train).any():
+            return []
+        return [
+            f"{' and '.join(asking)} ha{'ve' if len(asking) > 1 else 's'} no effect, as no group of train has several images; name what groups them (--data.group)."
+        ]
+
+    def of_groups(self) -> list[str]:
+        """Name settings in use that several images of a group are needed for."""
+        return ["--views.cross-view"] if self.config.views.cross_view else []
+
     def begin(self, rows: np.ndarray) -> None:
         """Refuse crops that are larger than every image (of those looked at), whose pixels would be made up.
 
