@@ -11,7 +11,8 @@ from assay.experiment.options import parse_with, say_doubts
 from assay.experiment.resources import Resources
 from assay.space import change
 from assay.sweep.comparison import ComparisonLaunch, _settings, plan, sweep
-from assay.sweep.fixed import combine, manifest_of, variants_of
+from assay.sweep.fixed import FixedTrials, combine, manifest_of, variants_of
+from assay.sweep.trial import Outcome, Trial
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig, TrainConfig
 
@@ -118,6 +119,13 @@ def test_what_is_trained_on_the_largest_share_alone_is_shipped_for_its_latency()
     settings = {"a": BASE, "b": BASE}
     assert {t.stage for t in plan(settings, [1.0], 2)} == {"test"}
     assert {t.stage for t in plan(settings, [1.0], 2, latency=True)} == {"bundle"}
+
+
+def test_trainings_of_two_stages_are_counted_on(capsys: pytest.CaptureFixture[str]) -> None:
+    trial = Trial("a", {}, BASE, Path("a"))
+    trials = FixedTrials([trial], 8, 4)
+    trials.tell(trial, Outcome("finished"))
+    assert capsys.readouterr().err.startswith("5 of 8: a")
 
 
 def test_settings_with_other_images_are_refused(tmp_path: Path) -> None:

@@ -115,10 +115,16 @@ def manifest_of(task: type[Task], settings: Mapping[str, TaskConfig], storage: P
 
 
 class FixedTrials:
-    """Trials that are known before, in order."""
+    """Trials that are known before, in order.
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self.waiting, self.num, self.num_ended = list(trials), len(trials), 0
+    Args:
+        trials: they.
+        num: all that are to run, those of other stages among them.
+        num_ended: those of them that have run.
+    """
+
+    def __init__(self, trials: Sequence[Trial], num: int, num_ended: int) -> None:
+        self.waiting, self.num, self.num_ended = list(trials), num, num_ended
 
     def propose(self) -> Trial | None:
         """Return the next one."""
@@ -162,9 +168,12 @@ def run_missing(
         reserved, parallel = fit_in(resources, launch.gpus_per_worker, launch.parallel)
         data = read_data(source, manifest, settings[0], resources, storage_of(resources))
         context = SweepContext(data, resources, "test", sweep)
+        num, num_ended = sum(map(len, missing.values())), 0
         for stage, trials in missing.items():
             if trials:
-                run_trials(replace(context, stage=stage), FixedTrials(trials), reserved, parallel)
+                fixed = FixedTrials(trials, num, num_ended)
+                run_trials(replace(context, stage=stage), fixed, reserved, parallel)
+                num_ended += len(trials)
 
 
 def print_missing(trials: Sequence[Trial], num_missing: int, about: str = "") -> None:
