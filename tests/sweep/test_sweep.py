@@ -325,6 +325,12 @@ def test_a_trial_with_a_gpu_is_fed_by_ray_data_and_learns_the_same(
             "--train-on 3 --split.unseen odd",
             "--split.unseen has no effect: the folds hold out values of design",
         ),
+        (
+            generalize.main,
+            FoldLaunch(),
+            "--choices 2 --leave-out 3",
+            "--choices has no effect: --leave-out holds out every choice",
+        ),
         (generalize.main, FoldLaunch(), "--settings split.val=0.1|0.2", "not searched"),
         (comparison.main, ComparisonLaunch(), "", "one setting (linear)"),
         (comparison.main, ComparisonLaunch(), "--again", "--again has no effect"),

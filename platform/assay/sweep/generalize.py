@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import optuna
@@ -22,7 +23,7 @@ from assay.data.manifest import Manifest
 from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError
 from assay.experiment.earlier import find
-from assay.experiment.options import say_doubts
+from assay.experiment.options import option, say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.runs.remote import writing
@@ -62,12 +63,32 @@ class FoldLaunch(SweepLaunch):
 
 def main(defaults: FoldLaunch, arguments: Sequence[str] | None = None) -> None:
     """Run the command; see `run_command`."""
-    run_command(sweep, defaults, arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    given = [name for name in ("train-on", "choices") if option(words, f"--{name}") is not None]
+    run_command(partial(sweep, given=given), defaults, arguments)
 
 
-def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: FoldLaunch) -> int:
-    """Run what is missing, and write and print what all of it says; returns how many failed."""
+def sweep(
+    source: TaskSource,
+    config: TaskConfig,
+    resources: Resources,
+    launch: FoldLaunch,
+    given: Sequence[str] = (),
+) -> int:
+    """Run what is missing, and write and print what all of it says; returns how many failed.
+
+    Args:
+        source: the task's file.
+        config: the settings that folds are made of.
+        resources: of each training.
+        launch: which folds.
+        given: options of the command line that --leave-out takes the place of.
+    """
     storage, column = storage_of(resources), launch.fold_column
+    for name in given if launch.leave_out else ():
+        print(
+            f"--{name} has no effect: --leave-out holds out every choice there is.", file=sys.stderr
+        )
     config = _with_column(absolute(config), column)
     task = load_task(source)
     _say_overruled(config.split, task.presets()[launch.preset].split, column)
