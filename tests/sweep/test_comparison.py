@@ -58,6 +58,11 @@ def test_what_is_compared_and_has_no_effect_is_said(capsys: pytest.CaptureFixtur
     assert not capsys.readouterr().err
 
 
+def test_choices_may_stand_apart() -> None:
+    settings = combine({"": WeightsConfig()}, ["weights = a.pt | b.pt"])
+    assert [each.weights for each in settings.values()] == ["a.pt", "b.pt"]  # type: ignore[attr-defined]
+
+
 def test_a_value_may_look_like_a_range_or_an_address() -> None:
     texts = ["near: weights=../a.pt", "far: weights=s3://b/a.pt"]
     weights = {name: v.weights for name, v in variants_of(WeightsConfig(), texts).items()}  # type: ignore[attr-defined]

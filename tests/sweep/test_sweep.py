@@ -307,6 +307,7 @@ def test_a_trial_with_a_gpu_is_fed_by_ray_data_and_learns_the_same(
     [
         (search.main, SearchLaunch(), "--space split.seed=0..3", "not searched"),
         (search.main, SearchLaunch(), "--space optim.lr=1 optim.weight_decay=0", "more than one"),
+        (search.main, SearchLaunch(), "--space optim.lr=1e-4:1e-2", "has '1e-4:1e-2' for optim.lr"),
         (search.main, SearchLaunch(), "--workers 0", "need Ray"),
         (search.main, SearchLaunch(), "--workers 1..2 --gpus", "is a range"),
         (search.main, SearchLaunch(), "--grace 99", "grace"),

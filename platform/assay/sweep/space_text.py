@@ -53,7 +53,7 @@ def parse(text: str, config: Settings) -> tuple[str, Dimension]:
             )
         low, high = (parse_scalar(end) for end in ends.split("..", 1))
         return name, make_range(name, low, high, log=kind == "log", whole=is_whole(default))
-    return name, make_choice(name, [parse_scalar(value) for value in rest.split("|")])
+    return name, make_choice(name, [parse_scalar(value.strip()) for value in rest.split("|")])
 
 
 def parse_all(texts: Sequence[str], config: Settings) -> Space:
@@ -177,10 +177,6 @@ def check(space: Space, config: Settings) -> None:
         ConfigError: the space is empty, names no setting or one that is never searched, or an end
             of it is not allowed.
     """
-    if not any(len(dimension.levels()) > 1 for dimension in space.values()):
-        raise ConfigError(
-            "The search space has no setting with more than one value; give one by --space, such as --space optim.lr=1e-4..1e-2,log."
-        )
     for name, dimension in space.items():
         refuse_fixed(name)
         value_of(config, name)
@@ -193,3 +189,7 @@ def check(space: Space, config: Settings) -> None:
                 raise ConfigError(
                     f"The search space has {value!r} for {name}, which the task refuses: {error}"
                 ) from None
+    if not any(len(dimension.levels()) > 1 for dimension in space.values()):
+        raise ConfigError(
+            "The search space has no setting with more than one value; give one by --space, such as --space optim.lr=1e-4..1e-2,log."
+        )
