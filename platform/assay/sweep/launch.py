@@ -37,7 +37,7 @@ Sweep = Callable[[TaskSource, TaskConfig, Resources, L], int]
 def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -> None:
     """Run a sweep as the command line asks for it.
 
-    Exits with 2 and one sentence where the user can mend something, with 1 where a trial failed.
+    Exits with 2 and one sentence where the user can mend something, or no trial came to its end, with 1 where some failed.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with one_sentence():
