@@ -184,7 +184,7 @@ def from_dict(kind: type[S], values: dict[str, Any]) -> S:
             _check_at(kind, first["loc"], first["input"])
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"The saved setting {key!r} is {reprlib.repr(first['input'])}: {first['msg']}. "
+            f"The setting {key!r} is {reprlib.repr(first['input'])}: {first['msg']}. "
             "Correct it, or remove it to take the default."
         ) from None
 

@@ -241,7 +241,10 @@ def change(config: S, values: Mapping[str, Any]) -> S:
     """
     tree = to_dict(config)
     for name, value in values.items():
-        value_of(config, name)
+        if isinstance(value_of(config, name), tuple) and not isinstance(value, list | tuple):
+            raise ConfigError(
+                f"{name} takes several values, and a sweep varies settings of one; set it for all as an option, --{name.replace('_', '-')}."
+            )
         *groups, last = name.split(".")
         branch = tree
         for group in groups:

@@ -26,6 +26,15 @@ def test_show_tells_rule_scorings_and_numbers(
     assert "test: 60 rows in 30 groups" in printed
 
 
+def test_show_offers_a_report_of_what_has_one(
+    make_run: Callable[..., Path], assay: Callable[..., str], storage: Path
+) -> None:
+    make_run(storage, "toy-broken", 0.5, state="failed", reason="The loss was not finite.")
+    for name, offer in (("toy-good", True), ("toy-broken", False)):
+        printed = assay("show", name, "--storage", str(storage))
+        assert (f"none yet; assay report {storage / name}" in printed) == offer
+
+
 def test_an_oracle_is_marked_wherever_it_appears(
     judged: Callable[..., Result],
     make_run: Callable[..., Path],

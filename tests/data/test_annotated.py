@@ -85,7 +85,7 @@ def test_what_is_no_value_in_a_table_is_none_here(tmp_path: Path, value: object)
         entry["camera"] = value if number == 3 else "left"
     path.write_text(json.dumps(content))
     config = DataConfig(root=path, group=("group_id",), domains=("camera",))
-    with pytest.raises(ManifestError, match="No field 'camera'"):
+    with pytest.raises(ManifestError, match=r"No field 'camera' .* as --data\.domains\."):
         read_manifest(config, tmp_path / "hashes.sqlite")
 
 

@@ -70,6 +70,11 @@ def test_a_column_that_is_kept_holds_times():
             "The time of 'x/frame.png' is 'frame'; give seconds, such as the Unix time",
         ),
         (
+            manifest_of(["x/1660000000500.png"], ["1"]),
+            "stem",
+            "The time of 'x/1660000000500.png' is 1660000000500, in seconds a year after 5000; give seconds, to which milliseconds are divided",
+        ),
+        (
             manifest_of(["a.png", "b.png"], ["7", "7"], at=["3.0", "3"]),
             "at",
             "The frames 'a.png' and 'b.png' of the print '7' have one time, 3 s, so which came first is not known",

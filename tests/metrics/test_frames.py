@@ -10,6 +10,7 @@ from assay.metrics.alarm import AlarmConfig, false_alarms_per_hour
 from assay.metrics.estimate import Estimate
 from assay.metrics.frames import (
     Print,
+    doubt_alarms,
     early_figure,
     fit_alarms,
     frame_seconds,
@@ -120,3 +121,13 @@ def test_an_alarm_before_the_fault_detects_nothing():
 def test_without_a_sound_print_in_val_there_is_no_threshold_and_no_number():
     assert judged_of({"val": FAULTY, "test": SOUND}) == {"val": {}, "test": {}}
     assert judged_of({"test": SOUND}) == {"test": {}}
+    (why,) = doubt_alarms([], {"val": FAULTY, "test": SOUND})
+    assert "no print that is sound throughout" in why
+
+
+def test_a_window_longer_than_every_print_is_said():
+    for window, num in ((20, 0), (21, 1)):
+        alarms = fit_alarms(AlarmConfig(window=window), 1, SOUND)
+        doubts = doubt_alarms(alarms, {"val": SOUND, "test": FAULTY})
+        assert len(doubts) == num
+        assert all("--alarm.window is 21, and no print has more than 20" in d for d in doubts)

@@ -11,7 +11,8 @@ from assay.experiment.options import parse_with, say_doubts
 from assay.experiment.resources import Resources
 from assay.space import change
 from assay.sweep.comparison import ComparisonLaunch, _settings, plan, sweep
-from assay.sweep.fixed import combine, manifest_of, variants_of
+from assay.sweep.fixed import FixedTrials, combine, manifest_of, variants_of
+from assay.sweep.trial import Outcome, Trial
 from assay.train.source import TaskSource, load_task
 from assay.train.task import TaskConfig, TrainConfig
 
@@ -55,6 +56,11 @@ def test_what_is_compared_and_has_no_effect_is_said(capsys: pytest.CaptureFixtur
     assert "optim.lr has no effect in 'lr 0.1': train.epochs is 0" in capsys.readouterr().err
     combine({"": BASE}, ["optim.lr=0.1|0.2"])
     assert not capsys.readouterr().err
+
+
+def test_choices_may_stand_apart() -> None:
+    settings = combine({"": WeightsConfig()}, ["weights = a.pt | b.pt"])
+    assert [each.weights for each in settings.values()] == ["a.pt", "b.pt"]  # type: ignore[attr-defined]
 
 
 def test_a_value_may_look_like_a_range_or_an_address() -> None:
@@ -120,6 +126,13 @@ def test_what_is_trained_on_the_largest_share_alone_is_shipped_for_its_latency()
     assert {t.stage for t in plan(settings, [1.0], 2, latency=True)} == {"bundle"}
 
 
+def test_trainings_of_two_stages_are_counted_on(capsys: pytest.CaptureFixture[str]) -> None:
+    trial = Trial("a", {}, BASE, Path("a"))
+    trials = FixedTrials([trial], 8, 4)
+    trials.tell(trial, Outcome("finished"))
+    assert capsys.readouterr().err.startswith("5 of 8: a")
+
+
 def test_settings_with_other_images_are_refused(tmp_path: Path) -> None:
     segment = load_task(TaskSource.read(Path(__file__).parents[2] / "tasks" / "segment.py"))
     config = segment.presets()["smoke"]
@@ -134,6 +147,23 @@ def test_settings_that_leave_test_empty_are_refused_before_they_train(tmp_path: 
     launch = ComparisonLaunch(settings=("optim.lr=1e-3|1e-2",))
     with pytest.raises(ConfigError, match=r"split\.test of '.*' is 0"):
         sweep(source, config, Resources(storage=str(tmp_path)), launch)
+
+
+def test_shares_are_of_the_comparison_alone() -> None:
+    """What is called 100 % of train would be half of it."""
+    base = replace(BASE, split=SplitConfig(train_share=0.5))
+    launch = ComparisonLaunch(train_shares=(0.3, 1.0))
+    with pytest.raises(ConfigError, match=r"train-share is 0\.5, .*--train-shares; set it to 1"):
+        sweep(SOURCE, base, Resources(), launch)
+
+
+def test_a_setting_that_cannot_be_is_told_by_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"'b' cannot be: .*setting 'train\.batch_size' is 1\.5"):
+        variants_of(BASE, ["a: train.batch_size=2", "b: train.batch_size=1.5"])
+    with pytest.raises(ConfigError, match=r"split\.unseen takes several values.*--split\.unseen\."):
+        change(BASE, {"split.unseen": "King"})
+    with pytest.raises(ConfigError, match=r"--settings dropout=0\.1 names one value alone"):
+        combine({"": BASE}, ["dropout=0.1"])
 
 
 def test_one_setting_on_one_share_is_no_comparison() -> None:

@@ -4,12 +4,16 @@ from collections import Counter
 from math import comb
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.sweep.folds import choices
+from assay.data.manifest import Manifest
+from assay.errors import ConfigError
+from assay.sweep.folds import choices, plan
 from assay.sweep.generalization import Rows, by_size, by_value, differences, standings
+from assay.train.task import TaskConfig
 
 
 @given(st.integers(2, 9), st.data())
@@ -44,6 +48,12 @@ def test_more_seeds_leave_the_draws_of_the_first_as_they_were() -> None:
 
 def test_no_number_wanted_means_all_there_are() -> None:
     assert choices("abc", 2, 0, 2) == [[("a", "b"), ("a", "c"), ("b", "c")]] * 2
+
+
+def test_one_value_makes_no_folds() -> None:
+    columns = {"id": ["a", "b"], "domain.printer": ["p1", "p1"]}
+    with pytest.raises(ConfigError, match=r"one value of 'printer' \(p1\).*another --fold-column"):
+        plan({"erm": [TaskConfig()]}, Manifest(pa.table(columns)), "printer", [0], 0, 1)
 
 
 def planted(right: dict[tuple[str, str], float], seeds: int = 2) -> Rows:

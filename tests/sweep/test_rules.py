@@ -12,8 +12,9 @@ import pytest
 
 from assay.config import Settings
 from assay.data.split_config import SplitConfig
+from assay.errors import ConfigError
 from assay.nn.domains.config import AlgorithmConfig
-from assay.space import Choice, Float
+from assay.space import Choice, Float, change
 from assay.sweep import fold_report
 from assay.sweep.fold_report import FoldReport, FoldTrial
 from assay.sweep.folds import Fold
@@ -176,6 +177,16 @@ def test_draws_begin_with_the_settings_and_repeat():
     assert {c.optim.schedule for c in others} <= {"cosine", "constant"}
     assert all(replace(c, optim=CONFIG.optim) == CONFIG for c in others)
     assert draw_settings(Drawn, CONFIG, 3) == [first, *others[:2]]
+
+
+def test_what_is_compared_is_not_drawn():
+    compared = change(CONFIG, {"optim.lr": 0.5})
+    drawn = draw_settings(Drawn, compared, 6, {"optim.lr"})
+    assert {c.optim.lr for c in drawn} == {0.5}
+    assert {c.optim.schedule for c in drawn[1:]} == {"cosine", "constant"}
+    with pytest.raises(ConfigError, match="--draws is 6, and --settings name all"):
+        draw_settings(Drawn, compared, 6, {"optim.lr", "optim.schedule"})
+    assert draw_settings(Drawn, compared, 1, {"optim.lr", "optim.schedule"}) == [compared]
 
 
 def test_holding_out_one_and_two_printers_makes_every_inner_training(tmp_path: Path):

@@ -17,7 +17,8 @@ from assay.nn.backbone import timm_name
 from assay.space import Choice, Float, Int, Rounded, change, grid, rounded, sample, value_of
 from assay.strict_yaml import read_yaml
 from assay.sweep import space_file
-from assay.sweep.space_text import check, parse
+from assay.sweep.search import SearchLaunch, _say_idle, _with_file
+from assay.sweep.space_text import check, parse, parse_all
 from assay.train.source import TaskSource, load_task
 
 CONFIG = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py")).Config()
@@ -192,6 +193,35 @@ def test_distributions_of_wandb_are_drawn_as_wandb_draws_them(
         assert is_said == ("values" not in spec)
     else:
         assert space["dropout"] == dimension
+
+
+def test_an_option_of_the_command_counts_more_than_the_files(tmp_path: Path) -> None:
+    """Also one that is given as it would be anyway."""
+    declared = space_file.read(write(tmp_path, WANDB), CONFIG, NAMES)
+    launch = _with_file(SearchLaunch(trials=20, eta=3), declared, {"trials"})
+    assert (launch.trials, launch.eta, launch.grace) == (20, 4, 2)
+    assert (launch.sampling, launch.objectives) == ("tpe", ("nll",))
+
+
+def test_what_is_searched_in_vain_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that a choice of another may give an effect is not; neither is an option that was not given."""
+    extrusion = load_task(TaskSource.read(Path(__file__).parents[2] / "tasks" / "extrusion.py"))
+    config = change(extrusion.presets()["competition"], {"train.patience": 0})
+    least = "train.min_improvement=0|0.1"
+    weight, lr = "algorithm.weight=2..4", "optim.lr=1e-4|1e-3"
+    for texts, launch, lines in (
+        ([lr], SearchLaunch(), []),
+        ([weight, lr], SearchLaunch(), ["algorithm.weight of the space", "algorithm.name is erm"]),
+        ([weight, "algorithm.name=erm|irm"], SearchLaunch(), []),
+        ([least, lr], SearchLaunch(), ["train.min_improvement of the space"]),
+        ([least, "train.patience=0..3"], SearchLaunch(), []),
+        ([lr], SearchLaunch(eta=0), ["--grace has no effect: --eta is 0"]),
+        ([lr], SearchLaunch(objectives=("latency_ms",)), ["--eta has no", "--grace has no"]),
+    ):
+        _say_idle(parse_all(texts, config), config, launch, {"eta", "grace"})
+        printed = capsys.readouterr().err
+        assert all(line in printed for line in lines)
+        assert bool(printed) == bool(lines)
 
 
 def test_a_bracket_that_ends_at_max_iter_begins_where_wandb_begins(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assay.errors import PredictionsError
+from assay.errors import PredictionsError, RunError
 from assay.metrics.evaluate import summarise
 from assay.metrics.measures import STANDARD
 from assay.runs.record import RunRecord, write_record
@@ -24,9 +24,10 @@ NUM, VIEWS = 80, 2
 
 
 def predictions(hits: Mapping[str, float], rng: np.random.Generator, num: int = NUM) -> pa.Table:
-    """Rows of two classes in sets, a planted share of each answered rightly."""
-    tables = []
+    """Rows of two classes in sets, a planted share of each answered rightly; half as many in test_seen."""
+    tables, most = [], num
     for name, share in hits.items():
+        num = most // 2 if name == "test_seen" else most
         right = np.zeros(num, bool)
         right[rng.permutation(num)[: round(num * share)]] = True
         truth = np.arange(num) // VIEWS % 2
@@ -200,6 +201,17 @@ def test_settings_on_other_rows_are_refused(runs: Runs) -> None:
         runs.summary()
 
 
+def test_each_test_set_is_told_with_its_own_rows(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for setting in ("a", "b"):
+        runs.add(setting, 0, {"val": 0.5, "test_seen": 0.5, "test_unseen": 0.5})
+    report(tmp_path / "sweep", "toy", runs.trials)
+    sizes = "test_seen: n = 40 rows in 20 groups; test_unseen: n = 80 rows in 40 groups."
+    assert sizes in capsys.readouterr().out
+    assert sizes in (tmp_path / "sweep" / "report.html").read_text()
+
+
 def test_the_report_says_all_of_it(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -243,7 +255,8 @@ def test_the_report_says_all_of_it(
 
 def test_without_a_finished_run_there_is_a_table_and_no_page(runs: Runs, tmp_path: Path) -> None:
     runs.add("a", 0, {}, state="failed")
-    assert report(tmp_path / "one", "toy", runs.trials) == 1
+    with pytest.raises(RunError, match=r"None of 1 trainings .* \(Planted\); .*trials\.csv"):
+        report(tmp_path / "one", "toy", runs.trials)
     assert (tmp_path / "one" / "trials.csv").exists()
     assert not (tmp_path / "one" / "report.html").exists()
 

@@ -307,14 +307,34 @@ def test_a_trial_with_a_gpu_is_fed_by_ray_data_and_learns_the_same(
     [
         (search.main, SearchLaunch(), "--space split.seed=0..3", "not searched"),
         (search.main, SearchLaunch(), "--space optim.lr=1 optim.weight_decay=0", "more than one"),
+        (search.main, SearchLaunch(), "--space optim.lr=1e-4:1e-2", "has '1e-4:1e-2' for optim.lr"),
         (search.main, SearchLaunch(), "--workers 0", "need Ray"),
         (search.main, SearchLaunch(), "--workers 1..2 --gpus", "is a range"),
         (search.main, SearchLaunch(), "--grace 99", "grace"),
         (search.main, SearchLaunch(), "--warm-start nowhere", "nowhere"),
         (generalize.main, FoldLaunch(), "--fold-column printer", "printer"),
         (generalize.main, FoldLaunch(), "--train-on 3", "1 to 2"),
+        (
+            generalize.main,
+            FoldLaunch(),
+            "--train-on 2 --decide.positive odd",
+            "None of 3 trainings came to its end (decide names the class 'odd'",
+        ),
+        (
+            generalize.main,
+            FoldLaunch(),
+            "--train-on 3 --split.unseen odd",
+            "--split.unseen has no effect: the folds hold out values of design",
+        ),
+        (
+            generalize.main,
+            FoldLaunch(),
+            "--choices 2 --leave-out 3",
+            "--choices has no effect: --leave-out holds out every choice",
+        ),
         (generalize.main, FoldLaunch(), "--settings split.val=0.1|0.2", "not searched"),
         (comparison.main, ComparisonLaunch(), "", "one setting (linear)"),
+        (comparison.main, ComparisonLaunch(), "--again", "--again has no effect"),
         (comparison.main, ComparisonLaunch(), "--train-shares 0.5 1.5", "at most 1"),
         (comparison.main, ComparisonLaunch(), "--settings optim.rate=1|2", "no setting"),
         (
@@ -343,6 +363,7 @@ def test_what_cannot_be_is_one_sentence(
 ) -> None:
     options = arguments(task, parts, tmp_path, wrong)
     assert code_of(main, defaults, options) == 2
-    printed = capsys.readouterr().err
-    assert phrase in printed
-    assert "Traceback" not in printed
+    out, err = capsys.readouterr()
+    assert phrase in err
+    assert "Traceback" not in err
+    assert "_run_trial" not in out  # Tune's own lines

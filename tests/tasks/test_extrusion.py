@@ -313,6 +313,7 @@ def test_probes_alarms_and_early_answers_are_judged():
     assert unseen["cusum_delay_s"].value == pytest.approx(5.0)
     assert unseen["average_delay_s"].value == pytest.approx(5.0)
     assert unseen["cusum_false_per_hour"].value == 0.0
+    assert not judged.warnings
     (figure,) = judged.figures
     assert set(figure.series) == {"test_unseen, a frame", "test_unseen, mean until then"}
     assert set(unseen) <= set(judged.measures)

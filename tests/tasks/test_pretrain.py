@@ -5,16 +5,19 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
+from assay.cli.task import main
 from assay.data.dataset import Dataset
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.nn.optim import lr_factor
 from assay.train.source import TaskSource, load_task
 
-TASK: Any = load_task(TaskSource.read(Path(__file__).parents[2] / "tasks" / "pretrain.py"))
+FILE = Path(__file__).parents[2] / "tasks" / "pretrain.py"
+TASK: Any = load_task(TaskSource.read(FILE))
 PRESETS = TASK.presets()
 
 DINOV2 = {
@@ -148,3 +151,24 @@ def test_the_baseline_is_the_backbone_as_it_begins(units: Dataset) -> None:
     (start,) = TASK.baselines(config).values()
     assert start == replace(config, train=replace(config.train, epochs=0))
     assert TASK.baselines(start) == {}
+
+
+def test_images_of_which_nothing_can_be_judged_are_refused_before_anything_is_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one folder, each of a part of its own: what each refusal says is done leads to the next."""
+    rng, folder = np.random.default_rng(0), tmp_path / "images" / "all"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        cv2.imwrite(str(folder / f"{number}-0.png"), rng.integers(0, 255, (32, 32, 3), np.uint8))
+    options = ["--preset", "smoke", "--data.root", str(folder.parent), "--workers", "0"]
+    options += ["--storage", str(tmp_path / "runs"), "--data.domains"]
+    for phrase, more in {
+        "at least two classes are needed, or --data.label ''": [],
+        "no labels, and no group of several images": ["--data.label", ""],
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            main(str(FILE), [*options, *more])
+        assert ended.value.code == 2
+        assert phrase in capsys.readouterr().err
+    assert not [*(tmp_path / "runs").glob("*/checkpoints"), *(tmp_path / "runs").glob("*/best")]

@@ -170,4 +170,7 @@ def test_adapted_and_not_are_judged_on_the_same_rows():
     assert judged["adapted_tent"].num == 4
     nothing = table.set_column(6, "later", pa.array([0] * 5))
     assert not judge_adapted(nothing).metrics
+    (why,) = judge_adapted(nothing).warnings
+    assert "Adaptation is not judged" in why
+    assert not judge_adapted(table).warnings
     assert not judge_adapted(table.drop_columns(["later"])).metrics

@@ -312,6 +312,28 @@ def test_what_needs_labels_refuses_frames_without(name):
         TaskConfig(split=split)
 
 
+@pytest.mark.parametrize(("name", "least"), [("coral", 6), ("irm", 6), ("dann", 3), ("erm", 1)])
+def test_batches_that_are_too_small_to_compare_domains_are_doubted(name, least):
+    """Of three domains; CORAL says nothing of domains with one row each."""
+    assert task_of(config_of(name, train={"batch_size": least})).doubts() == []
+    if least > 1:
+        task = task_of(config_of(name, train={"batch_size": least - 1}))
+        (doubt,) = task.doubts()
+        assert f"train.batch-size is {least - 1}, and {name}" in doubt
+        assert f"give {least} or more" in doubt
+    if name == "coral":
+        outputs = task(batch_of(task, np.array([0, PER_PRINTER, 2 * PER_PRINTER])), 0.5)
+        assert outputs["distance_loss"] == 0
+
+
+def test_a_consistency_of_single_rows_is_doubted():
+    assert config_of().doubts() == []
+    (doubt,) = config_of(consistency="variance").doubts()
+    assert "--domains.rows-per-group 2" in doubt
+    assert config_of(consistency="variance", domains={"rows_per_group": 2}).doubts() == []
+    assert config_of(consistency="variance", domains={"order": "uniform"}).doubts() == []
+
+
 def test_statistics_that_are_frozen_stay(tmp_path):
     loop = loop_of(tmp_path, config_of(domains={"batch_norm": "frozen"}))
     before = loop.task.net[1].running_mean.clone()

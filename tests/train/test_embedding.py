@@ -29,7 +29,7 @@ from assay.metrics.scores.neighbours import effective_rank, neighbour_logits
 from assay.nn.optim import OptimConfig
 from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig, draw_partner
 from assay.train.monitor import Monitor
-from assay.train.task import BatchRows
+from assay.train.task import BatchRows, TrainConfig
 
 CONFIG = EmbeddingConfig(
     image=ImageConfig(height_px=16, width_px=20),
@@ -276,6 +276,15 @@ def test_without_labels_a_row_scores_by_its_nearest_of_the_set() -> None:
         Channels.score(CONFIG, lonely)
 
 
+def test_sets_without_labels_need_two_images_of_a_group(dataset: Dataset) -> None:
+    rows = {"val": np.array([0, 1, 2]), "test": np.array([6, 8, 10])}  # two photos of each part
+    Channels(CONFIG, dataset).refuse_sets(rows)
+    task = Channels(CONFIG, replace(dataset, classes=(), truth=np.zeros(12, np.int32)))
+    task.refuse_sets({"val": rows["val"]})
+    with pytest.raises(PredictionsError, match="images of test have no labels, and no group"):
+        task.refuse_sets(rows)
+
+
 def test_the_logistic_regression_is_judged_beside_the_neighbours(tmp_path: Path) -> None:
     scored = Channels.score(CONFIG, predictions(240))
     judged = Channels.judge(CONFIG, scored, tmp_path)
@@ -380,6 +389,16 @@ def test_a_part_is_answered_by_attention_as_it_is_judged(
         part = bundle.together(answers[views])
         assert part is not None
         assert list(part.probs.values()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_second_views_of_another_image_need_groups_of_several(dataset: Dataset) -> None:
+    crossing = replace(CONFIG, views=replace(CONFIG.views, cross_view=0.5))
+    alone = replace(dataset, group=Column.of([str(row) for row in range(12)]))
+    for config, images in ((crossing, dataset), (CONFIG, alone)):
+        assert not Channels(config, images).doubts()
+    (doubt,) = Channels(crossing, alone).doubts()
+    assert "--views.cross-view has no effect" in doubt
+    assert not Channels(replace(crossing, train=TrainConfig(epochs=0)), alone).doubts()
 
 
 def test_attention_needs_groups_of_several_images(dataset: Dataset) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from assay.config import fingerprint, to_dict
-from assay.data.dataset import Dataset
+from assay.data.dataset import Column, Dataset
 from assay.data.inputs.image import ImageConfig
 from assay.data.inputs.views import ViewConfig
 from assay.errors import CheckpointError, ConfigError, RunError
@@ -81,6 +81,15 @@ def shown(net: Any, image: np.ndarray, mask: np.ndarray | None = None) -> tuple[
         classes, patches = net.backbone(torch.from_numpy(image)[None], hidden)
         logits = net.head(torch.cat([classes, patches[0]])).numpy()
     return classes[0].numpy(), logits[0], logits[1:]
+
+
+def test_groups_of_single_images_are_served_as_images_are(dataset: Dataset) -> None:
+    assert not task_of(dataset, balance="groups").doubts()
+    alone = replace(dataset, group=Column.of([str(row) for row in range(len(dataset))]))
+    assert not task_of(alone).doubts()
+    views = replace(CONFIG.views, cross_view=0.5)
+    (doubt,) = task_of(alone, balance="groups", views=views).doubts()
+    assert "--views.cross-view and --balance groups have no effect" in doubt
 
 
 def test_the_loss_is_that_of_the_paper_written_out(dataset: Dataset) -> None:

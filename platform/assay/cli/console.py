@@ -107,7 +107,8 @@ def show(run: Name, storage: str = _RUNS) -> None:
         text.print_result(summary.result)
         text.print_comparisons(summary.folder)
     page = summary.folder / "report.html"
-    print(f"\nreport: {page if page.exists() else f'none yet; assay report {summary.folder}'}")
+    remedy = f"none yet; assay report {summary.folder}" if summary.result else "none"
+    print(f"\nreport: {page if page.exists() else remedy}")
 
 
 def compare_runs(

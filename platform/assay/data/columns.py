@@ -19,7 +19,7 @@ def make_columns(rows: Sequence[ImageRow], config: DataConfig) -> dict[str, list
     """
     _refuse_unknown_split(rows, config.split)
     labels = [config.label] if config.label else []
-    _refuse_missing(rows, (*labels, *config.group, *config.domains, *config.keep))
+    _refuse_missing(rows, config)
     for name in (*labels, *config.group, *config.domains):
         _refuse_no_value(name, {row.fields[name]: row.id for row in rows})
     # the prefix of a column, and the field that it is made of
@@ -42,13 +42,17 @@ def make_columns(rows: Sequence[ImageRow], config: DataConfig) -> dict[str, list
     return columns | {column: [*map(compose, cells)] for column, cells in fields.items()}
 
 
-def _refuse_missing(rows: Sequence[ImageRow], wanted: Sequence[str]) -> None:
+def _refuse_missing(rows: Sequence[ImageRow], config: DataConfig) -> None:
     names = set.intersection(*(set(row.fields) for row in rows))
-    for name in wanted:
-        if name not in names:
-            raise ManifestError(
-                f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(names))}."
-            )
+    labels = (config.label,) if config.label else ()
+    asked = {"label": labels, "group": config.group, "domains": config.domains, "keep": config.keep}
+    for option, wanted in asked.items():
+        for name in wanted:
+            if name not in names:
+                none = ", or '' where images bear no label" if option == "label" else ""
+                raise ManifestError(
+                    f"No field {name!r} in the images' names or columns; there are: {', '.join(sorted(names))}. Give one of these as --data.{option}{none}."
+                )
 
 
 def _refuse_no_value(field: str, places: Mapping[str, str]) -> None:

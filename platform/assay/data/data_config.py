@@ -23,7 +23,7 @@ class DataConfig(Settings, section="data"):
     image: str = "image"
     """For tables: the column with the image's path, absolute or relative to the table."""
     label: str = "label"
-    """Field or column that holds the class; empty where masks hold the classes."""
+    """Field or column that holds the class; empty where masks hold the classes, or images bear no label."""
     group: tuple[str, ...] = ()
     """Fields or columns that together name the physical part; none: every image is its own part."""
     domains: tuple[str, ...] = ()

@@ -153,7 +153,7 @@ def read_manifest(config: DataConfig, cache: Path) -> Manifest:
     _refuse_two_labels(manifest)
     if config.label and len(manifest.classes) < 2:
         raise ManifestError(
-            f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed."
+            f"All {len(manifest)} images have the class {manifest.classes[0]!r}; at least two classes are needed, or --data.label '' where images bear no label."
         )
     return manifest
 

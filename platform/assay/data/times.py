@@ -19,6 +19,9 @@ STEM = "stem"
 FROM_STEM = "time"
 """Column that the names of files are kept in."""
 
+FAR_S = 1e11
+"""Seconds from which a time is no one's; in milliseconds it is of 1973."""
+
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 
 
@@ -30,7 +33,7 @@ def add_times(manifest: Manifest, source: str) -> Manifest:
         source: `STEM`, or a column that `data.keep` names.
 
     Raises:
-        ManifestError: there is no such column, a time is no number of seconds, two frames of a print have
+        ManifestError: there is no such column, a time is no number of seconds or seems one of milliseconds, two frames of a print have
             one time, or the times of a print run against the numbers in its frames' names.
     """
     if source == STEM:
@@ -77,6 +80,10 @@ def _read(texts: list[str], ids: list[str]) -> Float64[np.ndarray, " rows"]:
                 f"The time of {ids[row]!r} is {text!r}; give seconds, such as the Unix time 1660000000.5, or leave out where times stand."
             )
         times[row] = float(text)
+        if times[row] >= FAR_S:
+            raise ManifestError(
+                f"The time of {ids[row]!r} is {text}, in seconds a year after 5000; give seconds, to which milliseconds are divided by 1000."
+            )
     return times
 
 

@@ -107,6 +107,7 @@ def judge(
     )
     write_result(folder, result)
     for text in findings.warnings:
+        print(f"Warning: {text}", file=sys.stderr)
         Run(folder).warn(text)
     if has_bundle:
         answering = {"thresholds": result.thresholds, "alarms": result.alarms}

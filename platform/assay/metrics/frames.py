@@ -143,6 +143,22 @@ def judge_alarms(
     return metrics
 
 
+def doubt_alarms(
+    alarms: Sequence[Alarm], prints_by_set: Mapping[str, Sequence[Print]]
+) -> list[str]:
+    """Say why no alarm is judged, or why one never rings."""
+    if not alarms:
+        return [
+            "No alarm is judged or shipped, as val has no print that is sound throughout and has two frames, which thresholds are fitted on; give val such prints."
+        ]
+    longest = max(len(each.seconds) for prints in prints_by_set.values() for each in prints)
+    return [
+        f"--alarm.window is {alarm.window}, and no print has more than {longest} frames, so that the moving average never rings; lower it."
+        for alarm in alarms
+        if alarm.kind == "average" and alarm.window > longest
+    ]
+
+
 def _judge(
     alarm: Alarm, prints: Sequence[Print], positive: int, frame_s: float
 ) -> dict[str, Estimate]:

@@ -46,7 +46,7 @@ from assay.sweep.launch import SweepLaunch, run_command
 from assay.sweep.pareto import COSTS, chart
 from assay.sweep.standings import Summary, curve_figures, summarize
 from assay.sweep.trained_run import read_run
-from assay.sweep.trial import Trial, read_outcome, write_trials
+from assay.sweep.trial import Trial, read_outcome, refuse_all_failed, write_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -97,6 +97,10 @@ def sweep(
 ) -> int:
     """Run what is missing, and write and print what all of it says; returns how many failed."""
     storage, task = storage_of(resources), load_task(source)
+    if config.split.train_share < 1:
+        raise ConfigError(
+            f"split.train-share is {config.split.train_share:g}, and the shares of a comparison are those of --train-shares; set it to 1, and give the share there."
+        )
     settings = _settings(source, task, config, launch)
     say_doubts(settings.values())
     trainings = plan(settings, launch.train_shares, launch.seeds, launch.latency)
@@ -233,7 +237,9 @@ def report(folder: Path, task: str, trials: Sequence[Trial]) -> int:
         row |= {"epochs": outcome.epochs, "seconds": outcome.seconds, **outcome.measured}
         rows.append(row)
     write_trials(folder, rows)
-    if summary:
+    if summary is None:
+        refuse_all_failed(outcomes, folder)
+    else:
         _report(folder, task, summary, rows)
     return sum(outcome.state == "failed" for outcome in outcomes)
 
@@ -242,10 +248,11 @@ def _report(folder: Path, task: str, summary: Summary, rows: Sequence[Mapping[st
     """Write sweep.json and report.html, and print what they say."""
     num_finished = sum(row["state"] == "finished" for row in rows)
     seeds = len({row["seed"] for row in rows})
-    mean = summary.standings[0].tests[summary.tests[0]].mean
+    means = {test: score.mean for test, score in summary.standings[0].tests.items()}
+    sizes = [f"{test}: n = {m.num} rows in {m.num_groups} groups" for test, m in means.items()]
     about = (
         f"{num_finished} trainings of {len(summary.standings)} settings, {seeds} seed{'s' if seeds > 1 else ''}; "
-        f"{', '.join(summary.tests)}: n = {mean.num} rows in {mean.num_groups} groups."
+        f"{'; '.join(sizes)}."
     )
     shared = {"task": task, "metric": summary.metric, "about": about}
     runs = [row["run"] for row in rows]

@@ -40,11 +40,15 @@ def combine(bases: Mapping[str, TaskConfig], texts: Sequence[str]) -> dict[str, 
     """Combine settings, by name, with all choices of SETTING=A|B.
 
     Raises:
-        ConfigError: a text is no choice, names what a sweep decides, or a value twice.
+        ConfigError: a text is no choice, names what a sweep decides, or a value twice, or none has several values.
     """
     settings: dict[str, TaskConfig] = {}
     for base, config in bases.items():
         space = space_text.parse_all(texts, config)
+        if all(len(dimension.levels()) == 1 for dimension in space.values()):
+            raise ConfigError(
+                f"--settings {' '.join(texts)} names one value alone, so that nothing is compared; give several, as in SETTING=A|B, or set it for all as an option."
+            )
         space_text.check(space, config)
         for levels in combinations(space):
             values = dict(zip(space, levels, strict=True))
@@ -84,7 +88,10 @@ def variants_of(config: TaskConfig, texts: Sequence[str]) -> dict[str, TaskConfi
 
 def _changed(name: str, config: TaskConfig, values: Mapping[str, Any]) -> TaskConfig:
     """Change settings, and say which of them have no effect."""
-    changed = change(config, values)
+    try:
+        changed = change(config, values)
+    except ConfigError as error:
+        raise ConfigError(f"{name!r} cannot be: {error}") from None
     for key, why in changed.idle().items():
         if key in values:
             print(f"{key} has no effect in {name!r}: {why}.", file=sys.stderr)
@@ -108,10 +115,16 @@ def manifest_of(task: type[Task], settings: Mapping[str, TaskConfig], storage: P
 
 
 class FixedTrials:
-    """Trials that are known before, in order."""
+    """Trials that are known before, in order.
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self.waiting, self.num, self.num_ended = list(trials), len(trials), 0
+    Args:
+        trials: they.
+        num: all that are to run, those of other stages among them.
+        num_ended: those of them that have run.
+    """
+
+    def __init__(self, trials: Sequence[Trial], num: int, num_ended: int) -> None:
+        self.waiting, self.num, self.num_ended = list(trials), num, num_ended
 
     def propose(self) -> Trial | None:
         """Return the next one."""
@@ -155,9 +168,12 @@ def run_missing(
         reserved, parallel = fit_in(resources, launch.gpus_per_worker, launch.parallel)
         data = read_data(source, manifest, settings[0], resources, storage_of(resources))
         context = SweepContext(data, resources, "test", sweep)
+        num, num_ended = sum(map(len, missing.values())), 0
         for stage, trials in missing.items():
             if trials:
-                run_trials(replace(context, stage=stage), FixedTrials(trials), reserved, parallel)
+                fixed = FixedTrials(trials, num, num_ended)
+                run_trials(replace(context, stage=stage), fixed, reserved, parallel)
+                num_ended += len(trials)
 
 
 def print_missing(trials: Sequence[Trial], num_missing: int, about: str = "") -> None:

@@ -106,6 +106,10 @@ def plan(
             f"--fold-column is {column!r}; the data has the domains: {', '.join(manifest.domains) or 'none'}. Name one, and name it in --data.domains."
         )
     values = sorted(set(manifest.column(f"domain.{column}")))
+    if len(values) < 2:
+        raise ConfigError(
+            f"All images have one value of {column!r} ({', '.join(values)}), of which none can be held out; name another --fold-column, or take more images."
+        )
     wrong = [size for size in sizes if not 0 < size < len(values)]
     if wrong or not sizes:
         raise ConfigError(

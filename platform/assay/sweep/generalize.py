@@ -8,9 +8,11 @@
 Each training is a run of its own below runs/, recognised by what it computes.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import optuna
@@ -18,8 +20,10 @@ from annotated_types import Interval
 
 from assay.config import fingerprint
 from assay.data.manifest import Manifest
+from assay.data.split_config import SplitConfig
+from assay.errors import ConfigError
 from assay.experiment.earlier import find
-from assay.experiment.options import say_doubts
+from assay.experiment.options import option, say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.runs.remote import writing
@@ -28,7 +32,8 @@ from assay.sweep.fixed import is_finished, manifest_of, print_missing, run_missi
 from assay.sweep.fold_report import FoldReport, FoldTrial
 from assay.sweep.folds import Fold, plan
 from assay.sweep.launch import SweepLaunch, run_command
-from assay.sweep.trial import Trial, read_outcome, write_trials
+from assay.sweep.space_text import parse_all
+from assay.sweep.trial import Trial, read_outcome, refuse_all_failed, write_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
@@ -58,18 +63,42 @@ class FoldLaunch(SweepLaunch):
 
 def main(defaults: FoldLaunch, arguments: Sequence[str] | None = None) -> None:
     """Run the command; see `run_command`."""
-    run_command(sweep, defaults, arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    given = [name for name in ("train-on", "choices") if option(words, f"--{name}") is not None]
+    run_command(partial(sweep, given=given), defaults, arguments)
 
 
-def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: FoldLaunch) -> int:
-    """Run what is missing, and write and print what all of it says; returns how many failed."""
+def sweep(
+    source: TaskSource,
+    config: TaskConfig,
+    resources: Resources,
+    launch: FoldLaunch,
+    given: Sequence[str] = (),
+) -> int:
+    """Run what is missing, and write and print what all of it says; returns how many failed.
+
+    Args:
+        source: the task's file.
+        config: the settings that folds are made of.
+        resources: of each training.
+        launch: which folds.
+        given: options of the command line that --leave-out takes the place of.
+    """
     storage, column = storage_of(resources), launch.fold_column
+    for name in given if launch.leave_out else ():
+        print(
+            f"--{name} has no effect: --leave-out holds out every choice there is.", file=sys.stderr
+        )
     config = _with_column(absolute(config), column)
     task = load_task(source)
+    _say_overruled(config.split, task.presets()[launch.preset].split, column)
     settings = settings_of(source, task, config, launch.settings)
     say_doubts(settings.values())
     manifest = manifest_of(task, settings, storage)
-    drawn = {name: draw_settings(task, base, launch.draws) for name, base in settings.items()}
+    compared = parse_all(launch.settings, config)
+    drawn = {
+        name: draw_settings(task, base, launch.draws, compared) for name, base in settings.items()
+    }
     folds = plan_folds(drawn, manifest, launch)
     trials = []
     for fold in folds:
@@ -87,9 +116,9 @@ def sweep(source: TaskSource, config: TaskConfig, resources: Resources, launch: 
     finished = [each for each in ended if is_finished(each.trial.folder)]
     with writing(folder):
         write_trials(folder, [each.row for each in ended])
-        if finished:
-            report = FoldReport(source.name, column, config.split.rule, ended, finished)
-            report.write(folder)
+        if not finished:
+            refuse_all_failed([each.outcome for each in ended], folder)
+        FoldReport(source.name, column, config.split.rule, ended, finished).write(folder)
     return sum(each.outcome.state == "failed" for each in ended)
 
 
@@ -100,12 +129,34 @@ def _with_column(config: TaskConfig, column: str) -> TaskConfig:
     return replace(config, data=replace(config.data, domains=(*config.data.domains, column)))
 
 
-def draw_settings(task: type[Task], config: TaskConfig, num: int) -> list[TaskConfig]:
-    """Return the settings as they stand, then with hyperparameters drawn from the task's space, `num` in all."""
+def _say_overruled(split: SplitConfig, preset: SplitConfig, column: str) -> None:
+    """Say which settings of the split were given other values than the preset's and are the folds' own."""
+    for name in ("unseen_domain", "unseen", "num_unseen"):
+        if getattr(split, name) != getattr(preset, name):
+            print(
+                f"--split.{name.replace('_', '-')} has no effect: the folds hold out values of {column}.",
+                file=sys.stderr,
+            )
+
+
+def draw_settings(
+    task: type[Task], config: TaskConfig, num: int, compared: Collection[str] = ()
+) -> list[TaskConfig]:
+    """Return the settings as they stand, then with hyperparameters drawn from the task's space, `num` in all.
+
+    What is `compared` stays as it is.
+
+    Raises:
+        ConfigError: nothing is left to draw.
+    """
     sampler = optuna.samplers.RandomSampler(seed=0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=sampler)
-    space = task.space(config)
+    space = {name: each for name, each in task.space(config).items() if name not in compared}
+    if num > 1 and not space:
+        raise ConfigError(
+            f"--draws is {num}, and --settings name all that the task's space has, so that all draws are one; set --draws 1."
+        )
     drawn = [change(config, sample(space, config, study.ask())) for _ in range(num - 1)]
     return [config, *drawn]
 

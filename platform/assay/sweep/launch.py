@@ -37,7 +37,7 @@ Sweep = Callable[[TaskSource, TaskConfig, Resources, L], int]
 def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -> None:
     """Run a sweep as the command line asks for it.
 
-    Exits with 2 and one sentence where the user can mend something, with 1 where a trial failed.
+    Exits with 2 and one sentence where the user can mend something, or no trial came to its end, with 1 where some failed.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with one_sentence():
@@ -52,6 +52,8 @@ def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -
             raise ConfigError(
                 "--workers is a range, and trials keep their workers; give one number."
             )
+        if launch.again:
+            print("--again has no effect: a sweep runs what is missing alone.", file=sys.stderr)
         failed = sweep(source, config, resources, launch)
     if failed:
         raise SystemExit(1)

@@ -12,9 +12,11 @@ Population based training is left out: it changes settings during a run, so that
 no setting that could be run again.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +30,7 @@ from assay.errors import ConfigError, RunError
 from assay.experiment.earlier import find
 from assay.experiment.identity import identity
 from assay.experiment.judge import judge, write_comparison
-from assay.experiment.options import say_doubts
+from assay.experiment.options import option, say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.experiment.run import StoredImages, complete, is_whole, prepare, read_data
@@ -60,6 +62,10 @@ from assay.sweep.tune import Halving, SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task, TaskConfig
 
+OF_STOPPING = ("eta", "grace")
+OF_FILES = ("sampling", "trials", "objectives", *OF_STOPPING)
+"""Options that a file of the space may have too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchLaunch(SweepLaunch):
@@ -89,17 +95,31 @@ class SearchLaunch(SweepLaunch):
 
 def main(defaults: SearchLaunch, arguments: Sequence[str] | None = None) -> None:
     """Run the command; see `run_command`."""
-    run_command(sweep, defaults, arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    given = {name for name in OF_FILES if option(words, f"--{name}") is not None}
+    run_command(partial(sweep, given=given), defaults, arguments)
 
 
 def sweep(
-    source: TaskSource, config: TaskConfig, resources: Resources, launch: SearchLaunch
+    source: TaskSource,
+    config: TaskConfig,
+    resources: Resources,
+    launch: SearchLaunch,
+    given: Collection[str] = (),
 ) -> int:
-    """Search, select on val, score the selected once; returns how many trials failed."""
+    """Search, select on val, score the selected once; returns how many trials failed.
+
+    Args:
+        source: the task's file.
+        config: the settings that are searched around.
+        resources: of each trial.
+        launch: what is searched, and how.
+        given: options of the command line, which count more than those of a file.
+    """
     storage, task = storage_of(resources), load_task(source)
     config = absolute(config)
     say_doubts([config])
-    space, launch = _read_space(task, config, launch)
+    space, launch = _read_space(task, config, launch, given)
     manifest = task.manifest(config, storage)
     _refuse_other_data(task, config, space, storage, manifest.fingerprint)
     objectives = launch.objectives
@@ -107,6 +127,7 @@ def sweep(
         sampling=launch.sampling, objectives=objectives, seed=launch.sweep_seed
     )
     halving = _halving(config, launch)
+    _say_idle(space, config, launch, given)
     parts = [identity(source, config, manifest), repr(space), repr(settings), repr(halving)]
     folder = storage / "sweeps" / f"{source.name}-{settings.sampling}-{fingerprint(parts)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,16 +171,18 @@ def _look_at_runs(study: Study, storage: Path, task: str) -> None:
 
 
 def _read_space(
-    task: type[Task], config: TaskConfig, launch: SearchLaunch
+    task: type[Task], config: TaskConfig, launch: SearchLaunch, given: Collection[str]
 ) -> tuple[Space, SearchLaunch]:
     """Return the space, and the options with a file's; the command line counts more than a file."""
     space: Space = task.space(config)
     if launch.space_file is not None:
         declared = space_file.read(launch.space_file, config, task.aliases)
-        space, launch = declared.space, _with_file(launch, declared)
+        space, launch = declared.space, _with_file(launch, declared, given)
     space = space_text.merge(space, space_text.parse_all(launch.space, config))
     space_text.check(space, config)
     if len(launch.objectives) > 1 and launch.sampling == "tpe":
+        if "sampling" in given:
+            print("--sampling is nsga2, as there are several objectives.", file=sys.stderr)
         launch = replace(launch, sampling="nsga2")
     if launch.eta == 1:
         raise ConfigError("--eta is 1; give 2 or more, or 0 for no early stopping.")
@@ -168,8 +191,10 @@ def _read_space(
     return space, launch
 
 
-def _with_file(launch: SearchLaunch, declared: space_file.SpaceFile) -> SearchLaunch:
-    """Take a file's options over where the command line has the defaults."""
+def _with_file(
+    launch: SearchLaunch, declared: space_file.SpaceFile, given: Collection[str]
+) -> SearchLaunch:
+    """Take a file's options over where the command line has none."""
     options: dict[str, Any] = {
         "sampling": declared.method,
         "trials": declared.trials,
@@ -177,17 +202,36 @@ def _with_file(launch: SearchLaunch, declared: space_file.SpaceFile) -> SearchLa
         "eta": declared.eta,
         "objectives": declared.objective and (declared.objective,),
     }
-    default = SearchLaunch()
-    for name, option in options.items():
-        if option is not None and getattr(launch, name) == getattr(default, name):
-            launch = replace(launch, **{name: option})
-    return launch
+    taken = {name: value for name, value in options.items() if value and name not in given}
+    return replace(launch, **taken)
+
+
+def _say_idle(
+    space: Space, config: TaskConfig, launch: SearchLaunch, given: Collection[str]
+) -> None:
+    """Say which settings are searched that nothing follows, whatever else is chosen, and which options nothing follows."""
+    bases = [
+        change(config, {name: v}) for name, each in space.items() for v in space_text.extremes(each)
+    ]
+    idle = [base.idle() for base in (config, *bases)]
+    whys = {name: [names.get(name, "") for names in idle] for name in space}
+    vain = {f"{name} of the space": why[0] for name, why in whys.items() if all(why)}
+    if not launch.eta:
+        vain |= {f"--{name}": "--eta is 0" for name in {"grace"} & {*given}}
+    elif not _is_stopped_early(launch):
+        why = "early stopping compares trials by score or nll alone"
+        vain |= {f"--{name}": why for name in OF_STOPPING if name in given}
+    for name, why in vain.items():
+        print(f"{name} has no effect: {why}.", file=sys.stderr)
+
+
+def _is_stopped_early(launch: SearchLaunch) -> bool:
+    return launch.eta != 0 and launch.objectives in (("score",), ("nll",))
 
 
 def _halving(config: TaskConfig, launch: SearchLaunch) -> Halving | None:
     """Make early stopping, which compares trials by one number: several objectives have none."""
-    is_single = len(launch.objectives) == 1 and launch.objectives[0] in ("score", "nll")
-    if launch.eta == 0 or not is_single:
+    if not _is_stopped_early(launch):
         return None
     if launch.grace > config.train.epochs:
         raise ConfigError(

@@ -7,7 +7,18 @@ from typing import Any
 
 from assay.config import Settings
 from assay.errors import ConfigError
-from assay.space import MAX_POINTS, Choice, Dimension, Float, Int, Rounded, Space, change, value_of
+from assay.space import (
+    MAX_POINTS,
+    Choice,
+    Dimension,
+    Float,
+    Int,
+    Rounded,
+    Space,
+    Value,
+    change,
+    value_of,
+)
 
 LARGEST = 1e15
 """Largest end of a range, below which whole numbers are whole as floats too."""
@@ -42,7 +53,7 @@ def parse(text: str, config: Settings) -> tuple[str, Dimension]:
             )
         low, high = (parse_scalar(end) for end in ends.split("..", 1))
         return name, make_range(name, low, high, log=kind == "log", whole=is_whole(default))
-    return name, make_choice(name, [parse_scalar(value) for value in rest.split("|")])
+    return name, make_choice(name, [parse_scalar(value.strip()) for value in rest.split("|")])
 
 
 def parse_all(texts: Sequence[str], config: Settings) -> Space:
@@ -131,6 +142,12 @@ def _is_number(value: Any) -> bool:
     return is_number and abs(value) <= LARGEST  # which nan is not
 
 
+def extremes(dimension: Dimension) -> Sequence[Value]:
+    """Return all values of a choice, and the two ends of a range."""
+    levels = dimension.levels()
+    return levels if isinstance(dimension, Choice) else (levels[0], levels[-1])
+
+
 def merge(space: Space, changes: Mapping[str, Dimension]) -> Space:
     """Replace or add dimensions; a replaced one keeps its condition."""
     dimensions = dict(space)
@@ -160,20 +177,19 @@ def check(space: Space, config: Settings) -> None:
         ConfigError: the space is empty, names no setting or one that is never searched, or an end
             of it is not allowed.
     """
-    if not any(len(dimension.levels()) > 1 for dimension in space.values()):
-        raise ConfigError(
-            "The search space has no setting with more than one value; give one by --space, such as --space optim.lr=1e-4..1e-2,log."
-        )
     for name, dimension in space.items():
         refuse_fixed(name)
         value_of(config, name)
         for condition in dimension.when:
             value_of(config, condition)
-        levels = dimension.levels()
-        for value in levels if isinstance(dimension, Choice) else (levels[0], levels[-1]):
+        for value in extremes(dimension):
             try:
                 change(config, {name: value})
             except ConfigError as error:
                 raise ConfigError(
                     f"The search space has {value!r} for {name}, which the task refuses: {error}"
                 ) from None
+    if not any(len(dimension.levels()) > 1 for dimension in space.values()):
+        raise ConfigError(
+            "The search space has no setting with more than one value; give one by --space, such as --space optim.lr=1e-4..1e-2,log."
+        )

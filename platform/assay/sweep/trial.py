@@ -97,6 +97,22 @@ def print_outcome(number: int, num: int, name: str, outcome: Outcome) -> None:
     print(f"{number} of {num}: {name}: {end}", file=sys.stderr)
 
 
+def refuse_all_failed(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Refuse a sweep of which there is nothing to tell.
+
+    Args:
+        outcomes: of all its trials, none of which has finished.
+        folder: the sweep's.
+
+    Raises:
+        RunError: always; says what the first trial says.
+    """
+    reasons = [outcome.reason or f"it is {outcome.state}" for outcome in outcomes]
+    raise RunError(
+        f"None of {len(outcomes)} trainings came to its end ({reasons[0].rstrip('.')}); mend that, or see the reason of each in {folder / 'trials.csv'}."
+    )
+
+
 def describe_values(values: Mapping[str, Any]) -> str:
     """Write settings as people read them: "lr 0.01, k 4"."""
     texts = []

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
@@ -170,6 +171,7 @@ def run_trials(
             name=f"{time.time_ns()}",
             **ray_storage(folder),
             verbose=0,
+            callbacks=[_Silent()],
             failure_config=tune.FailureConfig(max_failures=shared.resources.retries),
         ),
     )
@@ -190,6 +192,13 @@ def _scheduler(halving: Halving, select: str) -> ASHAScheduler:
         reduction_factor=halving.eta,
         stop_last_trials=False,
     )
+
+
+class _Silent(TrialProgressCallback):
+    """Tune's lines on the terminal, which it writes at any verbosity of a trial that reported nothing."""
+
+    def _print(self, msg: str) -> None:
+        pass
 
 
 class _SourceSearcher(Searcher):

@@ -154,4 +154,5 @@ def judge_adapted(predictions: pa.Table) -> TaskMetrics:
         }.items():
             right = np.array(rows[column].to_pylist()).argmax(1) == truth
             metrics[name][key] = interval(right.astype(float), group)
-    return TaskMetrics(metrics=metrics, measures=MEASURES)
+    why = "Adaptation is not judged, as no frame of a domain that is not trained on comes after the first minutes that are adapted to; lower --adapt.minutes, or hold a domain out (--split.unseen-domain)."
+    return TaskMetrics(metrics=metrics, measures=MEASURES, warnings=[] if metrics else [why])

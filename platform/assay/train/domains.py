@@ -41,6 +41,9 @@ from assay.train.task import Batch, TaskConfig, TaskMetrics
 ALONE = ("erm", "sagnet")
 """Algorithms that do without a second domain."""
 
+OF_SEVERAL_ROWS = ("coral", "mmd", "irm", "fishr")
+"""Algorithms that pass over a domain of which a batch has one row."""
+
 MOST_PROBED = 512
 """Features that are kept for probes; of more, neighbours are averaged."""
 
@@ -85,6 +88,14 @@ class DomainClassificationConfig(ClassificationConfig):
         if self.algorithm.name not in able:
             return f"algorithm.name is {self.algorithm.name}, where {', '.join(able)} have a loss of domains without labels"
         return "domains.order is uniform" if self.domains.order == "uniform" else ""
+
+    def doubts(self) -> list[str]:
+        """Say where batches hold no two rows of a group whose answers are to be alike."""
+        is_asked, domains = self.algorithm.consistency != "none", self.domains
+        if not is_asked or domains.order == "uniform" or domains.rows_per_group > 1:
+            return super().doubts()
+        why = "--algorithm.consistency compares the rows of a group, and domains.rows-per-group is 1, so that a batch has several only where a domain has too few groups; give --domains.rows-per-group 2 or more."
+        return [*super().doubts(), why]
 
 
 class DomainClassification(Classification):
@@ -221,9 +232,15 @@ class DomainClassification(Classification):
         return judged | TaskMetrics(metrics=metrics, measures=MEASURES)
 
     def doubts(self) -> Sequence[str]:
-        """Say which domains have one class alone, and which groups several classes or domains."""
-        data = self.dataset
-        return domain_doubts(self.classes, data.truth, self.domain, data.group, data.train)
+        """Say which domains have one class alone, which groups several classes or domains, and where batches are too small."""
+        data, name, size = self.dataset, self.config.algorithm.name, self.config.train.batch_size
+        doubts = domain_doubts(self.classes, data.truth, self.domain, data.group, data.train)
+        each = 2 if name in OF_SEVERAL_ROWS else 1
+        if name not in ALONE and size < each * self.num_domains:
+            doubts.append(
+                f"train.batch-size is {size}, and {name} compares {each} or more rows of each of the {self.num_domains} domains of train; give {each * self.num_domains} or more, or it learns as erm does."
+            )
+        return doubts
 
     def _codes(self, column: Column, rows: np.ndarray) -> Tensor:
         return self.to_device(column.codes[rows].astype(np.int64))

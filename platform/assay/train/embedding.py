@@ -29,6 +29,7 @@ from assay.metrics.predictions import class_names, rows_of, sets_of
 from assay.metrics.scores.classes import accuracy, nll
 from assay.metrics.scores.neighbours import (
     effective_rank,
+    has_partner,
     neighbour_logits,
     partner_hits,
 )
@@ -103,6 +104,30 @@ class Embedding(Task):
         }
         return batch | batch_rows(dataset, samples)
 
+    def refuse_sets(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Refuse sets without labels that have no two images of a group, which would be found out when all is learnt.
+
+        Raises:
+            PredictionsError: there is one.
+        """
+        if len(self.classes) < 2:
+            for name, members in rows.items():
+                _refuse_lonely(name, has_partner(self.dataset.group.codes[members]))
+
+    def doubts(self) -> Sequence[str]:
+        """Say which settings need several images of a group, where train has no two."""
+        train = self.dataset.group.codes[self.dataset.train]
+        asking = self.of_groups() if self.config.train.epochs else []
+        if not asking or has_partner(train).any():
+            return []
+        return [
+            f"{' and '.join(asking)} ha{'ve' if len(asking) > 1 else 's'} no effect, as no group of train has several images; name what groups them (--data.group)."
+        ]
+
+    def of_groups(self) -> list[str]:
+        """Name settings in use that several images of a group are needed for."""
+        return ["--views.cross-view"] if self.config.views.cross_view else []
+
     def begin(self, rows: np.ndarray) -> None:
         """Refuse crops that are larger than every image (of those looked at), whose pixels would be made up.
 
@@ -167,8 +192,8 @@ class Embedding(Task):
         rank = effective_rank(vectors)
         group = self.dataset.group.codes[columns["row"]]
         if len(self.classes) < 2:
-            hits, has_partner = partner_hits(vectors, group)
-            share = float(hits.sum() / max(has_partner.sum(), 1))
+            hits, partnered = partner_hits(vectors, group)
+            share = float(hits.sum() / max(partnered.sum(), 1))
             return {SCORE: share, "nll": 1 - share, "effective_rank": rank}
         truth = self.dataset.truth[columns["row"]]
         same = group[:, None] == group
@@ -252,15 +277,18 @@ def _score_groups(rows: pa.Table) -> pa.Table:
     score, weight = np.zeros(len(rows)), np.zeros(len(rows))
     for name in sets_of(rows):
         among = np.flatnonzero(sets == name)
-        hits, has_partner = partner_hits(vectors[among], group[among])
-        if not has_partner.any():
-            raise PredictionsError(
-                f"The images of {name} have no labels, and no group of several images, so nothing says which embeddings should be near; give labels, or groups (--data.group)."
-            )
-        score[among], weight[among] = hits, has_partner
+        score[among], weight[among] = partner_hits(vectors[among], group[among])
+        _refuse_lonely(name, weight[among])
     table = rows.append_column("score", pa.array(score)).append_column("weight", pa.array(weight))
     notes = {b"score": SCORE.encode()}
     return table.replace_schema_metadata((rows.schema.metadata or {}) | notes)
+
+
+def _refuse_lonely(name: str, partnered: np.ndarray) -> None:
+    if not partnered.any():
+        raise PredictionsError(
+            f"The images of {name} have no labels, and no group of several images, so nothing says which embeddings should be near; give labels, or groups (--data.group)."
+        )
 
 
 def _vectors(rows: pa.Table) -> np.ndarray:

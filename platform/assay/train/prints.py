@@ -23,6 +23,7 @@ from assay.metrics.alarm import AlarmConfig
 from assay.metrics.frames import (
     MEASURES,
     SECONDS,
+    doubt_alarms,
     early_figure,
     fit_alarms,
     judge_alarms,
@@ -142,5 +143,5 @@ class Prints(DomainClassification):
             return judged
         index = class_names(predictions).index(positive)
         alarms = fit_alarms(config.alarm, index, prints.get("val", ()))
-        metrics = judge_alarms(alarms, index, prints)
-        return judged | TaskMetrics(metrics=metrics, alarms=alarms)
+        metrics, doubts = judge_alarms(alarms, index, prints), doubt_alarms(alarms, prints)
+        return judged | TaskMetrics(metrics=metrics, alarms=alarms, warnings=doubts)

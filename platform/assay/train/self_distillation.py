@@ -303,6 +303,11 @@ class SelfDistillation(Embedding):
         collapses = [Limit(name, low=low, why=why) for name, (low, why) in bounds.items()]
         return [*super().limits(), *collapses]
 
+    def of_groups(self) -> list[str]:
+        """Name settings in use that several images of a group are needed for."""
+        balance = ["--balance groups"] if self.config.balance == "groups" else []
+        return [*super().of_groups(), *balance]
+
     @classmethod
     def judge(cls, config: Any, predictions: pa.Table, storage: Path) -> TaskMetrics:
         """Judge as embeddings are; say so where few labels are no few, as the backbone has learnt all."""

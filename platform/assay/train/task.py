@@ -331,6 +331,9 @@ class Task(nn.Module):
         """Return bounds of logged scalars beyond which a run is stopped or warned of."""
         return ()
 
+    def refuse_sets(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Refuse sets to be judged, by their row numbers, that nothing can be said of, before anything is learnt."""
+
     def begin(self, rows: np.ndarray) -> None:
         """Do what is done once with the rows of train before the first update, on every worker alike."""
 

@@ -123,6 +123,7 @@ def _build(job: Job, device: torch.device) -> tuple[Any, dict[str, int]]:
         raise ConfigError(
             f"--compile was given and {job.source.name} trains no network; leave it out."
         )
+    task.refuse_sets({name: job.split.rows(name) for name in ("val", *job.judged)})
     rows = job.split.rows("train")
     if checkpoint.latest(job.folder / "checkpoints") is None:
         task.begin(rows)  # before its tensors are shared out

@@ -78,8 +78,14 @@ def partner_hits(
     similarity = _normalised(embeddings) @ _normalised(embeddings).T
     np.fill_diagonal(similarity, -np.inf)
     is_hit: np.ndarray = group[similarity.argmax(axis=1)] == group
-    has_partner: np.ndarray = np.bincount(group)[group] > 1
-    return is_hit & has_partner, has_partner
+    partnered = has_partner(group)
+    return is_hit & partnered, partnered
+
+
+def has_partner(group: Int[np.ndarray, " num"]) -> Bool[np.ndarray, " num"]:
+    """Say of each row whether there is another one of its group."""
+    several: np.ndarray = np.bincount(group)[group] > 1
+    return several
 
 
 def effective_rank(embeddings: Float[np.ndarray, "num d"]) -> float:
