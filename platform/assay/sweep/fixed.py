@@ -115,10 +115,10 @@ def manifest_of(task: type[Task], settings: Mapping[str, TaskConfig], storage: P
 
 
 class FixedTrials:
-    """Trials that are known before, in order.
+    """Trials that are known before.
 
     Args:
-        trials: they.
+        trials: in the order in which they run.
         num: all that are to run, those of other stages among them.
         num_ended: those of them that have run.
     """
