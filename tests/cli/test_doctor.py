@@ -85,3 +85,4 @@ def test_storage_that_is_not_shared_or_not_writable_is_told(tmp_path: Path) -> N
     assert "no folder that all nodes share" in other
     (tmp_path / "file").touch()
     assert doctor._try_storage(str(tmp_path / "file"), f"{tmp_path}/file/.doctor", "")
+    assert "/proc/assay" in doctor._try_storage("/proc/assay", "/proc/assay/.doctor", "")

@@ -203,6 +203,9 @@ def test_holding_out_one_and_two_printers_makes_every_inner_training(tmp_path: P
     assert len(folds) == sum(counts.values())
     longer = {f.num_trained: f.config.train.epochs for f in folds}
     assert longer == {6: config.train.epochs, 5: round(config.train.epochs * 6 / 5)}
+    all_out = replace(launch, leave_out=(1, 7))
+    with pytest.raises(ConfigError, match="--leave-out is 7, and 'printer_id' has 7 values"):
+        plan_folds({"erm": [config]}, manifest, all_out)
 
 
 def report(

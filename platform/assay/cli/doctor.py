@@ -262,9 +262,11 @@ def _try_storage(storage: str, mark: str, name: str) -> str:
             opened.write(b"assay doctor")
         if name:
             files.delete_file(path)
-    except FileNotFoundError:
-        return "what another node wrote there is not there; it is no folder that all nodes share"
     except (OSError, AssayError) as error:
+        if name and isinstance(error, FileNotFoundError):
+            return (
+                "what another node wrote there is not there; it is no folder that all nodes share"
+            )
         return " ".join(str(error).split())[:200]
     return ""
 

@@ -169,6 +169,11 @@ def plan_folds(
     num = len(set(manifest.column(f"domain.{column}"))) if column in manifest.domains else 0
     sizes, choices = launch.train_on or (num - 1,), launch.choices
     if launch.leave_out:
+        most = max(launch.leave_out)
+        if 0 < num <= most:
+            raise ConfigError(
+                f"--leave-out is {most}, and {column!r} has {num} values; give at most {num - 1}, so that one is left to train on."
+            )
         sizes, choices = tuple(num - held_out for held_out in launch.leave_out), 0
     return plan(settings, manifest, column, sizes, choices, launch.seeds)
 
