@@ -6,12 +6,9 @@ import json
 import os
 import shutil
 import struct
-import tracemalloc
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
@@ -25,7 +22,7 @@ from assay.data.images.store import Store
 from assay.data.images.stored_level import StoredLevel
 from assay.errors import BundleError, ManifestError, ResourceError
 from assay.serve import offline
-from assay.serve.image_list import list_images, read_list, write_list
+from assay.serve.image_list import list_images, write_list
 
 
 @pytest.fixture
@@ -33,11 +30,6 @@ def here(here, monkeypatch):
     """Chunks are worked off in this process; by a Ray in the last test."""
     monkeypatch.setattr(offline, "_run", map)
     return here
-
-
-def listing(*paths: Path) -> tuple[list[Path], list[str]]:
-    images, groups = zip(*list_images(paths), strict=True)
-    return list(images), list(groups)
 
 
 def test_rows_are_what_http_answers(here, ask, registry, pictures, tmp_path):
@@ -159,16 +151,6 @@ def test_answers_below_the_images_are_not_judged_the_next_time(here, registry, p
     assert write_list(tmp_path / "elsewhere.parquet", [images])[0] == 8
 
 
-def test_an_image_is_not_judged_twice(pictures, tmp_path):
-    folder = pictures[0].parent
-    for twice in ([folder, pictures[0]], [pictures[1]] * 2, [folder / ".." / folder.name, folder]):
-        with pytest.raises(ManifestError, match="is named twice, by itself or by a folder"):
-            write_list(tmp_path / "list", twice)
-    shutil.copytree(folder, tmp_path / "a")
-    shutil.copytree(folder, tmp_path / "a-b")
-    assert write_list(tmp_path / "list", [tmp_path / "a", tmp_path / "a-b"])[0] >= 8
-
-
 def test_answers_among_the_images_are_not_judged_and_write_over_nothing(
     here, registry, pictures, tmp_path
 ):
@@ -203,7 +185,7 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
         write_entry(store.path(f"{i:032x}"), ImagePyramid.of(decode.read(path)))
     mask = ImagePyramid.of_mask(np.zeros((8, 8), np.uint8))
     write_entry(store.path(f"{0:032x}{MASK}"), mask)
-    stored, _ = listing(tmp_path / "store")
+    stored = [path for path, _ in list_images([tmp_path / "store"])]
     assert len(stored) == len(pictures)
     folder = registry.fetch(registry.holder("parts", "champion"))
     for name, images in (("files", sorted(pictures)), ("entries", stored)):
@@ -221,67 +203,13 @@ def test_a_store_is_read_where_it_is_looked_at_and_answers_alike(
     assert offline.predict(folder, stored, tmp_path / "again", "fp32", True) == (len(stored) - 1, 1)
 
 
-def test_paths_are_images_folders_and_tables(pictures, tmp_path):
-    folder = pictures[0].parent
-    assert listing(folder) == (sorted(pictures), [""] * 4)
-    (folder / "list.csv").write_text("image,label\n1.png,a\n0.png,b\n")
-    assert listing(folder / "list.csv")[0] == [pictures[1], pictures[0]]
-    pq.write_table(pa.table({"image": [str(pictures[3])]}), tmp_path / "list.parquet")
-    assert listing(pictures[2], tmp_path / "list.parquet")[0] == pictures[2:]
-    (tmp_path / "other.csv").write_text("file\na.png\n")
-    (tmp_path / "empty").mkdir()
-    mistakes = {"other.csv": "column 'image'", "none.png": "no file", "empty": "No image"}
-    for name, sentence in mistakes.items():
-        with pytest.raises(ManifestError, match=sentence):
-            write_list(tmp_path / "list", [tmp_path / name])
-
-
-def write(path, text):
-    path.write_text(text)
-    return path
-
-
-def test_a_table_of_views_is_read_as_training_reads_it(tmp_path, pictures):
-    names = [path.name for path in pictures]
-    for path in pictures:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    expected = [tmp_path / name for name in names], ["01", "1", "", ""]
-    lines = zip(names, ("01", "1", "", "nan"), strict=True)
-    rows = [f"{name};{group}" for name, group in lines]
-    listed = write(tmp_path / "excel.csv", "\ufeffimage;group\r\n" + "\r\n".join(rows))
-    assert listing(listed) == expected
-    listed = write(tmp_path / "tabs.tsv", "image\tgroup\n" + "\n".join(rows).replace(";", "\t"))
-    assert listing(listed) == expected
-    numbers = pa.table({"image": names, "group": [1.0, 10.0, None, float("nan")]})
-    pq.write_table(numbers, tmp_path / "t.parquet")
-    assert listing(tmp_path / "t.parquet")[1] == ["1", "10", "", ""]
-    composed = write(tmp_path / "c.csv", "image,group\n0.png,Cle\u0301\n1.png,Cle\u0301\n")
-    write_list(tmp_path / "list", [composed])
-    [rows] = read_list(tmp_path / "list", 32)
-    assert [group for _, group in rows] == ["Cl\u00e9"] * 2
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("image,group\n0.png,p1\n1.png,P1\n", r"'P1' \(at '.*1\.png'\) and 'p1' \(at '.*0\.png'\)"),
-        ("image,group\n0.png,p1\n./0.png,p2\n", "2 times"),
-        ("image,group\n0.png,p1\n,p2\n", r"row 2 \(line 3\) has no value in column 'image'"),
-        ("image,group\n0.png,p1,\n", "line 2 has 3 cells"),
-        ("image\n", "No image"),
-    ],
-)
-def test_tables_that_say_two_things_are_refused(tmp_path, text, sentence):
-    with pytest.raises(ManifestError, match=sentence):
-        write_list(tmp_path / "list", [write(tmp_path / "t.csv", text)])
-
-
 def test_parts_01_and_1_are_two_and_images_without_a_part_are_in_none(
     here, registry, pictures, tmp_path
 ):
     folder = registry.fetch(registry.holder("parts", "champion"))
     lines = (f"{path},{part}" for path, part in zip(pictures, ("01", "1", "", ""), strict=True))
-    listed = write(tmp_path / "views.csv", "image,group\n" + "\n".join(lines))
+    listed = tmp_path / "views.csv"
+    listed.write_text("image,group\n" + "\n".join(lines))
     assert offline.predict(folder, [listed], tmp_path, "fp32", False) == (4, 0)
     parts = pq.read_table(tmp_path / "parts.parquet").to_pylist()
     assert [(part["group"], part["views"]) for part in parts] == [("01", 1), ("1", 1)]
@@ -325,12 +253,13 @@ def test_one_bad_image_takes_no_other_down(here, registry, pictures, tmp_path, c
     (root / ".ipynb_checkpoints" / "0.png").write_bytes(pictures[0].read_bytes())
     paths = [root]
     if listed:  # no table holds a name that is no UTF-8
-        names = [path.name for path in listing(root)[0] if path.name.isascii()]
+        names = [path.name for path, _ in list_images([root]) if path.name.isascii()]
         reasons = {
             name: why for name, why in reasons.items() if name.isascii() and "\\" not in name
         }
         reasons["gone.png"] = "does not exist"
-        paths = [write(root / "t.csv", "\n".join(["image", *names, "gone.png"]))]
+        paths = [root / "t.csv"]
+        paths[0].write_text("\n".join(["image", *names, "gone.png"]))
     out = tmp_path / "out"
     done = offline.predict(folder, paths, out, "fp32", True)
     assert done == (len(pictures), len(reasons))
@@ -401,12 +330,6 @@ def test_a_disk_that_cannot_be_written_ends_the_job_in_a_sentence_and_loses_noth
     assert offline.predict(folder, pictures, tmp_path, "fp32", True) == (4, 0)
 
 
-def test_a_folder_that_cannot_be_walked_is_refused(tmp_path):
-    (tmp_path / "a").symlink_to(".")
-    with pytest.raises(ManifestError, match="remove the link"):
-        listing(tmp_path)
-
-
 def test_a_run_may_be_named_as_for_other_commands(here, registry, pictures, tmp_path, capsys):
     run = tmp_path / "runs" / "parts-0123456789ab"
     shutil.copytree(registry.fetch(registry.holder("parts", "champion")), run / "bundle")
@@ -440,21 +363,6 @@ def test_an_overlay_shows_where_it_looked(registry, pictures):
         assert overlay.shape == pixels.shape
 
 
-def test_a_list_is_read_as_it_was_written_whatever_its_names(tmp_path, monkeypatch):
-    monkeypatch.setattr("assay.serve.image_list.ROWS", 64)
-    names = [f"{i:03d}.png" for i in range(200)] + ["Pr\udcfcf.png"]
-    for name in names:
-        (tmp_path / "in" / name[0]).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name[0] / name).touch()
-    assert write_list(tmp_path / "list", [tmp_path / "in"]) == (201, False)
-    parts = list(read_list(tmp_path / "list", 32))
-    assert [len(part) for part in parts] == [32] * 6 + [9]
-    paths = sorted(tmp_path / "in" / name[0] / name for name in names)
-    assert [(Path(name), group) for part in parts for name, group in part] == [
-        (path, "") for path in paths
-    ]
-
-
 def test_answers_for_other_images_are_not_lost(here, registry, pictures, tmp_path):
     folder = registry.fetch(registry.holder("parts", "champion"))
     out = tmp_path / "out"
@@ -464,41 +372,6 @@ def test_answers_for_other_images_are_not_lost(here, registry, pictures, tmp_pat
         offline.predict(folder, pictures[2:], out, "fp32", False)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     offline.predict(folder, pictures[1:], out, "fp32", False)  # some are the same: a folder changed
-
-
-@pytest.mark.parametrize("content", [b"no Parquet", None], ids=["no table", "a table of others"])
-def test_a_table_of_others_under_the_name_of_the_list_is_kept(tmp_path, pictures, content):
-    file = tmp_path / "images.parquet"
-    if content is None:
-        pq.write_table(pa.table({"image": ["a"], "label": ["b"]}), file)
-    else:
-        file.write_bytes(content)
-    before = file.read_bytes()
-    with pytest.raises(ManifestError, match="no list of this command"):
-        write_list(file, pictures)
-    assert file.read_bytes() == before
-
-
-def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
-    """Ten times the images take no more memory to list, to cut and to read than a tenth of their paths."""
-
-    def endless(num):
-        return lambda paths: ((Path(f"/images/{i:0100d}.png"), "") for i in range(num))
-
-    monkeypatch.setattr("assay.serve.image_list.ROWS", 1024)
-    peaks = []
-    # now and then Python's table of names grows, as pathlib interns them, but not in two turns running
-    for num in (20_000, 2_000, 20_000, 20_000):
-        monkeypatch.setattr("assay.serve.image_list.list_images", endless(num))
-        tracemalloc.start()
-        assert write_list(tmp_path / "list", []) == (num, False)
-        assert (
-            sum(len(chunk["images"]) for chunk in offline._cut(tmp_path / "list", tmp_path, ""))
-            == num
-        )
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert min(peaks[2:]) - peaks[1] < 0.1 * 100 * 18_000
 
 
 @pytest.mark.usefixtures("here")

@@ -20,7 +20,7 @@ FROM_STEM = "time"
 """Column that the names of files are kept in."""
 
 FAR_S = 1e11
-"""Seconds from which a time is no one's; in milliseconds it is of 1973."""
+"""Seconds from 1970 to the year 5138: a time from there on is of another unit, as milliseconds are since 1973."""
 
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 

@@ -106,7 +106,7 @@ def write_list(file: Path, paths: Sequence[Path]) -> tuple[int, bool]:
         while rows := list(islice(images, ROWS)):
             num += len(rows)
             groups.update((group, show(image)) for image, group in rows)
-            is_other = is_other and earlier.isdisjoint(os.path.realpath(image) for image, _ in rows)
+            is_other = is_other and earlier.isdisjoint(_resolve(str(image)) for image, _ in rows)
             images_of = [os.fsencode(image) for image, _ in rows]
             groups_of = [compose(group) for _, group in rows]
             writer.write_table(pa.table({"image": images_of, "group": groups_of}, _SCHEMA))
@@ -129,12 +129,20 @@ def _read_earlier(file: Path) -> set[str]:
         return set()
     try:
         if pq.read_schema(file).equals(_SCHEMA):
-            return {os.path.realpath(name) for name, _ in next(read_list(file, ROWS))}
+            return {_resolve(name) for name, _ in next(read_list(file, ROWS))}
     except (pa.ArrowInvalid, OSError, StopIteration):
         pass
     raise ManifestError(
         f"{show(file)} is no list of this command, or damaged, and would be written over; give another folder as --out."
     )
+
+
+def _resolve(name: str) -> str:
+    """Return a path without symbolic links; one that no file can have, as it stands."""
+    try:
+        return os.path.realpath(name)
+    except ValueError:  # its row will say why
+        return name
 
 
 def read_list(file: Path, num: int) -> Iterator[list[tuple[str, str]]]:

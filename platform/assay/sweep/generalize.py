@@ -23,7 +23,7 @@ from assay.data.manifest import Manifest
 from assay.data.split_config import SplitConfig
 from assay.errors import ConfigError
 from assay.experiment.earlier import find
-from assay.experiment.options import option, say_doubts
+from assay.experiment.options import say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.runs.remote import writing
@@ -31,7 +31,7 @@ from assay.space import change, sample
 from assay.sweep.fixed import is_finished, manifest_of, print_missing, run_missing, settings_of
 from assay.sweep.fold_report import FoldReport, FoldTrial
 from assay.sweep.folds import Fold, plan
-from assay.sweep.launch import SweepLaunch, run_command
+from assay.sweep.launch import SweepLaunch, given_of, run_command
 from assay.sweep.space_text import parse_all
 from assay.sweep.trial import Trial, read_outcome, refuse_all_failed, write_trials
 from assay.train.source import TaskSource, load_task
@@ -63,8 +63,7 @@ class FoldLaunch(SweepLaunch):
 
 def main(defaults: FoldLaunch, arguments: Sequence[str] | None = None) -> None:
     """Run the command; see `run_command`."""
-    words = sys.argv[1:] if arguments is None else arguments
-    given = [name for name in ("train-on", "choices") if option(words, f"--{name}") is not None]
+    given = given_of(("train-on", "choices"), arguments)
     run_command(partial(sweep, given=given), defaults, arguments)
 
 

@@ -34,6 +34,12 @@ Sweep = Callable[[TaskSource, TaskConfig, Resources, L], int]
 """Runs a sweep; returns how many trials failed."""
 
 
+def given_of(names: Sequence[str], arguments: Sequence[str] | None) -> list[str]:
+    """Return those of some options that the command line has, whatever their value."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return [name for name in names if option(words, f"--{name}") is not None]
+
+
 def run_command(sweep: Sweep[L], defaults: L, arguments: Sequence[str] | None) -> None:
     """Run a sweep as the command line asks for it.
 

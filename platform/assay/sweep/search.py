@@ -30,7 +30,7 @@ from assay.errors import ConfigError, RunError
 from assay.experiment.earlier import find
 from assay.experiment.identity import identity
 from assay.experiment.judge import judge, write_comparison
-from assay.experiment.options import option, say_doubts
+from assay.experiment.options import say_doubts
 from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.experiment.run import StoredImages, complete, is_whole, prepare, read_data
@@ -45,7 +45,7 @@ from assay.runs.results import read_config, read_result
 from assay.space import Space, change, rounded
 from assay.sweep import space_file, space_text
 from assay.sweep.figures import Budget, EndedTrials, budget_of, figures
-from assay.sweep.launch import SweepLaunch, run_command
+from assay.sweep.launch import SweepLaunch, given_of, run_command
 from assay.sweep.parallel import axes_of, render_parallel
 from assay.sweep.study import (
     JOURNAL,
@@ -95,8 +95,7 @@ class SearchLaunch(SweepLaunch):
 
 def main(defaults: SearchLaunch, arguments: Sequence[str] | None = None) -> None:
     """Run the command; see `run_command`."""
-    words = sys.argv[1:] if arguments is None else arguments
-    given = {name for name in OF_FILES if option(words, f"--{name}") is not None}
+    given = given_of(OF_FILES, arguments)
     run_command(partial(sweep, given=given), defaults, arguments)
 
 
