@@ -25,7 +25,7 @@ MEASURES: Mapping[str, Measure] = {
     for key, words, meaning in (
         ("detected", "detected", "faulty prints with an alarm, its threshold fitted on val"),
         ("delay_s", "delay", "seconds from the fault to the alarm, to the end where none came"),
-        ("false_per_hour", "false alarms", "alarms in an hour of sound printing"),
+        ("false_per_hour", "false alarms", "alarms in an hour of prints without that fault"),
     )
 }
 

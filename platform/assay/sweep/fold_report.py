@@ -133,10 +133,13 @@ class FoldReport:
         """Say how many were trained, and what they were tested on."""
         rows, column = self.summary.rows, self.column
         seeds = len({trial.fold.seed for trial in self.trials})
-        num_groups, num_values = len(set(rows.group.tolist())), len(set(rows.value.tolist()))
+        images, groups, values = (
+            len(set(names.tolist())) for names in (rows.row, rows.group, rows.value)
+        )
         text = (
             f"{len(self.finished)} trainings of {len(self.summary.standings)} settings, {seeds} seed{'s' if seeds > 1 else ''}; each is tested on all "
-            f"{column}s that it was not trained on. n = {len(rows.score)} test rows, {num_groups} groups, {num_values} {column}s."
+            f"{column}s that it was not trained on: {images} images of {groups} groups and {values} {column}s. n counts an image once for each "
+            f"training tested on it, {len(rows.score)} in all."
         )
         if not self.transductive:
             return text
