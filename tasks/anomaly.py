@@ -25,7 +25,7 @@ from assay.data.synthetic.draw_once import folder_of
 from assay.data.synthetic.powder_bed import LayersConfig, draw_layers
 from assay.nn.patch_memory import PatchMemoryConfig
 from assay.train.anomaly import Anomaly, AnomalyConfig
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 TRUTH = "../truth/{folder}/{name}.png"
 

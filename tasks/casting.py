@@ -27,7 +27,7 @@ from assay.nn.optim import OptimConfig
 from assay.nn.regimes import RegimeConfig
 from assay.train.classification import ClassLossConfig
 from assay.train.explanation import add_truth
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 from assay.train.transfer import Transfer, TransferConfig
 
 MEAN, STD = 0.5643, 0.2386

@@ -27,7 +27,7 @@ from assay.train.feature_distillation import (
     FrozenConfig,
     StudentConfig,
 )
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

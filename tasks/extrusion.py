@@ -33,7 +33,7 @@ from assay.train.adaptation import AdaptConfig
 from assay.train.classification import ClassLossConfig
 from assay.train.domains import DomainsConfig
 from assay.train.prints import FramesConfig, Prints, PrintsConfig
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 COMPETITION = DataConfig(
     image="img_path",

@@ -38,7 +38,8 @@ from assay.space import Float, Space
 from assay.train.patch_network import PatchClassificationConfig, PatchModelConfig
 from assay.train.patches import PatchClassification
 from assay.train.recipes import recipe_of_files, recipe_of_parts, reference_recipes
-from assay.train.task import Task, TaskConfig, TaskMetrics, TrainConfig
+from assay.train.task import Task, TaskMetrics
+from assay.train.task_config import TaskConfig, TrainConfig
 
 PATTERNS = (
     "{label}/{design}/Device_{device}_Print_{print}_{view}",

@@ -30,7 +30,7 @@ from assay.train.self_distillation import (
     SelfDistillation,
     SelfDistillationConfig,
 )
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from assay.errors import ConfigError
 from assay.nn.mask_net import MaskNetConfig, create_mask_net, try_sides
 from assay.nn.optim import OptimConfig
 from assay.train.segmentation import Segmentation, SegmentationConfig
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

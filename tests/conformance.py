@@ -18,7 +18,8 @@ from assay.data.order import entry_keys
 from assay.data.split import Split, draw_split
 from assay.train.loop import Loop
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Batch, BatchRows, Task, TaskConfig
+from assay.train.task import Batch, BatchRows, Task
+from assay.train.task_config import TaskConfig
 from assay.train.worker import Job
 
 ROOT = Path(__file__).parents[1]

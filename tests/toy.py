@@ -24,7 +24,8 @@ from assay.nn.optim import Multiplier, OptimConfig
 from assay.train.batches import Stream
 from assay.train.loop import Loop
 from assay.train.source import TaskSource
-from assay.train.task import Batch, BatchRows, Task, TaskConfig, TrainConfig
+from assay.train.task import Batch, BatchRows, Task
+from assay.train.task_config import TaskConfig, TrainConfig
 from assay.train.worker import Job
 
 SIZES = {"train": 21, "val": 7, "test": 5}

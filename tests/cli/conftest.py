@@ -16,7 +16,8 @@ from assay.cli import task
 from assay.cli.console import main
 from assay.experiment import judge
 from assay.runs.results import Result
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 
 CLASSES = ["m1", "m2"]
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"

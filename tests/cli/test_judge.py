@@ -18,7 +18,8 @@ from assay.experiment.identity import digest_syntax
 from assay.metrics.decide import DecideConfig
 from assay.runs.folder import Run
 from assay.runs.results import Result, read_result
-from assay.train.task import Task, TaskConfig, TaskMetrics
+from assay.train.task import Task, TaskMetrics
+from assay.train.task_config import TaskConfig
 from assay.typed import to_json
 
 

@@ -17,7 +17,7 @@ from assay.nn.optim import OptimConfig
 from assay.runs.folder import Run
 from assay.runs.record import Launch
 from assay.train.source import TaskSource
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 TASKS = Path(__file__).parents[2] / "tasks"
 SOURCES = {name: TaskSource.read(TASKS / f"{name}.py") for name in ("fingerprint", "segment")}

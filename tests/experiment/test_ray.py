@@ -35,7 +35,8 @@ from assay.experiment.stream import ray_stream
 from assay.experiment.workers import train
 from assay.train.batches import batches
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 from assay.train.worker import Job, work
 
 TASKS = Path(__file__).parents[2] / "tasks"

@@ -14,7 +14,7 @@ from assay.sweep.comparison import ComparisonLaunch, _settings, plan, sweep
 from assay.sweep.fixed import FixedTrials, combine, manifest_of, variants_of
 from assay.sweep.trial import Outcome, Trial
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 SOURCE = TaskSource.read(Path(__file__).parents[1] / "toy.py")
 BASE = load_task(SOURCE).Config()

@@ -13,7 +13,7 @@ from assay.data.manifest import Manifest
 from assay.errors import ConfigError
 from assay.sweep.folds import choices, plan
 from assay.sweep.generalization import Rows, by_size, by_value, differences, standings
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 
 @given(st.integers(2, 9), st.data())

@@ -24,7 +24,8 @@ from assay.sweep.rules import candidates_of, choose, choose_draws, compare_rules
 from assay.sweep.trial import Outcome, Trial
 from assay.train.domains import DomainClassificationConfig
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 
 VALUES = ("a", "b", "c", "d")
 CONFIG = TaskConfig()

@@ -18,7 +18,7 @@ from assay.sweep.comparison import report
 from assay.sweep.standings import Summary, curve_figures, summarize
 from assay.sweep.trained_run import read_run
 from assay.sweep.trial import Trial
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 NUM, VIEWS = 80, 2
 

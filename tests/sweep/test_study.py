@@ -13,7 +13,7 @@ from assay.sweep.study import Search, StudySettings, importances, open_study
 from assay.sweep.trial import Outcome, Trial
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 from assay.train.worker import reached
 
 BASE = load_task(TaskSource.read(Path(__file__).parents[1] / "toy.py")).Config()

@@ -22,7 +22,8 @@ from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.data.order import uniform_order
 from assay.nn.optim import OptimConfig
 from assay.train.classification import Classification, ClassificationConfig, pooled
-from assay.train.task import Batch, TaskConfig, TrainConfig
+from assay.train.task import Batch
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

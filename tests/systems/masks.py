@@ -19,7 +19,8 @@ from assay.data.masks.prepare import add_masks, prepare
 from assay.data.masks.rules import MaskConfig
 from assay.nn.optim import OptimConfig
 from assay.train.segmentation import Segmentation, SegmentationConfig
-from assay.train.task import Batch, TaskConfig, TrainConfig
+from assay.train.task import Batch
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.nn.optim import OptimConfig
 from assay.train.patch_network import PatchClassificationConfig, PatchModelConfig
 from assay.train.patches import PatchClassification
-from assay.train.task import Batch, TaskConfig, TrainConfig
+from assay.train.task import Batch
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from assay.nn.averaging import AverageConfig
 from assay.nn.domains.config import AlgorithmConfig
 from assay.nn.optim import OptimConfig
 from assay.train.domains import DomainClassification, DomainClassificationConfig
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

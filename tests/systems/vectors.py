@@ -16,7 +16,8 @@ from assay.data.inputs.views import ViewConfig
 from assay.data.manifest import DataConfig, Manifest, read_manifest
 from assay.nn.optim import OptimConfig
 from assay.train.embedding import Embedding, EmbeddingConfig
-from assay.train.task import Batch, TaskConfig, TrainConfig
+from assay.train.task import Batch
+from assay.train.task_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from assay.data.manifest import Manifest
 from assay.errors import ConfigError
 from assay.nn.mask_net import MaskNetConfig, create_mask_net
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "segment.py"
 TASK = load_task(TaskSource.read(SCRIPT))

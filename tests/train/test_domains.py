@@ -26,7 +26,8 @@ from assay.train.best import load_best
 from assay.train.classification import Classification
 from assay.train.domains import DomainClassification, DomainClassificationConfig, DomainsConfig
 from assay.train.loop import Loop
-from assay.train.task import BatchRows, TaskConfig, TrainConfig
+from assay.train.task import BatchRows
+from assay.train.task_config import TaskConfig, TrainConfig
 
 PRINTERS = ("a", "b", "c", "new")
 PER_PRINTER, PER_PRINT = 12, 3

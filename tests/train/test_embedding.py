@@ -29,7 +29,8 @@ from assay.metrics.scores.neighbours import effective_rank, neighbour_logits
 from assay.nn.optim import OptimConfig
 from assay.train.embedding import MIN_STD, Embedding, EmbeddingConfig, draw_partner
 from assay.train.monitor import Monitor
-from assay.train.task import BatchRows, TrainConfig
+from assay.train.task import BatchRows
+from assay.train.task_config import TrainConfig
 
 CONFIG = EmbeddingConfig(
     image=ImageConfig(height_px=16, width_px=20),

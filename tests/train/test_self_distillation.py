@@ -32,7 +32,8 @@ from assay.train.self_distillation import (
     SelfDistillation,
     SelfDistillationConfig,
 )
-from assay.train.task import BatchRows, TrainConfig
+from assay.train.task import BatchRows
+from assay.train.task_config import TrainConfig
 
 CONFIG = SelfDistillationConfig(
     image=ImageConfig(height_px=32, width_px=32),

@@ -23,7 +23,8 @@ from assay.nn.optim import OptimConfig, build_optimizer, set_rates
 from assay.nn.regimes import RegimeConfig
 from assay.train.batches import batches
 from assay.train.loop import Loop
-from assay.train.task import BatchRows, TaskMetrics, TrainConfig
+from assay.train.task import BatchRows, TaskMetrics
+from assay.train.task_config import TrainConfig
 from assay.train.transfer import Transfer, TransferConfig
 
 REGIMES = get_args(get_type_hints(RegimeConfig)["regime"])

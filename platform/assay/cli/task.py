@@ -25,7 +25,7 @@ from assay.runs.folder import Run
 from assay.runs.remote import writing
 from assay.runs.results import read_comparisons, write_config
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 
 def main(path: str, arguments: Sequence[str] | None = None) -> None:

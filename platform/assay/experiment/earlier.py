@@ -13,7 +13,7 @@ from assay.runs.names import attempts, is_run_name
 from assay.runs.record import STAGES, Stage, read_record
 from assay.runs.remote import catch_up
 from assay.train.source import TaskSource
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 
 def find(

@@ -17,7 +17,7 @@ import assay
 from assay.config import fingerprint, to_dict
 from assay.data.manifest import Manifest
 from assay.train.source import TaskSource
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 COUNTED = ("data", "levels.py", "metrics/scores", "nn", "train")
 """What decides what is trained, the choice of the best epoch included."""

@@ -56,7 +56,8 @@ from assay.runs.results import (
     write_predictions,
     write_result,
 )
-from assay.train.task import Task, TaskConfig, TaskMetrics
+from assay.train.task import Task, TaskMetrics
+from assay.train.task_config import TaskConfig
 from assay.typed import to_json
 
 

@@ -15,7 +15,8 @@ from assay.config import Settings, from_dict, to_dict
 from assay.errors import ConfigError
 from assay.experiment.resources import Resources
 from assay.files import plain_paths, read_json
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)

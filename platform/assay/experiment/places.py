@@ -10,7 +10,7 @@ from assay.errors import ConfigError
 from assay.experiment.resources import Resources
 from assay.runs.mirror import needs_record
 from assay.runs.remote import open_storage
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 
 def storage_of(resources: Resources) -> Path:

@@ -51,7 +51,7 @@ from assay.storage import join
 from assay.train.checkpoint import Keep
 from assay.train.loop import TrainState
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 from assay.train.worker import Job
 
 Heartbeat = Callable[[TrainState], None]

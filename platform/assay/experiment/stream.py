@@ -20,7 +20,8 @@ from assay.errors import AssayError, disk_faults
 from assay.experiment.resources import FOR_DATA
 from assay.train.batches import Stream, batches
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Batch, TaskConfig
+from assay.train.task import Batch
+from assay.train.task_config import TaskConfig
 
 SAMPLES_PER_BLOCK = 64
 

@@ -48,7 +48,8 @@ from assay.sweep.standings import Summary, curve_figures, summarize
 from assay.sweep.trained_run import read_run
 from assay.sweep.trial import Trial, read_outcome, refuse_all_failed, write_trials
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 
 TrainShare = Annotated[float, Interval(gt=0, le=1)]
 """Part of the groups of train."""

@@ -20,7 +20,8 @@ from assay.sweep.launch import SweepLaunch
 from assay.sweep.trial import Outcome, Trial, print_outcome
 from assay.sweep.tune import SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 
 
 def settings_of(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from assay.data.manifest import Manifest
 from assay.errors import ConfigError
-from assay.train.task import TaskConfig, TrainConfig
+from assay.train.task_config import TaskConfig, TrainConfig
 
 Trained = tuple[str, ...]
 """Values that a fold trains on."""

@@ -35,7 +35,8 @@ from assay.sweep.launch import SweepLaunch, given_of, run_command
 from assay.sweep.space_text import parse_all
 from assay.sweep.trial import Trial, read_outcome, refuse_all_failed, write_trials
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 
 Count = Annotated[int, Interval(ge=1, le=10_000)]
 """Of values of a domain."""

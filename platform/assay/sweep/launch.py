@@ -12,7 +12,7 @@ from assay.errors import ConfigError, one_sentence
 from assay.experiment.options import Launch, option, parse_with
 from assay.experiment.resources import Resources
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,8 @@ from assay.sweep.study import (
 from assay.sweep.trial import Outcome, describe_values, write_trials
 from assay.sweep.tune import Halving, SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
-from assay.train.task import Task, TaskConfig
+from assay.train.task import Task
+from assay.train.task_config import TaskConfig
 
 OF_STOPPING = ("eta", "grace")
 OF_FILES = ("sampling", "trials", "objectives", *OF_STOPPING)

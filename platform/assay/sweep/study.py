@@ -25,7 +25,7 @@ from assay.errors import ConfigError
 from assay.files import reading
 from assay.space import Space
 from assay.sweep.trial import Outcome, Trial, describe_values, print_outcome, read_outcome
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 JOURNAL = "optuna.log"
 """Opened by `optuna-dashboard runs/sweeps/NAME/optuna.log`."""

@@ -13,7 +13,7 @@ from assay.files import write_parquet, write_rows
 from assay.runs.folder import Run
 from assay.runs.record import RunRecord
 from assay.runs.results import NAMED, Line, read_metrics
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from assay.train.batches import batches
 from assay.train.best import load_best
 from assay.train.loop import TrainState
 from assay.train.source import load_task
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 from assay.train.worker import reached
 
 DRIVER_CPUS = 0.1

@@ -19,7 +19,8 @@ from assay.nn.backbone import timm_name
 from assay.nn.patch_memory import PatchMemory, PatchMemoryConfig
 from assay.nn.weights import find_weights
 from assay.train.mask_task import MaskTask, MaskTaskConfig
-from assay.train.task import Batch, TaskConfig, TaskMetrics, TrainConfig, doubt_constants
+from assay.train.task import Batch, TaskMetrics
+from assay.train.task_config import TaskConfig, TrainConfig, doubt_constants
 
 HELD = 0.2
 """Share of train's good groups that are kept out of the memory, to tell how much good parts differ."""

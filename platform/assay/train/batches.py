@@ -5,7 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from assay.data.dataset import Dataset
 from assay.data.order import Step, entry_keys
-from assay.train.task import Batch, BatchRows, Task, TaskConfig
+from assay.train.task import Batch, BatchRows, Task
+from assay.train.task_config import TaskConfig
 
 
 @runtime_checkable

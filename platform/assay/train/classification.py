@@ -31,7 +31,8 @@ from assay.nn.macs import count_macs
 from assay.train import robustness
 from assay.train.int8 import add_int8
 from assay.train.robustness import RobustnessConfig
-from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
+from assay.train.task import Batch, BatchRows, Task, TaskMetrics
+from assay.train.task_config import TaskConfig
 
 GRAPH = "classify"
 

@@ -36,7 +36,8 @@ from assay.nn.optim import Multiplier
 from assay.space import Space
 from assay.train.classification import Classification, ClassificationConfig, pooled, share_right
 from assay.train.monitor import Limit
-from assay.train.task import Batch, TaskConfig, TaskMetrics
+from assay.train.task import Batch, TaskMetrics
+from assay.train.task_config import TaskConfig
 
 ALONE = ("erm", "sagnet")
 """Algorithms that do without a second domain."""

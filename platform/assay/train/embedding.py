@@ -38,7 +38,8 @@ from assay.train.classification import GRAPH as CLASSES
 from assay.train.classification import batch_rows
 from assay.train.frozen_head import FrozenLinear
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
+from assay.train.task import Batch, BatchRows, Task, TaskMetrics
+from assay.train.task_config import TaskConfig
 
 GRAPH = "embed"
 SCORE = "partner_found"

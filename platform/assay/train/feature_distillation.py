@@ -17,7 +17,8 @@ from assay.nn.pruning import prune_blocks
 from assay.nn.self_supervised.features import feature_loss
 from assay.nn.weights import find_weights, load_weights
 from assay.train.embedding import Embedding, EmbeddingConfig
-from assay.train.task import Batch, TaskConfig, doubt_constants
+from assay.train.task import Batch
+from assay.train.task_config import TaskConfig, doubt_constants
 
 TEACHER_OPTION = "--teacher.weights"
 

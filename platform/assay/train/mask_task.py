@@ -29,7 +29,8 @@ from assay.metrics.predictions import class_names
 from assay.metrics.scores.masks import component_columns, pixel_columns, validate_masks
 from assay.nn.export import GraphModule, check_any_size, write_graph
 from assay.train.int8 import add_int8
-from assay.train.task import Batch, BatchRows, Task, TaskConfig, TaskMetrics
+from assay.train.task import Batch, BatchRows, Task, TaskMetrics
+from assay.train.task_config import TaskConfig
 
 GRAPH = "segment"
 

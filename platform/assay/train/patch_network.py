@@ -38,7 +38,8 @@ from assay.nn.topk import (
 from assay.nn.weights import find_weights
 from assay.train.classification import Classification, batch_rows
 from assay.train.cutting import Begun, Cut, PatchCutter
-from assay.train.task import Batch, BatchRows, TaskConfig, doubt_constants
+from assay.train.task import Batch, BatchRows
+from assay.train.task_config import TaskConfig, doubt_constants
 
 
 @dataclass(frozen=True, kw_only=True)

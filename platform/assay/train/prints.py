@@ -36,7 +36,8 @@ from assay.nn.networks import NetworkConfig
 from assay.space import Space
 from assay.train.adaptation import Adaptation, AdaptConfig, judge_adapted
 from assay.train.domains import DomainClassification, DomainClassificationConfig
-from assay.train.task import Batch, TaskConfig, TaskMetrics, doubt_constants
+from assay.train.task import Batch, TaskMetrics
+from assay.train.task_config import TaskConfig, doubt_constants
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from assay.data.inputs.augment import AugmentConfig
 from assay.data.inputs.patches import PatchConfig
 from assay.nn.optim import OptimConfig
 from assay.train.patch_network import PatchClassificationConfig, PatchModelConfig
-from assay.train.task import TrainConfig
+from assay.train.task_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from assay.nn.mask_loss import mask_loss
 from assay.nn.mask_net import MaskNetConfig, find_encoder
 from assay.train.mask_task import MaskTask, MaskTaskConfig
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, TaskConfig, doubt_constants
+from assay.train.task import Batch, BatchRows
+from assay.train.task_config import TaskConfig, doubt_constants
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ from assay.nn.self_supervised.vit import VitConfig
 from assay.nn.weights import find_weights
 from assay.train.embedding import Embedding, EmbeddingConfig
 from assay.train.monitor import Limit
-from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics
+from assay.train.task import Batch, BatchRows, TaskMetrics
+from assay.train.task_config import TaskConfig
 
 HEAD_BLOCKS = 4
 """Blocks, from the end, that linear heads may look at (DINOv2)."""

@@ -29,7 +29,8 @@ from assay.train.distill import (
     refuse_classes,
 )
 from assay.train.explanation import ExplainConfig, explain_columns, judge_columns
-from assay.train.task import Batch, BatchRows, TaskConfig, TaskMetrics, doubt_constants
+from assay.train.task import Batch, BatchRows, TaskMetrics
+from assay.train.task_config import TaskConfig, doubt_constants
 
 
 @dataclass(frozen=True, kw_only=True)

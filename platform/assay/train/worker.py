@@ -32,7 +32,7 @@ from assay.train.notice import NO_NOTICE, Notice
 from assay.train.predict import Predictor, world
 from assay.train.share import share
 from assay.train.source import TaskSource, load_task
-from assay.train.task import TaskConfig
+from assay.train.task_config import TaskConfig
 from assay.train.tier import Tier
 
 TIE = 1e-6
