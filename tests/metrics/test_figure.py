@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from assay.errors import PredictionsError
 from assay.metrics.figure import Figure, Series
-from assay.report import svg
+from assay.report import axis, svg
 
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=False)
 
@@ -163,7 +163,7 @@ def test_ticks_are_few_round_and_inside(low, width):
     high = low + width
     if not high - low > 1e-9 * max(abs(low), abs(high)):
         return
-    step, ticks = svg._ticks(low, high)
+    step, ticks = axis.round_ticks(low, high)
     assert len(ticks) <= 7
     assert all(low - step * 1e-6 <= t <= high + step * 1e-6 for t in ticks)
     mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
@@ -183,7 +183,7 @@ def test_ticks_are_few_round_and_inside(low, width):
     ],
 )
 def test_ticks_say_their_value(value, step, text):
-    assert svg._tick(value, step) == text
+    assert axis.tick_text(value, step) == text
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_logarithmic_axis_spaces_ratios_evenly_and_names_round_values(values):
     ],
 )
 def test_a_logarithmic_axis_has_a_few_round_ticks(low, high, ticks):
-    assert svg._log_ticks(low, high) == pytest.approx(ticks)
+    assert axis.log_ticks(low, high) == pytest.approx(ticks)
 
 
 @pytest.mark.parametrize("x", [[0.0], [-1.0], ["a"]])

@@ -9,7 +9,8 @@ from assay.bundle.card import Card
 from assay.metrics.estimate import Estimate, signed
 from assay.metrics.figure import Figure, Series
 from assay.metrics.summary import Summary
-from assay.report.svg import Number, number
+from assay.report.axis import Number
+from assay.report.svg import number
 from assay.runs.results import NAMED, Line
 
 NUM_POINTS = 120

@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from assay.metrics.comparison import Comparison
 from assay.metrics.estimate import Estimate
-from assay.report.svg import Number, number
+from assay.report.axis import Number
+from assay.report.svg import number
 
 
 def strip(

@@ -7,10 +7,10 @@ it takes 1 to 20 kB. Series differ in dash and marker as well as in colour.
 
 import math
 import re
-from dataclasses import dataclass
 from html import escape
 
 from assay.metrics.figure import Figure, Series
+from assay.report.axis import Number, Scale, log_span, log_ticks, round_ticks, span, tick_text
 
 WIDTHS = {"line": 262, "points": 262, "bar": 356, "matrix": 356}
 """Width of a drawing (pixels at its natural size, which the page keeps where there is room)."""
@@ -25,9 +25,6 @@ _LEFT, _RIGHT, _PLOT = 44, 8, 150
 
 _CHAR = 6.1
 """Width of a character of the page's sans at 11 pixels, on average (pixels)."""
-
-
-Number = float | int
 
 
 def render_svg(figure: Figure) -> str:
@@ -45,35 +42,18 @@ def wrap(kind: str, width: Number, height: Number, about: str, parts: list[str])
     return f'<svg class="{kind}" {box} {role}>{"".join(parts)}</svg>'
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """Values to pixels."""
-
-    low: Number
-    high: Number
-    start: Number
-    end: Number
-    log: bool = False
-
-    def __call__(self, value: Number) -> Number:
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-
 def _chart(figure: Figure) -> tuple[Number, list[str]]:
     """Draw lines and points on two numeric axes."""
     legend, top = _legend(figure, 8)
     bottom = top + _PLOT
     xs = [float(v) for s in figure.series.values() for v in s.x]
-    ends = _log_span(xs) if figure.x_log else _span(xs, figure.x_range)
-    across = _Scale(*ends, _LEFT, WIDTHS[figure.kind] - _RIGHT, figure.x_log)
-    low, high = _span(_values(figure), figure.y_range)
+    ends = log_span(xs) if figure.x_log else span(xs, figure.x_range)
+    across = Scale(*ends, _LEFT, WIDTHS[figure.kind] - _RIGHT, figure.x_log)
+    low, high = span(_values(figure), figure.y_range)
     if figure.y_range is None:
-        step = _ticks(low, high)[0]
+        step = round_ticks(low, high)[0]
         low, high = step * math.floor(low / step), step * math.ceil(high / step - 1e-9)
-    up = _Scale(low, high, bottom, top)
+    up = Scale(low, high, bottom, top)
     parts = [*_axes(figure, across, up), *legend]
     if figure.diagonal:
         ends = max(across.low, up.low), min(across.high, up.high)
@@ -89,21 +69,21 @@ def _chart(figure: Figure) -> tuple[Number, list[str]]:
     return bottom + (38 if figure.x else 22), parts
 
 
-def _axes(figure: Figure, across: _Scale, up: _Scale) -> list[str]:
+def _axes(figure: Figure, across: Scale, up: Scale) -> list[str]:
     parts = []
     whole = figure.kind == "line" and all(
         float(v).is_integer() for s in figure.series.values() for v in s.x
     )
-    step, ticks = _ticks(up.low, up.high)
+    step, ticks = round_ticks(up.low, up.high)
     for value in ticks:
         y = _trim(up(value))
         parts.append(f'<path class="grid" d="M{across.start} {y}H{across.end}"/>')
-        parts.append(label(across.start - 6, up(value) + 4, _tick(value, step), "end"))
+        parts.append(label(across.start - 6, up(value) + 4, tick_text(value, step), "end"))
     parts.append(f'<path class="axis" d="M{across.start} {_trim(up.start)}H{across.end}"/>')
-    step, ticks = _ticks(across.low, across.high, 1.0 if whole else 0.0)
-    named = {value: _tick(value, step) for value in ticks}
+    step, ticks = round_ticks(across.low, across.high, 1.0 if whole else 0.0)
+    named = {value: tick_text(value, step) for value in ticks}
     if across.log:
-        named = {value: count(value) for value in _log_ticks(across.low, across.high)}
+        named = {value: count(value) for value in log_ticks(across.low, across.high)}
     for value, text in named.items():
         parts.append(
             f'<path class="axis" d="M{_trim(across(value))} {_trim(up.start)}v4"/>'
@@ -114,9 +94,7 @@ def _axes(figure: Figure, across: _Scale, up: _Scale) -> list[str]:
     return parts
 
 
-def _curve(
-    kind: str, name: str, series: Series, across: _Scale, up: _Scale, style: int
-) -> list[str]:
+def _curve(kind: str, name: str, series: Series, across: Scale, up: Scale, style: int) -> list[str]:
     """Draw band or whiskers, line, and markers where they are few enough to be told apart."""
     xs, ys = [across(float(v)) for v in series.x], [up(v) for v in series.y]
     parts = []
@@ -145,15 +123,15 @@ def _bars(figure: Figure) -> tuple[Number, list[str]]:
     legend, top = _legend(figure, 2)
     names = list(dict.fromkeys(str(name) for s in figure.series.values() for name in s.x))
     margin = min(150.0, 10 + _CHAR * max(len(name) for name in names))
-    across = _Scale(*_span(_values(figure), figure.x_range), margin, WIDTHS[figure.kind] - 50)
+    across = Scale(*span(_values(figure), figure.x_range), margin, WIDTHS[figure.kind] - 50)
     pitch = 10 + 14 * len(figure.series)
     bottom = top + pitch * len(names)
-    step, ticks = _ticks(across.low, across.high)
+    step, ticks = round_ticks(across.low, across.high)
     parts = legend
     for value in ticks:
         x = _trim(across(value))
         parts.append(f'<path class="grid" d="M{x} {_trim(top)}V{_trim(bottom)}"/>')
-        parts.append(label(across(value), bottom + 15, _tick(value, step), "middle"))
+        parts.append(label(across(value), bottom + 15, tick_text(value, step), "middle"))
     for i, name in enumerate(names):
         middle = top + pitch * (i + 0.5)
         parts.append(label(margin - 8, middle + 4, _clip(name, margin - 8), "end", "row"))
@@ -168,7 +146,7 @@ def _bars(figure: Figure) -> tuple[Number, list[str]]:
     return bottom + (38 if figure.x else 20), parts
 
 
-def _bar(series: Series, i: int, y: Number, across: _Scale, style: int) -> list[str]:
+def _bar(series: Series, i: int, y: Number, across: Scale, style: int) -> list[str]:
     x, zero = across(series.y[i]), across(min(max(0.0, across.low), across.high))
     box = f'x="{_trim(min(x, zero))}" y="{_trim(y - 5)}" width="{_trim(abs(x - zero))}"'
     parts = [f'<rect class="bar" {box} height="10"/>']
@@ -309,52 +287,6 @@ def _values(figure: Figure) -> list[float]:
         for series in figure.series.values()
         for value in [*series.y, *(series.low or []), *(series.high or [])]
     ]
-
-
-def _span(values: list[float], fixed: list[float] | None) -> tuple[Number, Number]:
-    """Return the ends of an axis: as fixed, or the data's and 0, never equal."""
-    low, high = fixed or (min(0.0, *values), max(0.0, *values)) if values else (0.0, 1.0)
-    return (low, high) if high > low else (low, low + 1)
-
-
-def _ticks(low: Number, high: Number, least: Number = 0.0) -> tuple[Number, list[Number]]:
-    """Choose a round step of at least `least` and its multiples within the axis, at most six."""
-    rough = (high - low) / 5
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * (1 - 1e-9))
-    step = max(step, least)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return step, [i * step for i in range(first, last + 1)]
-
-
-def _log_span(values: list[float]) -> tuple[Number, Number]:
-    """Return the ends of a logarithmic axis: a little beyond the data's."""
-    low, high = min(values, default=1.0), max(values, default=1.0)
-    margin = max((high / low) ** 0.04, 1.05)
-    return low / margin, high * margin
-
-
-def _log_ticks(low: Number, high: Number) -> list[Number]:
-    """Choose round values within a logarithmic axis, at most six: of each decade 1, 2 and 5, or 1 and 3, or every so many decades."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for steps in ((1, 2, 5), (1, 3), (1,)):
-        values = [m * 10.0**e for e in range(first, last + 1) for m in steps]
-        ticks = [value for value in values if low <= value <= high]
-        if len(ticks) <= 6:
-            break
-    else:
-        ticks = ticks[:: math.ceil(len(ticks) / 6)]
-    return ticks if len(ticks) > 1 else _ticks(low, high)[1]
-
-
-def _tick(value: Number, step: Number) -> str:
-    if abs(value) >= 10000:
-        return f"{value / 1000:g}k"
-    digits = max(0, math.ceil(-math.log10(step) - 1e-9))
-    if digits > 4:
-        return f"{value:.1e}" if value else "0"
-    digits += round(step * 10**digits * 10) % 10 > 0
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _clip(text: str, width: Number) -> str:

@@ -13,21 +13,18 @@ goes on, and one with another bundle, or a changed file, does what it changes. L
 read and written some thousands at a time; views of groups are held until all are there.
 """
 
-import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.exceptions
 
@@ -40,9 +37,10 @@ from assay.data.images import decode
 from assay.data.images.pyramid import ImagePyramid
 from assay.data.walk import is_text, show, why_unreadable
 from assay.errors import AssayError, BundleError, ImageError, ManifestError, ResourceError
-from assay.files import replacing, write_rows, write_whole
+from assay.files import write_whole
 from assay.progress import progress_bar
-from assay.serve.image_list import LIST, PICTURES, ROWS, read_list, write_list
+from assay.serve.answer_tables import read_rows, write_answers, write_parts
+from assay.serve.image_list import LIST, PICTURES, read_list, write_list
 from assay.shapes import UInt8
 
 CHUNK = 32
@@ -111,10 +109,10 @@ def predict(
             bar.update(finished["num"])
     if is_grouped:
         groups = chain.from_iterable(read_list(listed, CHUNK))
-        _write_parts(out, bundle, zip(_rows(files), (group for _, group in groups), strict=True))
+        write_parts(out, bundle, zip(read_rows(files), (group for _, group in groups), strict=True))
     if not any(out.resolve() in path.resolve().parents for path in paths):  # else what was given
         _remove_beyond(out, num)
-    good = _write_answers(out, files)
+    good = write_answers(out, files)
     return good, num - good
 
 
@@ -150,12 +148,6 @@ def _is_judged(file: Path, num: int, overlays: bool) -> bool:
     except (ValueError, TypeError, KeyError, RecursionError):
         file.unlink()
         return False
-
-
-def _rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Read the rows of finished chunks."""
-    for file in files:
-        yield from json.loads(file.read_bytes())
 
 
 def _state_of(path: Path) -> tuple[int, int, int]:
@@ -308,64 +300,6 @@ def draw_overlay(entry: ImagePyramid, answer: Any) -> UInt8[np.ndarray, "h w 3"]
     small = entry.small(OVERLAY_PX)
     answer.draw(small, np.divide(small.shape[1::-1], entry.size[::-1]))
     return small
-
-
-def _write_answers(out: Path, files: Sequence[Path]) -> int:
-    """Write what was answered, and what is bad; return how many were answered."""
-    names = ("image", "error")
-    bad = ({name: row[name] for name in names} for row in _rows(files) if row["error"])
-    write_rows(out / "bad.csv", names, bad)
-    return _write_tables(
-        out / "answers", (_flatten(row) for row in _rows(files) if not row["error"])
-    )
-
-
-def _write_parts(out: Path, bundle: Bundle, rows: Iterable[tuple[dict[str, Any], str]]) -> None:
-    """Write the answer for each group, where there are classes."""
-    views: dict[str, list[Answer]] = {}
-    for row, group in rows:
-        if group and "logits" in row:
-            fields = row["verdict"] | {"set": tuple(row["verdict"]["set"])}
-            logits = np.array(row["logits"], np.float32)
-            answer = Answer(**fields, boxes=np.zeros((0, 4)), attn=np.zeros(0), logits=logits)
-            views.setdefault(group, []).append(answer)
-    parts: list[dict[str, Any]] = []
-    for group, answers in views.items():
-        verdict = bundle.together(answers)
-        if verdict is not None:
-            part = {"group": group, "views": len(answers)}
-            part |= {"label": verdict.label, "rejected": verdict.rejected}
-            part |= {f"prob.{name}": prob for name, prob in verdict.probs.items()}
-            parts.append(part | {"set": json.dumps(verdict.set)})
-    if parts:
-        _write_tables(out / "parts", iter(parts))
-
-
-def _write_tables(path: Path, rows: Iterator[dict[str, Any]]) -> int:
-    """Write rows of the same columns as Parquet and CSV, some thousands at a time; return how many."""
-    part, num = list(islice(rows, ROWS)), 0
-    # no rows know no columns
-    schema = pa.Table.from_pylist(part).schema if part else pa.schema({"image": pa.string()})
-    parquet, text = path.with_suffix(".parquet"), path.with_suffix(".csv")
-    with (
-        replacing(parquet) as table,
-        pq.ParquetWriter(table, schema) as writer,
-        replacing(text) as lines,
-        lines.open("w", newline="") as file,
-    ):
-        printed = csv.DictWriter(file, schema.names)
-        printed.writeheader()
-        while part:
-            writer.write_table(pa.Table.from_pylist(part, schema))
-            printed.writerows(part)
-            num += len(part)
-            part = list(islice(rows, ROWS))
-    return num
-
-
-def _flatten(row: dict[str, Any]) -> dict[str, Any]:
-    """Make a row of the tables."""
-    return {name: row[name] for name in ("image", "height", "width")} | row["cells"]
 
 
 def find_bundle(path: Path) -> Path:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from assay.report.svg import Number, at, draw_path, label, wrap
+from assay.report.axis import Number
+from assay.report.svg import at, draw_path, label, wrap
 from assay.space import Choice, Dimension, Space
 from assay.sweep.figures import EndedTrials
 

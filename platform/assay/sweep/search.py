@@ -13,17 +13,14 @@ no setting that could be run again.
 """
 
 import sys
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Interval
-from markupsafe import Markup
 from optuna import Study
-from optuna.trial import FrozenTrial
 
 from assay.config import fingerprint, from_dict
 from assay.errors import ConfigError, RunError
@@ -35,29 +32,23 @@ from assay.experiment.places import absolute, storage_of
 from assay.experiment.resources import Resources
 from assay.experiment.run import StoredImages, complete, is_whole, prepare, read_data
 from assay.experiment.workers import cluster
-from assay.files import write_json
-from assay.report.page import fill_page, write_page, write_report
-from assay.report.text import print_run
+from assay.report.page import write_report
 from assay.runs.folder import Run
 from assay.runs.names import is_run_name
 from assay.runs.remote import look_at, writing
 from assay.runs.results import read_config, read_result
-from assay.space import Space, change, rounded
+from assay.space import Space, change
 from assay.sweep import space_file, space_text
-from assay.sweep.figures import Budget, EndedTrials, budget_of, figures
 from assay.sweep.launch import SweepLaunch, given_of, run_command
-from assay.sweep.parallel import axes_of, render_parallel
+from assay.sweep.search_report import report_search
 from assay.sweep.study import (
-    JOURNAL,
     Objective,
     Sampling,
     Search,
     StudySettings,
-    importances,
     load_study,
     open_study,
 )
-from assay.sweep.trial import Outcome, describe_values, write_trials
 from assay.sweep.tune import Halving, SweepContext, fit_in, run_trials
 from assay.train.source import TaskSource, load_task
 from assay.train.task import Task
@@ -159,7 +150,7 @@ def sweep(
             selected = _select(search, folder)
             data = data or read_data(source, manifest, config, resources, storage)
             _score_once(selected, source.name, data, resources, len(search.trials))
-        return _report(folder, search, halving, selected)
+        return report_search(folder, search, halving, selected)
 
 
 def _look_at_runs(study: Study, storage: Path, task: str) -> None:
@@ -276,80 +267,3 @@ def _score_once(run: Run, name: str, data: StoredImages, resources: Resources, t
     with writing(run.folder):
         write_comparison({name: run.folder})
         write_report(run.folder)
-
-
-def _report(folder: Path, search: Search, halving: Halving | None, selected: Run) -> int:
-    """Write the sweep's files and print what they say; returns how many trials failed."""
-    trials = [(trial, search.outcome_of(trial)) for trial in search.trials]
-    outcomes = [outcome for _, outcome in trials]
-    params = {trial.number: rounded(search.space, trial.params) for trial, _ in trials}
-    rows = [_row(trial, outcome, params[trial.number]) for trial, outcome in trials]
-    write_trials(folder, rows)
-    budget = budget_of(outcomes, search.base.train.epochs)
-    best, shares, result = search.best(), importances(search.study), read_result(selected.folder)
-    summary = {
-        "sampling": search.settings.sampling,
-        "objectives": search.settings.objectives,
-        "tried": len(trials),
-    }
-    front = [
-        {"run": trial.user_attrs["run"], "values": trial.values, "params": params[trial.number]}
-        for trial in best
-    ]
-    record = {
-        "schema": 1,
-        **summary,
-        "selected": selected.folder.name,
-        "params": params[best[0].number],
-        "front": front,
-        "budget": asdict(budget),
-        "importance": shares,
-        "trials": rows,
-    }
-    write_json(folder / "sweep.json", record)
-    page = fill_page(
-        "search.html",
-        **summary,
-        id=folder.name,
-        lines=rows,
-        chosen=selected.folder.name,
-        best=best,
-        params=params,
-        shares=shares,
-        budget=budget,
-        halving=halving,
-        tests={name: result.sets[name] for name in result.tests},
-        val=result.sets["val"],
-        num_scored=result.num_scored,
-        coordinates=Markup(render_parallel(axes_of(search.space, trials), trials)),
-        figures=figures(trials, search.settings.objectives, shares, best),
-    )
-    _print(trials, params[best[0].number], budget, selected, write_page(folder, page))
-    return sum(outcome.state == "failed" for outcome in outcomes)
-
-
-def _row(trial: FrozenTrial, outcome: Outcome, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "trial": trial.number,
-        "run": trial.user_attrs.get("run", ""),
-        "state": outcome.state,
-        "reason": outcome.reason,
-        "score": outcome.score,
-        "nll": outcome.nll,
-        "epochs": outcome.epochs,
-        "seconds": outcome.seconds,
-        **outcome.measured,
-        **params,
-    }
-
-
-def _print(
-    trials: EndedTrials, best: Mapping[str, Any], budget: Budget, selected: Run, path: Path
-) -> None:
-    counts = Counter(outcome.state for _, outcome in trials)
-    states = ", ".join(f"{num} {state}" for state, num in counts.items())
-    print(f"{len(trials)} trials: {states}; {budget}")
-    print(f"selected on val: {describe_values(best)}")
-    print_run({selected.folder.name: selected.folder})
-    print(f"{len(trials)} configurations were tried; test was scored for the selected one alone.")
-    print(f"study: {path.parent / JOURNAL}\nreport: {path}")
