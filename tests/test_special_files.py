@@ -20,8 +20,8 @@ from assay.data.table import read_table
 from assay.errors import AssayError, disk_faults
 from assay.files import open_file, read_json, read_parquet, refuse_special, sha256_of
 from assay.nn import weights
+from assay.runs.metrics import read_metrics
 from assay.runs.record import read_record
-from assay.runs.results import read_metrics
 from assay.serve.application_file import read_applications
 from assay.serve.client import Client
 from assay.strict_yaml import read_yaml

@@ -4,7 +4,7 @@ import pytest
 
 from assay.errors import AssayError, RunError
 from assay.report import page as report
-from assay.runs import results
+from assay.runs.metrics import read_metrics
 
 
 @pytest.mark.parametrize("state", ["new", "running", "stopped", "failed"])
@@ -79,5 +79,5 @@ def test_a_failed_rebuild_keeps_the_old_page(run):
 
 
 def test_repeated_lines_of_a_resumed_run_count_once(run):
-    metrics = results.read_metrics(run / "metrics.jsonl")
+    metrics = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in metrics["step"]] == [1, 2, 3, 4]

@@ -10,11 +10,11 @@ from assay.errors import RunError
 from assay.files import write_json
 from assay.metrics.estimate import Estimate
 from assay.metrics.summary import Summary
+from assay.runs.metrics import read_metrics
 from assay.runs.record import RunRecord, read_record, write_record
 from assay.runs.results import (
     Result,
     read_config,
-    read_metrics,
     read_predictions,
     read_result,
     read_split,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from assay.errors import ConfigError, DiskError, RunError, disk_faults
-from assay.runs.results import read_metrics
+from assay.runs.metrics import read_metrics
 from assay.runs.telemetry import Telemetry
 from assay.runs.watch import watch
 from assay.train.loop import memory_mb

@@ -11,7 +11,7 @@ from assay.metrics.figure import Figure, Series
 from assay.metrics.summary import Summary
 from assay.report.axis import Number
 from assay.report.svg import number
-from assay.runs.results import NAMED, Line
+from assay.runs.metrics import NAMED, Line
 
 NUM_POINTS = 120
 """Points of a training curve; more updates are pooled."""

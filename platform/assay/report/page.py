@@ -23,6 +23,7 @@ from assay.report import charts, filters
 from assay.report.svg import count, number, render_svg
 from assay.report.verdict import find_verdict, plural, set_name
 from assay.runs import record, results
+from assay.runs.metrics import read_metrics
 from assay.runs.record import RunRecord, as_record, schema_of
 from assay.runs.results import Comparisons, Result
 
@@ -59,7 +60,7 @@ def render(folder: Path) -> str:
     tests = result.tests or list(result.sets)
     names = {name: set_name(name, config) for name in result.sets}
     samples = _json(folder / "samples" / "samples.json", optional=True)
-    metrics = results.read_metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(folder / "metrics.jsonl")
     keys = dict.fromkeys(key for summary in result.sets.values() for key in summary.metrics)
     return fill_page(
         "report.html",

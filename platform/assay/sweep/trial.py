@@ -11,8 +11,8 @@ import pyarrow as pa
 from assay.errors import RunError
 from assay.files import write_parquet, write_rows
 from assay.runs.folder import Run
+from assay.runs.metrics import NAMED, Line, read_metrics
 from assay.runs.record import RunRecord
-from assay.runs.results import NAMED, Line, read_metrics
 from assay.train.task_config import TaskConfig
 
 
