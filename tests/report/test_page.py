@@ -86,6 +86,17 @@ def test_a_leak_is_said_loudly_with_what_was_done(page_of, write, run, num_dropp
     assert page.count("LEAK") == 1
 
 
+def test_where_costs_decide_a_class_that_must_not_be_missed_has_no_threshold(
+    page_of, result, write, run
+):
+    values = result()
+    values["decision"] |= {"costs": [[0, 1, 1], [20, 0, 1], [1, 1, 0]], "positive": 1}
+    write(run, "result.json", values)
+    text = page_of(report.render(run)).text
+    assert "Answers have the least expected cost." in text
+    assert "is answered from a probability" not in text
+
+
 def test_the_data_card_counts_the_split(page_of, run):
     text = page_of(report.render(run)).text
     rows = pq.read_table(run / "split.parquet").to_pylist()
