@@ -97,6 +97,18 @@ def test_where_costs_decide_a_class_that_must_not_be_missed_has_no_threshold(
     assert "is answered from a probability" not in text
 
 
+@pytest.mark.parametrize(("num", "shown"), [(40, ""), (20, "n = 20 "), (3, "n = 3 ")])
+def test_a_measure_of_other_rows_than_the_set_says_its_n(
+    page_of, result, estimate, write, run, num, shown
+):
+    """Also where they happen to be as many as the set has groups."""
+    values = result()
+    values["sets"]["test_seen"]["metrics"]["recall"] = estimate(0.5, num=num)
+    write(run, "result.json", values)
+    text = page_of(report.render(run)).text
+    assert f"Recall of the class that must not be missed {shown}0.500" in text
+
+
 def test_the_data_card_counts_the_split(page_of, run):
     text = page_of(report.render(run)).text
     rows = pq.read_table(run / "split.parquet").to_pylist()
