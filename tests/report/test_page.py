@@ -30,7 +30,7 @@ def test_every_section_is_there_in_order(page_of, run):
 def test_tables_say_what_the_files_say(hostile, page_of, run):
     text = page_of(report.render(run)).text
     estimates = "0.812 [0.712, 0.912] 0.700 [0.600, 0.800] 0.900 [0.800, 1.000]"
-    assert f"Accuracy images answered rightly {estimates}" in text
+    assert f"Accuracy images whose likeliest class is the true one {estimates}" in text
     assert re.search(r"Vote accuracy [a-z ]+ none none none", text)
     assert "Patches on signal 0.812" in text  # a task's own measure
     assert f"{hostile} worst 40 20 0.250 [0.150, 0.350]" in text
@@ -95,6 +95,17 @@ def test_where_costs_decide_a_class_that_must_not_be_missed_has_no_threshold(
     text = page_of(report.render(run)).text
     assert "Answers have the least expected cost." in text
     assert "is answered from a probability" not in text
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_errors_by_the_likeliest_class_are_not_taken_for_those_of_a_threshold(
+    page_of, result, write, run, threshold
+):
+    values = result()
+    values["decision"] |= {"positive": 1, "threshold": threshold}
+    write(run, "result.json", values)
+    said = "By the likeliest class of each image, as accuracy is. What is answered follows the threshold"
+    assert (said in page_of(report.render(run)).text) == (threshold is not None)
 
 
 @pytest.mark.parametrize(("num", "shown"), [(40, ""), (20, "n = 20 "), (3, "n = 3 ")])
