@@ -220,11 +220,13 @@ def test_scores_without_classes_make_a_page(page_of, estimate, result, write, ru
     for sample in samples["samples"]:
         for key in ("truth", "answer", "prob", "right", "rejected"):
             del sample[key]
-        sample["score"] = 0.125
+        sample |= {"score": 0.125, "is_picture": True}
     write(run / "samples", "samples.json", samples)
     text = page_of(report.render(run)).text
     assert "fingerprint: IoU 0.600 on known designs" in text
     assert "The worst first, known designs 0.125" in text
+    # no task but segmentation draws the mask of a rule beside its answer
+    assert "the layer, the answer, and the mask of a rule where the task has one" in text
     assert "no confusion" in text
     assert "no class to an image" in text
 
