@@ -56,6 +56,14 @@ def test_images_are_ranked_found_and_alarmed() -> None:
     assert found["image_auroc"].value == pytest.approx((4 + 3 + 1 + 0.5 * 2) / 12)
 
 
+def test_of_one_defective_image_the_areas_are_not_known() -> None:
+    table = anomaly.score(predictions([5, 9, 20, 1], [15], "test"), [10])
+    found = anomaly.findings(table)["test"]
+    assert found["image_auroc"].value == pytest.approx(3 / 4)
+    for name in ("image_auroc", "pixel_auroc", "aupro"):
+        assert (found[name].low, found[name].high) == (0.0, 1.0)
+
+
 def test_without_clean_images_it_is_said() -> None:
     table = predictions([], [3, 4])
     assert anomaly.fit_threshold(table, 0.1) == [LEVELS // 2]

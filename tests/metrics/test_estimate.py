@@ -15,12 +15,12 @@ from assay.metrics.estimate import (
     Estimate,
     bracket,
     difference,
-    effective_number,
     interval,
     interval_by,
     interval_of,
     signed,
 )
+from assay.metrics.jackknife import effective_number
 
 NUM_SIMULATIONS = 400  # a standard error of 0.011 on a coverage of 0.95
 
@@ -262,9 +262,18 @@ def test_by_draws_agrees_with_by_sums(num_groups: int) -> None:
     values, group = drawn_shares(np.random.default_rng(4), 0.6, num_groups, 0.3)
     sums, sizes = np.bincount(group, weights=values), np.bincount(group)
     expected = interval(values, group)
-    estimate = interval_by(lambda w: float(w @ sums / (w @ sizes)), group)
+    mass = np.ones((len(group), 1))
+    estimate = interval_by(lambda w: float(w @ sums / (w @ sizes)), group, mass)
     assert estimate.value == pytest.approx(expected.value)
     assert estimate.high - estimate.low == pytest.approx(expected.high - expected.low, rel=0.1)
+
+
+def test_of_one_group_with_weight_nothing_is_known() -> None:
+    values, group, weights = np.array([0.2, 0.9, 0.4]), np.arange(3), np.array([0.0, 5.0, 0.0])
+    estimate = interval(values, group, weights=weights)
+    assert (estimate.value, estimate.low, estimate.high) == (0.9, 0.0, 1.0)
+    apart, p = difference((values, weights), (values / 2, weights), group)
+    assert (apart.low, apart.high, p) == (-1.0, 1.0, 1.0)
 
 
 @given(

@@ -34,7 +34,7 @@ def test_one_view_that_shows_it_is_lost_in_the_mean_and_not_in_the_highest() -> 
         area = roc_auc_score(truth, scores[rule])
         assert measured[f"group_{rule}_auroc"].value == pytest.approx(area)
         assert measured[f"group_{rule}_auroc"].num_groups == 120
-    assert measured["group_max_auroc"].low > measured["group_mean_auroc"].high
+    assert measured["group_max_auroc"].value > measured["group_mean_auroc"].high
     expected = f1_score(truth, scores["any"])
     assert measured["group_any_f1"].value == pytest.approx(expected)
     assert measured.keys() <= MEASURES.keys()

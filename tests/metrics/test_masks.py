@@ -149,6 +149,32 @@ def test_a_set_without_a_pixel_in_masks_and_answers_is_right():
     assert said.startswith("The masks of test hold no mark, so its numbers tell what is falsely")
 
 
+@pytest.mark.parametrize(
+    ("marks", "inside", "absent"),
+    [
+        (0, 1, {"pixel_precision"}),
+        (1, 0, {"pixel_recall"}),
+        (0, 0, {"pixel_precision", "pixel_recall"}),
+    ],
+)
+def test_what_has_nothing_to_be_measured_on_is_no_number(marks, inside, absent):
+    levels = np.full((1, SIDE, SIDE), marks * 63, np.uint8)
+    mask = np.full((SIDE, SIDE), inside, np.uint8)
+    table = table_of([layer(0), *[(levels, mask)] * 4], ["val", *["test"] * 4])
+    metrics, figures = masks.findings(masks.score(table, [32]), ["c"])
+    assert {"pixel_precision", "pixel_recall"} - metrics["test"].keys() == absent
+    curves = [figure for figure in figures if figure.title.startswith("Precision")]
+    assert len(curves) == inside
+
+
+def test_of_a_class_that_test_lacks_no_curve_is_drawn():
+    layers = [layer(i, 2) for i in range(5)]
+    lacking = [(levels, np.where(mask == 1, 0, mask)) for levels, mask in layers[1:]]
+    table = table_of([layers[0], *lacking], ["val", *["test"] * 4])
+    _, figures = masks.findings(masks.score(table, [32, 32]), ["a", "b"])
+    assert (figures[0].series.keys(), figures[0].chosen) == ({"b"}, None)
+
+
 def test_truth_is_judged_by_and_the_label_only_learnt_from():
     """Marking what the true mask holds is right, whatever the mask that was learnt from says."""
     layers = [layer(i) for i in range(4)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from assay.metrics.ranking import measure_ranking
@@ -54,7 +55,19 @@ def test_a_set_of_one_class_has_no_ranking() -> None:
     assert measure_ranking(scores, truth, group, (scores, np.zeros(60, bool))) == {}
 
 
-def test_a_class_of_one_group_has_an_interval() -> None:
+def test_of_a_class_of_one_group_the_areas_are_not_known() -> None:
     scores, _, group = rows(80, 5, False)
     measured = measure_ranking(scores, group == 3, group, (scores, group % 2 == 0))
-    assert np.isfinite([measured["auroc"].low, measured["auroc"].high]).all()
+    for name in ("auroc", "average_precision"):
+        assert (measured[name].low, measured[name].high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("num_positive", [2, 3, 5])
+def test_few_positives_among_many_negatives_have_intervals_that_hold(num_positive: int) -> None:
+    truth, held = np.arange(60) < num_positive, 0
+    for seed in range(100):
+        scores = np.random.default_rng(seed).normal(size=60) + truth
+        auroc = measure_ranking(scores, truth, np.arange(60), (scores, truth))["auroc"]
+        assert auroc.effective == pytest.approx(num_positive)
+        held += auroc.low <= norm.cdf(1 / np.sqrt(2)) <= auroc.high
+    assert held >= 90  # 70 to 89 were held by the effective number of all groups

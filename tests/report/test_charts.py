@@ -1,6 +1,7 @@
 """Curves, shares of time, and colours that can be read."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,21 @@ from assay.report.svg import count
 )
 def test_large_numbers_are_written_in_three_digits(value, text):
     assert count(value) == text
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("tiles", "tile"), ("image", "image")])
+def test_a_graph_that_takes_less_than_a_millisecond_does_not_take_none(kind, unit):
+    graph = {"bytes": 4_210, "p50_ms": 0.4213, "p95_ms": 1.618, "score": 0.9}
+    graphs = {"fp32": graph, "int8": graph, "kept": [], "share": 1.0}
+    card = SimpleNamespace(
+        pipeline={"kind": kind, "quantized": graphs},
+        metrics={},
+        int8=SimpleNamespace(metrics={}, comparisons=[]),
+    )
+    drawn = charts.int8(card, [])
+    row = drawn["rows"][0]
+    assert (row["size"], row["p50"], row["p95"]) == ("0.00421 MB", "0.421 ms", "1.62 ms")
+    assert drawn["bars"].title == f"Latency of one {unit}"
 
 
 @pytest.mark.parametrize(

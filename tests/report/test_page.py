@@ -30,7 +30,7 @@ def test_every_section_is_there_in_order(page_of, run):
 def test_tables_say_what_the_files_say(hostile, page_of, run):
     text = page_of(report.render(run)).text
     estimates = "0.812 [0.712, 0.912] 0.700 [0.600, 0.800] 0.900 [0.800, 1.000]"
-    assert f"Accuracy images answered rightly {estimates}" in text
+    assert f"Accuracy images whose likeliest class is the true one {estimates}" in text
     assert re.search(r"Vote accuracy [a-z ]+ none none none", text)
     assert "Patches on signal 0.812" in text  # a task's own measure
     assert f"{hostile} worst 40 20 0.250 [0.150, 0.350]" in text
@@ -84,6 +84,40 @@ def test_a_leak_is_said_loudly_with_what_was_done(page_of, write, run, num_dropp
     assert ("says little of parts that were not trained on" in page) == (num_dropped == 0)
     assert "29 of 50 images have a near-copy in train (mill 0 of 20, drill 29 of 30)" in page
     assert page.count("LEAK") == 1
+
+
+def test_where_costs_decide_a_class_that_must_not_be_missed_has_no_threshold(
+    page_of, result, write, run
+):
+    values = result()
+    values["decision"] |= {"costs": [[0, 1, 1], [20, 0, 1], [1, 1, 0]], "positive": 1}
+    write(run, "result.json", values)
+    text = page_of(report.render(run)).text
+    assert "Answers have the least expected cost." in text
+    assert "is answered from a probability" not in text
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_errors_by_the_likeliest_class_are_not_taken_for_those_of_a_threshold(
+    page_of, result, write, run, threshold
+):
+    values = result()
+    values["decision"] |= {"positive": 1, "threshold": threshold}
+    write(run, "result.json", values)
+    said = "By the likeliest class of each image, as accuracy is. What is answered follows the threshold"
+    assert (said in page_of(report.render(run)).text) == (threshold is not None)
+
+
+@pytest.mark.parametrize(("num", "shown"), [(40, ""), (20, "n = 20 "), (3, "n = 3 ")])
+def test_a_measure_of_other_rows_than_the_set_says_its_n(
+    page_of, result, estimate, write, run, num, shown
+):
+    """Also where they happen to be as many as the set has groups."""
+    values = result()
+    values["sets"]["test_seen"]["metrics"]["recall"] = estimate(0.5, num=num)
+    write(run, "result.json", values)
+    text = page_of(report.render(run)).text
+    assert f"Recall of the class that must not be missed {shown}0.500" in text
 
 
 def test_the_data_card_counts_the_split(page_of, run):
@@ -186,11 +220,13 @@ def test_scores_without_classes_make_a_page(page_of, estimate, result, write, ru
     for sample in samples["samples"]:
         for key in ("truth", "answer", "prob", "right", "rejected"):
             del sample[key]
-        sample["score"] = 0.125
+        sample |= {"score": 0.125, "is_picture": True}
     write(run / "samples", "samples.json", samples)
     text = page_of(report.render(run)).text
     assert "fingerprint: IoU 0.600 on known designs" in text
     assert "The worst first, known designs 0.125" in text
+    # no task but segmentation draws the mask of a rule beside its answer
+    assert "the layer, the answer, and the mask of a rule where the task has one" in text
     assert "no confusion" in text
     assert "no class to an image" in text
 

@@ -101,7 +101,7 @@ def _measures(rows: pa.Table, threshold: int) -> dict[str, Estimate]:
     overlap = _column(rows, f"overlap_{kind}", (LEVELS + 1,))
     parts = np.concatenate([pixels[:, 0], overlap], axis=1)
     mass = np.stack([pixels[:, 0].sum(1), overlap[:, LEVELS]], axis=1)
-    estimates["aupro"] = interval_of(parts, group, _aupro, mass=mass)
+    estimates["aupro"] = interval_of(parts, group, _aupro, mass=mass, by_scarcest=True)
     return estimates
 
 
@@ -111,6 +111,7 @@ def _auroc(counts: Float[np.ndarray, "images 2 levels"], group: np.ndarray) -> E
         group,
         lambda sums: area_under_roc(*np.split(sums, 2, axis=1)),
         mass=counts.sum(-1),
+        by_scarcest=True,
     )
 
 

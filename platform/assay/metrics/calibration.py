@@ -182,5 +182,5 @@ def risk_coverage(
     return RiskCoverage(
         coverage=((ends + 1) / len(order))[points].tolist(),
         risk=risk[points].tolist(),
-        aurc=interval_by(area, group),
+        aurc=interval_by(area, group, np.ones((len(group), 1))),
     )

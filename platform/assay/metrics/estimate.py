@@ -10,7 +10,9 @@ Conventions
                     the interval holds the one that follows from how alike the rows of a group are, which
                     all groups tell, and Student's t is free by their plain number.
     differences     (`lowest` below 0) can err to both sides and need no such floor.
-    one group       nothing is known about the spread: the whole range.
+    one group       nothing is known about the spread: the whole range, also where others have no weight.
+    of two classes  an area under a curve ranks one class against the other, so that many groups of one make up for
+                    none of the other: effective are those of the scarcer, and of a single one nothing is known.
     no spread       all groups say the same: as many independent samples as effective groups. If no
                     group differs, a difference is at most the share of groups that may and were not seen.
     too few groups  below `FEWEST` effective ones an interval is given, and no verdict.
@@ -32,7 +34,7 @@ from assay.errors import PredictionsError
 from assay.metrics.jackknife import (
     Statistic,
     alike_variance,
-    effective_number,
+    fewest_effective,
     free_share,
     jackknife,
     row_shares,
@@ -135,6 +137,7 @@ def interval_of(
     mass: Float[np.ndarray, "num k"],
     lowest: float = 0.0,
     highest: float = 1.0,
+    by_scarcest: bool = False,
 ) -> Estimate:
     """Estimate any statistic of sums over rows, such as F1 from counts.
 
@@ -145,6 +148,8 @@ def interval_of(
         mass: What each row adds to each denominator of the statistic (the k classes of an average).
         lowest: The least the statistic can be.
         highest: The most it can be.
+        by_scarcest: Whether it hangs on each of its denominators, as an area under a curve does, and is no average
+            over them.
 
     Raises:
         PredictionsError: A part is not finite, or the statistic of all rows is undefined or
@@ -159,6 +164,9 @@ def interval_of(
             "look for rows that are not finite, or that bear no weight at all."
         )
     num_groups, free = int(codes.max()) + 1, free_share(mass, codes)
+    if by_scarcest:
+        effective = fewest_effective(mass, codes)
+        free = 1 - 1 / effective
     spreads = [(variance, effective * free)]
     if lowest >= 0 and num_groups > 1 and counts.any():
         influence = parts @ slopes(statistic, parts.sum(axis=0))
@@ -167,23 +175,25 @@ def interval_of(
 
 
 def interval_by(
-    statistic: Callable[[Float[np.ndarray, " groups"]], float], group: Int[np.ndarray, " num"]
+    statistic: Callable[[Float[np.ndarray, " groups"]], float],
+    group: Int[np.ndarray, " num"],
+    mass: Float[np.ndarray, "num k"],
 ) -> Estimate:
     """Estimate a share that is no function of sums, such as the area under a curve of ranked rows.
 
     Args:
         statistic: From the weight of each group to a number from 0 to 1.
         group: The number of each row's group.
+        mass: What each row adds to each class that is ranked, on every one of which the statistic hangs.
     """
-    sizes = np.bincount(group).astype(float)
-    num = len(sizes)
+    num = int(group.max()) + 1
     value, variance = statistic(np.ones(num)), 0.0
     if num > 1:
         blocks = np.random.default_rng(0).permutation(num) % min(num, _MOST_RANKED)
         count = int(blocks.max()) + 1
         left = np.array([statistic((blocks != block).astype(float)) for block in range(count)])
         variance = float(((left - value) ** 2).sum()) * (count - 1) / count
-    effective = effective_number(sizes)
+    effective = fewest_effective(mass, group)
     return _estimate(value, [(variance, effective - 1)], 0.0, 1.0, len(group), num, effective)
 
 
@@ -203,7 +213,7 @@ def difference(
 ) -> tuple[Estimate, float]:
     """Estimate one weighted mean less another of the same rows, and the two-sided p of no difference.
 
-    p is below .05 exactly when the interval leaves out 0; it is 1 for one group.
+    p is below .05 exactly when the interval leaves out 0; it is 1 for one group with weight.
 
     Args:
         first: Values from 0 to 1, and weights, of each row.
@@ -220,7 +230,7 @@ def difference(
         return _ratio(sums[:, :2]) - _ratio(sums[:, 2:])
 
     estimate = interval_of(parts, group, less, mass=mass[:, None], lowest=-1.0)
-    if estimate.num_groups == 1:
+    if estimate.effective <= 1:
         return estimate, 1.0
     value, variance, effective = jackknife(
         parts, np.unique(group, return_inverse=True)[1], less, mass
@@ -251,7 +261,7 @@ def _estimate(
     """Put around a value the interval that holds those of each variance and what Student's t is free by."""
     value = min(max(value, lowest), highest)
     low, high = lowest, highest
-    if num_groups > 1:
+    if effective > 1 + 1e-6:
         width = highest - lowest
         share = (value - lowest) / width
         ends = [

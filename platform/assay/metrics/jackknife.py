@@ -27,6 +27,11 @@ def effective_number(weights: Float[np.ndarray, " groups"]) -> float:
     return float(weights.sum() ** 2 / squares) if squares else float(len(weights))
 
 
+def fewest_effective(mass: Float[np.ndarray, "num k"], codes: Int[np.ndarray, " num"]) -> float:
+    """Return the effective number of groups of the denominator that has fewest; of none with weight, as of one that has none."""
+    return min(effective_number(np.bincount(codes, weights=column)) for column in mass.T)
+
+
 def row_shares(mass: Float[np.ndarray, "num k"]) -> Float[np.ndarray, " num"]:
     """Return the share that each row has of a statistic whose denominators count the same."""
     total = mass.sum(axis=0)

@@ -15,6 +15,8 @@ which then is what is judged by.
 Conventions
     found          a component is found if at least half of its pixels are marked.
     clean layer    its mask of the kind is empty, over all classes.
+    nothing        where nothing is marked there is no precision, where nothing is to be found no recall; nor a curve
+                   of either.
     both empty     a layer without a pixel in mask and answer has IoU 1 as a layer, and adds nothing to
                    the sums that the micro measures are made of; a set of such layers alone has IoU 1.
     threshold      chosen on val by the masks of kind label (scores.masks.best_thresholds). One per class.
@@ -84,12 +86,12 @@ def counts_of(
 def curve_of(
     predictions: pa.Table, kind: str, num_classes: int
 ) -> tuple[Float[np.ndarray, "classes levels"], Float[np.ndarray, "classes levels"]]:
-    """Return precision (1 where nothing is marked) and recall of each class at every threshold."""
+    """Return precision (1 where nothing is marked) and recall (NaN of an absent class) of each class at every threshold."""
     pixels = _column(predictions, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(0)
     outside, inside = np.moveaxis(pixels[..., ::-1].cumsum(-1)[..., ::-1], 1, 0)
     marked, total = outside + inside, inside[:, :1]
     precision = np.divide(inside, marked, out=np.ones_like(inside), where=marked > 0)
-    recall = np.divide(inside, total, out=np.ones_like(inside), where=total > 0)
+    recall = np.divide(inside, total, out=np.full_like(inside, np.nan), where=total > 0)
     return precision, recall
 
 
@@ -142,9 +144,11 @@ def findings(
         rows = rows_of(predictions, name)
         metrics[name] = _measures(rows, classes, thresholds)
         if name.startswith("test"):
-            sizes = _size_figure(rows, name, thresholds)
-            figures.append(_curve_figure(rows, name, classes, thresholds))
-            figures += [sizes] if sizes else []
+            drawn = (
+                _curve_figure(rows, name, classes, thresholds),
+                _size_figure(rows, name, thresholds),
+            )
+            figures += [figure for figure in drawn if figure]
             figures.append(_calibration_figure(rows, name, len(classes)))
     return metrics, figures
 
@@ -190,10 +194,11 @@ def _measures(
     kind, group = judged_kind(rows), rows["group"].to_numpy()
     counts = counts_of(rows, kind, thresholds)
     hits, alarms, missed = counts.sum(1).T
+    marked, inside = hits + alarms, hits + missed
     estimates = {
-        "pixel_precision": share_of_sums(hits, hits + alarms, group),
+        **({"pixel_precision": share_of_sums(hits, marked, group)} if marked.any() else {}),
         "prevalence": _prevalence(rows, kind, len(classes), group),
-        "pixel_recall": share_of_sums(hits, hits + missed, group),
+        **({"pixel_recall": share_of_sums(hits, inside, group)} if inside.any() else {}),
         "pixel_f1": share_of_sums(2 * hits, 2 * hits + alarms + missed, group),
         "layer_iou": interval(_layer_iou(counts.sum(1)), group),
     }
@@ -293,14 +298,19 @@ def _column(
 
 def _curve_figure(
     rows: pa.Table, name: str, classes: Sequence[str], thresholds: Sequence[int]
-) -> Figure:
+) -> Figure | None:
+    """Draw the curve of each class that is there to be found."""
     precision, recall = curve_of(rows, judged_kind(rows), len(classes))
     series = {
         class_name: Series(x=recall[i, ::-1].tolist(), y=precision[i, ::-1].tolist())
         for i, class_name in enumerate(classes)
+        if np.isfinite(recall[i]).all()
     }
+    if not series:
+        return None
     at = thresholds[0]
-    ring = [float(recall[0, at]), float(precision[0, at])] if at < NEVER else None
+    is_ringed = at < NEVER and classes[0] in series
+    ring = [float(recall[0, at]), float(precision[0, at])] if is_ringed else None
     probs = ", ".join(
         f"{threshold_prob(level):.2f}" if level < NEVER else "never" for level in thresholds
     )

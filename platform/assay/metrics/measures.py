@@ -21,7 +21,7 @@ class Measure:
 
 
 STANDARD: Mapping[str, Measure] = {
-    "accuracy": Measure("Accuracy", "images answered rightly"),
+    "accuracy": Measure("Accuracy", "images whose likeliest class is the true one"),
     "group_accuracy": Measure("Group accuracy", "groups answered rightly by their mean logits"),
     "vote_accuracy": Measure("Vote accuracy", "groups answered rightly by most of their images"),
     "macro_precision": Measure("Macro precision", "precision averaged over classes"),

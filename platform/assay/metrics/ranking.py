@@ -91,7 +91,8 @@ def _estimate(
         # without the groups of one class nothing is ranked: the others say nothing of how it varies
         return value if np.isfinite(value) else statistic(np.ones(len(of_groups)))
 
-    return interval_by(statistic, group)
+    mass = np.stack([~is_positive, is_positive], axis=1) * 1.0
+    return interval_by(statistic, group, mass)
 
 
 def _thresholds(

@@ -223,9 +223,9 @@ def int8(card: Card | None, tests: Iterable[str]) -> dict[str, Any] | None:
         rows.append(
             {
                 "name": name,
-                "size": f"{graph['bytes'] / 1e6:.2f} MB",
-                "p50": f"{graph['p50_ms']:.0f} ms",
-                "p95": f"{graph['p95_ms']:.0f} ms",
+                "size": f"{graph['bytes'] / 1e6:.3g} MB",
+                "p50": f"{graph['p50_ms']:.3g} ms",
+                "p95": f"{graph['p95_ms']:.3g} ms",
                 "val": graph["score"],
                 "tests": [sets[test].main[1] for test in tests],
             }
@@ -237,17 +237,17 @@ def int8(card: Card | None, tests: Iterable[str]) -> dict[str, Any] | None:
     return {
         "headline": f"The int8 graph is {smaller:.1f} times smaller and takes {time:.2f} of the time of fp32; difference in score: {'; '.join(verdicts)}.",
         "rows": rows,
-        "bars": _latencies(graphs),
+        "bars": _latencies(graphs, "tile" if card.pipeline["kind"] == "tiles" else "image"),
         "kept": f"{graphs['share']:.0%} of the weights are in 8 bits. Layers left in 32 bits: {full}.",
     }
 
 
-def _latencies(graphs: Mapping[str, Any]) -> Figure:
+def _latencies(graphs: Mapping[str, Any], unit: str) -> Figure:
     names = ["fp32", "int8"]
     return Figure(
-        title="Latency of one tile",
+        title=f"Latency of one {unit}",
         kind="bar",
-        x="ms, one thread, one tile at a time",
+        x=f"ms, one thread, one {unit} at a time",
         y="graph",
         series={
             name: Series(x=names, y=[graphs[graph][key] for graph in names])
