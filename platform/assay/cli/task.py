@@ -60,8 +60,9 @@ def experiment(
             for name, run in runs.items():
                 if not is_whole(run) and name in _worthwhile(runs, named):
                     with run.lease():
-                        prepared = prepare(data, named[name], name or source.name)
-                        complete(prepared, run, resources)
+                        if not is_whole(run):  # as another machine may have made it meanwhile
+                            prepared = prepare(data, named[name], name or source.name)
+                            complete(prepared, run, resources)
     runs = _worthwhile(runs, named)
     folders = {name or source.name: run.folder for name, run in runs.items()}
     for name, run in runs.items():
