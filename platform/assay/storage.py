@@ -55,6 +55,10 @@ def reach(address: str) -> tuple[pafs.FileSystem, str]:
         raise ConfigError(
             f"{address} is no address that can be used (an URI has two slashes); give a folder, or an URI such as s3://bucket/folder."
         )
+    if "://" in address and "#" in address:  # behind which an URI names no place any more
+        raise ConfigError(
+            f"{address} is no address that can be used (an URI ends at a #); give a folder without one in its name."
+        )
     uri = address if "://" in address else Path(address).absolute().as_uri()
     try:
         if urlsplit(uri).scheme == "s3":

@@ -33,6 +33,20 @@ def test_judge_counts_scorings_and_keeps_them(judged: Callable[..., Result], sto
     assert again.decision.num == 60  # of val
 
 
+def test_a_judging_counts_as_the_last_whatever_its_clock_says(
+    judged: Callable[..., Result], storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine's clock may be behind, and one's own may be set."""
+    decides = [DecideConfig(coverage=coverage) for coverage in (0.9, 0.8, 0.7)]
+    for decide, time in zip(decides[1:], (5000.0, 1000.0), strict=True):
+        monkeypatch.setattr(judge.time, "time", lambda time=time: time)
+        judged(storage / "toy-good", decide=decide)
+    told = [s.decide["coverage"] for s in read_result(storage / "toy-good").scorings]
+    assert told == [0.9, 0.8, 0.7]
+    known = [judge.is_decided(storage / "toy-good", TaskConfig(decide=d)) for d in decides]
+    assert known == [False, False, True]
+
+
 @pytest.mark.parametrize("removed", ["result.json", "run.json"])
 def test_no_file_of_a_run_that_is_removed_resets_the_count(
     judged: Callable[..., Result], storage: Path, removed: str

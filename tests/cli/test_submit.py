@@ -60,6 +60,20 @@ def test_a_task_elsewhere_is_refused(checkout: Path, task: str, tmp_path_factory
         submit.stage(checkout, Path(task), tmp_path_factory.mktemp("stage"))
 
 
+@pytest.mark.parametrize("task", ["tasks/linked.py", "build/mine.py", ".own/mine.py", "mine"])
+def test_a_task_that_would_stay_is_refused_before_anything_is_sent(
+    checkout: Path, task: str, tmp_path_factory
+) -> None:
+    path = checkout / task
+    path.parent.mkdir(exist_ok=True)
+    if path.stem == "linked":
+        path.symlink_to(checkout / "tasks/mine.py")
+    else:
+        path.write_text("1")
+    with pytest.raises(ConfigError, match=f"{task} would not be sent"):
+        submit.stage(checkout, Path(task), tmp_path_factory.mktemp("stage"))
+
+
 class FakeClient:
     """A job server that refuses, breaks and answers as it is told."""
 

@@ -10,7 +10,7 @@ import pytest
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
 from assay.data.manifest import DataConfig, Manifest, read_manifest
-from assay.errors import ImageError
+from assay.errors import ImageError, StoreError
 from assay.experiment.fill import fill
 
 
@@ -51,3 +51,16 @@ def test_an_image_that_cannot_be_read_is_named_by_its_path(tmp_path, scan) -> No
     (tmp_path / "images/2.png").write_bytes(b"no image")
     (bad,) = fill(scan(), Store(str(tmp_path / "store")), "skip", parallel=False)
     assert f"Image {tmp_path / 'images/2.png'} cannot be read" in bad.reason
+
+
+def test_a_store_that_the_nodes_do_not_share_is_said_and_no_image_called_damaged(
+    tmp_path, scan, monkeypatch
+) -> None:
+    def elsewhere(work, store, pieces, name):  # on a node that has a folder of its own there
+        own = Store(str(tmp_path / "own"))
+        yield from (work(own if number else store, piece) for number, piece in enumerate(pieces))
+
+    monkeypatch.setattr("assay.experiment.fill.over_cluster", elsewhere)
+    monkeypatch.setattr("assay.experiment.fill._images_per_task", lambda num: 1)
+    with pytest.raises(StoreError, match=r"2 of 3 images .* not all nodes share this folder"):
+        fill(scan(), Store(str(tmp_path / "store")), "stop", parallel=True)

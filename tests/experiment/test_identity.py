@@ -254,6 +254,23 @@ def test_a_run_of_other_code_is_named_with_what_changed_and_trained_anew(
     )
 
 
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_a_run_of_other_code_that_ended_early_is_named_before_its_training_is_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    older = older_run(tmp_path, state=state)
+    (older.folder / "checkpoints").mkdir()
+    for reuse in (False, True):
+        assert lookup(tmp_path, reuse=reuse).folder == named(tmp_path)
+    assert capsys.readouterr().err == (
+        f"{older.folder.name} has these settings and images, but nn/optim.py changed since it was "
+        "begun, so it is trained anew; it is not at its end, and goes on once they are as they were.\n"
+    )
+    whole = older_run(tmp_path, "1" * 12)  # before which it says nothing
+    assert lookup(tmp_path, reuse=True).folder == whole.folder
+    assert capsys.readouterr().err == ""
+
+
 def test_reuse_takes_it_and_says_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,6 @@
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -6,8 +8,10 @@ import pytest
 
 from assay.data.images.white import White
 from assay.errors import ConfigError, ImageError
+from assay.experiment import run as experiment
 from assay.experiment.options import parse
 from assay.experiment.run import read_data
+from assay.runs.folder import Run
 from assay.train.source import TaskSource, load_task
 
 SOURCE = TaskSource.read(Path(__file__).parents[2] / "tasks" / "fingerprint.py")
@@ -79,3 +83,25 @@ def test_floats_of_any_range_are_refused_until_a_person_says_what_is_white(tmp_p
     with pytest.raises(ImageError, match=r"7 images .* floats from 0 to 765.*--data\.white"):
         read_images(tmp_path)
     assert read_images(tmp_path, "--data.white", "765")[0].cut((0, 0, 50, 40)).max() == 255
+
+
+def test_seconds_are_those_of_all_launches_that_ended_whatever_the_clock_is_set_to(
+    tmp_path, monkeypatch
+):
+    """A trial that is judged on val, and shipped later, cost what both took."""
+    run, now = Run(tmp_path), time.monotonic()
+    elapsed = iter([0.0, 100.0, 0.0, 10.0])
+    monkeypatch.setattr(experiment.time, "monotonic", lambda: now + next(elapsed))
+    monkeypatch.setattr(experiment.time, "time", iter([9e9, 1e9, 9e9, 1e9]).__next__)
+    for name in ("_refuse_other_split", "train", "judge", "ship", "_illustrate", "load_task"):
+        monkeypatch.setattr(experiment, name, lambda *_: None)
+    monkeypatch.setattr(experiment, "_begin", lambda prepared, run, *_: run.note(state="running"))
+    prepared = SimpleNamespace(
+        data=SimpleNamespace(source=SOURCE, storage=tmp_path),
+        config=None,
+        split=SimpleNamespace(tests=()),
+    )
+    for stage, seconds in (("val", 100.0), ("bundle", 110.0)):
+        experiment.complete(prepared, run, None, stage, heartbeat=lambda position: None)
+        assert (run.record.state, run.record.stage) == ("finished", stage)
+        assert run.record.seconds == pytest.approx(seconds)

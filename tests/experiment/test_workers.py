@@ -17,10 +17,11 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2._internal.util import construct_user_exception_with_traceback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from assay.errors import AssayError, DiskError, ResourceError
+from assay.errors import AssayError, DiskError, ResourceError, RunError
 from assay.experiment import reservation, stream, workers
 from assay.experiment.resources import Resources
 from assay.experiment.stream import StarvedError
+from assay.runs.folder import Run
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +166,13 @@ def test_cpus_that_somebody_reserved_and_left_are_none_for_ray_data(monkeypatch)
     with pytest.raises(StarvedError, match=r"leaves 0\.9 of a node"):
         next(stream._arriving((ended.wait() for _ in range(1)), held=0.0))
     ended.set()
+
+
+def test_a_worker_on_a_node_without_the_runs_folder_says_so(tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "toy-1")
+    settings = {"job": SimpleNamespace(folder=run.folder)}
+    with pytest.raises(RunError, match="give a --storage that all nodes share"):
+        workers._worker(settings)
+    run.note(state="running")
+    with pytest.raises(RuntimeError):  # further on, where there is no session of Ray Train
+        workers._worker(settings)

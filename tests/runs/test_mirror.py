@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -359,6 +360,14 @@ def test_a_bucket_without_a_region_is_asked_for_it(monkeypatch):
     )  # as pyarrow's
     files, _ = storage.reach("s3://without-a-region/runs")
     assert files.region == "eu-west-1"
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/lot#7?region=eu-west-1", "gs://bucket/lot#7/parts", "file:///lot#7"]
+)
+def test_an_address_of_which_a_part_would_be_lost_is_refused(address):
+    with pytest.raises(ConfigError, match=re.escape(f"{address} is no address")):
+        storage.reach(address)
 
 
 def test_wrong_credentials_are_one_sentence(s3, s3_server, monkeypatch):

@@ -106,6 +106,11 @@ def stage(root: Path, task: Path, folder: Path) -> int:
         target = folder / file.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
+    if not (folder / task).is_file():
+        raise ConfigError(
+            f"{task} would not be sent, since links, hidden folders, those called {', '.join(sorted(KEPT))}, and files that end otherwise than in {', '.join(sorted(SENT))} stay; "
+            "name a file of another place."
+        )
     package = Path(assay.__file__).parent
     target = folder / "platform" / "assay"
     shutil.rmtree(target, ignore_errors=True)  # what runs here is sent, whatever lies below

@@ -54,14 +54,17 @@ def experiment(
     manifest = task.manifest(config, storage)
     named = {"": config} | dict(task.baselines(config))
     runs = {name: find(source, c, manifest, storage, again, reuse) for name, c in named.items()}
+    is_changed = False
     if not all(is_whole(run) for run in _worthwhile(runs, named).values()):
         with cluster(resources):
             data = read_data(source, manifest, config, resources, storage)
             for name, run in runs.items():
                 if not is_whole(run) and name in _worthwhile(runs, named):
                     with run.lease():
-                        prepared = prepare(data, named[name], name or source.name)
-                        complete(prepared, run, resources)
+                        if not is_whole(run):  # as another machine may have made it meanwhile
+                            prepared = prepare(data, named[name], name or source.name)
+                            complete(prepared, run, resources)
+                            is_changed = True
     runs = _worthwhile(runs, named)
     folders = {name or source.name: run.folder for name, run in runs.items()}
     for name, run in runs.items():
@@ -69,7 +72,8 @@ def experiment(
             with run.lease():
                 judge(run.folder, task, named[name], storage)
                 write_config(run.folder, to_dict(named[name]))
-    _write_reports(folders)
+            is_changed = True
+    _write_reports(folders, is_changed)
     print_run(folders)
     print(f"report: {runs[''].folder / 'report.html'}")
     return runs[""]
@@ -89,14 +93,14 @@ def _worthwhile(runs: Mapping[str, Run], named: Mapping[str, TaskConfig]) -> dic
     return {name: run for name, run in runs.items() if not name or not is_same(named[name])}
 
 
-def _write_reports(folders: Mapping[str, Path]) -> None:
-    """Compare the runs and make their pages, where judging is newer than the page or the comparison is lost."""
+def _write_reports(folders: Mapping[str, Path], is_changed: bool) -> None:
+    """Compare the runs and make their pages, where one was judged just now (clocks differ), or later than the page says, or the comparison is lost."""
     newest = max((folder / "result.json").stat().st_mtime for folder in folders.values())
     first = next(iter(folders.values()))
     for folder in folders.values():
         page = folder / "report.html"
         is_lost = folder == first and not _is_compared(folder)
-        if is_lost or not page.exists() or page.stat().st_mtime < newest:
+        if is_changed or is_lost or not page.exists() or page.stat().st_mtime < newest:
             with writing(folder):
                 if folder == first:
                     write_comparison(folders)

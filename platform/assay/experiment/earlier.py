@@ -28,17 +28,20 @@ def find(
     """Find the run of these settings, images and code: the newest attempt, or the next one if `again`.
 
     A run that differs in code alone and was finished as far as `stage` is taken as it is with
-    `reuse`; without, a sentence says that it is there and which files have changed since.
+    `reuse`; without, a sentence says that it is there and which files have changed since. It also
+    says so of one that ended early, which goes on with its own code alone.
     """
     name = f"{source.name}-{identity(source, config, manifest)}"
     tried = attempts(storage, name)
     if not tried:
         older = _of_other_code(source, config, manifest, storage, stage)
         if older is not None and not again:
-            if reuse:
+            is_begun = older.state != "finished"
+            if reuse and not is_begun:
                 catch_up(older.folder)
                 return older
-            _say_what_changed(older.folder.name, tuple(_changed_files(older, source)))
+            files = tuple(_changed_files(older, source))
+            _say_what_changed(older.folder.name, files, is_begun)
         return Run(storage / name)
     if again:
         return Run(storage / f"{name}-{max(tried) + 1}")
@@ -49,19 +52,24 @@ def find(
 def _of_other_code(
     source: TaskSource, config: TaskConfig, manifest: Manifest, storage: Path, stage: Stage
 ) -> Run | None:
-    """Find the newest run of the same settings and images that was finished as far as `stage`."""
+    """Find the newest run of the same settings and images that was finished as far as `stage`, or else that ended early with a checkpoint."""
     wanted, enough = content(config, manifest), STAGES[STAGES.index(stage) :]
     ended: dict[Path, float] = {}
+    begun: dict[Path, float] = {}
     for path in storage.glob(f"{source.name}-*/run.json"):
         if not is_run_name(path.parent.name, source.name):
             continue
         with suppress(RunError):  # a damaged record is of no run to be taken
             record = read_record(path.parent)
-            is_finished = record.state == "finished" and record.stage in enough
-            if is_finished and record.content == wanted:
-                times = (launch.time or 0.0 for launch in record.launches)
-                ended[path.parent] = max(times, default=0.0)
-    return Run(max(ended, key=ended.__getitem__)) if ended else None
+            if record.content != wanted:
+                continue
+            time = max((launch.time or 0.0 for launch in record.launches), default=0.0)
+            if record.state == "finished" and record.stage in enough:
+                ended[path.parent] = time
+            elif record.state in ("running", "stopped") and (path.parent / "checkpoints").exists():
+                begun[path.parent] = time
+    found = ended or begun
+    return Run(max(found, key=found.__getitem__)) if found else None
 
 
 def _changed_files(run: Run, source: TaskSource) -> list[str]:
@@ -70,10 +78,13 @@ def _changed_files(run: Run, source: TaskSource) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _say_what_changed(name: str, files: tuple[str, ...]) -> None:
+def _say_what_changed(name: str, files: tuple[str, ...], is_begun: bool) -> None:
     """Say once why a run is not taken."""
     more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    since, remedy = "trained", "--reuse takes it as it is"
+    if is_begun:
+        since, remedy = "begun", "it is not at its end, and goes on once they are as they were"
     print(
-        f"{name} has these settings and images, but {', '.join(files[:5])}{more} changed since it was trained, so it is trained anew; --reuse takes it as it is.",
+        f"{name} has these settings and images, but {', '.join(files[:5])}{more} changed since it was {since}, so it is trained anew; {remedy}.",
         file=sys.stderr,
     )

@@ -10,6 +10,10 @@ import torch
 from assay.bundle.bundle import KINDS, Bundle
 from assay.bundle.card import Card, Int8
 from assay.bundle.seal import seal, update
+from assay.data.hashes import read_as_hashed
+from assay.data.images.entry import hash_of
+from assay.data.objects import restore
+from assay.errors import ManifestError
 from assay.experiment.identity import stamp
 from assay.experiment.judge import measure, scoring_of
 from assay.metrics.compare import compare
@@ -55,7 +59,7 @@ def ship(job: Job, result: Result, storage: Path) -> None:
         data=job.manifest.fingerprint,
         code=stamp(),
     )
-    golden = job.manifest.column("image")[int(rows["val"][0])]
+    golden = _golden(job, int(rows["val"][0]))
     with torch.no_grad():
         expected = task.golden(int(rows["val"][0]))
     if result.decision and KINDS[pipeline["kind"]].decides:
@@ -63,11 +67,27 @@ def ship(job: Job, result: Result, storage: Path) -> None:
         first = rows_of(read_predictions(job.folder), "val").slice(0, 1)
         probs = result.decision.probs(logits_of(first))[0].tolist()
         expected = dict(zip(task.classes, probs, strict=True))
-    bundle = seal(folder, card, Path(golden), expected)
+    bundle = seal(folder, card, golden, expected)
     embeddings = {name: _embeddings(bundle, job, rows[name]) for name in rows}
     if embeddings["train"] and embeddings["val"]:
         train, val = np.stack(embeddings["train"]), np.stack(embeddings["val"])
         update(folder, embedding=describe(train, val))
+
+
+def _golden(job: Job, row: int) -> Path:
+    """Return the file of an image, which must still be what was trained on.
+
+    Raises:
+        ManifestError: it has changed; the run goes on once it is restored.
+    """
+    path, content = (job.manifest.column(name)[row] for name in ("image", "content"))
+    try:
+        read_as_hashed(restore(Path(path)), hash_of(content))
+    except ManifestError as error:
+        raise ManifestError(
+            f"The bundle holds an image that is no longer what was trained on ({str(error).partition(';')[0]}); restore it and give the same command again, which goes on from the weights that are there."
+        ) from None
+    return Path(path)
 
 
 def _embeddings(bundle: Bundle, job: Job, rows: np.ndarray) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -59,6 +59,8 @@ def fill(manifest: Manifest, store: Store, on_error: str, parallel: bool) -> lis
     pieces = [work[i : i + size] for i in range(0, len(work), size)]
     spread = over_cluster if parallel else one_by_one
     bad = _follow(chain.from_iterable(spread(_decode, store, pieces, "")), len(work))
+    if parallel:
+        _refuse_unshared(store, [content for content in missing if content not in bad])
     keys = zip(manifest.column("content"), *manifest.masks.values(), strict=True)
     reasons = [[bad[content] for content in row_keys if content in bad] for row_keys in keys]
     unreadable = [UnreadableImage(row, why[0]) for row, why in enumerate(reasons) if why]
@@ -103,6 +105,16 @@ def _refuse_full_disk(paths: dict[str, str], folder: Path) -> None:
         raise StoreError(
             f"The store needs about {need / 1e6:,.0f} MB for {len(paths)} images, and the disk of {folder} has {free / 1e6:,.0f} MB free, "
             f"of which {SPARE_DISK / 1e6:,.0f} are spared; free some, or pass --store on a larger one."
+        )
+
+
+def _refuse_unshared(store: Store, decoded: Sequence[str]) -> None:
+    """Refuse a folder that the nodes which decoded do not share with this one."""
+    absent = [] if "://" in store.address else store.missing(decoded)
+    if absent:
+        raise StoreError(
+            f"{len(absent)} of {len(decoded)} images that were decoded are not in {store.address} as this node sees it, so that not all nodes share this folder; "
+            "give a --storage that they share, or a --store, or an URI such as s3://bucket/runs."
         )
 
 

@@ -166,7 +166,7 @@ def complete(
     _refuse_other_split(prepared, run)
     judged = () if stage == "val" else tuple(prepared.split.tests)
     job = _begin(prepared, run, resources, judged, sweep)
-    began = time.time()
+    began, spent = time.monotonic(), run.record.seconds or 0.0
     label = f"{data.source.name} {run.folder.name[-12:]}"
     with _early_end_noted(run):
         with watch(run.folder, label) if heartbeat is None else nullcontext():
@@ -180,8 +180,7 @@ def complete(
         if stage == "bundle":
             ship(job, result, data.storage)
             _illustrate(prepared, run, result)
-    spent = (run.record.seconds or 0.0) if is_judged else 0.0
-    run.note(state="finished", reason="", stage=stage, seconds=spent + time.time() - began)
+    run.note(state="finished", reason="", stage=stage, seconds=spent + time.monotonic() - began)
 
 
 @contextmanager

@@ -5,20 +5,22 @@ This file alone imports ray.train.
 
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from assay.cluster.session import ray_session
-from assay.errors import AssayError, ResourceError, disk_faults
+from assay.errors import AssayError, ResourceError, RunError, disk_faults
 from assay.experiment.resources import Resources, cpus_for_data, num_workers, worker_resources
 from assay.files import describe
-from assay.runs.remote import drop_ray_storage, pull, ray_storage
+from assay.runs.remote import drop_ray_storage, mirror_of, pull, ray_storage
 from assay.train.batches import Stream
 from assay.train.loop import TrainState
 from assay.train.notice import Notice, listening
@@ -191,6 +193,7 @@ def _worker(settings: dict[str, Any]) -> None:
     from assay.experiment.stream import ray_stream
 
     with disk_faults():  # of Ray's many errors, `_cause` knows an AssayError
+        refuse_unshared(settings["job"].folder)
         fetch(settings["job"].folder)
         if ray.train.get_context().get_world_rank() == 0:
             note_reservation(settings["job"].folder)
@@ -202,6 +205,19 @@ def _worker(settings: dict[str, Any]) -> None:
         # Ray tells all workers of a node that drains, and ends them when it is taken away
         notice = Notice(lambda: ray.train.get_preemption_info() is not None)
         work(job, stream, lambda p: ray.train.report(reached(p, config.train.select)), notice)
+
+
+def refuse_unshared(folder: Path) -> None:
+    """Refuse to work where the run's folder, which the driver has made, cannot be seen: what is written there would be on this node alone.
+
+    Raises:
+        RunError: it is not there; names the node.
+    """
+    if mirror_of(folder) is None and not (folder / "run.json").exists():
+        raise RunError(
+            f"{folder} is not there on {socket.gethostname()}, where a worker runs; give a --storage that all nodes share, or an URI such as s3://bucket/runs "
+            f"(assay doctor --storage {folder.parent} looks at every node)."
+        )
 
 
 def _share_of_node() -> int:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import RunError
-from assay.files import remove_unfinished, write_json
-from assay.runs.lease import LEASE, holder_of, is_held, us
+from assay.files import remove_unfinished
+from assay.runs.lease import LEASE, give_back, holder_of, take, us
 from assay.runs.record import RunRecord, State, read_record, write_record
 from assay.runs.remote import writing
 
@@ -73,14 +73,13 @@ class Run:
         """
         path = self.folder / LEASE
         self.folder.mkdir(parents=True, exist_ok=True)
-        holder = holder_of(path)
-        if holder is not None and is_held(path) and holder != us():
+        is_new = holder_of(path) != us()
+        if holder := take(path):
             raise RunError(
-                f"{self.folder} is being written by process {holder.pid} on {holder.host}; wait for it, or end that process."
+                f"{self.folder} is being written by {holder}; wait for it, or end that process."
             )
-        if holder != us():
+        if is_new:
             remove_unfinished(self.folder)
-        write_json(path, vars(us()))
         ended = threading.Event()
 
         def renew() -> None:
@@ -96,4 +95,4 @@ class Run:
         finally:
             ended.set()
             thread.join()
-            path.unlink(missing_ok=True)
+            give_back(path)

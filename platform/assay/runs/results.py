@@ -282,8 +282,9 @@ def read_scorings(folder: Path) -> Scorings:
     path = folder / "result.json"
     earlier = as_record(Scorings, _result_values(folder), path) if path.exists() else Scorings()
     noted = read_record(folder).scorings if (folder / "run.json").exists() else ()
-    merged = {(scoring.time, scoring.graph): scoring for scoring in (*noted, *earlier.scorings)}
-    scorings = tuple(merged[key] for key in sorted(merged))
+    # of two lists that grow at their ends the longer has the order, which clocks that differ or are set do not tell
+    longer, shorter = sorted((noted, earlier.scorings), key=len, reverse=True)
+    scorings = tuple({(each.time, each.graph): each for each in (*longer, *shorter)}.values())
     tried = earlier.tried if path.exists() else max((s.tried for s in scorings), default=1)
     return Scorings(scorings=scorings, tried=tried)
 
