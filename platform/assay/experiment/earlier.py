@@ -68,8 +68,8 @@ def _of_other_code(
                 ended[path.parent] = time
             elif record.state in ("running", "stopped") and (path.parent / "checkpoints").exists():
                 begun[path.parent] = time
-    found = ended or begun
-    return Run(max(found, key=found.__getitem__)) if found else None
+    times = ended or begun
+    return Run(max(times, key=times.__getitem__)) if times else None
 
 
 def _changed_files(run: Run, source: TaskSource) -> list[str]:
