@@ -8,7 +8,7 @@ from typing import Any
 from assay.metrics.compare import compare
 from assay.metrics.comparison import Comparison
 from assay.metrics.decide import Decision
-from assay.metrics.estimate import bracket, signed
+from assay.metrics.estimate import Estimate, bracket, signed
 from assay.metrics.summary import Summary
 from assay.report.svg import count
 from assay.runs import listing
@@ -135,11 +135,17 @@ def _fitted(decision: Decision) -> str:
 def _print_set(name: str, summary: Summary) -> None:
     print(f"\n{name}: {summary.num} rows in {summary.num_groups} groups")
     for key, score in summary.metrics.items():
-        text = bracket(score) if score else "not defined for these rows"
+        text = _estimate_of(summary, score) if score else "not defined for these rows"
         print(f"  {key.replace('_', ' '):20s} {text}")
     if summary.worst_domain:
         column, value = summary.worst_domain
-        print(f"  {'worst ' + column:20s} {bracket(summary.domains[column][value])} {value}")
+        worst = summary.domains[column][value]
+        print(f"  {'worst ' + column:20s} {_estimate_of(summary, worst)} {value}")
+
+
+def _estimate_of(summary: Summary, estimate: Estimate) -> str:
+    """Write a number of a set with its interval, and its n where it is not that of the set."""
+    return bracket(estimate) + (f" n = {estimate.num}" if estimate.num != summary.num else "")
 
 
 def print_comparisons(folder: Path) -> None:
@@ -189,7 +195,7 @@ def _print_measures(name: str, summary: Summary, main: str) -> None:
     for key, estimate in summary.metrics.items():
         if estimate and key not in NOT_PRINTED:
             label = name if key == main else ""
-            print(f"  {label:12s} {key.replace('_', ' '):20s} {bracket(estimate)}")
+            print(f"  {label:12s} {key.replace('_', ' '):20s} {_estimate_of(summary, estimate)}")
 
 
 def _cost(measured: Mapping[str, float]) -> str:
