@@ -417,7 +417,7 @@ def test_another_process_of_this_machine_is_refused(machine):
     with subprocess.Popen(["sleep", "60"]) as other:
         claim.Claim.take(first, objects(first))
         mark = json.loads((first / claim.MARK).read_text())
-        (first / claim.MARK).write_text(json.dumps(mark | {"pid": other.pid}))
+        (first / claim.MARK).write_text(json.dumps(mark | {"pid": other.pid, "began": ""}))
         with pytest.raises(RunError, match=f"written by process {other.pid} on"), writing(first):
             pass
         other.kill()
