@@ -119,6 +119,26 @@ def test_a_lease_that_another_has_taken_meanwhile_is_left_to_it(tmp_path: Path) 
     assert is_held(tmp_path / LEASE)
 
 
+def test_what_a_process_left_that_ended_while_it_took_a_lease_is_cleared_away(
+    tmp_path: Path,
+) -> None:
+    aside = tmp_path / f".{LEASE}-0123"
+    aside.write_text(json.dumps({"host": socket.gethostname(), "pid": 1 << 22}))
+    with Run(tmp_path).lease():
+        assert [path.name for path in tmp_path.iterdir()] == [LEASE]
+
+
+def test_whose_lease_is_cleared_away_before_it_stands_is_refused(tmp_path, monkeypatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        target.write_text(json.dumps({"host": "another", "pid": 7}))
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(RunError, match="written by process 7 on another"), Run(tmp_path).lease():
+        pass
+    assert is_held(tmp_path / LEASE)
+
+
 def test_a_file_system_without_links_has_leases_all_the_same(tmp_path, monkeypatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise PermissionError(

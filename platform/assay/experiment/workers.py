@@ -80,6 +80,7 @@ def _train_on_workers(
 
     from assay.experiment.reservation import drop_reservation
 
+    job.folder.mkdir(parents=True, exist_ok=True)  # workers look whether they see it
     for left in reversed(range(resources.retries + 1)):
         drop_reservation(job.folder)
         trainer = _trainer(job, resources, callbacks, trials)
@@ -213,7 +214,7 @@ def refuse_unshared(folder: Path) -> None:
     Raises:
         RunError: it is not there; names the node.
     """
-    if mirror_of(folder) is None and not (folder / "run.json").exists():
+    if mirror_of(folder) is None and not folder.exists():
         raise RunError(
             f"{folder} is not there on {socket.gethostname()}, where a worker runs; give a --storage that all nodes share, or an URI such as s3://bucket/runs "
             f"(assay doctor --storage {folder.parent} looks at every node)."

@@ -76,13 +76,21 @@ def take(lease: Path) -> str:
         write_json(aside, vars(us()))
         try:
             os.link(aside, lease)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # or whoever took it has cleared ours away
             return _tell(holder_of(lease))
         except OSError:  # a file system without links
             aside.replace(lease)
+        _clear_aside(lease)
     finally:
         aside.unlink(missing_ok=True)
     return ""
+
+
+def _clear_aside(lease: Path) -> None:
+    """Remove what processes left that ended while they took a lease; not ours, which another may just have moved and puts back."""
+    for path in lease.parent.glob(f".{lease.name}-*"):
+        if holder_of(path) != us():
+            path.unlink(missing_ok=True)
 
 
 def _tell(holder: Holder | None) -> str:
