@@ -280,6 +280,7 @@ def test_of_a_class_that_was_not_learnt_nothing_is_marked(seed):
     test = metrics["test"]
     assert (test["pixel_recall"].value, test["component_recall"].value) == (0, 0)
     assert test["prevalence"].value == pytest.approx((mask > 0).mean())
+    assert test.keys() <= masks.MEASURES.keys()  # as people read them
     assert figures[0].chosen is None
     assert (
         validate_masks({n: np.array(table[n].to_pylist()) for n in table.column_names[3:]}, 1)[

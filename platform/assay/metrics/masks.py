@@ -38,6 +38,8 @@ from assay.metrics.predictions import rows_of, sets_of
 from assay.metrics.scores.masks import SIZE_NAMES, best_thresholds
 from assay.shapes import Float, Int
 
+_OF_SIZE = {name: f"component_recall_{name.replace(' ', '_')}" for name in SIZE_NAMES}
+
 MEASURES: Mapping[str, Measure] = {
     "iou": Measure("IoU", "hits over pixels in mask or answer, all layers together"),
     "pixel_precision": Measure("Pixel precision", "of marked pixels, those inside the mask"),
@@ -51,12 +53,16 @@ MEASURES: Mapping[str, Measure] = {
         "IoU with what was learnt", "against the masks that training learnt from"
     ),
     "component_recall": Measure("Defects found", "components of which at least half is marked"),
+    **{
+        key: Measure(f"Defects found, {name} px", "those of this area")
+        for name, key in _OF_SIZE.items()
+    },
     "false_alarms_per_clean_layer": Measure(
         "False alarms", "marked components on a layer without defect"
     ),
     "pixel_ece": Measure("Pixel ECE", "gap between probability and share inside; lower is better"),
 }
-"""How the measures of masks are shown; those of one class or size by their own names."""
+"""How the measures of masks are shown; those of one class by their own names."""
 
 MARKS_EVERYTHING = 0.95
 """Share of val's pixels above which a class marks everything."""
@@ -228,8 +234,7 @@ def _component_measures(
         estimates["component_recall"] = share_of_sums(hits.sum(1), num.sum(1), group)
     for i, name in enumerate(SIZE_NAMES):
         if num[:, i].any():
-            key = f"component_recall_{name.replace(' ', '_')}"
-            estimates[key] = share_of_sums(hits[:, i], num[:, i], group)
+            estimates[_OF_SIZE[name]] = share_of_sums(hits[:, i], num[:, i], group)
     clean = num.sum(1) == 0
     if clean.any():
         estimates["false_alarms_per_clean_layer"] = interval(
