@@ -91,7 +91,7 @@ def hold(folder: Path, together: Any, ends: Any) -> None:
         together.wait()
 
 
-def test_of_two_that_go_on_with_a_killed_run_at_once_one_writes(tmp_path: Path) -> None:
+def test_of_three_that_go_on_with_a_killed_run_at_once_one_writes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     for attempt in range(5):
         folder = tmp_path / str(attempt)
@@ -99,12 +99,12 @@ def test_of_two_that_go_on_with_a_killed_run_at_once_one_writes(tmp_path: Path) 
         for number in range(200):  # among which is looked for what the killed one left
             (folder / "samples" / f"{number}.jpg").touch()
         (folder / LEASE).write_text(json.dumps({"host": socket.gethostname(), "pid": 1 << 22}))
-        together, ends = context.Barrier(2), context.Queue()
-        both = [context.Process(target=hold, args=(folder, together, ends)) for _ in range(2)]
-        for process in both:
+        together, ends = context.Barrier(3), context.Queue()
+        all_three = [context.Process(target=hold, args=(folder, together, ends)) for _ in range(3)]
+        for process in all_three:
             process.start()
-        assert sorted(ends.get() for _ in both) == ["held", "refused"]
-        for process in both:
+        assert sorted(ends.get() for _ in all_three) == ["held", "refused", "refused"]
+        for process in all_three:
             process.join()
         assert not (folder / LEASE).exists()
         shutil.rmtree(folder)

@@ -1,9 +1,11 @@
 """The right of one process to write a run's folder."""
 
+import fcntl
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -60,11 +62,27 @@ def is_held(lease: Path) -> bool:
 
 def take(lease: Path) -> str:
     """Write a lease of this process; return who has it instead, "" where nobody does: of several that try at once one succeeds."""
-    before = holder_of(lease)
-    if before == us():
-        return ""
-    if is_held(lease):
-        return _tell(before)
+    with _locked(lease.parent):
+        before = holder_of(lease)
+        if before == us():
+            return ""
+        return _tell(before) if is_held(lease) else _replace(lease, before)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let no other process take a lease in this folder meanwhile, where its file system has such locks (NFS has none of folders)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replace(lease: Path, before: Holder | None) -> str:
+    """Put our lease in the place of a dead one, if it still is that one; return who was faster, or ""."""
     # no name that its new holder would clear away as unfinished
     aside = lease.with_name(f".{lease.name}-{uuid4().hex}")
     try:
