@@ -19,6 +19,7 @@ from assay.experiment.identity import identity
 from assay.experiment.options import parse
 from assay.runs.folder import Run
 from assay.runs.record import SCHEMA
+from assay.runs.results import read_scorings
 from assay.train.source import TaskSource, load_task
 
 SCRIPT = Path(__file__).parents[2] / "tasks" / "fingerprint.py"
@@ -230,6 +231,34 @@ def test_a_damaged_file_of_a_finished_run_costs_nothing_and_is_made_again_or_nam
             assert "run.json is" in err
             assert len(err.splitlines()) == 1
         record.write_bytes(before)
+
+
+def test_a_bundle_that_was_deleted_is_made_again_and_refused_where_the_weights_are_gone_too(
+    finished: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    run_script: Callable[..., tuple[str, str]],
+) -> None:
+    root, storage = finished
+    copy = shutil.copytree(storage, tmp_path / "runs")
+    [method, _] = sorted(
+        copy.glob("fingerprint-*"), key=lambda p: not (p / "comparison.json").exists()
+    )
+    graph = next((method / "bundle").glob("*.onnx")).name
+    before = {name: (method / name).read_bytes() for name in (f"bundle/{graph}", "metrics.jsonl")}
+    judged = len(read_scorings(method).scorings)
+    shutil.rmtree(method / "bundle")
+    run_script(capsys, copy, "--data.root", str(root))
+    assert {name: (method / name).read_bytes() for name in before} == before
+    assert len(read_scorings(method).scorings) == judged
+    assert Run(method).state == "finished"
+    shutil.rmtree(method / "bundle")
+    shutil.rmtree(method / "best")
+    for _ in range(2):  # it stays a finished run
+        _, err = run_script(capsys, copy, "--data.root", str(root), code=2)
+        [sentence] = [line for line in err.splitlines() if method.name in line]
+        assert "best/weights.safetensors" in sentence
+        assert "--again" in sentence
 
 
 def test_a_run_in_use_is_refused_and_a_dead_holder_is_not(tmp_path: Path) -> None:

@@ -14,11 +14,18 @@ from assay.runs.folder import Run
 from assay.train.source import TaskSource
 
 
+def _shipped(storage: Path) -> Run:
+    bundle = storage / "toy-1" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "bundle.json").write_text("{}")
+    return Run(bundle.parent)
+
+
 @pytest.mark.parametrize("is_ended_elsewhere", [True, False])
 def test_a_run_that_another_machine_ended_while_images_were_decoded_here_is_not_judged_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ended_elsewhere: bool
 ) -> None:
-    run, completed = Run(tmp_path / "toy-1"), []
+    run, completed = _shipped(tmp_path), []
     run.note(state="running")
 
     @contextmanager
@@ -48,7 +55,7 @@ def test_a_run_that_another_machine_ended_while_images_were_decoded_here_is_not_
 def test_a_page_is_made_again_after_judging_also_where_its_clock_was_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_judged_now: bool
 ) -> None:
-    run, made, folder = Run(tmp_path / "toy-1"), [], tmp_path / "toy-1"
+    run, made, folder = _shipped(tmp_path), [], tmp_path / "toy-1"
     run.note(state="finished")
     for name in ("result.json", "report.html"):
         (folder / name).write_text("{}")

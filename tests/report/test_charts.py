@@ -7,7 +7,7 @@ import pytest
 
 from assay.report import charts
 from assay.report import page as report
-from assay.report.svg import count
+from assay.report.svg import count, number
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,18 @@ def test_time_is_shared_out_among_the_parts_of_an_update():
         {"wait": 0.05, "cut": 0.1, "forward": 0.15, "backward": 0.4, "update": 0.2, "other": 0.1}
     )
     assert "2 updates of 10 s" in figure.caption
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.000"),
+        (0.0005, "0.001"),
+        (0.9, "0.900"),
+        (1234.6, "1,235"),
+        (3e-5, "3e\N{MINUS SIGN}05"),
+    ],
+)
+def test_a_number_above_nought_is_never_written_as_nought(value: float, text: str) -> None:
+    assert number(value) == text
+    assert number(-value).lstrip("\N{MINUS SIGN}") == text.lstrip("\N{MINUS SIGN}")

@@ -317,6 +317,8 @@ def test_the_given_split_is_trained_on_too_only_where_copies_lie_across_it(
     def finish(prepared: Any, run: Run, _: Any) -> None:
         trained.append(prepared.name)
         run.note(state="finished", stage="bundle", leaks=prepared.leaks)
+        (run.folder / "bundle").mkdir()
+        (run.folder / "bundle" / "bundle.json").write_text("{}")
 
     monkeypatch.setattr("assay.cli.task.complete", finish)
     monkeypatch.setattr("assay.cli.task.is_decided", lambda *_: True)

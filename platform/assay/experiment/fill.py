@@ -83,9 +83,13 @@ def _follow(outcomes: Iterable[dict[str, Any]], num: int) -> dict[str, str]:
             bad[outcome["content"]] = str(outcome["reason"])
     bar.close()
     seconds = time.perf_counter() - began
+    megapixels, per_second = (
+        f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+        for value in (pixels / 1e6, pixels / 1e6 / seconds)
+    )
     print(
-        f"decoded {num - len(bad)} images of {pixels / 1e6:.0f} megapixels in {seconds:.1f} s: "
-        f"{(num - len(bad)) / seconds:.1f} images/s, {pixels / 1e6 / seconds:.0f} megapixels/s",
+        f"decoded {num - len(bad)} images, {megapixels} megapixels in all, in {seconds:.1f} s: "
+        f"{(num - len(bad)) / seconds:.1f} images/s, {per_second} megapixels/s",
         file=sys.stderr,
     )
     return bad

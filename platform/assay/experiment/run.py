@@ -132,8 +132,9 @@ def prepare(data: StoredImages, config: TaskConfig, name: str) -> RunPlan:
 
 
 def is_whole(run: Run) -> bool:
-    """Whether a run is finished and shipped."""
-    return run.state == "finished" and run.record.stage == "bundle"
+    """Whether a run is finished and shipped, and its bundle still there."""
+    is_shipped = run.state == "finished" and run.record.stage == "bundle"
+    return is_shipped and (run.folder / "bundle" / "bundle.json").is_file()
 
 
 def complete(
@@ -162,7 +163,9 @@ def complete(
     """
     data, config = prepared.data, prepared.config
     pull(run.folder)
-    is_judged = run.state == "finished" and run.record.stage == "test"
+    is_judged = run.state == "finished" and run.record.stage != "val"
+    if is_judged:
+        _refuse_lost(run, stage)
     _refuse_other_split(prepared, run)
     judged = () if stage == "val" else tuple(prepared.split.tests)
     job = _begin(prepared, run, resources, judged, sweep)
@@ -255,6 +258,16 @@ def _write_inputs(prepared: RunPlan, folder: Path) -> None:
     has_copy = pa.array([row in copies for row in range(len(data.manifest))])
     table = prepared.split.table(data.manifest).append_column("near_copy", has_copy)
     write_split(folder, table)
+
+
+def _refuse_lost(run: Run, stage: Stage) -> None:
+    """Refuse to go on with a judged run of which somebody deleted what its bundle is made from."""
+    needed = ("best/weights.safetensors", "predictions.parquet", "result.json")
+    lost = [name for name in needed if not (run.folder / name).is_file()]
+    if lost and stage == "bundle":
+        raise RunError(
+            f"{run.folder} is finished, but has no bundle, and none can be made without {lost[0]}, which is gone too; restore it, or train again with --again."
+        )
 
 
 def _refuse_other_split(prepared: RunPlan, run: Run) -> None:

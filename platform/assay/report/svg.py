@@ -252,8 +252,10 @@ def draw_path(kind: str, path: str, about: str) -> str:
 
 
 def number(value: Number) -> str:
-    """Format a number for pages and figures: three decimals, unless it is large."""
+    """Format a number for pages and figures: three decimals, unless it is large, or so small that they would be 0."""
     text = f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    if 0 < abs(value) < 0.0005:
+        text = f"{value:.1g}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
