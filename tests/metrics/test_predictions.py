@@ -8,16 +8,8 @@ import pyarrow as pa
 import pytest
 
 from assay.errors import PredictionsError
-from assay.metrics.predictions import (
-    check,
-    class_names,
-    domain_columns,
-    logits_of,
-    paired,
-    refuse_strangers,
-    rows_of,
-    sets_of,
-)
+from assay.metrics.checks import check, paired, refuse_strangers
+from assay.metrics.predictions import class_names, domain_columns, logits_of, rows_of, sets_of
 
 CLASSES = ["m1", "m2", "m3"]
 

@@ -13,9 +13,9 @@ from assay.bundle.card import Card, read_card
 from assay.bundle.registry import RESERVED, TASK_NAME, Record, Registry
 from assay.bundle.trial import apart, try_bundle
 from assay.errors import PredictionsError, RegistryError
+from assay.metrics.checks import check
 from assay.metrics.compare import compare
 from assay.metrics.comparison import Comparison
-from assay.metrics.predictions import check
 from assay.typed import to_json
 
 

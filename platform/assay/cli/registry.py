@@ -17,8 +17,8 @@ from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Record, Registry
 from assay.data.walk import show
 from assay.errors import RunError
+from assay.metrics.checks import check, refuse_other_truths, refuse_strangers
 from assay.metrics.estimate import Estimate, bracket, signed
-from assay.metrics.predictions import check, refuse_other_truths, refuse_strangers
 from assay.runs import listing
 from assay.runs.listing import RunSummary
 from assay.runs.mirror import needs_judged

@@ -24,17 +24,15 @@ from assay.data.split_config import RULES
 from assay.errors import PredictionsError
 from assay.files import write_json
 from assay.metrics import evaluate
+from assay.metrics.checks import check, refuse_other_truths, refuse_strangers
 from assay.metrics.compare import compare
 from assay.metrics.decide import Decision, measure_decision
 from assay.metrics.estimate import interval
 from assay.metrics.measures import STANDARD, Measure
 from assay.metrics.predictions import (
-    check,
     class_names,
     is_classification,
     logits_of,
-    refuse_other_truths,
-    refuse_strangers,
     rows_of,
     scores_of,
     sets_of,

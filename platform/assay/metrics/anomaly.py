@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.levels import LEVELS, NEVER
-from assay.metrics.estimate import Estimate, interval_of, share_of
-from assay.metrics.masks import counts_of, judged_kind, name_scores, share_of_sums, thresholds_of
+from assay.metrics.estimate import Estimate, interval_of, share_of, share_of_sums
+from assay.metrics.mask_counts import counts_of, judged_kind
+from assay.metrics.masks import name_scores, thresholds_of
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
 from assay.metrics.scores.regions import area_under_pro, area_under_roc

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from assay.errors import PredictionsError
+from assay.metrics.checks import paired
 from assay.metrics.comparison import Comparison, McNemar
 from assay.metrics.estimate import difference, interval
 from assay.metrics.evaluate import by_group, is_mixed
 from assay.metrics.predictions import (
     is_classification,
     logits_of,
-    paired,
     rows_of,
     scores_of,
     sets_of,

@@ -206,6 +206,17 @@ def share_of(
     return interval(hits[among].astype(float), group[among]) if among.any() else None
 
 
+def share_of_sums(part: np.ndarray, whole: np.ndarray, group: np.ndarray) -> Estimate:
+    """Estimate a share of what is summed over rows; 1 where there is nothing to share."""
+    return interval_of(np.stack([part, whole], axis=1), group, _share, mass=whole[:, None])
+
+
+def _share(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
+    """Return shares of sums; 1 where there is nothing to share: nothing marked, or nothing to find."""
+    part, whole = sums.T
+    return np.divide(part, whole, out=np.ones_like(part), where=whole > 0)
+
+
 def difference(
     first: tuple[Float[np.ndarray, " num"], Float[np.ndarray, " num"]],
     second: tuple[Float[np.ndarray, " num"], Float[np.ndarray, " num"]],

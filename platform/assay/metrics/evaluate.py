@@ -9,7 +9,7 @@ Every number has an interval over groups and its n (`estimate`). Conventions whe
     equal answers  of equal logits the first class is the answer; of equal votes the one with the
                    larger mean logit; equally confident rows enter risk-coverage together.
     calibration    reliability and risk-coverage use logits / temperature; nll and ece do not.
-No number is NaN for a table that passes `predictions.check`.
+No number is NaN for a table that passes `checks.check`.
 """
 
 import math
@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from assay.errors import PredictionsError
 from assay.metrics.calibration import ece, estimate_nll, reliability, risk_coverage
+from assay.metrics.checks import check
 from assay.metrics.estimate import Estimate, interval, interval_of, share_of
 from assay.metrics.predictions import (
-    check,
     class_names,
     domain_columns,
     is_classification,

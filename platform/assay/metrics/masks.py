@@ -1,16 +1,4 @@
-"""How well masks are drawn, from counts that are summed over layers: exact however layers are shared out.
-
-Columns of a layer, each a list of numbers (C classes, L levels of `levels`, S sizes):
-
-    pixels_<kind>      C x 2 x L   pixels outside and inside the mask of that kind, by the level of the
-                                   class that leads there (levels.leading); the others count as level 0
-    levels_<kind>      C x 2 x L   the same by the level of each class, which is what is calibrated
-    components_<kind>  C x S       its components, by size
-    found_<kind>       C x S x L   of them those found, by the threshold's level
-    alarms_<kind>      C x L       marked components that touch no pixel of it, by the threshold's level
-
-`label` is the mask that training learnt from, `truth` a planted or hand-made one where there is one,
-which then is what is judged by.
+"""How well masks are drawn, from counts that are summed over layers (`mask_counts`).
 
 Conventions
     found          a component is found if at least half of its pixels are marked.
@@ -27,16 +15,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from assay.levels import LEVELS, NEVER, level_probs, threshold_prob
+from assay.levels import LEVELS, NEVER, level_probs
 from assay.metrics.calibration import estimate_gaps
-from assay.metrics.estimate import Estimate, interval, interval_of
-from assay.metrics.figure import Figure, Series
+from assay.metrics.estimate import Estimate, interval, share_of_sums
+from assay.metrics.figure import Figure
+from assay.metrics.mask_counts import (
+    by_level,
+    column_of,
+    component_counts,
+    counts_of,
+    judged_kind,
+    kinds_of,
+)
+from assay.metrics.mask_figures import calibration_figure, curve_figure, size_figure
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
 from assay.metrics.scores.masks import SIZE_NAMES, best_thresholds
-from assay.shapes import Float, Int
+from assay.shapes import Float
 
 _OF_SIZE = {name: f"component_recall_{name.replace(' ', '_')}" for name in SIZE_NAMES}
 
@@ -68,43 +64,10 @@ MARKS_EVERYTHING = 0.95
 """Share of val's pixels above which a class marks everything."""
 
 
-def judged_kind(predictions: pa.Table) -> str:
-    """Return the kind of mask that is judged by: truth where there is one, else label."""
-    return "truth" if "pixels_truth" in predictions.column_names else "label"
-
-
-def kinds_of(predictions: pa.Table) -> list[str]:
-    """Return the kinds of masks that were counted against."""
-    return [kind for kind in ("label", "truth") if f"pixels_{kind}" in predictions.column_names]
-
-
-def counts_of(
-    predictions: pa.Table, kind: str, thresholds: Sequence[int]
-) -> Float[np.ndarray, "layers classes 3"]:
-    """Count pixels by layer and class: marked rightly, marked wrongly, missed."""
-    pixels = _column(predictions, f"pixels_{kind}", (len(thresholds), 2, LEVELS))
-    reaches = np.arange(LEVELS) >= np.array(thresholds)[:, None]
-    outside, inside = pixels[:, :, 0], pixels[:, :, 1]
-    hits, alarms = (inside * reaches).sum(-1), (outside * reaches).sum(-1)
-    return np.stack([hits, alarms, inside.sum(-1) - hits], axis=-1)
-
-
-def curve_of(
-    predictions: pa.Table, kind: str, num_classes: int
-) -> tuple[Float[np.ndarray, "classes levels"], Float[np.ndarray, "classes levels"]]:
-    """Return precision (1 where nothing is marked) and recall (NaN of an absent class) of each class at every threshold."""
-    pixels = _column(predictions, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(0)
-    outside, inside = np.moveaxis(pixels[..., ::-1].cumsum(-1)[..., ::-1], 1, 0)
-    marked, total = outside + inside, inside[:, :1]
-    precision = np.divide(inside, marked, out=np.ones_like(inside), where=marked > 0)
-    recall = np.divide(inside, total, out=np.full_like(inside, np.nan), where=total > 0)
-    return precision, recall
-
-
 def fit_thresholds(predictions: pa.Table, num_classes: int, least_recall: float) -> list[int]:
     """Choose the threshold of each class on val (see `best_thresholds`)."""
     val = rows_of(predictions, "val")
-    pixels = _column(val, "pixels_label", (num_classes, 2, LEVELS)).sum(0)
+    pixels = column_of(val, "pixels_label", (num_classes, 2, LEVELS)).sum(0)
     return best_thresholds(pixels, least_recall)
 
 
@@ -151,18 +114,18 @@ def findings(
         metrics[name] = _measures(rows, classes, thresholds)
         if name.startswith("test"):
             drawn = (
-                _curve_figure(rows, name, classes, thresholds),
-                _size_figure(rows, name, thresholds),
+                curve_figure(rows, name, classes, thresholds),
+                size_figure(rows, name, thresholds),
             )
             figures += [figure for figure in drawn if figure]
-            figures.append(_calibration_figure(rows, name, len(classes)))
+            figures.append(calibration_figure(rows, name, len(classes)))
     return metrics, figures
 
 
 def warnings(predictions: pa.Table, classes: Sequence[str]) -> list[str]:
     """Say which classes val knows nothing of, where nothing or everything is marked, and which test sets have nothing to find."""
     val, thresholds = rows_of(predictions, "val"), thresholds_of(predictions)
-    pixels = _column(val, "pixels_label", (len(classes), 2, LEVELS)).sum(0)
+    pixels = column_of(val, "pixels_label", (len(classes), 2, LEVELS)).sum(0)
     texts = [
         f"The masks of {name} hold no mark, so its numbers tell what is falsely marked there and nothing of what is found; "
         "draw other sets (--split.seed), or add images that bear marks."
@@ -190,7 +153,7 @@ def warnings(predictions: pa.Table, classes: Sequence[str]) -> list[str]:
 
 
 def _has_marks(rows: pa.Table, num_classes: int) -> bool:
-    pixels = _column(rows, f"pixels_{judged_kind(rows)}", (num_classes, 2, LEVELS))
+    pixels = column_of(rows, f"pixels_{judged_kind(rows)}", (num_classes, 2, LEVELS))
     return bool(pixels[:, :, 1].any())
 
 
@@ -216,19 +179,19 @@ def _measures(
             if counts[:, i].any():
                 estimates[f"iou_{name}"] = _iou(counts[:, i], group)
     estimates |= _component_measures(rows, group, kind, thresholds)
-    return estimates | {"pixel_ece": _ece(_by_level(rows, kind, len(classes)), group)}
+    return estimates | {"pixel_ece": _ece(by_level(rows, kind, len(classes)), group)}
 
 
 def _prevalence(rows: pa.Table, kind: str, num_classes: int, group: np.ndarray) -> Estimate:
     """Measure the share of pixels that lie in a mask of any class."""
-    pixels = _column(rows, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(-1)
+    pixels = column_of(rows, f"pixels_{kind}", (num_classes, 2, LEVELS)).sum(-1)
     return share_of_sums(pixels[:, :, 1].sum(1), pixels[:, 0].sum(1), group)
 
 
 def _component_measures(
     rows: pa.Table, group: np.ndarray, kind: str, thresholds: Sequence[int]
 ) -> dict[str, Estimate]:
-    num, hits, alarms = _component_counts(rows, kind, thresholds)
+    num, hits, alarms = component_counts(rows, kind, thresholds)
     estimates = {}
     if num.any():
         estimates["component_recall"] = share_of_sums(hits.sum(1), num.sum(1), group)
@@ -243,46 +206,8 @@ def _component_measures(
     return estimates
 
 
-def _component_counts(
-    rows: pa.Table, kind: str, thresholds: Sequence[int]
-) -> tuple[
-    Float[np.ndarray, "layers sizes"],
-    Float[np.ndarray, "layers sizes"],
-    Float[np.ndarray, " layers"],
-]:
-    """Count components, those found, and false alarms of each layer, summed over classes."""
-    num_sizes, each, at = len(SIZE_NAMES), np.arange(len(thresholds)), np.array(thresholds)
-    num = _column(rows, f"components_{kind}", (len(thresholds), num_sizes))
-    hits = _column(rows, f"found_{kind}", (len(thresholds), num_sizes, LEVELS))
-    alarms = _column(rows, f"alarms_{kind}", (len(thresholds), LEVELS))
-    hits, alarms = (
-        np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, 1)])  # none at NEVER
-        for counts in (hits, alarms)
-    )
-    return num.sum(1), hits[:, each, :, at].sum(0), alarms[:, each, at].sum(1)
-
-
-def share_of_sums(part: np.ndarray, whole: np.ndarray, group: np.ndarray) -> Estimate:
-    """Estimate a share of what is summed over layers; 1 where there is nothing to share."""
-    return interval_of(np.stack([part, whole], axis=1), group, _share, mass=whole[:, None])
-
-
-def _share(sums: Float[np.ndarray, "draws 2"]) -> Float[np.ndarray, " draws"]:
-    """Return shares of sums; 1 where there is nothing to share: nothing marked, or nothing to find."""
-    part, whole = sums.T
-    return np.divide(part, whole, out=np.ones_like(part), where=whole > 0)
-
-
 def _iou(counts: Float[np.ndarray, "layers 3"], group: np.ndarray) -> Estimate:
     return share_of_sums(counts[:, 0], counts.sum(1), group)
-
-
-def _by_level(
-    rows: pa.Table, kind: str, num_classes: int
-) -> Float[np.ndarray, "layers two_levels"]:
-    """Count pixels inside the masks, then all, by level, summed over classes."""
-    pixels = _column(rows, f"levels_{kind}", (num_classes, 2, LEVELS)).sum(1)
-    return np.concatenate([pixels[:, 1], pixels.sum(1)], axis=1)
 
 
 def _ece(by_level: Float[np.ndarray, "layers two_levels"], group: np.ndarray) -> Estimate:
@@ -292,79 +217,3 @@ def _ece(by_level: Float[np.ndarray, "layers two_levels"], group: np.ndarray) ->
     np.add.at(sums, codes, by_level)
     inside, every = np.split(sums, 2, axis=1)
     return estimate_gaps(inside - every * level_probs(), every.sum(axis=1), len(group))
-
-
-def _column(
-    rows: pa.Table, name: str, shape: tuple[int, ...]
-) -> Float[np.ndarray, "layers *shape"]:
-    flat = pc.list_flatten(rows[name].combine_chunks()).to_numpy(zero_copy_only=False)
-    return flat.reshape(rows.num_rows, *shape).astype(np.float64)
-
-
-def _curve_figure(
-    rows: pa.Table, name: str, classes: Sequence[str], thresholds: Sequence[int]
-) -> Figure | None:
-    """Draw the curve of each class that is there to be found."""
-    precision, recall = curve_of(rows, judged_kind(rows), len(classes))
-    series = {
-        class_name: Series(x=recall[i, ::-1].tolist(), y=precision[i, ::-1].tolist())
-        for i, class_name in enumerate(classes)
-        if np.isfinite(recall[i]).all()
-    }
-    if not series:
-        return None
-    at = thresholds[0]
-    is_ringed = at < NEVER and classes[0] in series
-    ring = [float(recall[0, at]), float(precision[0, at])] if is_ringed else None
-    probs = ", ".join(
-        f"{threshold_prob(level):.2f}" if level < NEVER else "never" for level in thresholds
-    )
-    of_class = f" for {classes[0]}" if len(classes) > 1 else ""
-    return Figure(
-        title=f"Precision over recall of pixels, {name}",
-        kind="line",
-        x="recall",
-        y="precision",
-        x_range=[0.0, 1.0],
-        y_range=[0.0, 1.0],
-        series=series,
-        chosen=ring,
-        caption=f"n = {rows.num_rows} layers. Ring: the threshold that val chose{of_class} (probability {probs}).",
-    )
-
-
-def _size_figure(rows: pa.Table, name: str, thresholds: Sequence[int]) -> Figure | None:
-    num, hits, _ = _component_counts(rows, judged_kind(rows), thresholds)
-    present = np.flatnonzero(num.sum(0))
-    if not len(present):
-        return None
-    group = rows["group"].to_numpy()
-    estimates = [share_of_sums(hits[:, i], num[:, i], group) for i in present]
-    sizes = ", ".join(f"{int(num[:, i].sum())} of {SIZE_NAMES[i]}" for i in present)
-    return Figure(
-        title=f"Defects found by size, {name}",
-        kind="bar",
-        x="share found",
-        y="area (pixels)",
-        x_range=[0.0, 1.0],
-        series={"found": Series.from_estimates([SIZE_NAMES[i] for i in present], estimates)},
-        caption=f"Found: at least half of its pixels are marked. n = {sizes}; whiskers: 95 % over groups.",
-    )
-
-
-def _calibration_figure(rows: pa.Table, name: str, num_classes: int) -> Figure:
-    sums = _by_level(rows, judged_kind(rows), num_classes).sum(0)
-    inside, every = np.split(sums, 2)
-    present: Int[np.ndarray, " levels"] = np.flatnonzero(every)
-    shares = inside[present] / every[present]
-    return Figure(
-        title=f"Reliability of pixels, {name}",
-        kind="points",
-        x="predicted probability",
-        y="share inside the mask",
-        x_range=[0.0, 1.0],
-        y_range=[0.0, 1.0],
-        diagonal=True,
-        series={"level": Series(x=level_probs()[present].tolist(), y=shares.tolist())},
-        caption=f"n = {int(every.sum())} pixels of {rows.num_rows} layers, by level of the logit.",
-    )
