@@ -88,7 +88,7 @@ HELD_OUT = {
     "defects": ("bars", "rings", "powder"),
 }
 """What a seed holds out, in the order of the seeds."""
-COMMON = "--preset files --workers 0 --train.batch-size 8 --train.eval-batch-size 8 --optim.lr 2e-3 --model.decoder-channels 64 32 24 16 8"
+COMMON = "--preset files --workers 0 --quantize.variant none --train.batch-size 8 --train.eval-batch-size 8 --optim.lr 2e-3 --model.decoder-channels 64 32 24 16 8"
 
 
 def write_defects(data: Path, storage: Path) -> None:
@@ -318,7 +318,7 @@ def means(rows: list[dict[str, Any]]) -> str:
 MEANS = "The seeds together:"
 TEXT = """`tasks/segment.py` beside 60 lines of segmentation-models-pytorch: same split, encoder, crop size, updates,
 batch and highest rate. IoU on test, all images together; 95 % intervals over groups. Seconds on one
-thread while another training ran, Assay's with judging, the rule beside it, export and int8: no measure of speed."""
+thread while another training ran, Assay's with judging, the rule beside it and export: no measure of speed."""
 
 
 if __name__ == "__main__":

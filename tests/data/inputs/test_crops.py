@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
@@ -67,14 +68,40 @@ def test_a_crop_is_a_function_of_row_and_key(pixels):
     assert len(set(images)) == len(images)
 
 
+@pytest.fixture(scope="module")
+def speck(tmp_path_factory) -> Pixels:
+    """An image of 400x400 with one marked pixel in its middle."""
+    folder = tmp_path_factory.mktemp("speck")
+    store = Store(str(folder / "store"))
+    mask = np.zeros((400, 400), np.uint8)
+    mask[200, 200] = 1
+    for key in ("speck", "speck-mask"):
+        cv2.imwrite(str(folder / "x.png"), mask)
+        store.build(key, folder / "x.png")
+    return Pixels(store, ["speck"], {"label": ["speck-mask"]})
+
+
+def test_where_a_mark_lies_in_a_crop_around_it_tells_nothing(speck):
+    config = replace(STILL, around=1.0)
+    masks = [draw_crop(speck, 0, config, key)[1] for key in range(2000)]
+    places = np.array([np.argwhere(mask) for mask in masks]).reshape(-1, 2)
+    assert len(places) == len(masks)  # each shows it
+    for along in places.T:
+        assert stats.chisquare(np.bincount(along // 8, minlength=SIDE // 8)).pvalue > 1e-4
+
+
 def test_crops_fall_everywhere(pixels):
-    """Of a crop's width from each edge to the other, in equal parts."""
-    lefts = []
-    marker = replace(STILL, crop_px=64)
-    for key in range(200):
-        _, mask = draw_crop(pixels, 0, marker, key)
-        lefts.append(mask.any())
-    assert 0.2 < np.mean(lefts) < 0.95
+    """Crops show the marks as often as where they are cut allows, no more in one place than in another."""
+    height, width = SIZES["large"]
+    shown = [draw_crop(pixels, 0, STILL, key)[1].any() for key in range(1000)]
+    mask = np.asarray(pixels.mask(0, "label"))
+    corners = np.clip(
+        np.indices((height, width)) - SIDE // 2, 0, [[[height - SIDE]], [[width - SIDE]]]
+    )
+    expected = np.mean(
+        [mask[y : y + SIDE, x : x + SIDE].any() for y, x in corners.reshape(2, -1).T[::7]]
+    )
+    assert abs(np.mean(shown) - expected) < 0.06
 
 
 @pytest.mark.parametrize(
