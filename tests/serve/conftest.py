@@ -1,14 +1,17 @@
-"""A registry with two tasks, the HTTP application on it in this process, and a server made by hand."""
+"""A registry with two tasks, the HTTP application on it in this process, Ray Serve on another, and a server made by hand."""
 
 import asyncio
 import json
 import re
+import socket
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,26 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from assay.bundle.promotion import promote, promote_again
 from assay.bundle.registry import Registry
+from assay.metrics.alarm import Alarm
+from assay.serve.client import Client
+from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig
 from assay.serve.decode_process import DecodeLimits
 from assay.serve.decoders import Decoders
+from assay.serve.deployment import configuration
 from assay.serve.frames import Frame, PrintStates
 from assay.serve.http import make_app
 from assay.serve.inspector import Inspector, inspect
 from assay.serve.limits import Limits, RefusedError
 from assay.serve.looker import Looker
-from assay.serve.tokens import Tokens
+from assay.serve.tokens import Tokens, open_tokens
 
+SHARED = ("lids", "lips")
 TOKEN = "a-long-secret"
 
 
@@ -229,3 +240,88 @@ def server() -> Iterator[tuple[type[PlannedHandler], str]]:
         yield handler, f"http://127.0.0.1:{opened.server_address[1]}"
         opened.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    built = built.public_key(key.public_key()).serial_number(1)
+    built = built.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    built = built.add_extension(address, False)
+    built = built.add_extension(x509.BasicConstraints(True, None), True)
+    folder = tmp_path_factory.mktemp("certificate")
+    paths = folder / "cert.pem", folder / "key.pem"
+    pem = serialization.Encoding.PEM
+    paths[0].write_bytes(built.sign(key, hashes.SHA256()).public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(pem, *plain))
+    return paths
+
+
+class Once(threading.Thread):
+    """Asks once."""
+
+    def __init__(self, client: Client, images: list[bytes]) -> None:
+        super().__init__()
+        self.client, self.images = client, images
+        self.begun = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        self.begun.set()
+        self.reply = self.client.judge("parts", *self.images)
+
+
+def _noise_jpeg(side: int) -> bytes:
+    """Make an image that takes its time to decode."""
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def winners(tmp_path_factory, make_bundle, judged_rows) -> Registry:
+    folder = tmp_path_factory.mktemp("cluster")
+    registry = Registry(str(folder / "registry"))
+    alarm = Alarm(kind="cusum", reference=-1e3, window=1, threshold=5.5e3)  # at the sixth frame
+    for i, bias in enumerate((0.0, 2.0)):
+        bundle = make_bundle(folder / str(i), bias=bias, alarms=[alarm])
+        promote(registry, bundle, judged_rows(0.9), "champion")
+    for task in SHARED:
+        promote(registry, make_bundle(folder / task, task), judged_rows(0.9), "champion")
+    return registry
+
+
+@pytest.fixture(scope="module")
+def served(winners, tmp_path_factory) -> Iterator[ServeConfig]:
+    from assay.serve import control
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = ServeConfig(
+        registry=winners.address,
+        port=port,
+        token_file=tmp_path_factory.mktemp("token") / "token",
+        app=ApplicationConfig(cpus=0.1, batch=2, queue=8, min_replicas=2),
+        shared=SharedConfig(tasks=("li*",), most_open=1),
+    )
+    with control.cluster(config):
+        control.deploy(configuration(config))
+        assert sorted(control.wait(config)) == [*SHARED, "parts"]
+        yield config
+        client = Client(config.address, open_tokens(config).present()[0].secret, retries=0)
+        asking = Once(client, [_noise_jpeg(1500)] * 12)
+        asking.begun.wait()
+        time.sleep(0.3)
+    asking.join()
+    assert len(asking.reply.views) == 12  # what was under way at the end is answered
+
+
+@pytest.fixture
+def client(served) -> Client:
+    return Client(f"http://127.0.0.1:{served.port}", open_tokens(served).present()[0].secret)

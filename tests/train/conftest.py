@@ -99,3 +99,19 @@ def dataset_of() -> Callable[..., Dataset]:
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def dataset(
+    dataset_of: Callable[..., Dataset], tmp_path_factory: pytest.TempPathFactory
+) -> Dataset:
+    """Two photos of each of six parts, of three classes."""
+    rng, parts = np.random.default_rng(0), np.arange(12) // 2
+    images = [
+        rng.integers(20 + 20 * part, 29 + 20 * part + 9 * row, (24, 32, 3), dtype=np.uint8)
+        for row, part in enumerate(parts)
+    ]
+    groups = [f"part {part}" for part in parts]
+    return dataset_of(
+        tmp_path_factory.mktemp("images"), images, "abc", parts % 3, np.arange(6), groups
+    )
