@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from assay.data.images.pixels import Pixels
 from assay.data.images.store import Store
@@ -66,28 +65,6 @@ def test_a_crop_is_a_function_of_row_and_key(pixels):
         assert np.array_equal(mask, theirs)
     images = [image.tobytes() for image, _ in first]
     assert len(set(images)) == len(images)
-
-
-@pytest.fixture(scope="module")
-def speck(tmp_path_factory) -> Pixels:
-    """An image of 400x400 with one marked pixel in its middle."""
-    folder = tmp_path_factory.mktemp("speck")
-    store = Store(str(folder / "store"))
-    mask = np.zeros((400, 400), np.uint8)
-    mask[200, 200] = 1
-    for key in ("speck", "speck-mask"):
-        cv2.imwrite(str(folder / "x.png"), mask)
-        store.build(key, folder / "x.png")
-    return Pixels(store, ["speck"], {"label": ["speck-mask"]})
-
-
-def test_where_a_mark_lies_in_a_crop_around_it_tells_nothing(speck):
-    config = replace(STILL, around=1.0)
-    masks = [draw_crop(speck, 0, config, key)[1] for key in range(2000)]
-    places = np.array([np.argwhere(mask) for mask in masks]).reshape(-1, 2)
-    assert len(places) == len(masks)  # each shows it
-    for along in places.T:
-        assert stats.chisquare(np.bincount(along // 8, minlength=SIDE // 8)).pvalue > 1e-4
 
 
 def test_crops_fall_everywhere(pixels):

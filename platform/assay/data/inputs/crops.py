@@ -26,7 +26,7 @@ class CropConfig(TransformConfig, section="crops"):
     affine: Share = 0.2
     """Probability of rotation and scaling."""
     around: Share = 0.5
-    """Share of crops that show a pixel of the mask, where it has any, and show it anywhere; others fall anywhere."""
+    """Share of crops cut around a pixel of the mask, where it has any; others fall anywhere."""
 
 
 def draw_crop(
@@ -36,13 +36,12 @@ def draw_crop(
     rng = np.random.default_rng(key)
     mask, side = pixels.mask(row, "label"), config.crop_px
     height, width = mask.shape
-    corner = rng.uniform(0, (height, width)) - side / 2
+    centre = rng.uniform(0, (height, width))
     inside = _inside(pixels.masks["label"][row], pixels.store.address, mask)
     if rng.random() < config.around and len(inside):
-        # anywhere in the crop: a network learns quickly where defects lie in it, and tiles have them everywhere
-        corner = inside[rng.integers(len(inside))] - rng.integers(0, side, 2)
+        centre = inside[rng.integers(len(inside))] + rng.uniform(-side / 4, side / 4, 2)
     most = np.maximum((height - side, width - side), 0)
-    y, x = np.clip(corner, 0, most).astype(int).tolist()
+    y, x = np.clip(centre - side / 2, 0, most).astype(int).tolist()
     pyramid = pixels[row]
     image = pyramid.uint8(cut_inside(pyramid.levels[0], x, y, (side, side)))
     marks = cut_inside(mask, x, y, (side, side))
