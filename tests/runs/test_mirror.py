@@ -164,7 +164,7 @@ def test_a_later_push_that_is_broken_off_leaves_a_run_that_goes_on(machine, monk
     assert contents(first) == contents(second)
 
 
-def test_the_second_writer_is_refused_until_the_first_is_silent(machine, monkeypatch):
+def test_the_second_writer_is_refused_until_the_first_is_silent(machine):
     first = machine("first")
     fill(first, **{"run.json": "1"})
     with writing(first):

@@ -118,7 +118,7 @@ def test_a_lost_file_is_named(machine):
         pull(machine("second"))
 
 
-def test_what_cannot_be_reached_is_one_sentence(s3, s3_server, monkeypatch):
+def test_what_cannot_be_reached_is_one_sentence(s3, s3_server):
     bucket = s3("x").split("/")[2]
     with pytest.raises(RunError, match="There is no bucket 'no-such-bucket'"):
         open_storage(s3("runs").replace(bucket, "no-such-bucket"))
@@ -127,7 +127,6 @@ def test_what_cannot_be_reached_is_one_sentence(s3, s3_server, monkeypatch):
     for address in ("s3://", "s3:///runs", f"s3://user:secret@{bucket}/runs", s3("r") + "&x=1"):
         with pytest.raises(ConfigError, match="no address that can be used") as refused:
             open_storage(address)
-        assert "?x" not in str(refused.value)
         assert "secret" not in str(refused.value)
     for address in ("http://bucket/runs", "ftp://x", "s3:/bucket/runs", "S3:/b", "C:/runs"):
         with pytest.raises(ConfigError, match="allowed: a folder, or an URI"):

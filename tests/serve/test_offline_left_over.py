@@ -150,7 +150,7 @@ def bad_files(folder):
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_one_bad_image_takes_no_other_down(here, registry, pictures, tmp_path, capsys, listed):
+def test_one_bad_image_takes_no_other_down(here, registry, pictures, tmp_path, listed):
     folder, root = registry.fetch(registry.holder("parts", "champion")), tmp_path / "in"
     reasons = bad_files(root)
     for path in pictures:

@@ -47,21 +47,15 @@ def by_hand(tags, content, order="<"):
     return magic + struct.pack(order + "H", len(tags)) + entries + bytes(4) + extra + content
 
 
-def pack(values, bits):
-    """Numbers of any bits, the high bit first, rows on whole bytes."""
-    digits = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
-    return np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
-
-
 def grey(values):
     return np.stack([values] * 3, -1)
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_alpha_of_any_depth_is_brought_to_8_bits(bits):
+def test_alpha_of_any_depth_is_brought_to_8_bits(pack, bits):
     values = noise("u2", 2, bits=bits)
     order = values.astype("u1" if bits == 8 else "<u2").tobytes()
-    packed = order if bits % 8 == 0 else pack(values.reshape(HEIGHT, -1), bits)
+    packed = order if bits % 8 == 0 else pack(values.reshape(HEIGHT, -1), bits).tobytes()
     content = by_hand({258: (bits,) * 2, 277: 2, 338: 2}, packed)
     alpha = values[..., 1] / (2**bits - 1) * 255
     assert np.abs(read_plane(content, "alpha") - alpha).max() <= 0.5
@@ -93,9 +87,9 @@ def test_a_fill_order_is_refused_with_what_may_stand_there():
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("bits", [1, 2, 4, 10, 12, 14])
-def test_packed_grey(bits, photometric, order):
+def test_packed_grey(pack, bits, photometric, order):
     values = noise("u2", bits=bits)
-    content = by_hand({258: bits, 262: photometric}, pack(values, bits), order)
+    content = by_hand({258: bits, 262: photometric}, pack(values, bits).tobytes(), order)
     right = values if photometric else 2**bits - 1 - values
     shown = right * (255 // (2**bits - 1)) if bits < 8 else right
     pixels = read(content)
@@ -107,20 +101,20 @@ def test_packed_grey(bits, photometric, order):
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
-def test_packed_rgb(bits):
+def test_packed_rgb(pack, bits):
     values = noise("u2", 3, bits=bits)
     tags = {258: (bits,) * 3, 262: 2, 277: 3}
-    content = by_hand(tags, pack(values.reshape(HEIGHT, -1), bits))
+    content = by_hand(tags, pack(values.reshape(HEIGHT, -1), bits).tobytes())
     np.testing.assert_array_equal(read(content), values)
 
 
 @pytest.mark.parametrize("fill_order", [1, 2])
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("codec", [1, 2, 3, 4])
-def test_bilevel_of_any_codec(codec, photometric, fill_order):
+def test_bilevel_of_any_codec(pack, codec, photometric, fill_order):
     """Fax codes are written by Pillow's libtiff, in the order of bits that is not asked for too."""
     bits = RNG.integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8)
-    content = pack(bits, 1)
+    content = pack(bits, 1).tobytes()
     if codec > 1:
         content = fax(bits, codec)
     if fill_order == 2:
@@ -171,12 +165,12 @@ def fax(bits, codec):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("scale", [1, 256, 257])
-def test_palettes_of_8_bits_in_16(bits, scale):
+def test_palettes_of_8_bits_in_16(pack, bits, scale):
     colours = RNG.integers(0, 256, (2**bits, 3), dtype=np.uint16)
     colours[0] = 255
     index = noise("u2", bits=bits)
     tags = {258: bits, 262: 3, 320: tuple((colours.T * scale).ravel().tolist())}
-    content = by_hand(tags, pack(index, bits))
+    content = by_hand(tags, pack(index, bits).tobytes())
     image = read(content)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, colours[index])
@@ -192,7 +186,6 @@ def test_palettes_of_8_bits_in_16(bits, scale):
         ({262: 6}, r"\(262\) is 6 \(YCBCR\)"),
         ({258: (5, 6, 5), 277: 3, 262: 2}, r"258 \(BitsPerSample\) has the values \[5, 6\]"),
         ({258: 24}, r"BitsPerSample \(258\) is 24"),
-        ({266: 2, 258: 16}, r"FillOrder \(266\) is 2"),
         ({332: 2, 262: 5, 277: 4}, r"InkSet \(332\) is 2"),
         ({338: 3, 277: 2}, r"ExtraSamples \(338\) is 3"),
         ({339: 4}, r"SampleFormat \(339\) is 4"),
