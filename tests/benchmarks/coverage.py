@@ -11,6 +11,7 @@ Sizes of groups: equal (4 rows each), or unequal (lognormal, median 6, sigma 1.2
     macro        over three classes of 60, 25 and 15 %; pure: the rows of a group are of one class
     calibration  the calibration error of probabilities too sure by a factor of their logits; shifted: and
                  wrong by the group
+    AUROC        of positives that are whole groups, a tenth or a half of them, alike within a group by a fifth of the variance
     two blocks   two of 14 groups hold 80 % of the rows or of the defect pixels
 
 Tried and not taken, by other seeds: degrees of freedom by the squares of the groups' weights (Bell and
@@ -35,6 +36,7 @@ from scipy.stats import t as student
 
 from assay.metrics.calibration import ece
 from assay.metrics.estimate import Estimate, interval_of
+from assay.metrics.ranking import measure_ranking
 from assay.metrics.scores.classes import softmax
 
 HERE = Path(__file__).parent
@@ -73,6 +75,19 @@ class Forecast(Sample):
     def estimate(self) -> Estimate:
         """Estimate by our method."""
         return ece(self.probs, self.label, self.group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking(Sample):
+    """Rows of scores of negatives and positives."""
+
+    scores: np.ndarray
+    is_positive: np.ndarray
+
+    def estimate(self) -> Estimate:
+        """Estimate by our method."""
+        val = (self.scores, self.is_positive)
+        return measure_ranking(self.scores, self.is_positive, self.group, val)["auroc"]
 
 
 def groups(rng: np.random.Generator, num: int, sizes: str) -> np.ndarray:
@@ -197,6 +212,41 @@ def answers(
     label = (true + rng.gumbel(size=true.shape)).argmax(1)
     probs = softmax(scale * logits)
     return probs, label, softmax(true)[np.arange(len(group)), probs.argmax(1)]
+
+
+LEVELS = np.arange(-4, 5.25, 0.25)
+"""Scores that are told apart."""
+
+
+def rankings(rng: np.random.Generator, num: int, sizes: str, share: float) -> Ranking:
+    """Scores of two classes, whose means are one deviation apart."""
+    group = groups(rng, num, sizes)
+    is_positive = rng.permutation(np.arange(num) < max(2, share * num))[group]
+    noise = rng.normal(scale=0.2**0.5, size=num)[group] + rng.normal(
+        scale=0.8**0.5, size=len(group)
+    )
+    levels = np.abs((noise + is_positive)[:, None] - LEVELS).argmin(1)
+    parts = np.eye(2 * len(LEVELS))[levels + len(LEVELS) * is_positive]
+    mass = np.stack([~is_positive, is_positive], axis=1) * 1.0
+    ends = norm.cdf([(LEVELS + 0.125)[:-1] - mean for mean in (0, 1)])
+    chances = np.diff(ends, axis=1, prepend=0, append=1).reshape(1, -1)
+    return Ranking(
+        parts,
+        group,
+        area,
+        mass,
+        float(area(chances)[0]),
+        scores=LEVELS[levels],
+        is_positive=is_positive,
+    )
+
+
+def area(sums: np.ndarray) -> np.ndarray:
+    """Compute the area under the ROC from counts of negatives, then positives, by level."""
+    negatives, positives = np.split(sums, 2, axis=1)
+    below = negatives.cumsum(1) - negatives / 2
+    ranked: np.ndarray = (positives * below).sum(1) / (positives.sum(1) * negatives.sum(1))
+    return ranked
 
 
 def gaps_of(probs: np.ndarray, hits: np.ndarray) -> np.ndarray:
@@ -331,6 +381,8 @@ def cells() -> Iterator[tuple[str, Callable[..., Sample], tuple[int, ...], tuple
             yield name, forecasts, NUM_GROUPS, (sizes, scale, 0.0)
         name = f"calibration, too sure by 1.25, shifted, {sizes}"
         yield name, forecasts, NUM_GROUPS, (sizes, 1.25, 1.0)
+        for share in (0.5, 0.1):
+            yield f"AUROC, positives {share:g}, {sizes}", rankings, NUM_GROUPS, (sizes, share)
     for share in (0.5, 0.9, 0.98):
         for alike in (0.0, 0.3, 1.0):
             name = f"share {share}, correlation {alike:g}, two blocks"
