@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from assay.metrics.figure import Figure, Series
 from assay.report import charts
 from assay.report import page as report
-from assay.report.svg import count, number
+from assay.report.svg import count, number, render_svg
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,12 @@ def test_time_is_shared_out_among_the_parts_of_an_update():
 def test_a_number_above_nought_is_never_written_as_nought(value: float, text: str) -> None:
     assert number(value) == text
     assert number(-value).lstrip("\N{MINUS SIGN}") == text.lstrip("\N{MINUS SIGN}")
+
+
+@pytest.mark.parametrize(("char", "width"), [("a", 6.1), ("\N{CJK UNIFIED IDEOGRAPH-5272}", 11.0)])
+def test_a_name_is_clipped_to_its_margin_in_any_script(char: str, width: float) -> None:
+    figure = Figure(title="t", kind="bar", series={"": Series(x=[60 * char], y=[0.5])})
+    (name,) = re.findall(
+        r'text-anchor="end">([^<]*\N{HORIZONTAL ELLIPSIS}[^<]*)<', render_svg(figure)
+    )
+    assert 100 < width * (len(name) - 1) < 142
