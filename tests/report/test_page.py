@@ -144,6 +144,18 @@ def test_hostile_names_are_only_ever_text(hostile, page_of, run):
         assert "javascript:" not in " ".join(str(v) for v in attributes.values())
 
 
+def test_a_long_name_wraps_and_pushes_no_number_out_of_view(page_of, run):
+    """A table of classes or domains is as wide as its names, of which each stands in a box of limited width."""
+    page = page_of(report.render(run))
+    num_names = 2 * 3 + 2 * 2  # of classes and of domains, in two test sets
+    assert [a.get("class") for a in page.named("span")].count("name") == num_names
+    css = (report.PAGES / "report.css").read_text()
+    (rule,) = re.findall(r"^\.name \{(.*)\}", css, re.MULTILINE)
+    assert {"max-width", "overflow-wrap"} <= set(re.findall(r"([a-z-]+):", rule))
+    (body,) = re.findall(r"^body \{(.*)\}", css, re.MULTILINE)
+    assert "overflow-wrap: break-word" in body  # captions and headings name classes, too
+
+
 def test_nothing_is_loaded_and_nothing_runs(page_of, run):
     text = report.render(run)
     page = page_of(text)
