@@ -62,6 +62,8 @@ def render(folder: Path) -> str:
     samples = _json(folder / "samples" / "samples.json", optional=True)
     metrics = read_metrics(folder / "metrics.jsonl")
     keys = dict.fromkeys(key for summary in result.sets.values() for key in summary.metrics)
+    measures = {key: result.measure(key) for key in keys}
+    labels = {key: filters.lower(measure.label) for key, measure in measures.items()}
     return fill_page(
         "report.html",
         id=folder.name,
@@ -70,14 +72,14 @@ def render(folder: Path) -> str:
         result=result,
         tests=tests,
         names=names,
-        measures={key: result.measure(key) for key in keys},
+        measures=measures,
         comparison=comparison,
         answer=find_verdict(run, result, comparison, tests, names),
-        curves=charts.curves(metrics, config["train"].get("select", "")),
+        curves=charts.curves(metrics, config["train"].get("select", ""), labels),
         epochs=metrics["epoch"],
         confusion={test: charts.confusion(result.sets[test], result.classes) for test in tests},
         trust=charts.trust(result.sets, tests, names),
-        int8=charts.int8(_card(folder / "bundle"), tests),
+        int8=charts.int8(_card(folder / "bundle"), {test: names[test] for test in tests}),
         data=_data(folder, run),
         samples=None if samples is None else _pictures(folder / "samples", samples),
     )

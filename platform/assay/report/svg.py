@@ -101,7 +101,7 @@ def _curve(kind: str, name: str, series: Series, across: Scale, up: Scale, style
     parts = []
     if series.low is not None and series.high is not None:
         lows, highs = [up(v) for v in series.low], [up(v) for v in series.high]
-        if kind == "line":
+        if kind == "line" and len(xs) > 1:
             around = [*zip(xs, highs, strict=True), *reversed([*zip(xs, lows, strict=True)])]
             parts.append(f'<polygon class="band" points="{" ".join(at(*p) for p in around)}"/>')
         else:
