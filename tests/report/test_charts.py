@@ -164,3 +164,10 @@ def test_curves_of_answers_say_their_n(estimate) -> None:
     assert "0.250 [0.150, 0.350] old parts (n = 1 image)" in captions[0]
     assert captions[1].startswith("n of parts = 20 (old parts).")
     assert charts.confusion(summary, ["good"]).caption.startswith("n = 1 image;")
+
+
+@pytest.mark.parametrize("kind", ["line", "points"])
+def test_a_legend_shows_a_line_only_where_one_is_drawn(kind: str) -> None:
+    series = Series(x=[1.0, 2.0], y=[0.5, 0.6])
+    drawn = render_svg(Figure(title="t", kind=kind, series={"a": series, "b": series}))
+    assert ('class="line"' in drawn) == (kind == "line")

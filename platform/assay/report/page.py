@@ -109,6 +109,7 @@ def fill_page(template: str, **values: Any) -> str:
         "doubt": filters.doubt,
         "lowered": filters.lower,
         "capitalize": filters.capital,
+        "plural": plural,
         "svg": lambda figure: Markup(render_svg(figure)),
     }
     environment.globals["strip"] = filters.strip

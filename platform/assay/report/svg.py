@@ -225,8 +225,9 @@ def _legend(figure: Figure, top: Number) -> tuple[list[str], Number]:
         width = 40 + min(_width(name), 30 * _CHAR)
         if x and x + width > WIDTHS[figure.kind]:
             x, y = 0.0, y + 16
+        line = f'<path class="line" d="M{at(x, y)}h22"/>' if figure.kind == "line" else ""
         parts.append(
-            f'<g class="s{style % NUM_STYLES}"><path class="line" d="M{at(x, y)}h22"/>'
+            f'<g class="s{style % NUM_STYLES}">{line}'
             + _marker(x + 11, y, style, name)
             + label(x + 27, y + 4, _clip(name, 30 * _CHAR), "start", "row")
             + "</g>"
