@@ -276,6 +276,12 @@ def test_scores_without_classes_make_a_page(page_of, estimate, result, write, ru
     assert "no class to an image" in text
 
 
+def test_no_word_has_a_colour_that_a_dark_page_would_not_change():
+    page = (report.PAGES / "report.html").read_text()
+    assert re.search(r'style="border-bottom: 3px solid #\w+">teal<', page)
+    assert not re.search(r'style="[^"]*\bcolor:', page)
+
+
 def test_a_report_stays_below_five_megabytes(page_of, write, run):
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     cv2.imwrite(str(run / "samples" / "big.jpg"), noise, [cv2.IMWRITE_JPEG_QUALITY, 95])
