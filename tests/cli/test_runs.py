@@ -91,7 +91,7 @@ def test_runs_on_other_rows_or_of_another_rule_share_no_table(
     # the oracle looked at the same test rows, toy-more at others
     tries = [line.split(";")[0] for line in lines if line.startswith("test scorings")]
     rows = "test scorings of these rows:"
-    assert tries == [f"{rows} 3, of 3 runs", f"{rows} 1, of 1 runs", f"{rows} 3, of 3 runs"]
+    assert tries == [f"{rows} 3, of 3 runs", f"{rows} 1, of 1 run", f"{rows} 3, of 3 runs"]
 
 
 def test_ranking_by_a_test_set_is_called_an_oracle(

@@ -77,6 +77,7 @@ def test_compare_says_in_words_what_differs(
     )
     assert "toy-good is better than toy-bad" in printed
     assert "McNemar over groups" in printed
+    assert "p corrected for 1 comparison (Holm)." in printed
     assert json.loads(path.read_text())[0]["verdict"] == "toy-good is better than toy-bad"
     judged(make_run(storage, "toy-twin", 0.95))
     printed = assay("compare", "toy-good", "toy-twin", "--storage", str(storage))

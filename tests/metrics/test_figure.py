@@ -179,7 +179,12 @@ def test_ticks_are_few_round_and_inside(low, width):
         (200.0, 100.0, "200"),
         (20000.0, 5000.0, "20k"),
         (-0.5, 0.5, "\N{MINUS SIGN}0.5"),
-        (2e-6, 1e-6, "2.0e-06"),
+        (2e-6, 1e-6, "2e\N{MINUS SIGN}6"),
+        (0.000125, 2.5e-5, "1.25e\N{MINUS SIGN}4"),
+        (0.0, 1e-6, "0"),
+        (-20000.0, 5000.0, "\N{MINUS SIGN}20k"),
+        (2_500_000.0, 500_000.0, "2.5M"),
+        (3e9, 1e9, "3G"),
     ],
 )
 def test_ticks_say_their_value(value, step, text):

@@ -282,6 +282,9 @@ def test_of_a_class_that_was_not_learnt_nothing_is_marked(seed):
     assert test["prevalence"].value == pytest.approx((mask > 0).mean())
     assert test.keys() <= masks.MEASURES.keys()  # as people read them
     assert figures[0].chosen is None
+    assert figures[0].caption == (
+        "n = 1 layers. Threshold that val chose, as a probability: pore none, so that nothing is marked."
+    )
     assert (
         validate_masks({n: np.array(table[n].to_pylist()) for n in table.column_names[3:]}, 1)[
             "iou"
@@ -307,6 +310,9 @@ def test_figures_show_curve_sizes_and_calibration_of_test():
     assert len(figures) == 3
     curve = figures["Precision over recall of pixels, test"]
     assert curve.chosen is not None
+    assert curve.caption.endswith(" Ring: that of pore.")
+    pixels = f"n = {4 * SIDE * SIDE:,} pixels of 4 layers"
+    assert figures["Reliability of pixels, test"].caption.startswith(pixels)
     x, y = curve.series["pore"].x, curve.series["pore"].y
     assert tuple(curve.chosen) in set(zip(x, y, strict=True))
     assert x == sorted(x)

@@ -135,6 +135,39 @@ def test_the_data_card_counts_the_split(page_of, run):
     assert f"mill {' '.join(str(by_class['mill', s]) for s in order)}" in text
 
 
+def test_a_figure_of_a_task_calls_its_set_as_the_page_does(page_of, result, write, run):
+    values = result()
+    values["figures"] += [
+        figure | {"title": "Found by size, test_unseen"} for figure in values["figures"]
+    ]
+    write(run, "result.json", values)
+    text = page_of(report.render(run)).text
+    assert "Found by size, unseen designs" in text
+    assert "Found by size, test_unseen" not in text
+
+
+def test_few_images_a_second_are_not_written_as_none(page_of, run):
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(
+        lines.replace('"samples_per_s": 12.0', '"samples_per_s": 0.316')
+    )
+    assert "; 0.316 images/s in the last" in page_of(report.render(run)).text
+
+
+def test_a_run_without_workers_says_where_it_was_trained(page_of, write, run):
+    record = json.loads((run / "run.json").read_text())
+    record["launches"][0]["workers"] = 0
+    write(run, "run.json", record)
+    text = page_of(report.render(run)).text
+    assert "Launch 1 1970-01-01 00:00 UTC, in the process itself, ddp on cpu" in text
+
+
+def test_numbers_beside_images_and_of_mcnemar_are_explained(page_of, run):
+    text = page_of(report.render(run)).text
+    assert "Beside an answer: its calibrated probability." in text
+    assert "McNemar: how many are right in fingerprint alone : in the other alone." in text
+
+
 def test_hostile_names_are_only_ever_text(hostile, page_of, run):
     page = page_of(report.render(run))
     assert not page.named("script")
@@ -142,6 +175,18 @@ def test_hostile_names_are_only_ever_text(hostile, page_of, run):
     for tag, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")], tag
         assert "javascript:" not in " ".join(str(v) for v in attributes.values())
+
+
+def test_a_long_name_wraps_and_pushes_no_number_out_of_view(page_of, run):
+    """A table of classes or domains is as wide as its names, of which each stands in a box of limited width."""
+    page = page_of(report.render(run))
+    num_names = 2 * 3 + 2 * 2  # of classes and of domains, in two test sets
+    assert [a.get("class") for a in page.named("span")].count("name") == num_names
+    css = (report.PAGES / "report.css").read_text()
+    (rule,) = re.findall(r"^\.name \{(.*)\}", css, re.MULTILINE)
+    assert {"max-width", "overflow-wrap"} <= set(re.findall(r"([a-z-]+):", rule))
+    (body,) = re.findall(r"^body \{(.*)\}", css, re.MULTILINE)
+    assert "overflow-wrap: break-word" in body  # captions and headings name classes, too
 
 
 def test_nothing_is_loaded_and_nothing_runs(page_of, run):
@@ -224,11 +269,17 @@ def test_scores_without_classes_make_a_page(page_of, estimate, result, write, ru
     write(run / "samples", "samples.json", samples)
     text = page_of(report.render(run)).text
     assert "fingerprint: IoU 0.600 on known designs" in text
-    assert "The worst first, known designs 0.125" in text
+    assert "The worst first, known designs IoU 0.125" in text
     # no task but segmentation draws the mask of a rule beside its answer
-    assert "the layer, the answer, and the mask of a rule where the task has one" in text
+    assert "the image, the answer, and the mask of a rule where the task has one" in text
     assert "no confusion" in text
     assert "no class to an image" in text
+
+
+def test_no_word_has_a_colour_that_a_dark_page_would_not_change():
+    page = (report.PAGES / "report.html").read_text()
+    assert re.search(r'style="border-bottom: 3px solid #\w+">teal<', page)
+    assert not re.search(r'style="[^"]*\bcolor:', page)
 
 
 def test_a_report_stays_below_five_megabytes(page_of, write, run):

@@ -4,7 +4,10 @@ import copy
 import json
 import shutil
 
+import pytest
+
 from assay.report import page as report
+from assay.report.verdict import set_name
 
 
 def test_the_answer_leads(page_of, run):
@@ -26,6 +29,25 @@ def test_the_answer_leads(page_of, run):
         assert words in head
     assert "ORACLE" not in text
     assert "Scoring 2" not in text
+
+
+def test_one_comparison_is_one(page_of, comparison, write, run):
+    values = comparison()
+    write(run, "comparison.json", values | {"comparisons": values["comparisons"][:1]})
+    assert "p by Holm over 1 comparison." in page_of(report.render(run)).text
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "shown"),
+    [
+        ("test_unseen", "batch", "unseen batches"),
+        ("test_seen", "box", "known boxes"),
+        ("test_seen", "assembly", "known assemblies"),
+        ("test_line_2", "design", "test line 2"),
+    ],
+)
+def test_a_set_has_a_name_in_words(name, domain, shown):
+    assert set_name(name, {"split": {"unseen_domain": domain}}) == shown
 
 
 def test_no_difference_is_said_in_words(page_of, comparison, write, run):
@@ -115,4 +137,6 @@ def test_a_trial_that_val_alone_judged_makes_a_page(page_of, result, write, run)
     values["sets"] = {name: each for name, each in values["sets"].items() if name == "val"}
     write(run, "result.json", values | {"scorings": []})
     (run / "comparison.json").unlink(missing_ok=True)
-    assert "test was not scored." in page_of(report.render(run)).text
+    text = page_of(report.render(run)).text
+    assert "test was not scored." in text
+    assert text.index("No image is in test.") < text.index("Numbers")

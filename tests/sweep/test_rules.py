@@ -210,7 +210,7 @@ def test_holding_out_one_and_two_printers_makes_every_inner_training(tmp_path: P
 
 
 def report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: TaskConfig
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: TaskConfig, column: str = "printer"
 ) -> tuple[dict[str, Any], str]:
     """What a sweep writes of two settings, of which the one that is worse on val is better on test."""
     folds = [replace(fold, config=config) for fold in folds_of({"erm": 2, "dann": 1})]
@@ -222,7 +222,7 @@ def report(
         outcome = Outcome("finished", score=val, curve=[(3, val)])
         trial = Trial(fold.name, {}, fold.config, tmp_path / f"run-{number}")
         trials.append(FoldTrial(fold, trial, outcome, {**trial_row(fold), "val": val}))
-    FoldReport("linear", "printer", config.split.rule, trials, trials).write(tmp_path)
+    FoldReport("linear", column, config.split.rule, trials, trials).write(tmp_path)
     record = json.loads((tmp_path / "sweep.json").read_text())
     return record, (tmp_path / "report.html").read_text()
 
@@ -243,6 +243,13 @@ def test_the_report_ranks_by_val_and_marks_what_test_chose(tmp_path, monkeypatch
     assert page.count("<th>ORACLE, chosen by test</th>") == 3
     assert printed.count("ORACLE, chosen by test") == 3
     assert "nothing was chosen by a test set" not in page
+
+
+def test_a_column_of_any_name_has_a_plural(tmp_path, monkeypatch, capsys):
+    _, page = report(tmp_path, monkeypatch, CONFIG, "batch")
+    for text in (page, capsys.readouterr().out):
+        assert "batches that it was not trained on" in text
+        assert "batchs" not in text
 
 
 def test_settings_that_saw_the_tested_domain_are_marked(tmp_path, monkeypatch, capsys):

@@ -239,6 +239,7 @@ def test_the_report_says_all_of_it(
     places = [page.index(text) for text in order]
     assert places == sorted(places)
     assert head < places[1]
+    assert '<td class="l words">failed: Planted.</td>' in page  # wraps, whatever its length
     assert "&ndash;" in page  # poor has no time of training
     assert "Not measured: parameters" in page
     record = json.loads((folder / "sweep.json").read_text())

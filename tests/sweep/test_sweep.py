@@ -216,6 +216,9 @@ def test_val_selects_test_is_scored_once_and_more_trials_go_on(
     assert result["tried"] == 4
     assert (by_rate[1e-2].folder / "bundle" / "bundle.json").exists()
     assert (folder / "optuna.log").exists()
+    page = (folder / "report.html").read_text()
+    assert '<td class="l words">failed: The loss' in page
+    assert '<th class="r">accuracy</th>' in page
     console.runs(str(tmp_path))
     assert "not finite" in capsys.readouterr().out
 

@@ -134,7 +134,10 @@ def compare_runs(
     named = {str(run.folder) if alike else run.folder.name: run for run in summaries}
     comparisons = compare({name: run.predictions() for name, run in named.items()})
     text.print_compared(comparisons, named)
-    print(f"95 % intervals over groups; p corrected for {len(comparisons)} comparisons (Holm).")
+    plural = "s" * (len(comparisons) != 1)
+    print(
+        f"95 % intervals over groups; p corrected for {len(comparisons)} comparison{plural} (Holm)."
+    )
     if any(run.result and run.result.oracle for run in summaries):
         print("ORACLE: val was of the test domain; the numbers of that run are upper bounds.")
     for name, run in named.items():

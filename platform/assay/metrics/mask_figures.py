@@ -29,9 +29,12 @@ def curve_figure(
     is_ringed = at < NEVER and classes[0] in series
     ring = [float(recall[0, at]), float(precision[0, at])] if is_ringed else None
     probs = ", ".join(
-        f"{threshold_prob(level):.2f}" if level < NEVER else "never" for level in thresholds
+        f"{class_name} {threshold_prob(level):.2f}"
+        if level < NEVER
+        else f"{class_name} none, so that nothing is marked"
+        for class_name, level in zip(classes, thresholds, strict=True)
     )
-    of_class = f" for {classes[0]}" if len(classes) > 1 else ""
+    ringed = f" Ring: that of {classes[0]}." if is_ringed else ""
     return Figure(
         title=f"Precision over recall of pixels, {name}",
         kind="line",
@@ -41,7 +44,7 @@ def curve_figure(
         y_range=[0.0, 1.0],
         series=series,
         chosen=ring,
-        caption=f"n = {rows.num_rows} layers. Ring: the threshold that val chose{of_class} (probability {probs}).",
+        caption=f"n = {rows.num_rows} layers. Threshold that val chose, as a probability: {probs}.{ringed}",
     )
 
 
@@ -80,5 +83,5 @@ def calibration_figure(rows: pa.Table, name: str, num_classes: int) -> Figure:
         y_range=[0.0, 1.0],
         diagonal=True,
         series={"level": Series(x=level_probs()[present].tolist(), y=shares.tolist())},
-        caption=f"n = {int(every.sum())} pixels of {rows.num_rows} layers, by level of the logit.",
+        caption=f"n = {int(every.sum()):,} pixels of {rows.num_rows} layers, by level of the logit.",
     )

@@ -62,10 +62,14 @@ def log_ticks(low: Number, high: Number) -> list[Number]:
 
 def tick_text(value: Number, step: Number) -> str:
     """Write a value of an axis with as many decimals as its step has."""
-    if abs(value) >= 10000:
-        return f"{value / 1000:g}k"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= max(size, 10_000):
+            return f"{value / size:g}{unit}".replace("-", "\N{MINUS SIGN}")
     digits = max(0, math.ceil(-math.log10(step) - 1e-9))
     if digits > 4:
-        return f"{value:.1e}" if value else "0"
-    digits += round(step * 10**digits * 10) % 10 > 0
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        mantissa, _, power = f"{value:.2e}".partition("e")
+        text = f"{float(mantissa):g}e{int(power)}" if value else "0"
+    else:
+        digits += round(step * 10**digits * 10) % 10 > 0
+        text = f"{value:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -21,12 +21,14 @@ MAX_CLASSES = 40
 """A confusion of more classes is not drawn."""
 
 
-def curves(metrics: Mapping[str, list[Line]], select: str) -> list[Figure]:
+def curves(
+    metrics: Mapping[str, list[Line]], select: str, labels: Mapping[str, str]
+) -> list[Figure]:
     """Draw loss, the measure of val that `select` names, learning rate and data wait over the updates."""
     steps = metrics["step"]
     figures = [
         _pooled("Training loss", "loss", steps),
-        _val_curve(metrics["val"], select),
+        _val_curve(metrics["val"], select, labels),
         _pooled("Learning rate", "lr", steps),
         _pooled("Share of time waiting for data", "data_wait", steps, [0.0, 1.0]),
         _parts(steps),
@@ -70,7 +72,11 @@ def _pooled(
         low=[float(part[:, 1].min()) for part in parts] if pooled else None,
         high=[float(part[:, 1].max()) for part in parts] if pooled else None,
     )
-    about = f" Line: mean of {len(points) / len(parts):.0f}; band: their range." if pooled else ""
+    sizes = " or ".join(map(str, sorted({len(part) for part in parts})))
+    about = f" Line: mean of {sizes}; band: their range." if pooled else ""
+    num_lost = sum(key in line and line[key] is None for line in lines)
+    if num_lost:
+        about += f" Of {num_lost} more it was not finite."
     return Figure(
         title=title,
         kind="line",
@@ -81,7 +87,7 @@ def _pooled(
     )
 
 
-def _val_curve(lines: list[Line], select: str) -> Figure | None:
+def _val_curve(lines: list[Line], select: str, labels: Mapping[str, str]) -> Figure | None:
     """Draw the measure that the weights were chosen by, or the first that val has."""
     keys = [k for line in lines for k, v in line.items() if v is not None and k not in NAMED]
     main = next((k for k in keys if k != "nll"), "")
@@ -96,7 +102,7 @@ def _val_curve(lines: list[Line], select: str) -> Figure | None:
         best = max(looks, key=lambda line: (sign * line[key], -sign * (line.get(tie) or 0.0)))
     values = Series(x=[float(v["step"]) for v in looks], y=[float(v[key]) for v in looks])
     return Figure(
-        title=f"Validation {key.replace('_', ' ')}",
+        title=f"Validation {labels.get(key, key.replace('_', ' '))}",
         kind="line",
         x="update",
         y_range=[0.0, 1.0] if key == main else None,
@@ -130,7 +136,7 @@ def confusion(summary: Summary, classes: Sequence[str]) -> Figure | None:
         x="answer",
         y="truth",
         series=series,
-        caption=f"n = {summary.num} images; shade: share of the row. {about}",
+        caption=f"n = {_images(summary)}; shade: share of the row. {about}",
     )
 
 
@@ -158,7 +164,7 @@ def _reliability(name: str, summary: Summary) -> Figure | None:
         y_range=[0.0, 1.0],
         diagonal=True,
         series={"bin": hits},
-        caption=f"n = {summary.num} images in {len(bins)} bin{'s' if len(bins) > 1 else ''}. On the diagonal, 0.8 means right 8 times in 10.",
+        caption=f"n = {_images(summary)} in {len(bins)} bin{'s' if len(bins) > 1 else ''}. On the diagonal, 0.8 means right 8 times in 10.",
     )
 
 
@@ -168,7 +174,8 @@ def _risk_coverage(summaries: Mapping[str, Summary]) -> Figure | None:
         risk = summary.risk_coverage
         if risk is not None and risk.aurc is not None:
             area = risk.aurc
-            areas.append(f"{number(area.value)} [{number(area.low)}, {number(area.high)}] {name}")
+            interval = f"[{number(area.low)}, {number(area.high)}]"
+            areas.append(f"{number(area.value)} {interval} {name} (n = {_images(summary)})")
             series[name] = Series(x=risk.coverage, y=risk.risk)
     if not series:
         return None
@@ -188,6 +195,7 @@ def _views(summaries: Mapping[str, Summary]) -> Figure | None:
     if not curves:
         return None
     most = max(point.views for points in curves.values() for point in points)
+    sizes = (f"{points[0].accuracy.num_groups} ({name})" for name, points in curves.items())
     return Figure(
         title="Accuracy by views of a part",
         kind="line",
@@ -199,8 +207,12 @@ def _views(summaries: Mapping[str, Summary]) -> Figure | None:
             name: _estimates([v.views for v in points], [v.accuracy for v in points])
             for name, points in curves.items()
         },
-        caption="Views drawn at random from each part; bands: 95 % intervals over parts.",
+        caption=f"n of parts = {', '.join(sizes)}. Views drawn at random from each part; bands: 95 % intervals over parts.",
     )
+
+
+def _images(summary: Summary) -> str:
+    return f"{summary.num} image{'s' * (summary.num != 1)}"
 
 
 def _estimates(x: Iterable[Number], estimates: Sequence[Estimate]) -> Series:
@@ -212,8 +224,13 @@ def _estimates(x: Iterable[Number], estimates: Sequence[Estimate]) -> Series:
     )
 
 
-def int8(card: Card | None, tests: Iterable[str]) -> dict[str, Any] | None:
-    """Set the graph in 8 bits beside the one in 32: size, latency, score; None where there is none."""
+def int8(card: Card | None, tests: Mapping[str, str]) -> dict[str, Any] | None:
+    """Set the graph in 8 bits beside the one in 32: size, latency, score; None where there is none.
+
+    Args:
+        card: Of the bundle, if one was shipped.
+        tests: What a reader is told of the test sets, by their names.
+    """
     if card is None or card.int8 is None:
         return None
     graphs = card.pipeline["quantized"]
@@ -232,7 +249,9 @@ def int8(card: Card | None, tests: Iterable[str]) -> dict[str, Any] | None:
         )
     smaller = graphs["fp32"]["bytes"] / graphs["int8"]["bytes"]
     time = graphs["int8"]["p50_ms"] / graphs["fp32"]["p50_ms"]
-    verdicts = [f"{signed(c.difference)} on {c.set}" for c in card.int8.comparisons]
+    verdicts = [
+        f"{signed(c.difference)} on {tests.get(c.set, c.set)}" for c in card.int8.comparisons
+    ]
     full = ", ".join(graphs["kept"]) or "none"
     return {
         "headline": f"The int8 graph is {smaller:.1f} times smaller and takes {time:.2f} of the time of fp32; difference in score: {'; '.join(verdicts)}.",

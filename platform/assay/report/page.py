@@ -8,6 +8,7 @@ script, and holds no path of the machine it was made on; equal runs make equal p
 import base64
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from markupsafe import Markup
 from assay.bundle.card import Card
 from assay.errors import RunError
 from assay.files import read_bytes, read_json, reading, write_whole
+from assay.metrics.figure import Figure
 from assay.report import charts, filters
 from assay.report.svg import count, number, render_svg
 from assay.report.verdict import find_verdict, plural, set_name
@@ -62,6 +64,8 @@ def render(folder: Path) -> str:
     samples = _json(folder / "samples" / "samples.json", optional=True)
     metrics = read_metrics(folder / "metrics.jsonl")
     keys = dict.fromkeys(key for summary in result.sets.values() for key in summary.metrics)
+    measures = {key: result.measure(key) for key in keys}
+    labels = {key: filters.lower(measure.label) for key, measure in measures.items()}
     return fill_page(
         "report.html",
         id=folder.name,
@@ -70,14 +74,15 @@ def render(folder: Path) -> str:
         result=result,
         tests=tests,
         names=names,
-        measures={key: result.measure(key) for key in keys},
+        measures=measures,
         comparison=comparison,
         answer=find_verdict(run, result, comparison, tests, names),
-        curves=charts.curves(metrics, config["train"].get("select", "")),
+        curves=charts.curves(metrics, config["train"].get("select", ""), labels),
         epochs=metrics["epoch"],
         confusion={test: charts.confusion(result.sets[test], result.classes) for test in tests},
         trust=charts.trust(result.sets, tests, names),
-        int8=charts.int8(_card(folder / "bundle"), tests),
+        own=[_show_set(figure, names) for figure in result.figures],
+        int8=charts.int8(_card(folder / "bundle"), {test: names[test] for test in tests}),
         data=_data(folder, run),
         samples=None if samples is None else _pictures(folder / "samples", samples),
     )
@@ -104,11 +109,18 @@ def fill_page(template: str, **values: Any) -> str:
         "doubt": filters.doubt,
         "lowered": filters.lower,
         "capitalize": filters.capital,
+        "plural": plural,
         "svg": lambda figure: Markup(render_svg(figure)),
     }
     environment.globals["strip"] = filters.strip
     css = Markup((PAGES / "report.css").read_text())
     return environment.get_template(template).render(css=css, **values)
+
+
+def _show_set(figure: Figure, names: Mapping[str, str]) -> Figure:
+    """Have a task's own figure, whose title ends in the name of its set, say what the page calls that set."""
+    title, comma, name = figure.title.rpartition(", ")
+    return replace(figure, title=f"{title}{comma}{names.get(name, name)}")
 
 
 def _finished(folder: Path) -> tuple[RunRecord, Result]:

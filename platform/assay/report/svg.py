@@ -8,6 +8,7 @@ it takes 1 to 20 kB. Series differ in dash and marker as well as in colour.
 import math
 import re
 from html import escape
+from unicodedata import east_asian_width
 
 from assay.metrics.figure import Figure, Series
 from assay.report.axis import Number, Scale, log_span, log_ticks, round_ticks, span, tick_text
@@ -23,8 +24,8 @@ NUM_STYLES = 6
 _LEFT, _RIGHT, _PLOT = 44, 8, 150
 
 
-_CHAR = 6.1
-"""Width of a character of the page's sans at 11 pixels, on average (pixels)."""
+_CHAR, _WIDE_CHAR = 6.1, 11.0
+"""Width of a character of the page's sans at 11 pixels, on average, and of a Chinese, Japanese or Korean one (pixels)."""
 
 
 def render_svg(figure: Figure) -> str:
@@ -100,7 +101,7 @@ def _curve(kind: str, name: str, series: Series, across: Scale, up: Scale, style
     parts = []
     if series.low is not None and series.high is not None:
         lows, highs = [up(v) for v in series.low], [up(v) for v in series.high]
-        if kind == "line":
+        if kind == "line" and len(xs) > 1:
             around = [*zip(xs, highs, strict=True), *reversed([*zip(xs, lows, strict=True)])]
             parts.append(f'<polygon class="band" points="{" ".join(at(*p) for p in around)}"/>')
         else:
@@ -122,7 +123,7 @@ def _bars(figure: Figure) -> tuple[Number, list[str]]:
     """Draw horizontal bars in rows, from 0, each with its name and its number."""
     legend, top = _legend(figure, 2)
     names = list(dict.fromkeys(str(name) for s in figure.series.values() for name in s.x))
-    margin = min(150.0, 10 + _CHAR * max(len(name) for name in names))
+    margin = min(150.0, 10 + max(_width(name) for name in names))
     across = Scale(*span(_values(figure), figure.x_range), margin, WIDTHS[figure.kind] - 50)
     pitch = 10 + 14 * len(figure.series)
     bottom = top + pitch * len(names)
@@ -161,9 +162,9 @@ def _matrix(figure: Figure) -> tuple[Number, list[str]]:
     rows, columns = list(figure.series), [str(v) for v in next(iter(figure.series.values())).x]
     confusion = rows == columns
     named = len(rows) <= 10 or not confusion
-    margin = min(150.0, 36 + _CHAR * max(len(name) for name in rows)) if named else 34.0
+    margin = min(150.0, 36 + max(map(_width, rows))) if named else 34.0
     side = min(36.0, (WIDTHS[figure.kind] - margin - 4) / len(columns))
-    top = 34.0 if confusion else 24 + min(90.0, _CHAR * max(len(name) for name in columns))
+    top = 34.0 if confusion else 24 + min(90.0, max(map(_width, columns)))
     parts = [label(margin, 12, figure.x, "start"), label(0, 12, figure.y, "start")]
     every = math.ceil(len(rows) / 18)
     for i, name in enumerate(columns):
@@ -221,11 +222,12 @@ def _legend(figure: Figure, top: Number) -> tuple[list[str], Number]:
     # Below the axis' name, whatever the margin above.
     x, y = 0.0, max(top, 22) if figure.y else top
     for style, name in enumerate(names):
-        width = 40 + _CHAR * min(len(name), 30)
+        width = 40 + min(_width(name), 30 * _CHAR)
         if x and x + width > WIDTHS[figure.kind]:
             x, y = 0.0, y + 16
+        line = f'<path class="line" d="M{at(x, y)}h22"/>' if figure.kind == "line" else ""
         parts.append(
-            f'<g class="s{style % NUM_STYLES}"><path class="line" d="M{at(x, y)}h22"/>'
+            f'<g class="s{style % NUM_STYLES}">{line}'
             + _marker(x + 11, y, style, name)
             + label(x + 27, y + 4, _clip(name, 30 * _CHAR), "start", "row")
             + "</g>"
@@ -293,10 +295,16 @@ def _values(figure: Figure) -> list[float]:
 
 def _clip(text: str, width: Number) -> str:
     """Leave out the middle of a text that would not fit."""
-    most = int(width / _CHAR)
-    if len(text) <= most:
-        return text
-    return f"{text[: (most - 1) // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(most // 2) :]}"
+    clipped, most = text, len(text)
+    while _width(clipped) > width:
+        most -= 1
+        clipped = f"{text[: (most - 1) // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(most // 2) :]}"
+    return clipped
+
+
+def _width(text: str) -> float:
+    """Guess how wide a text is drawn (pixels)."""
+    return sum(_WIDE_CHAR if east_asian_width(char) in "WF" else _CHAR for char in text)
 
 
 def at(x: Number, y: Number) -> str:

@@ -62,7 +62,9 @@ def _print_table(ranked: Sequence[RunSummary], by: str) -> None:
     sizes = [
         f"{name} {summary.num} in {summary.num_groups}" for name, summary in first.sets.items()
     ]
-    print(f"{first.task}, {first.rule}, ranked by {first.sets[by].main[0]} on {by}")
+    print(
+        f"{first.task}, {first.rule}, ranked by {first.sets[by].main[0].replace('_', ' ')} on {by}"
+    )
     print(f"rows in groups: {', '.join(sizes)}")
     equal = _inseparable(ranked, by)
     rows = []
@@ -93,7 +95,7 @@ def _print_tries(runs: Sequence[RunSummary]) -> None:
     num = sum(len(result.scorings) for result in results)
     tried = sum(result.tried for result in results)
     print(
-        f"test scorings of these rows: {num}, of {len(runs)} runs; configurations tried: {tried}\n"
+        f"test scorings of these rows: {num}, of {len(runs)} run{'s' * (len(runs) != 1)}; configurations tried: {tried}\n"
     )
 
 
@@ -134,13 +136,26 @@ def _fitted(decision: Decision) -> str:
 
 def _print_set(name: str, summary: Summary) -> None:
     print(f"\n{name}: {summary.num} rows in {summary.num_groups} groups")
-    for key, score in summary.metrics.items():
-        text = _estimate_of(summary, score) if score else "not defined for these rows"
-        print(f"  {key.replace('_', ' '):20s} {text}")
+    texts = {
+        key.replace("_", " "): _estimate_of(summary, score)
+        if score
+        else "not defined for these rows"
+        for key, score in summary.metrics.items()
+    }
     if summary.worst_domain:
         column, value = summary.worst_domain
         worst = summary.domains[column][value]
-        print(f"  {'worst ' + column:20s} {_estimate_of(summary, worst)} {value}")
+        if worst.value < summary.main[1].value:  # else all fare alike
+            texts[f"worst {column}"] = f"{_estimate_of(summary, worst)} ({value})"
+    _print_aligned([*texts.items()], [20])
+
+
+def _print_aligned(lines: Sequence[Sequence[str]], least: Sequence[int]) -> None:
+    """Print lines whose first words stand in columns, as wide as the longest of each or more."""
+    widths = [max([width, *(len(line[i]) for line in lines)]) for i, width in enumerate(least)]
+    for *words, text in lines:
+        columns = [f"{word:{width}s}" for word, width in zip(words, widths, strict=True)]
+        print(f"  {' '.join(columns)} {text}")
 
 
 def _estimate_of(summary: Summary, estimate: Estimate) -> str:
@@ -170,8 +185,7 @@ def print_run(folders: Mapping[str, Path]) -> None:
     for test in first.tests:
         summary = first.sets[test]
         print(f"\n{test}: {summary.num} images of {summary.num_groups} groups")
-        for name, result in results.items():
-            _print_measures(name, result.sets[test], summary.main[0])
+        _print_measures({name: result.sets[test] for name, result in results.items()})
         for comparison in compared.comparisons if compared else ():
             if comparison.set == test:
                 print(f"  {method} - {comparison.name}: {_told(comparison)}")
@@ -190,12 +204,15 @@ def print_run(folders: Mapping[str, Path]) -> None:
         print(f"{name}: {folder}")
 
 
-def _print_measures(name: str, summary: Summary, main: str) -> None:
-    """Print the main score, groups, and the task's own; the report has the rest."""
-    for key, estimate in summary.metrics.items():
-        if estimate and key not in NOT_PRINTED:
-            label = name if key == main else ""
-            print(f"  {label:12s} {key.replace('_', ' '):20s} {_estimate_of(summary, estimate)}")
+def _print_measures(summaries: Mapping[str, Summary]) -> None:
+    """Print of each run the main score, groups, and the task's own; the report has the rest."""
+    lines = []
+    for name, summary in summaries.items():
+        for key, estimate in summary.metrics.items():
+            if estimate and key not in NOT_PRINTED:
+                label = name if key == summary.main[0] else ""
+                lines.append((label, key.replace("_", " "), _estimate_of(summary, estimate)))
+    _print_aligned(lines, [12, 20])
 
 
 def _cost(measured: Mapping[str, float]) -> str:
@@ -229,7 +246,8 @@ def print_compared(comparisons: Iterable[Comparison], runs: Mapping[str, RunSumm
 
 def _print_scores(comparisons: Sequence[Comparison], runs: Mapping[str, RunSummary]) -> None:
     first, width = comparisons[0], max(map(len, runs))
-    print(f"{first.set}, {first.metric}: {first.first.num} rows in {first.first.num_groups} groups")
+    metric = first.metric.replace("_", " ")
+    print(f"{first.set}, {metric}: {first.first.num} rows in {first.first.num_groups} groups")
     scores = {first.first_name: first.first} | {c.name: c.second for c in comparisons}
     for name, score in scores.items():
         result = runs[name].result

@@ -95,11 +95,13 @@ def set_name(name: str, config: Mapping[str, Any]) -> str:
         "test_unseen": f"unseen {plural(domain)}",
         "val": "validation",
     }
-    return names.get(name, name)
+    return names.get(name, name.replace("_", " "))
 
 
 def plural(noun: str) -> str:
     """Write a domain's name for several of its values."""
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
+    if noun.endswith(("ch", "sh", "x", "z")):
+        return f"{noun}es"
     return noun if noun.endswith("s") else f"{noun}s"

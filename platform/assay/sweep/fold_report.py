@@ -13,6 +13,7 @@ from assay.data.split_config import RULES
 from assay.files import write_json
 from assay.metrics.estimate import signed
 from assay.report.page import fill_page, write_page
+from assay.report.verdict import plural
 from assay.sweep.folds import Fold
 from assay.sweep.generalization import Summary, curve, gather, matrices, summarize
 from assay.sweep.rules import ORACLE, RuleScore, candidates_of, choose_draws, compare_rules
@@ -117,7 +118,7 @@ class FoldReport:
         """Say so where val is of what is tested."""
         if self.rule != ORACLE:
             return ""
-        return f"ORACLE: val is of the very {self.column}s that are tested, so all numbers are upper bounds."
+        return f"ORACLE: val is of the very {plural(self.column)} that are tested, so all numbers are upper bounds."
 
     @property
     def headline(self) -> str:
@@ -138,12 +139,12 @@ class FoldReport:
         )
         text = (
             f"{len(self.finished)} trainings of {len(self.summary.standings)} settings, {seeds} seed{'s' if seeds > 1 else ''}; each is tested on all "
-            f"{column}s that it was not trained on: {images} images of {groups} groups and {values} {column}s. n counts an image once for each "
+            f"{plural(column)} that it was not trained on: {images} images of {groups} groups and {values} {plural(column)}. n counts an image once for each "
             f"training tested on it, {len(rows.score)} in all."
         )
         if not self.transductive:
             return text
-        return f"{text} TRANSDUCTIVE: {', '.join(self.transductive)} saw images of the {column}s that are tested, without labels."
+        return f"{text} TRANSDUCTIVE: {', '.join(self.transductive)} saw images of the {plural(column)} that are tested, without labels."
 
 
 def mean_vals(trials: Sequence[FoldTrial]) -> dict[str, dict[int, float]]:
@@ -160,7 +161,11 @@ def mean_vals(trials: Sequence[FoldTrial]) -> dict[str, dict[int, float]]:
 
 
 def _summary_text(summary: Summary, column: str, about: str) -> str:
-    lines = [about, f"{summary.rows.metric.capitalize()} with 95 % intervals over {column}s.", ""]
+    lines = [
+        about,
+        f"{summary.rows.metric.capitalize()} with 95 % intervals over {plural(column)}.",
+        "",
+    ]
     for name, sizes in summary.by_size.items():
         for size, estimate in sizes.items():
             lines.append(f"  {name:14s} trained on {size:2d}: {estimate}")
@@ -178,6 +183,6 @@ def _summary_text(summary: Summary, column: str, about: str) -> str:
 def _rules_text(rules: Sequence[RuleScore], column: str) -> str:
     if not rules:
         return ""
-    lines = [f"\nOn {column}s never seen, by the rule that chooses:"]
+    lines = [f"\nOn {plural(column)} never seen, by the rule that chooses:"]
     lines += [f"  {each.label:36s} {each.setting:14s} {each.estimate}" for each in rules]
     return "\n".join(lines) + "\n"

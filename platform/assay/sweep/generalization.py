@@ -20,6 +20,7 @@ from assay.metrics.comparison import SIGNIFICANT
 from assay.metrics.estimate import Estimate, difference, interval
 from assay.metrics.figure import Figure, Series
 from assay.metrics.predictions import class_names, is_classification, scores_of
+from assay.report.verdict import plural
 from assay.runs.results import read_predictions
 from assay.shapes import Bool
 from assay.sweep.folds import Fold
@@ -268,12 +269,12 @@ def curve(summary: Summary, column: str) -> Figure:
             high=[estimate.high for estimate in estimates],
         )
     return Figure(
-        title=f"{summary.rows.metric.capitalize()} on {column}s never seen",
+        title=f"{summary.rows.metric.capitalize()} on {plural(column)} never seen",
         kind="line",
         series=series,
-        x=f"{column}s trained on",
+        x=f"{plural(column)} trained on",
         y_range=[0.0, 1.0],
-        caption=f"Bands: 95 % intervals over the {column}s tested at each number.",
+        caption=f"With 95 % intervals over the {plural(column)} tested at each number.",
     )
 
 
