@@ -6,12 +6,11 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(total: int, label: str, done: int = 0) -> "tqdm[Any]":
+def progress_bar(total: int, label: str) -> "tqdm[Any]":
     """Return a bar on stderr; plain lines every 10 s where stderr is no terminal; nothing without a label."""
     slow = not sys.stderr.isatty()
     return tqdm(
         total=total,
-        initial=done,
         desc=label,
         leave=False,
         disable=not label,

@@ -45,18 +45,17 @@ def rest() -> Any:
     return field(default_factory=dict, metadata={"rest": True})
 
 
-def from_json(kind: type[T], value: Any, name: str = "") -> T:
+def from_json(kind: type[T], value: Any) -> T:
     """Build a value of a type from plain JSON values; what is of the type already passes.
 
     Args:
         kind: a dataclass, or a type that its fields may have.
         value: what the file holds.
-        name: the field's path in the file, for the message.
 
     Raises:
         MisfitError: a value is of another type, or a field without a default is missing.
     """
-    built: T = _build(kind, value, name)
+    built: T = _build(kind, value, "")
     return built
 
 

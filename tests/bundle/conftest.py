@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -110,7 +111,7 @@ def card_of(deciding: Decision) -> Callable[..., dict]:
             "graphs": graphs,
             "patches": {"image_px": 64, "overview_px": 16, "patch_px": 16, "clahe_clip": 0.0},
         }
-        return {"classes": CLASSES, "pipeline": pipeline, "decision": deciding.to_dict()}
+        return {"classes": CLASSES, "pipeline": pipeline, "decision": asdict(deciding)}
 
     return make
 

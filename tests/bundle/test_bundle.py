@@ -59,12 +59,12 @@ def test_label_and_set_follow_the_decision_and_probabilities_do_not(folder, imag
         ({"costs": price}, ranked[0]),
     ):
         decision = dataclasses.replace(deciding, **rule)
-        edit(folder, decision=decision.to_dict())
+        edit(folder, decision=dataclasses.asdict(decision))
         answer = Bundle(folder).predict(images[0])
         assert (answer.label, answer.probs) == (label, plain.probs)
     held = {"every class": 1.0, "the likeliest": 1 - plain.probs[ranked[2]] + 1e-6, "no other": 0.0}
     for (name, quantile), expected in zip(held.items(), (3, 1, 1), strict=True):
-        edit(folder, decision=dataclasses.replace(deciding, quantile=quantile).to_dict())
+        edit(folder, decision=dataclasses.asdict(dataclasses.replace(deciding, quantile=quantile)))
         answer = Bundle(folder).predict(images[0])
         assert len(answer.set) == expected, name
         assert answer.rejected == (expected != 1)

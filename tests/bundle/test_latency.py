@@ -1,6 +1,7 @@
 """Latency: in turns, of the graphs that ship, and each variant by its own."""
 
 import logging
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def sealed(folder: Path, **pipeline: object) -> Path:
     decision = Decision(**numbers, costs=None, positive=None, threshold=None)
     frame = {"height_px": SIDE, "width_px": SIDE}
     shown = {"kind": "image", "image": frame, "graphs": ["classify"], **pipeline}
-    card = {"classes": ["a", "b"], "pipeline": shown, "decision": decision.to_dict()}
+    card = {"classes": ["a", "b"], "pipeline": shown, "decision": asdict(decision)}
     seal(folder, from_json(Card, card), image)
     return folder
 

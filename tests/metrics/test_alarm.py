@@ -13,7 +13,6 @@ from assay.metrics.alarm import (
     Alarm,
     AlarmConfig,
     AlarmState,
-    delay_s,
     false_alarms_per_hour,
     first_above,
     log_odds,
@@ -138,13 +137,6 @@ def test_the_threshold_is_the_lowest_that_keeps_the_budget(kind, budget):
     lower = values[np.isfinite(values) & (values < threshold)]
     assert len(lower)
     assert all(false_alarms_per_hour(paths, t, 0.5) > budget for t in lower)
-
-
-def test_the_delay_runs_from_the_onset():
-    values = np.array([0.0, 0.0, 1.0, 2.0, 0.0])
-    assert delay_s(values, 0.5, onset=1, frame_s=0.5) == 0.5
-    assert delay_s(values, 1.5, onset=4, frame_s=0.5) == -0.5
-    assert delay_s(values, 2.0, onset=0, frame_s=0.5) == math.inf
 
 
 def test_an_alarm_stays_on():

@@ -11,6 +11,7 @@ import pytest
 from assay.config import from_dict, to_dict
 from assay.errors import ConfigError
 from assay.metrics.decide import DecideConfig, Decision, measure_decision
+from assay.typed import from_json, to_json
 
 CLASSES = ["good", "crack", "pore"]
 
@@ -112,7 +113,7 @@ def test_a_decision_survives_json(random_scores: Callable[..., Any], chosen: Any
     logits, truth = random_scores(5)
     decision = fit(logits, truth, np.arange(300) % 40, **chosen)
     assert (decision.num, decision.num_groups) == (300, 40)
-    again = Decision.from_dict(json.loads(json.dumps(decision.to_dict(), allow_nan=False)))
+    again = from_json(Decision, json.loads(json.dumps(to_json(decision), allow_nan=False)))
     assert again == decision
     probs = decision.probs(logits)
     np.testing.assert_array_equal(again.sets(again.probs(logits)), decision.sets(probs))

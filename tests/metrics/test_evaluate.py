@@ -23,6 +23,7 @@ from assay.metrics.compare import compare
 from assay.metrics.estimate import Estimate
 from assay.metrics.evaluate import by_group, summarise
 from assay.metrics.scores.classes import accuracy, nll, softmax
+from assay.typed import to_json
 
 # Metrics
 
@@ -127,7 +128,7 @@ def test_a_table_of_scores_has_its_score_and_domains_alone() -> None:
     assert summary.domains["build"]["p"].value == pytest.approx(35 / 40)
     assert summary.worst_domain == ("build", "q")
     assert (summary.classes, summary.confusion, summary.views) == ({}, [], [])
-    json.dumps(summary.to_dict(), allow_nan=False)
+    json.dumps(to_json(summary), allow_nan=False)
 
 
 # Groups

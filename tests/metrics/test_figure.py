@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from assay.errors import PredictionsError
 from assay.metrics.figure import Figure, Series
 from assay.report import axis, svg
+from assay.typed import from_json, to_json
 
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=False)
 
@@ -54,7 +55,7 @@ def test_any_figure_is_well_formed_and_returns_from_json(kind, values, title, na
         r"<text.*?</text>|<title>.*?</title>|aria-label=.*?>", "", svg.render_svg(figure)
     )
     assert not re.search("nan|inf", shapes)
-    assert Figure.from_dict(json.loads(json.dumps(figure.to_dict()))) == figure
+    assert from_json(Figure, json.loads(json.dumps(to_json(figure)))) == figure
 
 
 def test_hostile_text_stays_text():

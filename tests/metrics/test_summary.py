@@ -14,6 +14,7 @@ from assay.metrics.estimate import Estimate
 from assay.metrics.evaluate import summarise
 from assay.metrics.predictions import logits_of, rows_of
 from assay.metrics.scores.classes import softmax
+from assay.typed import to_json
 
 CLASSES = ["m1", "m2", "m3"]
 
@@ -153,7 +154,7 @@ def test_summary_of_a_table_counted_by_hand() -> None:
 
 
 def test_summary_is_json_without_nan() -> None:
-    text = json.dumps(summarise(make_table(), "test_seen").to_dict(), allow_nan=False)
+    text = json.dumps(to_json(summarise(make_table(), "test_seen")), allow_nan=False)
     read = json.loads(text)
     assert read["metrics"]["accuracy"].keys() == {
         "value",
@@ -168,7 +169,7 @@ def test_summary_is_json_without_nan() -> None:
 
 def test_summary_of_one_row_without_domains_is_finite() -> None:
     summary = summarise(make_table(1).drop_columns(["domain.machine"]), "val")
-    json.dumps(summary.to_dict(), allow_nan=False)
+    json.dumps(to_json(summary), allow_nan=False)
     assert (summary.domains, summary.worst_domain) == ({}, None)
     assert (summary.metrics["accuracy"].low, summary.metrics["accuracy"].high) == (0.0, 1.0)
 
@@ -177,7 +178,7 @@ def test_summary_where_a_class_is_absent_is_finite() -> None:
     truth = np.zeros(12, dtype=int)
     logits = hit_logits(truth, np.arange(12) != 2)
     summary = summarise(make_table(truth=pa.array(truth, pa.int32()), logits=logits), "test_seen")
-    json.dumps(summary.to_dict(), allow_nan=False)
+    json.dumps(to_json(summary), allow_nan=False)
     # class 0: tp 7, fn 1 -> 14/15; class 1: predicted once, never true -> 0; class 2: neither
     assert value(summary.metrics["macro_f1"]) == pytest.approx((14 / 15 + 0) / 2)
     assert value(summary.metrics["macro_precision"]) == pytest.approx((7 / 7 + 0) / 2)

@@ -11,7 +11,7 @@ from assay.bundle.bundle import Bundle, Variant
 from assay.bundle.card import read_card
 
 
-def measure_latency(folder: Path, threads: int = 1, repeats: int = 20) -> dict[str, float]:
+def measure_latency(folder: Path) -> dict[str, float]:
     """Time the bundle's golden image, from its decoded pixels to its answer, by each variant on the CPU.
 
     Returns:
@@ -27,11 +27,11 @@ def measure_latency(folder: Path, threads: int = 1, repeats: int = 20) -> dict[s
         variants["latency_int8_ms"] = "int8"
     runs = {}
     for name, variant in variants.items():
-        bundle = Bundle(folder, variant=variant, threads=threads, provider="cpu")
+        bundle = Bundle(folder, variant=variant, threads=1, provider="cpu")
         pyramid = bundle.read(folder / card.golden.image)
         runs[name] = lambda b=bundle, p=pyramid: b.predict_each([p])
-    times = time_runs(runs, repeats)
-    return {name: times[name]["p50_ms"] for name in variants} | {"latency_threads": float(threads)}
+    times = time_runs(runs, 20)
+    return {name: times[name]["p50_ms"] for name in variants} | {"latency_threads": 1.0}
 
 
 def time_runs(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:

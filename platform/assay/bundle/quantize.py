@@ -280,11 +280,11 @@ def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def time_graphs(
-    graphs: Mapping[str, Path], feed: Feed, threads: int = 1, repeats: int = 20
+    graphs: Mapping[str, Path], feed: Feed, repeats: int = 20
 ) -> dict[str, dict[str, float]]:
-    """Time each graph in onnxruntime with a fixed number of threads, by `time_runs`."""
+    """Time each graph in onnxruntime with one thread, by `time_runs`."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     sessions = {name: onnxruntime.InferenceSession(graphs[name], options) for name in graphs}
     runs = {name: lambda s=session: s.run(None, feed) for name, session in sessions.items()}
     return time_runs(runs, repeats)

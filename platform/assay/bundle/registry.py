@@ -31,7 +31,7 @@ from assay.bundle.aliases import ALIASES
 from assay.bundle.card import CACHE, MOST_BYTES, NAME, Card, parse_card
 from assay.errors import RegistryError
 from assay.files import read_bytes, refuse_special
-from assay.storage import reach, whole
+from assay.storage import FREE_BYTES, reach, whole
 from assay.typed import from_json
 
 SCHEMA = 1
@@ -51,10 +51,6 @@ RESERVED = frozenset(
 
 PIECE = 16 << 20
 """Bytes that are read at once."""
-
-
-FREE_BYTES = 1 << 30
-"""What copies leave free on the disk."""
 
 
 MOST_RECORD_BYTES, MOST_ROWS_BYTES = 16 << 20, 1 << 30

@@ -159,11 +159,3 @@ def false_alarms_per_hour(
         for values, first in zip(paths, firsts, strict=True)
     )
     return sum(first is not None for first in firsts) / (frames * frame_s / 3600)
-
-
-def delay_s(
-    values: Float[np.ndarray, " frames"], threshold: float, onset: int, frame_s: float
-) -> float:
-    """Return the seconds from the frame where a fault began to the alarm: negative where it came before, inf without one."""
-    first = first_above(values, threshold)
-    return math.inf if first is None else (first - onset) * frame_s

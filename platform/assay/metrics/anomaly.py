@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assay.levels import LEVELS, NEVER
 from assay.metrics.estimate import Estimate, interval_of, share_of, share_of_sums
-from assay.metrics.mask_counts import counts_of, judged_kind
+from assay.metrics.mask_counts import column_of, counts_of, judged_kind
 from assay.metrics.masks import name_scores, thresholds_of
 from assay.metrics.measures import Measure
 from assay.metrics.predictions import rows_of, sets_of
@@ -89,7 +88,7 @@ def _measures(rows: pa.Table, threshold: int) -> dict[str, Estimate]:
         "images_alarmed": share_of(peaks >= threshold, is_clean, group),
     }
     estimates = {name: share for name, share in shares.items() if share is not None}
-    pixels = _column(rows, f"pixels_{kind}", (2, LEVELS))
+    pixels = column_of(rows, f"pixels_{kind}", (2, LEVELS))
     if is_clean.all():
         return estimates
     if is_clean.any():
@@ -99,7 +98,7 @@ def _measures(rows: pa.Table, threshold: int) -> dict[str, Estimate]:
     hits, alarms, missed = counts_of(rows, kind, [threshold]).sum(1).T
     estimates["iou"] = share_of_sums(hits, hits + alarms + missed, group)
     estimates["pixel_auroc"] = _auroc(pixels, group)
-    overlap = _column(rows, f"overlap_{kind}", (LEVELS + 1,))
+    overlap = column_of(rows, f"overlap_{kind}", (LEVELS + 1,))
     parts = np.concatenate([pixels[:, 0], overlap], axis=1)
     mass = np.stack([pixels[:, 0].sum(1), overlap[:, LEVELS]], axis=1)
     estimates["aupro"] = interval_of(parts, group, _aupro, mass=mass, by_scarcest=True)
@@ -121,17 +120,10 @@ def _aupro(sums: Float[np.ndarray, "draws two_levels_and_one"]) -> Float[np.ndar
 
 
 def _clean(rows: pa.Table, kind: str) -> Bool[np.ndarray, " images"]:
-    clean: np.ndarray = _column(rows, f"pixels_{kind}", (2, LEVELS))[:, 1].sum(-1) == 0
+    clean: np.ndarray = column_of(rows, f"pixels_{kind}", (2, LEVELS))[:, 1].sum(-1) == 0
     return clean
 
 
 def _peaks(rows: pa.Table, kind: str) -> Int[np.ndarray, " images"]:
     peaks: np.ndarray = rows[f"peak_{kind}"].to_numpy().astype(int)
     return peaks
-
-
-def _column(
-    rows: pa.Table, name: str, shape: tuple[int, ...]
-) -> Float[np.ndarray, "images *shape"]:
-    flat = pc.list_flatten(rows[name].combine_chunks()).to_numpy(zero_copy_only=False)
-    return flat.reshape(rows.num_rows, *shape).astype(np.float64)

@@ -16,8 +16,8 @@ epoch are chosen on the same val, so the promise is not exact: `measure_decision
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Interval
@@ -145,11 +145,6 @@ class Decision:
             num_groups=np.unique(group).size,
         )
 
-    @property
-    def groups_needed(self) -> int:
-        """Least `num_groups` at which sets can be smaller than all classes."""
-        return math.ceil(self.coverage / (1 - self.coverage) - 1e-9)
-
     def probs(self, logits: Float[np.ndarray, "num classes"]) -> Float[np.ndarray, "num classes"]:
         """Return the calibrated probabilities, in float64."""
         return softmax(logits.astype(np.float64) / self.temperature)
@@ -179,15 +174,6 @@ class Decision:
         rest[:, self.positive] = -1.0
         is_positive = probs[:, self.positive] >= self.threshold
         return np.where(is_positive, self.positive, rest.argmax(axis=1))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the decision as plain finite JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Decision":
-        """Rebuild a decision from `to_dict`'s values."""
-        return cls(**values)
 
 
 def measure_decision(

@@ -45,9 +45,8 @@ class Drift:
         """Of all answers, and sum of those of late, so that a value costs no pass over them."""
 
     @classmethod
-    def from_card(cls, card: Mapping[str, Any]) -> "Drift | None":
+    def from_card(cls, fields: Mapping[str, Any] | None) -> "Drift | None":
         """Take the embeddings as a bundle's card describes them; None where its graphs give none."""
-        fields = card.get("embedding")
         return cls(np.array(fields["mean"]), fields["scatter"], fields["val"]) if fields else None
 
     def add(self, embedding: Float[np.ndarray, " d"]) -> None:

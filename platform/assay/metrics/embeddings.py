@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assay.metrics.estimate import Estimate, interval
 from assay.metrics.evaluate import by_group, is_mixed
@@ -28,7 +27,7 @@ from assay.metrics.group_ranking import MEASURES as GROUPS_RANKED
 from assay.metrics.group_ranking import group_scores, measure_groups
 from assay.metrics.label_efficiency import SHARES, LabelledShare, label_efficiency
 from assay.metrics.measures import Measure
-from assay.metrics.predictions import class_names, rows_of, sets_of
+from assay.metrics.predictions import class_names, lists_of, rows_of, sets_of
 from assay.metrics.ranking import MEASURES as RANKED
 from assay.metrics.ranking import measure_ranking
 from assay.metrics.scores.neighbours import NUM_NEIGHBOURS, votes_of_neighbours
@@ -114,9 +113,9 @@ def answer(rows: pa.Table, bank: pa.Table, ship: Ship = "embedding") -> pa.Table
 
 
 def _embedded(table: pa.Table, group: Int[np.ndarray, " num"]) -> EmbeddedRows:
-    embedding, tokens = _lists(table, "embedding").astype(np.float64), None
+    embedding, tokens = lists_of(table, "embedding").astype(np.float64), None
     if "tokens" in table.column_names:
-        tokens = _lists(table, "tokens").reshape(len(table), -1, embedding.shape[1])
+        tokens = lists_of(table, "tokens").reshape(len(table), -1, embedding.shape[1])
     return EmbeddedRows(embedding, tokens, _truth(table), group)
 
 
@@ -150,7 +149,7 @@ def _accuracies(rows: pa.Table) -> dict[str, Estimate]:
     for column in rows.column_names:
         if not column.startswith("logits_"):
             continue
-        name, logits = column.removeprefix("logits_"), _lists(rows, column)
+        name, logits = column.removeprefix("logits_"), lists_of(rows, column)
         estimates[f"{name}_accuracy"] = interval((logits.argmax(1) == truth) * 1.0, group)
         if name in HEADS and not is_mixed(truth, group):
             scores = rows["attention"].to_numpy() if name == "attention" else None
@@ -187,12 +186,12 @@ def _of_groups(
 
 
 def _margins(table: pa.Table, column: str, label: int) -> Float[np.ndarray, " num"]:
-    logits = _lists(table, column)
+    logits = lists_of(table, column)
     return logits[:, label] - logits[:, 1 - label]
 
 
 def _shares(rows: pa.Table) -> list[LabelledShare]:
-    hits, first, shares = _lists(rows, "hits_labels").T == 1, 0, []
+    hits, first, shares = lists_of(rows, "hits_labels").T == 1, 0, []
     for share, num_groups, num_draws in note_of(rows)["labels"]:
         shares.append(LabelledShare(share, num_groups, hits[first : first + num_draws]))
         first += num_draws
@@ -231,12 +230,6 @@ def _figure(name: str, rows: pa.Table, shares: list[LabelledShare]) -> Figure:
         },
         caption=f"n = {len(rows)} images in {num_groups} groups; bands: 95 % over these, of the mean of {len(shares[0].hits)} draws. {spread}; of each class one group at least. C is 1 at each.",
     )
-
-
-def _lists(table: pa.Table, column: str) -> np.ndarray:
-    """Return a column of equally long lists (rows entries), whose numbers stay as small as they are stored."""
-    flat: np.ndarray = pc.list_flatten(table[column]).to_numpy()
-    return flat.reshape(len(table), -1)
 
 
 def _truth(table: pa.Table) -> np.ndarray:

@@ -97,9 +97,3 @@ class Figure:
     def to_dict(self) -> dict[str, Any]:
         """Return the figure as plain JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Figure":
-        """Rebuild a figure from `to_dict`'s values."""
-        series = {name: Series(**fields) for name, fields in values["series"].items()}
-        return cls(**{**values, "series": series})

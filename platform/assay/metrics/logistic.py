@@ -5,7 +5,6 @@ mean and the deviation of rows that need no labels. The grid of 45 values of C =
 2023, "DINOv2: learning robust visual features without supervision", and its published code for logistic regression).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +97,6 @@ def choose_logistic(
     truth: Int[np.ndarray, " rows"],
     val: tuple[Float[np.ndarray, "num d_1"], Int[np.ndarray, " num"]],
     num_classes: int,
-    strengths: Sequence[float] | Float[np.ndarray, " strengths"] = STRENGTHS,
 ) -> Chosen:
     """Fit with each strength, and keep that of the best accuracy on val; ties go to the lower nll there.
 
@@ -109,11 +107,10 @@ def choose_logistic(
         truth: Their classes.
         val: Scaled features and classes of val.
         num_classes: All classes.
-        strengths: Values of C.
     """
     weights: np.ndarray | None = None
     best, chosen = (-np.inf, -np.inf), None
-    for strength in sorted(strengths):
+    for strength in STRENGTHS:
         decay = decay_of(strength, num_classes)
         weights = fit_logistic(design, truth, num_classes, decay, weights)
         logits = val[0] @ weights

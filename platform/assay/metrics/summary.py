@@ -1,8 +1,7 @@
 """What the predictions of one set are worth, as it is computed, kept in JSON and read."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from assay.metrics.estimate import Estimate
 
@@ -99,7 +98,3 @@ class Summary:
             if estimate is not None:
                 return name, estimate
         raise ValueError("A set without a score has no main one.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain dictionaries, lists, strings and numbers, fit for JSON."""
-        return asdict(self)

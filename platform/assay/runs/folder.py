@@ -28,7 +28,7 @@ from typing import Any
 from assay.errors import RunError
 from assay.files import remove_unfinished
 from assay.runs.lease import LEASE, give_back, holder_of, take, us
-from assay.runs.record import RunRecord, State, read_record, write_record
+from assay.runs.record import RunRecord, State, record_of, write_record
 from assay.runs.remote import writing
 
 
@@ -45,7 +45,7 @@ class Run:
         Raises:
             RunError: run.json is damaged, or was written by a newer Assay.
         """
-        return read_record(self.folder) if (self.folder / "run.json").exists() else RunRecord()
+        return record_of(self.folder)
 
     def note(self, **fields: Any) -> None:
         """Change fields of run.json."""

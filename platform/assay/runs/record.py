@@ -187,6 +187,15 @@ def read_record(folder: Path) -> RunRecord:
     return as_record(RunRecord, values, path)
 
 
+def record_of(folder: Path) -> RunRecord:
+    """Read run.json, or nothing where the run is new.
+
+    Raises:
+        RunError: it is damaged, or was written by a newer Assay.
+    """
+    return read_record(folder) if (folder / "run.json").exists() else RunRecord()
+
+
 def schema_of(values: Mapping[str, Any]) -> int:
     """Return the schema that a file says it has, 0 where it says none."""
     schema = values.get("schema", 0)

@@ -182,7 +182,7 @@ def drop_ray_storage(folder: Path) -> None:
 
 
 @contextmanager
-def writing(folder: Path, needs: Needs = needs_judged) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Claim a run or a sweep on object storage, pull it first and push it at the end.
 
     Raises:
@@ -197,7 +197,7 @@ def writing(folder: Path, needs: Needs = needs_judged) -> Iterator[None]:
     thread = threading.Thread(target=_renew, args=(claim, ended), daemon=True)
     thread.start()
     try:
-        mirror.pull(needs)
+        mirror.pull(needs_judged)
         try:
             yield
         except BaseException:

@@ -17,7 +17,7 @@ from assay.metrics.estimate import Estimate
 from assay.metrics.figure import Figure
 from assay.metrics.measures import Measure
 from assay.metrics.summary import Summary
-from assay.runs.record import RunRecord, Scoring, as_record, read_record, schema_of, write_record
+from assay.runs.record import Scoring, as_record, record_of, schema_of, write_record
 from assay.typed import to_json
 
 SCHEMA = 1
@@ -135,7 +135,7 @@ def mark_of(folder: Path) -> str:
     Raises:
         RunError: run.json is damaged.
     """
-    return read_record(folder).mark if (folder / "run.json").exists() else ""
+    return record_of(folder).mark
 
 
 def refuse_other(folder: Path, name: str, mark: str) -> None:
@@ -214,7 +214,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     ]
     if missing:
         raise RunError(f"{path} has no settings of {missing[0]!r}; {RESTORE}.")
-    noted = read_record(folder).settings if (folder / "run.json").exists() else ""
+    noted = record_of(folder).settings
     if noted and noted != _digest_settings(config):
         raise RunError(f"{path} has other settings than the run was trained by; {RESTORE}.")
     return config
@@ -223,8 +223,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write a run's config.json, and note in run.json what it holds."""
     write_json(folder / "config.json", config)
-    record = read_record(folder) if (folder / "run.json").exists() else RunRecord()
-    write_record(folder, replace(record, settings=_digest_settings(config)))
+    write_record(folder, replace(record_of(folder), settings=_digest_settings(config)))
 
 
 def _digest_settings(config: Mapping[str, Any]) -> str:
@@ -281,7 +280,7 @@ def read_scorings(folder: Path) -> Scorings:
     """
     path = folder / "result.json"
     earlier = as_record(Scorings, _result_values(folder), path) if path.exists() else Scorings()
-    noted = read_record(folder).scorings if (folder / "run.json").exists() else ()
+    noted = record_of(folder).scorings
     # of two lists that grow at their ends the longer has the order, which clocks that differ or are set do not tell
     longer, shorter = sorted((noted, earlier.scorings), key=len, reverse=True)
     scorings = tuple({(each.time, each.graph): each for each in (*longer, *shorter)}.values())
@@ -292,8 +291,7 @@ def read_scorings(folder: Path) -> Scorings:
 def add_scoring(folder: Path, scoring: Scoring) -> tuple[Scoring, ...]:
     """Note a look at the test sets in run.json, before its numbers are seen; returns all of them."""
     scorings = (*read_scorings(folder).scorings, scoring)
-    record = read_record(folder) if (folder / "run.json").exists() else RunRecord()
-    write_record(folder, replace(record, scorings=scorings))
+    write_record(folder, replace(record_of(folder), scorings=scorings))
     return scorings
 
 

@@ -182,21 +182,12 @@ def _follow(
         late = refused.get((name, alias))
         if late and late.record == record.id and began < late.again:
             return kept
-        _try(registry, record, had.get("variant", config.app.variant))
+        try_bundle(*_bundle_of(registry, record, had.get("variant", config.app.variant)))
     except AssayError as error:
         _refuse(refused, (name, alias), record.id if record else "", str(error), began)
         return kept
     refused.pop((name, alias), None)
     return record.id
-
-
-def _try(registry: Registry, record: Record, variant: Variant) -> None:
-    """Open a record's bundle apart.
-
-    Raises:
-        AssayError: it is gone, or does not open.
-    """
-    try_bundle(*_bundle_of(registry, record, variant))
 
 
 def _try_together(

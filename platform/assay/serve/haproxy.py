@@ -213,7 +213,7 @@ def _edits(address: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, int
         f"http-request set-var-fmt(txn.id) %[unique-id] unless {{ var(txn.id) -m reg {PLAIN_ID} }}",
         "http-request set-header x-request-id %[var(txn.id)]",
         f"http-request set-header x-forwarded-proto {'https' if certificate else 'http'}",
-        f"http-request return {_refusal(404, NO_PATH, '%[var(txn.id)]')} unless {{ path_beg / }}",
+        f"http-request return {_refusal(404, NO_PATH)} unless {{ path_beg / }}",
         f"http-request wait-for-body time {int(settings['body_s'] * 1000)}ms if {' '.join(kept)}",
         *_end_refused(),
     ]
@@ -233,13 +233,13 @@ def _edits(address: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, int
     yield r"^    errorfile 50[234] .*\n", 3, ""
     yield r"^ +bind (?::|\*:)(\d+)$(?=\n +(?:mode http|stats enable)$)", 2, r"    bind 127.0.0.1:\1"
     yield r"(?<=^frontend http_frontend\n)    bind \S+:(\d+)$", 1, "    " + "\n    ".join(front)
-    missing = _refusal(404, NO_PATH, "%[var(txn.id)]")
+    missing = _refusal(404, NO_PATH)
     yield (
         r"^    http-request return .* if routes$",
         1,
         f"    http-request return {missing} if routes",
     )
-    starting = _refusal(503, REFUSALS[503], "%[var(txn.id)]")
+    starting = _refusal(503, REFUSALS[503])
     yield (
         r"(?<=^backend default_backend\n)    http-request return .*$",
         1,
@@ -264,9 +264,9 @@ def _end_refused() -> Iterator[str]:
         yield f"http-response return {answer} if {{ status {status} }} {{ var(txn.body) -m found }}"
 
 
-def _refusal(status: int, why: str, name: str = "") -> str:
+def _refusal(status: int, why: str) -> str:
     """Describe an answer; a request that was not read yet has no id but HAProxy's own."""
-    name = name or ("%[unique-id]" if status == 408 else "%[var(txn.id)]")
+    name = "%[unique-id]" if status == 408 else "%[var(txn.id)]"
     again = " hdr retry-after 1" if status >= 500 else ""
     return _reply(status, f'{{"error": "{why}", "request": "{name}"}}', name) + again
 

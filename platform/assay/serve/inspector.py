@@ -110,7 +110,7 @@ class Inspector:
         if present is not None and present.model == model:
             return present
         bundle = Bundle(folder, True, model.variant, self.threads, self.provider)
-        drift = self.drifts.get(model) or Drift.from_card({"embedding": bundle.card.embedding})
+        drift = self.drifts.get(model) or Drift.from_card(bundle.card.embedding)
         return OpenBundle(bundle, model, record, drift)
 
     def put_away(self) -> None:

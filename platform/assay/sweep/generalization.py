@@ -261,13 +261,8 @@ def curve(summary: Summary, column: str) -> Figure:
     """Draw the score over the number of values trained on."""
     series = {}
     for name, sizes in summary.by_size.items():
-        estimates = list(sizes.values())
-        series[name] = Series(
-            x=[float(size) for size in sizes],
-            y=[estimate.value for estimate in estimates],
-            low=[estimate.low for estimate in estimates],
-            high=[estimate.high for estimate in estimates],
-        )
+        x = [float(size) for size in sizes]
+        series[name] = Series.from_estimates(x, list(sizes.values()))
     return Figure(
         title=f"{summary.rows.metric.capitalize()} on {plural(column)} never seen",
         kind="line",

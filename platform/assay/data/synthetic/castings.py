@@ -16,7 +16,6 @@ of their casting in train.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,9 +26,8 @@ from annotated_types import Interval
 
 from assay.config import Seed, Settings
 from assay.data.synthetic.defects import PLANT
-from assay.data.synthetic.draw_once import TRUTH, draw_once, write_image
+from assay.data.synthetic.draw_once import draw_once, write_image
 from assay.data.synthetic.impeller import draw_surface, light_surface
-from assay.errors import ManifestError
 from assay.shapes import Bool, UInt8
 
 SIZES = {"small": 1.0, "medium": 1.5, "large": 2.0}
@@ -104,21 +102,6 @@ def draw_castings(folder: Path, config: CastingsConfig) -> None:
         return {"images": images}
 
     draw_once(folder, {"format": _FORMAT, **dataclasses.asdict(config)}, draw_images)
-
-
-def read_planted(folder: Path) -> dict[str, Planted]:
-    """Read what each image of `draw_castings` shows, by its path below `images`.
-
-    Raises:
-        ManifestError: the folder does not hold it.
-    """
-    try:
-        images = json.loads((folder / TRUTH).read_text())["images"]
-    except (OSError, ValueError):
-        raise ManifestError(
-            f"{folder / TRUTH} is missing or damaged, and the planted truth with it; run the task there again, which draws the castings."
-        ) from None
-    return {path: Planted(**planted) for path, planted in images.items()}
 
 
 def defect_of(number: int) -> tuple[str, str]:
