@@ -144,7 +144,8 @@ def test_the_bar_follows_what_another_process_writes(tmp_path, monkeypatch):
     with watch(tmp_path, "toy"), path.open("a", buffering=1) as file:
         file.write('{"kind": "start", "step": 2, "total": 8}\n{"kind": "step", "step": 3,')
         time.sleep(0.7)
-        file.write(' "loss": 0.25}\n{"kind": "val", "step": 3, "accuracy": 0.5}\n')
+        file.write(' "loss": 0.25}\n{"kind": "val", "step": 3, "epoch": 0, "accuracy": null}\n')
+        file.write('{"kind": "val", "step": 3, "epoch": 0, "accuracy": 0.5}\n')
         file.write('{"kind": "step", "step": 4, "loss": null}\n')
         deadline = time.monotonic() + 10
         while bars[-1].n < 4 and time.monotonic() < deadline:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from assay.files import read_bytes
 from assay.progress import progress_bar
+from assay.runs.metrics import NAMED
 
 
 @contextmanager
@@ -25,10 +26,6 @@ def watch(folder: Path, label: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-NO_SCORE = ("kind", "step", "epoch", "time", "val_s", "nll")
-"""Fields of a val line besides its scores, of which the main one comes first."""
 
 
 def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None:
@@ -51,12 +48,18 @@ def _follow(path: Path, offset: int, label: str, ended: threading.Event) -> None
                     bar.set_description(label)
                     bar.reset(line["total"])
                 elif line["kind"] == "step":
-                    shown["loss"] = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
+                    shown["loss"] = _text(line["loss"])
                 elif line["kind"] == "val":
-                    shown["val"] = f"{next(v for k, v in line.items() if k not in NO_SCORE):.3f}"
+                    # the main score comes first
+                    scores = (v for k, v in line.items() if k not in (*NAMED, "nll"))
+                    shown["val"] = _text(next(scores, None))
                 elif line["kind"] == "warning" and line["text"] not in warned:
                     warned.add(line["text"])
                     bar.write(f"Warning: {line['text']}", file=sys.stderr)
                 bar.set_postfix(shown, refresh=False)
                 bar.update(line["step"] - bar.n)
     bar.close()
+
+
+def _text(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.3f}"
