@@ -276,6 +276,12 @@ def test_scores_without_classes_make_a_page(page_of, estimate, result, write, ru
     assert "no class to an image" in text
 
 
+def test_more_classes_than_a_confusion_shows_are_said(page_of, run, monkeypatch):
+    assert "No confusion is drawn" not in page_of(report.render(run)).text
+    monkeypatch.setattr("assay.report.charts.MAX_CLASSES", 2)
+    assert "No confusion is drawn of 3 classes" in page_of(report.render(run)).text
+
+
 def test_no_word_has_a_colour_that_a_dark_page_would_not_change():
     page = (report.PAGES / "report.html").read_text()
     assert re.search(r'style="border-bottom: 3px solid #\w+">teal<', page)
