@@ -1,6 +1,4 @@
-"""Planted dark discs, images of them, and their prepared masks; COCO files."""
-
-import json
+"""Planted dark discs, images of them, and their prepared masks."""
 
 import numpy as np
 import pyarrow as pa
@@ -72,22 +70,3 @@ def prepared():
 def prepare(prepared):
     """The same; returns the paths of the masks alone."""
     return lambda *of: prepared(*of).paths
-
-
-@pytest.fixture(scope="session")
-def written():
-    """Writes a COCO file of annotations, where nothing else is said of one image of 64 x 48 pixels; returns its path."""
-
-    def write(tmp_path, annotations, images=None, categories=("Pore", "crack")):
-        content = {
-            "images": [{"id": 1, "file_name": "b0/l0.png", "height": 48, "width": 64}]
-            if images is None
-            else images,
-            "categories": [{"id": i, "name": name} for i, name in enumerate(categories, start=1)],
-            "annotations": annotations,
-        }
-        path = tmp_path / "coco.json"
-        path.write_text(json.dumps(content))
-        return path
-
-    return write
