@@ -254,10 +254,8 @@ def draw_path(kind: str, path: str, about: str) -> str:
 
 
 def number(value: Number) -> str:
-    """Format a number for pages and figures: three decimals, unless it is large, or so small that they would be 0."""
+    """Format a number for pages and figures: three decimals, unless it is large."""
     text = f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
-    if 0 < abs(value) < 0.0005:
-        text = f"{value:.1g}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -271,7 +269,10 @@ def count(value: Number) -> str:
 
 def _describe(name: str, series: Series, i: int) -> str:
     """Say what a marker shows under the pointer."""
-    text = f"{name}: {number(series.y[i])}"
+    value = series.y[i]
+    # a learning rate of three decimals would be 0
+    tiny = f"{value:.1g}".replace("-", "\N{MINUS SIGN}") if 0 < abs(value) < 0.0005 else ""
+    text = f"{name}: {tiny or number(value)}"
     if series.low is None or series.high is None:
         return text
     return f"{text} [{number(series.low[i])}, {number(series.high[i])}]"
